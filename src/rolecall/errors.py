@@ -1,0 +1,353 @@
+"""The error tree. It imports nothing, so that every layer may raise from it.
+
+    RolecallError
+    ├── SchedulerError
+    │   ├── WorkerCreationError         workers could not be started; the others were taken back
+    │   ├── WorkerConfigurationError    a job or an option is wrong
+    │   ├── WorkerFailedError           a worker died (exit code or signal, log tail)
+    │   │   └── WorkerStalledError      a worker lives but does not run (evidence attached)
+    │   ├── WorkerNotFoundError         no such role or worker
+    │   ├── WorkerTimeoutError          a deadline passed
+    │   ├── EngineCreationError         an engine's class or constructor failed
+    │   ├── EngineCallError             an engine's method raised
+    │   │   └── EngineNotFoundError     no engine or no method of that name
+    │   ├── EngineImportError           an engine's path cannot be imported or is refused
+    │   ├── PortAllocationError         no free port
+    │   ├── GPUAllocationError          more devices asked for than are free
+    │   └── GuardLostError              a guard died or cannot be reached
+    ├── RPCError
+    │   ├── RPCConnectionError          the connection is gone
+    │   ├── ProtocolError               a frame is oversize, broken or inconsistent
+    │   ├── AuthenticationError         the token is missing or wrong
+    │   ├── CallCancelledError          the call was cancelled
+    │   └── CodecError
+    │       ├── EncodeError             a value of a type that does not travel (with its place)
+    │       └── DecodeError             bytes that are not a value of ours
+    └── TensorError
+        └── ShardNotFoundError          the shard was freed or its owner is gone
+
+Constructors take facts, not sentences. Every error keeps them as attributes and survives pickling, because
+`_Facts.__reduce__` rebuilds it from the same facts.
+"""
+
+from __future__ import annotations
+
+import signal as _signal
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+class RolecallError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> RolecallError:
+        self = super().__new__(cls, *args)
+        self._facts = (args, kwargs)
+        return self
+
+    _facts: tuple[tuple[Any, ...], dict[str, Any]]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        args, kwargs = self._facts
+        return _rebuild, (type(self), args, kwargs)
+
+
+def _rebuild(cls: type[RolecallError], args: tuple[Any, ...], kwargs: dict[str, Any]) -> RolecallError:
+    return cls(*args, **kwargs)
+
+
+def describe_exit(exit_code: int | None = None, signal: int | None = None) -> str:
+    """Says how a process ended: `exit code 3`, `killed by SIGKILL`, `ended` when neither is known."""
+    if signal is not None:
+        try:
+            return f"killed by {_signal.Signals(signal).name}"
+        except ValueError:
+            return f"killed by signal {signal}"
+    return f"exit code {exit_code}" if exit_code is not None else "ended"
+
+
+def _tail(log_tail: str) -> str:
+    return "\n--- last lines of its log ---\n" + log_tail.rstrip() if log_tail.strip() else ""
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names) or "none"
+
+
+class SchedulerError(RolecallError):
+    """Base of everything that goes wrong with workers and engines."""
+
+
+class WorkerCreationError(SchedulerError):
+    """Workers of a role could not be started. None of the role's workers is left running.
+
+    Args:
+        role: The role that was asked for.
+        reason: What happened, in one sentence.
+        failed: Indices of the workers that failed; the others were taken back.
+        log_tails: Last lines of the failed workers' logs by index.
+    """
+
+    def __init__(
+        self, role: str, reason: str, failed: Sequence[int] = (), log_tails: dict[int, str] | None = None
+    ) -> None:
+        self.role, self.reason, self.failed, self.log_tails = role, reason, list(failed), dict(log_tails or {})
+        where = f" (failed: {', '.join(f'{role}/{i}' for i in self.failed)})" if self.failed else ""
+        tails = "".join(f"\n--- log of {role}/{i} ---\n{t.rstrip()}" for i, t in self.log_tails.items() if t.strip())
+        super().__init__(f"role {role!r} was not started{where}: {reason}{tails}")
+
+
+class WorkerConfigurationError(SchedulerError):
+    """A job, a role or an option is wrong. Nothing was started."""
+
+    def __init__(self, what: str, seen: Any = None, expected: str = "") -> None:
+        self.what, self.seen, self.expected = what, seen, expected
+        message = what if seen is None else f"{what}: {seen!r}"
+        super().__init__(f"{message}; {expected}" if expected else message)
+
+
+class WorkerFailedError(SchedulerError):
+    """A worker died. Its pending calls fail with this at once.
+
+    Attributes:
+        exit_code: Exit status, or None when it was killed or the status is unknown.
+        signal: Number of the signal that killed it, or None.
+        reason: What is known beside that, for instance `out of memory: 31.8 of 32 GiB`.
+    """
+
+    def __init__(
+        self,
+        worker_id: str,
+        exit_code: int | None = None,
+        signal: int | None = None,
+        log_tail: str = "",
+        *,
+        host: str = "",
+        pid: int | None = None,
+        reason: str = "",
+        log_path: str = "",
+    ) -> None:
+        self.worker_id, self.exit_code, self.signal, self.log_tail = worker_id, exit_code, signal, log_tail
+        self.host, self.pid, self.reason, self.log_path = host, pid, reason, log_path
+        super().__init__(self._sentence())
+
+    def _sentence(self) -> str:
+        place = f" (pid {self.pid} on {self.host or 'this host'})" if self.pid else ""
+        how = describe_exit(self.exit_code, self.signal)
+        why = f" ({self.reason})" if self.reason else ""
+        log = f"; log: {self.log_path}" if self.log_path else ""
+        return f"worker {self.worker_id}{place} died: {how}{why}{log}{_tail(self.log_tail)}"
+
+
+class WorkerStalledError(WorkerFailedError):
+    """A worker lives but does not run: stopped by a signal, for instance.
+
+    Attributes:
+        stacks: Python stacks of its threads, as far as they could be read from outside.
+    """
+
+    def __init__(
+        self, worker_id: str, reason: str = "", stacks: str = "", *, host: str = "", pid: int | None = None
+    ) -> None:
+        self.stacks = stacks
+        super().__init__(worker_id, host=host, pid=pid, reason=reason)
+
+    def _sentence(self) -> str:
+        place = f" (pid {self.pid} on {self.host or 'this host'})" if self.pid else ""
+        stacks = f"\n--- stacks ---\n{self.stacks.rstrip()}" if self.stacks else ""
+        return f"worker {self.worker_id}{place} makes no progress: {self.reason}{stacks}"
+
+
+class WorkerNotFoundError(SchedulerError):
+    """No role or worker of that name.
+
+    Args:
+        name: The role or worker id asked for.
+        known: The names there are.
+    """
+
+    def __init__(self, name: str, known: Iterable[str] = ()) -> None:
+        self.name, self.known = name, list(known)
+        kind = "worker" if "/" in name else "role"
+        super().__init__(f"no {kind} {name!r} (running: {_listed(self.known)})")
+
+
+class WorkerTimeoutError(SchedulerError):
+    """A deadline passed while waiting for a worker or a call; the work itself may still be going on."""
+
+    def __init__(self, worker_id: str, timeout: float, what: str = "answer", hint: str = "") -> None:
+        self.worker_id, self.timeout, self.what, self.hint = worker_id, timeout, what, hint
+        super().__init__(f"{worker_id}: no {what} within {timeout:g} s" + (f"; {hint}" if hint else ""))
+
+
+class EngineCreationError(SchedulerError):
+    """An engine could not be made: a second one of the same name, or its constructor raised."""
+
+    def __init__(self, worker_id: str, engine: str, reason: str, traceback: str = "") -> None:
+        self.worker_id, self.engine, self.reason, self.traceback = worker_id, engine, reason, traceback
+        remote = f"\n--- traceback on {worker_id} ---\n{traceback.rstrip()}" if traceback else ""
+        super().__init__(f"{worker_id}: engine {engine!r} was not created: {reason}{remote}")
+
+
+class EngineCallError(SchedulerError):
+    """An engine's method raised.
+
+    Attributes:
+        remote_type: Full name of the remote exception's type, for instance `builtins.ValueError`.
+        remote_message: Its text.
+        traceback: The traceback on the worker.
+        cause: The exception itself where its type travels, else None. It is also `__cause__`.
+    """
+
+    def __init__(
+        self, worker_id: str, method: str, remote_type: str = "", remote_message: str = "", traceback: str = ""
+    ) -> None:
+        self.worker_id, self.method = worker_id, method
+        self.remote_type, self.remote_message, self.traceback = remote_type, remote_message, traceback
+        super().__init__(self._sentence())
+
+    def _sentence(self) -> str:
+        remote = f"\n--- traceback on {self.worker_id} ---\n{self.traceback.rstrip()}" if self.traceback else ""
+        return f"{self.worker_id}: {self.method}() raised {self.remote_type}: {self.remote_message}{remote}"
+
+
+class EngineNotFoundError(EngineCallError):
+    """The worker has no engine of that name, or the engine no such method. Nothing was run."""
+
+    def __init__(self, worker_id: str, method: str, missing: str, known: Iterable[str] = ()) -> None:
+        self.missing, self.known = missing, list(known)
+        super().__init__(worker_id, method)
+
+    def _sentence(self) -> str:
+        return f"{self.worker_id}: {self.method}() was not run: no {self.missing} (known: {_listed(self.known)})"
+
+
+class EngineImportError(SchedulerError):
+    """An engine's path cannot be imported, names no class, or names a class that is refused."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        self.path, self.reason = path, reason
+        super().__init__(f"engine {path!r}: {reason}")
+
+
+class PortAllocationError(SchedulerError):
+    """No free port in the range that leases are given from."""
+
+    def __init__(self, wanted: int, low: int, high: int, reason: str = "") -> None:
+        self.wanted, self.low, self.high, self.reason = wanted, low, high, reason
+        super().__init__(
+            f"{wanted} port(s) wanted, none free between {low} and {high}"
+            + (f" ({reason})" if reason else "")
+            + "; end other runs on this host (`rolecall doctor` lists them) or widen the range"
+        )
+
+
+class GPUAllocationError(SchedulerError):
+    """More devices asked for than are free.
+
+    Args:
+        wanted: Number of devices asked for.
+        free: The free devices.
+        holders: Which worker holds which devices.
+    """
+
+    def __init__(self, wanted: int, free: Sequence[str] = (), holders: dict[str, list[str]] | None = None) -> None:
+        self.wanted, self.free, self.holders = wanted, list(free), dict(holders or {})
+        held = "; ".join(f"{who} holds {_listed(what)}" for who, what in self.holders.items())
+        super().__init__(
+            f"{wanted} device(s) wanted, {len(self.free)} free"
+            + (f" ({held})" if held else "")
+            + "; ask for fewer, delete a role, or set oversubscribe=True"
+        )
+
+
+class GuardLostError(SchedulerError):
+    """A guard died or cannot be reached; every worker it owned is gone with it."""
+
+    def __init__(self, guard: str, host: str = "", pid: int | None = None, reason: str = "") -> None:
+        self.guard, self.host, self.pid, self.reason = guard, host, pid, reason
+        place = f" (pid {pid} on {host or 'this host'})" if pid else ""
+        super().__init__(f"guard {guard}{place} was lost: {reason or 'its connection closed'}")
+
+
+class RPCError(RolecallError):
+    """Base of everything that goes wrong between two processes."""
+
+
+class RPCConnectionError(RPCError):
+    """The connection to a process is gone and did not come back."""
+
+    def __init__(self, peer: str, reason: str = "") -> None:
+        self.peer, self.reason = peer, reason
+        super().__init__(f"connection to {peer} lost" + (f": {reason}" if reason else ""))
+
+
+class ProtocolError(RPCError):
+    """A frame is oversize, broken or inconsistent. That one connection was closed."""
+
+    def __init__(self, what: str, seen: Any = None, limit: Any = None) -> None:
+        self.what, self.seen, self.limit = what, seen, limit
+        seen_text = "" if seen is None else f": {seen!r}"
+        limit_text = "" if limit is None else f" (limit {limit!r})"
+        super().__init__(f"{what}{seen_text}{limit_text}")
+
+
+class AuthenticationError(RPCError):
+    """The run's token is missing or wrong."""
+
+    def __init__(self, peer: str = "", seen: str = "missing") -> None:
+        self.peer, self.seen = peer, seen
+        super().__init__(
+            f"{peer + ': ' if peer else ''}the run's token is {seen}; send it as `Authorization: Bearer <token>` "
+            "(it is in the file `token` of the run's private directory)"
+        )
+
+
+class CallCancelledError(RPCError):
+    """The call was cancelled before it had a result."""
+
+    def __init__(self, peer: str = "", method: str = "") -> None:
+        self.peer, self.method = peer, method
+        super().__init__(f"{peer}: {method}() was cancelled")
+
+
+class CodecError(RPCError):
+    """Base of the errors of encoding and decoding."""
+
+
+class EncodeError(CodecError):
+    """A value of a type that does not travel.
+
+    Args:
+        place: Where in the value it was found, for instance `args[1].config.fn`.
+        type_name: Its type.
+        hint: What to do instead.
+    """
+
+    def __init__(self, place: str, type_name: str, hint: str = "") -> None:
+        self.place, self.type_name, self.hint = place, type_name, hint
+        super().__init__(f"{place}: a value of type {type_name} does not travel" + (f"; {hint}" if hint else ""))
+
+
+class DecodeError(CodecError):
+    """Bytes that are not a value of ours, or that name a type which is refused."""
+
+    def __init__(self, what: str, seen: Any = None) -> None:
+        self.what, self.seen = what, seen
+        super().__init__(what if seen is None else f"{what}: {seen!r}")
+
+
+class TensorError(RolecallError):
+    """Base of the errors of handles and shards."""
+
+
+class ShardNotFoundError(TensorError):
+    """Shards were freed, or their owner is gone."""
+
+    def __init__(self, shard_ids: Sequence[str], owner: str = "", reason: str = "") -> None:
+        self.shard_ids, self.owner, self.reason = list(shard_ids), owner, reason
+        some = ", ".join(self.shard_ids[:5]) + (" ..." if len(self.shard_ids) > 5 else "")
+        super().__init__(
+            f"{len(self.shard_ids)} shard(s) not on {owner or 'their owner'} ({some})"
+            + (f": {reason}" if reason else "; they were cleared, or their scope ended")
+        )

@@ -1,0 +1,155 @@
+"""What a user asks for and gets: Job, SchedulingSpec, SchedulingStrategy, Worker. Pure values, checked when made.
+
+Field names and meanings are those of AReaL's scheduler, so that its users can move.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from rolecall.errors import WorkerConfigurationError
+
+TaskType = Literal["worker", "engine"]
+ContainerType = Literal["apptainer", "none"]
+RayPlacementStrategy = Literal["shared", "separate", "deferred"]
+StrategyType = Literal["separation", "colocation"]
+TensorPolicy = Literal["local", "remote"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+
+
+def check_name(kind: str, name: str) -> str:
+    """Returns `name` when it is safe as part of a path, an id and an environment variable's value.
+
+    Raises:
+        WorkerConfigurationError: It is not; the message says which characters may be used.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        expected = "use 1 to 63 letters, digits, '_', '-' or '.', the first a letter or digit"
+        raise WorkerConfigurationError(f"bad {kind} name", name, expected)
+    return name
+
+
+def _one_of(what: str, value: str, literal: object) -> None:
+    if value not in get_args(literal):
+        raise WorkerConfigurationError(f"unknown {what}", value, f"use one of {', '.join(get_args(literal))}")
+
+
+def _at_least(what: str, value: float, low: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < low:
+        raise WorkerConfigurationError(f"bad {what}", value, f"use {low} or more")
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Where a worker is.
+
+    Attributes:
+        id: `role/index`.
+        ip: Address of its host as the controller sees it.
+        worker_ports: Index 0 serves the worker, 1 and up are the user's (1 is the process group's master port).
+        engine_ports: Ports leased later with `alloc_ports`.
+    """
+
+    id: str
+    ip: str
+    worker_ports: list[str] = field(default_factory=list)
+    engine_ports: list[str] = field(default_factory=list)
+
+    @property
+    def role(self) -> str:
+        return self.id.rpartition("/")[0]
+
+    @property
+    def index(self) -> int:
+        return int(self.id.rpartition("/")[2])
+
+
+@dataclass(frozen=True)
+class SchedulingSpec:
+    """What one worker needs. `cpu` in cores, `mem` in GiB, `gpu` in whole devices."""
+
+    cpu: int = 8
+    gpu: int = 0
+    mem: int = 32
+    port_count: int = 2
+    image: str | None = None
+    task_type: TaskType = "worker"
+    env_vars: dict[str, str] = field(default_factory=dict)
+    cmd: str | Sequence[str] | None = None
+    srun_additional_args: str | None = None
+    additional_bash_cmds: Sequence[str] | None = None
+    container_type: ContainerType = "apptainer"
+    mount: str | None = None
+    nodelist: str | None = None
+    exclude: str | None = None
+    ray_placement_strategy: RayPlacementStrategy = "shared"
+
+    def __post_init__(self) -> None:
+        _at_least("cpu", self.cpu, 0)
+        _at_least("gpu", self.gpu, 0)
+        _at_least("mem", self.mem, 0)
+        _at_least("port_count", self.port_count, 1)
+        _one_of("task_type", self.task_type, TaskType)
+        _one_of("container_type", self.container_type, ContainerType)
+        _one_of("ray_placement_strategy", self.ray_placement_strategy, RayPlacementStrategy)
+        for key, value in self.env_vars.items():
+            check_env(key, value)
+
+
+def check_env(key: str, value: str) -> None:
+    """Refuses what the kernel or the runtime could not pass on as an environment variable."""
+    if not isinstance(key, str) or not key or "=" in key or "\0" in key:
+        raise WorkerConfigurationError("bad environment variable name", key, "use a string without '=' and NUL")
+    if not isinstance(value, str) or "\0" in value:
+        raise WorkerConfigurationError(f"bad value of environment variable {key}", type(value).__name__, "use a str")
+    if key.startswith("ROLECALL_"):
+        raise WorkerConfigurationError("reserved environment variable", key, "names with ROLECALL_ are the runtime's")
+
+
+@dataclass(frozen=True)
+class SchedulingStrategy:
+    """`separation`: own slots. `colocation`: in the slots of `target`, as forks or (fork=False) in its own workers."""
+
+    type: StrategyType = "separation"
+    target: str | None = None
+    fork: bool = True
+
+    def __post_init__(self) -> None:
+        _one_of("scheduling strategy", self.type, StrategyType)
+        if self.type == "colocation" and not self.target:
+            raise WorkerConfigurationError("colocation without a target", None, "name the target role")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A role to start.
+
+    Attributes:
+        tasks: One spec for all replicas, or one for each.
+    """
+
+    role: str
+    replicas: int = 1
+    tasks: Sequence[SchedulingSpec] = field(default_factory=lambda: [SchedulingSpec()])
+    scheduling_strategy: SchedulingStrategy = field(default_factory=SchedulingStrategy)
+
+    def __post_init__(self) -> None:
+        check_name("role", self.role)
+        if isinstance(self.replicas, bool) or not isinstance(self.replicas, int) or self.replicas < 1:
+            raise WorkerConfigurationError(f"bad number of replicas of role {self.role!r}", self.replicas, "use 1 or more")
+        if len(self.tasks) not in (1, self.replicas):
+            expected = f"give one spec for all or one for each of the {self.replicas} replicas"
+            raise WorkerConfigurationError(f"wrong number of specs for role {self.role!r}", len(self.tasks), expected)
+
+    def specs(self) -> list[SchedulingSpec]:
+        """One spec for each replica, in order."""
+        return list(self.tasks) if len(self.tasks) == self.replicas else [self.tasks[0]] * self.replicas
+
+
+def worker_id(role: str, index: int) -> str:
+    """The id of a role's worker: `actor/3`."""
+    return f"{role}/{index}"
