@@ -39,7 +39,7 @@ _HOMES = {
     "scheduler": "rolecall.front",
 }
 
-__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(_HOMES)]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rolecall.calls import main_path
 from rolecall.errors import GuardLostError, WorkerTimeoutError
 from rolecall.guard.sweep import sweep
 from rolecall.schedulers.base import Scheduler
 from rolecall.schedulers.devices import VISIBLE_VARIABLES, DevicePool, parse_visible
-from rolecall.calls import main_path
 from rolecall.schedulers.guards import GuardProxy
 from rolecall.schedulers.plan import Plan, base_environment, separate_slots
 from rolecall.types import Job, worker_id

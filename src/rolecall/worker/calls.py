@@ -11,8 +11,8 @@ from typing import Any
 
 from rolecall.errors import CallCancelledError, EngineCallError, RolecallError
 from rolecall.rpc.peer import Incoming
-from rolecall.tensors.store import Store
 from rolecall.tensors.fetch import Fetcher
+from rolecall.tensors.store import Store
 from rolecall.worker.host import EngineHost, Kind, Method
 
 
