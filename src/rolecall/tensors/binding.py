@@ -11,11 +11,18 @@ from rolecall.errors import TensorError
 from rolecall.tensors.shard import Shard
 
 
-class Keeper(Protocol):
-    """Whoever fetches and frees shards for this process: a controller's `Home`, a worker's `Desk`."""
+class Fetching(Protocol):
+    """Turns handles into tensors: `fetch.Fetcher`."""
 
-    def localize(self, handles: Sequence[Any]) -> list[Any]: ...
-    async def alocalize(self, handles: Sequence[Any]) -> list[Any]: ...
+    def fetch(self, handles: Sequence[Any]) -> list[Any]: ...
+    async def afetch(self, handles: Sequence[Any]) -> list[Any]: ...
+
+
+class Keeper(Protocol):
+    """Whoever fetches and frees shards for this process: a controller's `Home`, a worker's `DataService`."""
+
+    @property
+    def fetcher(self) -> Fetching: ...
     def free(self, shards: Sequence[Shard]) -> None: ...
 
 

@@ -164,14 +164,14 @@ class RTensor:
         """The tensor; blocks. `rolecall.localize` fetches many at once."""
         if not self.pieces:
             return empty(self._dtype, self.shape)
-        tensor: torch.Tensor = binding.of(self.pieces[0].shard).localize([self])[0]
+        tensor: torch.Tensor = binding.of(self.pieces[0].shard).fetcher.fetch([self])[0]
         return tensor
 
     async def alocalize(self) -> torch.Tensor:
         """The tensor, without blocking the loop."""
         if not self.pieces:
             return empty(self._dtype, self.shape)
-        tensor: torch.Tensor = (await binding.of(self.pieces[0].shard).alocalize([self]))[0]
+        tensor: torch.Tensor = (await binding.of(self.pieces[0].shard).fetcher.afetch([self]))[0]
         return tensor
 
     def __repr__(self) -> str:

@@ -153,15 +153,25 @@ class ShmBackend:
             if shard.id in found:
                 continue
             if shard.nbytes >= PACKED:
-                found[shard.id] = self._map_own(shard)
+                found[shard.id] = self._map_whole(shard)
                 continue
             at = (shard.where.get("pid"), shard.where.get("inode"))
             if at not in slabs:
                 slabs[at] = _open(shard.where)
             found[shard.id] = self._copy_out(slabs[at], shard)
-        return [found[shard.id] for shard in shards]
+        return [self._read_held(shard) if found[shard.id] is None else found[shard.id] for shard in shards]
 
-    def _map_own(self, shard: Shard) -> torch.Tensor | None:
+    def _read_held(self, shard: Shard) -> torch.Tensor | None:
+        """A copy of an own shard, when it cannot be mapped again (no descriptor left, `/proc` out of sight)."""
+        with self._lock:  # against its being freed meanwhile
+            if (segment := self._own.get(shard.id)) is not None:
+                return over(segment.memory, shard.dtype, shard.numel, HEADER).clone()
+            if (packed := self._packed.get(shard.id)) is not None:
+                slab, offset = packed
+                return over(slab.segment.memory, shard.dtype, shard.numel, offset).clone()
+        return None
+
+    def _map_whole(self, shard: Shard) -> torch.Tensor | None:
         memory = _open(shard.where)
         if memory is None or len(self._mapped) >= self._mappings:
             return self._copy_out(memory, shard)
