@@ -66,13 +66,13 @@ MEASURES = (
         "array_worker_to_worker_gb_s", "the same from worker to worker as numpy array", "GB/s", more_is_better=True
     ),
     Measure("fork_2_s", "two more by fork", "s", peers=(OURS,), target=Target(at_most=0.2)),
-    Measure("start_64_s", "64 torch workers ready", "s", once=True, target=Target(at_most=3)),
     Measure("fan_out_1_p50_ms", "1 worker asked", "ms", peers=(OURS,), once=True),
     Measure("fan_out_8_p50_ms", "8 workers asked together, all answers", "ms", peers=(OURS,), once=True),
+    Measure("start_64_s", "64 torch workers ready", "s", once=True, target=Target(at_most=3)),
     Measure("fan_out_64_p50_ms", "64 workers asked together, all answers", "ms", peers=(OURS,), once=True),
-    Measure("fan_out_256_p50_ms", "256 workers asked together, all answers", "ms", peers=(OURS,), once=True),
     Measure("controller_mib_per_worker", "controller's memory per worker", "MiB", peers=(OURS,), once=True),
     Measure("controller_idle_percent", "controller's CPU, 64 idle workers", "% of a core", peers=(OURS,), once=True),
     Measure("tree_idle_percent", "whole run's CPU, 64 idle workers", "% of a core", peers=(OURS,), once=True),
     Measure("worker_mib", "a worker's own memory (torch loaded)", "MiB", peers=(OURS,), once=True),
+    Measure("fan_out_256_p50_ms", "256 workers asked together, all answers", "ms", peers=(OURS,), once=True),
 )
