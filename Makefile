@@ -57,12 +57,14 @@ $(VENV)/.dev: $(VENV)/.made pyproject.toml constraints.txt
 	@touch $(VENV)/.rl $@
 
 # PYTHON=... chooses the interpreter; otherwise the first of these that is new enough and can make an environment.
+CANDIDATES := $(or $(PYTHON),python3 python3.11 python3.12 python3.13 python3.14 python)
+
 $(VENV)/.made:
-	@for python in $(or $(PYTHON),python3 python3.11 python3.12 python3.13 python3.14 python); do \
+	@for python in $(CANDIDATES); do \
 	    "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 || continue; \
 	    echo "making $(VENV) with $$("$$python" --version) ..."; \
 	    rm -rf $(VENV); "$$python" -m venv $(VENV) && touch $@; exit; \
 	done; \
-	echo "rolecall needs Python 3.11 or newer with its venv module, and $(or $(PYTHON),python3, python3.11, ...) is not that." >&2; \
+	echo "rolecall needs Python 3.11 or newer with its venv module, which none of these is: $(CANDIDATES)" >&2; \
 	echo "install one (on Debian: apt-get install python3 python3-venv) or name it: make PYTHON=/path/to/python3.12" >&2; \
 	exit 1

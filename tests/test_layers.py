@@ -23,8 +23,11 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "tensors": ("rpc", "errors", "types"),
     "guard": ("rpc", "errors", "types"),
     "worker": ("tensors", "rpc", "errors", "types"),
-    "schedulers": ("rpc", "errors", "types"),
-    "roles": ("schedulers.base", "tensors", "rpc", "errors", "types"),
+    "calls": ("rpc", "errors", "types"),
+    # A role knows its scheduler only as a protocol of its own, so a scheduler can hand out roles.
+    "roles": ("calls", "errors", "types"),
+    "schedulers": ("roles", "calls", "tensors.lifetime", "guard.sweep", "rpc", "errors", "types"),
+    "front": ("schedulers", "errors", "types"),
     "controllers": ("roles", "tensors", "errors", "types"),
     "proxy": ("rpc", "errors", "types"),
     "rl": EVERYTHING,
@@ -92,7 +95,8 @@ def targets(node: ast.ImportFrom, package: str) -> list[str]:
         base = ".".join([*above, *([node.module] if node.module else [])])
     if not base.startswith("rolecall"):
         return [base]
-    return [f"{base}.{alias.name}" if is_module(f"{base}.{alias.name}") else base for alias in node.names]
+    names = (f"{base}.{alias.name}" for alias in node.names)
+    return list(dict.fromkeys(name if is_module(name) else base for name in names))
 
 
 def is_module(dotted: str) -> bool:
@@ -173,7 +177,7 @@ def test_every_part_is_in_the_table() -> None:
         ("rpc.link", "from rolecall.worker import host", False),
         ("rpc.link", "from ..worker import host", False),
         ("rpc.link", "from .codec import encode", True),
-        ("roles", "from rolecall.schedulers.base import Scheduler", True),
+        ("roles", "from rolecall.calls import CallOptions", True),
         ("roles", "from rolecall.schedulers.local import LocalScheduler", False),
         ("schedulers.ray_placement", "from rolecall.schedulers.slurm_script import x", False),
         ("schedulers.local", "from rolecall.schedulers.base import Scheduler", True),
