@@ -18,7 +18,15 @@ class Worker(Actor):
         import torch
 
         torch.set_num_threads(1)
-        self.held = torch.zeros(TENSOR_ITEMS)
+        self.held: Any = None
+
+    def hold(self, mark: int) -> Any:
+        """The worker's tensor, made when it is first asked for, with this mark in it."""
+        import torch
+
+        if self.held is None:
+            self.held = torch.zeros(TENSOR_ITEMS)
+        return self.hold(mark)
 
     @endpoint
     async def ping(self, value: Any) -> Any:
@@ -26,8 +34,7 @@ class Worker(Actor):
 
     @endpoint
     async def give(self, mark: int) -> Any:
-        self.held[0] = mark
-        return self.held
+        return self.hold(mark)
 
     @endpoint
     async def read_from(self, giver: Any, mark: int) -> float:
@@ -41,14 +48,14 @@ class Worker(Actor):
         import torch
         from monarch.rdma import RDMABuffer
 
-        self.view = RDMABuffer(self.held.view(torch.uint8))
+        self.view = RDMABuffer(self.hold(0).view(torch.uint8))
         self.room = torch.empty(TENSOR_ITEMS)
         return self.view
 
     @endpoint
     async def mark(self, mark: int) -> None:
         """Change the held tensor, so that a reader can tell this transfer from the last one."""
-        self.held[0] = mark
+        self.hold(mark)
 
     @endpoint
     async def read_buffer(self, giver: Any, buffer: Any, mark: int) -> float:
