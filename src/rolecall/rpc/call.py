@@ -69,9 +69,9 @@ class Call(Waitable):
         "timeout",
     )
 
-    def __init__(self, peer: Peer, seq: int, method: str, timeout: float | None, streaming: bool) -> None:
+    def __init__(self, peer: Peer, method: str, timeout: float | None, *, streaming: bool) -> None:
         self._waiters = []
-        self._peer, self.seq, self.method, self.timeout = peer, seq, method, timeout
+        self._peer, self.seq, self.method, self.timeout = peer, -1, method, timeout
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._inflow = Inflow() if streaming else None
         self._done = self._ok = False
@@ -151,7 +151,7 @@ class Call(Waitable):
                 self._error = value if isinstance(value, Exception) else _not_an_error(value)
             self._body = None  # last: a second thread that finds none must find what it was decoded to
         if self._error is not None:
-            raise _fresh(self._error)
+            raise fresh(self._error)
         return self._value
 
     def _decoded(self, body: Body) -> Any:
@@ -216,7 +216,7 @@ class Call(Waitable):
         self.wake()
 
 
-def _fresh(error: BaseException) -> BaseException:
+def fresh(error: BaseException) -> BaseException:
     """A copy to raise where several threads may raise the same error; one exception holds only one traceback."""
     if not isinstance(error, RolecallError):
         return error

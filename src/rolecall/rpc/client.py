@@ -78,8 +78,8 @@ class Client:
         """
         if not self._settled.wait(timeout):
             raise TimeoutError(f"{self.name}: no connection within {timeout:g} s")
-        if self.peer._failure is not None:
-            raise self.peer._failure
+        if self.peer.failure is not None:
+            raise self.peer.failure
 
     def close(self) -> None:
         """Ends the conversation and the dialling. Any thread, any number of times."""
