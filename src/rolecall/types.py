@@ -140,7 +140,9 @@ class Job:
     def __post_init__(self) -> None:
         check_name("role", self.role)
         if isinstance(self.replicas, bool) or not isinstance(self.replicas, int) or self.replicas < 1:
-            raise WorkerConfigurationError(f"bad number of replicas of role {self.role!r}", self.replicas, "use 1 or more")
+            raise WorkerConfigurationError(
+                f"bad number of replicas of role {self.role!r}", self.replicas, "use 1 or more"
+            )
         if len(self.tasks) not in (1, self.replicas):
             expected = f"give one spec for all or one for each of the {self.replicas} replicas"
             raise WorkerConfigurationError(f"wrong number of specs for role {self.role!r}", len(self.tasks), expected)

@@ -1,0 +1,84 @@
+"""Where guards call home: the controller's listener, the lease, and what guards report. It starts no process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from rolecall.errors import AuthenticationError
+from rolecall.rpc.loop import IOThread
+from rolecall.rpc.peer import Peer
+from rolecall.rpc.server import Hello, Server
+from rolecall.schedulers.guards import EventSink, GuardProxy
+from rolecall.schedulers.run import Run
+
+
+class Hub:
+    """Expects guards by id, gives each its conversation, and renews their leases."""
+
+    def __init__(
+        self,
+        run: Run,
+        io: IOThread,
+        *,
+        lease_s: float,
+        on_event: EventSink,
+        on_lost: Callable[[GuardProxy], None],
+    ) -> None:
+        self._run, self._io, self._lease_s = run, io, lease_s
+        self._on_event, self._on_lost = on_event, on_lost
+        self._guards: dict[str, GuardProxy] = {}
+        self._server = Server(run.token, loop=io.loop, on_peer=self._arrived, on_gone=self._gone)
+        self._renewal: asyncio.Task[None] | None = None
+
+    def open(self) -> None:
+        self._io.run(self._open())
+
+    def close(self) -> None:
+        self._io.run(self._close())
+
+    def expect(self, guard_id: str) -> GuardProxy:
+        """Announces a guard that will call."""
+        guard = GuardProxy(guard_id, self._io, self._on_event, self._on_lost)
+        self._guards[guard_id] = guard
+        return guard
+
+    def forget(self, guard: GuardProxy) -> None:
+        self._guards.pop(guard.guard_id, None)
+
+    def guards(self) -> list[GuardProxy]:
+        return list(self._guards.values())
+
+    @property
+    def addresses(self) -> list[str]:
+        return [f"unix:{self._run.controller_socket}"]
+
+    async def _open(self) -> None:
+        await self._server.listen_unix(str(self._run.controller_socket))
+        self._renewal = asyncio.get_running_loop().create_task(self._renew())
+
+    async def _close(self) -> None:
+        if self._renewal is not None:
+            self._renewal.cancel()
+        self._server.close()
+
+    async def _renew(self) -> None:
+        while True:
+            for guard in self.guards():
+                if guard.info and guard.lost is None:
+                    guard.peer.notify("lease")
+            await asyncio.sleep(self._lease_s / 4)
+
+    def _arrived(self, hello: Hello) -> Peer:
+        facts: dict[str, Any] = hello.facts
+        guard = self._guards.get(str(facts.get("guard_id")))
+        if guard is None or facts.get("run_id") != self._run.run_id:
+            raise AuthenticationError(hello.name, "of another run")
+        guard.arrive(facts)
+        return guard.peer
+
+    def _gone(self, peer: Peer) -> None:
+        for guard in self.guards():
+            if guard.peer is peer and not guard.ending:
+                guard.lose("its connection closed")

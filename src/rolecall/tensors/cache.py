@@ -1,0 +1,95 @@
+"""Copies of shards that were fetched over a connection, by shard and range, within a byte budget."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+
+Key = tuple[str, str]  # owner and id of a shard
+
+
+class Block(NamedTuple):
+    """Elements `start` to `stop` of a shard.
+
+    Attributes:
+        private: True when nobody else reads this memory, so that it may be handed out as it is.
+    """
+
+    start: int
+    stop: int
+    tensor: torch.Tensor
+    private: bool
+
+    def covers(self, start: int, stop: int) -> bool:
+        return self.start <= start and stop <= self.stop
+
+
+class Cache:
+    """Least recently used shards go first. Mapped shards are not kept: they cost nothing to map again, and keeping them
+    would keep their owner from reusing the memory.
+
+    Args:
+        budget: Bytes to keep; 0 keeps nothing.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self._lock = threading.Lock()
+        self._blocks: OrderedDict[Key, list[Block]] = OrderedDict()
+        self._bytes = 0
+        self._counts = {"hits": 0, "misses": 0, "evicted": 0, "evicted_bytes": 0}
+
+    def get(self, key: Key, start: int, stop: int) -> Block | None:
+        """A kept block that covers these elements."""
+        with self._lock:
+            for block in self._blocks.get(key, ()):
+                if block.covers(start, stop):
+                    self._blocks.move_to_end(key)
+                    self._counts["hits"] += 1
+                    return block
+            self._counts["misses"] += 1
+            return None
+
+    def put(self, key: Key, block: Block) -> bool:
+        """Keeps a block if it fits into the budget at all; True when it did, and then it belongs to the cache."""
+        size = block.tensor.nbytes
+        if size > self.budget:
+            return False
+        with self._lock:
+            kept = self._blocks.setdefault(key, [])
+            inside = [old for old in kept if block.covers(old.start, old.stop)]
+            kept[:] = [old for old in kept if old not in inside] if inside else kept
+            kept.append(block._replace(private=False))
+            self._blocks.move_to_end(key)
+            self._bytes += size - sum(old.tensor.nbytes for old in inside)
+            while self._bytes > self.budget:
+                self._evict(next(iter(self._blocks)))
+        return True
+
+    def discard(self, keys: Iterable[Key]) -> None:
+        """Drops what is kept of these shards."""
+        with self._lock:
+            for key in keys:
+                if key in self._blocks:
+                    self._evict(key)
+
+    def _evict(self, key: Key) -> None:
+        gone = self._blocks.pop(key)
+        size = sum(block.tensor.nbytes for block in gone)
+        self._bytes -= size
+        self._counts["evicted"] += 1
+        self._counts["evicted_bytes"] += size
+
+    def clear(self) -> None:
+        with self._lock:
+            self._blocks.clear()
+            self._bytes = 0
+
+    def metrics(self) -> dict[str, Any]:
+        with self._lock:
+            return {"shards": len(self._blocks), "bytes": self._bytes, "budget": self.budget, **self._counts}

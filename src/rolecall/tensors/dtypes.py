@@ -1,0 +1,83 @@
+"""Names and sizes of tensor dtypes, so that handles know them without torch. It never imports torch by itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rolecall.errors import TensorError
+
+if TYPE_CHECKING:
+    import torch
+
+ITEMSIZE: dict[str, int] = {
+    "bool": 1,
+    "uint8": 1,
+    "int8": 1,
+    "uint16": 2,
+    "int16": 2,
+    "uint32": 4,
+    "int32": 4,
+    "uint64": 8,
+    "int64": 8,
+    "float8_e4m3fn": 1,
+    "float8_e4m3fnuz": 1,
+    "float8_e5m2": 1,
+    "float8_e5m2fnuz": 1,
+    "float8_e8m0fnu": 1,
+    "float16": 2,
+    "bfloat16": 2,
+    "float32": 4,
+    "float64": 8,
+    "complex32": 4,
+    "complex64": 8,
+    "complex128": 16,
+}
+
+
+def dtype_name(dtype: Any) -> str:
+    """`torch.float32` -> `float32`.
+
+    Raises:
+        TensorError: The dtype is none that can be stored (a quantized one, say).
+    """
+    name = str(dtype).removeprefix("torch.")
+    if name not in ITEMSIZE:
+        raise TensorError(f"tensors of dtype {dtype} cannot be stored (can: {', '.join(ITEMSIZE)})")
+    return name
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """`float32` -> `torch.float32`."""
+    import torch
+
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def storable(value: Any) -> bool:
+    """True for a dense tensor whose bytes can be stored; sparse, meta and quantized ones stay where they are."""
+    import torch
+
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout is torch.strided
+        and not value.is_meta
+        and str(value.dtype).removeprefix("torch.") in ITEMSIZE
+    )
+
+
+def over(buffer: Any, dtype: str, count: int, offset: int = 0) -> torch.Tensor:
+    """A flat tensor of `count` elements of `dtype` over `buffer`, which it keeps alive. No copy."""
+    import torch
+
+    if not count:
+        return torch.empty(0, dtype=torch_dtype(dtype))
+    size = count * ITEMSIZE[dtype]
+    return torch.frombuffer(buffer, dtype=torch.uint8, count=size, offset=offset).view(torch_dtype(dtype))
+
+
+def empty(dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """A new tensor of that dtype and shape with undefined values."""
+    import torch
+
+    return torch.empty(shape, dtype=torch_dtype(dtype))

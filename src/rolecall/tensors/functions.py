@@ -1,0 +1,127 @@
+"""`localize`, `remotize`, `clear`: what users do with nested values that hold tensors or handles.
+
+They find who fetches and frees through the handles themselves. In a worker that is what `bind` was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rolecall.errors import TensorError
+from rolecall.tensors import tree
+from rolecall.tensors.binding import Keeper, binding
+from rolecall.tensors.dtypes import empty
+from rolecall.tensors.fetch import Fetcher
+from rolecall.tensors.handle import RTensor
+from rolecall.tensors.owners import Connect
+from rolecall.tensors.padding import trimmed
+from rolecall.tensors.service import DataService, is_tensor
+from rolecall.tensors.shard import Shard
+from rolecall.tensors.store import Store
+
+
+def bind(store: Store, fetcher: Fetcher, connect: Connect | None = None) -> DataService:
+    """Makes a worker's store and fetcher those of its process, for handles that arrive in calls.
+
+    Returns:
+        What answers the worker's `data.*` requests.
+    """
+    service = DataService(store, fetcher, connect)
+    binding.set(service)
+    return service
+
+
+def unbind() -> None:
+    """Undoes `bind`."""
+    binding.set(None)
+
+
+def localize(value: Any) -> Any:
+    """`value` with tensors in the place of handles; each owner is asked once, all at the same time.
+
+    Raises:
+        ShardNotFoundError: Shards were freed, or their owner is gone.
+    """
+    handles = _handles(value)
+    found: dict[int, Any] = {}
+    for keeper, group in _by_keeper(handles):
+        found.update(zip(map(id, group), keeper.fetcher.fetch(group), strict=True))
+    return _replaced(value, found)
+
+
+async def alocalize(value: Any) -> Any:
+    """As `localize`, for a task."""
+    handles = _handles(value)
+    found: dict[int, Any] = {}
+    for keeper, group in _by_keeper(handles):
+        found.update(zip(map(id, group), await keeper.fetcher.afetch(group), strict=True))
+    return _replaced(value, found)
+
+
+def remotize(value: Any, worker: Any = None) -> Any:
+    """`value` with handles in the place of tensors, which stay in this worker or go to `worker`.
+
+    Dicts with an attention mask lose their trailing padding first.
+
+    Args:
+        worker: In the controller: whom to give them to, by its peer (or something with a `peer`).
+
+    Raises:
+        TensorError: Not inside a worker, and none was named.
+    """
+    if worker is not None:
+        return (
+            getattr(worker, "peer", worker).request("data.put", tree.map_leaves(_same, value, enter=trimmed)).result()
+        )
+    service = binding.get()
+    if not isinstance(service, DataService):
+        raise TensorError("remotize outside a worker needs to know where to: rolecall.remotize(x, worker=...)")
+    return service.remotize(value)
+
+
+def clear(value: Any) -> int:
+    """Frees the shards of all handles in `value` and returns their number; handles of them are of no use any more.
+
+    It does not wait for the owners. Clearing twice does no harm.
+    """
+    shards = dict.fromkeys(shard for handle in _handles(value) for shard in handle.shards)
+    groups: dict[int, tuple[Keeper, list[Shard]]] = {}
+    for shard in shards:
+        keeper = binding.of(shard)
+        groups.setdefault(id(keeper), (keeper, []))[1].append(shard)
+    for keeper, group in groups.values():
+        keeper.free(group)
+    return len(shards)
+
+
+def has_tensors(value: Any) -> bool:
+    """True when something in `value` would be left behind by `remotize`."""
+    return any(is_tensor(leaf) for leaf in tree.leaves(value))
+
+
+def _same(leaf: Any) -> Any:
+    return leaf
+
+
+def _handles(value: Any) -> list[RTensor]:
+    return [leaf for leaf in tree.leaves(value) if isinstance(leaf, RTensor)]
+
+
+def _by_keeper(handles: Sequence[RTensor]) -> list[tuple[Keeper, list[RTensor]]]:
+    """Handles with pieces, by who fetches them; in a controller of several runs that may be several."""
+    groups: dict[int, tuple[Keeper, list[RTensor]]] = {}
+    for handle in handles:
+        if handle.pieces:
+            keeper = binding.of(handle.pieces[0].shard)
+            groups.setdefault(id(keeper), (keeper, []))[1].append(handle)
+    return list(groups.values())
+
+
+def _replaced(value: Any, found: dict[int, Any]) -> Any:
+    def tensor(leaf: Any) -> Any:
+        if not isinstance(leaf, RTensor):
+            return leaf
+        return found[id(leaf)] if leaf.pieces else empty(leaf.dtype_name, leaf.shape)
+
+    return tree.map_leaves(tensor, value)

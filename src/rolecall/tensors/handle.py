@@ -1,0 +1,323 @@
+"""`RTensor`: dtype, shape and whereabouts of a tensor that stayed on its worker.
+
+A handle is a list of pieces, each a range of elements of a stored shard, laid one after the other and read in the
+handle's shape. Everything that takes whole rows (`cat` and `split` along the first axis, indexing it) is arithmetic on
+those ranges; no byte moves. The module never imports torch by itself, and a handle never changes.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, SupportsIndex
+
+from rolecall.errors import DecodeError
+from rolecall.tensors.binding import binding
+from rolecall.tensors.dtypes import ITEMSIZE, empty, torch_dtype
+from rolecall.tensors.shard import Shard, shape_of
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Piece", "RTensor", "Shard"]
+
+
+class Piece(NamedTuple):
+    """Elements `start` to `stop` of a shard."""
+
+    shard: Shard
+    start: int
+    stop: int
+
+
+class RTensor:
+    """Handle of a tensor that lies on one worker or several.
+
+    Equality and hash are by identity. `rolecall.localize(x)` (or `x.localize()`) gives the tensor.
+
+    Attributes:
+        shape: Its shape.
+        pieces: The ranges of elements it is made of, in order, neighbours joined.
+    """
+
+    __slots__ = ("__weakref__", "_dtype", "_ends", "pieces", "shape")
+
+    def __init__(self, dtype: str, shape: Sequence[int], pieces: Sequence[Piece]) -> None:
+        self._dtype = dtype
+        self.shape = tuple(shape)
+        self.pieces = _joined(pieces)
+        self._ends = list(accumulate(p.stop - p.start for p in self.pieces))
+        if (self._ends[-1] if self._ends else 0) != math.prod(self.shape):
+            raise ValueError(f"pieces of {self._ends[-1:]} elements do not make a tensor of shape {self.shape}")
+
+    @classmethod
+    def of(cls, shard: Shard) -> RTensor:
+        """The handle of a whole shard."""
+        return cls(shard.dtype, shard.shape, [Piece(shard, 0, shard.numel)])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The torch dtype (imports torch); `dtype_name` is its name."""
+        return torch_dtype(self._dtype)
+
+    @property
+    def dtype_name(self) -> str:
+        return self._dtype
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel() * ITEMSIZE[self._dtype]
+
+    @property
+    def shards(self) -> list[Shard]:
+        """The shards it points to, each once."""
+        return list(dict.fromkeys(piece.shard for piece in self.pieces))
+
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    def dim(self) -> int:
+        return len(self.shape)
+
+    def size(self, dim: int | None = None) -> Any:
+        return self.shape if dim is None else self.shape[dim]
+
+    @classmethod
+    def cat(cls, tensors: Sequence[RTensor], dim: int = 0) -> RTensor:
+        """Handles joined along the first axis, as `torch.cat`.
+
+        Raises:
+            ValueError: The axis is not the first one (its bytes would have to move), or the shapes do not fit.
+            TypeError: A dtype differs, or something in the list is no handle.
+        """
+        if not tensors:
+            raise ValueError("cat of no handles")
+        if not all(isinstance(t, cls) for t in tensors):
+            kinds = sorted({type(t).__name__ for t in tensors})
+            raise TypeError(f"RTensor.cat takes handles, got {kinds}; rolecall.localize(x) gives tensors for torch.cat")
+        parts = [t for t in tensors if t.shape != (0,)] or list(tensors[:1])  # torch skips empty 1-D tensors as well
+        first = parts[0]
+        if any(t.ndim == 0 for t in parts):
+            raise ValueError("0-d handles cannot be joined by cat; use RTensor.stack")
+        _first_axis(dim, first.ndim, "cat")
+        for other in parts[1:]:
+            if other.shape[1:] != first.shape[1:]:
+                raise ValueError(f"cat of shapes {first.shape} and {other.shape}: only the first axis may differ")
+        rows = sum(t.shape[0] for t in parts)
+        return cls(_one_dtype(tensors), (rows, *first.shape[1:]), [p for t in parts for p in t.pieces])
+
+    @classmethod
+    def stack(cls, tensors: Sequence[RTensor]) -> RTensor:
+        """Handles of one shape as rows of a new first axis, as `torch.stack`."""
+        if not tensors or any(t.shape != tensors[0].shape for t in tensors):
+            raise ValueError(f"stack needs handles of one shape, got {[t.shape for t in tensors]}")
+        return cls(_one_dtype(tensors), (len(tensors), *tensors[0].shape), [p for t in tensors for p in t.pieces])
+
+    def split(self, split_size: int | Sequence[int], dim: int = 0) -> tuple[RTensor, ...]:
+        """Parts along the first axis, as `torch.split`: of that many rows, or of the rows in the list."""
+        rows = self._rows("split")
+        _first_axis(dim, self.ndim, "split")
+        if isinstance(split_size, int):
+            return tuple(self._cut(low, high) for low, high in _even(rows, split_size))
+        if sum(split_size) != rows or any(n < 0 for n in split_size):
+            raise ValueError(f"split of {rows} rows into {list(split_size)}: the sizes must add up to the rows")
+        ends = list(accumulate(split_size))
+        return tuple(self._cut(end - n, end) for n, end in zip(split_size, ends, strict=True))
+
+    def chunk(self, chunks: int, dim: int = 0) -> tuple[RTensor, ...]:
+        """At most `chunks` parts along the first axis, as `torch.chunk`."""
+        rows = self._rows("chunk")
+        if chunks < 1:
+            raise ValueError(f"chunk into {chunks} parts; use 1 or more")
+        return self.split(-(-rows // chunks), dim) if rows else self.split([0] * chunks, dim)
+
+    def __len__(self) -> int:
+        return self._rows("len")
+
+    def __iter__(self) -> Iterator[RTensor]:
+        return (self._row(i) for i in range(self._rows("iteration")))
+
+    def __getitem__(self, index: Any) -> RTensor:
+        """Rows by integer, slice, list or 1-D tensor of row numbers, or a mask over the rows."""
+        rows = self._rows("indexing")
+        if isinstance(index, slice):
+            low, high, step = index.indices(rows)
+            return self._cut(low, max(low, high)) if step == 1 else self._take(range(low, high, step))
+        if hasattr(index, "tolist"):
+            index = index.tolist()
+        if isinstance(index, list):
+            return self._take(_row_numbers(index, rows))
+        if isinstance(index, bool) or not isinstance(index, SupportsIndex):
+            raise TypeError(
+                f"a handle is indexed along its first axis by int, slice or list, not {type(index).__name__}; "
+                "rolecall.localize(x) gives the tensor"
+            )
+        return self._row(_row_number(index.__index__(), rows))
+
+    def localize(self) -> torch.Tensor:
+        """The tensor; blocks. `rolecall.localize` fetches many at once."""
+        if not self.pieces:
+            return empty(self._dtype, self.shape)
+        tensor: torch.Tensor = binding.of(self.pieces[0].shard).fetcher.fetch([self])[0]
+        return tensor
+
+    async def alocalize(self) -> torch.Tensor:
+        """The tensor, without blocking the loop."""
+        if not self.pieces:
+            return empty(self._dtype, self.shape)
+        tensor: torch.Tensor = (await binding.of(self.pieces[0].shard).fetcher.afetch([self]))[0]
+        return tensor
+
+    def __repr__(self) -> str:
+        owners = ", ".join(dict.fromkeys(shard.owner for shard in self.shards)) or "no bytes"
+        pieces = f", {len(self.pieces)} pieces" if len(self.pieces) > 1 else ""
+        return f"RTensor({list(self.shape)}, {self._dtype}, on {owners}{pieces})"
+
+    def __copy__(self) -> RTensor:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RTensor:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a handle is not pickled: the copy could not keep its bytes alive; rolecall.localize(x) first")
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"RTensor has no attribute {name!r}; rolecall.localize(x) gives the tensor")
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> NoReturn:
+        raise _needs_tensor(f"torch function {getattr(func, '__name__', func)!r}")
+
+    def _rows(self, what: str) -> int:
+        if not self.shape:
+            raise TypeError(f"{what} of a 0-d handle")
+        return self.shape[0]
+
+    def _row(self, number: int) -> RTensor:
+        return RTensor(self._dtype, self.shape[1:], self._elements(number, number + 1))
+
+    def _cut(self, low: int, high: int) -> RTensor:
+        return RTensor(self._dtype, (high - low, *self.shape[1:]), self._elements(low, high))
+
+    def _take(self, numbers: Sequence[int]) -> RTensor:
+        pieces = [piece for n in numbers for piece in self._elements(n, n + 1)]
+        return RTensor(self._dtype, (len(numbers), *self.shape[1:]), pieces)
+
+    def _elements(self, low_row: int, high_row: int) -> list[Piece]:
+        """The pieces of rows `low_row` to `high_row`."""
+        row = math.prod(self.shape[1:])
+        low, high = low_row * row, high_row * row
+        if low == high:
+            return []
+        first, last = bisect_right(self._ends, low), bisect_left(self._ends, high)
+        cut = []
+        for at in range(first, last + 1):
+            shard, start, stop = self.pieces[at]
+            origin = self._ends[at] - (stop - start)  # where this piece begins in the handle
+            cut.append(Piece(shard, start + max(0, low - origin), min(stop, start + high - origin)))
+        return cut
+
+    def to_plain(self) -> tuple[Any, ...]:
+        """The handle as plain values, each shard once."""
+        numbers = {shard: i for i, shard in enumerate(self.shards)}
+        pieces = [(numbers[p.shard], p.start, p.stop) for p in self.pieces]
+        return self._dtype, self.shape, [shard.to_plain() for shard in numbers], pieces
+
+    @classmethod
+    def from_plain(cls, plain: Any, context: Any = None) -> RTensor:
+        """The handle that `to_plain` wrote down.
+
+        Args:
+            context: A `Home`, which then answers for the shards; anything else: they are borrowed.
+
+        Raises:
+            DecodeError: The values are none of a handle, or point outside their shards.
+        """
+        try:
+            dtype, shape, shards, pieces = plain
+            known = [Shard.from_plain(shard) for shard in shards]
+            parts = [Piece(known[i], start, stop) for i, start, stop in pieces if i >= 0]
+            if not all(type(p.start) is int and 0 <= p.start <= p.stop <= p.shard.numel for p in parts):
+                raise DecodeError("a handle points outside its shards")
+            if dtype not in ITEMSIZE or any(shard.dtype != dtype for shard in known):
+                raise DecodeError("a handle's dtype is not its shards'", str(dtype))
+            adopt = getattr(context, "adopt", None)
+            if adopt is not None:
+                parts = [Piece(adopt(p.shard), p.start, p.stop) for p in parts]
+            return cls(dtype, shape_of(shape), parts)
+        except (TypeError, ValueError, IndexError) as e:
+            raise DecodeError(f"not a handle: {e}") from e
+
+
+def _needs_tensor(what: str) -> TypeError:
+    return TypeError(f"{what} needs the tensor, not its handle: use rolecall.localize(x)")
+
+
+def _refusing(name: str) -> Any:
+    def refuse(self: RTensor, *args: Any, **kwargs: Any) -> NoReturn:
+        raise _needs_tensor(f"{name} of a handle")
+
+    refuse.__name__ = name
+    return refuse
+
+
+_BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift", "rshift")
+_OTHER = ("lt", "le", "gt", "ge", "neg", "pos", "invert", "abs", "bool", "int", "float", "complex", "array", "setitem")
+for _name in (*_BINARY, *(f"r{name}" for name in _BINARY), *_OTHER):
+    setattr(RTensor, f"__{_name}__", _refusing(f"__{_name}__"))
+
+
+def _joined(pieces: Sequence[Piece]) -> tuple[Piece, ...]:
+    """The pieces without empty ones, each joined with the next where that goes on in the same shard."""
+    out: list[Piece] = []
+    for piece in pieces:
+        if piece.stop == piece.start:
+            continue
+        if out and out[-1].shard is piece.shard and out[-1].stop == piece.start:
+            out[-1] = out[-1]._replace(stop=piece.stop)
+        else:
+            out.append(piece)
+    return tuple(out)
+
+
+def _one_dtype(tensors: Sequence[RTensor]) -> str:
+    names = sorted({t.dtype_name for t in tensors})
+    if len(names) > 1:
+        raise TypeError(f"handles of dtypes {names} cannot be joined without changing bytes; localize them first")
+    return names[0]
+
+
+def _first_axis(dim: int, ndim: int, what: str) -> None:
+    if not -ndim <= dim < ndim:
+        raise IndexError(f"{what} along axis {dim} of a handle with {ndim} axes")
+    if dim % ndim:
+        raise ValueError(f"{what} along axis {dim} would move bytes; a handle does it along axis 0 only (localize it)")
+
+
+def _even(rows: int, size: int) -> list[tuple[int, int]]:
+    if size < 0 or (size == 0 and rows):
+        raise ValueError(f"split of {rows} rows by {size}")
+    return [(low, min(low + size, rows)) for low in range(0, rows, size)] if rows else [(0, 0)]
+
+
+def _row_number(number: int, rows: int) -> int:
+    if not -rows <= number < rows:
+        raise IndexError(f"row {number} of a handle with {rows} rows")
+    return number % rows
+
+
+def _row_numbers(index: list[Any], rows: int) -> list[int]:
+    if index and all(isinstance(i, bool) for i in index):
+        if len(index) != rows:
+            raise IndexError(f"a mask of {len(index)} for {rows} rows")
+        return [i for i, taken in enumerate(index) if taken]
+    if not all(isinstance(i, int) and not isinstance(i, bool) for i in index):
+        raise TypeError("rows are taken by a flat list of integers or booleans")
+    return [_row_number(i, rows) for i in index]

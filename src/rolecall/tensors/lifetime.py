@@ -1,0 +1,246 @@
+"""How long shards live: until the controller's last handle goes, or the scope ends that they became known in.
+
+`Home` answers for the shards of one run in the controller. It makes one object of a shard that is met several times,
+and sends batched deletes from a thread of its own, so that neither a garbage collection nor the user's code waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from contextvars import ContextVar
+from queue import Empty, SimpleQueue
+from typing import Any, NamedTuple
+
+from rolecall.errors import RolecallError
+from rolecall.tensors import tree
+from rolecall.tensors.fetch import Fetcher
+from rolecall.tensors.handle import RTensor
+from rolecall.tensors.owners import Answer, Connect
+from rolecall.tensors.shard import Shard
+
+LINGER_S = 0.002  # one collection drops many handles; this lets them travel in one delete
+CLEAR_TIMEOUT_S = 30.0
+MAX_BATCH = 16384  # ids in one delete
+
+log = logging.getLogger(__name__)
+
+
+class _Gone(NamedTuple):
+    owner: str
+    addresses: tuple[str, ...]
+    id: str
+    nbytes: int
+
+
+class _Sent(NamedTuple):
+    owner: str
+    ids: int
+    answer: Answer
+    since: float
+
+
+class _Ask(NamedTuple):
+    """Put into the queue by `flush`: everything before it is answered when `answered` is set."""
+
+    answered: threading.Event
+
+
+class Scope:
+    """Shards that became known in a `with home.scope()` block, to be freed at its end."""
+
+    def __init__(self, outer: Scope | None) -> None:
+        self.outer = outer
+        self._lock = threading.Lock()
+        self._shards: weakref.WeakSet[Shard] = weakref.WeakSet()
+
+    def add(self, shard: Shard) -> None:
+        with self._lock:
+            self._shards.add(shard)
+
+    def release(self, shards: Iterable[Shard]) -> None:
+        """Takes shards out; what was among them belongs to the scope around this one."""
+        with self._lock:
+            moved = [shard for shard in shards if shard in self._shards]
+            self._shards.difference_update(moved)
+        if self.outer is not None:
+            for shard in moved:
+                self.outer.add(shard)
+
+    def drain(self) -> list[Shard]:
+        with self._lock:
+            shards = list(self._shards)
+            self._shards.clear()
+        return shards
+
+
+class Home:
+    """The controller's shards.
+
+    Give it as `context` to the peers of workers: every handle decoded there is then kept by it.
+
+    Args:
+        connect: Gives the connection to a shard's owner.
+        fetcher: Fetches for `localize`.
+    """
+
+    def __init__(self, connect: Connect, fetcher: Fetcher) -> None:
+        self.fetcher = fetcher
+        self._connect = connect
+        self._lock = threading.Lock()
+        self._known: weakref.WeakValueDictionary[tuple[str, str], Shard] = weakref.WeakValueDictionary()
+        self._finalizers: weakref.WeakKeyDictionary[Shard, Any] = weakref.WeakKeyDictionary()
+        self._scope: ContextVar[Scope | None] = ContextVar("rolecall_scope", default=None)
+        # SimpleQueue.put may be called from a finalizer that interrupted another put in the same thread.
+        self._inbox: SimpleQueue[_Gone | _Ask | None] = SimpleQueue()
+        self._under_way: list[_Sent] = []
+        self._counts = {"adopted": 0, "adopted_bytes": 0, "gone": 0, "gone_bytes": 0}
+        self._cleared = {"freed": 0, "skipped": 0, "failed": 0}
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="rolecall-free", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Home:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def adopt(self, shard: Shard) -> Shard:
+        """The one object of this shard here; from now on it lives as long as its handles."""
+        with self._lock:
+            known = self._known.get(shard.key)
+            if known is not None:
+                return known
+            shard.keeper = self
+            finalizer = weakref.finalize(shard, self._collected, shard.owner, shard.addresses, shard.id, shard.nbytes)
+            finalizer.atexit = False  # the run's end frees everything anyway
+            self._known[shard.key] = shard
+            self._finalizers[shard] = finalizer
+            self._counts["adopted"] += 1
+            self._counts["adopted_bytes"] += shard.nbytes
+        scope = self._scope.get()
+        if scope is not None:
+            scope.add(shard)
+        return shard
+
+    def free(self, shards: Iterable[Shard]) -> None:
+        """Frees shards now, whoever still has a handle; returns without waiting. Twice does no harm."""
+        for shard in shards:
+            with self._lock:
+                first, shard.freed = not shard.freed, True
+                finalizer = self._finalizers.pop(shard, None)
+            if first and finalizer is not None:
+                finalizer()
+
+    @contextlib.contextmanager
+    def scope(self) -> Iterator[Scope]:
+        """Frees at its end all shards that became known inside it, except those given to `keep`.
+
+        It covers what this thread or task decodes, and the tasks started inside; what runs beside it, a rollout in the
+        background say, is not touched. Scopes nest: what the inner one keeps belongs to the outer one.
+        """
+        scope = Scope(self._scope.get())
+        token = self._scope.set(scope)
+        try:
+            yield scope
+        finally:
+            self._scope.reset(token)
+            self.free(scope.drain())
+
+    def keep(self, value: Any) -> Any:
+        """Takes the shards of all handles in `value` out of the innermost scope, and returns `value`."""
+        scope = self._scope.get()
+        if scope is not None:
+            handles = [leaf for leaf in tree.leaves(value) if isinstance(leaf, RTensor)]
+            scope.release({shard for handle in handles for shard in handle.shards})
+        return value
+
+    def flush(self, timeout: float = CLEAR_TIMEOUT_S) -> bool:
+        """Waits until everything that was freed before is answered by its owners; False when it took longer."""
+        if self._closed:
+            return True
+        ask = _Ask(threading.Event())
+        self._inbox.put(ask)
+        return ask.answered.wait(timeout)
+
+    def metrics(self) -> dict[str, Any]:
+        with self._lock:
+            live, adopted, gone = len(self._known), dict(self._counts), self._counts["gone"]
+        live_bytes = adopted["adopted_bytes"] - adopted["gone_bytes"]
+        pending = gone - sum(self._cleared.values())
+        counts = {"live_shards": live, "live_bytes": live_bytes, "pending": pending, **self._cleared}
+        return {**counts, "adopted": adopted["adopted"], "fetch": self.fetcher.metrics()}
+
+    def close(self) -> None:
+        """Stops freeing: the run ends, and with it every shard. May be called twice."""
+        if not self._closed:
+            self._closed = True
+            self._inbox.put(None)
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _collected(self, owner: str, addresses: tuple[str, ...], shard_id: str, nbytes: int) -> None:
+        # Runs inside a garbage collection, in any thread, perhaps one that holds a lock of ours: nothing but the put.
+        self._inbox.put(_Gone(owner, addresses, shard_id, nbytes))
+
+    def _run(self) -> None:
+        while (first := self._inbox.get()) is not None:
+            items = [first, *self._more()]
+            self._send([item for item in items if isinstance(item, _Gone)])
+            self._harvest(wait=any(isinstance(item, _Ask) for item in items))
+            for item in items:
+                if isinstance(item, _Ask):
+                    item.answered.set()
+            if None in items:
+                return
+
+    def _more(self) -> list[_Gone | _Ask | None]:
+        items: list[_Gone | _Ask | None] = []
+        deadline = time.monotonic() + LINGER_S
+        with contextlib.suppress(Empty):
+            while len(items) < MAX_BATCH and (left := deadline - time.monotonic()) > 0:
+                items.append(self._inbox.get(timeout=left))
+                if not isinstance(items[-1], _Gone):
+                    break
+        return items
+
+    def _send(self, gone: Sequence[_Gone]) -> None:
+        batches: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+        for item in gone:
+            with self._lock:
+                self._counts["gone"] += 1
+                self._counts["gone_bytes"] += item.nbytes
+            again = self._known.get((item.owner, item.id))
+            if again is not None and not again.freed:  # it came back in another result while it was being given up
+                self._cleared["skipped"] += 1
+                continue
+            batches.setdefault((item.owner, item.addresses), []).append(item.id)
+        self.fetcher.cache.discard((owner, i) for (owner, _), ids in batches.items() for i in ids)
+        for (owner, addresses), ids in batches.items():
+            try:
+                answer = self._connect(owner, addresses).request("data.clear", {"ids": ids}, timeout=CLEAR_TIMEOUT_S)
+            except RolecallError:  # its owner is dead, and its shards with it
+                self._cleared["skipped"] += len(ids)
+                continue
+            self._under_way.append(_Sent(owner, len(ids), answer, time.monotonic()))
+
+    def _harvest(self, wait: bool) -> None:
+        """Counts the deletes that were answered; those that nobody answers in time are given up."""
+        left = []
+        for sent in self._under_way:
+            late = time.monotonic() - sent.since > CLEAR_TIMEOUT_S
+            if not (sent.answer.done or late or wait):
+                left.append(sent)
+                continue
+            try:
+                sent.answer.result()
+                self._cleared["freed"] += sent.ids
+            except (RolecallError, TimeoutError) as e:
+                self._cleared["failed"] += sent.ids
+                log.info("%d shard(s) on %s were not freed: %s", sent.ids, sent.owner, e)
+        self._under_way = left

@@ -1,0 +1,176 @@
+"""Shared memory segments and the pool that reuses them.
+
+A segment is an anonymous file in memory (memfd): nothing is named in /dev/shm, and the kernel frees it with its last
+holder. Filling fresh pages costs several times the copy itself, so an owner keeps segments whose shards were freed and
+fills them again.
+
+Reuse is safe because every mapping of a segment, the owner's own reads included, holds a shared `flock` on an open file
+of its own, which the kernel drops when the mapping's last holder is gone, however it went. A segment is filled again
+only when an exclusive lock shows that no reader is left. A reader that locks later finds that the mark in front of the
+shard is no longer the shard's id (the owner wiped it before it tested the lock) and turns away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+import threading
+from collections import OrderedDict
+from pathlib import Path
+
+HEADER = 64  # bytes before each shard: its id, then padding so that the elements stay aligned for vector code
+MIB = 1 << 20
+
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW if hasattr(fcntl, "F_SEAL_SHRINK") else 0
+
+
+class Segment:
+    """One memfd of the owner, mapped for writing."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.fd = os.memfd_create("rolecall", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(self.fd, capacity)
+            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SEALS)  # a reader must never meet the end of a file that shrank
+            self.memory = mmap.mmap(self.fd, capacity)
+            advise_huge(self.memory)
+            self.inode = os.fstat(self.fd).st_ino
+        except BaseException:
+            os.close(self.fd)
+            raise
+
+    def mark(self, offset: int, shard_id: str) -> None:
+        """Writes the id in front of the shard whose elements begin at `offset`."""
+        self.memory[offset - HEADER : offset - HEADER + 16] = bytes.fromhex(shard_id)
+
+    def wipe(self, offset: int) -> None:
+        """From now on no reader takes the shard at `offset` for a living one."""
+        self.memory[offset - HEADER : offset - HEADER + 16] = bytes(16)
+
+    def held(self) -> bool:
+        """True while a reader, in any process, has it mapped."""
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        fcntl.flock(self.fd, fcntl.LOCK_UN)
+        return False
+
+    def close(self) -> None:
+        """Lets go of it. Readers keep their mappings; the last one's end frees the memory."""
+        with contextlib.suppress(BufferError):  # a put still writes to it; the mapping goes with that
+            self.memory.close()
+        os.close(self.fd)
+
+
+def advise_huge(memory: mmap.mmap) -> None:
+    """Asks for huge pages, where the kernel gives them to shared memory on advice."""
+    if len(memory) >= 2 * MIB and hasattr(mmap, "MADV_HUGEPAGE"):
+        try:
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        except OSError:
+            return  # a kernel without them; plain pages do as well
+
+
+class Pool:
+    """Segments between two lives.
+
+    Args:
+        budget: Bytes of unused segments to keep; the longest unused are given back to the system first.
+        limit: Number of segments, in use or not, beyond which `take` gives none.
+    """
+
+    def __init__(self, budget: int, limit: int) -> None:
+        self._budget, self._limit = budget, limit
+        self._lock = threading.Lock()
+        self._idle: OrderedDict[int, Segment] = OrderedDict()  # by inode, oldest first; readers may still hold them
+        self._idle_bytes = 0
+        self._used: dict[int, Segment] = {}
+        self._reused = self._created = 0
+
+    def take(self, nbytes: int) -> Segment | None:
+        """A segment of at least `nbytes` that nobody else can see; None when there are too many already."""
+        capacity = size_class(nbytes)
+        with self._lock:
+            segment = self._reusable(capacity)
+            if segment is not None:
+                self._drop(segment)
+                self._reused += 1
+            else:
+                self._shrink(self._budget, self._limit - len(self._used) - 1)
+                if len(self._used) >= self._limit:
+                    return None
+                segment = Segment(capacity)
+                self._created += 1
+            self._used[segment.inode] = segment
+            return segment
+
+    def give_back(self, segment: Segment) -> None:
+        """Takes a segment none of whose shards lives; its marks are wiped."""
+        with self._lock:
+            if self._used.pop(segment.inode, None) is None:
+                return
+            self._idle[segment.inode] = segment
+            self._idle_bytes += segment.capacity
+            self._shrink(self._budget, self._limit)
+
+    def _reusable(self, capacity: int) -> Segment | None:
+        # Newest first: its pages are the likeliest to be in the processor's cache.
+        fitting = [s for s in reversed(self._idle.values()) if capacity <= s.capacity <= 2 * capacity]
+        return next((s for s in sorted(fitting, key=lambda s: s.capacity) if not s.held()), None)
+
+    def _shrink(self, budget: int, count: int) -> None:
+        while self._idle and (self._idle_bytes > budget or len(self._idle) > count):
+            oldest = next(iter(self._idle.values()))
+            self._drop(oldest)
+            oldest.close()
+
+    def _drop(self, segment: Segment) -> None:
+        del self._idle[segment.inode]
+        self._idle_bytes -= segment.capacity
+
+    def metrics(self) -> dict[str, int]:
+        with self._lock:
+            return {
+                "segments": len(self._used),
+                "segment_bytes": sum(s.capacity for s in self._used.values()),
+                "idle_segments": len(self._idle),
+                "idle_bytes": self._idle_bytes,
+                "reused": self._reused,
+                "created": self._created,
+            }
+
+    def close(self) -> None:
+        with self._lock:
+            self._shrink(-1, 0)
+            for segment in self._used.values():
+                segment.close()
+            self._used.clear()
+
+
+def size_class(nbytes: int) -> int:
+    """The capacity for `nbytes`: at most a quarter more, so that tensors of similar sizes share segments."""
+    step = max(mmap.PAGESIZE, 1 << max(0, nbytes.bit_length() - 3))
+    return -(-nbytes // step) * step
+
+
+def default_budget() -> int:
+    """Idle bytes to keep: at most 4 GiB, and for eight workers of a host a quarter of its memory."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(4 << 30, total // 32)
+
+
+def default_limit() -> int:
+    """Segments to have: they cost two descriptors each and may take a quarter of what the process is allowed."""
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(16, min(soft, 65536) // 8)
+
+
+def available() -> bool:
+    """True on systems with sealed memfds and `/proc`."""
+    return hasattr(os, "memfd_create") and bool(_SEALS) and Path("/proc/self/fd").is_dir()

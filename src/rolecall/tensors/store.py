@@ -1,0 +1,162 @@
+"""The shards that a worker owns. It stores and frees; it never fetches from anyone."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rolecall.errors import ShardNotFoundError, TensorError
+from rolecall.tensors.backends import Backend
+from rolecall.tensors.dtypes import dtype_name, storable
+from rolecall.tensors.shard import Shard
+
+if TYPE_CHECKING:
+    import torch
+
+Range = tuple[int, int]
+
+
+class Store:
+    """Shards by id, in one of several backends.
+
+    Args:
+        owner: Id of this worker.
+        addresses: Where this worker listens, written into every shard.
+        backends: By name; what a shard names must be among them.
+        default: Name of the backend that is asked first; what it does not take goes to the others in order.
+    """
+
+    def __init__(
+        self, owner: str, addresses: Sequence[str], backends: Mapping[str, Backend], default: str | None = None
+    ) -> None:
+        self.owner, self.addresses, self.backends = owner, tuple(addresses), dict(backends)
+        first = [default] if default else []
+        self._order = [self.backends[name] for name in (*first, *(n for n in self.backends if n != default))]
+        self._lock = threading.Lock()
+        self._shards: dict[str, Shard] = {}
+        self._bytes = 0
+        self._counts = {"put": 0, "put_bytes": 0, "freed": 0, "freed_bytes": 0, "served": 0, "served_bytes": 0}
+
+    def put(self, tensor: torch.Tensor) -> Shard:
+        """Stores a copy of a dense tensor, from any device.
+
+        Raises:
+            TensorError: The tensor is sparse, meta or quantized, or no backend took it.
+        """
+        if not storable(tensor):
+            raise TensorError(f"only dense tensors with data are stored, not {tensor.layout} on {tensor.device}")
+        shard_id = uuid.uuid4().hex
+        for backend in self._order:
+            where = backend.put(shard_id, tensor)
+            if where is not None:
+                break
+        else:
+            raise TensorError(f"no backend of {self.owner} took a tensor of {tensor.nbytes} bytes")
+        name, shape = dtype_name(tensor.dtype), tuple(tensor.shape)
+        shard = Shard(shard_id, self.owner, self.addresses, backend.name, where, name, shape, tensor.nbytes)
+        with self._lock:
+            self._shards[shard_id] = shard
+            self._bytes += shard.nbytes
+            self._counts["put"] += 1
+            self._counts["put_bytes"] += shard.nbytes
+        return shard
+
+    def get(self, ids: Sequence[str], ranges: Sequence[Range] | None = None) -> list[torch.Tensor]:
+        """The stored tensors, to be read only.
+
+        Args:
+            ranges: For each id the elements `(start, stop)` wanted; the tensors are flat then.
+
+        Raises:
+            ShardNotFoundError: With all ids that are not here. Nothing is returned.
+            TensorError: A range lies outside its shard.
+        """
+        shards = self.find(ids)
+        flat = self.fetch(shards)
+        if ranges is None:
+            out = [tensor.view(shard.shape) for tensor, shard in zip(flat, shards, strict=True)]
+        else:
+            out = [_range(tensor, wanted) for tensor, wanted in zip(flat, ranges, strict=True)]
+        with self._lock:
+            self._counts["served"] += len(out)
+            self._counts["served_bytes"] += sum(tensor.nbytes for tensor in out)
+        return out
+
+    def find(self, ids: Iterable[str]) -> list[Shard]:
+        """The shards of these ids.
+
+        Raises:
+            ShardNotFoundError: With all ids that are not here.
+        """
+        ids = list(ids)
+        with self._lock:
+            missing = [i for i in dict.fromkeys(ids) if i not in self._shards]
+            if missing:
+                raise ShardNotFoundError(missing, self.owner)
+            return [self._shards[i] for i in ids]
+
+    def fetch(self, shards: Sequence[Shard]) -> list[torch.Tensor]:
+        """The elements of own shards as flat tensors, to be read only where the backend is not private."""
+        found: dict[str, torch.Tensor | None] = {}
+        for backend in self._order:
+            mine = [shard for shard in shards if shard.backend == backend.name]
+            found.update(zip((shard.id for shard in mine), backend.fetch(mine), strict=True))
+        gone = [shard.id for shard in shards if found.get(shard.id) is None]
+        if gone:
+            raise ShardNotFoundError(gone, self.owner)
+        return [tensor for shard in shards if (tensor := found[shard.id]) is not None]
+
+    def delete(self, ids: Iterable[str]) -> dict[str, int]:
+        """Frees shards; unknown ids are passed over.
+
+        Returns:
+            `cleared_count`, and what is left: `num_tensors`, `total_bytes`.
+        """
+        with self._lock:
+            gone = [shard for i in ids if (shard := self._shards.pop(i, None)) is not None]
+            freed = sum(shard.nbytes for shard in gone)
+            self._bytes -= freed
+            self._counts["freed"] += len(gone)
+            self._counts["freed_bytes"] += freed
+            left = {"num_tensors": len(self._shards), "total_bytes": self._bytes}
+        for backend in self._order:
+            backend.delete([shard for shard in gone if shard.backend == backend.name])
+        return {"cleared_count": len(gone), **left}
+
+    def info(self, ids: Iterable[str] | None = None) -> list[dict[str, Any]]:
+        """Dtype, shape, size and backend of these shards, or of all."""
+        if ids is None:
+            with self._lock:
+                shards = list(self._shards.values())
+        else:
+            shards = self.find(ids)
+        return [
+            {"id": s.id, "dtype": s.dtype, "shape": list(s.shape), "nbytes": s.nbytes, "backend": s.backend}
+            for s in shards
+        ]
+
+    def clear(self) -> dict[str, int]:
+        """Frees every shard."""
+        with self._lock:
+            ids = list(self._shards)
+        return self.delete(ids)
+
+    def metrics(self) -> dict[str, Any]:
+        with self._lock:
+            out: dict[str, Any] = {"shards": len(self._shards), "bytes": self._bytes, **self._counts}
+        return {**out, "backends": {backend.name: backend.metrics() for backend in self._order}}
+
+    def close(self) -> None:
+        """Frees everything. May be called twice."""
+        self.clear()
+        for backend in self._order:
+            backend.close()
+
+
+def _range(tensor: torch.Tensor, wanted: Range) -> torch.Tensor:
+    start, stop = wanted
+    if not 0 <= start <= stop <= tensor.numel():
+        raise TensorError(f"elements {start} to {stop} of a shard of {tensor.numel()}")
+    return tensor[start:stop]

@@ -1,0 +1,101 @@
+"""Walks nested values: dicts, lists, tuples, named tuples, sets, dataclasses and msgspec Structs.
+
+Types are kept, and whatever holds no changed leaf is returned as it is. It knows nothing of tensors.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+
+MAX_DEPTH = 200  # deeper than any real batch; ends a value that contains itself
+
+_PLAIN = frozenset({int, float, bool, str, bytes, type(None)})
+
+Change = Callable[[Any], Any]
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """Every leaf of `value`, in order. Plain scalars in lists are passed over together."""
+    found: list[Any] = []
+
+    def note(leaf: Any) -> Any:
+        found.append(leaf)
+        return leaf
+
+    map_leaves(note, value)
+    return iter(found)
+
+
+def map_leaves(change: Change, value: Any, *, enter: Change | None = None) -> Any:
+    """`value` with every leaf replaced by `change(leaf)`.
+
+    Args:
+        change: Called with each leaf; numbers, strings, bytes and None are left out.
+        enter: Called with each container before it is walked; what it returns is walked instead.
+
+    Raises:
+        ValueError: The value is nested deeper than 200 levels, or contains itself.
+    """
+    return _walk(change, enter, value, 0)
+
+
+def _walk(change: Change, enter: Change | None, value: Any, depth: int) -> Any:
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if depth > MAX_DEPTH:
+        raise ValueError(f"a value nested deeper than {MAX_DEPTH} levels; does it contain itself?")
+
+    def inner(item: Any) -> Any:
+        return _walk(change, enter, item, depth + 1)
+
+    if isinstance(value, dict):
+        return _walk_dict(inner, enter(value) if enter else value)
+    if isinstance(value, list | tuple | set | frozenset):
+        return _walk_sequence(inner, enter(value) if enter else value)
+    if not isinstance(value, type) and (isinstance(value, msgspec.Struct) or dataclasses.is_dataclass(value)):
+        return _walk_record(inner, enter(value) if enter else value)
+    return change(value)
+
+
+def _walk_dict(inner: Change, value: dict[Any, Any]) -> Any:
+    new = {key: inner(item) for key, item in value.items()}
+    if all(new[key] is item for key, item in value.items()):
+        return value
+    if type(value) is dict:
+        return new
+    out = copy.copy(value)  # keeps the order of an OrderedDict and the factory of a defaultdict
+    out.update(new)
+    return out
+
+
+def _walk_sequence(inner: Change, value: Any) -> Any:
+    kinds = set(map(type, value))
+    if kinds <= _PLAIN:  # a list of a million token ids costs one pass in C
+        return value
+    new = [inner(item) for item in value]
+    if all(a is b for a, b in zip(new, value, strict=True)):
+        return value
+    kind = type(value)
+    if hasattr(kind, "_make"):
+        return kind._make(new)
+    return kind(new)
+
+
+def _walk_record(inner: Change, value: Any) -> Any:
+    is_struct = isinstance(value, msgspec.Struct)
+    names = value.__struct_fields__ if is_struct else [f.name for f in dataclasses.fields(value)]
+    old = {name: getattr(value, name) for name in names if hasattr(value, name)}
+    changed = {name: new for name, item in old.items() if (new := inner(item)) is not item}
+    if not changed:
+        return value
+    out = copy.copy(value)  # without running __init__ and __post_init__ a second time
+    assign = msgspec.structs.force_setattr if is_struct else object.__setattr__
+    for name, new in changed.items():
+        assign(out, name, new)
+    return out
