@@ -118,3 +118,8 @@ def main_path() -> str | None:
     main = sys.modules.get("__main__")
     path = getattr(main, "__file__", None)
     return path if path and getattr(main, "__spec__", None) is None else None
+
+
+def argument_place(place: str) -> str:
+    """Names a place in a call's arguments as the caller wrote them: `value[0][1].fn` is `args[1].fn`."""
+    return place.replace("value[0]", "args", 1).replace("value[1]", "kwargs", 1)

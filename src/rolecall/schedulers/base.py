@@ -14,11 +14,12 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Self
 
-from rolecall.calls import CallOptions, PendingCall, engine_path
-from rolecall.errors import WorkerConfigurationError
+from rolecall.calls import CallOptions, PendingCall, argument_place, engine_path
+from rolecall.errors import EncodeError, WorkerConfigurationError, WorkerNotFoundError
 from rolecall.roles import Role, job_of
 from rolecall.rpc.client import Client
 from rolecall.rpc.loop import IOThread
+from rolecall.rpc.peer import Peer
 from rolecall.schedulers.guards import GuardProxy
 from rolecall.schedulers.hub import Hub
 from rolecall.schedulers.plan import Plan, forked_slots
@@ -27,8 +28,13 @@ from rolecall.schedulers.starting import Group, Starter
 from rolecall.schedulers.stopping import destroy_engines, kill
 from rolecall.schedulers.supervision import Listener, Supervision
 from rolecall.schedulers.table import Member, RoleRecord, Table
+from rolecall.tensors.cache import Cache
+from rolecall.tensors.fetch import Fetcher
 from rolecall.tensors.lifetime import Home
+from rolecall.tensors.shm import ShmBackend
 from rolecall.types import Job, SchedulingSpec, SchedulingStrategy, TensorPolicy, Worker, check_env, check_name
+
+CACHE_BYTES = 1 << 30
 
 
 class Scheduler(ABC):
@@ -68,8 +74,9 @@ class Scheduler(ABC):
         self._run = Run(experiment, trial, fileroot)
         self._run.open()
         self._io = IOThread("rolecall-io")
-        self.home = Home(self._peer_of, loop=self._io.loop)
-        self._watch = Supervision(self._run, self._table, self.home)
+        backends = {"shm": ShmBackend()}
+        self.home = Home(self._peer_of, Fetcher(self._peer_of, Cache(CACHE_BYTES), backends))
+        self._watch = Supervision(self._run, self._table)
         self._hub = Hub(
             self._run, self._io, lease_s=lease_s, on_event=self._watch.on_event, on_lost=self._watch.on_guard_lost
         )
@@ -296,7 +303,10 @@ class Scheduler(ABC):
         member = self._living(worker_id)
         if member.client is None:
             raise WorkerConfigurationError(f"worker {worker_id} runs a program and hosts no engines", member.slot.argv)
-        call = member.client.peer.request(request, value, meta=meta, timeout=timeout, streaming=streaming)
+        try:
+            call = member.client.peer.request(request, value, meta=meta, timeout=timeout, streaming=streaming)
+        except EncodeError as e:
+            raise EncodeError(argument_place(e.place), e.type_name, e.hint) from None
         return PendingCall(call, worker_id, value, timeout)
 
     def members(self, role: str) -> list[str]:
@@ -341,11 +351,16 @@ class Scheduler(ABC):
             self._end_roles(graceful)
         finally:
             self._end_guards(graceful=graceful)
-            self.home.close()
-            self._hub.close()
-            self._io.close()
             self._watch.write_state()
-            self._run.close()
+            self._abandon()
+
+    def _abandon(self) -> None:
+        """Takes back what the constructor made, when a backend's own constructor fails."""
+        self._closed = self._watch.closing = True
+        self.home.close()
+        self._hub.close()
+        self._io.close()
+        self._run.close()
 
     def _end_roles(self, graceful: bool) -> None:
         for record in reversed(self._table.roles()):
@@ -361,7 +376,6 @@ class Scheduler(ABC):
         if not record.borrowed:
             kill(record.members, grace_s)
             for member in record.members:
-                self.home.drop_owner(member.id)
                 if member.client is not None:
                     member.client.close()
         self._table.remove(record)
@@ -402,9 +416,12 @@ class Scheduler(ABC):
             raise member.failed
         return member
 
-    def _peer_of(self, owner: str) -> Any:
-        member = self._table.find(owner)
-        return member.client.peer if member is not None and member.client is not None and not member.failed else None
+    def _peer_of(self, owner: str, addresses: tuple[str, ...]) -> Peer:
+        """The conversation with a shard's owner; a dead owner is an error, since its shards are gone with it."""
+        member = self._living(owner)
+        if member.client is None:
+            raise WorkerNotFoundError(owner, self._table.ids())
+        return member.client.peer
 
 
 def readiness(ready: str | dict[str, Any] | None) -> dict[str, Any] | None:

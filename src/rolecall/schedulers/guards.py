@@ -25,7 +25,7 @@ class GuardProxy:
         self.info: dict[str, Any] = {}
         self.lost: GuardLostError | None = None
         self.ending = False
-        self.peer = Peer(f"guard {guard_id}", loop=io.loop, on_notify=self._notified)
+        self.peer = Peer(f"guard {guard_id}", loop=io.loop, on_notify=self._notified, on_detached=self._disconnected)
         self._arrived = threading.Event()
         self._on_event, self._on_lost = on_event, on_lost
 
@@ -50,9 +50,13 @@ class GuardProxy:
         if self.lost is not None:
             return
         self.lost = GuardLostError(self.guard_id, self.info.get("host", ""), self.info.get("pid"), reason)
-        self.peer.fail_pending(self.lost)
+        self.peer.fail(self.lost)
         self._arrived.set()
         self._on_lost(self)
+
+    def _disconnected(self, error: Exception | None) -> None:
+        if not self.ending:
+            self.lose(str(error) if error else "its connection closed")
 
     def _notified(self, topic: str, value: Any) -> None:
         self._on_event(self, topic, value)

@@ -29,7 +29,7 @@ class Hub:
         self._run, self._io, self._lease_s = run, io, lease_s
         self._on_event, self._on_lost = on_event, on_lost
         self._guards: dict[str, GuardProxy] = {}
-        self._server = Server(run.token, loop=io.loop, on_peer=self._arrived, on_gone=self._gone)
+        self._server = Server(run.token, loop=io.loop, on_peer=self._arrived)
         self._renewal: asyncio.Task[None] | None = None
 
     def open(self) -> None:
@@ -55,13 +55,15 @@ class Hub:
         return [f"unix:{self._run.controller_socket}"]
 
     async def _open(self) -> None:
-        await self._server.listen_unix(str(self._run.controller_socket))
+        self._server.listen_unix(str(self._run.controller_socket))
         self._renewal = asyncio.get_running_loop().create_task(self._renew())
 
     async def _close(self) -> None:
         if self._renewal is not None:
             self._renewal.cancel()
-        self._server.close()
+        await self._server.close()
+        for guard in self.guards():
+            guard.peer.close()
 
     async def _renew(self) -> None:
         while True:
@@ -71,14 +73,9 @@ class Hub:
             await asyncio.sleep(self._lease_s / 4)
 
     def _arrived(self, hello: Hello) -> Peer:
-        facts: dict[str, Any] = hello.facts
+        facts: dict[str, Any] = hello.info
         guard = self._guards.get(str(facts.get("guard_id")))
         if guard is None or facts.get("run_id") != self._run.run_id:
-            raise AuthenticationError(hello.name, "of another run")
+            raise AuthenticationError(str(facts.get("guard_id")), "of another run")
         guard.arrive(facts)
         return guard.peer
-
-    def _gone(self, peer: Peer) -> None:
-        for guard in self.guards():
-            if guard.peer is peer and not guard.ending:
-                guard.lose("its connection closed")

@@ -2,70 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rolecall.calls import main_path
 from rolecall.errors import GuardLostError, WorkerTimeoutError
 from rolecall.guard.sweep import sweep
-from rolecall.schedulers.base import Scheduler
-from rolecall.schedulers.devices import VISIBLE_VARIABLES, DevicePool, parse_visible
-from rolecall.schedulers.guards import GuardProxy
-from rolecall.schedulers.plan import Plan, base_environment, separate_slots
-from rolecall.types import Job, worker_id
+from rolecall.schedulers.one_host import OneHostScheduler
+from rolecall.schedulers.plan import base_environment
 
 GUARD_TIMEOUT_S = 60.0
 
 
-class LocalScheduler(Scheduler):
+class LocalScheduler(OneHostScheduler):
     """Workers on this machine.
 
     Args:
-        devices: Names of the devices to give out; by default what the visible-devices variable lists, else what is counted.
-        oversubscribe: Share devices in turn when more are asked for than are free.
         ip: Address under which workers are reached; loopback, since the run is on one machine.
-        options: Those of `Scheduler`.
+        options: `devices`, `oversubscribe` and those of `Scheduler`.
     """
 
-    def __init__(
-        self,
-        *,
-        devices: Sequence[str | int] | None = None,
-        oversubscribe: bool = False,
-        ip: str = "127.0.0.1",
-        **options: Any,
-    ) -> None:
-        found = [str(d) for d in devices] if devices is not None else visible_devices()
-        self._pool = DevicePool(found, oversubscribe=oversubscribe)
-        self.n_gpus_per_node = len(found)
+    def __init__(self, *, ip: str = "127.0.0.1", **options: Any) -> None:
         self._ip = ip
         super().__init__(**options)
         try:
             self._guard = self._hub.expect("g0")
             self._reaper = self._launch()
         except BaseException:
-            self._hub.close()
-            self._io.close()
-            self._run.close()
+            self._abandon()
             raise
-
-    def plan(self, job: Job) -> Plan:
-        wants = {worker_id(job.role, i): spec.gpu for i, spec in enumerate(job.specs())}
-        return Plan(job.role, separate_slots(job, self._pool.preview(wants), os.cpu_count() or 1))
-
-    def _place(self, plan: Plan) -> list[GuardProxy]:
-        self._wait_for_guard()
-        self._pool.take({slot.worker_id: len(slot.devices) for slot in plan.slots})
-        return [self._guard] * len(plan.slots)
-
-    def _withdraw(self, members: Sequence[str], *, all_of_role: str) -> None:
-        for member in members:
-            self._pool.give_back(member)
 
     def _wait_for_guard(self) -> None:
         if self._guard.wait(GUARD_TIMEOUT_S):
@@ -82,10 +52,9 @@ class LocalScheduler(Scheduler):
         guard = self._guard
         guard.ending = True
         if guard.info and guard.lost is None:
-            try:
+            # A guard that is gone or does not answer is left to the reaper and the sweep below.
+            with contextlib.suppress(GuardLostError, TimeoutError):
                 guard.ask("shutdown", {"grace_s": self._grace_s if graceful else 0.0}, timeout=15.0).result()
-            except (GuardLostError, TimeoutError):
-                pass  # it is gone or does not answer; the reaper and the sweep below see to the rest
         else:
             self._reaper.terminate()
         self._await_reaper()
@@ -140,18 +109,6 @@ class LocalScheduler(Scheduler):
             "controller_pid": os.getpid(),
             "controller_start": _start_time(os.getpid()),
         }
-
-
-def visible_devices() -> list[str]:
-    """What the visible-devices variable lists, else the device files that are there."""
-    for variable in VISIBLE_VARIABLES:
-        if variable in os.environ:
-            return parse_visible(os.environ[variable])
-    for pattern in ("nvidia[0-9]*", "davinci[0-9]*"):
-        found = sorted((p.name for p in Path("/dev").glob(pattern)), key=lambda n: int("".join(filter(str.isdigit, n))))
-        if found:
-            return [str(i) for i in range(len(found))]
-    return []
 
 
 def _python_path() -> list[str]:

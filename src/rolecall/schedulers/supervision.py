@@ -13,7 +13,6 @@ from rolecall.errors import WorkerFailedError, WorkerStalledError
 from rolecall.schedulers.guards import GuardProxy
 from rolecall.schedulers.run import Run
 from rolecall.schedulers.table import Member, Table
-from rolecall.tensors.lifetime import Home
 
 log = logging.getLogger("rolecall")
 Listener = Callable[[str, dict[str, Any]], None]
@@ -23,8 +22,8 @@ LOG_TAIL_BYTES = 4096
 class Supervision:
     """Runs on the I/O thread: turns `exited`, `stalled`, `resumed` and a guard's loss into errors and records."""
 
-    def __init__(self, run: Run, table: Table, home: Home) -> None:
-        self._run, self._table, self._home = run, table, home
+    def __init__(self, run: Run, table: Table) -> None:
+        self._run, self._table = run, table
         self.listeners: list[Listener] = []
         self.guards: Callable[[], list[GuardProxy]] = list
         self.closing = False
@@ -68,7 +67,6 @@ class Supervision:
         if member.failed is not None:
             return
         member.failed = error
-        self._home.drop_owner(member.id)
         if member.client is not None:
             member.client.fail(error)
         if not member.leaving and not self.closing:

@@ -11,16 +11,16 @@ from typing import Any
 
 from rolecall.errors import CallCancelledError, EngineCallError, RolecallError
 from rolecall.rpc.peer import Incoming
-from rolecall.tensors.fetch import Fetcher
-from rolecall.tensors.store import Store
+from rolecall.tensors import functions
+from rolecall.tensors.service import DataService
 from rolecall.worker.host import EngineHost, Kind, Method
 
 
 class Calls:
     """Takes requests for engine methods and answers each exactly once."""
 
-    def __init__(self, host: EngineHost, store: Store, fetcher: Fetcher, loop: asyncio.AbstractEventLoop) -> None:
-        self._host, self._store, self._fetcher, self._loop = host, store, fetcher, loop
+    def __init__(self, host: EngineHost, data: DataService, loop: asyncio.AbstractEventLoop) -> None:
+        self._host, self._data, self._loop = host, data, loop
         self._tasks: set[asyncio.Task[None]] = set()
 
     def dispatch(self, incoming: Incoming) -> None:
@@ -42,7 +42,7 @@ class Calls:
         if incoming.cancelled:
             return incoming.fail(CallCancelledError(self._host.worker_id, incoming.meta["method"]))
         try:
-            args, kwargs = self._fetcher.localize(incoming.args())
+            args, kwargs = functions.localize(incoming.args())
             value = method.call(*args, **kwargs)
             if inspect.isawaitable(value):  # a plain function that hands out a coroutine
                 value = asyncio.run_coroutine_threadsafe(_awaited(value), self._loop).result()
@@ -54,7 +54,7 @@ class Calls:
     async def _on_loop(self, incoming: Incoming, method: Method) -> None:
         self._host.progress.begin()
         try:
-            args, kwargs = await self._fetcher.alocalize(incoming.args())
+            args, kwargs = await functions.alocalize(incoming.args())
             value = await method.call(*args, **kwargs)
             value = self._leave_tensors(incoming, value)
         except BaseException as e:
@@ -79,7 +79,7 @@ class Calls:
     async def _stream_on_loop(self, incoming: Incoming, method: Method) -> None:
         self._host.progress.begin()
         try:
-            args, kwargs = await self._fetcher.alocalize(incoming.args())
+            args, kwargs = await functions.alocalize(incoming.args())
             async with _closing(method.call(*args, **kwargs)) as items:
                 async for item in items:
                     await incoming.emit(self._leave_tensors(incoming, item))
@@ -93,7 +93,7 @@ class Calls:
     def _stream_on_thread(self, incoming: Incoming, method: Method) -> None:
         self._host.progress.begin()
         try:
-            args, kwargs = self._fetcher.localize(incoming.args())
+            args, kwargs = functions.localize(incoming.args())
             items = iter(method.call(*args, **kwargs))
             try:
                 for item in items:
@@ -110,7 +110,7 @@ class Calls:
             self._host.progress.end()
 
     def _leave_tensors(self, incoming: Incoming, value: Any) -> Any:
-        return self._store.remotize(value) if incoming.meta.get("tensors") == "remote" else value
+        return self._data.remotize(value) if incoming.meta.get("tensors") == "remote" else value
 
     def _spawn(self, incoming: Incoming, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)

@@ -59,7 +59,7 @@ class EngineHost:
         """Calls that wait for their lane."""
         return sum(h.lane.waiting for h in list(self._engines.values()))
 
-    def reserve(self, name: str, path: str) -> Lane:
+    def reserve(self, name: str) -> Lane:
         """Takes the name and gives the lane on which the engine is to be made.
 
         Raises:
@@ -117,6 +117,11 @@ class EngineHost:
             hosted = self._engines.pop(name, None)
             self._methods = {k: m for k, m in self._methods.items() if k[0] != name}
         return hosted
+
+    def close(self) -> None:
+        """Lets every lane end after what it runs."""
+        for hosted in list(self._engines.values()):
+            hosted.lane.close()
 
 
 def _kind(call: Callable[..., Any]) -> Kind:

@@ -9,9 +9,12 @@ import socket
 import sys
 from typing import Any
 
+import msgspec
+
 from rolecall.rpc.link import Link
-from rolecall.rpc.loop import new_event_loop
+from rolecall.rpc.loop import new_loop
 from rolecall.rpc.peer import Incoming, Peer
+from rolecall.tensors.binding import binding
 from rolecall.worker.loading import ScriptModule
 from rolecall.worker.node import WorkerConfig, WorkerNode
 
@@ -19,7 +22,7 @@ from rolecall.worker.node import WorkerConfig, WorkerNode
 def run(control: socket.socket) -> None:
     """Serves until the guard closes the control channel. `control` is connected to the guard."""
     _prepare_signals()
-    loop = new_event_loop()
+    loop = new_loop()
     asyncio.set_event_loop(loop)
     try:
         loop.run_until_complete(_Process(loop).serve(control))
@@ -29,7 +32,7 @@ def run(control: socket.socket) -> None:
 
 
 def _prepare_signals() -> None:
-    """A signal from outside ends the process as that signal, so that the exit names it; stopping goes through `destroy`."""
+    """A signal from outside ends the process as that signal, so that the exit names it. Stopping is asked for."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     faulthandler.register(signal.SIGUSR2, all_threads=True, chain=False)
@@ -42,35 +45,30 @@ class _Process:
         self._loop = loop
         self._node: WorkerNode | None = None
         self._over = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._guard = Peer("guard", loop=loop, handler=self)
+        self._guard = Peer("guard", loop=loop, handler=self, on_detached=lambda error: self._over.set())
 
     async def serve(self, control: socket.socket) -> None:
-        Link.over_socket(control, self._guard, loop=self._loop, on_closed=lambda error: self._over.set())
+        self._guard.attach(Link(control, loop=self._loop))
         await self._over.wait()
         if self._node is not None:
-            self._node.close()
+            await self._node.close()
 
     def dispatch(self, incoming: Incoming) -> None:
         if incoming.method == "stop":
             incoming.finish(None)
             self._over.set()
         elif incoming.method == "configure":
-            self._spawn(self._configure(incoming))
+            self._configure(incoming)
         elif self._node is not None:
             self._node.service.dispatch(incoming)
 
-    def _spawn(self, work: Any) -> None:
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _configure(self, incoming: Incoming) -> None:
+    def _configure(self, incoming: Incoming) -> None:
         try:
-            config = WorkerConfig.from_wire(incoming.args())
+            config = msgspec.convert(incoming.args(), WorkerConfig)
             _adopt_paths(config)
             self._node = WorkerNode(config, self._loop, self._ask_guard)
-            incoming.finish(await self._node.start())
+            binding.set(self._node.data)
+            incoming.finish(self._node.start())
         except Exception as e:  # the guard reports why the worker is not ready
             incoming.fail(e)
 

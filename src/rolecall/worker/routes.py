@@ -121,7 +121,7 @@ class WorkerRoutes:
         body = _body(request, EngineBody)
         host = self._service.host
         name = body.engine_name or host.worker_id
-        lane = host.reserve(name, body.engine)
+        lane = host.reserve(name)
 
         def make() -> Any:
             try:
@@ -173,7 +173,7 @@ class WorkerRoutes:
         return _json({"status": "ok"})
 
     async def _data_get(self, request: Request) -> Response:
-        (tensor,) = self._service.store.get([request.path.rpartition("/")[2]])
+        (tensor,) = self._service.data.store.get([request.path.rpartition("/")[2]])
         encoded = codec.encode(tensor)
         if len(encoded.buffers) != 1:
             return _error(400, "this shard has no bytes of its own")
@@ -181,12 +181,12 @@ class WorkerRoutes:
         return Response(200, {"content-type": "application/octet-stream", **headers}, bytes(encoded.buffers[0]))
 
     async def _data_batch(self, request: Request) -> Response:
-        encoded = codec.encode(self._service.store.get(_body(request, ShardsBody).shard_ids))
+        encoded = codec.encode(self._service.data.store.get(_body(request, ShardsBody).shard_ids))
         frame = b"".join(pack(encoded.header, encoded.buffers))
         return Response(200, {"content-type": "application/x-rolecall-frame"}, frame)
 
     async def _data_clear(self, request: Request) -> Response:
-        return _json(self._service.store.delete(_body(request, ShardsBody).shard_ids))
+        return _json(self._service.data.store.delete(_body(request, ShardsBody).shard_ids))
 
 
 def _body(request: Request, shape: type[Any]) -> Any:

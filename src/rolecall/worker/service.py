@@ -16,8 +16,8 @@ import psutil
 
 from rolecall.errors import EngineCreationError, EngineImportError, ProtocolError, RolecallError
 from rolecall.rpc.peer import Incoming
-from rolecall.tensors.fetch import Fetcher
-from rolecall.tensors.store import Store
+from rolecall.tensors import functions
+from rolecall.tensors.service import DataService
 from rolecall.worker.calls import Calls, engine_error
 from rolecall.worker.host import EngineHost
 from rolecall.worker.lane import Lane
@@ -29,10 +29,10 @@ DESTROY_TIMEOUT_S = 10.0
 class WorkerService:
     """The worker's methods, by the name they have on the wire."""
 
-    def __init__(self, host: EngineHost, store: Store, fetcher: Fetcher, loop: asyncio.AbstractEventLoop) -> None:
-        self.host, self.store, self.fetcher = host, store, fetcher
+    def __init__(self, host: EngineHost, data: DataService, loop: asyncio.AbstractEventLoop) -> None:
+        self.host, self.data = host, data
         self._loop = loop
-        self._calls = Calls(host, store, fetcher, loop)
+        self._calls = Calls(host, data, loop)
         self._started = time.time()
         self._tasks: set[asyncio.Task[None]] = set()
         self._methods: dict[str, Callable[[Incoming], None]] = {
@@ -43,10 +43,10 @@ class WorkerService:
             "set_env": self._at_once(self.set_env),
             "health": self._at_once(self.health),
             "metrics": self._at_once(self.metrics),
-            "data.get": self._at_once(lambda ids: self.store.get(ids)),
-            "data.put": self._at_once(lambda value: self.store.remotize(value)),
-            "data.clear": self._at_once(lambda ids: self.store.delete(ids)),
-            "data.info": self._at_once(lambda ids: self.store.info(ids)),
+            "data.get": self._data,
+            "data.put": self._data,
+            "data.clear": self._data,
+            "data.info": self._data,
         }
 
     def dispatch(self, incoming: Incoming) -> None:
@@ -82,15 +82,26 @@ class WorkerService:
         except Exception as e:  # a request is always answered
             incoming.fail(engine_error(self.host.worker_id, incoming.method, e))
 
+    def _data(self, incoming: Incoming) -> None:
+        """Copies memory, so on a thread that may take its time."""
+        self._loop.run_in_executor(None, self._answer_data, incoming)
+
+    def _answer_data(self, incoming: Incoming) -> None:
+        try:
+            value = self.data.answer(incoming.method, incoming.args())
+        except Exception as e:  # a request is always answered
+            return incoming.fail(e)
+        incoming.finish(value)
+
     def _create_engine(self, incoming: Incoming) -> None:
         name, path = incoming.meta.get("engine") or self.host.worker_id, incoming.meta["path"]
-        lane = self.host.reserve(name, path)
+        lane = self.host.reserve(name)
         lane.submit(lambda: self._make(incoming, name, path))
 
     def _make(self, incoming: Incoming, name: str, path: str) -> None:
         try:
             cls = load_engine_class(path)
-            args, kwargs = self.fetcher.localize(incoming.args())
+            args, kwargs = functions.localize(incoming.args())
             engine = cls(*args, **kwargs)
         except EngineImportError as e:
             self.host.abandon(name)
@@ -158,8 +169,7 @@ class WorkerService:
             "calls_begun": self.host.progress.begun,
             "calls_ended": self.host.progress.ended,
             "calls_waiting": self.host.waiting(),
-            "store": self.store.metrics(),
-            "cache": self.fetcher.metrics(),
+            **self.data.metrics(),
         }
 
     def engine_method(self, engine: str | None, name: str) -> Callable[..., Any]:

@@ -1,0 +1,65 @@
+"""Addresses as text: `unix:/path` and `tcp:host:port`. Pure but for the two that open sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from dataclasses import dataclass
+
+from rolecall.errors import ProtocolError
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where something listens: a Unix socket's `path`, or `host` and `port`."""
+
+    path: str = ""
+    host: str = ""
+    port: int = 0
+
+    @property
+    def is_unix(self) -> bool:
+        return bool(self.path)
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}" if self.path else f"tcp:{self.host}:{self.port}"
+
+
+def parse(text: str) -> Address:
+    """Raises ProtocolError for what is no address."""
+    kind, _, rest = text.partition(":")
+    if kind == "unix" and rest:
+        return Address(path=rest)
+    host, _, port = rest.rpartition(":")
+    if kind == "tcp" and host and port.isascii() and port.isdigit() and 0 < int(port) < 65536:
+        return Address(host=host.strip("[]"), port=int(port))
+    raise ProtocolError("bad address, use unix:/path or tcp:host:port", text)
+
+
+async def dial(address: Address, loop: asyncio.AbstractEventLoop) -> socket.socket:
+    """Opens a non-blocking connection.
+
+    Raises:
+        OSError: Nobody listens there.
+    """
+    if address.is_unix:
+        return await _connect(socket.AF_UNIX, address.path, loop)
+    error: OSError | None = None
+    found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    for family, _, _, _, sockaddr in found:
+        try:
+            return await _connect(family, sockaddr, loop)
+        except OSError as e:
+            error = e
+    raise error or OSError(f"{address.host} has no address")
+
+
+async def _connect(family: int, sockaddr: str | tuple[object, ...], loop: asyncio.AbstractEventLoop) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        await loop.sock_connect(sock, sockaddr)
+    except BaseException:
+        sock.close()
+        raise
+    return sock

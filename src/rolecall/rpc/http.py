@@ -1,0 +1,319 @@
+"""The HTTP side of a listener: requests, responses, routes, and one connection served by h11.
+
+The order of the checks is the promise: token, then `Host` and `Origin`, then the route and its method, then the body's
+size, then the body. A connection that fails one of the first three is closed after the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import h11
+
+from rolecall.errors import AuthenticationError, RPCConnectionError
+from rolecall.rpc import address as addresses
+from rolecall.rpc.token import Token
+
+MAX_BODY = 64 << 20
+MAX_HEAD = 16 << 10
+FIRST_REQUEST_S = 10.0
+IDLE_S = 75.0  # between two requests of one connection
+BODY_S = 300.0
+RECEIVE = 64 << 10
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request. Header names are lower case; of repeated ones the last counts."""
+
+    method: str
+    path: str
+    query: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    params: dict[str, str] = field(default_factory=dict)
+
+    def json(self) -> Any:
+        """The body as JSON.
+
+        Raises:
+            HttpError: It is not (400).
+        """
+        try:
+            return json.loads(self.body or b"null")
+        except (ValueError, RecursionError) as e:
+            raise HttpError(400, f"the body is not JSON: {e}") from e
+
+
+@dataclass(frozen=True)
+class Response:
+    """One answer; `json_response` makes the usual kind."""
+
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class HttpError(Exception):
+    """Raised in a route to answer with `status` and `{"error": sentence}`, and further `facts` beside it."""
+
+    def __init__(self, status: int, sentence: str, **facts: Any) -> None:
+        self.status, self.sentence, self.facts = status, sentence, facts
+        super().__init__(f"{status}: {sentence}")
+
+
+Route = Callable[[Request], Awaitable[Response]]
+
+
+def json_response(value: Any, status: int = 200) -> Response:
+    """A response with `value` as JSON."""
+    return Response(status, {"content-type": "application/json"}, json.dumps(value).encode() + b"\n")
+
+
+class Routes:
+    """Which function answers which method and path. A path's part `{name}` matches anything and becomes a parameter."""
+
+    def __init__(self) -> None:
+        self._routes: dict[tuple[str, ...], dict[str, tuple[Route, int]]] = {}
+
+    def add(self, method: str, path: str, fn: Route, *, max_body: int = MAX_BODY) -> None:
+        """Answers `method path` with `fn`; a larger body is refused with 413 before it is read."""
+        methods = self._routes.setdefault(tuple(path.strip("/").split("/")), {})
+        methods[method.upper()] = fn, max_body
+
+    def find(self, method: str, path: str) -> tuple[Route, int, dict[str, str]]:
+        """The function, its body limit and the path's parameters.
+
+        Raises:
+            HttpError: 404 or 405.
+        """
+        parts = tuple(path.strip("/").split("/"))
+        for pattern in (parts, *self._routes):
+            params = _matched(pattern, parts) if pattern in self._routes else None
+            if params is None:
+                continue
+            methods = self._routes[pattern]
+            if method not in methods:
+                allowed = ", ".join(sorted(methods))
+                raise HttpError(405, f"{path} does not take {method} (it takes {allowed})", allow=sorted(methods))
+            return *methods[method], params
+        raise HttpError(404, f"no route {path}")
+
+
+def _matched(pattern: tuple[str, ...], parts: tuple[str, ...]) -> dict[str, str] | None:
+    if len(pattern) != len(parts):
+        return None
+    params = {}
+    for expected, seen in zip(pattern, parts, strict=True):
+        if expected.startswith("{") and expected.endswith("}"):
+            params[expected[1:-1]] = unquote(seen)
+        elif expected != seen:
+            return None
+    return params
+
+
+class HttpConnection:
+    """Serves one connection until it is closed, refused or idle for long."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        begun: bytes,
+        loop: asyncio.AbstractEventLoop,
+        token: Token,
+        routes: Routes,
+        hosts: frozenset[str],
+        authenticated: Callable[[], None],
+    ) -> None:
+        self._sock, self._loop, self._token, self._routes, self._hosts = sock, loop, token, routes, hosts
+        self._authenticated = authenticated
+        self._unix = sock.family == socket.AF_UNIX
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
+        self._http.receive_data(begun)
+
+    async def run(self) -> None:
+        """Answers one request after another.
+
+        Raises:
+            OSError, TimeoutError: The connection broke, or was silent too long.
+        """
+        patience = FIRST_REQUEST_S
+        while True:
+            try:
+                async with asyncio.timeout(patience):
+                    head = await self._next_event()
+                if not isinstance(head, h11.Request):
+                    return
+                response = await self._answered(head)
+            except h11.RemoteProtocolError as e:
+                if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+                    await self._send(_error(HttpError(e.error_status_hint or 400, str(e))), close=True)
+                return
+            if not await self._send(response, close=False):
+                return
+            patience = IDLE_S
+
+    async def _answered(self, head: h11.Request) -> Response:
+        try:
+            request = self._checked(head)
+            route, max_body, params = self._routes.find(request.method, request.path)
+            async with asyncio.timeout(BODY_S):
+                body = await self._body(request, max_body)
+            return await self._handled(route, _with(request, body, params))
+        except HttpError as e:
+            return _error(e)
+
+    def _checked(self, head: h11.Request) -> Request:
+        """The request's head, once token, host and origin are right."""
+        headers = {name.decode(): value.decode("latin-1") for name, value in head.headers}
+        presented = headers.get("authorization", "")
+        scheme, _, secret = presented.partition(" ")
+        if scheme.lower() != "bearer" or not self._token.matches(secret.strip().encode("latin-1")):
+            raise HttpError(401, str(AuthenticationError(seen="wrong" if presented else "missing")))
+        self._authenticated()
+        host = _hostname(headers.get("host", ""))
+        if host not in self._hosts and not (self._unix and not host):
+            raise HttpError(403, f"foreign Host {host!r}; use the address this listens on")
+        if "origin" in headers:
+            raise HttpError(403, f"requests of web pages are not answered (Origin {headers['origin']!r})")
+        target = _split(head.target.decode("latin-1"))
+        return Request(head.method.decode(), target.path, dict(parse_qsl(target.query)), headers)
+
+    async def _body(self, request: Request, max_body: int) -> bytes:
+        announced = int(request.headers.get("content-length", 0))  # h11 has made sure that it is a number
+        if announced > max_body:
+            raise _too_large(max_body)
+        if self._http.they_are_waiting_for_100_continue:
+            go_on = h11.InformationalResponse(status_code=100, headers=[])
+            await self._loop.sock_sendall(self._sock, self._http.send(go_on) or b"")
+        body = bytearray()
+        while isinstance(event := await self._next_event(), h11.Data):
+            body += event.data
+            if len(body) > max_body:
+                raise _too_large(max_body)
+        if not isinstance(event, h11.EndOfMessage):
+            raise RPCConnectionError("the client", "it hung up before the request was complete")
+        return bytes(body)
+
+    async def _handled(self, route: Route, request: Request) -> Response:
+        try:
+            return await route(request)
+        except HttpError:
+            raise
+        except Exception as e:  # a route's mistake is this request's answer, not the end of the server
+            raise HttpError(500, self._token.scrub(f"{type(e).__name__}: {e}")) from e
+
+    async def _send(self, response: Response, *, close: bool) -> bool:
+        """Sends an answer; False when the connection cannot be used again."""
+        close = close or response.status in (401, 403) or self._http.their_state is not h11.DONE
+        headers = {**response.headers, "content-length": str(len(response.body))}
+        if close:
+            headers["connection"] = "close"
+        data = self._http.send(h11.Response(status_code=response.status, headers=list(headers.items()))) or b""
+        data += self._http.send(h11.Data(data=response.body)) or b""
+        data += self._http.send(h11.EndOfMessage()) or b""
+        await self._loop.sock_sendall(self._sock, data)
+        if self._http.our_state is h11.MUST_CLOSE or self._http.their_state is not h11.DONE:
+            await self._linger()
+            return False
+        self._http.start_next_cycle()
+        return True
+
+    async def _linger(self) -> None:
+        """Reads a little of what is still coming; closing over it would reset the connection and lose the answer."""
+        self._sock.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(TimeoutError, OSError):
+            async with asyncio.timeout(1.0):
+                for _ in range(64):
+                    if not await self._loop.sock_recv(self._sock, RECEIVE):
+                        return
+
+    async def _next_event(self) -> Any:
+        while (event := self._http.next_event()) is h11.NEED_DATA:
+            self._http.receive_data(await self._loop.sock_recv(self._sock, RECEIVE))
+        return event
+
+
+def _split(target: str) -> Any:
+    try:
+        return urlsplit(target if target.startswith("/") else f"/{target}")
+    except ValueError as e:
+        raise HttpError(400, f"bad request target: {e}") from e
+
+
+def _with(request: Request, body: bytes, params: dict[str, str]) -> Request:
+    return Request(request.method, request.path, request.query, request.headers, body, params)
+
+
+def _hostname(host: str) -> str:
+    host = host.strip().lower()
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]
+
+
+def _too_large(limit: int) -> HttpError:
+    return HttpError(413, f"the body is larger than {limit} bytes")
+
+
+def _error(error: HttpError) -> Response:
+    response = json_response({"error": error.sentence, **error.facts}, error.status)
+    if error.status == 401:
+        response.headers["www-authenticate"] = "Bearer"
+    if error.status == 405:
+        response.headers["allow"] = ", ".join(error.facts["allow"])
+    return response
+
+
+async def http_get(
+    address: str, path: str, headers: dict[str, str] | None = None, timeout: float | None = 10.0
+) -> Response:
+    """Sends one GET to `unix:/path` or `tcp:host:port`; for readiness checks.
+
+    Raises:
+        OSError: Nobody listens there, or it hung up.
+        TimeoutError: No answer within `timeout` seconds.
+    """
+    loop = asyncio.get_running_loop()
+    where = addresses.parse(address)
+    async with asyncio.timeout(timeout):
+        sock = await addresses.dial(where, loop)
+        try:
+            return await _get(sock, loop, where.host or "localhost", path, headers or {})
+        except h11.RemoteProtocolError as e:
+            raise ConnectionError(f"{address} does not speak HTTP: {e}") from e
+        finally:
+            sock.close()
+
+
+async def _get(
+    sock: socket.socket, loop: asyncio.AbstractEventLoop, host: str, path: str, headers: dict[str, str]
+) -> Response:
+    http = h11.Connection(h11.CLIENT)
+    sent = {"host": host, "connection": "close", **{name.lower(): value for name, value in headers.items()}}
+    request = http.send(h11.Request(method="GET", target=path, headers=list(sent.items()))) or b""
+    await loop.sock_sendall(sock, request + (http.send(h11.EndOfMessage()) or b""))
+    status, answer, body = 0, {}, bytearray()
+    while True:
+        event = http.next_event()
+        if event is h11.NEED_DATA:
+            http.receive_data(await loop.sock_recv(sock, RECEIVE))
+        elif isinstance(event, h11.Response):
+            status = event.status_code
+            answer = {name.decode(): value.decode("latin-1") for name, value in event.headers}
+        elif isinstance(event, h11.Data):
+            body += event.data
+        elif isinstance(event, h11.EndOfMessage):
+            return Response(status, answer, bytes(body))
+        elif isinstance(event, h11.ConnectionClosed):
+            raise ConnectionError("the server hung up before its answer was complete")

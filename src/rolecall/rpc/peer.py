@@ -1,0 +1,642 @@
+"""Peer owns one end of a conversation that outlives its links: calls, their records, and what makes them at most once.
+
+A call's id is (session of the caller, sequence). The callee remembers every sequence it has taken, for ever (a few
+intervals), and the answer until the caller says that it has it. So a request may be sent again whenever it is unclear
+what became of it, and the caller asks (a probe) whenever a call is long without an answer and whenever a link was
+replaced: what the callee does not know is sent again, byte for byte; what runs goes on; what was answered is answered
+again from the record. Nothing else is ever repeated.
+
+Why no id is run twice: a link keeps its order, and frames of a link that was replaced are not looked at. A new session
+on the other side (its process was restarted) has no records, so calls sent to the old one fail instead of being resent.
+
+Memory: a thread that calls waits in `request` while more than `max_in_flight` bytes of its side's requests are
+unanswered; a thread that answers waits while much is unsent. Reading never stops, so answers, cancellations and probes
+always get through and two full sides cannot block each other. Code on an event loop is not made to wait; it bounds its
+own number of calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+import time
+from asyncio.events import _get_running_loop
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from rolecall.errors import CallCancelledError, EncodeError, ProtocolError, RPCConnectionError
+from rolecall.rpc import codec, messages
+from rolecall.rpc.call import Body, Call, _fresh
+from rolecall.rpc.frames import pack
+from rolecall.rpc.incoming import Incoming
+from rolecall.rpc.link import Link
+from rolecall.rpc.messages import Ack, Asked, Cancel, Credit, Item, Probe, Reply, Request, Settled, Status
+from rolecall.rpc.sequences import SequenceSet
+from rolecall.rpc.waiting import Waitable, Wakers
+
+__all__ = ["Call", "Handler", "Incoming", "Peer"]
+
+PROBE_S = 1.0
+PROBE_MAX_S = 15.0
+ACKS_AT_ONCE = 256  # acknowledgements that ride on one frame
+LARGE_REPLY = 256 << 10  # its record is worth a frame of its own to be rid of
+MAX_IN_FLIGHT = 256 << 20
+MAX_CALLS = 32768
+MAX_RECORDS = 65536
+MAX_RECORD_BYTES = 4 << 30
+MAX_SETTLED = 4096
+SETTLED_ROUNDS = 3  # said again, for the frame itself may be lost
+
+
+class Handler(Protocol):
+    """Who answers the other side's requests."""
+
+    def dispatch(self, incoming: Incoming) -> None:
+        """Starts the work. On the loop's thread; must not block."""
+
+
+class Peer:
+    """One end of a conversation. Symmetric: it calls, is called, and notifies.
+
+    `request`, `notify`, `fail_pending` and `close` may be used from any thread, `attach` and `detach` on the loop's.
+
+    Args:
+        name: The other side's name, for messages.
+        handler: Answers requests; without one they are refused.
+        on_notify: Gets topic and value of each notification, on the loop's thread, once.
+        context: Handed to the codec's decoders.
+        window: Items of a stream that may be under way.
+        probe: Seconds after which a silent call is asked after; doubles up to 15 s.
+        max_in_flight: Bytes of unanswered requests above which calling threads wait.
+        on_attached: Called on the loop's thread after a link was attached.
+        on_detached: Called on the loop's thread with the link's error after it was lost.
+
+    Attributes:
+        session: The id of this end.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        handler: Handler | None = None,
+        on_notify: Callable[[str, Any], None] | None = None,
+        context: Any = None,
+        window: int = 16,
+        probe: float = PROBE_S,
+        max_in_flight: int = MAX_IN_FLIGHT,
+        on_attached: Callable[[], None] | None = None,
+        on_detached: Callable[[Exception | None], None] | None = None,
+    ) -> None:
+        self.name, self.loop, self.handler, self.on_notify, self.context = name, loop, handler, on_notify, context
+        self.window, self.on_attached, self.on_detached = window, on_attached, on_detached
+        self.session = secrets.token_hex(8)
+        self._probe_s = probe
+        self._max_in_flight = max_in_flight
+        self._remote = ""
+        self._link: Link | None = None
+        self._wakers = Wakers()
+        self._lock = threading.Lock()
+        self._failure: BaseException | None = None
+        self._tick_handle: asyncio.TimerHandle | None = None
+        # as caller
+        self._next = 0
+        self._calls: dict[int, Call] = {}
+        self._notes: dict[int, Call] = {}
+        self._given_up: dict[int, Call] = {}
+        self._in_flight = 0
+        self._room = Waitable()
+        self._acks: deque[int] = deque()
+        self._answered_below = 0
+        self._settled_rounds = 0
+        # as callee
+        self._taken = SequenceSet()
+        self._records: dict[int, Incoming] = {}
+        self._finished: dict[int, int] = {}
+        self._finished_bytes = 0
+
+    # Calling
+
+    @property
+    def pending(self) -> int:
+        """Calls of this side without an answer."""
+        return len(self._calls)
+
+    @property
+    def attached(self) -> bool:
+        return self._link is not None
+
+    def request(
+        self,
+        method: str,
+        value: Any = None,
+        *,
+        meta: dict[str, Any] | None = None,
+        timeout: float | None = None,
+        streaming: bool = False,
+    ) -> Call:
+        """Sends a request; without a link it leaves as soon as there is one.
+
+        Args:
+            meta: Options beside the value; plain msgpack values only.
+            timeout: Seconds until the call fails with TimeoutError and the callee is told to give up.
+
+        Raises:
+            EncodeError: The value does not travel. Nothing was sent.
+            RPCConnectionError: The peer is closed, or what it was failed with.
+        """
+        encoded = codec.encode(value)
+        self._wait_for_room(timeout)
+        return self._post(self._calls, method, encoded, meta or {}, timeout, streaming)
+
+    def notify(self, topic: str, value: Any = None) -> None:
+        """Tells the other side something, once, without an answer. In order as long as nothing is lost on the way."""
+        self._post(self._notes, topic, codec.encode(value), {}, None, False)
+
+    def _post(
+        self,
+        table: dict[int, Call],
+        method: str,
+        encoded: codec.Encoded,
+        meta: dict[str, Any],
+        timeout: float | None,
+        streaming: bool,
+    ) -> Call:
+        kind = messages.STREAM if streaming else messages.NOTIFICATION if table is self._notes else messages.CALL
+        request = Request(0, kind, method, meta, self.window, self._take_acks(), encoded.header)
+        call = Call(self, 0, method, timeout, streaming)
+        call.size = len(encoded.header) + sum(b.nbytes for b in encoded.buffers)
+        with self._lock:
+            if self._failure is not None:
+                raise _fresh(self._failure)
+            call.seq = request.seq = self._next
+            self._next += 1
+            table[call.seq] = call
+            self._in_flight += call.size
+        try:
+            call.parts = parts = pack(_encoded_request(request), encoded.buffers)
+        except Exception:
+            self._claim(call.seq)
+            raise
+        link = self._link
+        if link is not None:
+            call.sent = link, link.send(parts)
+        return call
+
+    def _wait_for_room(self, timeout: float | None = None) -> None:
+        """Makes a thread wait that outruns the other side; see the module's text."""
+        link = self._link
+        if link is not None:
+            link.wait_for_room()
+        if not self._has_room() and _get_running_loop() is None:
+            self._room.wait(self._has_room, None if timeout is None else time.monotonic() + timeout)
+
+    def _has_room(self) -> bool:
+        if self._failure is not None:
+            return True
+        return self._in_flight <= self._max_in_flight and len(self._calls) < MAX_CALLS
+
+    def _take_acks(self) -> list[int]:
+        acks: list[int] = []
+        waiting = self._acks
+        while waiting and len(acks) < ACKS_AT_ONCE:
+            try:
+                acks.append(waiting.popleft())
+            except IndexError:  # another thread took the last one
+                break
+        return acks
+
+    def _claim(self, seq: int) -> Call | None:
+        """Takes a call out of the tables. Whoever gets it, and nobody else, completes it."""
+        with self._lock:
+            call = self._calls.pop(seq, None) or self._notes.pop(seq, None)
+            if call is None:
+                return self._given_up.pop(seq, None)
+            self._in_flight -= call.size
+        if self._room._waiters and self._has_room():
+            self._room.wake()
+        return call
+
+    def _give_up(self, call: Call, error: BaseException) -> None:
+        with self._lock:
+            if self._calls.pop(call.seq, None) is None:
+                return
+            self._in_flight -= call.size
+            self._given_up[call.seq] = call
+        self._room.wake()
+        call._failed(error)
+        self._say(Cancel(call.seq))
+
+    def _expire(self, call: Call) -> None:
+        self._give_up(call, TimeoutError(f"{self.name}: {call.method}() had no answer within {call.timeout:g} s"))
+
+    def _cancel(self, call: Call) -> None:
+        self._give_up(call, CallCancelledError(self.name, call.method))
+
+    def _credit(self, seq: int, consumed: int) -> None:
+        self._say(Credit(seq, consumed))
+
+    def fail_pending(self, exc: BaseException) -> None:
+        """Fails every call that waits, at once, with `exc`; later calls are not touched. Any thread."""
+        with self._lock:
+            calls = [*self._calls.values(), *self._notes.values()]
+            self._calls.clear()
+            self._notes.clear()
+            self._given_up.clear()
+            self._in_flight = 0
+        self._room.wake()
+        for call in calls:
+            call._failed(exc)
+
+    def fail(self, exc: BaseException) -> None:
+        """Ends the conversation: pending and later calls raise `exc`. Any thread."""
+        with self._lock:
+            self._failure = self._failure or exc
+        self.fail_pending(exc)
+        self._soon(self._end)
+
+    def close(self) -> None:
+        """Ends the conversation: pending and later calls raise RPCConnectionError. Any thread, any number of times."""
+        self.fail(RPCConnectionError(self.name, "closed on this side"))
+
+    @property
+    def closed(self) -> bool:
+        return self._failure is not None
+
+    def _end(self) -> None:
+        if self._tick_handle is not None:
+            self._tick_handle.cancel()
+            self._tick_handle = None
+        with self._lock:
+            records = list(self._records.values())
+            self._records.clear()
+            self._finished.clear()
+            self._finished_bytes = 0
+        for record in records:
+            record.settled = True
+            record._cancel()
+            record.wake()
+        link, self._link = self._link, None
+        if link is not None:
+            link.close()
+
+    # The link
+
+    def attach(self, link: Link, remote: str = "") -> None:
+        """Continues the conversation over `link`; a former link is dropped, and what it still carries is ignored.
+
+        Args:
+            remote: The other side's session, where known. Another one than before remembers nothing: calls that were
+                sent to the former one fail.
+        """
+        if self._failure is not None:
+            link.close()
+            return
+        former, self._link = self._link, None
+        if former is not None:
+            former.on_closed = _ignore
+            former.abort()
+            self._wake_lenders()
+        if remote and self._remote and remote != self._remote:
+            self._forget_remote()
+        self._remote = remote or self._remote
+        link.on_frame = lambda header, buffers: self._on_frame(link, header, buffers)
+        link.on_closed = lambda exc: self.detach(link, exc)
+        self._link = link
+        link.start()
+        self._resume(link)
+        if self._tick_handle is None:
+            self._tick_handle = self.loop.call_later(self._probe_s / 4, self._tick)
+        if self.on_attached is not None:
+            self.on_attached()
+
+    def detach(self, link: Link, exc: Exception | None) -> None:
+        """Takes note that `link` is gone; calls wait for the next one."""
+        if link is not self._link:
+            return
+        self._link = None
+        link.abort()
+        self._wake_lenders()
+        if self.on_detached is not None:
+            self.on_detached(exc)
+
+    def _wake_lenders(self) -> None:
+        for record in list(self._records.values()):
+            record.wake()
+
+    def _forget_remote(self) -> None:
+        """The other side was restarted: what the former one had taken may have run and will not be answered."""
+        with self._lock:
+            lost = [c for c in (*self._calls.values(), *self._notes.values()) if c.sent is not None]
+            self._given_up.clear()
+            records = list(self._records.values())
+            self._records.clear()
+            self._finished.clear()
+            self._finished_bytes = 0
+            self._taken = SequenceSet()
+        for record in records:
+            record.settled = True
+            record._cancel()
+        for call in lost:
+            if self._claim(call.seq) is not None:
+                call._failed(RPCConnectionError(self.name, "the process was restarted; the call may have run"))
+
+    def _resume(self, link: Link) -> None:
+        """Sends what was never sent and asks after the rest."""
+        now = time.monotonic()
+        asked = []
+        for call in self._waiting():
+            if call.sent is not None or call._done:
+                asked.append(self._asked(call))
+            elif call.parts is not None:
+                call.sent = link, link.send(call.parts)
+            call.probe_at, call.probe_wait = now + self._probe_s, self._probe_s
+        self._ask(asked)
+
+    def _waiting(self) -> list[Call]:
+        with self._lock:
+            return [*self._calls.values(), *self._notes.values(), *self._given_up.values()]
+
+    def _send(self, parts: Sequence[bytes | memoryview]) -> tuple[Link, int] | None:
+        link = self._link
+        return None if link is None else (link, link.send(parts))
+
+    def _say(self, message: messages.Message) -> None:
+        self._send(pack(messages.encode(message)))
+
+    def _report(self, what: str, exc: Exception) -> None:
+        self.loop.call_exception_handler({"message": f"{self.name}: {what} failed", "exception": exc})
+
+    def _soon(self, fn: Callable[[], None]) -> None:
+        if _get_running_loop() is self.loop:
+            fn()
+            return
+        try:
+            self.loop.call_soon_threadsafe(fn)
+        except RuntimeError:  # the loop is closed; nothing of this peer runs there any more
+            self._link = None
+
+    # Asking after what is silent
+
+    def _tick(self) -> None:
+        self._tick_handle = self.loop.call_later(self._probe_s / 4, self._tick)
+        now = time.monotonic()
+        asked = []
+        for call in self._waiting():
+            if call._deadline is not None and call._deadline <= now:
+                self._expire(call)
+            elif call.probe_wait == 0.0:
+                call.probe_at, call.probe_wait = now + self._probe_s, self._probe_s
+            elif call.probe_at <= now and not self._on_its_way(call.sent) and (call.sent is not None or call._done):
+                call.probe_wait = min(call.probe_wait * 2, PROBE_MAX_S)
+                call.probe_at = now + call.probe_wait
+                asked.append(self._asked(call))
+        self._ask(asked)
+        self._say_settled()
+
+    def _on_its_way(self, sent: tuple[Link, int] | None) -> bool:
+        """Whether the frame is still queued on this side; then there is no need to ask after it or to repeat it."""
+        return sent is not None and sent[0] is self._link and sent[1] > sent[0].written
+
+    def _asked(self, call: Call) -> Asked:
+        inflow = call._inflow
+        if inflow is None:
+            return Asked(call.seq, 0, 0, call._done)
+        return Asked(call.seq, inflow.arrived, inflow.consumed, call._done)
+
+    def _ask(self, asked: list[Asked]) -> None:
+        for start in range(0, len(asked), 1024):
+            self._say(Probe(asked[start : start + 1024]))
+
+    def _say_settled(self) -> None:
+        if self._acks:
+            self._say(Ack(self._take_acks()))
+            self._settled_rounds = SETTLED_ROUNDS
+        if self._settled_rounds == 0 or self._link is None:
+            return
+        self._settled_rounds -= 1
+        with self._lock:
+            below = self._answered_below
+            tables = (self._calls, self._notes, self._given_up)
+            waiting = [seq for table in tables for seq in table if seq < below]
+        if len(waiting) <= MAX_SETTLED:
+            self._say(Settled(below, waiting))
+
+    # Frames that come in
+
+    def _on_frame(self, link: Link, header: bytes | memoryview, buffers: list[memoryview]) -> None:
+        if link is not self._link:
+            return
+        message = messages.decode(header)
+        if isinstance(message, Reply):
+            self._on_reply(message, buffers)
+        elif isinstance(message, Request):
+            self._on_request(message, buffers)
+        elif isinstance(message, Item):
+            self._on_item(message, buffers)
+        else:
+            self._on_control(message)
+
+    def _on_control(self, message: Credit | Cancel | Ack | Settled | Probe | Status) -> None:
+        if isinstance(message, Ack):
+            self._drop_records(message.seqs)
+        elif isinstance(message, Credit):
+            record = self._records.get(message.seq)
+            if record is not None:
+                record._credit(message.consumed)
+        elif isinstance(message, Cancel):
+            record = self._records.get(message.seq)
+            if record is not None:
+                record._cancel()
+        elif isinstance(message, Settled):
+            waiting = set(message.waiting)
+            self._drop_records([s for s in list(self._finished) if s < message.below and s not in waiting])
+        elif isinstance(message, Probe):
+            self._on_probe(message)
+        else:
+            self._on_status(message)
+
+    # as caller
+
+    def _on_reply(self, message: Reply, buffers: list[memoryview]) -> None:
+        call = self._calls.get(message.seq)
+        inflow = call._inflow if call is not None else None
+        if inflow is not None and call is not None:
+            inflow.final = message.items, message.ok, (message.body, buffers)
+            if inflow.arrived < message.items:
+                self._probe_gap(call)
+                return
+        self._answer(message.seq, message.ok, (message.body, buffers))
+
+    def _answer(self, seq: int, ok: bool, body: Body) -> None:
+        call = self._claim(seq)
+        self._acknowledge(seq, sum(map(len, body[1])))
+        if call is not None and not call._done:
+            call._answered(ok, body)
+
+    def _on_item(self, message: Item, buffers: list[memoryview]) -> None:
+        call = self._calls.get(message.seq)
+        if call is None or call._inflow is None:
+            return
+        inflow = call._inflow
+        whole = inflow.put(message.index, (message.body, buffers), self.window)
+        call.wake()
+        if not whole:
+            self._probe_gap(call)
+        elif inflow.final is not None and inflow.arrived >= inflow.final[0]:
+            self._answer(call.seq, inflow.final[1], inflow.final[2])
+
+    def _probe_gap(self, call: Call) -> None:
+        """Asks at once for what is missing of a stream, but not for each item that comes behind the same gap."""
+        inflow = call._inflow
+        now = time.monotonic()
+        if inflow is not None and now - inflow.probed_at > self._probe_s / 20:
+            inflow.probed_at = now
+            self._ask([self._asked(call)])
+
+    def _acknowledge(self, seq: int, size: int) -> None:
+        self._acks.append(seq)
+        self._answered_below = max(self._answered_below, seq + 1)
+        self._settled_rounds = SETTLED_ROUNDS
+        if size >= LARGE_REPLY or len(self._acks) >= ACKS_AT_ONCE:
+            self._say(Ack(self._take_acks()))
+
+    def _on_status(self, status: Status) -> None:
+        for seq in status.running:
+            call = self._calls.get(seq)
+            if call is not None:
+                call.parts = None  # taken for certain: it will never have to be sent again
+        for seq in status.unknown:
+            call = self._calls.get(seq) or self._notes.get(seq)
+            if call is None:
+                self._given_up.pop(seq, None)
+            elif call.parts is not None:
+                call.probe_wait, call.probe_at = self._probe_s, time.monotonic() + self._probe_s
+                call.sent = self._send(call.parts)
+
+    # as callee
+
+    def _on_request(self, request: Request, buffers: list[memoryview]) -> None:
+        if request.acks:
+            self._drop_records(request.acks)
+        if not self._taken.add(request.seq):
+            record = self._records.get(request.seq)
+            if record is None:
+                self._say_gone(request.seq)
+            elif record.reply is not None:
+                self._send_again(record, 0)
+            return
+        incoming = Incoming(self, request, buffers)
+        self._records[request.seq] = incoming
+        if request.kind == messages.NOTIFICATION:
+            self._on_notification(incoming)
+            return
+        try:
+            if self.handler is None:
+                raise ProtocolError("this side answers no calls", request.method)
+            self.handler.dispatch(incoming)
+        except Exception as e:  # the handler's own mistake is the answer to this call, not the end of the link
+            incoming.fail(e)
+
+    def _on_notification(self, incoming: Incoming) -> None:
+        try:
+            if self.on_notify is not None:
+                self.on_notify(incoming.method, incoming.args())
+        except Exception as e:  # nobody waits for the answer, so the loop's handler is told
+            self._report(f"notification {incoming.method}", e)
+        incoming.finish(None)
+
+    def _on_probe(self, probe: Probe) -> None:
+        running, unknown = [], []
+        for asked in probe.calls:
+            record = self._records.get(asked.seq)
+            if record is None:
+                if asked.seq in self._taken:
+                    self._say_gone(asked.seq)
+                else:
+                    unknown.append(asked.seq)
+                continue
+            if asked.cancelled:
+                record._cancel()
+            if record.streaming:
+                record._credit(asked.consumed)
+            if record.reply is None:
+                running.append(asked.seq)
+            self._send_again(record, asked.arrived)
+        if running or unknown:
+            self._say(Status(running, unknown))
+
+    def _send_again(self, record: Incoming, arrived: int) -> None:
+        link = self._link
+        if link is None or self._on_its_way(record.sent):
+            return
+        for parts in record._stored_items(arrived):
+            record.sent = link, link.send(parts)
+        if record.reply is not None and record.lent in (None, link):
+            record.sent = link, link.send(record.reply)
+
+    def _say_gone(self, seq: int) -> None:
+        error = RPCConnectionError(self.name, f"the result of call {seq} is no longer kept; it was not run again")
+        encoded = codec.encode(error, "error")
+        self._say(Reply(seq, False, 0, encoded.header))
+
+    def _keep_reply(self, record: Incoming, parts: Sequence[bytes | memoryview]) -> bool:
+        """Makes `parts` the one answer of a call; False when it has one. Any thread."""
+        with self._lock:
+            if record.reply is not None:
+                return False
+            record.reply = parts
+            if record.settled:  # nobody waits any more
+                return False
+            size = sum(map(len, parts))
+            self._finished[record.seq] = size
+            self._finished_bytes += size
+            evicted = self._evict()
+        for old in evicted:
+            old.wake()
+        return True
+
+    def _evict(self) -> list[Incoming]:
+        evicted = []
+        while len(self._finished) > MAX_RECORDS or (
+            self._finished_bytes > MAX_RECORD_BYTES and len(self._finished) > 1
+        ):
+            record = self._remove(next(iter(self._finished)))
+            if record is not None:
+                evicted.append(record)
+        return evicted
+
+    def _remove(self, seq: int) -> Incoming | None:
+        self._finished_bytes -= self._finished.pop(seq, 0)
+        record = self._records.pop(seq, None)
+        if record is not None:
+            record.settled = True
+        return record
+
+    def _replace_reply(self, record: Incoming, parts: Sequence[bytes | memoryview]) -> bool:
+        with self._lock:
+            if record.settled:
+                return False
+            record.reply, record.lent = parts, None
+            return True
+
+    def _drop_records(self, seqs: Sequence[int]) -> None:
+        with self._lock:
+            dropped = [record for seq in seqs if seq in self._finished and (record := self._remove(seq)) is not None]
+        for record in dropped:
+            if record._waiters:
+                record.wake()
+
+
+def _encoded_request(request: Request) -> bytes:
+    try:
+        return messages.encode(request)
+    except (TypeError, ValueError, OverflowError) as e:
+        raise EncodeError("meta", type(request.meta).__name__, f"only plain values travel there ({e})") from e
+
+
+def _ignore(exc: Exception | None) -> None:
+    return None

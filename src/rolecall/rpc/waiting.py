@@ -1,0 +1,135 @@
+"""Waiting for something that another thread brings about, from threads and from any event loop.
+
+`Waitable` owns the list of who waits. It never says what is waited for: that is the caller's predicate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from asyncio.events import _get_running_loop
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from weakref import WeakKeyDictionary
+
+
+class LoopWaker:
+    """Completes futures of one event loop from other threads, with one wake-up for as many as are ready."""
+
+    __slots__ = ("_due", "_loop", "_scheduled")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._due: deque[asyncio.Future[None]] = deque()
+        self._scheduled = False
+
+    def wake(self, future: asyncio.Future[None]) -> None:
+        """Completes `future` soon. Any thread."""
+        if _get_running_loop() is self._loop:
+            if not future.done():
+                future.set_result(None)
+            return
+        self._due.append(future)
+        if not self._scheduled:
+            self._scheduled = True
+            try:
+                self._loop.call_soon_threadsafe(self._flush)
+            except RuntimeError:  # that loop is closed: nobody waits there any more
+                self._due.clear()
+                self._scheduled = False
+
+    def _flush(self) -> None:
+        self._scheduled = False  # before draining: whoever appends from here on schedules anew
+        due = self._due
+        while due:
+            future = due.popleft()
+            if not future.done():
+                future.set_result(None)
+
+
+class Wakers:
+    """One `LoopWaker` for each event loop that somebody waits in."""
+
+    __slots__ = ("_by_loop", "_lock")
+
+    def __init__(self) -> None:
+        self._by_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopWaker] = WeakKeyDictionary()
+        self._lock = threading.Lock()
+
+    def of(self, loop: asyncio.AbstractEventLoop) -> LoopWaker:
+        waker = self._by_loop.get(loop)
+        if waker is None:
+            with self._lock:
+                waker = self._by_loop.setdefault(loop, LoopWaker(loop))
+        return waker
+
+
+class Waitable:
+    """Something to wait for. Set what the predicate reads first, then `wake()`; then no wake-up is lost.
+
+    A waiter enters itself first and asks the predicate afterwards; `wake` empties the list after the state was
+    changed. Whichever comes first, one of the two sees the other.
+    """
+
+    __slots__ = ("_waiters",)
+
+    def __init__(self) -> None:
+        self._waiters: list[Callable[[], object]] = []
+
+    def wake(self) -> None:
+        """Lets everyone who waits look again. Any thread."""
+        waiters = self._waiters
+        while waiters:
+            try:
+                wake = waiters.pop()
+            except IndexError:  # another thread took the last one
+                return
+            wake()
+
+    def wait(self, ready: Callable[[], bool], deadline: float | None = None) -> bool:
+        """Blocks this thread until `ready()`; False when `deadline` (of `time.monotonic`) passed before."""
+        while not ready():
+            lock = threading.Lock()
+            lock.acquire()
+            self._waiters.append(lock.release)
+            if ready():
+                return True
+            if deadline is None:
+                lock.acquire()
+                continue
+            left = deadline - time.monotonic()
+            if left <= 0 or not lock.acquire(timeout=min(left, threading.TIMEOUT_MAX)):
+                self._leave(lock.release)
+                return ready()
+        return True
+
+    async def wait_async(self, ready: Callable[[], bool], wakers: Wakers, deadline: float | None = None) -> bool:
+        """As `wait`, for a task of any event loop."""
+        while not ready():
+            loop = asyncio.get_running_loop()
+            future: asyncio.Future[None] = loop.create_future()
+            waker = wakers.of(loop)
+
+            def wake(waker: LoopWaker = waker, future: asyncio.Future[None] = future) -> None:
+                waker.wake(future)
+
+            self._waiters.append(wake)
+            if ready():
+                return True
+            if deadline is not None and deadline <= time.monotonic():
+                self._leave(wake)
+                return False
+            timer = None if deadline is None else loop.call_later(deadline - time.monotonic(), wake)
+            try:
+                await future
+            finally:
+                if timer is not None:
+                    timer.cancel()
+                self._leave(wake)
+        return True
+
+    def _leave(self, wake: Callable[[], object]) -> None:
+        with suppress(ValueError):
+            self._waiters.remove(wake)
