@@ -64,7 +64,7 @@ def test_the_panel_shows_what_is_known_so_far() -> None:
         "0.500",
         "12800 tokens/s",
         "kl 0.30",
-        "train 60 ms",
+        "train 60",
         "31415=11345",
         "/runs/demo",
     ):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -17,6 +17,7 @@ from rolecall.demo.records import Evaluation, Record, Started, Step
 WIDTH = 80
 CURVE = 48  # columns of the reward curve and the bars
 SPARKS = " ▁▂▃▄▅▆▇█"
+Row = tuple[RenderableType, RenderableType, RenderableType]  # label, picture, number
 COLORS = ("cyan", "magenta", "green", "yellow")
 
 
@@ -50,30 +51,30 @@ class DemoPanel:
         if self._started is None:
             return Text("starting actor, ref, rollout, eval-rollout ...")
         grid = Table.grid(padding=(0, 2))
-        for label, value in self._rows(self._started):
-            grid.add_row(Text(label, style="bold"), value)
+        grid.add_column(style="bold")
+        grid.add_column(width=CURVE)
+        for row in self._rows(self._started):
+            grid.add_row(*row)
         return grid
 
-    def _rows(self, started: Started) -> list[tuple[str, RenderableType]]:
-        rows: list[tuple[str, RenderableType]] = [("start", Text(f"{started.seconds:.1f} s until every role was up"))]
+    def _rows(self, started: Started) -> list[Row]:
+        rows: list[Row] = [("start", "until every role was up", f"{started.seconds:.1f} s")]
         if self._step is not None:
             rows += self._step_rows(self._step)
         if self._evaluation is not None:
             e = self._evaluation
-            rows.append(("evaluation", Text(f"{e.reward:.3f} at step {e.step}, all right {e.exact:.0%}: {e.sample}")))
+            rows.append(("evaluation", f"at step {e.step}, all right {e.exact:.0%}, {e.sample}", f"{e.reward:.3f}"))
         return rows
 
-    def _step_rows(self, step: Step) -> list[tuple[str, RenderableType]]:
+    def _step_rows(self, step: Step) -> list[Row]:
         total = self._options.steps
         return [
-            (
-                "step",
-                Group(ProgressBar(total, step.step, CURVE), Text(f"{step.step} of {total}, {step.seconds:.0f} s")),
-            ),
-            ("reward", Group(Text(sparkline(self._rewards, CURVE), style="cyan"), Text(f"{step.reward:.3f}"))),
-            ("speed", Text(f"{step.tokens_per_second:.0f} tokens/s")),
-            ("policy", Text(f"loss {step.loss:+.3f}  kl {step.kl:.2f}  clipped {step.clipped:.1%}")),
-            ("time", Group(stacked_bar(step.phases, CURVE), legend(step.phases))),
+            ("step", ProgressBar(total, step.step, CURVE), f"{step.step} of {total}"),
+            ("reward", Text(sparkline(self._rewards, CURVE), style="cyan"), f"{step.reward:.3f}"),
+            ("policy", f"loss {step.loss:+.3f}  kl {step.kl:.2f}  clipped {step.clipped:.1%}", ""),
+            ("speed", f"{step.tokens_per_second:.0f} tokens/s", f"{step.seconds:.0f} s"),
+            ("time", stacked_bar(step.phases, CURVE), f"{1e3 * sum(step.phases.values()):.0f} ms"),
+            ("", legend(step.phases), ""),
         ]
 
 
@@ -98,8 +99,5 @@ def stacked_bar(phases: dict[str, float], width: int) -> Text:
 
 def legend(phases: dict[str, float]) -> Text:
     """The bar's colours, with milliseconds."""
-    named = [
-        (f"{name} {1e3 * seconds:.0f} ms  ", color)
-        for color, (name, seconds) in zip(COLORS, phases.items(), strict=False)
-    ]
-    return Text.assemble(*named)
+    named = zip(COLORS, phases.items(), strict=False)
+    return Text.assemble(*[(f"{name} {1e3 * seconds:.0f}  ", color) for color, (name, seconds) in named])
