@@ -20,6 +20,7 @@
     │   ├── ProtocolError               a frame is oversize, broken or inconsistent
     │   ├── AuthenticationError         the token is missing or wrong
     │   ├── CallCancelledError          the call was cancelled
+    │   ├── RemoteError                 stands in for an exception whose type does not travel
     │   └── CodecError
     │       ├── EncodeError             a value of a type that does not travel (with its place)
     │       └── DecodeError             bytes that are not a value of ours
@@ -309,6 +310,20 @@ class CallCancelledError(RPCError):
     def __init__(self, peer: str = "", method: str = "") -> None:
         self.peer, self.method = peer, method
         super().__init__(f"{peer}: {method}() was cancelled")
+
+
+class RemoteError(RPCError):
+    """Stands in for another process's exception whose type or state does not travel.
+
+    Attributes:
+        remote_type: Full name of the exception's type, for instance `vllm.exceptions:EngineDeadError`.
+        remote_message: Its text.
+        traceback: Its traceback there, or "".
+    """
+
+    def __init__(self, remote_type: str, remote_message: str = "", traceback: str = "") -> None:
+        self.remote_type, self.remote_message, self.traceback = remote_type, remote_message, traceback
+        super().__init__(f"{remote_type}: {remote_message}" if remote_message else remote_type)
 
 
 class CodecError(RPCError):

@@ -5,8 +5,8 @@
     header                 what the codec wrote
     buffers                back to back
 
-`pack` makes the parts to write, `FrameReader` takes bytes in as they come. The reader has no socket and no loop: it says
-where the next bytes belong (`get_buffer`) and is told how many came (`buffer_updated`), which is the interface of
+`pack` makes the parts to write, `FrameReader` takes bytes in as they come. The reader has no socket and no loop: it
+says where the next bytes belong (`get_buffer`) and is told how many came (`buffer_updated`), which is the interface of
 `asyncio.BufferedProtocol`. Small frames are read many at a time into one scratch buffer; a large buffer is received
 straight into the memory that its tensor will have.
 """
@@ -148,8 +148,8 @@ def _check(header: int, count: int, total: int, limits: Limits) -> None:
 class FrameReader:
     """Turns bytes into frames, for one connection. After a `ProtocolError` it is of no further use.
 
-    A frame is `(header, buffers)`. Both are the receiver's own memory: nothing is overwritten later, and the buffers are
-    writable. Small buffers of one small frame share one allocation; every other buffer has its own.
+    A frame is `(header, buffers)`. Both are the receiver's own memory: nothing is overwritten later, and the buffers
+    are writable. Small buffers of one small frame share one allocation; every other buffer has its own.
 
     Attributes:
         limits: May be replaced at any time; counts from the next frame on.

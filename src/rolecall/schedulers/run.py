@@ -98,6 +98,8 @@ def _private_root() -> Path:
     root = Path(tempfile.gettempdir() if len(tempfile.gettempdir()) < 40 else "/tmp") / f"rolecall-{os.getuid()}"
     root.mkdir(mode=0o700, exist_ok=True)
     found = root.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise WorkerConfigurationError(f"{root} is not a private directory of this user", None, "remove it")
+    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid():
+        root.chmod(0o700)
+    else:
+        raise WorkerConfigurationError(f"{root} is not a directory of this user", None, "remove it")
     return root

@@ -71,9 +71,8 @@ def remotize(value: Any, worker: Any = None) -> Any:
         TensorError: Not inside a worker, and none was named.
     """
     if worker is not None:
-        return (
-            getattr(worker, "peer", worker).request("data.put", tree.map_leaves(_same, value, enter=trimmed)).result()
-        )
+        lean = tree.map_leaves(_same, value, enter=trimmed)
+        return getattr(worker, "peer", worker).request("data.put", lean).result()
     service = binding.get()
     if not isinstance(service, DataService):
         raise TensorError("remotize outside a worker needs to know where to: rolecall.remotize(x, worker=...)")

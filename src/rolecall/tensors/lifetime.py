@@ -172,7 +172,7 @@ class Home:
         with self._lock:
             live, adopted, gone = len(self._known), dict(self._counts), self._counts["gone"]
         live_bytes = adopted["adopted_bytes"] - adopted["gone_bytes"]
-        pending = gone - sum(self._cleared.values())
+        pending = self._inbox.qsize() + gone - sum(self._cleared.values())
         counts = {"live_shards": live, "live_bytes": live_bytes, "pending": pending, **self._cleared}
         return {**counts, "adopted": adopted["adopted"], "fetch": self.fetcher.metrics()}
 
@@ -226,6 +226,10 @@ class Home:
                 answer = self._connect(owner, addresses).request("data.clear", {"ids": ids}, timeout=CLEAR_TIMEOUT_S)
             except RolecallError:  # its owner is dead, and its shards with it
                 self._cleared["skipped"] += len(ids)
+                continue
+            except Exception:  # whatever `connect` does wrong must not end all freeing
+                log.exception("%d shard(s) on %s were not freed", len(ids), owner)
+                self._cleared["failed"] += len(ids)
                 continue
             self._under_way.append(_Sent(owner, len(ids), answer, time.monotonic()))
 

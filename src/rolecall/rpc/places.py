@@ -1,0 +1,57 @@
+"""Names the step from a value to something in it, for messages: `[3]`, `['key']`, `.field`, `{element}`. Pure."""
+
+from __future__ import annotations
+
+import reprlib
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+_SHOWN = 60  # characters of a key or an element
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _SHOWN
+
+
+def step(parent: Any, child: Any) -> str:
+    """Returns how to get from `parent` to `child`, which is found by identity; "" when it is not found."""
+    if isinstance(parent, dict):
+        return _in_dict(parent, child)
+    if isinstance(parent, set | frozenset):
+        return f"{{{shown(child)}}}"
+    if isinstance(parent, list | tuple | deque) and not hasattr(parent, "_fields"):
+        return next((f"[{i}]" for i, item in enumerate(parent) if item is child), "")
+    return next((f".{name}" for name in field_names(parent) if getattr(parent, name, None) is child), "")
+
+
+def field_names(value: Any) -> Iterable[str]:
+    """The names of what an object holds: fields of its type first, then its own attributes."""
+    kind = type(value)
+    yield from getattr(kind, "__dataclass_fields__", ())
+    yield from getattr(kind, "__struct_fields__", ())
+    yield from getattr(kind, "_fields", ())
+    yield from getattr(value, "__dict__", ())
+    yield from getattr(value, "__pydantic_extra__", None) or ()
+    yield from getattr(value, "__pydantic_private__", None) or ()
+    if isinstance(value, BaseException):
+        yield "args"
+    if isinstance(value, slice):
+        yield from ("start", "stop", "step")
+
+
+def _in_dict(parent: dict[Any, Any], child: Any) -> str:
+    for key, value in parent.items():
+        if value is child:
+            return f"[{shown(key)}]"
+        if key is child:
+            return f"{{{shown(key)}}}"
+    return ""
+
+
+def shown(value: Any) -> str:
+    """A short `repr` that never fails."""
+    try:
+        text = _short.repr(value)
+    except Exception:  # the user's __repr__ may do anything
+        return f"<{type(value).__name__}>"
+    return text if len(text) <= _SHOWN + 2 else text[:_SHOWN] + "..."

@@ -1,0 +1,249 @@
+"""Handles do what torch does with the tensor itself, without moving a byte."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rolecall.errors import DecodeError
+from rolecall.tensors.cache import Cache
+from rolecall.tensors.dtypes import ITEMSIZE, torch_dtype
+from rolecall.tensors.fetch import Fetcher
+from rolecall.tensors.handle import Piece, RTensor
+from rolecall.tensors.owners import Requester
+from rolecall.tensors.shard import Shard
+from rolecall.tensors.store import Store
+from rolecall.tensors.wire import WireBackend
+
+
+class World:
+    """A store and its fetcher: a tensor becomes a handle, a handle becomes the tensor again."""
+
+    def __init__(self) -> None:
+        self.store = Store("actor/0", [], {"wire": WireBackend()})
+        self.fetcher = Fetcher(_alone, Cache(0), {}, self.store)
+
+    def leave(self, tensor: torch.Tensor) -> RTensor:
+        return RTensor.of(self.store.put(tensor))
+
+    def same(self, handle: RTensor, tensor: torch.Tensor) -> bool:
+        got = self.fetcher.fetch([handle])[0]
+        shapes = handle.shape == tuple(tensor.shape) == tuple(got.shape)
+        sizes = handle.nbytes == tensor.nbytes and handle.numel() == tensor.numel() and handle.ndim == tensor.ndim
+        return shapes and sizes and handle.dtype == tensor.dtype == got.dtype and torch.equal(got, tensor)
+
+
+def _alone(owner: str, addresses: tuple[str, ...]) -> Requester:
+    raise AssertionError("nothing here is fetched from another worker")
+
+
+def _outcome(make: Any) -> Any:
+    try:
+        return make()
+    except (ValueError, IndexError, TypeError, RuntimeError) as e:
+        return e
+
+
+def _both(world: World, handle: Any, tensor: Any) -> None:
+    """Either both failed, or both gave the same tensors."""
+    if isinstance(tensor, Exception) or isinstance(handle, Exception):
+        assert isinstance(tensor, Exception) and isinstance(handle, Exception), (handle, tensor)
+        return
+    if isinstance(tensor, torch.Tensor):
+        handle, tensor = [handle], [tensor]
+    assert len(handle) == len(tensor)
+    assert all(world.same(h, t) for h, t in zip(handle, tensor, strict=True))
+
+
+shapes = st.lists(st.integers(0, 5), min_size=0, max_size=3)
+indices = st.one_of(
+    st.integers(-7, 7),
+    st.builds(slice, *[st.one_of(st.none(), st.integers(-7, 7))] * 2, st.sampled_from([None, 1, 2])),
+    st.lists(st.integers(-6, 6), max_size=6),
+    st.lists(st.booleans(), min_size=1, max_size=5),
+)
+
+
+def _numbered(shape: list[int]) -> torch.Tensor:
+    return torch.arange(torch.Size(shape).numel(), dtype=torch.int32).view(shape)
+
+
+@given(shapes, st.lists(indices, min_size=1, max_size=3))
+def test_indexing_equals_torchs(shape: list[int], chain: list[Any]) -> None:
+    """Any chain of indices along the first axis gives what torch gives, or fails where torch fails."""
+    world, tensor = World(), _numbered(shape)
+    handle = world.leave(tensor)
+    for index in chain:
+        of_torch = torch.tensor(index, dtype=torch.int64) if index == [] else index
+        new_tensor, new_handle = _outcome(lambda i=of_torch, t=tensor: t[i]), _outcome(lambda i=index, h=handle: h[i])
+        _both(world, new_handle, new_tensor)
+        if isinstance(new_tensor, Exception):
+            return
+        tensor, handle = new_tensor, new_handle
+
+
+@given(shapes, st.one_of(st.integers(-1, 7), st.lists(st.integers(0, 4), max_size=4)))
+def test_split_equals_torchs(shape: list[int], size: Any) -> None:
+    world, tensor = World(), _numbered(shape)
+    handle = world.leave(tensor)
+    _both(world, _outcome(lambda: handle.split(size)), _outcome(lambda: tensor.split(size)))
+
+
+@given(shapes, st.integers(1, 7))
+def test_chunk_equals_torchs(shape: list[int], chunks: int) -> None:
+    world, tensor = World(), _numbered(shape)
+    handle = world.leave(tensor)
+    _both(world, _outcome(lambda: handle.chunk(chunks)), _outcome(lambda: tensor.chunk(chunks)))
+
+
+@given(st.lists(st.integers(0, 4), max_size=2), st.lists(st.integers(0, 4), min_size=1, max_size=5))
+def test_cat_and_stack_equal_torchs(row: list[int], lengths: list[int]) -> None:
+    world = World()
+    tensors = [_numbered([n, *row]) + 100 * i for i, n in enumerate(lengths)]
+    handles = [world.leave(t) for t in tensors]
+    _both(world, RTensor.cat(handles), torch.cat(tensors))
+    _both(world, RTensor.cat(handles, dim=-1 - len(row)), torch.cat(tensors))
+    _both(world, _outcome(lambda: RTensor.stack(handles)), _outcome(lambda: torch.stack(tensors)))
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(1, 5))
+def test_what_was_split_and_joined_again_is_one_piece(lengths: list[int], size: int) -> None:
+    """Then it is read without a copy, however often it was cut."""
+    world = World()
+    handle = RTensor.cat([world.leave(_numbered([n, 3])) for n in lengths])
+    again = RTensor.cat(handle.split(size))
+    assert again.pieces == handle.pieces and again.shape == handle.shape
+
+
+@pytest.mark.parametrize("name", list(ITEMSIZE))
+def test_every_dtype_keeps_its_bits(name: str) -> None:
+    world = World()
+    bits = torch.randint(0, 2 if name == "bool" else 256, (6 * ITEMSIZE[name],), dtype=torch.uint8)
+    tensor = bits.view(torch_dtype(name)).view(2, 3)
+    handle = RTensor.cat([world.leave(tensor)[1:], world.leave(tensor)[:1]])
+    got = world.fetcher.fetch([handle])[0]
+    assert got.dtype == tensor.dtype
+    assert torch.equal(got.view(torch.uint8).view(2, -1).flip(0), tensor.view(torch.uint8).view(2, -1))
+
+
+def test_a_handle_is_read_row_by_row() -> None:
+    world, tensor = World(), _numbered([3, 2])
+    handle = world.leave(tensor)
+    assert len(handle) == 3 and handle.size(0) == 3 and handle.dim() == 2
+    _both(world, list(handle), list(tensor))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda h: torch.sum(h),
+        lambda h: torch.cat([h, h]),
+        lambda h: torch.ones(4) + h,
+        lambda h: h + 1,
+        lambda h: 1 - h,
+        lambda h: h < 2,
+        lambda h: bool(h),
+        lambda h: float(h),
+    ],
+)
+def test_computing_with_a_handle_says_what_to_do(use: Any) -> None:
+    handle = World().leave(torch.ones(4))
+    with pytest.raises(TypeError, match=r"rolecall\.localize\(x\)"):
+        use(handle)
+
+
+def test_a_missing_attribute_says_what_to_do() -> None:
+    with pytest.raises(AttributeError, match=r"'softmax'.*rolecall\.localize\(x\)"):
+        World().leave(torch.ones(4)).softmax
+
+
+@pytest.mark.parametrize("dim", [1, -1])
+def test_another_axis_is_refused_because_bytes_would_move(dim: int) -> None:
+    handle = World().leave(torch.ones(4, 2))
+    with pytest.raises(ValueError, match="axis 0 only"):
+        RTensor.cat([handle, handle], dim=dim)
+    with pytest.raises(ValueError, match="axis 0 only"):
+        handle.split(1, dim=dim)
+
+
+def test_dtypes_are_not_mixed() -> None:
+    world = World()
+    with pytest.raises(TypeError, match="bfloat16"):
+        RTensor.cat([world.leave(torch.ones(2)), world.leave(torch.ones(2, dtype=torch.bfloat16))])
+
+
+def test_equality_is_identity() -> None:
+    world = World()
+    handle = world.leave(torch.ones(2))
+    assert handle == handle and handle[:] != handle and len({handle, handle}) == 1
+    assert copy.deepcopy([handle])[0] is handle
+
+
+def test_a_handle_is_not_pickled() -> None:
+    with pytest.raises(TypeError, match="localize"):
+        pickle.dumps(World().leave(torch.ones(2)))
+
+
+def test_repr_names_shape_dtype_and_owner() -> None:
+    assert repr(World().leave(torch.ones(2, 3))) == "RTensor([2, 3], float32, on actor/0)"
+
+
+def test_plain_values_and_back_give_the_same_handle() -> None:
+    """Each shard travels once, and only the ranges that are needed."""
+    world = World()
+    a, b = world.leave(_numbered([4, 2])), world.leave(_numbered([3, 2]))
+    handle = RTensor.cat([a[1:3], b, a[:1]])
+    plain = handle.to_plain()
+    assert len(plain[2]) == 2
+    again = RTensor.from_plain(plain)
+    assert [p[1:] for p in again.pieces] == [p[1:] for p in handle.pieces] and again.shape == handle.shape
+    assert world.same(again, world.fetcher.fetch([handle])[0])
+
+
+def _shard(**changes: Any) -> tuple[Any, ...]:
+    fields = {"id": "0" * 32, "owner": "a/0", "addresses": (), "backend": "wire", "where": {}, "dtype": "int8"}
+    return tuple({**fields, "shape": (4,), **changes}.values())
+
+
+@pytest.mark.parametrize(
+    "plain",
+    [
+        None,
+        (),
+        ("int8", (4,), [_shard()], [(0, 0, 5)]),
+        ("int8", (4,), [_shard()], [(0, -1, 3)]),
+        ("int8", (4,), [_shard()], [(1, 0, 4)]),
+        ("int8", (4,), [_shard()], [(-1, 0, 4)]),
+        ("int8", (5,), [_shard()], [(0, 0, 4)]),
+        ("int8", (-4,), [_shard()], [(0, 0, 4)]),
+        ("int8", ("4",), [_shard()], [(0, 0, 4)]),
+        ("int16", (4,), [_shard()], [(0, 0, 4)]),
+        ("object", (4,), [_shard(dtype="object")], [(0, 0, 4)]),
+        ("int8", (4,), [_shard(id="x")], [(0, 0, 4)]),
+        ("int8", (4,), [_shard(owner=3)], [(0, 0, 4)]),
+        ("int8", (4,), [_shard(where={"fd": []})], [(0, 0, 4)]),
+        ("int8", (4,), [_shard()[:-1]], [(0, 0, 4)]),
+    ],
+)
+def test_bytes_that_are_no_handle_are_refused(plain: Any) -> None:
+    with pytest.raises(DecodeError):
+        RTensor.from_plain(plain)
+
+
+def test_pieces_must_fill_the_shape() -> None:
+    shard = Shard("0" * 32, "a/0", (), "wire", {}, "int8", (4,), 4)
+    with pytest.raises(ValueError, match="elements"):
+        RTensor("int8", (5,), [Piece(shard, 0, 4)])
+
+
+def test_importing_handles_does_not_import_torch() -> None:
+    code = "import rolecall.tensors.functions, rolecall.tensors.lifetime, sys; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,245 @@
+"""Shared memory between real processes: mapped, never damaged, never reused under a reader."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rolecall.tensors.segments import Pool, size_class
+from rolecall.tensors.shard import Shard
+from rolecall.tensors.shm import MIB, PACKED, SLAB, ShmBackend
+from rolecall.tensors.store import Store
+from rolecall.tensors.wire import WireBackend
+
+
+def reader(pipe: Connection) -> None:
+    """Another process: fetches, changes, keeps, drops on request."""
+    backend, kept = ShmBackend(), []
+    torch.set_num_threads(1)
+    while (request := pipe.recv()) is not None:
+        verb, plain = request
+        if verb == "drop":
+            kept.clear()
+        elif verb == "sum kept":
+            pipe.send(int(kept[0].sum()))
+            continue
+        else:
+            tensor = backend.fetch([Shard.from_plain(plain)])[0]
+            if verb == "spoil" and tensor is not None:
+                tensor.zero_()
+            if verb == "keep" and tensor is not None:
+                kept.append(tensor)
+            pipe.send(None if tensor is None else int(tensor.sum()))
+            continue
+        pipe.send("done")
+
+
+class Reader:
+    def __init__(self) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        self.pipe, theirs = spawn.Pipe()
+        self.process = spawn.Process(target=reader, args=(theirs,), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def __call__(self, verb: str, shard: Shard | None = None) -> Any:
+        self.pipe.send((verb, shard and shard.to_plain()))
+        assert self.pipe.poll(60)
+        return self.pipe.recv()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join()
+
+
+@pytest.fixture(scope="module")
+def shared_reader() -> Iterator[Reader]:
+    made = Reader()
+    yield made
+    made.kill()
+    made.pipe.close()
+    made.process.close()
+
+
+def _ones(nbytes: int) -> torch.Tensor:
+    return torch.ones(nbytes, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("size", [PACKED // 2, PACKED, 8 * MIB])
+def test_another_process_reads_and_its_changes_stay_its_own(
+    store: Store, shared_reader: Reader, size: int
+) -> None:
+    """A reader may change its tensor in place; the owner and later readers see the stored values."""
+    shard = store.put(_ones(size))
+    assert shard.backend == "shm"
+    assert shared_reader("spoil", shard) == 0
+    assert shared_reader("read", shard) == size
+    assert store.get([shard.id])[0].sum() == size
+
+
+def test_memory_is_reused_only_when_no_reader_holds_it(store: Store, shared_reader: Reader) -> None:
+    """A mapped reader keeps its segment; when it lets go, the very same segment is filled again."""
+    shard = store.put(_ones(4 * MIB))
+    assert shared_reader("keep", shard) == 4 * MIB
+    store.delete([shard.id])
+    second = store.put(torch.zeros(4 * MIB, dtype=torch.uint8))
+    assert second.where["inode"] != shard.where["inode"]
+    assert shared_reader("sum kept") == 4 * MIB
+    shared_reader("drop")
+    third = store.put(_ones(4 * MIB))
+    assert third.where["inode"] == shard.where["inode"]
+
+
+def test_a_readers_death_gives_its_memory_back(store: Store) -> None:
+    """SIGKILL is enough: the lock dies with its holder."""
+    killed = Reader()
+    shard = store.put(_ones(4 * MIB))
+    assert killed("keep", shard) == 4 * MIB
+    store.delete([shard.id])
+    killed.kill()
+    killed.pipe.close()
+    assert store.put(_ones(4 * MIB)).where["inode"] == shard.where["inode"]
+    killed.process.close()
+
+
+def test_a_freed_shard_is_not_read_even_from_memory_that_serves_another(store: Store, shared_reader: Reader) -> None:
+    for size in (PACKED // 2, 4 * MIB):
+        shard = store.put(_ones(size))
+        store.delete([shard.id])
+        assert shared_reader("read", shard) is None
+        store.put(_ones(size))
+        assert shared_reader("read", shard) is None
+
+
+def test_a_reader_keeps_its_tensor_when_the_owner_is_gone(shared_reader: Reader) -> None:
+    owner = Store("actor/1", [], {"shm": ShmBackend()})
+    shard = owner.put(_ones(4 * MIB))
+    assert shared_reader("keep", shard) == 4 * MIB
+    owner.close()
+    assert shared_reader("sum kept") == 4 * MIB
+    assert shared_reader("read", shard) is None
+    shared_reader("drop")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"host": "another/pid:[1]"},
+        {"pid": 1},
+        {"pid": 2**30},
+        {"pid": -1},
+        {"fd": 0},
+        {"fd": 10**6},
+        {"fd": "../../1/root"},
+        {"inode": 0},
+        {"offset": 128},
+        {"offset": 0},
+        {"offset": -64},
+        {"offset": 1 << 60},
+        {"offset": True},
+    ],
+    ids=str,
+)
+def test_a_place_that_is_not_the_shards_gives_nothing(store: Store, wrong: dict[str, Any]) -> None:
+    """A reused process id, a foreign descriptor or a made-up offset is noticed; the fetcher then asks the owner."""
+    shard = store.put(_ones(4 * MIB))
+    shard.where = {**shard.where, **wrong}
+    assert ShmBackend().fetch([shard]) == [None]
+
+
+def test_a_pipe_at_that_descriptor_is_left_alone(store: Store) -> None:
+    """A reader that looks at a stranger's pipe neither blocks nor opens it."""
+    shard = store.put(_ones(4 * MIB))
+    ours, theirs = os.pipe()
+    shard.where = {**shard.where, "fd": ours, "inode": os.fstat(ours).st_ino}
+    assert ShmBackend().fetch([shard]) == [None]
+    os.close(ours)
+    os.close(theirs)
+
+
+def test_descriptors_stay_bounded_with_thousands_of_shards() -> None:
+    """Small shards share segments; beyond the limit of segments, shards lie in the owner's own memory."""
+    shm = ShmBackend(limit=8)
+    store = Store("actor/0", [], {"shm": shm, "wire": WireBackend()}, "shm")
+    before = len(os.listdir("/proc/self/fd"))
+    shards = [store.put(_ones(100_000)) for _ in range(2000)]
+    assert len(os.listdir("/proc/self/fd")) - before <= 2 * 8
+    assert {shard.backend for shard in shards} == {"shm", "wire"}
+    assert all(t.sum() == 100_000 for t in store.get([shard.id for shard in shards]))
+    store.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_reader_with_many_tensors_copies_instead_of_keeping_ever_more_descriptors(store: Store) -> None:
+    few = ShmBackend(mappings=3)
+    shard = store.put(_ones(2 * MIB))
+    tensors = [few.fetch([shard])[0] for _ in range(10)]
+    assert few.metrics()["mapped"] == 3 and few.metrics()["copied"] == 7
+    assert all(t is not None and t.sum() == 2 * MIB for t in tensors)
+
+
+def test_an_owner_without_free_descriptors_still_reads_its_own(store: Store) -> None:
+    shard = store.put(_ones(2 * MIB))
+    small = store.put(_ones(PACKED // 2))
+    shard.where = small.where = {}
+    assert [int(t.sum()) for t in store.fetch([shard, small])] == [2 * MIB, PACKED // 2]
+
+
+def test_putting_and_freeing_forever_takes_no_more_memory_nor_descriptors(store: Store) -> None:
+    def step() -> None:
+        ids = [store.put(_ones(size)).id for size in (10, 200_000, 200_000, 3 * MIB, 5 * MIB)]
+        store.get(ids)
+        store.delete(ids)
+
+    for _ in range(100):  # more than fills a slab
+        step()
+    shm, descriptors = store.backends["shm"], len(os.listdir("/proc/self/fd"))
+    created = shm.metrics()["created"]
+    for _ in range(200):
+        step()
+    assert shm.metrics()["created"] == created and len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_idle_segments_stay_within_the_budget() -> None:
+    pool = Pool(budget=10 * MIB, limit=100)
+    segments = [pool.take(4 * MIB) for _ in range(5)]
+    for segment in segments:
+        assert segment is not None
+        pool.give_back(segment)
+        pool.give_back(segment)
+    assert pool.metrics()["idle_bytes"] == 8 * MIB and pool.metrics()["segments"] == 0
+    pool.close()
+
+
+def test_a_small_tensor_does_not_take_a_large_segment() -> None:
+    pool = Pool(budget=100 * MIB, limit=100)
+    large = pool.take(64 * MIB)
+    assert large is not None
+    pool.give_back(large)
+    small = pool.take(2 * MIB)
+    assert small is not None and small.capacity < 4 * MIB
+    pool.close()
+
+
+@pytest.mark.parametrize("n", [1, 4096, 4097, MIB, 3 * MIB + 1, 64 * MIB + 64, 10**10 + 7])
+def test_a_segments_capacity_is_at_most_a_quarter_more_than_asked(n: int) -> None:
+    assert n <= size_class(n) <= max(n * 1.25 + 1, 4096 * -(-n // 4096))
+
+
+def test_nothing_is_named_in_dev_shm(store: Store) -> None:
+    before = set(Path("/dev/shm").iterdir())
+    store.put(_ones(SLAB))
+    assert set(Path("/dev/shm").iterdir()) == before
+
+
+def test_tensors_over_mapped_memory_raise_no_warning(store: Store, recwarn: pytest.WarningsRecorder) -> None:
+    tensor = store.get([store.put(_ones(2 * MIB)).id])[0]
+    tensor += 1
+    assert not recwarn.list
