@@ -98,6 +98,7 @@ def _wait_for(path: Path) -> None:
 
 def test_the_controller_needs_no_torch() -> None:
     """It handles handles; torch, transformers and matplotlib are the workers' and the report's."""
-    program = "import sys, rolecall.demo.loop; print([m for m in ('torch', 'transformers', 'matplotlib') if m in sys.modules])"
+    names = "torch", "transformers", "matplotlib"
+    program = f"import sys, rolecall.demo.loop; print([m for m in {names} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
