@@ -105,7 +105,7 @@ class LocalScheduler(OneHostScheduler):
             "env": base_environment(os.environ, _python_path()),
             "cwd": str(Path.cwd()),
             "sys_path": _python_path(),
-            "main_path": main_path(),
+            "main_path": main_path() or "",
             "controller_pid": os.getpid(),
             "controller_start": _start_time(os.getpid()),
         }
