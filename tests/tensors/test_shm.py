@@ -73,9 +73,7 @@ def _ones(nbytes: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("size", [PACKED // 2, PACKED, 8 * MIB])
-def test_another_process_reads_and_its_changes_stay_its_own(
-    store: Store, shared_reader: Reader, size: int
-) -> None:
+def test_another_process_reads_and_its_changes_stay_its_own(store: Store, shared_reader: Reader, size: int) -> None:
     """A reader may change its tensor in place; the owner and later readers see the stored values."""
     shard = store.put(_ones(size))
     assert shard.backend == "shm"

@@ -25,7 +25,9 @@ class Census:
                 self._marked.setdefault(environ(pid).get(WORKER, "").strip(), set()).add(pid)
         return self._marked
 
-    def owned(self, worker_id: str, root: Process | None, tracked: Iterable[Process], marked: bool = True) -> set[Process]:
+    def owned(
+        self, worker_id: str, root: Process | None, tracked: Iterable[Process], marked: bool = True
+    ) -> set[Process]:
         """What belongs to one worker.
 
         Args:

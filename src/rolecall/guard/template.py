@@ -44,7 +44,7 @@ def _open_files() -> set[int]:
     return {int(name) for name in os.listdir("/proc/self/fd")}
 
 
-class Newborn(Exception):  # noqa: N818
+class Newborn(Exception):
     """Unwinds the child out of the template's loop, so that it ends as any interpreter does."""
 
     def __init__(self, birth: Birth, control: int, keep: set[int]) -> None:

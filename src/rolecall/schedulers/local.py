@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rolecall.schedulers.one_host import OneHostScheduler
 from rolecall.schedulers.plan import base_environment
 
 GUARD_TIMEOUT_S = 60.0
+SHUTDOWN_MARGIN_S = 5.0
 
 
 class LocalScheduler(OneHostScheduler):
@@ -38,34 +40,36 @@ class LocalScheduler(OneHostScheduler):
             raise
 
     def _wait_for_guard(self) -> None:
-        if self._guard.wait(GUARD_TIMEOUT_S):
-            return
-        if self._guard.lost is not None:
-            raise self._guard.lost
-        if self._reaper.poll() is not None:
-            tail = self._guard_log().read_text(errors="replace")[-2000:]
-            reason = f"it ended with status {self._reaper.returncode} before it called home\n{tail}"
-            raise GuardLostError(self._guard.guard_id, reason=reason)
-        raise WorkerTimeoutError("guard g0", GUARD_TIMEOUT_S, "call home", f"see {self._guard_log()}")
+        deadline = time.monotonic() + GUARD_TIMEOUT_S
+        while not self._guard.wait(0.05):
+            if self._reaper.poll() is not None:
+                tail = self._guard_log().read_text(errors="replace")[-2000:]
+                reason = f"it ended with status {self._reaper.returncode} before it called home\n{tail}"
+                raise self._guard.lost or GuardLostError(self._guard.guard_id, reason=reason)
+            if self._guard.lost is not None:
+                raise self._guard.lost
+            if time.monotonic() > deadline:
+                raise WorkerTimeoutError("guard g0", GUARD_TIMEOUT_S, "call home", f"see {self._guard_log()}")
 
     def _end_guards(self, *, graceful: bool) -> None:
         guard = self._guard
         guard.ending = True
         if guard.info and guard.lost is None:
-            # A guard that is gone or does not answer is left to the reaper and the sweep below.
+            grace = self._grace_s if graceful else 0.0
+            # A guard that is gone or does not answer is ended from above.
             with contextlib.suppress(GuardLostError, TimeoutError):
-                guard.ask("shutdown", {"grace_s": self._grace_s if graceful else 0.0}, timeout=15.0).result()
-        else:
-            self._reaper.terminate()
-        self._await_reaper()
+                guard.ask("shutdown", {"grace_s": grace}, timeout=grace + SHUTDOWN_MARGIN_S).result()
+        self._end_reaper()
         sweep(self._run.run_id)
 
-    def _await_reaper(self) -> None:
-        try:
-            self._reaper.wait(5.0)
-        except subprocess.TimeoutExpired:
-            self._reaper.kill()
-            self._reaper.wait()
+    def _end_reaper(self) -> None:
+        """The reaper ends when the guard has. Its first SIGTERM asks a guard that is stuck, its second kills it."""
+        for push in (lambda: None, self._reaper.terminate, self._reaper.terminate, self._reaper.kill):
+            push()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._reaper.wait(2.0 if self._guard.info else 0.0)
+                return
+        self._reaper.wait()
 
     def _guard_log(self) -> Path:
         return self._run.run_dir / "logs" / f"guard-{self._guard.guard_id}.log"
