@@ -84,8 +84,7 @@ def _log(s: LocalScheduler, worker_id: str) -> str:
 def family(s: LocalScheduler) -> Role:
     role = s.start("actor")
     role.create_engine(sample_engines.Parent)
-    pids = of_worker(s.run_id, "actor/0")
-    assert len(pids) == 4, f"worker, child, session child and daemon: {pids}"
+    wait_for(lambda: len(of_worker(s.run_id, "actor/0")) == 4, 5, "worker, child, session child and daemon")
     return role
 
 
@@ -211,7 +210,7 @@ def launch(at: str, tmp_path: Path) -> tuple[subprocess.Popen[str], str]:
     controller = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env, start_new_session=True)
     assert controller.stdout is not None
     run_id = json.loads(controller.stdout.readline())["run_id"]
-    assert len(of_worker(run_id, "actor/0")) == 4
+    wait_for(lambda: len(of_worker(run_id, "actor/0")) == 4, 5, "worker, child, session child and daemon")
     return controller, run_id
 
 
