@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rolecall.errors import ProtocolError
-from rolecall.rpc.frames import MAGIC, FrameReader, Limits, allocate, pack
+from rolecall.rpc.frames import MAGIC, Frame, FrameReader, Limits, allocate, pack
 
 PREFIX = struct.Struct("!4sIIQ")
 
@@ -173,7 +173,8 @@ def test_frames_cross_a_real_socket() -> None:
         parts = pack(b"head", [payload, b"tail"])
         left.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         left.sendmsg(parts)
-        reader, frames = FrameReader(), []
+        reader = FrameReader()
+        frames: list[Frame] = []
         while not frames:
             frames = reader.buffer_updated(right.recv_into(reader.get_buffer()))
     assert [(bytes(h), [bytes(b) for b in bs]) for h, bs in frames] == [(b"head", [payload, b"tail"])]
