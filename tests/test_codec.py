@@ -478,9 +478,9 @@ def raised(exc: BaseException) -> BaseException:
 def test_an_exception_arrives_as_itself_with_its_traceback(exc: Exception) -> None:
     exc.add_note("seen on the way")
     got: Any = sent(raised(exc))
+    assert "in raised" in got.remote_traceback
     assert type(got) is type(exc) and got.args == exc.args and str(got) == str(exc)
     assert got.__notes__ == ["seen on the way"]
-    assert "in raised" in got.remote_traceback
     for name in ("errno", "filename", "value", "name", "path", "lineno", "returncode", "code", "detail", "object"):
         assert getattr(got, name, None) == getattr(exc, name, None)
 

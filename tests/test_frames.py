@@ -159,6 +159,14 @@ def test_before_the_hello_only_one_small_frame_is_taken() -> None:
             feed(FrameReader(limits.before_hello()), refused)
 
 
+def test_frames_that_nobody_asks_for_never_leave_the_reader_without_room() -> None:
+    """A peer may send on and on before its hello is answered: each read still gives out a frame and so makes room."""
+    reader = FrameReader(Limits().before_hello())
+    for _ in range(5000):
+        feed(reader, wire(b"a") * 3)
+    assert len(reader.get_buffer()) > 0
+
+
 def test_pack_refuses_what_the_other_side_would_refuse() -> None:
     with pytest.raises(ProtocolError, match="header"):
         pack(bytes(11), limits=Limits(max_header=10))
