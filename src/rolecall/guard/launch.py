@@ -240,7 +240,7 @@ class Launcher:
             end = record.end.result()
             return f"it ended while starting: {describe_exit(end.code, end.signal)}"
         if not ready.done():
-            return f"not ready within {timeout:g} s"
+            return f"not ready within {timeout:g} s" + (f" ({record.waits_for})" if record.waits_for else "")
         return str(ready.exception() or "")
 
     async def _ready(self, record: Record) -> None:
