@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,9 @@ class Parts:
     on_made: Callable[[Record], None]
 
 
+Tell = Callable[[StartResult], Awaitable[None]]
+
+
 class Launcher:
     """Starts workers, any number at a time. A failure of one is its result; it never fails the others."""
 
@@ -60,15 +63,21 @@ class Launcher:
         self._parts = parts
         self.closed = False
 
-    async def start(self, specs: Sequence[ProcessSpec], started_by: str = "") -> list[StartResult]:
-        """Starts all at the same time and returns when each is ready or has failed and left nothing behind."""
+    async def start(
+        self, specs: Sequence[ProcessSpec], started_by: str = "", tell: Tell | None = None
+    ) -> list[StartResult]:
+        """Starts all at the same time and returns when each is ready or has failed and left nothing behind.
+
+        Args:
+            tell: Gets each result as soon as it is known.
+        """
         planned = await asyncio.gather(*(self._plan(spec, started_by) for spec in specs))
         records = [record for record in planned if isinstance(record, Record)]
         forks = [record for record in records if self._forkable(record)]
         others = [record for record in records if not self._forkable(record)]
         failures = await self._fork(forks)
         failures |= {record: error for record in others if (error := self._spawn(record))}
-        return list(await asyncio.gather(*(self._finish(item, failures) for item in planned)))
+        return list(await asyncio.gather(*(self._finish_and_tell(item, failures, tell) for item in planned)))
 
     # Plan
 
@@ -201,6 +210,14 @@ class Launcher:
             record.peer.attach(Link(control, loop=asyncio.get_running_loop()))
 
     # Wait until ready
+
+    async def _finish_and_tell(
+        self, item: Record | StartResult, failures: Mapping[Record, str], tell: Tell | None
+    ) -> StartResult:
+        result = await self._finish(item, failures)
+        if tell is not None:
+            await tell(result)
+        return result
 
     async def _finish(self, item: Record | StartResult, failures: Mapping[Record, str]) -> StartResult:
         if isinstance(item, StartResult):

@@ -19,7 +19,7 @@ from rolecall.guard.config import GuardConfig
 from rolecall.guard.endpoints import Endpoints
 from rolecall.guard.forker import Template, TemplateError
 from rolecall.guard.killing import Killer
-from rolecall.guard.launch import Launcher, Parts
+from rolecall.guard.launch import Launcher, Parts, Tell
 from rolecall.guard.lease import Lease
 from rolecall.guard.metrics import Counts
 from rolecall.guard.ownership import Census
@@ -214,9 +214,11 @@ class Guard:
 
     # Workers
 
-    async def start(self, specs: list[ProcessSpec], started_by: str = "") -> list[StartResult]:
+    async def start(
+        self, specs: list[ProcessSpec], started_by: str = "", tell: Tell | None = None
+    ) -> list[StartResult]:
         """Starts workers; see `Launcher.start`."""
-        results = await self.launcher.start(specs, started_by)
+        results = await self.launcher.start(specs, started_by, tell)
         self.counts.starts += len(results)
         self.counts.failed_starts += sum(not result.ok for result in results)
         return results
