@@ -140,6 +140,7 @@ class HttpConnection:
         self._unix = sock.family == socket.AF_UNIX
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
         self._http.receive_data(begun)
+        self._bodiless = False  # HEAD asks for the head of the answer alone
 
     async def run(self) -> None:
         """Answers one request after another.
@@ -154,6 +155,7 @@ class HttpConnection:
                     head = await self._next_event()
                 if not isinstance(head, h11.Request):
                     return
+                self._bodiless = head.method == b"HEAD"
                 response = await self._answered(head)
             except h11.RemoteProtocolError as e:
                 if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
@@ -220,7 +222,8 @@ class HttpConnection:
         if close:
             headers["connection"] = "close"
         data = self._http.send(h11.Response(status_code=response.status, headers=list(headers.items()))) or b""
-        data += self._http.send(h11.Data(data=response.body)) or b""
+        if not self._bodiless:
+            data += self._http.send(h11.Data(data=response.body)) or b""
         data += self._http.send(h11.EndOfMessage()) or b""
         await self._loop.sock_sendall(self._sock, data)
         if self._http.our_state is h11.MUST_CLOSE or self._http.their_state is not h11.DONE:
