@@ -44,7 +44,7 @@ class Program:
             task = self.loop.create_task(getattr(self, incoming.method)(incoming))
             self._tasks.add(task)
             task.add_done_callback(lambda task: self._ended(task, incoming))
-            incoming.on_cancel(lambda: task.cancel() and None)
+            incoming.on_cancel(task.cancel)
         else:
             self._work.put(incoming)
 

@@ -372,13 +372,13 @@ def test_a_caller_that_outruns_the_callee_waits(program: Running, io: IOThread, 
 
 def test_closing_leaves_no_descriptor_and_no_task(program: Running, flavour: str) -> None:
     """Connecting and closing a hundred times leaves the process as it was."""
-    descriptors = len(os.listdir("/proc/self/fd"))
+    descriptors = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(20):
         with IOThread(uvloop=flavour == "uvloop") as io:
             for _ in range(5):
                 with connect(program, io) as client:
                     assert client.peer.request("echo", 1).result() == 1
-    until(lambda: len(os.listdir("/proc/self/fd")) <= descriptors)
+    until(lambda: len(list(Path("/proc/self/fd").iterdir())) <= descriptors)
 
 
 def test_sequences_are_remembered_exactly() -> None:

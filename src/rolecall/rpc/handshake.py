@@ -66,7 +66,7 @@ async def say_hello(
     if isinstance(answer, messages.Welcome):
         return answer
     if answer.reason == "token":
-        raise AuthenticationError(str(hello.info.get("to", "")), "refused")
+        raise AuthenticationError(seen="refused by the other side")
     raise ProtocolError(f"refused: {answer.sentence}")
 
 

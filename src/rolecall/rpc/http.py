@@ -225,7 +225,8 @@ class HttpConnection:
         if not self._bodiless:
             data += self._http.send(h11.Data(data=response.body)) or b""
         data += self._http.send(h11.EndOfMessage()) or b""
-        await self._loop.sock_sendall(self._sock, data)
+        async with asyncio.timeout(BODY_S):
+            await self._loop.sock_sendall(self._sock, data)
         if self._http.our_state is h11.MUST_CLOSE or self._http.their_state is not h11.DONE:
             await self._linger()
             return False

@@ -62,7 +62,7 @@ class Incoming(Waitable):
         self._body: bytes | None = request.body
         self._buffers = buffers
         self._window = max(1, request.window)
-        self._callbacks: list[Callable[[], None]] = []
+        self._callbacks: list[Callable[[], object]] = []
         self._items: dict[int, Parts] = {}  # sent and not yet consumed
         self._emitted = self._consumed = 0
         self.cancelled = False
@@ -83,7 +83,7 @@ class Incoming(Waitable):
         self._body, self._buffers = None, []
         return codec.decode(body, buffers, context=self._peer.context)
 
-    def on_cancel(self, fn: Callable[[], None]) -> None:
+    def on_cancel(self, fn: Callable[[], object]) -> None:
         """Calls `fn` on the loop's thread when the caller gives up; at once, here, when it already has."""
         self._callbacks.append(fn)
         if self.cancelled:

@@ -127,7 +127,7 @@ class Link(Waitable):
 
     def _arm(self) -> None:
         with self._lock:
-            if not self.closed:
+            if self._armed and not self.closed:  # else the queue was emptied meanwhile, and the loop would spin
                 self._loop.add_writer(self._sock.fileno(), self._writable)
 
     def _writable(self) -> None:
