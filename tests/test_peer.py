@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -403,3 +404,15 @@ def test_a_token_does_not_show_itself() -> None:
     assert TOKEN not in repr(token) + str(token) + f"{[token]}"
     with pytest.raises(TypeError):
         pickle.dumps(token)
+
+
+def test_no_traceback_shows_the_token(program: Running, io: IOThread) -> None:
+    """Not even one that prints the variables of its frames."""
+    with connect(program, io, hello={"epoch": 2}) as client:
+        with pytest.raises(ProtocolError):
+            client.peer.request("echo", 1).result()
+        failure = client.peer.failure
+        assert failure is not None
+        shown = "".join(traceback.TracebackException.from_exception(failure, capture_locals=True).format())
+        assert "say_hello" in shown
+        assert TOKEN not in shown

@@ -31,7 +31,7 @@ RECEIVE = 64 << 10
 
 @dataclass(frozen=True)
 class Request:
-    """One request. Header names are lower case; of repeated ones the last counts."""
+    """One request. Header names are lower case, of repeated ones the last counts; `authorization` is taken out."""
 
     method: str
     path: str
@@ -178,10 +178,7 @@ class HttpConnection:
     def _checked(self, head: h11.Request) -> Request:
         """The request's head, once token, host and origin are right."""
         headers = {name.decode(): value.decode("latin-1") for name, value in head.headers}
-        presented = headers.get("authorization", "")
-        scheme, _, secret = presented.partition(" ")
-        if scheme.lower() != "bearer" or not self._token.matches(secret.strip().encode("latin-1")):
-            raise HttpError(401, str(AuthenticationError(seen="wrong" if presented else "missing")))
+        self._check_token(headers.pop("authorization", ""))  # and no route ever sees it
         self._authenticated()
         host = _hostname(headers.get("host", ""))
         if host not in self._hosts and not (self._unix and not host):
@@ -190,6 +187,11 @@ class HttpConnection:
             raise HttpError(403, f"requests of web pages are not answered (Origin {headers['origin']!r})")
         target = _split(head.target.decode("latin-1"))
         return Request(head.method.decode(), target.path, dict(parse_qsl(target.query)), headers)
+
+    def _check_token(self, presented: str) -> None:
+        scheme, _, secret = presented.partition(" ")
+        if scheme.lower() != "bearer" or not self._token.matches(secret.strip().encode("latin-1")):
+            raise HttpError(401, str(AuthenticationError(seen="wrong" if presented else "missing")))
 
     async def _body(self, request: Request, max_body: int) -> bytes:
         announced = int(request.headers.get("content-length", 0))  # h11 has made sure that it is a number

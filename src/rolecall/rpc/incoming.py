@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Parts = Sequence[bytes | memoryview]
 
 LENT_FROM = 1 << 20  # results from here on are not copied; their owner waits until they have arrived
-LENT_S = 30.0  # how long it waits for a caller that does not read
+LENT_S = 30.0  # how long it waits for a caller that reads nothing
 
 
 class Incoming(Waitable):
@@ -167,9 +167,10 @@ class Incoming(Waitable):
 
     def _wait_until_received(self, link: Link | None, message: bytes, buffers: Sequence[memoryview]) -> None:
         """Keeps the lender here while its memory is being sent; when that fails, the record gets a copy of its own."""
-        received = self.wait(
-            lambda: self.settled or link is None or link is not self._peer._link, time.monotonic() + LENT_S
-        )
+        received, written = False, -1
+        while not received and link is not None and written != link.written:
+            written = link.written  # a slow reader has its time as long as it reads at all
+            received = self.wait(lambda: self.settled or link is not self._peer._link, time.monotonic() + LENT_S)
         if self.settled:
             return
         if not received and link is not None:

@@ -294,6 +294,9 @@ class Peer:
     # Asking after what is silent
 
     def _tick(self) -> None:
+        if self._link is None and not self.pending:
+            self._tick_handle = None  # an idle peer costs nothing; the next link starts it again
+            return
         self._tick_handle = self.loop.call_later(self._probe_s / 4, self._tick)
         now = time.monotonic()
         asked = []
