@@ -34,11 +34,14 @@ class Methods:
 
     async def _answer(self, incoming: Incoming) -> None:
         try:
-            value = await self.call(incoming.method, incoming.args())
+            value = await self._call(incoming)
         except Exception as error:  # whatever it is, it is the answer
             incoming.fail(error)
         else:
             incoming.finish(value)
+
+    async def _call(self, incoming: Incoming) -> Any:
+        return await self.call(incoming.method, incoming.args())
 
     async def call(self, method: str, value: Any) -> Any:
         """Calls a method by name with plain values, and returns plain values."""
@@ -114,7 +117,6 @@ class ControllerService(Methods):
         self._methods = looking(guard) | {
             "alloc_ports": self._alloc_ports,
             "release_ports": self._release_ports,
-            "start": self._start,
             "kill": self._kill,
             "set_env": self._set_env,
             "shutdown": self._shutdown,
@@ -127,8 +129,11 @@ class ControllerService(Methods):
     async def _release_ports(self, value: Any) -> Any:
         return self._guard.ports.release(_as(_Owner, value).owner)
 
-    async def _start(self, value: Any) -> Any:
-        return await self._guard.start(_as(_Start, value).specs)
+    async def _call(self, incoming: Incoming) -> Any:
+        if incoming.method != "start":
+            return await super()._call(incoming)
+        specs = _as(_Start, incoming.args()).specs
+        return msgspec.to_builtins(await self._guard.start(specs, on_cancel=incoming.on_cancel))
 
     async def _kill(self, value: Any) -> Any:
         wanted = _as(_Kill, value)
