@@ -15,6 +15,8 @@ from rolecall.tensors.shm import ShmBackend
 from rolecall.tensors.store import Store
 from rolecall.tensors.wire import WireBackend
 
+torch.set_num_threads(1)  # on a busy machine torch's threads spin for each other longer than the tests take
+
 
 def _held() -> tuple[int, set[str], set[str]]:
     gc.collect()
@@ -24,7 +26,6 @@ def _held() -> tuple[int, set[str], set[str]]:
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
-    torch.ones(1 << 16).sum()  # starts torch's own threads before the count
     before = _held()
     yield
     after = _held()
