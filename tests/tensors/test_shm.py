@@ -13,16 +13,17 @@ import pytest
 import torch
 from open_files import open_descriptors
 
-from rolecall.tensors.segments import Pool, size_class
+from rolecall.tensors.segments import MIB, Pool, size_class
 from rolecall.tensors.shard import Shard
-from rolecall.tensors.shm import MIB, PACKED, SLAB, ShmBackend
+from rolecall.tensors.shm import PACKED, SLAB, ShmBackend
 from rolecall.tensors.store import Store
 from rolecall.tensors.wire import WireBackend
 
 
 def reader(pipe: Connection) -> None:
     """Another process: fetches, changes, keeps, drops on request."""
-    backend, kept = ShmBackend(), []
+    backend = ShmBackend()
+    kept: list[torch.Tensor] = []
     torch.set_num_threads(1)
     while (request := pipe.recv()) is not None:
         verb, plain = request
