@@ -1,0 +1,1 @@
+"""Placing guards and running workers through them. A backend places guards and nothing else."""

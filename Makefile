@@ -1,0 +1,70 @@
+# Everything here works on a machine with nothing but make and Python 3.11 or newer; `make` alone lists what there is.
+
+VENV      := .venv
+BIN       := $(VENV)/bin
+SEED      ?= 0
+SCHEDULER ?= local
+ARGS      ?=
+INTERNAL  := cli demo guard worker rpc
+
+# -q twice: pip keeps quiet unless something is wrong.
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -q -c constraints.txt
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo test lint bench docs clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\): [^#]*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-8s%s\n", $$1, $$2 }'
+
+demo: $(VENV)/.rl ## a small RL run from start to end (SEED=0 SCHEDULER=local ARGS=)
+	@$(BIN)/rolecall demo --scheduler $(SCHEDULER) --seed $(SEED) $(ARGS)
+
+test: lint ## ruff, mypy --strict, then the tests (ARGS= goes to pytest)
+	@echo "== pytest"
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev ## ruff and mypy --strict alone
+	@echo "== ruff"
+	@$(BIN)/ruff check -q .
+	@$(BIN)/ruff format -q --check . || { echo "not formatted as above: run $(BIN)/ruff format ." >&2; exit 1; }
+	@echo "== mypy --strict"
+	@$(BIN)/mypy
+
+bench: $(VENV)/.dev ## side by side with Ray and Monarch (ARGS='--quick --json FILE')
+	@$(BIN)/python benchmarks/run.py $(ARGS)
+
+docs: $(VENV)/.dev ## the API reference, in build/docs/api
+	@rm -rf build/docs/api
+	@$(BIN)/python -W error::UserWarning -m pdoc --docformat google -o build/docs/api rolecall $(INTERNAL:%='!rolecall.%')
+	@echo "the API reference is in build/docs/api/index.html"
+
+clean: ## remove all that make made
+	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find . -name .git -prune -o \( -name __pycache__ -o -name '*.egg-info' \) -type d -prune -exec rm -rf {} +
+
+# The stamps say which extras the one environment holds. The tests' extras include the demo's, never the other way
+# round, so `make demo` on a fresh machine waits for no linter.
+$(VENV)/.rl: $(VENV)/.made pyproject.toml constraints.txt
+	@echo "installing rolecall[rl] into $(VENV) ..."
+	@$(PIP) -e '.[rl]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.made pyproject.toml constraints.txt
+	@echo "installing rolecall[dev] into $(VENV) ..."
+	@$(PIP) -e '.[dev]'
+	@touch $(VENV)/.rl $@
+
+# PYTHON=... chooses the interpreter; otherwise the first of these that is new enough and can make an environment.
+CANDIDATES := $(or $(PYTHON),python3 python3.11 python3.12 python3.13 python3.14 python)
+
+$(VENV)/.made:
+	@for python in $(CANDIDATES); do \
+	    "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 || continue; \
+	    echo "making $(VENV) with $$("$$python" --version) ..."; \
+	    rm -rf $(VENV); "$$python" -m venv $(VENV) && touch $@; exit; \
+	done; \
+	echo "rolecall needs Python 3.11 or newer with its venv module, which none of these is: $(CANDIDATES)" >&2; \
+	echo "install one (on Debian: apt-get install python3 python3-venv) or name it: make PYTHON=/path/to/python3.12" >&2; \
+	exit 1

@@ -1,0 +1,52 @@
+"""rolecall: one program starts roles of workers, hosts engines in them, and calls them.
+
+Names are loaded when they are first used, so that `import rolecall` is fast and guards and workers carry no scheduler.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rolecall.calls import PendingCall as PendingCall
+    from rolecall.front import scheduler as scheduler
+    from rolecall.roles import Role as Role
+    from rolecall.schedulers.base import Scheduler as Scheduler
+    from rolecall.schedulers.local import LocalScheduler as LocalScheduler
+    from rolecall.tensors.functions import clear as clear
+    from rolecall.tensors.functions import localize as localize
+    from rolecall.tensors.functions import remotize as remotize
+    from rolecall.tensors.handle import RTensor as RTensor
+    from rolecall.types import Job as Job
+    from rolecall.types import SchedulingSpec as SchedulingSpec
+    from rolecall.types import SchedulingStrategy as SchedulingStrategy
+    from rolecall.types import Worker as Worker
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Job": "rolecall.types",
+    "LocalScheduler": "rolecall.schedulers.local",
+    "PendingCall": "rolecall.calls",
+    "RTensor": "rolecall.tensors.handle",
+    "Role": "rolecall.roles",
+    "Scheduler": "rolecall.schedulers.base",
+    "SchedulingSpec": "rolecall.types",
+    "SchedulingStrategy": "rolecall.types",
+    "Worker": "rolecall.types",
+    "clear": "rolecall.tensors.functions",
+    "localize": "rolecall.tensors.functions",
+    "remotize": "rolecall.tensors.functions",
+    "scheduler": "rolecall.front",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'rolecall' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

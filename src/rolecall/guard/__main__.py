@@ -1,0 +1,40 @@
+"""`python -m rolecall.guard --config-fd N | --config-file F`: a guard below its reaper."""
+
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from rolecall.guard import reaper
+
+USAGE = "usage: python -m rolecall.guard (--config-fd N | --config-file F)"
+
+
+def _read_config(arguments: list[str]) -> bytes:
+    """The configuration holds the run's token, so it comes by a descriptor or a private file that is removed."""
+    match arguments:
+        case ["--config-fd", number] if number.isdigit():
+            with os.fdopen(int(number), "rb") as pipe:
+                return pipe.read()
+        case ["--config-file", name]:
+            path = Path(name)
+            status = path.stat()
+            if status.st_uid != os.getuid() or status.st_mode & 0o077:
+                sys.exit(f"{path} holds the run's token but others may read it; make it 0600 and your own")
+            raw = path.read_bytes()
+            path.unlink()
+            return raw
+        case _:
+            sys.exit(USAGE)
+
+
+def _guard(config: bytes) -> int:
+    # Imported below the fork: the reaper stays small and knows nothing of event loops.
+    status: int = import_module("rolecall.guard.supervisor").main(config)
+    return status
+
+
+if __name__ == "__main__":
+    raw = _read_config(sys.argv[1:])
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # what our starter left open belongs to neither of us
+    sys.exit(reaper.run(raw, _guard))

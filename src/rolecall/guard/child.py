@@ -1,0 +1,96 @@
+"""What a forked child does before it is a worker: it leaves everything of the template's behind."""
+
+import importlib
+import os
+import random
+import signal
+import socket
+import sys
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+from rolecall.guard.birth import Birth
+from rolecall.guard.kernel import die_with_parent, overwrite_marker, set_name
+from rolecall.guard.proc import numbers
+from rolecall.guard.sweep import WORKER
+
+
+def become_worker(birth: Birth, control: int, keep: set[int]) -> None:
+    """Turns this fresh fork, already handed over to the guard, into the worker of `birth`.
+
+    Args:
+        birth: What it shall be.
+        control: Its end of the control channel.
+        keep: Descriptors of the modules that were imported before the fork; all others but `control` are closed.
+    """
+    os.setsid()
+    if not die_with_parent(birth.guard):
+        os._exit(1)
+    set_name(f"rc:{birth.worker_id}")
+    _close_others({control} | keep)
+    os.set_inheritable(control, False)
+    _reset_signals()
+    _redirect(birth.log_path)
+    overwrite_marker(WORKER, birth.worker_id)
+    os.environ.clear()
+    os.environ.update(birth.env)
+    if birth.cwd:
+        os.chdir(birth.cwd)
+    _reseed()
+    _limit_threads(birth.threads)
+
+
+def _close_others(keep: set[int]) -> None:
+    for number in set(numbers("/proc/self/fd")) - keep - {0, 1, 2}:
+        with suppress(OSError):  # the descriptor of the listing itself
+            os.close(number)
+
+
+def _reset_signals() -> None:
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE, signal.SIGXFSZ}:
+        if signal.getsignal(number) not in (signal.SIG_DFL, None):
+            signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _redirect(log_path: str) -> None:
+    Path(log_path).parent.mkdir(parents=True, exist_ok=True)
+    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    null = os.open(os.devnull, os.O_RDONLY)
+    for source, targets in ((null, (0,)), (log, (1, 2))):
+        for target in targets:
+            os.dup2(source, target)
+        os.close(source)
+    for stream in (sys.stdout, sys.stderr):
+        _line_buffer(stream)
+
+
+def _line_buffer(stream: TextIO) -> None:
+    stream.reconfigure(line_buffering=True)  # type: ignore[attr-defined]  # a TextIOWrapper, as at every start
+
+
+def _reseed() -> None:
+    random.seed()
+    numpy: Any = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed()
+
+
+def _limit_threads(threads: int) -> None:
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and threads > 0:
+        torch.set_num_threads(threads)
+
+
+def run_entry(entry: str, control: int) -> int:
+    """Imports `module:function` and calls it with the control socket; returns the exit code."""
+    module, _, name = entry.partition(":")
+    try:
+        result = getattr(importlib.import_module(module), name)(socket.socket(fileno=control))
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return result if isinstance(result, int) else 0

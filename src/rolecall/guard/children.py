@@ -1,0 +1,68 @@
+"""Owns `waitpid`: whatever ends below the guard is reaped here and nowhere else."""
+
+import asyncio
+import os
+import signal
+import time
+from typing import NamedTuple
+
+from rolecall.guard.proc import Process, identify
+
+_KEPT = 4096  # exits of processes that nobody watches yet; a forked child may end before its birth is read
+
+
+class Exit(NamedTuple):
+    """How a process ended; `at` is of the monotonic clock."""
+
+    code: int | None
+    signal: int | None
+    at: float
+
+
+class Children:
+    """Reaps children and orphans, and tells who waits for one of them.
+
+    All methods belong to the loop's thread, which is the main one.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._watched: dict[Process, asyncio.Future[Exit]] = {}
+        self._unclaimed: dict[Process, Exit] = {}
+        loop.add_signal_handler(signal.SIGCHLD, self.reap)
+
+    def watch(self, process: Process) -> "asyncio.Future[Exit]":
+        """A future of the process's end; already done when it ended before it was asked for."""
+        future: asyncio.Future[Exit] = self._loop.create_future()
+        if process in self._unclaimed:
+            future.set_result(self._unclaimed.pop(process))
+        else:
+            self._watched[process] = future
+        return future
+
+    def reap(self) -> None:
+        """Reaps all that have ended. Also called every now and then, so that a lost SIGCHLD costs a second at most."""
+        while True:
+            try:
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if ended is None:
+                return
+            process = identify(ended.si_pid)  # while it is a zombie its start time can still be read
+            _, status = os.waitpid(ended.si_pid, 0)
+            if process is not None:
+                self._tell(process, os.waitstatus_to_exitcode(status))
+
+    def _tell(self, process: Process, code: int) -> None:
+        end = Exit(code if code >= 0 else None, -code if code < 0 else None, time.monotonic())
+        future = self._watched.pop(process, None)
+        if future is None:
+            self._unclaimed[process] = end
+            while len(self._unclaimed) > _KEPT:
+                del self._unclaimed[next(iter(self._unclaimed))]
+        elif not future.done():
+            future.set_result(end)
+
+    def close(self) -> None:
+        self._loop.remove_signal_handler(signal.SIGCHLD)

@@ -1,0 +1,47 @@
+"""A guard's configuration: what the scheduler tells it before it can ask anybody."""
+
+import msgspec
+
+
+class GuardConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Comes as JSON through an inherited descriptor or a 0600 file, because it holds the run's token.
+
+    Attributes:
+        controller: Addresses that the guard dials, `unix:/path` or `tcp:host:port`, best first.
+        epoch: Number of the controller's incarnation; calls with an older one are refused.
+        lease_s: The guard ends with all it owns when the controller was not heard of for so long.
+        reattach_s: How long a closed connection may take to come back; 0 ends the guard at once.
+        ip: This host as the controller and other hosts see it.
+        bind: Address that TCP listeners of workers bind.
+        env: Base environment of workers, over the guard's own.
+        sys_path: The controller's `sys.path`, for modules to preload and for workers.
+        main_path: File of the controller's `__main__`, so that classes defined in it can be found.
+        controller_pid: The controller's pid and start time (ticks since boot) when it is on this host, else 0.
+        stall_s: A worker without heartbeat, CPU time and ended calls for so long is suspected to hang.
+        python: Interpreter of workers; empty for the guard's own.
+        entry: What an engine worker runs, `module:function`; it gets the control socket.
+        cold_module: The same for a worker that is started cold, as `python -m <cold_module> --control-fd N`.
+    """
+
+    run_id: str
+    guard_id: str
+    token: str
+    controller: list[str]
+    run_dir: str
+    runtime_dir: str
+    epoch: int = 0
+    lease_s: float = 30.0
+    reattach_s: float = 0.0
+    ip: str = "127.0.0.1"
+    bind: str = "127.0.0.1"
+    preload: list[str] = []
+    env: dict[str, str] = {}
+    cwd: str = ""
+    sys_path: list[str] = []
+    main_path: str = ""
+    controller_pid: int = 0
+    controller_start: int = 0
+    stall_s: float = 120.0
+    python: str = ""
+    entry: str = "rolecall.worker.main:run"
+    cold_module: str = "rolecall.worker"

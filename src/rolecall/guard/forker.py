@@ -1,0 +1,231 @@
+"""The guard's side of the template process: starts it, asks it for children, replaces it when it dies or hangs."""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from rolecall.guard.birth import Birth, TemplateReady
+from rolecall.guard.children import Children, Exit
+from rolecall.guard.config import GuardConfig
+from rolecall.guard.environment import THREADS
+from rolecall.guard.proc import Process, below, read_stat, send, snapshot
+from rolecall.guard.spawn import spawn
+from rolecall.guard.sweep import WORKER
+from rolecall.guard.template import MAX_CHILDREN, TEMPLATE_NAME
+
+ANSWER_S = 10.0  # a template that has not forked within this is stopped or stuck
+PRELOAD_S = 300.0  # a cold import of torch from a shared file system takes minutes at its worst
+ATTEMPTS = 3
+_MARKER_ROOM = 128
+
+_log = logging.getLogger(__name__)
+
+
+class Request(NamedTuple):
+    """One child to fork: its birth and its end of the control channel."""
+
+    birth: Birth
+    control: int
+
+
+class TemplateError(Exception):
+    """No template can be had: it died again and again while importing."""
+
+
+class _Running(NamedTuple):
+    process: Process
+    sock: socket.socket
+    end: "asyncio.Future[Exit]"
+    ready: TemplateReady
+
+
+class Template:
+    """Owns the template process of a guard."""
+
+    def __init__(self, config: GuardConfig, env: dict[str, str], children: Children, log: int) -> None:
+        # One thread while modules load: thread pools do not survive a fork.
+        self.env = env | dict.fromkeys(THREADS, "1") | {WORKER: " " * _MARKER_ROOM}
+        self._config, self._children, self._log = config, children, log
+        self._lock = asyncio.Lock()
+        self._running: _Running | None = None
+        self._starting: Process | None = None
+        self._closed = False
+        self.respawns = 0
+
+    @property
+    def process(self) -> Process | None:
+        """The template as it runs now."""
+        return self._running.process if self._running else self._starting
+
+    async def warm(self) -> None:
+        """Starts the template before anybody needs it."""
+        async with self._lock:
+            await self._ensure()
+
+    async def fork(self, requests: Sequence[Request]) -> list[Process | str]:
+        """Forks children, all at once; returns for each its process or why there is none.
+
+        A request that a dying template took along is made again on the next one when it made no child; so a child is
+        never made twice. The control descriptors stay the caller's to close.
+        """
+        results: dict[int, Process | str] = {}
+        async with self._lock:
+            for _ in range(ATTEMPTS):
+                missing = [index for index in range(len(requests)) if index not in results]
+                for first in range(0, len(missing), MAX_CHILDREN):
+                    batch = missing[first : first + MAX_CHILDREN]
+                    born = await self._ask([requests[index] for index in batch])
+                    results |= {batch[place]: process for place, process in born.items()}
+                if len(results) == len(requests):
+                    break
+        return [results.get(index, "the template process died while forking") for index in range(len(requests))]
+
+    async def _ask(self, requests: Sequence[Request]) -> dict[int, Process | str]:
+        running = await self._ensure()
+        read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        os.set_blocking(write_end, True)
+        births = os.memfd_create("rolecall-births", os.MFD_CLOEXEC)
+        try:
+            os.write(births, msgspec.json.encode([request.birth for request in requests]))
+            descriptors = [births, write_end, *(request.control for request in requests)]
+            sent = await self._send(running, descriptors)
+        finally:
+            os.close(births)
+            os.close(write_end)
+        text = await self._read_births(running, read_end) if sent else ""
+        os.close(read_end)
+        return _parse(text)
+
+    async def _send(self, running: _Running, descriptors: list[int]) -> bool:
+        try:
+            socket.send_fds(running.sock, [b"fork"], descriptors)
+        except OSError:  # dead, or its queue is full because it is stopped
+            await self._kill(running)
+            return False
+        return True
+
+    async def _read_births(self, running: _Running, pipe: int) -> str:
+        chunks: list[bytes] = []
+        try:
+            await asyncio.wait_for(_read_to_end(pipe, chunks), ANSWER_S)
+        except TimeoutError:
+            _log.warning("the template process (pid %d) did not fork within %g s", running.process.pid, ANSWER_S)
+            await self._kill(running)
+            await self._end_births(pipe, chunks)
+        return b"".join(chunks).decode()
+
+    async def _end_births(self, pipe: int, chunks: list[bytes]) -> None:
+        """Kills whoever of the request is not a worker yet, so that what is missing can be made again."""
+        for _ in range(ATTEMPTS):
+            table = snapshot()
+            for pid in below([os.getpid()], table):
+                if table[pid].name == TEMPLATE_NAME:
+                    send(table[pid].process, signal.SIGKILL)
+            try:
+                return await asyncio.wait_for(_read_to_end(pipe, chunks), 1.0)
+            except TimeoutError:
+                continue
+
+    async def _ensure(self) -> _Running:
+        if self._running and not self._running.end.done() and not _stopped(self._running.process):
+            return self._running
+        if self._running:
+            await self._kill(self._running)
+            self.respawns += 1
+        for _ in range(ATTEMPTS):
+            if self._closed:
+                break
+            self._running = await self._spawn()
+            if self._running:
+                return self._running
+        raise TemplateError("the template process dies while it imports; its log is the guard's")
+
+    async def _spawn(self) -> _Running | None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        paths = msgspec.json.encode(self._config.sys_path).decode()
+        argv = [self._config.python or sys.executable, "-m", "rolecall.guard.template"]
+        modules = [*self._config.preload, self._config.entry.partition(":")[0]]
+        argv += [str(theirs.fileno()), ",".join(modules), paths]
+        with theirs:
+            process = spawn("template", argv, self.env, log=self._log, cwd=self._config.cwd, keep=[theirs.fileno()])
+        self._starting = process
+        end = self._children.watch(process)
+        try:
+            message = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(ours, 1 << 16), PRELOAD_S)
+        except (TimeoutError, OSError):
+            message = b""
+        finally:
+            self._starting = None
+        if not message:
+            send(process, signal.SIGKILL)
+            ours.close()
+            return None
+        return self._greet(_Running(process, ours, end, msgspec.json.decode(message, type=TemplateReady)))
+
+    def _greet(self, running: _Running) -> _Running:
+        ready = running.ready
+        for name, reason in ready.skipped.items():
+            _log.info("preload of %s skipped: %s", name, reason)
+        if ready.threads > 1:
+            _log.warning("the preloaded modules run %d threads, which do not survive a fork", ready.threads)
+        return running
+
+    async def _kill(self, running: _Running) -> None:
+        send(running.process, signal.SIGKILL)
+        running.sock.close()
+        await running.end
+        if self._running is running:
+            self._running = None
+
+    def check(self) -> bool:
+        """False when the template is stopped or dead and should be replaced before it is needed."""
+        return self._running is None or not (self._running.end.done() or _stopped(self._running.process))
+
+    async def close(self) -> None:
+        """Kills the template. May be called twice."""
+        self._closed = True
+        if self._starting:
+            send(self._starting, signal.SIGKILL)
+        async with self._lock:
+            if self._running:
+                await self._kill(self._running)
+
+
+def _stopped(process: Process) -> bool:
+    stat = read_stat(process.pid)
+    return stat is not None and stat.state in "Tt"
+
+
+def _parse(text: str) -> dict[int, Process | str]:
+    """Lines `index pid start`, or `index - reason` where the fork failed."""
+    results: dict[int, Process | str] = {}
+    for line in text.splitlines():
+        index, pid, rest = line.split(" ", 2)
+        results[int(index)] = f"fork failed: {rest}" if pid == "-" else Process(int(pid), int(rest))
+    return results
+
+
+async def _read_to_end(pipe: int, chunks: list[bytes]) -> None:
+    """Collects what comes from a pipe until nobody holds its write end."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def readable() -> None:
+        chunk = os.read(pipe, 1 << 16)
+        chunks.append(chunk)
+        if not chunk and not done.done():
+            done.set_result(None)
+
+    loop.add_reader(pipe, readable)
+    try:
+        await done
+    finally:
+        loop.remove_reader(pipe)

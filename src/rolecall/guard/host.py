@@ -1,0 +1,46 @@
+"""What the guard tells the controller about its host. It only looks."""
+
+import os
+import platform
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rolecall.guard.config import GuardConfig
+
+HOST_CORES = len(os.sched_getaffinity(0))
+DEVICE_VARS = ("CUDA_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES")
+_DEVICE_FILES = ("nvidia[0-9]*", "davinci[0-9]*")
+
+
+def memory_gib() -> float:
+    """Physical memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+
+
+def visible_devices(env: Mapping[str, str], folder: Path = Path("/dev")) -> list[str]:
+    """The devices that we were given, by the variable that says so, else those that there are."""
+    for name in DEVICE_VARS:
+        if name in env:
+            return [device for device in env[name].split(",") if device]
+    counts = [len(list(folder.glob(pattern))) for pattern in _DEVICE_FILES]
+    return [str(index) for index in range(max(counts))]
+
+
+def hello(config: GuardConfig) -> dict[str, Any]:
+    """Who and where this guard is."""
+    return {
+        "kind": "guard",
+        "guard_id": config.guard_id,
+        "run_id": config.run_id,
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "ip": config.ip,
+        "cores": HOST_CORES,
+        "memory_gib": memory_gib(),
+        "devices": visible_devices(os.environ),
+        "python": f"{platform.python_version()} {sys.executable}",
+        "epoch": config.epoch,
+    }

@@ -1,0 +1,294 @@
+"""Starts workers: plans their records, makes their processes by fork or cold, waits until they are ready."""
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from rolecall.errors import RolecallError, describe_exit
+from rolecall.guard import environment, logs, runtime
+from rolecall.guard.birth import Birth
+from rolecall.guard.children import Children
+from rolecall.guard.command import fill
+from rolecall.guard.config import GuardConfig
+from rolecall.guard.forker import Request, Template, TemplateError
+from rolecall.guard.host import HOST_CORES
+from rolecall.guard.killing import Killer
+from rolecall.guard.ports import PortLeases
+from rolecall.guard.proc import Process
+from rolecall.guard.progress import page_path
+from rolecall.guard.readiness import wait_until_ready
+from rolecall.guard.spawn import spawn
+from rolecall.guard.spec import Configured, ProcessSpec, StartResult, WorkerConfig
+from rolecall.guard.table import Record, State, Table
+from rolecall.rpc.link import Link
+from rolecall.rpc.peer import Peer
+
+_log = logging.getLogger(__name__)
+
+
+class StartError(Exception):
+    """Why one worker could not be started, in words for its `StartResult`."""
+
+
+@dataclass(slots=True)
+class Parts:
+    """What the launcher works with; all of it is the guard's."""
+
+    config: GuardConfig
+    base_env: Mapping[str, str]
+    table: Table
+    ports: PortLeases
+    children: Children
+    template: Template
+    killer: Killer
+    make_peer: Callable[[Record], Peer]
+    on_planned: Callable[[Record], None]
+    on_made: Callable[[Record], None]
+
+
+class Launcher:
+    """Starts workers, any number at a time. A failure of one is its result; it never fails the others."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self.closed = False
+
+    async def start(self, specs: Sequence[ProcessSpec], started_by: str = "") -> list[StartResult]:
+        """Starts all at the same time and returns when each is ready or has failed and left nothing behind."""
+        planned = await asyncio.gather(*(self._plan(spec, started_by) for spec in specs))
+        records = [record for record in planned if isinstance(record, Record)]
+        forks = [record for record in records if self._forkable(record)]
+        others = [record for record in records if not self._forkable(record)]
+        failures = await self._fork(forks)
+        failures |= {record: error for record in others if (error := self._spawn(record))}
+        return list(await asyncio.gather(*(self._finish(item, failures) for item in planned)))
+
+    # Plan
+
+    async def _plan(self, spec: ProcessSpec, started_by: str) -> Record | StartResult:
+        predecessor = self._parts.table.find(spec.worker_id)
+        if predecessor is not None and predecessor.state is State.ENDING:
+            await predecessor.gone.wait()
+        try:
+            return self._record(spec, started_by)
+        except (RolecallError, StartError) as error:
+            if self._parts.table.find(spec.worker_id) is None:
+                self._parts.ports.release(spec.worker_id)  # leased ahead for this very start
+            return StartResult(worker_id=spec.worker_id, ok=False, error=str(error))
+
+    def _record(self, spec: ProcessSpec, started_by: str) -> Record:
+        parts = self._parts
+        if self.closed:
+            raise StartError("the guard is ending")
+        if parts.table.find(spec.worker_id) is not None:
+            raise StartError(f"{spec.worker_id} is already running; delete it first")
+        target = parts.table.get(spec.target) if spec.target else None
+        spec = _in_slot(spec, target.spec) if target else spec
+        record = Record(
+            spec=spec,
+            env=environment.own_env(spec, target.env if target else None),
+            log_path=logs.log_path(parts.config.run_dir, spec.worker_id),
+            ports=spec.ports or parts.ports.lease(spec.worker_id, spec.port_count),
+            started_by=started_by,
+        )
+        record.log_start = logs.size(record.log_path)
+        parts.table.add(record)
+        parts.on_planned(record)
+        return record
+
+    def environment(self, record: Record) -> dict[str, str]:
+        """The whole environment of a worker's process."""
+        config = self._parts.config
+        env = dict(self._parts.base_env) | record.env
+        env |= environment.thread_counts(env, record.spec.cores, HOST_CORES)
+        return environment.marked(env, config.run_id, config.guard_id, record.worker_id)
+
+    def _forkable(self, record: Record) -> bool:
+        spec = record.spec
+        if spec.argv is not None or (spec.python and spec.python != self._parts.config.python):
+            return False
+        return not environment.needs_cold_start(self.environment(record), self._parts.template.env)
+
+    # Make processes
+
+    async def _fork(self, records: Sequence[Record]) -> dict[Record, str]:
+        pairs = [socket.socketpair() for _ in records]
+        births = [self._birth(record) for record in records]
+        requests = [Request(birth, theirs.fileno()) for birth, (_, theirs) in zip(births, pairs, strict=True)]
+        born: list[Process | str] = ["the guard is ending"] * len(records)
+        try:
+            born = await self._parts.template.fork(requests) if requests else []
+        except TemplateError as error:
+            born = [str(error)] * len(records)
+        finally:
+            failures = {}
+            for record, (ours, theirs), process in zip(records, pairs, born, strict=True):
+                theirs.close()
+                if isinstance(process, Process):
+                    self._made(record, process, ours)
+                else:
+                    ours.close()
+                    failures[record] = process
+                record.made.set()
+        return failures
+
+    def _birth(self, record: Record) -> Birth:
+        env = self.environment(record)
+        return Birth(
+            worker_id=record.worker_id,
+            guard=os.getpid(),
+            env=env,
+            log_path=record.log_path,
+            entry=self._parts.config.entry,
+            cwd=record.spec.cwd or self._parts.config.cwd,
+            threads=environment.thread_limit(env, record.spec.cores, HOST_CORES),
+        )
+
+    def _spawn(self, record: Record) -> str:
+        """Starts a program or a cold worker; returns why it could not."""
+        if record.abort.is_set():
+            record.made.set()
+            return "killed while starting"
+        log = os.open(record.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            if record.spec.argv is not None:
+                self._made(record, self._run(record, self._argv(record), log), None)
+            else:
+                self._spawn_cold(record, log)
+        except (RolecallError, OSError) as error:
+            return str(error)
+        finally:
+            os.close(log)
+            record.made.set()
+        return ""
+
+    def _argv(self, record: Record) -> list[str]:
+        devices = environment.own_env(record.spec, record.env).get(record.spec.device_var, "")
+        ip = self._parts.config.ip
+        return fill(record.spec.argv or [], host=ip, ports=record.ports, worker_id=record.worker_id, devices=devices)
+
+    def _spawn_cold(self, record: Record, log: int) -> None:
+        config = self._parts.config
+        ours, theirs = socket.socketpair()
+        python = record.spec.python or config.python or sys.executable
+        argv = [python, "-m", config.cold_module, "--control-fd", str(theirs.fileno())]
+        try:
+            with theirs:
+                process = self._run(record, argv, log, keep=[theirs.fileno()])
+        except BaseException:
+            ours.close()
+            raise
+        self._made(record, process, ours)
+
+    def _run(self, record: Record, argv: list[str], log: int, keep: Sequence[int] = ()) -> Process:
+        cwd = record.spec.cwd or self._parts.config.cwd
+        return spawn(record.worker_id, argv, self.environment(record), log=log, cwd=cwd, keep=keep)
+
+    def _made(self, record: Record, process: Process, control: socket.socket | None) -> None:
+        record.process = process
+        record.end = self._parts.children.watch(process)
+        record.mark("forked")
+        self._parts.on_made(record)
+        if control is not None:
+            record.peer = self._parts.make_peer(record)
+            record.peer.attach(Link(control, loop=asyncio.get_running_loop()))
+
+    # Wait until ready
+
+    async def _finish(self, item: Record | StartResult, failures: Mapping[Record, str]) -> StartResult:
+        if isinstance(item, StartResult):
+            return item
+        error = failures.get(item) or await self._wait_ready(item)
+        if not error and item.state is State.STARTING:
+            item.state = State.READY
+            item.mark("ready")
+            return self._result(item)
+        end = item.exit  # before it is killed: how it ended by itself
+        tail = logs.tail(item.log_path, item.log_start)
+        await self._parts.killer.end([item], 0)
+        result = self._result(item, error or "killed while starting")
+        result.log_tail = tail
+        result.exit_code, result.signal = (end.code, end.signal) if end else (None, None)
+        return result
+
+    async def _wait_ready(self, record: Record) -> str:
+        """Waits until a worker is ready, has ended or shall end; returns why it is not."""
+        assert record.end is not None
+        ready = asyncio.ensure_future(self._ready(record))
+        abort = asyncio.ensure_future(record.abort.wait())
+        timeout = record.spec.start_timeout
+        try:
+            await asyncio.wait({ready, abort, record.end}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            abort.cancel()
+            if not ready.done():
+                ready.cancel()
+        if record.abort.is_set():
+            return "killed while starting"
+        if record.end.done():
+            end = record.end.result()
+            return f"it ended while starting: {describe_exit(end.code, end.signal)}"
+        if not ready.done():
+            return f"not ready within {timeout:g} s"
+        return str(ready.exception() or "")
+
+    async def _ready(self, record: Record) -> None:
+        if record.peer is None:
+            await wait_until_ready(record, self._parts.config)
+            return
+        answer = await record.peer.request("configure", msgspec.to_builtins(self._worker_config(record)))
+        configured = msgspec.convert(answer, Configured)
+        record.socket = configured.socket
+
+    def _worker_config(self, record: Record) -> WorkerConfig:
+        config = self._parts.config
+        return WorkerConfig(
+            worker_id=record.worker_id,
+            run_id=config.run_id,
+            guard_id=config.guard_id,
+            token=config.token,
+            epoch=config.epoch,
+            socket=runtime.worker_socket(config.runtime_dir, record.worker_id),
+            ip=config.ip,
+            bind=config.bind,
+            port=record.ports[0] if record.ports else 0,
+            ports=record.ports,
+            run_dir=config.run_dir,
+            main_path=config.main_path,
+            sys_path=config.sys_path,
+            progress=page_path(config.runtime_dir, record.worker_id),
+            log_path=record.log_path,
+        )
+
+    def _result(self, record: Record, error: str = "") -> StartResult:
+        return StartResult(
+            worker_id=record.worker_id,
+            ok=not error,
+            pid=record.process.pid if record.process else None,
+            ip=self._parts.config.ip,
+            ports=record.ports,
+            socket=record.socket,
+            elapsed=time.monotonic() - record.requested,
+            timeline=record.timeline,
+            error=error,
+            log_path=record.log_path,
+        )
+
+
+def _in_slot(spec: ProcessSpec, target: ProcessSpec) -> ProcessSpec:
+    """A fork's spec with what it takes over from its target's slot."""
+    return msgspec.structs.replace(
+        spec,
+        devices=spec.devices or target.devices,
+        device_var=target.device_var,
+        cores=spec.cores or target.cores,
+        cwd=spec.cwd or target.cwd,
+        python=spec.python or target.python,
+    )

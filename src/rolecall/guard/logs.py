@@ -1,0 +1,106 @@
+"""Log files: each worker writes its own, and the guard merges the lines of all into one more."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+TAIL_BYTES = 4096
+_CHUNK = 1 << 20  # read at once from one worker's log, so that a chatty one does not hold up the guard
+_LINE = 1 << 16  # a longer line is merged in pieces
+
+
+def log_path(run_dir: str, worker_id: str) -> str:
+    """Where a worker's log is."""
+    return str(Path(run_dir, "logs", worker_id.replace("/", "-") + ".log"))
+
+
+def size(path: str) -> int:
+    """Bytes that a log holds now, 0 when there is none."""
+    try:
+        return Path(path).stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def read_from(path: str, start: int, limit: int = _CHUNK) -> bytes:
+    """Up to `limit` bytes of a log from `start` on."""
+    try:
+        with Path(path).open("rb") as file:
+            file.seek(start)
+            return file.read(limit)
+    except FileNotFoundError:
+        return b""
+
+
+def tail(path: str, start: int = 0) -> str:
+    """The last lines of a log, at most 4 KiB, and nothing from before `start` (an earlier worker of that name)."""
+    end = size(path)
+    first = max(start, end - TAIL_BYTES)
+    text = read_from(path, first, TAIL_BYTES).decode(errors="replace")
+    if first > start and "\n" in text:
+        text = text.partition("\n")[2]  # the first line is cut
+    return text
+
+
+@dataclass(slots=True)
+class _Source:
+    path: str
+    offset: int
+    rest: bytes = b""
+
+
+class MergedLog:
+    """Copies the lines of all workers' logs into one file, each with its worker's name.
+
+    Lines are appended whole, so several guards may write to the same file.
+    """
+
+    def __init__(self, run_dir: str) -> None:
+        path = Path(run_dir, "logs", "merged.log")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._sources: dict[str, _Source] = {}
+
+    def follow(self, worker_id: str, path: str, start: int) -> None:
+        """Begins with a worker's log."""
+        self._sources[worker_id] = _Source(path, start)
+
+    def unfollow(self, worker_id: str) -> None:
+        """Copies what is still there, the last line without its end included, and stops."""
+        source = self._sources.get(worker_id)
+        if source is None:
+            return
+        while self._copy(worker_id, source):
+            pass
+        if source.rest:
+            self._write(worker_id, [source.rest])
+        del self._sources[worker_id]
+
+    def pump(self) -> None:
+        """Copies what has come since the last time."""
+        for worker_id, source in self._sources.items():
+            self._copy(worker_id, source)
+
+    def _copy(self, worker_id: str, source: _Source) -> bool:
+        if size(source.path) <= source.offset:
+            return False
+        data = read_from(source.path, source.offset)
+        source.offset += len(data)
+        *lines, source.rest = (source.rest + data).split(b"\n")
+        if len(source.rest) > _LINE:
+            lines, source.rest = [*lines, source.rest], b""
+        self._write(worker_id, lines)
+        return bool(data)
+
+    def _write(self, worker_id: str, lines: list[bytes]) -> None:
+        prefix = f"[{worker_id}] ".encode()
+        if lines:
+            os.write(self._fd, b"".join(prefix + line + b"\n" for line in lines))
+
+    def close(self) -> None:
+        """Copies the rest of all. May be called twice."""
+        for worker_id in list(self._sources):
+            self.unfollow(worker_id)
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

@@ -1,0 +1,76 @@
+"""Evidence that the kernel killed a process for want of memory: counters that moved. It kills nothing."""
+
+import time
+from pathlib import Path
+
+_V1 = "/sys/fs/cgroup/memory{}/memory.oom_control"
+_V2 = "/sys/fs/cgroup{}/memory.events"
+_LIMITS = {_V1: "/sys/fs/cgroup/memory{}/memory.limit_in_bytes", _V2: "/sys/fs/cgroup{}/memory.max"}
+_UNLIMITED = 1 << 60
+FRESH_S = 3.0  # a kill longer ago explains nothing
+
+
+def _cgroup_files() -> list[tuple[str, str]]:
+    """Counter and limit files of our own memory cgroup, v2 or v1, also where a namespace hides the path's start."""
+    found = []
+    for line in _read("/proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        pattern = _V2 if not controllers else _V1 if "memory" in controllers.split(",") else ""
+        for place in (path, ""):
+            if pattern and Path(pattern.format(place.rstrip("/"))).exists():
+                found.append((pattern.format(place.rstrip("/")), _LIMITS[pattern].format(place.rstrip("/"))))
+                break
+    return found
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+
+
+def _count(text: str) -> int:
+    return sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("oom_kill "))
+
+
+def _total_memory() -> int:
+    return next(int(line.split()[1]) * 1024 for line in _read("/proc/meminfo").splitlines() if "MemTotal" in line)
+
+
+class OomWatch:
+    """Counts the kernel's kills for memory and gives each out once, to a death that follows closely."""
+
+    def __init__(self) -> None:
+        files = _cgroup_files()
+        self._counters = [counter for counter, _ in files] + ["/proc/vmstat"]
+        limits = [int(text) for _, limit in files if (text := _read(limit).strip()).isdigit()]
+        self.limit = min([value for value in limits if value < _UNLIMITED] + [_total_memory()])
+        self._seen = self._now()
+        self._unclaimed = 0
+        self._rose_at = 0.0
+
+    def _now(self) -> list[int]:
+        return [_count(_read(path)) for path in self._counters]
+
+    def look(self) -> None:
+        """Compares the counters. The same kill moves the group's counter and the host's, so the largest rise counts."""
+        now = self._now()
+        rise = max(new - old for new, old in zip(now, self._seen, strict=True))
+        self._seen = now
+        if rise > 0:
+            expired = time.monotonic() - self._rose_at > FRESH_S
+            self._unclaimed = rise if expired else self._unclaimed + rise
+            self._rose_at = time.monotonic()
+
+    def claim(self) -> bool:
+        """True when a death by SIGKILL just now has a kill for memory to go with it."""
+        self.look()
+        if self._unclaimed < 1 or time.monotonic() - self._rose_at > FRESH_S:
+            return False
+        self._unclaimed -= 1
+        return True
+
+    def explain(self, rss: int) -> str:
+        """What a death by SIGKILL was likely about."""
+        return f"likely out of memory: {rss / 2**30:.1f} GiB seen last, limit {self.limit / 2**30:.1f} GiB"

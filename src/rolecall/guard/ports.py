@@ -1,0 +1,165 @@
+"""Leases ports of this host, across all runs of all users on it.
+
+Byte N of one lock file stands for port N, and an open-file-description lock on the byte is the lease. The kernel drops
+the locks with the process, so nothing is ever stale, and two guards can never hold the same port.
+"""
+
+import errno
+import fcntl
+import os
+import socket
+import stat
+import struct
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from rolecall.errors import PortAllocationError
+
+LOCK_FILE = Path("/tmp/rolecall-ports.lock")
+LOWEST = 10000  # below live the well-known services
+HIGHEST = 65535
+_ENOUGH = 1000  # a range smaller than this is not worth preferring
+_FLOCK = "@hhqqi4x"  # struct flock: type, whence, start, length, pid (0 for locks of the open file)
+
+
+def _read_ints(path: str, default: str) -> list[tuple[int, int]]:
+    try:
+        text = Path(path).read_text().strip() or default
+    except OSError:
+        text = default
+    parts = [part.split("-") for part in text.replace("\t", "-").split(",") if part]
+    return [(int(part[0]), int(part[-1])) for part in parts]
+
+
+def lease_range(ephemeral: tuple[int, int]) -> tuple[int, int]:
+    """The ports to lease from: below the kernel's ephemeral range, else above it, else among it.
+
+    From the ephemeral range the kernel gives ports to outgoing connections and to `bind(0)`, so a port from there could
+    be taken between its lease and its use.
+    """
+    low, high = ephemeral
+    if low - LOWEST >= _ENOUGH:
+        return LOWEST, low - 1
+    return (high + 1, HIGHEST) if HIGHEST - high >= _ENOUGH else (LOWEST, HIGHEST)
+
+
+def open_lock_file(path: Path = LOCK_FILE) -> int:
+    """Opens the file that all users of the host share. It is never written, and a link in its place is refused."""
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        fd = os.open(path, flags)
+    except FileNotFoundError:
+        # Kept apart: with fs.protected_regular the kernel refuses O_CREAT on somebody else's file in /tmp.
+        fd = _create_lock_file(path, flags)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, f"{path} is no plain file; remove it")
+    return fd
+
+
+def _create_lock_file(path: Path, flags: int) -> int:
+    try:
+        fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666)
+    except FileExistsError:
+        return os.open(path, flags)
+    os.fchmod(fd, 0o666)  # whatever the umask: other users must be able to lock it
+    return fd
+
+
+def bindable(port: int) -> bool:
+    """True when no socket of this host stands in the way of a listener on any address."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind(("", port))
+        except OSError as error:
+            if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                return False  # anything else means that the host lacks this address family
+    return True
+
+
+class PortLeases:
+    """The leases of one guard.
+
+    Args:
+        seed: Runs begin their search at different places, so that they seldom meet.
+        path: The lock file.
+        span: First and last port, for tests; the kernel's settings decide otherwise.
+    """
+
+    def __init__(self, seed: str, *, path: Path = LOCK_FILE, span: tuple[int, int] | None = None) -> None:
+        ephemeral = _read_ints("/proc/sys/net/ipv4/ip_local_port_range", "32768-60999")[0]
+        self.low, self.high = span or lease_range(ephemeral)
+        self._reserved = _read_ints("/proc/sys/net/ipv4/ip_local_reserved_ports", "")
+        self._next = zlib.crc32(seed.encode()) % (self.high - self.low + 1)
+        self._fd = open_lock_file(path)
+        self._held: dict[str, set[int]] = {}
+
+    def lease(self, owner: str, count: int) -> list[int]:
+        """Leases `count` ports, all or none.
+
+        Raises:
+            PortAllocationError: There are not so many free.
+        """
+        taken: list[int] = []
+        for port in self._candidates():
+            if len(taken) == count:
+                break
+            if self._take(port):
+                taken.append(port)
+        if len(taken) < count:
+            for port in taken:
+                self._lock(port, fcntl.F_UNLCK)
+            raise PortAllocationError(count, self.low, self.high, f"{len(taken)} were free")
+        self._held.setdefault(owner, set()).update(taken)
+        return taken
+
+    def _candidates(self) -> Iterable[int]:
+        size = self.high - self.low + 1
+        for _ in range(size):
+            port = self.low + self._next
+            self._next = (self._next + 1) % size
+            if not any(first <= port <= last for first, last in self._reserved):
+                yield port
+
+    def _take(self, port: int) -> bool:
+        if any(port in ports for ports in self._held.values()):
+            return False  # our own lock would be granted again
+        if not self._lock(port, fcntl.F_WRLCK):
+            return False
+        if bindable(port):
+            return True
+        self._lock(port, fcntl.F_UNLCK)
+        return False
+
+    def _lock(self, port: int, kind: int) -> bool:
+        try:
+            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, kind, os.SEEK_SET, port, 1, 0))
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                return False
+            raise
+        return True
+
+    def held(self, owner: str | None = None) -> list[int]:
+        """The ports of one owner, or all."""
+        owners = [owner] if owner is not None else list(self._held)
+        return sorted(port for name in owners for port in self._held.get(name, ()))
+
+    def release(self, owner: str) -> list[int]:
+        """Gives back all of an owner's ports. Call it when their holders are gone."""
+        ports = sorted(self._held.pop(owner, ()))
+        for port in ports:
+            self._lock(port, fcntl.F_UNLCK)
+        return ports
+
+    def close(self) -> None:
+        """Gives back everything. May be called twice."""
+        self._held.clear()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

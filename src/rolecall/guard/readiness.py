@@ -1,0 +1,63 @@
+"""Waits until a program is ready, and takes nobody else's server for it: the listener must be of the program's tree."""
+
+import asyncio
+import re
+
+from rolecall.guard import logs
+from rolecall.guard.config import GuardConfig
+from rolecall.guard.ownership import Census
+from rolecall.guard.sockets import holders, listener_inodes
+from rolecall.guard.spec import Ready
+from rolecall.guard.table import Record
+from rolecall.rpc.http import http_get
+
+SETTLE_S = 0.3  # a program that cannot start (wrong arguments, a missing file) ends within this
+_FIRST_POLL_S = 0.01
+_LAST_POLL_S = 0.25
+_HTTP_S = 5.0
+
+
+async def wait_until_ready(record: Record, config: GuardConfig) -> None:
+    """Returns when the program of a record is ready. Whoever calls it watches the program's end and the deadline."""
+    ready = record.spec.ready
+    if ready is None or not (ready.http or ready.tcp or ready.log):
+        await asyncio.sleep(SETTLE_S)
+        return
+    pause = _FIRST_POLL_S
+    while not await _is_ready(record, ready, config.ip):
+        await asyncio.sleep(pause)
+        pause = min(pause * 1.5, _LAST_POLL_S)
+
+
+async def _is_ready(record: Record, ready: Ready, host: str) -> bool:
+    if ready.log and not _log_matches(record, ready.log):
+        return False
+    if not (ready.http or ready.tcp):
+        return True
+    if not await asyncio.to_thread(_listens, record):
+        return False
+    record.mark("connected")
+    return not ready.http or await _answers(host, record.ports[0], ready.http)
+
+
+def _log_matches(record: Record, pattern: str) -> bool:
+    data = logs.read_from(record.log_path, record.log_start)
+    return re.search(pattern, data.decode(errors="replace"), re.MULTILINE) is not None
+
+
+def _listens(record: Record) -> bool:
+    """True when a process of the program's tree listens on its first port, as far as one may look."""
+    assert record.process is not None
+    inodes = listener_inodes(record.ports[0], record.process.pid)
+    if not inodes:
+        return False
+    owned = Census().owned(record.worker_id, record.process, frozenset(record.tracked))
+    found = holders(inodes, [process.pid for process in owned])
+    return found is None or bool(found)
+
+
+async def _answers(host: str, port: int, path: str) -> bool:
+    try:
+        return (await http_get(f"tcp:{host}:{port}", path, timeout=_HTTP_S)).status < 400
+    except (OSError, TimeoutError):
+        return False

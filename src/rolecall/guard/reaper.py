@@ -1,0 +1,114 @@
+"""The tiny process above a guard. It waits, and when the guard ends in any way it leaves nothing below itself.
+
+It imports little, because it lives as long as the run and must never be the one that fails.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from rolecall.guard import runtime
+from rolecall.guard.kernel import become_subreaper, die_with_parent, set_name
+from rolecall.guard.proc import below, send, snapshot
+from rolecall.guard.sweep import sweep
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+STOP_TIMEOUT_S = 15  # a guard that has not ended so long after being asked (stopped, stuck) is killed
+KILL_TIMEOUT_S = 10.0
+
+
+def run(config: bytes, guard_main: Callable[[bytes], int]) -> int:
+    """Forks the guard and outlives it.
+
+    Args:
+        config: The guard's configuration as JSON, read from its descriptor or file.
+        guard_main: What the child does. It is called with the stop signals blocked.
+
+    Returns:
+        The guard's exit status, 128 + signal when it was killed.
+    """
+    facts = json.loads(config)
+    _own_session()
+    become_subreaper()
+    set_name("rc:reaper")
+    reaper = os.getpid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # so that none falls between the fork and its handlers
+    guard = os.fork()
+    if guard == 0:
+        _be_guard(reaper, config, guard_main)
+    status = _outlive(guard)
+    _kill_below()
+    sweep(facts["run_id"], facts["guard_id"])
+    runtime.clean(facts["runtime_dir"], facts["guard_id"])
+    return status
+
+
+def _own_session() -> None:
+    with suppress(PermissionError):  # already the leader of a group: started in a session of its own, or by a shell
+        os.setsid()
+
+
+def _be_guard(reaper: int, config: bytes, guard_main: Callable[[bytes], int]) -> None:
+    status = 1
+    try:
+        os.setsid()
+        become_subreaper()
+        set_name("rc:guard")
+        if die_with_parent(reaper):
+            status = guard_main(config)
+    except BaseException:  # the child must never return into the reaper's code
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _outlive(guard: int) -> int:
+    asked = False
+
+    def ask(number: int, frame: object) -> None:
+        nonlocal asked
+        os.kill(guard, signal.SIGKILL if asked else signal.SIGTERM)  # our unreaped child: the pid is still its own
+        asked = True
+        signal.alarm(STOP_TIMEOUT_S)
+
+    for number in (*STOP_SIGNALS, signal.SIGALRM):
+        signal.signal(number, ask)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    while True:
+        # Seen first and reaped with the handlers off, so that `ask` never signals a pid that was given away.
+        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+        if ended is not None and ended.si_pid == guard:
+            signal.pthread_sigmask(signal.SIG_BLOCK, (*STOP_SIGNALS, signal.SIGALRM))
+        if ended is not None:
+            pid, status = os.waitpid(ended.si_pid, 0)
+            if pid == guard:
+                code = os.waitstatus_to_exitcode(status)
+                return code if code >= 0 else 128 - code
+
+
+def _kill_below() -> None:
+    deadline = time.monotonic() + KILL_TIMEOUT_S
+    while time.monotonic() < deadline:
+        table = snapshot()
+        for pid in below([os.getpid()], table):
+            if not table[pid].dead:
+                send(table[pid].process, signal.SIGKILL)
+        if not _reap():
+            return
+        time.sleep(0.002)
+
+
+def _reap() -> bool:
+    """Reaps what has ended; False when there is no child left."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return False
+    return True

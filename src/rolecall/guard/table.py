@@ -1,0 +1,113 @@
+"""The guard's table of workers. It owns the records, does nothing to processes and never waits."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from rolecall.errors import WorkerNotFoundError
+from rolecall.guard.children import Exit
+from rolecall.guard.proc import Process
+from rolecall.guard.progress import ProgressPage
+from rolecall.guard.spec import ProcessSpec
+
+if TYPE_CHECKING:
+    from rolecall.rpc.peer import Peer
+
+
+class State(StrEnum):
+    """Where a worker is in its life. After ENDING its record is gone."""
+
+    STARTING = "starting"
+    READY = "ready"
+    ENDING = "ending"
+
+
+@dataclass(eq=False, slots=True)
+class Record:
+    """One worker.
+
+    Attributes:
+        env: The recorded part of its environment, which forks of it start from.
+        made: Done when its process exists, or never will.
+        end: Done when its process has ended; None while there is none.
+        abort: Set when it shall end; a start under way gives up.
+        gone: Set when it and all that belongs to it are dead and its ports are free.
+        tracked: Processes once seen below it; they stay its own when they leave its tree.
+        started_by: The worker that asked for it; it ends with that one. Empty for the controller.
+        page: Its progress page.
+        rss: Memory of its tree in bytes when last seen.
+    """
+
+    spec: ProcessSpec
+    env: dict[str, str]
+    log_path: str
+    ports: list[int] = field(default_factory=list)
+    socket: str = ""
+    state: State = State.STARTING
+    process: Process | None = None
+    peer: "Peer | None" = None
+    made: asyncio.Event = field(default_factory=asyncio.Event)
+    end: "asyncio.Future[Exit] | None" = None
+    abort: asyncio.Event = field(default_factory=asyncio.Event)
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    tracked: set[Process] = field(default_factory=set)
+    started_by: str = ""
+    page: ProgressPage | None = None
+    rss: int = 0
+    log_start: int = 0
+    requested: float = field(default_factory=time.monotonic)
+    timeline: dict[str, float] = field(default_factory=lambda: {"requested": 0.0})
+
+    @property
+    def worker_id(self) -> str:
+        return self.spec.worker_id
+
+    @property
+    def exit(self) -> Exit | None:
+        """How its process ended, when it has."""
+        return self.end.result() if self.end is not None and self.end.done() else None
+
+    def mark(self, what: str) -> None:
+        """Notes when something was reached, in seconds since the request."""
+        self.timeline.setdefault(what, time.monotonic() - self.requested)
+
+
+class Table:
+    """Workers by id. All methods belong to the loop's thread and return at once."""
+
+    def __init__(self) -> None:
+        self._records: dict[str, Record] = {}
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(list(self._records.values()))
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def find(self, worker_id: str) -> Record | None:
+        return self._records.get(worker_id)
+
+    def get(self, worker_id: str) -> Record:
+        """The record of a worker that is not ending.
+
+        Raises:
+            WorkerNotFoundError: There is none; the message names those that there are.
+        """
+        record = self._records.get(worker_id)
+        if record is None or record.state is State.ENDING:
+            raise WorkerNotFoundError(worker_id, [r.worker_id for r in self if r.state is not State.ENDING])
+        return record
+
+    def add(self, record: Record) -> None:
+        assert record.worker_id not in self._records
+        self._records[record.worker_id] = record
+
+    def remove(self, record: Record) -> bool:
+        """Forgets a record; False when that was done before."""
+        if self._records.get(record.worker_id) is not record:
+            return False
+        del self._records[record.worker_id]
+        return True

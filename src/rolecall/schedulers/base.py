@@ -1,0 +1,438 @@
+"""The scheduler: one code for all backends. It plans, starts, calls and ends workers through guards.
+
+A backend places guards. It fills four hooks: `_capacity`, `_place`, `_withdraw` and, where it has more to say than the
+defaults, `_describe`. Everything else is here and in the files beside this one.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any, Self
+
+from rolecall.calls import CallOptions, PendingCall, argument_place, engine_path
+from rolecall.errors import EncodeError, WorkerConfigurationError, WorkerNotFoundError
+from rolecall.roles import Role, job_of
+from rolecall.rpc.client import Client
+from rolecall.rpc.loop import IOThread
+from rolecall.rpc.peer import Peer
+from rolecall.schedulers.guards import GuardProxy
+from rolecall.schedulers.hub import Hub
+from rolecall.schedulers.plan import Plan, forked_slots
+from rolecall.schedulers.run import Run
+from rolecall.schedulers.starting import Group, Starter
+from rolecall.schedulers.stopping import destroy_engines, kill
+from rolecall.schedulers.supervision import Listener, Supervision
+from rolecall.schedulers.table import Member, RoleRecord, Table
+from rolecall.tensors.cache import Cache
+from rolecall.tensors.fetch import Fetcher
+from rolecall.tensors.lifetime import Home
+from rolecall.tensors.shm import ShmBackend
+from rolecall.types import (
+    Job,
+    SchedulingSpec,
+    SchedulingStrategy,
+    TensorPolicy,
+    Worker,
+    check_env,
+    check_name,
+    readiness,
+)
+
+CACHE_BYTES = 1 << 30
+
+
+class Scheduler(ABC):
+    """Places and supervises workers. A context manager: leaving the block ends everything it started.
+
+    Args:
+        experiment: First part of the run directory's name.
+        trial: Second part; the time of the start when None.
+        fileroot: Where run directories are made; `~/.rolecall` when None.
+        tensors: What calls do with tensors in results when the call does not say: `local` or `remote`.
+        preload: Modules that the guards' template processes import before workers are forked from them.
+        start_timeout: Seconds within which a role must be ready.
+        grace_s: Seconds between SIGTERM and SIGKILL when workers are ended.
+        lease_s: Seconds that a guard lives on without a sign of life of the controller.
+    """
+
+    n_gpus_per_node: int
+
+    def __init__(
+        self,
+        *,
+        experiment: str = "default",
+        trial: str | None = None,
+        fileroot: str | os.PathLike[str] | None = None,
+        tensors: TensorPolicy = "local",
+        preload: Sequence[str] = ("torch",),
+        start_timeout: float = 120.0,
+        grace_s: float = 5.0,
+        lease_s: float = 30.0,
+    ) -> None:
+        _refuse_inside_worker()
+        self._tensors: TensorPolicy = tensors
+        self._preload, self._lease_s, self._grace_s = list(preload), lease_s, grace_s
+        self._start_timeout = start_timeout
+        self._table = Table()
+        self._closed = False
+        self._run = Run(experiment, trial, fileroot)
+        self._run.open()
+        self._io = IOThread("rolecall-io")
+        backends = {"shm": ShmBackend()}
+        self.home = Home(self._peer_of, Fetcher(self._peer_of, Cache(CACHE_BYTES), backends))
+        self._watch = Supervision(self._run, self._table)
+        self._hub = Hub(
+            self._run, self._io, lease_s=lease_s, on_event=self._watch.on_event, on_lost=self._watch.on_guard_lost
+        )
+        self._watch.guards = self._hub.guards
+        self._hub.open()
+        self._starter = Starter(self._connect, timeout=start_timeout, device_var=self._device_var())
+
+    # What a backend says and does.
+
+    @abstractmethod
+    def plan(self, job: Job) -> Plan:
+        """What `create_workers(job)` would start, without starting it.
+
+        Raises:
+            GPUAllocationError: More devices than are free.
+        """
+
+    @abstractmethod
+    def _place(self, plan: Plan) -> list[GuardProxy]:
+        """Brings up guards for a plan and takes its devices; returns the guard of each slot, all of them there."""
+
+    @abstractmethod
+    def _withdraw(self, members: Sequence[str], *, all_of_role: str) -> None:
+        """Gives back what `_place` took for these workers, and ends guards that were placed for them alone."""
+
+    @abstractmethod
+    def _end_guards(self, *, graceful: bool) -> None:
+        """Ends every guard and proves it gone."""
+
+    def _device_var(self) -> str:
+        return "CUDA_VISIBLE_DEVICES"
+
+    # The reference system's interface.
+
+    def create_workers(self, job: Job) -> list[str]:
+        """Starts a role; returns its worker ids, in order, when every one is ready.
+
+        Raises:
+            WorkerCreationError: The role exists, or a worker failed (then none of the role is left).
+            WorkerNotFoundError: The target of a colocation does not exist.
+            GPUAllocationError: More devices than are free.
+        """
+        strategy = job.scheduling_strategy
+        if strategy.type == "colocation":
+            return self._colocate(job, strategy)
+        self._table.begin(job.role)
+        placed: list[str] = []
+        try:
+            plan = self.plan(job)
+            places = self._place(plan)
+            placed = [slot.worker_id for slot in plan.slots]
+            members = self._starter.start(Group(job.role, plan.slots, places))
+        except BaseException:
+            self._table.abandon(job.role)
+            self._withdraw(placed, all_of_role=job.role)
+            raise
+        return self._register(RoleRecord(job.role, members))
+
+    def get_workers(self, role: str, timeout: float | None = None) -> list[Worker]:
+        """The workers of a role, in order.
+
+        Raises:
+            WorkerNotFoundError: No such role.
+            WorkerFailedError: One of them died.
+            WorkerTimeoutError: The role is being started and was not ready in time.
+        """
+        record = self._table.wait_for(role, timeout)
+        for member in record.members:
+            if member.failed is not None:
+                raise member.failed
+        return [m.worker for m in record.members]
+
+    def fork_workers(
+        self,
+        role: str,
+        target_role: str,
+        command: str | Sequence[str] | None = None,
+        *,
+        ready: str | dict[str, Any] | None = None,
+    ) -> list[str]:
+        """Starts `role/i` in the slot of `target_role/i`, all at the same time; returns their ids when all are ready.
+
+        Args:
+            command: None hosts engines; a dotted module runs as `python -m module`; a list is a program with
+                placeholders `{host} {port} {ports[1]} {role} {index} {devices}`.
+            ready: For commands: an HTTP path, `"tcp"`, or `{"log": "regex"}`; None waits a moment.
+
+        Raises:
+            WorkerNotFoundError: No such target; names the roles there are.
+            WorkerCreationError: The role exists, or a worker failed; the others are dead and their ports free.
+        """
+        check_name("role", role)
+        target = self._table.role(target_role)
+        self._table.begin(role)
+        try:
+            slots = forked_slots(role, [m.slot for m in target.members], command, readiness(ready))
+            members = self._starter.start(Group(role, slots, [m.guard for m in target.members]))
+        except BaseException:
+            self._table.abandon(role)
+            raise
+        return self._register(RoleRecord(role, members, target=target_role))
+
+    def delete_workers(self, role: str | None = None, reverse_order: bool = False) -> None:
+        """Ends a role, or all of them in the order they were made (or the reverse). Forks go before their target.
+
+        Raises:
+            WorkerNotFoundError: No such role.
+        """
+        names = [r.name for r in self._table.roles()] if role is None else [self._table.role(role).name]
+        for name in reversed(names) if reverse_order else names:
+            if role is not None or self._table.has(name):
+                for record in self._table.deletion_order(name):
+                    self._delete(record, self._grace_s)
+
+    async def set_worker_env(self, worker_id: str, env: dict[str, str]) -> None:
+        """Changes a living worker's environment; forks made later see it too."""
+        for key, value in env.items():
+            check_env(key, value)
+        member = self._living(worker_id)
+        await member.guard.ask("set_env", {"worker": worker_id, "env": env})
+
+    async def create_engine(
+        self, worker_id: str, engine: str | type, engine_name: str | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Makes an engine on a worker, on the lane that its methods will run on.
+
+        Raises:
+            EngineImportError: The class cannot be imported there, or is refused.
+            EngineCreationError: One of that name exists, or the constructor raised.
+        """
+        await self.submit_engine(worker_id, engine, engine_name, args, kwargs, CallOptions())
+
+    def call_engine(
+        self,
+        worker_id: str,
+        method: str,
+        engine_name: str | None = None,
+        *args: Any,
+        rpc_meta: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Calls an engine's method and waits. Errors as `PendingCall.result`."""
+        return self.submit(worker_id, method, args, kwargs, CallOptions(engine=engine_name), rpc_meta=rpc_meta).result()
+
+    async def async_call_engine(
+        self,
+        worker_id: str,
+        method: str,
+        engine_name: str | None = None,
+        *args: Any,
+        rpc_meta: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The same, without blocking the event loop."""
+        return await self.submit(worker_id, method, args, kwargs, CallOptions(engine=engine_name), rpc_meta=rpc_meta)
+
+    # The friendly interface and what it builds on.
+
+    def start(
+        self,
+        role: str,
+        replicas: int = 1,
+        *,
+        target: str | None = None,
+        fork: bool = True,
+        tasks: Sequence[SchedulingSpec] | None = None,
+        **spec: Any,
+    ) -> Role:
+        """Starts a role from keywords and returns it when it is ready.
+
+        Args:
+            target: Role in whose slots to live.
+            fork: With a target: processes of its own there (True), or the target's own (False).
+            tasks: One spec for each worker, instead of keywords.
+            spec: Fields of `SchedulingSpec`, the same for all workers.
+        """
+        self.create_workers(job_of(role, replicas, target, fork, tasks, spec))
+        return Role(self, role)
+
+    def scope(self) -> AbstractContextManager[Any]:
+        """Frees, at the end of its block, every handle that became known inside it, except what `keep` marks."""
+        return self.home.scope()
+
+    def submit(
+        self,
+        worker_id: str,
+        method: str,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        options: CallOptions,
+        *,
+        rpc_meta: Any = None,
+        streaming: bool = False,
+    ) -> PendingCall:
+        """Sends a call and returns at once.
+
+        Raises:
+            WorkerNotFoundError: No such worker.
+            WorkerFailedError: It died before.
+            EncodeError: An argument does not travel; nothing was sent.
+        """
+        meta = {"method": method, "engine": options.engine, "tensors": options.tensors or self._tensors}
+        if rpc_meta is not None:
+            meta["rpc_meta"] = rpc_meta
+        return self._request(worker_id, "call", (tuple(args), kwargs), meta, options.timeout, streaming)
+
+    def submit_engine(
+        self,
+        worker_id: str,
+        engine: str | type,
+        engine_name: str | None,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        options: CallOptions,
+    ) -> PendingCall:
+        """Asks for an engine and returns at once."""
+        meta = {"path": engine_path(engine), "engine": engine_name}
+        return self._request(worker_id, "create_engine", (tuple(args), kwargs), meta, options.timeout, False)
+
+    def _request(
+        self, worker_id: str, request: str, value: Any, meta: dict[str, Any], timeout: float | None, streaming: bool
+    ) -> PendingCall:
+        member = self._living(worker_id)
+        if member.client is None:
+            raise WorkerConfigurationError(f"worker {worker_id} runs a program and hosts no engines", member.slot.argv)
+        try:
+            call = member.client.peer.request(request, value, meta=meta, timeout=timeout, streaming=streaming)
+        except EncodeError as e:
+            raise EncodeError(argument_place(e.place), e.type_name, e.hint) from None
+        return PendingCall(call, worker_id, value, timeout)
+
+    def members(self, role: str) -> list[str]:
+        """Ids of the workers that host a role's engines; for colocation without a fork these are the target's."""
+        return [m.id for m in self._table.role(role).members]
+
+    def borrowed(self, role: str) -> bool:
+        """True when the role lives in its target's own workers (colocation without a fork)."""
+        return self._table.role(role).borrowed
+
+    def stacks(self, worker_id: str) -> str:
+        """The Python stacks of a worker's threads, read from outside."""
+        member = self._table.member(worker_id)
+        return str(member.guard.ask("stacks", {"worker": worker_id}, timeout=30.0).result())
+
+    def subscribe(self, listener: Listener) -> None:
+        """Calls `listener(topic, facts)` for `exited`, `stalled`, `resumed` and `guard_lost`, on the I/O thread."""
+        self._watch.listeners.append(listener)
+
+    @property
+    def run_dir(self) -> str:
+        return str(self._run.run_dir)
+
+    @property
+    def run_id(self) -> str:
+        return self._run.run_id
+
+    # Lifecycle.
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close(graceful=kind is None or issubclass(kind, Exception))
+
+    def close(self, *, graceful: bool = True) -> None:
+        """Ends everything. May be called twice. Not graceful skips `destroy()` and the grace before SIGKILL."""
+        if self._closed:
+            return
+        self._closed = self._watch.closing = True
+        try:
+            self._end_roles(graceful)
+        finally:
+            self._end_guards(graceful=graceful)
+            self._watch.write_state()
+            self._abandon()
+
+    def _abandon(self) -> None:
+        """Takes back what the constructor made, when a backend's own constructor fails."""
+        self._closed = self._watch.closing = True
+        self.home.close()
+        self._hub.close()
+        self._io.close()
+        self._run.close()
+
+    def _end_roles(self, graceful: bool) -> None:
+        for record in reversed(self._table.roles()):
+            if self._table.has(record.name):
+                for each in self._table.deletion_order(record.name):
+                    self._delete(each, self._grace_s if graceful else 0.0, destroy=graceful)
+
+    def _delete(self, record: RoleRecord, grace_s: float, *, destroy: bool = True) -> None:
+        for member in record.members:
+            member.leaving = not record.borrowed
+        if destroy:
+            destroy_engines(record)
+        if not record.borrowed:
+            kill(record.members, grace_s)
+            for member in record.members:
+                if member.client is not None:
+                    member.client.close()
+        self._table.remove(record)
+        if record.target is None:
+            self._withdraw([m.id for m in record.members], all_of_role=record.name)
+        self._watch.write_state()
+
+    def _colocate(self, job: Job, strategy: SchedulingStrategy) -> list[str]:
+        target = self._table.role(str(strategy.target))
+        if len(target.members) != job.replicas:
+            what = f"role {job.role!r} has {job.replicas} replica(s), its target {target.name!r} {len(target.members)}"
+            raise WorkerConfigurationError(what, None, "a colocated role needs as many as its target")
+        if strategy.fork:
+            return self.fork_workers(job.role, target.name, job.tasks[0].cmd, ready=job.tasks[0].ready)
+        self._table.begin(job.role)
+        return self._register(RoleRecord(job.role, target.members, target=target.name, borrowed=True))
+
+    def _register(self, record: RoleRecord) -> list[str]:
+        self._table.add(record)
+        self._watch.write_state()
+        return [m.id for m in record.members]
+
+    def _connect(self, member: Member) -> None:
+        worker = member.worker
+        addresses = [f"unix:{member.socket}"] if self._same_host(member.guard) else []
+        addresses.append(f"tcp:{worker.ip}:{worker.worker_ports[0]}")
+        hello = {"kind": "controller", "name": "controller", "run_id": self._run.run_id, "epoch": 0}
+        member.client = Client(
+            member.id, addresses, self._run.token, loop=self._io.loop, hello=hello, context=self.home
+        )
+
+    def _same_host(self, guard: GuardProxy) -> bool:
+        return bool(guard.info.get("host") == os.uname().nodename)
+
+    def _living(self, worker_id: str) -> Member:
+        member = self._table.member(worker_id)
+        if member.failed is not None:
+            raise member.failed
+        return member
+
+    def _peer_of(self, owner: str, addresses: tuple[str, ...]) -> Peer:
+        """The conversation with a shard's owner; a dead owner is an error, since its shards are gone with it."""
+        member = self._living(owner)
+        if member.client is None:
+            raise WorkerNotFoundError(owner, self._table.ids())
+        return member.client.peer
+
+
+def _refuse_inside_worker() -> None:
+    if "ROLECALL_WORKER" in os.environ and "__rolecall_main__" in sys.modules:
+        what = "a scheduler was made while a worker loads this script"
+        raise WorkerConfigurationError(what, None, "put the script's work under `if __name__ == '__main__':`")

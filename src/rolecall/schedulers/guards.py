@@ -1,0 +1,68 @@
+"""The controller's view of one guard: a conversation, and what the guard said of itself when it called home."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from rolecall.errors import GuardLostError
+from rolecall.rpc.loop import IOThread
+from rolecall.rpc.peer import Call, Peer
+
+EventSink = Callable[["GuardProxy", str, dict[str, Any]], None]
+
+
+class GuardProxy:
+    """One guard as the controller knows it.
+
+    Attributes:
+        info: Its hello: pid, host, ip, cores, memory_gib, devices. Empty until it called.
+    """
+
+    def __init__(self, guard_id: str, io: IOThread, on_event: EventSink, on_lost: Callable[[GuardProxy], None]) -> None:
+        self.guard_id = guard_id
+        self.info: dict[str, Any] = {}
+        self.lost: GuardLostError | None = None
+        self.ending = False
+        self.peer = Peer(f"guard {guard_id}", loop=io.loop, on_notify=self._notified, on_detached=self._disconnected)
+        self._arrived = threading.Event()
+        self._on_event, self._on_lost = on_event, on_lost
+
+    def arrive(self, info: dict[str, Any]) -> None:
+        """It called home; `info` is what it said of itself."""
+        self.info = info
+        self._arrived.set()
+
+    def wait(self, timeout: float) -> bool:
+        """Waits until it has called home or was lost; says whether it is there."""
+        self._arrived.wait(timeout)
+        return bool(self.info) and self.lost is None
+
+    def ask(self, method: str, value: dict[str, Any] | None = None, *, timeout: float | None = None) -> Call:
+        """Sends a request. A lost guard answers at once with GuardLostError."""
+        if self.lost is not None:
+            raise self.lost
+        return self.peer.request(method, value or {}, timeout=timeout)
+
+    def lose(self, reason: str) -> None:
+        """Its connection is gone for good. Everything it owned is dead or dying."""
+        if self.lost is not None:
+            return
+        self.lost = GuardLostError(self.guard_id, self.info.get("host", ""), self.info.get("pid"), reason)
+        self.peer.fail(self.lost)
+        self._arrived.set()
+        self._on_lost(self)
+
+    def stall(self, reason: str) -> None:
+        """It lives but does not run: what was asked of it fails now, later requests may work again."""
+        facts = {"guard": self.guard_id, "pid": self.info.get("pid"), "reason": reason}
+        self.peer.fail_pending(GuardLostError(self.guard_id, self.info.get("host", ""), self.info.get("pid"), reason))
+        self._on_event(self, "guard_stalled", facts)
+
+    def _disconnected(self, error: Exception | None) -> None:
+        if not self.ending:
+            self.lose(str(error) if error else "its connection closed")
+
+    def _notified(self, topic: str, value: Any) -> None:
+        self._on_event(self, topic, value)

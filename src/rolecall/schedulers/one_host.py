@@ -1,0 +1,63 @@
+"""Schedulers with a single guard and a single pool of devices: the local one, and the one for tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rolecall.schedulers.base import Scheduler
+from rolecall.schedulers.devices import VISIBLE_VARIABLES, DevicePool, parse_visible
+from rolecall.schedulers.guards import GuardProxy
+from rolecall.schedulers.plan import Plan, separate_slots
+from rolecall.types import Job, worker_id
+
+
+class OneHostScheduler(Scheduler):
+    """Plans on one host and gives its devices out.
+
+    Args:
+        devices: Names of the devices to give out; by default what the visible-devices variable lists, else what
+            is counted.
+        oversubscribe: Share devices in turn when more are asked for than are free.
+        options: Those of `Scheduler`.
+    """
+
+    _guard: GuardProxy
+
+    def __init__(
+        self, *, devices: Sequence[str | int] | None = None, oversubscribe: bool = False, **options: Any
+    ) -> None:
+        found = [str(d) for d in devices] if devices is not None else visible_devices()
+        self._pool = DevicePool(found, oversubscribe=oversubscribe)
+        self.n_gpus_per_node = len(found)
+        super().__init__(**options)
+
+    def plan(self, job: Job) -> Plan:
+        wants = {worker_id(job.role, i): spec.gpu for i, spec in enumerate(job.specs())}
+        return Plan(job.role, separate_slots(job, self._pool.preview(wants), os.cpu_count() or 1))
+
+    def _place(self, plan: Plan) -> list[GuardProxy]:
+        self._wait_for_guard()
+        self._pool.take({slot.worker_id: len(slot.devices) for slot in plan.slots})
+        return [self._guard] * len(plan.slots)
+
+    def _wait_for_guard(self) -> None:
+        """Returns once the guard is there, or raises why it is not."""
+
+    def _withdraw(self, members: Sequence[str], *, all_of_role: str) -> None:
+        for member in members:
+            self._pool.give_back(member)
+
+
+def visible_devices() -> list[str]:
+    """What the visible-devices variable lists, else the device files that are there."""
+    for variable in VISIBLE_VARIABLES:
+        if variable in os.environ:
+            return parse_visible(os.environ[variable])
+    for pattern in ("nvidia[0-9]*", "davinci[0-9]*"):
+        found = list(Path("/dev").glob(pattern))
+        if found:
+            return [str(i) for i in range(len(found))]
+    return []

@@ -1,0 +1,115 @@
+"""What will be started, as a value. Pure: the same job and the same free devices give the same plan."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rolecall.errors import WorkerConfigurationError
+from rolecall.types import Job, readiness, worker_id
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One worker to be started: its share of a host, its environment, and its program if it hosts no engines."""
+
+    worker_id: str
+    cores: int
+    devices: tuple[str, ...]
+    port_count: int
+    env: Mapping[str, str]
+    argv: tuple[str, ...] | None = None
+    ready: Mapping[str, Any] | None = None
+    target: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A role as it will be started. `script` is the batch script on backends that submit one."""
+
+    role: str
+    slots: tuple[Slot, ...]
+    target: str | None = None
+    script: str = ""
+
+    def __str__(self) -> str:
+        head = f"role {self.role}: {len(self.slots)} worker(s)" + (
+            f", forked from {self.target}" if self.target else ""
+        )
+        rows = [
+            f"  {s.worker_id}: {s.cores} core(s), devices {','.join(s.devices) or 'none'}, {s.port_count} port(s)"
+            + (f", runs {' '.join(s.argv)}" if s.argv else "")
+            for s in self.slots
+        ]
+        return "\n".join([head, *rows, *([self.script] if self.script else [])])
+
+
+def separate_slots(job: Job, devices: Mapping[str, Sequence[str]], host_cores: int) -> tuple[Slot, ...]:
+    """Slots of a role that gets its own. `devices` by worker id; cores never exceed what the host has."""
+    return tuple(
+        Slot(
+            worker_id=worker_id(job.role, i),
+            cores=max(1, min(spec.cpu, host_cores)),
+            devices=tuple(devices.get(worker_id(job.role, i), ())),
+            port_count=spec.port_count,
+            env=dict(spec.env_vars),
+            argv=argv_of(spec.cmd),
+            ready=readiness(spec.ready),
+        )
+        for i, spec in enumerate(job.specs())
+    )
+
+
+def forked_slots(
+    role: str, targets: Sequence[Slot], command: str | Sequence[str] | None, ready: Mapping[str, Any] | None
+) -> tuple[Slot, ...]:
+    """Slots of a role that lives in the slots of another: same cores and devices, own id and ports."""
+    return tuple(
+        Slot(
+            worker_id=worker_id(role, i),
+            cores=t.cores,
+            devices=t.devices,
+            port_count=max(2, t.port_count),
+            env={},
+            argv=argv_of(command),
+            ready=ready,
+            target=t.worker_id,
+        )
+        for i, t in enumerate(targets)
+    )
+
+
+def argv_of(command: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    """A dotted module runs as `python -m module`; a list is a program; None hosts engines."""
+    if command is None:
+        return None
+    if isinstance(command, str):
+        if not all(part.isidentifier() for part in command.split(".")):
+            expected = "a string is a dotted module; pass a program with its arguments as a list"
+            raise WorkerConfigurationError("bad command", command, expected)
+        return (sys.executable, "-m", command)
+    if not command or not all(isinstance(part, str) and "\0" not in part for part in command):
+        raise WorkerConfigurationError("bad command", command, "pass a non-empty list of strings")
+    return tuple(command)
+
+
+def rank_environment(index: int, world: int, master: tuple[str, str] | None) -> dict[str, str]:
+    """What `torch.distributed` reads. `LOCAL_RANK` is 0 since each worker sees its own devices from 0."""
+    env = {"RANK": str(index), "WORLD_SIZE": str(world), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    if master is not None:
+        env |= {"MASTER_ADDR": master[0], "MASTER_PORT": master[1]}
+    return env
+
+
+def base_environment(controller: Mapping[str, str], python_path: Sequence[str]) -> dict[str, str]:
+    """The controller's environment as every worker gets it, without what belongs to another launcher."""
+    foreign = ("PMI", "OMPI_", "ROLECALL_")
+    env = {k: v for k, v in controller.items() if not k.startswith(foreign)}
+    env.setdefault("TOKENIZERS_PARALLELISM", "false")
+    env.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    env["PYTHONPATH"] = ":".join(python_path)
+    return env

@@ -1,0 +1,105 @@
+"""One run's names, directories and token. It creates them and takes them away; it starts nothing."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import stat
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from rolecall.errors import WorkerConfigurationError
+from rolecall.types import check_name
+
+
+class Run:
+    """The run's directory (logs, state; stays) and its private runtime directory (sockets, token; goes).
+
+    Attributes:
+        run_id: Marks every process of the run in its environment.
+        token: 256 random bits; whoever shows them is of this run.
+        run_dir: `<fileroot>/<experiment>/<trial>/`.
+        runtime_dir: `<tmp>/rolecall-<uid>/<run_id>/`, mode 0700; short, since a Unix path holds 107 bytes.
+    """
+
+    def __init__(self, experiment: str, trial: str | None, fileroot: str | os.PathLike[str] | None) -> None:
+        self.experiment = check_name("experiment", experiment)
+        self.trial = check_name("trial", trial if trial is not None else time.strftime("%Y%m%d-%H%M%S"))
+        self.run_id = secrets.token_hex(6)
+        self.token = secrets.token_hex(32)
+        root = Path(fileroot) if fileroot is not None else Path.home() / ".rolecall"
+        self.run_dir = root.absolute() / self.experiment / self.trial
+        self.runtime_dir = _private_root() / self.run_id
+        self._lock = -1
+
+    def __repr__(self) -> str:
+        return f"Run({self.experiment}/{self.trial}, id={self.run_id})"
+
+    def open(self) -> None:
+        """Makes both directories.
+
+        Raises:
+            WorkerConfigurationError: Another living run has this experiment and trial.
+        """
+        for part in ("logs", "stacks"):
+            (self.run_dir / part).mkdir(parents=True, exist_ok=True)
+        self._take_lock()
+        self.runtime_dir.mkdir(mode=0o700)
+        self.token_file.touch(mode=0o600)
+        self.token_file.write_text(self.token)
+
+    @property
+    def token_file(self) -> Path:
+        return self.runtime_dir / "token"
+
+    @property
+    def controller_socket(self) -> Path:
+        return self.runtime_dir / "controller.sock"
+
+    def log_path(self, worker_id: str) -> Path:
+        return self.run_dir / "logs" / f"{worker_id.replace('/', '-')}.log"
+
+    def write_state(self, state: dict[str, Any]) -> None:
+        """Replaces `state.json`, whole or not at all."""
+        head = {"experiment": self.experiment, "trial": self.trial, "run_id": self.run_id}
+        body = json.dumps({**head, "runtime_dir": str(self.runtime_dir), **state}, indent=1)
+        fresh = self.run_dir / "state.json.new"
+        fresh.write_text(body)
+        fresh.replace(self.run_dir / "state.json")
+
+    def close(self) -> None:
+        """Removes the runtime directory. The run directory stays."""
+        shutil.rmtree(self.runtime_dir, ignore_errors=True)
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def _take_lock(self) -> None:
+        lock = os.open(self.run_dir / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            holder = os.read(lock, 32).decode(errors="replace").strip()
+            os.close(lock)
+            what = f"{self.experiment}/{self.trial} is running in process {holder or 'unknown'}"
+            raise WorkerConfigurationError(what, None, "end that run, or choose another trial") from e
+        os.ftruncate(lock, 0)
+        os.write(lock, f"{os.getpid()}\n".encode())
+        self._lock = lock
+
+
+def _private_root() -> Path:
+    """`<tmp>/rolecall-<uid>`, ours alone: another user must not have put it there first."""
+    root = Path(tempfile.gettempdir() if len(tempfile.gettempdir()) < 40 else "/tmp") / f"rolecall-{os.getuid()}"
+    root.mkdir(mode=0o700, exist_ok=True)
+    found = root.lstat()
+    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid():
+        root.chmod(0o700)
+    else:
+        raise WorkerConfigurationError(f"{root} is not a directory of this user", None, "remove it")
+    return root

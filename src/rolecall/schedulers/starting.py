@@ -1,0 +1,142 @@
+"""Starting a group of workers, all or none, through the guards that own their slots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rolecall.errors import GuardLostError, RolecallError, WorkerCreationError
+from rolecall.schedulers.guards import GuardProxy
+from rolecall.schedulers.plan import Slot, rank_environment
+from rolecall.schedulers.table import Member
+from rolecall.schedulers.waiting import Waiting
+from rolecall.types import Worker
+
+MARGIN_S = 30.0  # a guard keeps the start's time limit itself; this is for its answer
+
+
+@dataclass
+class Group:
+    """Workers that start together. `places[i]` is the guard that owns the slot of worker i."""
+
+    role: str
+    slots: Sequence[Slot]
+    places: Sequence[GuardProxy]
+    ports: list[list[int]] = field(default_factory=list)
+
+    def by_guard(self) -> dict[str, list[int]]:
+        """Indices of the workers of each guard."""
+        found: dict[str, list[int]] = {}
+        for i, guard in enumerate(self.places):
+            found.setdefault(guard.guard_id, []).append(i)
+        return found
+
+
+class Starter:
+    """Starts groups. `connect` makes the conversation with a worker that hosts engines."""
+
+    def __init__(self, connect: Callable[[Member], None], *, timeout: float, device_var: str) -> None:
+        self._connect, self._timeout, self._device_var = connect, timeout, device_var
+
+    def start(self, group: Group) -> list[Member]:
+        """Returns the members, all ready.
+
+        Raises:
+            WorkerCreationError: One failed; the others are dead and their ports free when this is raised.
+        """
+        try:
+            with Waiting(f"starting {len(group.slots)} worker(s) of role {group.role} ..."):
+                self._lease_ports(group)
+                results = self._ask(group)
+        except BaseException as e:
+            take_back(group)
+            if isinstance(e, GuardLostError):
+                raise WorkerCreationError(group.role, str(e)) from e
+            raise
+        failed = [i for i, r in enumerate(results) if not r["ok"]]
+        if failed:
+            take_back(group)
+            raise _creation_error(group, results, failed)
+        members = [_member(group, i, r) for i, r in enumerate(results)]
+        for member in members:
+            if member.slot.argv is None:
+                self._connect(member)
+        return members
+
+    def _lease_ports(self, group: Group) -> None:
+        calls = [
+            place.ask("alloc_ports", {"owner": slot.worker_id, "count": slot.port_count}, timeout=MARGIN_S)
+            for slot, place in zip(group.slots, group.places, strict=True)
+        ]
+        group.ports = [call.result()["ports"] for call in calls]
+
+    def _ask(self, group: Group) -> list[dict[str, Any]]:
+        results: list[dict[str, Any]] = [{}] * len(group.slots)
+        master = _master(group)
+        asked = []
+        for indices in group.by_guard().values():
+            specs = [self._spec(group, i, master) for i in indices]
+            place = group.places[indices[0]]
+            asked.append((indices, place.ask("start", {"specs": specs}, timeout=self._timeout + MARGIN_S)))
+        for indices, call in asked:
+            for i, result in zip(indices, call.result(), strict=True):
+                results[i] = result
+        return results
+
+    def _spec(self, group: Group, i: int, master: tuple[str, str] | None) -> dict[str, Any]:
+        slot, ports = group.slots[i], group.ports[i]
+        return {
+            "worker_id": slot.worker_id,
+            "env": {**rank_environment(i, len(group.slots), master), **slot.env},
+            "argv": list(slot.argv) if slot.argv is not None else None,
+            "target": slot.target,
+            "devices": list(slot.devices),
+            "device_var": self._device_var,
+            "cores": slot.cores,
+            "ports": ports,
+            "ready": dict(slot.ready) if slot.ready is not None else None,
+            "start_timeout": self._timeout,
+        }
+
+
+def _master(group: Group) -> tuple[str, str] | None:
+    """Address of the process group: worker 0's host and its second port."""
+    if len(group.ports[0]) < 2:
+        return None
+    return group.places[0].info["ip"], str(group.ports[0][1])
+
+
+def take_back(group: Group) -> None:
+    """Kills whatever of the group was started and frees its ports; a lost guard has done so itself."""
+    calls = []
+    for indices in group.by_guard().values():
+        place = group.places[indices[0]]
+        ids = [group.slots[i].worker_id for i in indices]
+        if place.lost is None:
+            calls.append(place.ask("kill", {"workers": ids, "grace_s": 0.0}, timeout=MARGIN_S))
+    for call in calls:
+        try:
+            call.result()
+        except (RolecallError, TimeoutError):
+            continue  # the guard went meanwhile, and its workers with it
+
+
+def _creation_error(group: Group, results: list[dict[str, Any]], failed: list[int]) -> WorkerCreationError:
+    first = results[failed[0]]
+    tails = {i: results[i]["log_tail"] for i in failed}
+    return WorkerCreationError(group.role, first["error"], failed, tails)
+
+
+def _member(group: Group, i: int, result: dict[str, Any]) -> Member:
+    slot, place = group.slots[i], group.places[i]
+    worker = Worker(slot.worker_id, result["ip"], [str(p) for p in result["ports"]])
+    return Member(
+        worker=worker,
+        slot=slot,
+        guard=place,
+        pid=result["pid"],
+        socket=result["socket"],
+        log_path=result["log_path"],
+        timeline=result["timeline"],
+    )

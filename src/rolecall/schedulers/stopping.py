@@ -1,0 +1,59 @@
+"""Ending workers: their engines' `destroy()` together, then their processes, seen dead."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from rolecall.errors import RolecallError
+from rolecall.rpc.peer import Call
+from rolecall.schedulers.table import Member, RoleRecord
+from rolecall.schedulers.waiting import Waiting
+
+log = logging.getLogger("rolecall")
+DESTROY_TIMEOUT_S = 10.0
+MARGIN_S = 20.0
+
+
+def destroy_engines(record: RoleRecord, timeout: float = DESTROY_TIMEOUT_S) -> None:
+    """Asks all members at the same time, since ending a process group is a collective; bounded."""
+    calls: list[tuple[Member, Call]] = []
+    for i, member in enumerate(record.members):
+        if member.client is None or member.failed is not None:
+            continue
+        engines = [f"{record.name}/{i}"] if record.borrowed else None
+        wanted = {"engines": engines, "timeout": timeout}
+        calls.append((member, member.client.peer.request("destroy", wanted, timeout=timeout + 1)))
+    for member, call in calls:
+        _report(member, call)
+
+
+def _report(member: Member, call: Call) -> None:
+    try:
+        problems: dict[str, str] = call.result()
+    except (RolecallError, TimeoutError) as e:
+        problems = {"engines": f"no answer: {e}"}
+    for engine, problem in problems.items():
+        log.warning("%s: engine %s: %s", member.id, engine, problem)
+
+
+def kill(members: Sequence[Member], grace_s: float) -> list[dict[str, Any]]:
+    """SIGTERM, grace, SIGKILL by the guards, each for its own, all at once. Returns the guards' reports."""
+    by_guard: dict[str, list[Member]] = {}
+    for member in members:
+        by_guard.setdefault(member.guard.guard_id, []).append(member)
+    calls = []
+    for group in by_guard.values():
+        guard = group[0].guard
+        if guard.lost is None:
+            wanted = {"workers": [m.id for m in group], "grace_s": grace_s}
+            calls.append(guard.ask("kill", wanted, timeout=grace_s + MARGIN_S))
+    reports = []
+    with Waiting(f"ending {', '.join(m.id for m in members[:4])} ..."):
+        for call in calls:
+            try:
+                reports.append(call.result())
+            except (RolecallError, TimeoutError) as e:
+                log.warning("a guard did not confirm a kill: %s", e)
+    return reports

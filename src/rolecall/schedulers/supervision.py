@@ -1,0 +1,118 @@
+"""What becomes of a guard's reports: failed members, events for listeners and files, the state for the command line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rolecall.errors import WorkerFailedError, WorkerStalledError
+from rolecall.schedulers.guards import GuardProxy
+from rolecall.schedulers.run import Run
+from rolecall.schedulers.table import Member, Table
+
+log = logging.getLogger("rolecall")
+Listener = Callable[[str, dict[str, Any]], None]
+LOG_TAIL_BYTES = 4096
+
+
+class Supervision:
+    """Runs on the I/O thread: turns `exited`, `stalled`, `resumed` and a guard's loss into errors and records."""
+
+    def __init__(self, run: Run, table: Table) -> None:
+        self._run, self._table = run, table
+        self.listeners: list[Listener] = []
+        self.guards: Callable[[], list[GuardProxy]] = list
+        self.closing = False
+
+    def on_event(self, guard: GuardProxy, topic: str, facts: dict[str, Any]) -> None:
+        member = self._table.find(str(facts.get("worker")))
+        if member is not None and member.pid == facts.get("pid"):
+            if topic == "exited":
+                self._fail(member, exit_error(facts))
+            elif topic == "stalled":
+                self._stall(member, guard, facts)
+        self._tell(topic, facts)
+
+    def on_guard_lost(self, guard: GuardProxy) -> None:
+        for member in self._table.members_of(guard):
+            self._fail(member, _lost_with(guard, member))
+        if not self.closing:
+            self._tell("guard_lost", {"guard": guard.guard_id, "reason": str(guard.lost)})
+
+    def write_state(self) -> None:
+        """Brings `state.json` up to date."""
+        self._run.write_state(
+            {
+                "controller": {"pid": os.getpid(), "ended": self.closing},
+                "guards": [{"id": g.guard_id, **g.info} for g in self.guards()],
+                "roles": [
+                    {"name": r.name, "target": r.target, "workers": [m.row() for m in r.members]}
+                    for r in self._table.roles()
+                ],
+            }
+        )
+
+    def _stall(self, member: Member, guard: GuardProxy, facts: dict[str, Any]) -> None:
+        host = guard.info.get("host", "")
+        error = WorkerStalledError(member.id, facts["reason"], facts["stacks"], host=host, pid=member.pid)
+        log.warning("%s", error)
+        if facts.get("certain", True) and member.client is not None:
+            member.client.peer.fail_pending(error)
+
+    def _fail(self, member: Member, error: WorkerFailedError) -> None:
+        if member.failed is not None:
+            return
+        member.failed = error
+        if member.client is not None:
+            member.client.fail(error)
+        if not member.leaving and not self.closing:
+            log.warning("%s", error)
+            self.write_state()
+
+    def _tell(self, topic: str, facts: dict[str, Any]) -> None:
+        with (self._run.run_dir / "events.jsonl").open("a") as f:
+            f.write(json.dumps({"time": time.time(), "event": topic, **facts}) + "\n")
+        for listener in self.listeners:
+            try:
+                listener(topic, facts)
+            except Exception:  # a listener's fault must not stop the supervision
+                log.exception("a listener raised on %s", topic)
+
+
+def exit_error(facts: dict[str, Any]) -> WorkerFailedError:
+    """The error for a guard's `exited` report."""
+    return WorkerFailedError(
+        facts["worker"],
+        facts["exit_code"],
+        facts["signal"],
+        facts["log_tail"],
+        host=facts["host"],
+        pid=facts["pid"],
+        reason=facts["reason"],
+        log_path=facts["log_path"],
+    )
+
+
+def _lost_with(guard: GuardProxy, member: Member) -> WorkerFailedError:
+    return WorkerFailedError(
+        member.id,
+        signal=9,
+        log_tail=_tail(member.log_path),
+        host=guard.info.get("host", ""),
+        pid=member.pid,
+        reason=f"it ended with its guard, pid {guard.info.get('pid')}: {guard.lost}",
+        log_path=member.log_path,
+    )
+
+
+def _tail(path: str) -> str:
+    try:
+        with open(path, "rb") as f:  # noqa: PTH123 - a log of another host need not be here
+            f.seek(max(0, os.fstat(f.fileno()).st_size - LOG_TAIL_BYTES))
+            return f.read().decode(errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,45 @@
+"""Telling the user what is being waited for, once it has taken two seconds."""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+
+from rich.console import Console
+from rich.status import Status
+
+PATIENCE_S = 2.0
+
+
+class Waiting:
+    """Shows `message` on stderr while its block takes over two seconds: a spinner, or a line if there is no terminal."""
+
+    def __init__(self, message: str) -> None:
+        self._message = message
+        self._console = Console(stderr=True)
+        self._status: Status | None = None
+        self._timer = threading.Timer(PATIENCE_S, self._show)
+        self._timer.daemon = True
+        self._lock = threading.Lock()
+        self._over = False
+
+    def __enter__(self) -> Waiting:
+        self._timer.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._timer.cancel()
+        with self._lock:
+            self._over = True
+            if self._status is not None:
+                self._status.stop()
+
+    def _show(self) -> None:
+        with self._lock:
+            if self._over:
+                return
+            if self._console.is_terminal:
+                self._status = self._console.status(self._message)
+                self._status.start()
+            else:
+                self._console.print(self._message, highlight=False)

@@ -1,0 +1,133 @@
+"""The engines of one worker: named objects, each with a lane. The host knows nothing of wires and requests."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any
+
+from rolecall.errors import EngineCreationError, EngineNotFoundError
+from rolecall.worker.lane import Lane
+from rolecall.worker.progress import Progress
+
+
+class Kind(Enum):
+    """How a method runs: plain ones on the lane; the others beside it."""
+
+    PLAIN = auto()
+    ASYNC = auto()
+    GENERATOR = auto()
+    ASYNC_GENERATOR = auto()
+
+
+@dataclass
+class Hosted:
+    """One engine with its lane."""
+
+    name: str
+    engine: Any
+    lane: Lane
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method found on an engine."""
+
+    call: Callable[..., Any]
+    kind: Kind
+    lane: Lane
+
+
+class EngineHost:
+    """Makes, finds and destroys the engines of a worker."""
+
+    def __init__(self, worker_id: str, progress: Progress) -> None:
+        self.worker_id = worker_id
+        self.progress = progress
+        self._engines: dict[str, Hosted] = {}
+        self._reserved: dict[str, Lane] = {}
+        self._methods: dict[tuple[str, str], Method] = {}
+        self._lock = threading.Lock()
+
+    def names(self) -> list[str]:
+        return list(self._engines)
+
+    def waiting(self) -> int:
+        """Calls that wait for their lane."""
+        return sum(h.lane.waiting for h in list(self._engines.values()))
+
+    def reserve(self, name: str) -> Lane:
+        """Takes the name and gives the lane on which the engine is to be made.
+
+        Raises:
+            EngineCreationError: There is an engine of that name, or one is being made.
+        """
+        with self._lock:
+            if name in self._engines or name in self._reserved:
+                raise EngineCreationError(
+                    self.worker_id, name, "there is one of that name already; pass another engine_name"
+                )
+            lane = self._reserved[name] = Lane(name, self.progress)
+            return lane
+
+    def add(self, name: str, engine: Any) -> None:
+        """Puts the engine made under a reserved name in service."""
+        with self._lock:
+            self._engines[name] = Hosted(name, engine, self._reserved.pop(name))
+
+    def abandon(self, name: str) -> None:
+        """Gives a reserved name back after its engine could not be made."""
+        with self._lock:
+            lane = self._reserved.pop(name, None)
+        if lane is not None:
+            lane.close()
+
+    def method(self, engine_name: str, name: str) -> Method:
+        """Looks a method up before anything of the call is run.
+
+        Raises:
+            EngineNotFoundError: No such engine, or no such public method on it.
+        """
+        found = self._methods.get((engine_name, name))
+        return found if found is not None else self._find(engine_name, name)
+
+    def _find(self, engine_name: str, name: str) -> Method:
+        hosted = self._engines.get(engine_name)
+        if hosted is None:
+            raise EngineNotFoundError(self.worker_id, name, f"engine {engine_name!r}", self.names())
+        known = [n for n in dir(type(hosted.engine)) if not n.startswith("_")]
+        missing = object()
+        # A class attribute first: a property's getter is user code, and looking a name up must not run it.
+        static = missing if name.startswith("_") else inspect.getattr_static(hosted.engine, name, missing)
+        if static is missing or isinstance(static, property):
+            raise EngineNotFoundError(self.worker_id, name, f"method {name!r} of engine {engine_name!r}", known)
+        call = getattr(hosted.engine, name)
+        if not callable(call):
+            raise EngineNotFoundError(self.worker_id, name, f"method {name!r} of engine {engine_name!r}", known)
+        method = Method(call, _kind(call), hosted.lane)
+        if name not in getattr(hosted.engine, "__dict__", {}):  # an instance attribute may be replaced any time
+            self._methods[engine_name, name] = method
+        return method
+
+    def remove(self, name: str) -> Hosted | None:
+        with self._lock:
+            hosted = self._engines.pop(name, None)
+            self._methods = {k: m for k, m in self._methods.items() if k[0] != name}
+        return hosted
+
+    def close(self) -> None:
+        """Lets every lane end after what it runs."""
+        for hosted in list(self._engines.values()):
+            hosted.lane.close()
+
+
+def _kind(call: Callable[..., Any]) -> Kind:
+    call = inspect.unwrap(call)
+    if inspect.isasyncgenfunction(call):
+        return Kind.ASYNC_GENERATOR
+    if inspect.isgeneratorfunction(call):
+        return Kind.GENERATOR
+    return Kind.ASYNC if inspect.iscoroutinefunction(call) else Kind.PLAIN

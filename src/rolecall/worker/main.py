@@ -1,0 +1,82 @@
+"""A worker process from its first line to its last. It listens, says so to its guard, and serves until it is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import signal
+import socket
+import sys
+from typing import Any
+
+import msgspec
+
+from rolecall.rpc.link import Link
+from rolecall.rpc.loop import new_loop
+from rolecall.rpc.peer import Incoming, Peer
+from rolecall.tensors.binding import binding
+from rolecall.worker.loading import ScriptModule
+from rolecall.worker.node import WorkerConfig, WorkerNode
+
+
+def run(control: socket.socket) -> None:
+    """Serves until the guard closes the control channel. `control` is connected to the guard."""
+    _prepare_signals()
+    loop = new_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_until_complete(_Process(loop).serve(control))
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def _prepare_signals() -> None:
+    """A signal from outside ends the process as that signal, so that the exit names it. Stopping is asked for."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    faulthandler.register(signal.SIGUSR2, all_threads=True, chain=False)
+
+
+class _Process:
+    """The control channel's side of a worker: takes its configuration, then forwards between guard and node."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._node: WorkerNode | None = None
+        self._over = asyncio.Event()
+        self._guard = Peer("guard", loop=loop, handler=self, on_detached=lambda error: self._over.set())
+
+    async def serve(self, control: socket.socket) -> None:
+        self._guard.attach(Link(control, loop=self._loop))
+        await self._over.wait()
+        if self._node is not None:
+            await self._node.close()
+
+    def dispatch(self, incoming: Incoming) -> None:
+        if incoming.method == "stop":
+            incoming.finish(None)
+            self._over.set()
+        elif incoming.method == "configure":
+            self._configure(incoming)
+        elif self._node is not None:
+            self._node.service.dispatch(incoming)
+
+    def _configure(self, incoming: Incoming) -> None:
+        try:
+            config = msgspec.convert(incoming.args(), WorkerConfig)
+            _adopt_paths(config)
+            self._node = WorkerNode(config, self._loop, self._ask_guard)
+            binding.set(self._node.data)
+            incoming.finish(self._node.start())
+        except Exception as e:  # the guard reports why the worker is not ready
+            incoming.fail(e)
+
+    async def _ask_guard(self, method: str, value: dict[str, Any]) -> Any:
+        return await self._guard.request(method, value)
+
+
+def _adopt_paths(config: WorkerConfig) -> None:
+    sys.path[:] = [*config.sys_path, *(p for p in sys.path if p not in config.sys_path)]
+    if config.main_path:
+        sys.modules["__main__"] = ScriptModule(config.main_path)

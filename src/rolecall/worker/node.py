@@ -1,0 +1,104 @@
+"""A worker without its process: engines, tensors and the server in front of them. Tests host it in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+import msgspec
+
+from rolecall.rpc.client import Client
+from rolecall.rpc.peer import Peer
+from rolecall.rpc.server import Hello, Server
+from rolecall.tensors.cache import Cache
+from rolecall.tensors.fetch import Fetcher
+from rolecall.tensors.service import DataService
+from rolecall.tensors.shm import ShmBackend
+from rolecall.tensors.store import Store
+from rolecall.tensors.wire import WireBackend
+from rolecall.worker.host import EngineHost
+from rolecall.worker.progress import Progress
+from rolecall.worker.routes import AskGuard, WorkerRoutes
+from rolecall.worker.service import WorkerService
+
+CACHE_BYTES = 1 << 30
+
+
+class WorkerConfig(msgspec.Struct):
+    """What the guard tells a worker over the control channel. `socket` is the Unix path to listen on."""
+
+    worker_id: str
+    run_id: str
+    token: str
+    epoch: int
+    socket: str
+    ip: str
+    bind: str
+    port: int
+    progress: str = ""
+    main_path: str = ""
+    sys_path: list[str] = []
+
+    def __repr__(self) -> str:
+        return f"WorkerConfig({self.worker_id}, token=...)"
+
+
+class WorkerNode:
+    """Everything of a worker, assembled."""
+
+    def __init__(self, config: WorkerConfig, loop: asyncio.AbstractEventLoop, ask_guard: AskGuard) -> None:
+        self._config, self._loop = config, loop
+        self._clients: dict[str, Client] = {}
+        self._peers: dict[str, Peer] = {}
+        self._progress = Progress(config.progress or None)
+        self._host = EngineHost(config.worker_id, self._progress)
+        self.data = self._data_service()
+        self.service = WorkerService(self._host, self.data, loop)
+        self._server = Server(
+            config.token,
+            loop=loop,
+            epoch=config.epoch,
+            on_peer=self._peer_of,
+            http=WorkerRoutes(self.service, ask_guard).routes(),
+        )
+
+    def start(self) -> dict[str, Any]:
+        """Listens; returns what the guard passes on: pid, Unix path, port."""
+        config = self._config
+        self._server.listen_unix(config.socket)
+        port = self._server.listen_tcp(config.bind, config.port)
+        return {"pid": os.getpid(), "socket": config.socket, "port": port}
+
+    async def close(self) -> None:
+        """Ends connections, lanes and memory. Engines are not destroyed; that is asked for before."""
+        await self._server.close()
+        for end in (*self._clients.values(), *self._peers.values()):
+            end.close()
+        self._host.close()
+        self.data.store.close()
+        self._progress.close()
+
+    def _data_service(self) -> DataService:
+        config = self._config
+        backends = {"shm": ShmBackend(), "wire": WireBackend()}
+        addresses = [f"unix:{config.socket}", f"tcp:{config.ip}:{config.port}"]
+        store = Store(config.worker_id, addresses, backends, default="shm")
+        return DataService(store, Fetcher(self._connect, Cache(CACHE_BYTES), backends, store), self._connect)
+
+    def _peer_of(self, hello: Hello) -> Peer:
+        """The conversation that a hello goes on with, or a new one."""
+        peer = self._peers.get(hello.session)
+        if peer is None:
+            name = str(hello.info.get("name", "somebody"))
+            peer = self._peers[hello.session] = Peer(name, loop=self._loop, handler=self.service)
+        return peer
+
+    def _connect(self, owner: str, addresses: tuple[str, ...]) -> Peer:
+        """The conversation with another worker, kept for the next fetch."""
+        client = self._clients.get(owner)
+        if client is None:
+            hello = {"kind": "worker", "name": self._config.worker_id, "epoch": self._config.epoch}
+            client = Client(owner, addresses, self._config.token, loop=self._loop, hello=hello)
+            self._clients[owner] = client
+        return client.peer

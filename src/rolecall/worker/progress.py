@@ -1,0 +1,55 @@
+"""The page that the guard reads from outside: heartbeat, calls begun, calls ended, each a little-endian u64.
+
+The heartbeat comes from a thread that needs the interpreter lock, so it stops while the lock is held or the process
+is stopped; what that means is the guard's to judge.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import threading
+from pathlib import Path
+
+PAGE_BYTES = 4096
+HEARTBEAT_S = 0.5
+_PAGE = struct.Struct("<QQQ")
+
+
+class Progress:
+    """Counts and publishes. Without a page (tests, in-process workers) it only counts."""
+
+    def __init__(self, path: str | None = None) -> None:
+        self.begun = 0
+        self.ended = 0
+        self._beats = 0
+        self._page: mmap.mmap | None = None
+        self._stop = threading.Event()
+        if path:
+            self._page = _map(path)
+            threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+
+    def begin(self) -> None:
+        self.begun += 1
+        self._publish()
+
+    def end(self) -> None:
+        self.ended += 1
+        self._publish()
+
+    def close(self) -> None:
+        self._stop.set()
+
+    def _publish(self) -> None:
+        if self._page is not None:
+            _PAGE.pack_into(self._page, 0, self._beats, self.begun, self.ended)
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT_S):
+            self._beats += 1
+            self._publish()
+
+
+def _map(path: str) -> mmap.mmap:
+    with Path(path).open("r+b") as f:
+        return mmap.mmap(f.fileno(), PAGE_BYTES)

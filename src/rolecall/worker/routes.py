@@ -1,0 +1,224 @@
+"""The worker's HTTP side: the same methods for `curl` and for programs in other languages, in JSON.
+
+What is no JSON (a tensor as a result) is refused with a sentence; tensors are read as raw bytes from `/data/<id>`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from rolecall.errors import (
+    EngineCallError,
+    EngineCreationError,
+    EngineImportError,
+    EngineNotFoundError,
+    RolecallError,
+    ShardNotFoundError,
+)
+from rolecall.rpc import codec
+from rolecall.rpc.frames import pack
+from rolecall.rpc.http import Request, Response, Routes
+from rolecall.worker.calls import engine_error
+from rolecall.worker.loading import load_engine_class
+from rolecall.worker.service import WorkerService, on_lane
+
+AskGuard = Callable[[str, dict[str, Any]], Awaitable[Any]]
+
+
+class EngineBody(msgspec.Struct):
+    engine: str
+    engine_name: str | None = None
+    init_args: list[Any] = []
+    init_kwargs: dict[str, Any] = {}
+
+
+class CallBody(msgspec.Struct):
+    method: str
+    engine_name: str | None = None
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    rpc_meta: dict[str, Any] | None = None
+
+
+class EnvBody(msgspec.Struct):
+    env: dict[str, str]
+
+
+class ConfigureBody(msgspec.Struct):
+    config: dict[str, Any] = {}
+    role: str = ""
+    rank: int = 0
+
+
+class PortsBody(msgspec.Struct):
+    count: int
+
+
+class ForkBody(msgspec.Struct):
+    role: str
+    worker_index: int
+    command: str | list[str] | None = None
+    raw_cmd: list[str] | None = None
+    env: dict[str, str] = {}
+
+
+class KillBody(msgspec.Struct):
+    role: str
+    worker_index: int
+
+
+class ShardsBody(msgspec.Struct):
+    shard_ids: list[str]
+
+
+class WorkerRoutes:
+    """Translates HTTP requests into calls of the service, and errors into statuses."""
+
+    def __init__(self, service: WorkerService, ask_guard: AskGuard) -> None:
+        self._service, self._ask_guard = service, ask_guard
+
+    def routes(self) -> Routes:
+        routes = Routes()
+        for method, path, answer in (
+            ("GET", "/health", self._health),
+            ("GET", "/metrics", self._metrics),
+            ("POST", "/set_env", self._set_env),
+            ("POST", "/configure", self._configure),
+            ("POST", "/create_engine", self._create_engine),
+            ("POST", "/call", self._call),
+            ("POST", "/alloc_ports", self._alloc_ports),
+            ("POST", "/fork", self._fork),
+            ("POST", "/kill_forked_worker", self._kill_forked),
+            ("GET", "/data/{id}", self._data_get),
+            ("POST", "/data/batch", self._data_batch),
+            ("DELETE", "/data/clear", self._data_clear),
+        ):
+            routes.add(method, path, _guarded(answer))
+        return routes
+
+    async def _health(self, request: Request) -> Response:
+        forked = await self._ask_guard("forked_children", {})
+        return _json({**self._service.health(), "forked_children": forked})
+
+    async def _metrics(self, request: Request) -> Response:
+        return _json(self._service.metrics())
+
+    async def _set_env(self, request: Request) -> Response:
+        env = _body(request, EnvBody).env
+        await self._ask_guard("set_env", {"env": env})
+        return _json({"status": "ok"})
+
+    async def _configure(self, request: Request) -> Response:
+        body = _body(request, ConfigureBody)
+        return _json(self._service.configure(body.config, body.role, body.rank))
+
+    async def _create_engine(self, request: Request) -> Response:
+        body = _body(request, EngineBody)
+        host = self._service.host
+        name = body.engine_name or host.worker_id
+        lane = host.reserve(name)
+
+        def make() -> Any:
+            try:
+                return load_engine_class(body.engine)(*body.init_args, **body.init_kwargs)
+            except RolecallError:
+                raise
+            except Exception as e:
+                raise EngineCreationError(host.worker_id, name, f"{type(e).__name__}: {e}") from e
+
+        try:
+            host.add(name, await on_lane(lane, make, asyncio.get_running_loop()))
+        except BaseException:
+            host.abandon(name)
+            raise
+        return _json({"status": "ok", "engine_name": name})
+
+    async def _call(self, request: Request) -> Response:
+        body = _body(request, CallBody)
+        host = self._service.host
+        method = host.method(body.engine_name or host.worker_id, body.method)
+        try:
+            if asyncio.iscoroutinefunction(method.call):
+                value = await method.call(*body.args, **body.kwargs)
+            else:
+                run = lambda: method.call(*body.args, **body.kwargs)  # noqa: E731
+                value = await on_lane(method.lane, run, asyncio.get_running_loop())
+        except Exception as e:
+            raise engine_error(host.worker_id, body.method, e) from e
+        return _json({"result": value})
+
+    async def _alloc_ports(self, request: Request) -> Response:
+        body = _body(request, PortsBody)
+        if body.count < 1:
+            return _error(400, f"count is {body.count}; use 1 or more")
+        return _json(await self._ask_guard("alloc_ports", {"count": body.count}))
+
+    async def _fork(self, request: Request) -> Response:
+        body = _body(request, ForkBody)
+        command: str | list[str] | None = body.raw_cmd if body.raw_cmd is not None else body.command
+        wanted = {"role": body.role, "index": body.worker_index, "command": command, "env": body.env}
+        return _json(await self._ask_guard("fork", wanted))
+
+    async def _kill_forked(self, request: Request) -> Response:
+        body = _body(request, KillBody)
+        wanted = {"role": body.role, "index": body.worker_index}
+        killed = await self._ask_guard("kill_forked_worker", wanted)
+        if not killed:
+            return _error(404, f"no forked worker {body.role}/{body.worker_index}")
+        return _json({"status": "ok"})
+
+    async def _data_get(self, request: Request) -> Response:
+        (tensor,) = self._service.data.store.get([request.path.rpartition("/")[2]])
+        encoded = codec.encode(tensor)
+        if len(encoded.buffers) != 1:
+            return _error(400, "this shard has no bytes of its own")
+        headers = {"x-dtype": str(tensor.dtype).removeprefix("torch."), "x-shape": json.dumps(list(tensor.shape))}
+        return Response(200, {"content-type": "application/octet-stream", **headers}, bytes(encoded.buffers[0]))
+
+    async def _data_batch(self, request: Request) -> Response:
+        encoded = codec.encode(self._service.data.store.get(_body(request, ShardsBody).shard_ids))
+        frame = b"".join(pack(encoded.header, encoded.buffers))
+        return Response(200, {"content-type": "application/x-rolecall-frame"}, frame)
+
+    async def _data_clear(self, request: Request) -> Response:
+        return _json(self._service.data.store.delete(_body(request, ShardsBody).shard_ids))
+
+
+def _body(request: Request, shape: type[Any]) -> Any:
+    return msgspec.json.decode(request.body or b"{}", type=shape)
+
+
+def _json(value: Any) -> Response:
+    return Response(200, {"content-type": "application/json"}, msgspec.json.encode(value))
+
+
+def _error(status: int, sentence: str, **facts: Any) -> Response:
+    body = msgspec.json.encode({"error": sentence, **facts})
+    return Response(status, {"content-type": "application/json"}, body)
+
+
+def _guarded(answer: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+    async def guarded(request: Request) -> Response:
+        try:
+            return await answer(request)
+        except ShardNotFoundError as e:
+            return _error(400, str(e), missing_shard_ids=e.shard_ids)
+        except EngineNotFoundError as e:
+            return _error(404 if e.missing.startswith("engine") else 400, str(e))
+        except (EngineImportError, EngineCreationError) as e:
+            return _error(400, str(e))
+        except EngineCallError as e:
+            return _error(500, str(e), type=e.remote_type, traceback=e.traceback)
+        except (msgspec.DecodeError, msgspec.ValidationError) as e:
+            return _error(400, f"bad body: {e}")
+        except TypeError as e:
+            return _error(400, f"the result is no JSON: {e}; call over a framed connection to get it whole")
+        except RolecallError as e:
+            return _error(400, str(e))
+
+    return guarded

@@ -1,0 +1,78 @@
+"""What every test stands on: the fixture that proves that nothing of a test is left when it ends."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+# Every process that a test starts inherits this mark, however far it strays, and is found by it.
+MARK = "RC_TEST_SESSION"
+_SESSION = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
+GONE_WITHIN_S = 5.0
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    os.environ[MARK] = _SESSION
+    # Short, since a Unix socket's path holds 107 bytes, and ours alone, so that what is left in it is of this session.
+    private = tempfile.mkdtemp(prefix="rct-", dir="/tmp")
+    os.environ["TMPDIR"] = private
+    tempfile.tempdir = None
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """After every test: no process, runtime directory, /dev/shm file or thread of ours."""
+    threads = set(threading.enumerate())
+    shm = set(Path("/dev/shm").iterdir())
+    yield
+    left = _wait_until_empty(lambda: _processes() + _runtime_dirs() + _shm(shm) + _threads(threads))
+    assert not left, f"left behind: {left}"
+
+
+def _wait_until_empty(look: Callable[[], list[str]]) -> list[str]:
+    deadline = time.monotonic() + GONE_WITHIN_S
+    while (left := look()) and time.monotonic() < deadline:
+        threading.Event().wait(0.02)
+    return left
+
+
+def _processes() -> list[str]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                mine = f"{MARK}={_SESSION}".encode() in (entry / "environ").read_bytes().split(b"\0")
+                if mine and not _zombie(entry):
+                    found.append(f"process {entry.name}: {(entry / 'cmdline').read_bytes()[:200]!r}")
+            except OSError:
+                continue  # it ended while we looked
+    return found
+
+
+def _zombie(entry: Path) -> bool:
+    return (entry / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def _runtime_dirs() -> list[str]:
+    return [f"runtime directory {p}" for p in Path(os.environ["TMPDIR"]).glob("rolecall-*/*")]
+
+
+def _shm(before: set[Path]) -> list[str]:
+    mine = [p for p in set(Path("/dev/shm").iterdir()) - before if "rolecall" in p.name or "torch" in p.name]
+    return [f"shared memory {p}" for p in mine]
+
+
+def _threads(before: set[threading.Thread]) -> list[str]:
+    return [f"thread {t.name}" for t in set(threading.enumerate()) - before if t.name.startswith(("rolecall", "lane"))]

@@ -1,0 +1,381 @@
+"""What every scheduler promises. The same tests run against each of them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sample_engines
+from schedulers_under_test import BACKENDS, make_scheduler
+
+from rolecall import Job, Scheduler, SchedulingSpec, SchedulingStrategy
+from rolecall.errors import (
+    EncodeError,
+    EngineCallError,
+    EngineCreationError,
+    EngineImportError,
+    EngineNotFoundError,
+    GPUAllocationError,
+    WorkerConfigurationError,
+    WorkerCreationError,
+    WorkerNotFoundError,
+    WorkerTimeoutError,
+)
+
+Echo = sample_engines.Echo
+
+
+@pytest.fixture(params=BACKENDS)
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., Scheduler]]:
+    made: list[Scheduler] = []
+
+    def build(**options: Any) -> Scheduler:
+        made.append(make_scheduler(request.param, fileroot=tmp_path, **options))
+        return made[-1]
+
+    yield build
+    for scheduler in made:
+        scheduler.close()
+
+
+@pytest.fixture
+def s(make: Callable[..., Scheduler]) -> Scheduler:
+    return make(devices=["0", "1", "2", "3"])
+
+
+# Jobs
+
+
+def test_worker_ids_are_role_and_index_in_order(s: Scheduler) -> None:
+    assert s.create_workers(Job("actor", 3)) == ["actor/0", "actor/1", "actor/2"]
+    workers = s.get_workers("actor")
+    assert [w.id for w in workers] == ["actor/0", "actor/1", "actor/2"]
+    assert all(len(w.worker_ports) == 2 for w in workers)
+    ports = [p for w in workers for p in w.worker_ports]
+    assert len(set(ports)) == len(ports)
+
+
+def test_a_job_without_replicas_is_refused() -> None:
+    with pytest.raises(WorkerConfigurationError, match="use 1 or more"):
+        Job("actor", 0)
+
+
+def test_a_job_with_the_wrong_number_of_specs_is_refused() -> None:
+    with pytest.raises(WorkerConfigurationError, match="one for each of the 3"):
+        Job("actor", 3, [SchedulingSpec(), SchedulingSpec()])
+
+
+def test_an_unknown_strategy_is_refused() -> None:
+    with pytest.raises(WorkerConfigurationError, match="separation, colocation"):
+        SchedulingStrategy("beside")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../x", "a b", "-x", "a" * 64, "a\0b", "ä"])
+def test_bad_role_names_are_refused(name: str) -> None:
+    with pytest.raises(WorkerConfigurationError, match="bad role name"):
+        Job(name)
+
+
+def test_a_role_that_exists_is_refused_and_stays(s: Scheduler) -> None:
+    s.create_workers(Job("actor"))
+    with pytest.raises(WorkerCreationError, match="there is a role of that name"):
+        s.create_workers(Job("actor"))
+    assert len(s.get_workers("actor")) == 1
+
+
+def test_an_unknown_role_is_named_with_those_that_run(s: Scheduler) -> None:
+    s.create_workers(Job("actor"))
+    with pytest.raises(WorkerNotFoundError, match=r"no role 'actr' \(running: actor\)"):
+        s.get_workers("actr")
+    with pytest.raises(WorkerNotFoundError, match="no worker 'actor/7'"):
+        s.call_engine("actor/7", "echo")
+
+
+def test_more_devices_than_free_are_refused_naming_the_holders(s: Scheduler) -> None:
+    s.create_workers(Job("actor", 2, [SchedulingSpec(gpu=2)]))
+    with pytest.raises(GPUAllocationError, match=r"actor/0 holds 0, 1; actor/1 holds 2, 3"):
+        s.create_workers(Job("rollout", 1, [SchedulingSpec(gpu=1)]))
+    s.delete_workers("actor")
+    s.create_workers(Job("rollout", 1, [SchedulingSpec(gpu=4)]))
+
+
+def test_a_plan_starts_nothing_and_takes_nothing(s: Scheduler) -> None:
+    job = Job("actor", 2, [SchedulingSpec(gpu=2)])
+    plan = s.plan(job)
+    assert [slot.devices for slot in plan.slots] == [("0", "1"), ("2", "3")]
+    assert s.plan(job) == plan
+    with pytest.raises(WorkerNotFoundError):
+        s.get_workers("actor")
+
+
+# Engines and calls
+
+
+def test_an_engine_is_created_and_called(s: Scheduler) -> None:
+    role = s.start("actor", replicas=2)
+    role.create_engine(Echo, "hi")
+    assert role.call("greet") == ["hi", "hi"]
+    assert role[1].call("add", 2, b=3) == 5
+    assert role.map("add", [(1, 2), (3, 4)]) == [3, 7]
+
+
+def test_options_do_not_share_a_namespace_with_arguments(s: Scheduler) -> None:
+    role = s.start("actor")
+    role.create_engine(Echo)
+    assert role[0].with_options(timeout=30).call("add", 1, timeout=5) == 6
+
+
+def test_several_named_engines_live_in_one_worker(s: Scheduler) -> None:
+    role = s.start("actor")
+    role.create_engine(Echo, "default")
+    role.with_options(engine="second").create_engine(Echo, "second")
+    assert role.call("greet") == ["default"]
+    assert role.with_options(engine="second").call("greet") == ["second"]
+    assert s.call_engine("actor/0", "greet", "second") == "second"
+
+
+def test_a_second_engine_of_the_same_name_is_refused(s: Scheduler) -> None:
+    role = s.start("actor")
+    role.create_engine(Echo)
+    with pytest.raises(EngineCreationError, match="one of that name"):
+        role.create_engine(Echo)
+    assert role[0].call("greet") == "hello"
+
+
+def test_an_exception_comes_back_with_type_message_and_traceback(s: Scheduler) -> None:
+    role = s.start("actor")
+    role.create_engine(Echo)
+    with pytest.raises(EngineCallError) as caught:
+        role[0].call("fail", "broken on purpose")
+    error = caught.value
+    assert (error.worker_id, error.method) == ("actor/0", "fail")
+    assert error.remote_type == "builtins.ValueError"
+    assert error.remote_message == "broken on purpose"
+    assert "in fail" in error.traceback
+
+
+def test_an_attribute_error_in_user_code_is_not_a_missing_method(s: Scheduler) -> None:
+    role = s.start("actor")
+    role.create_engine(Echo)
+    with pytest.raises(EngineCallError) as caught:
+        role[0].call("missing_attribute")
+    assert not isinstance(caught.value, EngineNotFoundError)
+    assert caught.value.remote_type == "builtins.AttributeError"
+    with pytest.raises(EngineNotFoundError, match="no method 'nope'"):
+        role[0].call("nope")
+    with pytest.raises(EngineNotFoundError, match="no engine 'other'"):
+        role[0].with_options(engine="other").call("echo", 1)
+
+
+@pytest.mark.parametrize("path", ["os.system", "subprocess.Popen", "os:system", "builtins.eval", "pathlib.Path"])
+def test_the_standard_library_is_refused_as_an_engine(s: Scheduler, path: str) -> None:
+    role = s.start("actor")
+    with pytest.raises(EngineImportError):
+        role.create_engine(path)
+
+
+def test_a_class_that_is_not_there_is_an_import_error(s: Scheduler) -> None:
+    role = s.start("actor")
+    for path in ("no_such_package.Engine", "sample_engines.NoSuchClass", "sample_engines:Path"):
+        with pytest.raises(EngineImportError):
+            role.create_engine(path)
+    role.create_engine("sample_engines.Echo")
+    assert role[0].call("greet") == "hello"
+
+
+def test_a_constructor_that_raises_leaves_the_name_free(s: Scheduler) -> None:
+    role = s.start("actor")
+    with pytest.raises(EngineCreationError, match="no such model"):
+        role.create_engine(sample_engines.BadConstructor)
+    role.create_engine(Echo)
+    assert role[0].call("greet") == "hello"
+
+
+def test_what_does_not_travel_is_named_by_its_place_and_the_worker_lives_on(s: Scheduler) -> None:
+    role = s.start("actor")
+    role.create_engine(Echo)
+    with pytest.raises(EncodeError, match="lambda|function"):
+        role[0].call("echo", {"fn": lambda: 1})
+    with pytest.raises((EncodeError, EngineCallError), match=r"fn.*\[0\].*lock"):
+        role[0].call("unencodable")
+    assert role[0].call("greet") == "hello"
+
+
+def test_plain_methods_run_one_at_a_time_on_one_thread_and_async_ones_beside(s: Scheduler) -> None:
+    role = s.start("actor")
+    role.create_engine(Echo)
+
+    async def many() -> list[Any]:
+        begun = time.monotonic()
+        slow = role[0].submit("sleep", 0.5)
+        values = await asyncio.gather(*(role[0].acall("later", i, 0.2) for i in range(200)))
+        assert values == list(range(200))
+        threads = await asyncio.gather(*(role[0].acall("thread") for _ in range(20)))
+        assert len(set(threads)) == 1
+        assert await slow == "slept"
+        return [time.monotonic() - begun]
+
+    asyncio.run(many())
+
+
+def test_generators_stream(s: Scheduler) -> None:
+    role = s.start("actor")
+    role.create_engine(Echo)
+    assert list(role[0].stream("numbers", 100)) == list(range(100))
+    assert list(role[0].stream("tokens", 50)) == [f"t{i}" for i in range(50)]
+
+    async def collect() -> list[str]:
+        return [item async for item in role[0].astream("tokens", 3)]
+
+    assert asyncio.run(collect()) == ["t0", "t1", "t2"]
+
+
+def test_a_deadline_is_kept_and_says_what_to_do(s: Scheduler) -> None:
+    role = s.start("actor")
+    role.create_engine(Echo)
+    with pytest.raises(WorkerTimeoutError, match="rolecall stack actor/0"):
+        role[0].with_options(timeout=0.2).call("sleep", 1.0)
+    assert role[0].call("greet") == "hello"
+
+
+def test_cancelling_reaches_an_async_method(s: Scheduler, tmp_path: Path) -> None:
+    role = s.start("actor")
+    role.create_engine(Echo)
+    seen = tmp_path / "cancelled"
+
+    async def cancel() -> None:
+        task = asyncio.ensure_future(role[0].acall("until_cancelled", str(seen)))
+        while not Path(f"{seen}.started").exists():
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancel())
+    deadline = time.monotonic() + 5
+    while not seen.exists() and time.monotonic() < deadline:
+        role[0].call("greet")
+    assert seen.exists()
+
+
+# Tensors
+
+
+def test_tensors_come_whole_by_default_and_as_handles_on_request(s: Scheduler) -> None:
+    import torch
+
+    import rolecall
+
+    role = s.start("rollout", replicas=2)
+    role.create_engine(sample_engines.Tensors)
+    whole = role[0].call("make", 3)
+    assert torch.equal(whole["x"], torch.ones(3, 4))
+    remote = role.with_options(tensors="remote")
+    parts = remote.map("make", [(3, 1.0), (5, 2.0)])
+    batch = rolecall.RTensor.cat([p["x"] for p in parts])
+    assert isinstance(batch, rolecall.RTensor)
+    assert tuple(batch.shape) == (8, 4)
+    assert role[0].call("total", batch) == 3 * 4 + 5 * 4 * 2
+    first, second = batch.split(4)
+    assert role.map("total", [(first,), (second,)]) == [12 + 8, 32]
+    assert torch.equal(rolecall.localize(batch[2:4]), torch.tensor([[1.0] * 4, [2.0] * 4]))
+
+
+# Forks
+
+
+def test_a_fork_lives_in_the_slot_of_its_target(s: Scheduler) -> None:
+    actors = s.start("actor", replicas=2, gpu=2, env_vars={"COLOUR": "red"})
+    actors.create_engine(Echo)
+    refs = actors.fork("ref")
+    refs.create_engine(Echo, "ref")
+    assert [w.id for w in refs.workers] == ["ref/0", "ref/1"]
+    assert refs.call("greet") == ["ref", "ref"]
+    with pytest.raises(WorkerNotFoundError, match=r"no role 'nobody' \(running: actor, ref\)"):
+        s.fork_workers("x", "nobody")
+    with pytest.raises(WorkerCreationError, match="there is a role of that name"):
+        s.fork_workers("ref", "actor")
+
+
+def test_deleting_a_fork_leaves_its_target_and_deleting_a_target_takes_its_forks(s: Scheduler) -> None:
+    actors = s.start("actor")
+    actors.create_engine(Echo)
+    actors.fork("ref")
+    s.delete_workers("ref")
+    assert actors.call("greet") == ["hello"]
+    actors.fork("ref").fork("refref")
+    s.delete_workers("actor")
+    for role in ("actor", "ref", "refref"):
+        with pytest.raises(WorkerNotFoundError):
+            s.get_workers(role)
+
+
+def test_colocation_in_a_job_is_a_fork(s: Scheduler) -> None:
+    s.start("actor", replicas=2)
+    assert s.create_workers(Job("ref", 2, scheduling_strategy=SchedulingStrategy("colocation", "actor"))) == [
+        "ref/0",
+        "ref/1",
+    ]
+
+
+def test_colocation_without_a_fork_uses_the_targets_own_workers(s: Scheduler) -> None:
+    actors = s.start("actor", replicas=2)
+    actors.create_engine(Echo, "actor")
+    critics = s.start("critic", replicas=2, target="actor", fork=False)
+    critics.create_engine(Echo, "critic")
+    assert critics.call("greet") == ["critic", "critic"]
+    assert actors.call("greet") == ["actor", "actor"]
+    assert critics.call("pid") == actors.call("pid")
+    s.delete_workers("critic")
+    assert actors.call("greet") == ["actor", "actor"]
+
+
+def test_colocation_with_other_replicas_or_without_a_target_is_refused(s: Scheduler) -> None:
+    s.start("actor", replicas=2)
+    with pytest.raises(WorkerConfigurationError, match="as many as its target"):
+        s.start("ref", replicas=3, target="actor")
+    with pytest.raises(WorkerNotFoundError):
+        s.start("ref", replicas=2, target="nobody")
+    with pytest.raises(WorkerConfigurationError, match="without a target"):
+        SchedulingStrategy("colocation")
+
+
+# Ends
+
+
+def test_roles_are_deleted_one_or_all_and_may_be_made_again(s: Scheduler) -> None:
+    s.start("a")
+    s.start("b")
+    s.delete_workers("a")
+    s.start("a").create_engine(Echo)
+    s.delete_workers(reverse_order=True)
+    with pytest.raises(WorkerNotFoundError):
+        s.delete_workers("a")
+
+
+def test_closing_twice_is_fine_and_ends_everything(make: Callable[..., Scheduler]) -> None:
+    scheduler = make()
+    scheduler.start("a").create_engine(Echo)
+    scheduler.close()
+    scheduler.close()
+
+
+def test_destroy_is_called_on_every_engine_before_its_worker_ends(s: Scheduler, tmp_path: Path) -> None:
+    role = s.start("actor")
+    role.create_engine(Echo)
+    s.delete_workers("actor")
+    logs = list(Path(s.run_dir).glob("logs/actor-0.log"))
+    assert not logs or "destroyed" in logs[0].read_text()
+
+
+def test_the_token_is_in_no_file_that_others_can_read(s: Scheduler) -> None:
+    s.start("actor")
+    token = s._run.token.encode()
+    for root, _, files in os.walk(s.run_dir):
+        for name in files:
+            assert token not in (Path(root) / name).read_bytes()

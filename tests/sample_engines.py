@@ -1,0 +1,145 @@
+"""Engines that tests host in workers."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+
+class Echo:
+    """Gives back what it is given, and remembers how often."""
+
+    def __init__(self, greeting: str = "hello") -> None:
+        self.greeting = greeting
+        self.count = 0
+
+    def echo(self, value: Any) -> Any:
+        self.count += 1
+        return value
+
+    def add(self, a: int, b: int = 0, *, timeout: int = 0) -> int:
+        return a + b + timeout
+
+    def calls(self) -> int:
+        return self.count
+
+    def greet(self) -> str:
+        return self.greeting
+
+    def environment(self, *names: str) -> dict[str, str | None]:
+        return {name: os.environ.get(name) for name in names}
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def thread(self) -> int:
+        return threading.get_ident()
+
+    def fail(self, message: str) -> None:
+        raise ValueError(message)
+
+    def missing_attribute(self) -> Any:
+        return self.not_there  # type: ignore[attr-defined]
+
+    def unencodable(self) -> Any:
+        return {"fn": [threading.Lock()]}
+
+    def leave(self, code: int) -> None:
+        print("about to leave", flush=True)
+        os._exit(code)
+
+    def sleep(self, seconds: float) -> str:
+        time.sleep(seconds)
+        return "slept"
+
+    def numbers(self, n: int) -> Iterator[int]:
+        yield from range(n)
+
+    async def later(self, value: Any, seconds: float = 0.0) -> Any:
+        await asyncio.sleep(seconds)
+        return value
+
+    async def until_cancelled(self, path: str) -> None:
+        Path(path + ".started").touch()
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            Path(path).touch()
+            raise
+
+    async def tokens(self, n: int) -> AsyncIterator[str]:
+        for i in range(n):
+            await asyncio.sleep(0)
+            yield f"t{i}"
+
+    def destroy(self) -> None:
+        print("destroyed", flush=True)
+
+
+class Tensors:
+    """Makes and reads tensors."""
+
+    def make(self, n: int, value: float = 1.0) -> Any:
+        import torch
+
+        return {"x": torch.full((n, 4), value), "ids": torch.arange(n)}
+
+    def total(self, x: Any) -> float:
+        import torch
+
+        assert isinstance(x, torch.Tensor), type(x)
+        return float(x.sum())
+
+    def shape(self, x: Any) -> list[int]:
+        return list(x.shape)
+
+
+class Parent:
+    """Has a plain child, a child in a session of its own and a daemon that was forked twice."""
+
+    def __init__(self) -> None:
+        sleeper = [sys.executable, "-c", "import time; time.sleep(3600)"]
+        self.children = [
+            subprocess.Popen(sleeper),
+            subprocess.Popen(sleeper, start_new_session=True),
+        ]
+        daemon = (
+            "import os, time\nif os.fork(): os._exit(0)\nos.setsid()\nif os.fork(): os._exit(0)\ntime.sleep(3600)\n"
+        )
+        subprocess.run([sys.executable, "-c", daemon], check=True)
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def wait(self, seconds: float = 3600.0) -> str:
+        time.sleep(seconds)
+        return "waited"
+
+
+class BadConstructor:
+    def __init__(self) -> None:
+        raise RuntimeError("no such model")
+
+
+class Holder:
+    """Holds the interpreter lock, asleep or at work."""
+
+    def hold_asleep(self, seconds: int) -> str:
+        ctypes.PyDLL(None).sleep(seconds)
+        return "held"
+
+    def hold_at_work(self, seconds: float) -> str:
+        end = time.monotonic() + seconds
+        sys.setswitchinterval(1000.0)
+        while time.monotonic() < end:
+            pass
+        sys.setswitchinterval(0.005)
+        return "held"

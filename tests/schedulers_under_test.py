@@ -1,0 +1,16 @@
+"""The schedulers that the contract suite runs against."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rolecall import LocalScheduler, Scheduler
+from rolecall.testing import InProcessScheduler
+
+BACKENDS = ["local", "in-process"]
+
+
+def make_scheduler(backend: str, *, fileroot: Path, **options: Any) -> Scheduler:
+    makers = {"local": LocalScheduler, "in-process": InProcessScheduler}
+    return makers[backend](experiment="contract", trial="t", fileroot=fileroot, **options)

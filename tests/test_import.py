@@ -1,0 +1,25 @@
+"""The front door is light: `import rolecall` waits for nobody's extra."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+HEAVY = {"torch", "numpy", "ray", "pydantic", "transformers", "matplotlib"}
+
+PROGRAM = """
+import json, sys, time
+begun = time.perf_counter()
+import rolecall
+seconds = time.perf_counter() - begun
+print(json.dumps({"seconds": seconds, "modules": sorted({name.partition(".")[0] for name in sys.modules})}))
+"""
+
+
+def test_importing_rolecall_imports_nothing_heavy() -> None:
+    """A fresh interpreter that imports rolecall has loaded no tensor library, no cluster and no model code."""
+    ran = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, timeout=60)
+    seen = json.loads(ran.stdout)
+    print(f"import rolecall took {seen['seconds']:.3f} s")
+    assert not HEAVY & set(seen["modules"])
