@@ -1,4 +1,4 @@
-"""Every test here leaves no descriptor, thread, or file in /dev/shm behind."""
+"""Every test here leaves no descriptor, thread, or file in /dev/shm behind, every file no process."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from open_files import open_descriptors
@@ -25,11 +26,18 @@ def _held() -> tuple[int, set[str], set[str]]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_behind() -> Iterator[None]:
+def nothing_left() -> Iterator[None]:
+    """As for all tests, and descriptors too; but a file's workers may serve all its tests."""
     before = _held()
     yield
-    after = _held()
-    assert after == before
+    assert _held() == before
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_process_left() -> Iterator[None]:
+    """Set up before a file's workers, hence looked at after their end."""
+    yield
+    assert psutil.Process().children(recursive=True) == []
 
 
 @pytest.fixture
