@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 
-from rolecall.errors import WorkerConfigurationError, WorkerCreationError, WorkerNotFoundError
-from rolecall.guard.spec import ProcessSpec
+from rolecall.errors import CallCancelledError, WorkerConfigurationError, WorkerCreationError, WorkerNotFoundError
+from rolecall.guard.spec import ProcessSpec, StartResult
 from rolecall.guard.table import Record
 from rolecall.rpc.peer import Incoming
 from rolecall.types import check_name
@@ -34,11 +35,14 @@ class Methods:
 
     async def _answer(self, incoming: Incoming) -> None:
         try:
-            value = await self.call(incoming.method, incoming.args())
+            value = await self._call(incoming)
         except Exception as error:  # whatever it is, it is the answer
             incoming.fail(error)
         else:
             incoming.finish(value)
+
+    async def _call(self, incoming: Incoming) -> Any:
+        return await self.call(incoming.method, incoming.args())
 
     async def call(self, method: str, value: Any) -> Any:
         """Calls a method by name with plain values, and returns plain values."""
@@ -78,6 +82,10 @@ class _SetEnv(msgspec.Struct):
     env: dict[str, str]
 
 
+class _Env(msgspec.Struct):
+    env: dict[str, str]
+
+
 class _Shutdown(msgspec.Struct):
     grace_s: float = 0.0
 
@@ -114,7 +122,6 @@ class ControllerService(Methods):
         self._methods = looking(guard) | {
             "alloc_ports": self._alloc_ports,
             "release_ports": self._release_ports,
-            "start": self._start,
             "kill": self._kill,
             "set_env": self._set_env,
             "shutdown": self._shutdown,
@@ -127,8 +134,26 @@ class ControllerService(Methods):
     async def _release_ports(self, value: Any) -> Any:
         return self._guard.ports.release(_as(_Owner, value).owner)
 
-    async def _start(self, value: Any) -> Any:
-        return await self._guard.start(_as(_Start, value).specs)
+    def dispatch(self, incoming: Incoming) -> None:
+        if incoming.method == "start":
+            self._guard.spawn_task(self._start(incoming))
+        else:
+            super().dispatch(incoming)
+
+    async def _start(self, incoming: Incoming) -> None:
+        """Streams each result as soon as it is known: with the first failure the controller takes the others back."""
+
+        async def tell(result: StartResult) -> None:
+            with contextlib.suppress(CallCancelledError):  # the controller has heard enough, and kills what is left
+                await incoming.emit(msgspec.to_builtins(result))
+
+        try:
+            specs = _as(_Start, incoming.args()).specs
+            results = await self._guard.start(specs, on_cancel=incoming.on_cancel, tell=tell if incoming.streaming else None)
+        except Exception as error:  # whatever it is, it is the answer
+            incoming.fail(error)
+        else:
+            incoming.finish(None if incoming.streaming else msgspec.to_builtins(results))
 
     async def _kill(self, value: Any) -> Any:
         wanted = _as(_Kill, value)
@@ -180,10 +205,18 @@ class WorkerService(_Forking):
             "alloc_ports": self._alloc_ports,
             "fork": self._fork,
             "kill_forked_worker": self._kill_forked_worker,
+            "forked_children": self._forked_children,
+            "set_env": self._set_env,
         }
 
     async def _alloc_ports(self, value: Any) -> Any:
         return self._guard.alloc_ports(self._worker, _as(_Count, value).count)
+
+    async def _forked_children(self, value: Any) -> Any:
+        return [record.worker_id for record in self._guard.table if record.spec.target == self._worker]
+
+    async def _set_env(self, value: Any) -> Any:
+        await self._guard.set_env(self._worker, _as(_Env, value).env)
 
     async def _fork(self, value: Any) -> Any:
         return await self.fork(_as(_Fork, value), self._worker, self._worker)

@@ -91,7 +91,7 @@ class Scheduler(ABC):
         )
         self._watch.guards = self._hub.guards
         self._hub.open()
-        self._starter = Starter(self._connect, timeout=start_timeout, device_var=self._device_var())
+        self._starter = Starter(self._io, self._connect, timeout=start_timeout, device_var=self._device_var())
 
     # What a backend says and does.
 
