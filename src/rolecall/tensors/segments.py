@@ -16,6 +16,7 @@ import contextlib
 import fcntl
 import mmap
 import os
+import resource
 import threading
 from collections import OrderedDict
 from pathlib import Path
@@ -165,8 +166,6 @@ def default_budget() -> int:
 
 def default_limit() -> int:
     """Segments to have: they cost two descriptors each and may take a quarter of what the process is allowed."""
-    import resource
-
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(16, min(soft, 65536) // 8)
 
