@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -66,6 +67,8 @@ class Launcher:
         records = [record for record in planned if isinstance(record, Record)]
         forks = [record for record in records if self._forkable(record)]
         others = [record for record in records if not self._forkable(record)]
+        if forks:
+            await self._until_warm(forks)
         failures = await self._fork(forks)
         failures |= {record: error for record in others if (error := self._spawn(record))}
         return list(await asyncio.gather(*(self._finish(item, failures) for item in planned)))
@@ -118,7 +121,24 @@ class Launcher:
 
     # Make processes
 
+    async def _until_warm(self, records: Sequence[Record]) -> None:
+        """Waits for the template, which imports for seconds, or until none of the workers is wanted any more."""
+        warm = asyncio.ensure_future(self._parts.template.warm())
+        unwanted = asyncio.gather(*(record.abort.wait() for record in records))
+        either: set[asyncio.Future[Any]] = {warm, unwanted}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        unwanted.cancel()
+        warm.add_done_callback(_retrieved)  # it goes on; why it failed is told by the fork that needs it
+
     async def _fork(self, records: Sequence[Record]) -> dict[Record, str]:
+        """Forks those that are still wanted; returns why there is no process, for those that have none."""
+        unwanted = [record for record in records if record.abort.is_set()]
+        for record in unwanted:
+            record.made.set()
+        failures = await self._fork_all([record for record in records if not record.abort.is_set()])
+        return failures | dict.fromkeys(unwanted, "killed while starting")
+
+    async def _fork_all(self, records: Sequence[Record]) -> dict[Record, str]:
         pairs = [socket.socketpair() for _ in records]
         births = [self._birth(record) for record in records]
         requests = [Request(birth, theirs.fileno()) for birth, (_, theirs) in zip(births, pairs, strict=True)]
@@ -280,6 +300,11 @@ class Launcher:
             error=error,
             log_path=record.log_path,
         )
+
+
+def _retrieved(task: "asyncio.Future[None]") -> None:
+    if not task.cancelled():
+        task.exception()
 
 
 def _in_slot(spec: ProcessSpec, target: ProcessSpec) -> ProcessSpec:
