@@ -65,9 +65,9 @@ def test_the_seed_decides_the_run(tmp_path: Path) -> None:
     assert first != rewards(1, "c")
 
 
-@pytest.mark.parametrize("moment", ["", "started in", "step   10"])
+@pytest.mark.parametrize("moment", ["", "starting 2", "started in", "step   10"])
 def test_ctrl_c_ends_everything_within_three_seconds(tmp_path: Path, moment: str) -> None:
-    """At the very start, when the roles are up, and in the middle of training; what was measured stays."""
+    """At the very start, while workers start, when the roles are up, and in the middle of training; what was measured stays."""
     arguments = ["--fileroot", str(tmp_path), "--trial", "t0"]
     with subprocess.Popen(
         [sys.executable, "-c", COMMAND, *arguments],
