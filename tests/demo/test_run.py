@@ -46,7 +46,8 @@ def test_a_short_run_writes_its_files_and_says_where(tmp_path: Path) -> None:
     assert (directory / "reward.png").read_bytes().startswith(b"\x89PNG")
     assert summary.steps == 12
     shown = out.getvalue().splitlines()
-    assert shown[0].startswith("started in")
+    assert shown[0] == f"GRPO on 'sort five digits', seed 0, files in {directory}"
+    assert shown[1].startswith("started in")
     assert any(line.startswith("step   10") and "reward" in line for line in shown)
     assert str(directory / "reward.png") in out.getvalue()
 
@@ -65,9 +66,9 @@ def test_the_seed_decides_the_run(tmp_path: Path) -> None:
     assert first != rewards(1, "c")
 
 
-@pytest.mark.parametrize("moment", ["", "starting 2", "started in", "step   10"])
+@pytest.mark.parametrize("moment", ["", "GRPO", "started in", "step   10"])
 def test_ctrl_c_ends_everything_within_three_seconds(tmp_path: Path, moment: str) -> None:
-    """At the very start, while workers start, when the roles are up, and in the middle of training; what was measured stays."""
+    """At the very start, while workers start, when the roles are up, and in the middle of training."""
     arguments = ["--fileroot", str(tmp_path), "--trial", "t0"]
     with subprocess.Popen(
         [sys.executable, "-c", COMMAND, *arguments],
