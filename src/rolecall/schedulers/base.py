@@ -101,7 +101,7 @@ class Scheduler(ABC):
         undo.callback(self._hub.close)
         self._watch.guards = self._hub.guards
         self._hub.open()
-        self._starter = Starter(self._connect, timeout=self._start_timeout, device_var=self._device_var())
+        self._starter = Starter(self._io, self._connect, timeout=self._start_timeout, device_var=self._device_var())
 
     # What a backend says and does.
 
