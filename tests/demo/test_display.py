@@ -58,15 +58,7 @@ def test_the_panel_shows_what_is_known_so_far() -> None:
     """Before the first record it is empty; later it has everything of the last ones."""
     assert "seed 0" in drawn([])
     everything = drawn([STARTED, make_step(1), make_step(2), EVALUATION])
-    for part in (
-        "seed 0",
-        "2 of 100",
-        "0.500",
-        "12800 tokens/s",
-        "kl 0.30",
-        "train 60",
-        "31415=11345"
-    ):
+    for part in ("seed 0", "2 of 100", "0.500", "12800 tokens/s", "kl 0.30", "train 60", "31415=11345"):
         assert part in everything
 
 
