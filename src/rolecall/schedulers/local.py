@@ -7,12 +7,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from rolecall.calls import main_path
 from rolecall.errors import GuardLostError, WorkerTimeoutError
-from rolecall.guard.sweep import sweep
+from rolecall.guard.sweep import GUARD, RUN, sweep
 from rolecall.schedulers.one_host import OneHostScheduler
 from rolecall.schedulers.plan import base_environment
 
@@ -38,15 +39,16 @@ class LocalScheduler(OneHostScheduler):
             raise
 
     def _wait_for_guard(self) -> None:
-        if self._guard.wait(GUARD_TIMEOUT_S):
-            return
-        if self._guard.lost is not None:
-            raise self._guard.lost
-        if self._reaper.poll() is not None:
-            tail = self._guard_log().read_text(errors="replace")[-2000:]
-            reason = f"it ended with status {self._reaper.returncode} before it called home\n{tail}"
-            raise GuardLostError(self._guard.guard_id, reason=reason)
-        raise WorkerTimeoutError("guard g0", GUARD_TIMEOUT_S, "call home", f"see {self._guard_log()}")
+        deadline = time.monotonic() + GUARD_TIMEOUT_S
+        while not self._guard.wait(0.05):
+            if self._reaper.poll() is not None:
+                tail = self._guard_log().read_text(errors="replace")[-2000:]
+                reason = f"it ended with status {self._reaper.returncode} before it called home\n{tail}"
+                raise self._guard.lost or GuardLostError(self._guard.guard_id, reason=reason)
+            if self._guard.lost is not None:
+                raise self._guard.lost
+            if time.monotonic() > deadline:
+                raise WorkerTimeoutError("guard g0", GUARD_TIMEOUT_S, "call home", f"see {self._guard_log()}")
 
     def _end_guards(self, *, graceful: bool) -> None:
         guard = self._guard
@@ -84,7 +86,8 @@ class LocalScheduler(OneHostScheduler):
                     stdout=out,
                     stderr=out,
                     start_new_session=True,
-                    env=base_environment(os.environ, _python_path()),
+                    env=base_environment(os.environ, _python_path())
+                    | {RUN: self._run.run_id, GUARD: self._guard.guard_id},  # found by a sweep like all it starts
                 )
         finally:
             os.close(fd)
@@ -105,7 +108,7 @@ class LocalScheduler(OneHostScheduler):
             "env": base_environment(os.environ, _python_path()),
             "cwd": str(Path.cwd()),
             "sys_path": _python_path(),
-            "main_path": main_path(),
+            "main_path": main_path() or "",
             "controller_pid": os.getpid(),
             "controller_start": _start_time(os.getpid()),
         }

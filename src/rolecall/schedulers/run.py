@@ -104,5 +104,7 @@ def _make_private(root: Path) -> None:
     """Makes the root, ours alone: another user must not have put it there first."""
     root.mkdir(mode=0o700, exist_ok=True)
     found = root.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise WorkerConfigurationError(f"{root} is not a private directory of this user", None, "remove it")
+    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid():
+        root.chmod(0o700)
+    else:
+        raise WorkerConfigurationError(f"{root} is not a directory of this user", None, "remove it")

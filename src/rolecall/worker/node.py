@@ -37,7 +37,7 @@ class WorkerConfig(msgspec.Struct):
     bind: str
     port: int
     progress: str = ""
-    main_path: str | None = None
+    main_path: str = ""
     sys_path: list[str] = []
 
     def __repr__(self) -> str:
