@@ -42,13 +42,17 @@ class Live:
 
     runtime_dir: Path
 
-    def guard(self, guard_id: str, method: str, value: dict[str, Any] | None = None, timeout: float = PATIENCE_S) -> Any:
+    def guard(
+        self, guard_id: str, method: str, value: dict[str, Any] | None = None, timeout: float = PATIENCE_S
+    ) -> Any:
         """A guard's answer to one of its methods.
 
         Raises:
             NoAnswerError: It is gone, stuck, or refuses.
         """
-        return self._ask(f"guard {guard_id}", str(self.guard_socket(guard_id)), "POST", f"/{method}", value or {}, timeout)
+        return self._ask(
+            f"guard {guard_id}", str(self.guard_socket(guard_id)), "POST", f"/{method}", value or {}, timeout
+        )
 
     def worker(self, worker_id: str, path: str = "/metrics", timeout: float = PATIENCE_S) -> Any:
         """What a worker says of itself.

@@ -90,7 +90,9 @@ def _any_answers(guards: list[GuardView]) -> bool:
     return any(guard.state == "running" for guard in guards)
 
 
-def _ask_guards(run: Chosen, state: State, processes: list[Marked]) -> tuple[list[GuardView], dict[str, dict[str, Any]]]:
+def _ask_guards(
+    run: Chosen, state: State, processes: list[Marked]
+) -> tuple[list[GuardView], dict[str, dict[str, Any]]]:
     known = {guard.id: guard for guard in state.guards}
     alive = {item.guard_id for item in processes if item.stat.name == "rc:guard"}
     views: list[GuardView] = []
@@ -112,9 +114,7 @@ def _ask_guards(run: Chosen, state: State, processes: list[Marked]) -> tuple[lis
 class _Workers:
     """Puts the sources together, worker by worker."""
 
-    def __init__(
-        self, run: Chosen, state: State, processes: list[Marked], rows: dict[str, dict[str, Any]]
-    ) -> None:
+    def __init__(self, run: Chosen, state: State, processes: list[Marked], rows: dict[str, dict[str, Any]]) -> None:
         self._run, self._rows = run, rows
         self._written = {worker.id: worker for worker in state.workers()}
         self._ended = state.controller.ended
