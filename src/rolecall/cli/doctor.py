@@ -34,8 +34,8 @@ def doctor(
 ) -> None:
     """Looks for what makes runs fail on this machine, and says for each finding what to do.
 
-    Left-over processes and files, ports, /dev/shm, limits, permissions, devices, versions. It changes nothing. Ends with
-    1 when there are errors.
+    Left-over processes and files, ports, /dev/shm, limits, permissions, devices, versions. It changes nothing.
+    Ends with 1 when there are errors.
 
     Example: rolecall doctor --brief
     """

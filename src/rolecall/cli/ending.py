@@ -1,4 +1,7 @@
-"""Ends what is left of a run from outside, and proves it. It signals only processes of this user that bear the run's id."""
+"""Ends what is left of a run from outside, and proves it.
+
+It signals only processes of this user that bear the run's id.
+"""
 
 from __future__ import annotations
 

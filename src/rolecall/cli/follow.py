@@ -1,4 +1,4 @@
-"""Reads log files line by line: their last lines, and what is added, through rotation and new files. It never writes."""
+"""Reads log files line by line: their last lines, and what is added, through rotation and new files."""
 
 from __future__ import annotations
 

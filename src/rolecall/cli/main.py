@@ -25,7 +25,7 @@ INTERRUPTED = 130  # 128 + SIGINT, what a shell expects
 class Commands(TyperGroup):
     """Ends expected faults in one line on stderr, and Ctrl-C in silence."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except RolecallError as e:

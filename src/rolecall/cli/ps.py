@@ -18,6 +18,8 @@ from rolecall.cli.runs import DEFAULT_FILEROOT, choose, chosen, find_runs, is_ru
 from rolecall.cli.view import RunView, WorkerView, view
 
 COLUMNS = ("WORKER", "STATE", "PID", "HOST", "DEVICES", "PORTS", "UPTIME", "CPU", "RSS", "CALLS", "PENDING", "NOTE")
+RUN_COLUMNS = ("RUN", "STATE", "CONTROLLER", "WORKERS", "CHANGED", "DIRECTORY")
+RUN_FIELDS = ("name", "state", "controller_pid", "workers", "changed", "run_dir")
 ALARMING = ("failed", "orphaned", "ended")
 
 
@@ -85,12 +87,8 @@ def _print_runs(fileroot: Path, as_json: bool) -> None:
     rows = [_run_row(run) for run in find_runs(fileroot.expanduser().absolute())]
     if as_json:
         return print_json(rows)
-    cells = [
-        [r["name"], r["state"], str(r["controller_pid"] or "-"), str(r["workers"]), r["changed"], r["run_dir"]]
-        for r in rows
-    ]
-    columns = ("RUN", "STATE", "CONTROLLER", "WORKERS", "CHANGED", "DIRECTORY")
-    console().print(table(columns, cells) if cells else f"no runs under {fileroot}")
+    cells = [[str(row[name] or "-") for name in RUN_FIELDS] for row in rows]
+    console().print(table(RUN_COLUMNS, cells) if cells else f"no runs under {fileroot}")
 
 
 def _run_row(run: RunDir) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A run directory as it lies on disk: state, events, logs, and who holds its lock. It talks to nobody and writes nothing."""
+"""A run directory as it lies on disk: state, events, and who holds its lock. It talks to nobody and writes nothing."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ class Sampler:
             return
         each.waiting, each.open_fds = said.get("calls_waiting"), said.get("open_fds")
         each.store_bytes = said.get("store", {}).get("bytes")
-        each.cache_bytes = said.get("cache", {}).get("bytes")
+        each.cache_bytes = said.get("fetch", {}).get("cache", {}).get("bytes")
 
 
 def _answers(worker: WorkerView) -> bool:

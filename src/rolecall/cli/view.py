@@ -16,6 +16,8 @@ from rolecall.cli.runs import Chosen, state_of
 from rolecall.errors import describe_exit
 from rolecall.guard.progress import LAYOUT, Counters, page_path
 
+Rows = dict[str, dict[str, Any]]  # guards' tables by worker
+
 
 @dataclass
 class WorkerView:
@@ -90,13 +92,11 @@ def _any_answers(guards: list[GuardView]) -> bool:
     return any(guard.state == "running" for guard in guards)
 
 
-def _ask_guards(
-    run: Chosen, state: State, processes: list[Marked]
-) -> tuple[list[GuardView], dict[str, dict[str, Any]]]:
+def _ask_guards(run: Chosen, state: State, processes: list[Marked]) -> tuple[list[GuardView], Rows]:
     known = {guard.id: guard for guard in state.guards}
     alive = {item.guard_id for item in processes if item.stat.name == "rc:guard"}
     views: list[GuardView] = []
-    rows: dict[str, dict[str, Any]] = {}
+    rows: Rows = {}
     for guard_id in sorted({*known, *run.live.guard_ids()}):
         said = known.get(guard_id)
         found = GuardView(guard_id, said.pid if said else None, said.host if said else "", "running")
@@ -114,7 +114,7 @@ def _ask_guards(
 class _Workers:
     """Puts the sources together, worker by worker."""
 
-    def __init__(self, run: Chosen, state: State, processes: list[Marked], rows: dict[str, dict[str, Any]]) -> None:
+    def __init__(self, run: Chosen, state: State, processes: list[Marked], rows: Rows) -> None:
         self._run, self._rows = run, rows
         self._written = {worker.id: worker for worker in state.workers()}
         self._ended = state.controller.ended
