@@ -16,7 +16,6 @@ import traceback
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
-
 from rolecall.errors import RolecallError, WorkerConfigurationError, WorkerNotFoundError
 from rolecall.guard.ports import PortLeases
 from rolecall.rpc.loop import IOThread
@@ -143,5 +142,3 @@ class InProcessGuard(GuardProxy):
 
     async def _ask_guard(self, method: str, value: dict[str, Any]) -> Any:
         raise WorkerConfigurationError(f"the in-process scheduler answers no {method!r} over HTTP")
-
-

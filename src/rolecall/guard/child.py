@@ -7,11 +7,13 @@ import signal
 import socket
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 from rolecall.guard.birth import Birth
 from rolecall.guard.kernel import die_with_parent, overwrite_marker, set_name
+from rolecall.guard.proc import numbers
 from rolecall.guard.sweep import WORKER
 
 
@@ -41,11 +43,9 @@ def become_worker(birth: Birth, control: int, keep: set[int]) -> None:
 
 
 def _close_others(keep: set[int]) -> None:
-    for number in {int(name) for name in os.listdir("/proc/self/fd")} - keep - {0, 1, 2}:
-        try:
+    for number in set(numbers("/proc/self/fd")) - keep - {0, 1, 2}:
+        with suppress(OSError):  # the descriptor of the listing itself
             os.close(number)
-        except OSError:
-            pass  # the descriptor of the listing itself
 
 
 def _reset_signals() -> None:

@@ -28,10 +28,10 @@ def thread_counts(env: Mapping[str, str], cores: int, host_cores: int) -> dict[s
 
 
 def own_env(spec: ProcessSpec, target: Mapping[str, str] | None) -> dict[str, str]:
-    """The recorded part of a worker's environment: its devices, then its target's part, then the spec's, which wins."""
+    """The recorded part of a worker's environment: its target's part, its own devices, then the spec's, which wins."""
     slot = {spec.device_var: ",".join(spec.devices)} if target is None or spec.devices else {}
-    inherited = {name: value for name, value in (target or {}).items() if not (spec.devices and name == spec.device_var)}
-    return slot | inherited | spec.env
+    inherited = dict(target or {})
+    return inherited | slot | spec.env
 
 
 def needs_cold_start(env: Mapping[str, str], template: Mapping[str, str]) -> str:

@@ -51,7 +51,7 @@ class Template:
 
     def __init__(self, config: GuardConfig, env: dict[str, str], children: Children, log: int) -> None:
         # One thread while modules load: thread pools do not survive a fork.
-        self.env = env | {name: "1" for name in THREADS} | {WORKER: " " * _MARKER_ROOM}
+        self.env = env | dict.fromkeys(THREADS, "1") | {WORKER: " " * _MARKER_ROOM}
         self._config, self._children, self._log = config, children, log
         self._lock = asyncio.Lock()
         self._running: _Running | None = None

@@ -1,4 +1,4 @@
-"""Ends workers: SIGTERM to all that is theirs, a grace, SIGKILL, seen dead, ports free. It holds no lock while it waits."""
+"""Ends workers: SIGTERM to all that is theirs, a grace, SIGKILL, seen dead, ports free. It never holds a lock."""
 
 import asyncio
 import logging
@@ -14,6 +14,7 @@ from rolecall.guard.spec import KillReport
 from rolecall.guard.table import Record, State, Table
 
 KILL_S = 10.0  # after SIGKILL; only the kernel's uninterruptible sleep outlasts it
+REAP_S = 5.0  # between a process's death and the news of it
 _FIRST_LOOK_S = 0.004
 _LAST_LOOK_S = 0.1
 
@@ -38,6 +39,9 @@ class Killer:
             record.abort.set()
         await asyncio.gather(*(record.made.wait() for record in records))
         left = await self._kill(records, grace_s)
+        ends = [record.end for record in records if record.end is not None and record not in left]
+        if ends:
+            await asyncio.wait(ends, timeout=REAP_S)
         return self._close(records, left)
 
     async def _kill(self, records: Sequence[Record], grace_s: float) -> dict[Record, set[Process]]:

@@ -1,4 +1,4 @@
-"""Log files: one for each worker, and one in which the guard merges the lines of all. Workers write theirs themselves."""
+"""Log files: each worker writes its own, and the guard merges the lines of all into one more."""
 
 import os
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Evidence that the kernel killed a process for want of memory: counters that moved. It keeps only their last values."""
+"""Evidence that the kernel killed a process for want of memory: counters that moved. It kills nothing."""
 
 import time
 from pathlib import Path
@@ -11,7 +11,7 @@ FRESH_S = 3.0  # a kill longer ago explains nothing
 
 
 def _cgroup_files() -> list[tuple[str, str]]:
-    """The counter and limit files of our own memory cgroup, v2 and v1, also where a namespace hides the path's start."""
+    """Counter and limit files of our own memory cgroup, v2 or v1, also where a namespace hides the path's start."""
     found = []
     for line in _read("/proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)

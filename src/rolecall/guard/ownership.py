@@ -9,7 +9,7 @@ from rolecall.guard.table import Record
 
 
 class Census:
-    """The living processes below the guard at one moment. Taking it reads `/proc`, so take it outside the loop's thread."""
+    """The living processes below the guard at one moment. It reads `/proc`: take it outside the loop's thread."""
 
     def __init__(self) -> None:
         self._all = snapshot()
@@ -25,7 +25,9 @@ class Census:
                 self._marked.setdefault(environ(pid).get(WORKER, "").strip(), set()).add(pid)
         return self._marked
 
-    def owned(self, worker_id: str, root: Process | None, tracked: Iterable[Process], marked: bool = True) -> set[Process]:
+    def owned(
+        self, worker_id: str, root: Process | None, tracked: Iterable[Process], *, marked: bool = True
+    ) -> set[Process]:
         """What belongs to one worker.
 
         Args:
@@ -52,9 +54,6 @@ class Census:
         if leader is not None and leader.start != root.start:
             return set()  # given out again, so nobody of its session was left
         return {pid for pid, stat in self.table.items() if stat.session == root.pid or pid == root.pid}
-
-    def name(self, process: Process) -> str:
-        return self.table[process.pid].name
 
 
 def census_of(claims: Mapping[Record, tuple[str, Process | None, frozenset[Process]]]) -> dict[Record, set[Process]]:

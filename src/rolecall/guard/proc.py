@@ -58,9 +58,14 @@ def identify(pid: int) -> Process | None:
     return stat.process if stat else None
 
 
+def numbers(folder: str) -> list[int]:
+    """The numeric names of a directory of `/proc`: pids, threads, descriptors."""
+    return [int(name) for name in os.listdir(folder) if name.isdigit()]  # noqa: PTH208  (as above)
+
+
 def snapshot() -> dict[int, Stat]:
     """All processes of the host by pid."""
-    stats = (read_stat(int(name)) for name in os.listdir("/proc") if name.isdigit())
+    stats = (read_stat(pid) for pid in numbers("/proc"))
     return {stat.pid: stat for stat in stats if stat}
 
 

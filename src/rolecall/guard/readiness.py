@@ -9,12 +9,12 @@ from rolecall.guard.ownership import Census
 from rolecall.guard.sockets import holders, listener_inodes
 from rolecall.guard.spec import Ready
 from rolecall.guard.table import Record
+from rolecall.rpc.http import http_get
 
 SETTLE_S = 0.3  # a program that cannot start (wrong arguments, a missing file) ends within this
 _FIRST_POLL_S = 0.01
 _LAST_POLL_S = 0.25
 _HTTP_S = 5.0
-_STATUS = re.compile(rb"HTTP/1\.[01] (\d{3}) ")
 
 
 async def wait_until_ready(record: Record, config: GuardConfig) -> None:
@@ -58,13 +58,6 @@ def _listens(record: Record) -> bool:
 
 async def _answers(host: str, port: int, path: str) -> bool:
     try:
-        async with asyncio.timeout(_HTTP_S):
-            reader, writer = await asyncio.open_connection(host, port)
-            try:
-                writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n".encode())
-                status = _STATUS.match(await reader.readline())
-            finally:
-                writer.close()
-    except (OSError, TimeoutError, ValueError):
+        return (await http_get(f"tcp:{host}:{port}", path, timeout=_HTTP_S)).status < 400
+    except (OSError, TimeoutError):
         return False
-    return status is not None and int(status.group(1)) < 400

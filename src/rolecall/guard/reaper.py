@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from rolecall.guard import runtime
 from rolecall.guard.kernel import become_subreaper, die_with_parent, set_name
@@ -47,10 +48,8 @@ def run(config: bytes, guard_main: Callable[[bytes], int]) -> int:
 
 
 def _own_session() -> None:
-    try:
+    with suppress(PermissionError):  # already the leader of a group: started in a session of its own, or by a shell
         os.setsid()
-    except PermissionError:  # already the leader of a group: started in a session of its own, or by a shell
-        pass
 
 
 def _be_guard(reaper: int, config: bytes, guard_main: Callable[[bytes], int]) -> None:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 
-from rolecall.errors import WorkerConfigurationError, WorkerNotFoundError
+from rolecall.errors import WorkerConfigurationError, WorkerCreationError, WorkerNotFoundError
 from rolecall.guard.spec import ProcessSpec
 from rolecall.guard.table import Record
 from rolecall.rpc.peer import Incoming
+from rolecall.types import check_name
 
 if TYPE_CHECKING:
     from rolecall.guard.supervisor import Guard
 
+ANYBODY = "the guard's socket"  # in the place of the worker that has asked for a fork
 Method = Callable[[Any], Awaitable[Any]]
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -48,7 +49,19 @@ class Methods:
 
 class _AllocPorts(msgspec.Struct):
     owner: str
-    count: int
+    count: Annotated[int, msgspec.Meta(ge=1)]
+
+
+class _Count(msgspec.Struct):
+    count: Annotated[int, msgspec.Meta(ge=1)]
+
+
+class _Owner(msgspec.Struct):
+    owner: str
+
+
+class _Stacks(msgspec.Struct):
+    worker: str
 
 
 class _Start(msgspec.Struct):
@@ -77,6 +90,10 @@ class _Fork(msgspec.Struct):
     env: dict[str, str] = {}
 
 
+class _LocalFork(_Fork, kw_only=True):
+    target: str
+
+
 class _Forked(msgspec.Struct):
     role: str
     worker_index: int
@@ -94,18 +111,21 @@ class ControllerService(Methods):
 
     def __init__(self, guard: Guard) -> None:
         super().__init__(guard)
-        self._methods = {
+        self._methods = looking(guard) | {
             "alloc_ports": self._alloc_ports,
+            "release_ports": self._release_ports,
             "start": self._start,
             "kill": self._kill,
             "set_env": self._set_env,
-            "table": self._table,
             "shutdown": self._shutdown,
         }
 
     async def _alloc_ports(self, value: Any) -> Any:
         wanted = _as(_AllocPorts, value)
-        return {"ports": self._guard.ports.lease(wanted.owner, wanted.count), "host": self._guard.config.ip}
+        return self._guard.alloc_ports(wanted.owner, wanted.count)
+
+    async def _release_ports(self, value: Any) -> Any:
+        return self._guard.ports.release(_as(_Owner, value).owner)
 
     async def _start(self, value: Any) -> Any:
         return await self._guard.start(_as(_Start, value).specs)
@@ -118,21 +138,44 @@ class ControllerService(Methods):
         wanted = _as(_SetEnv, value)
         await self._guard.set_env(wanted.worker, wanted.env)
 
-    async def _table(self, value: Any) -> Any:
-        return [row(record) for record in self._guard.table]
-
     async def _shutdown(self, value: Any) -> Any:
         report = await self._guard.shutdown(_as(_Shutdown, value).grace_s)
         self._guard.stop("asked to by the controller")
         return report
 
 
-class WorkerService(Methods):
+class _Forking(Methods):
+    """Forks that somebody else than the controller asks for."""
+
+    async def fork(self, wanted: _Fork, target: str, started_by: str) -> Any:
+        """Starts a worker in the slot of another one, and says where it is."""
+        spec = self._guard.table.get(target).spec
+        argv = wanted.raw_cmd
+        if wanted.command is not None:
+            argv = [spec.python or self._guard.config.python or sys.executable, "-m", wanted.command]
+        worker_id = f"{check_name('role', wanted.role)}/{wanted.worker_index}"
+        fork = ProcessSpec(worker_id=worker_id, env=wanted.env, argv=argv, target=target)
+        (result,) = await self._guard.start([fork], started_by)
+        if not result.ok:
+            tails = {wanted.worker_index: result.log_tail}
+            raise WorkerCreationError(wanted.role, result.error, [wanted.worker_index], tails)
+        return {"host": result.ip, "port": result.ports[0] if result.ports else 0, "pid": result.pid}
+
+    async def kill_fork(self, wanted: _Forked, started_by: str) -> Any:
+        """Ends such a fork."""
+        worker = f"{wanted.role}/{wanted.worker_index}"
+        forks = [record.worker_id for record in self._guard.table if record.started_by == started_by]
+        if worker not in forks:
+            raise WorkerNotFoundError(worker, forks)
+        return await self._guard.kill([worker], 0.0)
+
+
+class WorkerService(_Forking):
     """What a worker may ask for: ports of its own, and further workers in its slot."""
 
     def __init__(self, guard: Guard, record: Record) -> None:
         super().__init__(guard)
-        self._record = record
+        self._worker = record.worker_id
         self._methods = {
             "alloc_ports": self._alloc_ports,
             "fork": self._fork,
@@ -140,30 +183,51 @@ class WorkerService(Methods):
         }
 
     async def _alloc_ports(self, value: Any) -> Any:
-        count = msgspec.convert(value, dict[str, Any]).get("count")
-        wanted = _as(_AllocPorts, {"owner": self._record.worker_id, "count": count})
-        return {"ports": self._guard.ports.lease(wanted.owner, wanted.count), "host": self._guard.config.ip}
+        return self._guard.alloc_ports(self._worker, _as(_Count, value).count)
 
     async def _fork(self, value: Any) -> Any:
-        wanted = _as(_Fork, value)
-        argv = wanted.raw_cmd
-        if wanted.command is not None:
-            argv = [self._record.spec.python or sys.executable, "-m", wanted.command]
-        spec = ProcessSpec(
-            worker_id=f"{wanted.role}/{wanted.worker_index}", env=wanted.env, argv=argv, target=self._record.worker_id
-        )
-        (result,) = await self._guard.start([spec], self._record.worker_id)
-        if not result.ok:
-            raise WorkerConfigurationError(f"{spec.worker_id} was not started: {result.error}")
-        return {"host": result.ip, "port": result.ports[0] if result.ports else 0, "pid": result.pid}
+        return await self.fork(_as(_Fork, value), self._worker, self._worker)
 
     async def _kill_forked_worker(self, value: Any) -> Any:
-        wanted = _as(_Forked, value)
-        worker = f"{wanted.role}/{wanted.worker_index}"
-        forks = [record.worker_id for record in self._guard.table if record.started_by == self._record.worker_id]
-        if worker not in forks:
-            raise WorkerNotFoundError(worker, forks)
-        return await self._guard.kill([worker], 0.0)
+        return await self.kill_fork(_as(_Forked, value), self._worker)
+
+
+class LocalService(_Forking):
+    """What whoever holds the token may ask for on the guard's own socket: looking, killing, forking."""
+
+    def __init__(self, guard: Guard) -> None:
+        super().__init__(guard)
+        self._methods = looking(guard) | {
+            "kill": self._kill,
+            "fork": self._fork,
+            "kill_forked_worker": self._kill_forked_worker,
+        }
+
+    async def _kill(self, value: Any) -> Any:
+        wanted = _as(_Kill, value)
+        return await self._guard.kill(wanted.workers, wanted.grace_s, told="killed through the guard's socket")
+
+    async def _fork(self, value: Any) -> Any:
+        wanted = _as(_LocalFork, value)
+        return await self.fork(wanted, wanted.target, ANYBODY)
+
+    async def _kill_forked_worker(self, value: Any) -> Any:
+        return await self.kill_fork(_as(_Forked, value), ANYBODY)
+
+
+def looking(guard: Guard) -> dict[str, Method]:
+    """The methods that only look."""
+
+    async def table(value: Any) -> Any:
+        return [row(record) for record in guard.table]
+
+    async def metrics(value: Any) -> Any:
+        return guard.metrics()
+
+    async def stacks(value: Any) -> Any:
+        return await guard.stacks(_as(_Stacks, value).worker)
+
+    return {"table": table, "metrics": metrics, "stacks": stacks}
 
 
 def row(record: Record) -> dict[str, Any]:
@@ -179,5 +243,4 @@ def row(record: Record) -> dict[str, Any]:
         "rss": record.rss,
         "processes": len(record.tracked),
         "log_path": record.log_path,
-        "guard_pid": os.getpid(),
     }

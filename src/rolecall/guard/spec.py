@@ -105,6 +105,22 @@ class ExitNote(msgspec.Struct, frozen=True, kw_only=True):
     host: str
 
 
+class StallNote(msgspec.Struct, frozen=True, kw_only=True):
+    """Notify `stalled`: a worker lives but does not run. `kind` is `stopped` or `suspected`."""
+
+    worker: str
+    pid: int
+    kind: str
+    reason: str
+    stacks: str
+
+
+class ResumeNote(msgspec.Struct, frozen=True, kw_only=True):
+    """Notify `resumed`: a worker that had stalled runs again."""
+
+    worker: str
+
+
 class KillReport(msgspec.Struct, kw_only=True):
     """Answer to `kill`.
 

@@ -13,14 +13,15 @@ from typing import Any
 import msgspec
 
 from rolecall.errors import RolecallError
-from rolecall.guard import environment, host, logs, runtime
+from rolecall.guard import environment, host, logs, probe, runtime
 from rolecall.guard.children import Children, Exit
 from rolecall.guard.config import GuardConfig
+from rolecall.guard.endpoints import Endpoints
 from rolecall.guard.forker import Template, TemplateError
 from rolecall.guard.killing import Killer
 from rolecall.guard.launch import Launcher, Parts
 from rolecall.guard.lease import Lease
-from rolecall.guard.oom import OomWatch
+from rolecall.guard.metrics import Counts
 from rolecall.guard.ownership import Census
 from rolecall.guard.ports import PortLeases
 from rolecall.guard.proc import Process, alive, send
@@ -29,6 +30,7 @@ from rolecall.guard.service import ControllerService, WorkerService
 from rolecall.guard.spec import ExitNote, KillReport, ProcessSpec, ShutdownReport, StartResult
 from rolecall.guard.sweep import sweep
 from rolecall.guard.table import Record, State, Table
+from rolecall.guard.watching import Watcher
 from rolecall.rpc.client import Client
 from rolecall.rpc.loop import new_loop
 from rolecall.rpc.peer import Peer
@@ -68,7 +70,9 @@ class Guard:
                 on_made=self._made,
             )
         )
-        self.oom = OomWatch()
+        self.counts = Counts()
+        self.watcher = Watcher(self.table, self.children, self.counts, self.tell, config.stall_s)
+        self.endpoints = Endpoints(self, config, loop)
         self.lease = Lease(config.lease_s, config.reattach_s, time.monotonic())
         self._stop: asyncio.Future[str] = loop.create_future()
         self._ended: asyncio.Task[ShutdownReport] | None = None
@@ -85,6 +89,7 @@ class Guard:
             self.loop.add_signal_handler(number, self.stop, f"asked to by {signal.Signals(number).name}")
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
         self._watch_controller()
+        self.endpoints.listen()
         self.client = Client(
             "controller",
             self.config.controller,
@@ -135,6 +140,7 @@ class Guard:
         if self._controller_handle >= 0:
             self.loop.remove_reader(self._controller_handle)
         self.children.close()
+        await self.endpoints.close()
         runtime.clean(self.config.runtime_dir, self.config.guard_id)
 
     def spawn_task(self, work: Coroutine[Any, Any, Any]) -> None:
@@ -175,7 +181,7 @@ class Guard:
         self._check_lease()
 
     def _watch_controller(self) -> None:
-        """On the controller's own host its death is seen at once, even when a child of it still holds the connection."""
+        """On the controller's own host its death is seen at once, also when a child of it holds the connection."""
         if not self._controller.pid:
             return
         try:
@@ -210,14 +216,24 @@ class Guard:
 
     async def start(self, specs: list[ProcessSpec], started_by: str = "") -> list[StartResult]:
         """Starts workers; see `Launcher.start`."""
-        return await self.launcher.start(specs, started_by)
+        results = await self.launcher.start(specs, started_by)
+        self.counts.starts += len(results)
+        self.counts.failed_starts += sum(not result.ok for result in results)
+        return results
 
-    async def kill(self, workers: list[str], grace_s: float) -> KillReport:
-        """Ends workers, and those that they have started themselves."""
+    async def kill(self, workers: list[str], grace_s: float, told: str = "") -> KillReport:
+        """Ends workers, and those that they have started themselves.
+
+        Args:
+            told: Why, for a note to the controller when it is not the one who asked.
+        """
         known = [record for record in (self.table.find(worker) for worker in workers) if record is not None]
         names = {record.worker_id for record in known}
         records = known + [r for r in self.table if r.started_by in names and r not in known]
         report = await self.killer.end(records, grace_s)
+        for record in records:
+            if told and (end := record.exit) is not None:
+                self.tell("exited", self._exit_note(record, end, told))
         report.unknown = [worker for worker in workers if worker not in names]
         return report
 
@@ -260,9 +276,15 @@ class Guard:
             return
         record.state = State.ENDING
         self.merged.pump()
-        reason = self.oom.explain(record.rss) if end.signal == signal.SIGKILL and self.oom.claim() else ""
+        oom = self.watcher.oom
+        reason = oom.explain(record.rss) if end.signal == signal.SIGKILL and oom.claim() else ""
+        self.counts.exits += 1
+        self.tell("exited", self._exit_note(record, end, reason))
+        self.spawn_task(self.kill([record.worker_id], 0.0))
+
+    def _exit_note(self, record: Record, end: Exit, reason: str) -> ExitNote:
         assert record.process is not None
-        note = ExitNote(
+        return ExitNote(
             worker=record.worker_id,
             pid=record.process.pid,
             exit_code=end.code,
@@ -272,24 +294,26 @@ class Guard:
             log_path=record.log_path,
             host=socket.gethostname(),
         )
-        self.tell("exited", note)
-        self.spawn_task(self.kill([record.worker_id], 0.0))
 
-    # Watching
+    async def stacks(self, worker: str) -> str:
+        """The Python stacks of a worker as text."""
+        return await probe.stacks(self.table.get(worker), self.children)
+
+    def alloc_ports(self, owner: str, count: int) -> dict[str, Any]:
+        """Leases ports until their owner ends."""
+        return {"ports": self.ports.lease(owner, count), "host": self.config.ip}
+
+    def metrics(self) -> dict[str, float]:
+        """The guard's numbers by name."""
+        age = time.monotonic() - self.lease.renewed
+        return self.counts.metrics(self.table, len(self.ports.held()), self.template.respawns, age)
 
     async def _tick(self) -> None:
         self.children.reap()
         self._check_lease()
         if not self.template.check():
             self.spawn_task(self._warm())
-        records = [record for record in self.table if record.process is not None]
-        claims = [(record, record.process, frozenset(record.tracked)) for record in records]
-        census = await asyncio.to_thread(Census)
-        for record, process, tracked in claims:
-            owned = census.owned(record.worker_id, process, tracked, marked=False)
-            record.tracked = owned
-            record.rss = sum(census.table[item.pid].rss for item in owned)
-        self.oom.look()
+        await self.watcher.look()
 
 
 def _kill_strays() -> list[str]:

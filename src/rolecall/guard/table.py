@@ -59,7 +59,7 @@ class Record:
     rss: int = 0
     log_start: int = 0
     requested: float = field(default_factory=time.monotonic)
-    timeline: dict[str, float] = field(default_factory=dict)
+    timeline: dict[str, float] = field(default_factory=lambda: {"requested": 0.0})
 
     @property
     def worker_id(self) -> str:

@@ -19,7 +19,7 @@ import msgspec
 from rolecall.guard.birth import Birth, TemplateReady
 from rolecall.guard.child import become_worker, run_entry
 from rolecall.guard.kernel import set_name
-from rolecall.guard.proc import identify
+from rolecall.guard.proc import identify, numbers
 
 MAX_CHILDREN = 200  # the kernel passes at most 253 descriptors in one message
 TEMPLATE_NAME = "rc:template"  # also of a child until it is a worker
@@ -36,15 +36,11 @@ def _preload(names: list[str]) -> TemplateReady:
             skipped[name] = f"{type(error).__name__}: {error}"
     gc.collect()
     gc.freeze()  # so that a child's collections do not touch, and thereby copy, the template's pages
-    threads = len(os.listdir("/proc/self/task"))
+    threads = len(numbers("/proc/self/task"))
     return TemplateReady(loaded=loaded, skipped=skipped, threads=threads, seconds=time.monotonic() - began)
 
 
-def _open_files() -> set[int]:
-    return {int(name) for name in os.listdir("/proc/self/fd")}
-
-
-class Newborn(Exception):  # noqa: N818
+class Newborn(Exception):
     """Unwinds the child out of the template's loop, so that it ends as any interpreter does."""
 
     def __init__(self, birth: Birth, control: int, keep: set[int]) -> None:
@@ -106,7 +102,7 @@ def main(arguments: list[str]) -> int:
     ready = _preload([name for name in modules.split(",") if name])
     guard = socket.socket(fileno=int(number))
     guard.set_inheritable(False)
-    keep = _open_files() - {guard.fileno()}  # what the preloaded modules have opened is theirs
+    keep = set(numbers("/proc/self/fd")) - {guard.fileno()}  # what the preloaded modules have opened is theirs
     guard.send(msgspec.json.encode(ready))
     try:
         _serve(guard, keep)

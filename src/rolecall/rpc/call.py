@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import time
+from asyncio.events import _get_running_loop
 from collections.abc import AsyncIterator, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -69,9 +70,9 @@ class Call(Waitable):
         "timeout",
     )
 
-    def __init__(self, peer: Peer, seq: int, method: str, timeout: float | None, streaming: bool) -> None:
+    def __init__(self, peer: Peer, method: str, timeout: float | None, *, streaming: bool) -> None:
         self._waiters = []
-        self._peer, self.seq, self.method, self.timeout = peer, seq, method, timeout
+        self._peer, self.seq, self.method, self.timeout = peer, -1, method, timeout
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._inflow = Inflow() if streaming else None
         self._done = self._ok = False
@@ -100,8 +101,10 @@ class Call(Waitable):
         if self._inflow is not None:
             for _ in self._bodies():
                 pass
-        elif not self._done and not self.wait(self._is_done, self._deadline):
-            self._peer._expire(self)
+        elif not self._done:
+            self._refuse_to_block_the_loop()
+            if not self.wait(self._is_done, self._deadline):
+                self._peer._expire(self)
         return self._outcome()
 
     def __await__(self) -> Generator[Any, None, Any]:
@@ -138,6 +141,12 @@ class Call(Waitable):
                 raise
         return self._outcome()
 
+    def _refuse_to_block_the_loop(self) -> None:
+        if _get_running_loop() is self._peer.loop:
+            raise RuntimeError(
+                f"waiting for {self.method}() here would block the loop that its answer comes in on; await it"
+            )
+
     def _is_done(self) -> bool:
         return self._done
 
@@ -151,7 +160,7 @@ class Call(Waitable):
                 self._error = value if isinstance(value, Exception) else _not_an_error(value)
             self._body = None  # last: a second thread that finds none must find what it was decoded to
         if self._error is not None:
-            raise _fresh(self._error)
+            raise fresh(self._error)
         return self._value
 
     def _decoded(self, body: Body) -> Any:
@@ -161,6 +170,7 @@ class Call(Waitable):
 
     def _bodies(self) -> Iterator[Body]:
         inflow = self._stream()
+        self._refuse_to_block_the_loop()
         try:
             while True:
                 if not self.wait(self._has_next, self._deadline):
@@ -216,7 +226,7 @@ class Call(Waitable):
         self.wake()
 
 
-def _fresh(error: BaseException) -> BaseException:
+def fresh(error: BaseException) -> BaseException:
     """A copy to raise where several threads may raise the same error; one exception holds only one traceback."""
     if not isinstance(error, RolecallError):
         return error

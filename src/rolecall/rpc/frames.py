@@ -38,7 +38,7 @@ _MAPPED = 1 * _MIB  # from here on memory is mapped: the kernel gives a page whe
 _HUGE = 4 * _MIB  # huge pages save most of the page faults, but round up to 2 MiB
 _JOIN = 8 * _KIB  # below this a copy is cheaper than one more part in the write
 
-_MAP_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+_MAP_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 _MADV_HUGEPAGE: int | None = getattr(mmap, "MADV_HUGEPAGE", None)
 
 

@@ -156,7 +156,7 @@ class Incoming(Waitable):
         message = messages.encode(messages.Reply(self.seq, ok, self._emitted, header))
         parts = pack(message, buffers)
         self.lent = link if lent else None
-        if not self._peer._keep_reply(self, parts):
+        if not self._peer._records.keep_reply(self, parts):
             return
         if link is not None:
             self.sent = link, link.send(parts)
@@ -174,9 +174,9 @@ class Incoming(Waitable):
             return
         if not received and link is not None:
             link.abort(ProtocolError("a result was not read within (s)", LENT_S))
-            self.wait(lambda: link.closed)
+            self.wait(lambda: link.closed or self.settled)
         parts = pack(message, [frozen(b) for b in buffers])
-        if self._peer._replace_reply(self, parts):
+        if self._peer._records.replace_reply(self, parts):
             self.sent = self._peer._send(parts)
 
     # The peer's side, on the loop's thread

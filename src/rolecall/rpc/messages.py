@@ -5,6 +5,7 @@ Values travel inside as `body` (the codec's header) and beside it as the frame's
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -47,7 +48,7 @@ class Request(msgspec.Struct, array_like=True, tag=1, gc=False):
     method: str
     meta: dict[str, Any]
     window: int
-    acks: list[int]
+    acks: Sequence[int]
     body: bytes
 
 
@@ -80,14 +81,14 @@ class Cancel(msgspec.Struct, array_like=True, tag=5, gc=False):
 class Ack(msgspec.Struct, array_like=True, tag=6, gc=False):
     """Replies that have arrived and need not be kept."""
 
-    seqs: list[int]
+    seqs: Sequence[int]
 
 
 class Settled(msgspec.Struct, array_like=True, tag=7, gc=False):
     """Every reply below `below` but the `waiting` has arrived; makes good for acknowledgements that were lost."""
 
     below: int
-    waiting: list[int]
+    waiting: Sequence[int]
 
 
 class Asked(msgspec.Struct, array_like=True, gc=False):

@@ -19,35 +19,29 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import threading
 import time
 from asyncio.events import _get_running_loop
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from rolecall.errors import CallCancelledError, EncodeError, ProtocolError, RPCConnectionError
 from rolecall.rpc import codec, messages
-from rolecall.rpc.call import Body, Call, _fresh
+from rolecall.rpc.call import Body, Call
 from rolecall.rpc.frames import pack
-from rolecall.rpc.incoming import Incoming
+from rolecall.rpc.incoming import Incoming, Parts
 from rolecall.rpc.link import Link
 from rolecall.rpc.messages import Ack, Asked, Cancel, Credit, Item, Probe, Reply, Request, Settled, Status
-from rolecall.rpc.sequences import SequenceSet
-from rolecall.rpc.waiting import Waitable, Wakers
+from rolecall.rpc.pending import ACKS_AT_ONCE, Pending
+from rolecall.rpc.records import Records
+from rolecall.rpc.waiting import Wakers
 
 __all__ = ["Call", "Handler", "Incoming", "Peer"]
 
 PROBE_S = 1.0
 PROBE_MAX_S = 15.0
-ACKS_AT_ONCE = 256  # acknowledgements that ride on one frame
 LARGE_REPLY = 256 << 10  # its record is worth a frame of its own to be rid of
 MAX_IN_FLIGHT = 256 << 20
-MAX_CALLS = 32768
-MAX_RECORDS = 65536
-MAX_RECORD_BYTES = 4 << 30
-MAX_SETTLED = 4096
-SETTLED_ROUNDS = 3  # said again, for the frame itself may be lost
+UNKNOWN = 1 << 62  # the position of a frame that is just being sent
 
 
 class Handler(Protocol):
@@ -95,35 +89,19 @@ class Peer:
         self.window, self.on_attached, self.on_detached = window, on_attached, on_detached
         self.session = secrets.token_hex(8)
         self._probe_s = probe
-        self._max_in_flight = max_in_flight
         self._remote = ""
         self._link: Link | None = None
         self._wakers = Wakers()
-        self._lock = threading.Lock()
-        self._failure: BaseException | None = None
         self._tick_handle: asyncio.TimerHandle | None = None
-        # as caller
-        self._next = 0
-        self._calls: dict[int, Call] = {}
-        self._notes: dict[int, Call] = {}
-        self._given_up: dict[int, Call] = {}
-        self._in_flight = 0
-        self._room = Waitable()
-        self._acks: deque[int] = deque()
-        self._answered_below = 0
-        self._settled_rounds = 0
-        # as callee
-        self._taken = SequenceSet()
-        self._records: dict[int, Incoming] = {}
-        self._finished: dict[int, int] = {}
-        self._finished_bytes = 0
+        self._pending = Pending(max_in_flight)
+        self._records = Records()
 
     # Calling
 
     @property
     def pending(self) -> int:
         """Calls of this side without an answer."""
-        return len(self._calls)
+        return len(self._pending.calls)
 
     @property
     def attached(self) -> bool:
@@ -150,40 +128,29 @@ class Peer:
         """
         encoded = codec.encode(value)
         self._wait_for_room(timeout)
-        return self._post(self._calls, method, encoded, meta or {}, timeout, streaming)
+        return self._post(messages.STREAM if streaming else messages.CALL, method, encoded, meta or {}, timeout)
 
     def notify(self, topic: str, value: Any = None) -> None:
         """Tells the other side something, once, without an answer. In order as long as nothing is lost on the way."""
-        self._post(self._notes, topic, codec.encode(value), {}, None, False)
+        self._post(messages.NOTIFICATION, topic, codec.encode(value), {}, None)
 
     def _post(
-        self,
-        table: dict[int, Call],
-        method: str,
-        encoded: codec.Encoded,
-        meta: dict[str, Any],
-        timeout: float | None,
-        streaming: bool,
+        self, kind: int, method: str, encoded: codec.Encoded, meta: dict[str, Any], timeout: float | None
     ) -> Call:
-        kind = messages.STREAM if streaming else messages.NOTIFICATION if table is self._notes else messages.CALL
-        request = Request(0, kind, method, meta, self.window, self._take_acks(), encoded.header)
-        call = Call(self, 0, method, timeout, streaming)
+        call = Call(self, method, timeout, streaming=kind == messages.STREAM)
         call.size = len(encoded.header) + sum(b.nbytes for b in encoded.buffers)
-        with self._lock:
-            if self._failure is not None:
-                raise _fresh(self._failure)
-            call.seq = request.seq = self._next
-            self._next += 1
-            table[call.seq] = call
-            self._in_flight += call.size
+        seq = self._pending.admit(call, note=kind == messages.NOTIFICATION)
         try:
-            call.parts = parts = pack(_encoded_request(request), encoded.buffers)
-        except Exception:
-            self._claim(call.seq)
+            acks = self._pending.take_acks()
+            header = _encoded_request(Request(seq, kind, method, meta, self.window, acks, encoded.header))
+            call.parts = parts = pack(header, encoded.buffers)
+            link = self._link
+            if link is not None:
+                call.sent = link, UNKNOWN  # before sending: from here on it may have been taken
+                call.sent = link, link.send(parts)
+        except BaseException:  # Ctrl-C too: nobody will ever ask for this call
+            self._pending.claim(seq)
             raise
-        link = self._link
-        if link is not None:
-            call.sent = link, link.send(parts)
         return call
 
     def _wait_for_room(self, timeout: float | None = None) -> None:
@@ -191,44 +158,12 @@ class Peer:
         link = self._link
         if link is not None:
             link.wait_for_room()
-        if not self._has_room() and _get_running_loop() is None:
-            self._room.wait(self._has_room, None if timeout is None else time.monotonic() + timeout)
-
-    def _has_room(self) -> bool:
-        if self._failure is not None:
-            return True
-        return self._in_flight <= self._max_in_flight and len(self._calls) < MAX_CALLS
-
-    def _take_acks(self) -> list[int]:
-        acks: list[int] = []
-        waiting = self._acks
-        while waiting and len(acks) < ACKS_AT_ONCE:
-            try:
-                acks.append(waiting.popleft())
-            except IndexError:  # another thread took the last one
-                break
-        return acks
-
-    def _claim(self, seq: int) -> Call | None:
-        """Takes a call out of the tables. Whoever gets it, and nobody else, completes it."""
-        with self._lock:
-            call = self._calls.pop(seq, None) or self._notes.pop(seq, None)
-            if call is None:
-                return self._given_up.pop(seq, None)
-            self._in_flight -= call.size
-        if self._room._waiters and self._has_room():
-            self._room.wake()
-        return call
+        self._pending.wait_for_room(None if timeout is None else time.monotonic() + timeout)
 
     def _give_up(self, call: Call, error: BaseException) -> None:
-        with self._lock:
-            if self._calls.pop(call.seq, None) is None:
-                return
-            self._in_flight -= call.size
-            self._given_up[call.seq] = call
-        self._room.wake()
-        call._failed(error)
-        self._say(Cancel(call.seq))
+        if self._pending.give_up(call):
+            call._failed(error)
+            self._say(Cancel(call.seq))
 
     def _expire(self, call: Call) -> None:
         self._give_up(call, TimeoutError(f"{self.name}: {call.method}() had no answer within {call.timeout:g} s"))
@@ -241,21 +176,13 @@ class Peer:
 
     def fail_pending(self, exc: BaseException) -> None:
         """Fails every call that waits, at once, with `exc`; later calls are not touched. Any thread."""
-        with self._lock:
-            calls = [*self._calls.values(), *self._notes.values()]
-            self._calls.clear()
-            self._notes.clear()
-            self._given_up.clear()
-            self._in_flight = 0
-        self._room.wake()
-        for call in calls:
+        for call in self._pending.take_all():
             call._failed(exc)
 
     def fail(self, exc: BaseException) -> None:
         """Ends the conversation: pending and later calls raise `exc`. Any thread."""
-        with self._lock:
-            self._failure = self._failure or exc
-        self.fail_pending(exc)
+        for call in self._pending.take_all(failure=exc):
+            call._failed(exc)
         self._soon(self._end)
 
     def close(self) -> None:
@@ -263,25 +190,25 @@ class Peer:
         self.fail(RPCConnectionError(self.name, "closed on this side"))
 
     @property
+    def failure(self) -> BaseException | None:
+        """What later calls raise, once this end was closed or failed."""
+        return self._pending.failure
+
+    @property
     def closed(self) -> bool:
-        return self._failure is not None
+        return self._pending.failure is not None
 
     def _end(self) -> None:
         if self._tick_handle is not None:
             self._tick_handle.cancel()
             self._tick_handle = None
-        with self._lock:
-            records = list(self._records.values())
-            self._records.clear()
-            self._finished.clear()
-            self._finished_bytes = 0
-        for record in records:
-            record.settled = True
-            record._cancel()
-            record.wake()
+        lent = any(record.lent is not None for record in self._records.all())
         link, self._link = self._link, None
-        if link is not None:
+        if link is not None and lent:
+            link.abort()  # its queue views memory whose owner is about to be let go
+        elif link is not None:
             link.close()
+        self._records.clear(forget_ids=False)
 
     # The link
 
@@ -292,7 +219,7 @@ class Peer:
             remote: The other side's session, where known. Another one than before remembers nothing: calls that were
                 sent to the former one fail.
         """
-        if self._failure is not None:
+        if self._pending.failure is not None:
             link.close()
             return
         former, self._link = self._link, None
@@ -324,31 +251,21 @@ class Peer:
             self.on_detached(exc)
 
     def _wake_lenders(self) -> None:
-        for record in list(self._records.values()):
+        for record in self._records.all():
             record.wake()
 
     def _forget_remote(self) -> None:
         """The other side was restarted: what the former one had taken may have run and will not be answered."""
-        with self._lock:
-            lost = [c for c in (*self._calls.values(), *self._notes.values()) if c.sent is not None]
-            self._given_up.clear()
-            records = list(self._records.values())
-            self._records.clear()
-            self._finished.clear()
-            self._finished_bytes = 0
-            self._taken = SequenceSet()
-        for record in records:
-            record.settled = True
-            record._cancel()
-        for call in lost:
-            if self._claim(call.seq) is not None:
+        self._records.clear(forget_ids=True)
+        for call in self._pending.all():
+            if call.sent is not None and self._pending.claim(call.seq) is not None and not call._done:
                 call._failed(RPCConnectionError(self.name, "the process was restarted; the call may have run"))
 
     def _resume(self, link: Link) -> None:
         """Sends what was never sent and asks after the rest."""
         now = time.monotonic()
         asked = []
-        for call in self._waiting():
+        for call in self._pending.all():
             if call.sent is not None or call._done:
                 asked.append(self._asked(call))
             elif call.parts is not None:
@@ -356,11 +273,7 @@ class Peer:
             call.probe_at, call.probe_wait = now + self._probe_s, self._probe_s
         self._ask(asked)
 
-    def _waiting(self) -> list[Call]:
-        with self._lock:
-            return [*self._calls.values(), *self._notes.values(), *self._given_up.values()]
-
-    def _send(self, parts: Sequence[bytes | memoryview]) -> tuple[Link, int] | None:
+    def _send(self, parts: Parts) -> tuple[Link, int] | None:
         link = self._link
         return None if link is None else (link, link.send(parts))
 
@@ -385,13 +298,12 @@ class Peer:
         self._tick_handle = self.loop.call_later(self._probe_s / 4, self._tick)
         now = time.monotonic()
         asked = []
-        for call in self._waiting():
+        for call in self._pending.all():
             if call._deadline is not None and call._deadline <= now:
                 self._expire(call)
             elif call.probe_wait == 0.0:
                 call.probe_at, call.probe_wait = now + self._probe_s, self._probe_s
             elif call.probe_at <= now and not self._on_its_way(call.sent) and (call.sent is not None or call._done):
-                call.probe_wait = min(call.probe_wait * 2, PROBE_MAX_S)
                 call.probe_at = now + call.probe_wait
                 asked.append(self._asked(call))
         self._ask(asked)
@@ -412,18 +324,11 @@ class Peer:
             self._say(Probe(asked[start : start + 1024]))
 
     def _say_settled(self) -> None:
-        if self._acks:
-            self._say(Ack(self._take_acks()))
-            self._settled_rounds = SETTLED_ROUNDS
-        if self._settled_rounds == 0 or self._link is None:
-            return
-        self._settled_rounds -= 1
-        with self._lock:
-            below = self._answered_below
-            tables = (self._calls, self._notes, self._given_up)
-            waiting = [seq for table in tables for seq in table if seq < below]
-        if len(waiting) <= MAX_SETTLED:
-            self._say(Settled(below, waiting))
+        acks = self._pending.take_acks()
+        if acks:
+            self._say(Ack(acks))
+        if self._link is not None and (settled := self._pending.settled()) is not None:
+            self._say(settled)
 
     # Frames that come in
 
@@ -442,7 +347,7 @@ class Peer:
 
     def _on_control(self, message: Credit | Cancel | Ack | Settled | Probe | Status) -> None:
         if isinstance(message, Ack):
-            self._drop_records(message.seqs)
+            self._records.drop(message.seqs)
         elif isinstance(message, Credit):
             record = self._records.get(message.seq)
             if record is not None:
@@ -452,8 +357,7 @@ class Peer:
             if record is not None:
                 record._cancel()
         elif isinstance(message, Settled):
-            waiting = set(message.waiting)
-            self._drop_records([s for s in list(self._finished) if s < message.below and s not in waiting])
+            self._records.drop_settled(message.below, message.waiting)
         elif isinstance(message, Probe):
             self._on_probe(message)
         else:
@@ -462,7 +366,7 @@ class Peer:
     # as caller
 
     def _on_reply(self, message: Reply, buffers: list[memoryview]) -> None:
-        call = self._calls.get(message.seq)
+        call = self._pending.calls.get(message.seq)
         inflow = call._inflow if call is not None else None
         if inflow is not None and call is not None:
             inflow.final = message.items, message.ok, (message.body, buffers)
@@ -472,17 +376,18 @@ class Peer:
         self._answer(message.seq, message.ok, (message.body, buffers))
 
     def _answer(self, seq: int, ok: bool, body: Body) -> None:
-        call = self._claim(seq)
+        call = self._pending.claim(seq)
         self._acknowledge(seq, sum(map(len, body[1])))
         if call is not None and not call._done:
             call._answered(ok, body)
 
     def _on_item(self, message: Item, buffers: list[memoryview]) -> None:
-        call = self._calls.get(message.seq)
+        call = self._pending.calls.get(message.seq)
         if call is None or call._inflow is None:
             return
         inflow = call._inflow
         whole = inflow.put(message.index, (message.body, buffers), self.window)
+        call.probe_wait, call.probe_at = self._probe_s, time.monotonic() + self._probe_s
         call.wake()
         if not whole:
             self._probe_gap(call)
@@ -498,21 +403,20 @@ class Peer:
             self._ask([self._asked(call)])
 
     def _acknowledge(self, seq: int, size: int) -> None:
-        self._acks.append(seq)
-        self._answered_below = max(self._answered_below, seq + 1)
-        self._settled_rounds = SETTLED_ROUNDS
-        if size >= LARGE_REPLY or len(self._acks) >= ACKS_AT_ONCE:
-            self._say(Ack(self._take_acks()))
+        waiting = self._pending.answered(seq)
+        if size >= LARGE_REPLY or waiting >= ACKS_AT_ONCE:
+            self._say(Ack(self._pending.take_acks()))
 
     def _on_status(self, status: Status) -> None:
         for seq in status.running:
-            call = self._calls.get(seq)
+            call = self._pending.calls.get(seq)
             if call is not None:
                 call.parts = None  # taken for certain: it will never have to be sent again
+                call.probe_wait = min(call.probe_wait * 2, PROBE_MAX_S)
         for seq in status.unknown:
-            call = self._calls.get(seq) or self._notes.get(seq)
+            call = self._pending.calls.get(seq) or self._pending.notes.get(seq)
             if call is None:
-                self._given_up.pop(seq, None)
+                self._pending.claim(seq)
             elif call.parts is not None:
                 call.probe_wait, call.probe_at = self._probe_s, time.monotonic() + self._probe_s
                 call.sent = self._send(call.parts)
@@ -521,8 +425,8 @@ class Peer:
 
     def _on_request(self, request: Request, buffers: list[memoryview]) -> None:
         if request.acks:
-            self._drop_records(request.acks)
-        if not self._taken.add(request.seq):
+            self._records.drop(request.acks)
+        if not self._records.take(request.seq):
             record = self._records.get(request.seq)
             if record is None:
                 self._say_gone(request.seq)
@@ -530,7 +434,7 @@ class Peer:
                 self._send_again(record, 0)
             return
         incoming = Incoming(self, request, buffers)
-        self._records[request.seq] = incoming
+        self._records.enter(incoming)
         if request.kind == messages.NOTIFICATION:
             self._on_notification(incoming)
             return
@@ -554,7 +458,7 @@ class Peer:
         for asked in probe.calls:
             record = self._records.get(asked.seq)
             if record is None:
-                if asked.seq in self._taken:
+                if self._records.was_taken(asked.seq):
                     self._say_gone(asked.seq)
                 else:
                     unknown.append(asked.seq)
@@ -582,53 +486,6 @@ class Peer:
         error = RPCConnectionError(self.name, f"the result of call {seq} is no longer kept; it was not run again")
         encoded = codec.encode(error, "error")
         self._say(Reply(seq, False, 0, encoded.header))
-
-    def _keep_reply(self, record: Incoming, parts: Sequence[bytes | memoryview]) -> bool:
-        """Makes `parts` the one answer of a call; False when it has one. Any thread."""
-        with self._lock:
-            if record.reply is not None:
-                return False
-            record.reply = parts
-            if record.settled:  # nobody waits any more
-                return False
-            size = sum(map(len, parts))
-            self._finished[record.seq] = size
-            self._finished_bytes += size
-            evicted = self._evict()
-        for old in evicted:
-            old.wake()
-        return True
-
-    def _evict(self) -> list[Incoming]:
-        evicted = []
-        while len(self._finished) > MAX_RECORDS or (
-            self._finished_bytes > MAX_RECORD_BYTES and len(self._finished) > 1
-        ):
-            record = self._remove(next(iter(self._finished)))
-            if record is not None:
-                evicted.append(record)
-        return evicted
-
-    def _remove(self, seq: int) -> Incoming | None:
-        self._finished_bytes -= self._finished.pop(seq, 0)
-        record = self._records.pop(seq, None)
-        if record is not None:
-            record.settled = True
-        return record
-
-    def _replace_reply(self, record: Incoming, parts: Sequence[bytes | memoryview]) -> bool:
-        with self._lock:
-            if record.settled:
-                return False
-            record.reply, record.lent = parts, None
-            return True
-
-    def _drop_records(self, seqs: Sequence[int]) -> None:
-        with self._lock:
-            dropped = [record for seq in seqs if seq in self._finished and (record := self._remove(seq)) is not None]
-        for record in dropped:
-            if record._waiters:
-                record.wake()
 
 
 def _encoded_request(request: Request) -> bytes:

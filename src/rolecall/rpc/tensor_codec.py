@@ -2,9 +2,9 @@
 
 Every dtype keeps its bits. A tensor that lies in order in host memory is viewed, not copied: it must not change until
 the frame is written. One on an accelerator goes through host memory and arrives on the CPU, unless the receiver's
-`context.tensor_device` says otherwise. `requires_grad` and the graph stay behind, an `nn.Parameter` arrives as a tensor.
-Meta tensors stay meta. Sparse tensors travel as their parts, which torch checks when they arrive. Quantised and nested
-tensors and subclasses of Tensor do not travel. Two references to one tensor arrive as two tensors.
+`context.tensor_device` says otherwise. `requires_grad` and the graph stay behind; an `nn.Parameter` arrives as a
+tensor, a meta tensor as a meta tensor. Sparse tensors travel as their parts, which torch checks when they arrive.
+Quantised and nested tensors and subclasses of Tensor do not travel. Two references to one tensor arrive as two tensors.
 """
 
 from __future__ import annotations

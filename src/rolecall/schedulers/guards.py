@@ -54,6 +54,12 @@ class GuardProxy:
         self._arrived.set()
         self._on_lost(self)
 
+    def stall(self, reason: str) -> None:
+        """It lives but does not run: what was asked of it fails now, later requests may work again."""
+        facts = {"guard": self.guard_id, "pid": self.info.get("pid"), "reason": reason}
+        self.peer.fail_pending(GuardLostError(self.guard_id, self.info.get("host", ""), self.info.get("pid"), reason))
+        self._on_event(self, "guard_stalled", facts)
+
     def _disconnected(self, error: Exception | None) -> None:
         if not self.ending:
             self.lose(str(error) if error else "its connection closed")

@@ -23,7 +23,6 @@ class Group:
     role: str
     slots: Sequence[Slot]
     places: Sequence[GuardProxy]
-    ready: dict[str, Any] | None = None
     ports: list[list[int]] = field(default_factory=list)
 
     def by_guard(self) -> dict[str, list[int]]:
@@ -96,7 +95,7 @@ class Starter:
             "device_var": self._device_var,
             "cores": slot.cores,
             "ports": ports,
-            "ready": group.ready,
+            "ready": dict(slot.ready) if slot.ready is not None else None,
             "start_timeout": self._timeout,
         }
 

@@ -1,0 +1,76 @@
+"""The guard's own listener: plain HTTP for `curl`, frames for the command line, on a Unix socket of the run."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rolecall.errors import PortAllocationError, RolecallError, WorkerConfigurationError, WorkerNotFoundError
+from rolecall.guard.config import GuardConfig
+from rolecall.guard.metrics import exposition
+from rolecall.guard.service import ControllerService, LocalService
+from rolecall.rpc.http import HttpError, Request, Response, Routes, json_response
+from rolecall.rpc.peer import Peer
+from rolecall.rpc.server import Hello, Server
+
+if TYPE_CHECKING:
+    from rolecall.guard.supervisor import Guard
+
+_STATUS = {WorkerNotFoundError: 404, WorkerConfigurationError: 400, PortAllocationError: 409}
+
+
+class Endpoints:
+    """Serves `<runtime_dir>/<guard_id>.sock`."""
+
+    def __init__(self, guard: "Guard", config: GuardConfig, loop: asyncio.AbstractEventLoop) -> None:
+        self._guard, self._config, self._loop = guard, config, loop
+        self._service = LocalService(guard)
+        self._controller = ControllerService(guard)
+        self._server = Server(config.token, loop=loop, on_peer=self._on_peer, http=self._routes())
+
+    def listen(self) -> None:
+        self._server.listen_unix(Path(self._config.runtime_dir, f"{self._config.guard_id}.sock"))
+
+    async def close(self) -> None:
+        await self._server.close()
+
+    def _on_peer(self, hello: Hello) -> Peer:
+        peer = Peer(
+            "command line",
+            loop=self._loop,
+            handler=self._service,
+            on_detached=lambda error: peer.close(),  # a visitor does not come back
+        )
+        return peer
+
+    def _routes(self) -> Routes:
+        routes = Routes()
+        routes.add("GET", "/health", self._health)
+        routes.add("GET", "/metrics", self._metrics)
+        routes.add("GET", "/workers", self._calling(self._service.call, "table"))
+        routes.add("POST", "/alloc_ports", self._calling(self._controller.call, "alloc_ports"))
+        routes.add("POST", "/fork", self._calling(self._service.call, "fork"))
+        routes.add("POST", "/kill_forked_worker", self._calling(self._service.call, "kill_forked_worker"))
+        return routes
+
+    async def _health(self, request: Request) -> Response:
+        config = self._config
+        workers = await self._service.call("table", None)
+        return json_response(
+            {"status": "ok", "guard_id": config.guard_id, "run_id": config.run_id, "workers": len(workers)}
+        )
+
+    async def _metrics(self, request: Request) -> Response:
+        text = exposition(self._guard.metrics(), self._config.guard_id)
+        return Response(200, {"content-type": "text/plain; version=0.0.4"}, text.encode())
+
+    def _calling(
+        self, call: Callable[[str, Any], Awaitable[Any]], method: str
+    ) -> Callable[[Request], Awaitable[Response]]:
+        async def answer(request: Request) -> Response:
+            try:
+                return json_response(await call(method, request.json()))
+            except RolecallError as error:
+                raise HttpError(_STATUS.get(type(error), 500), str(error)) from error
+
+        return answer

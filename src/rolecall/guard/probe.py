@@ -1,0 +1,91 @@
+"""Looks at a worker from outside: one line of `/proc`, its progress page, and on demand its Python stacks."""
+
+import asyncio
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+from rolecall.guard import logs
+from rolecall.guard.children import Children
+from rolecall.guard.proc import Process, read_stat, send
+from rolecall.guard.progress import Counters
+from rolecall.guard.spawn import spawn
+from rolecall.guard.stall import Sample
+from rolecall.guard.table import Record
+
+PY_SPY_S = 15.0
+FAULTHANDLER_S = 2.0
+STACKS_SIGNAL = signal.SIGUSR2  # workers register it with faulthandler
+
+
+def sample(record: Record) -> Sample | None:
+    """A worker as it is now, None when it has no process."""
+    stat = read_stat(record.process.pid) if record.process else None
+    if stat is None or stat.process != record.process:
+        return None
+    return Sample(time.monotonic(), stat.state, stat.cpu, record.page.read() if record.page else Counters())
+
+
+async def stacks(record: Record, children: Children) -> str:
+    """The Python stacks of a worker's threads as text, by py-spy where installed, else by its own faulthandler.
+
+    Never raises: where there are no stacks to be had the text says why.
+    """
+    process = record.process
+    if process is None or record.exit is not None:
+        return "no stacks: it has no process"
+    text, failure = await _by_py_spy(process, children)
+    return text or await _by_faulthandler(record, process, failure)
+
+
+def _py_spy() -> str | None:
+    beside = Path(sys.executable).with_name("py-spy")
+    return str(beside) if beside.exists() else shutil.which("py-spy")
+
+
+async def _by_py_spy(process: Process, children: Children) -> tuple[str, str]:
+    program = _py_spy()
+    if program is None:
+        return "", "py-spy is not installed"
+    output = os.memfd_create("rolecall-stacks", os.MFD_CLOEXEC)
+    try:
+        # Non-blocking: it reads a stopped process too, and never stops one that works.
+        argv = [program, "dump", "--nonblocking", "--pid", str(process.pid)]
+        spy = spawn("py-spy", argv, os.environ, log=output)
+        ended, _ = await asyncio.wait([children.watch(spy)], timeout=PY_SPY_S)
+        if not ended:
+            send(spy, signal.SIGKILL)
+            return "", f"py-spy gave nothing within {PY_SPY_S:g} s"
+        text = os.pread(output, 1 << 20, 0).decode(errors="replace")
+        return (text, "") if ended.pop().result().code == 0 else ("", f"py-spy failed: {text.strip()}")
+    finally:
+        os.close(output)
+
+
+async def _by_faulthandler(record: Record, process: Process, failure: str) -> str:
+    stat = read_stat(process.pid)
+    if stat is None or stat.state in "Tt":
+        return f"no stacks: {failure}, and a stopped process cannot write its own"
+    if not _handles(process.pid, STACKS_SIGNAL):
+        return f"no stacks: {failure}, and it has no faulthandler registered"
+    start = logs.size(record.log_path)
+    send(process, STACKS_SIGNAL)
+    for _ in range(int(FAULTHANDLER_S / 0.05)):
+        await asyncio.sleep(0.05)
+        text = logs.read_from(record.log_path, start).decode(errors="replace")
+        if "File " in text:
+            return text
+    return f"no stacks: {failure}, and its faulthandler wrote nothing within {FAULTHANDLER_S:g} s"
+
+
+def _handles(pid: int, number: int) -> bool:
+    """True when the process catches a signal, which would end it otherwise."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return False
+    mask = next((int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:")), 0)
+    return bool(mask >> (number - 1) & 1)

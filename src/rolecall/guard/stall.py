@@ -1,0 +1,73 @@
+"""Tells a worker that hangs from one that is busy. Pure: it is shown samples and says what changed.
+
+Only two things are called a stall. A worker that is stopped (Ctrl-Z, a debugger, SIGSTOP) for some seconds: the kernel
+says so. And one of which nothing moves for a long time: no heartbeat, no CPU time, no call that ended; that is only a
+suspicion. A long step uses CPU time; a held interpreter lock stops the heartbeat alone, or all for as long as it lasts.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from rolecall.guard.progress import Counters
+
+STOPPED_S = 5.0
+GAP_S = 3.0  # a longer gap between samples was our own (we were stopped too) and counts for no more than this
+
+Kind = Literal["stopped", "suspected"]
+
+
+class Sample(NamedTuple):
+    """A worker as seen once: time, state letter of `/proc`, CPU ticks of all threads, progress page."""
+
+    at: float
+    state: str
+    cpu: int
+    counters: Counters
+
+
+class Stalled(NamedTuple):
+    """A worker stalls from now on."""
+
+    kind: Kind
+    reason: str
+
+
+class Resumed(NamedTuple):
+    """A worker that stalled runs again."""
+
+
+@dataclass(slots=True)
+class StallWatch:
+    """The samples of one worker, condensed."""
+
+    stall_s: float
+    last: Sample | None = None
+    stopped_for: float = 0.0
+    idle_for: float = 0.0
+    told: Kind | None = None
+
+    def see(self, sample: Sample) -> Stalled | Resumed | None:
+        """Takes in a sample; returns what has changed by it."""
+        last, self.last = self.last, sample
+        if last is None:
+            return None
+        passed = min(sample.at - last.at, GAP_S)
+        both_stopped = sample.state in "Tt" and last.state in "Tt"
+        moved = (sample.cpu, sample.counters) != (last.cpu, last.counters)
+        self.stopped_for = self.stopped_for + passed if both_stopped else 0.0
+        # Without a heartbeat ever (a program, say) nothing tells idleness from a hang.
+        self.idle_for = 0.0 if moved or not sample.counters.heartbeat else self.idle_for + passed
+        return self._change(sample)
+
+    def _change(self, sample: Sample) -> Stalled | Resumed | None:
+        if self.stopped_for >= STOPPED_S and self.told != "stopped":
+            self.told = "stopped"
+            by = "a debugger" if sample.state == "t" else "a signal"
+            return Stalled("stopped", f"stopped by {by} for {self.stopped_for:.0f} s")
+        if self.told is None and self.idle_for >= self.stall_s:
+            self.told = "suspected"
+            return Stalled("suspected", f"no heartbeat, no CPU time and no call ended for {self.idle_for:.0f} s")
+        if self.told and not self.stopped_for and not self.idle_for:
+            self.told = None
+            return Resumed()
+        return None

@@ -1,0 +1,64 @@
+"""Looks at all workers every second: who belongs to them, how much memory they take, whether they stall."""
+
+import asyncio
+from collections.abc import Callable
+
+import msgspec
+
+from rolecall.guard import probe
+from rolecall.guard.children import Children
+from rolecall.guard.metrics import Counts
+from rolecall.guard.oom import OomWatch
+from rolecall.guard.ownership import Census
+from rolecall.guard.spec import ResumeNote, StallNote
+from rolecall.guard.stall import Resumed, Stalled, StallWatch
+from rolecall.guard.table import Record, State, Table
+
+Tell = Callable[[str, msgspec.Struct], None]
+
+
+class Watcher:
+    """Keeps what must be known before a worker dies: its processes, its memory, the kernel's counters.
+
+    Args:
+        tell: Sends a notification to the controller.
+        stall_s: See `GuardConfig.stall_s`.
+    """
+
+    def __init__(self, table: Table, children: Children, counts: Counts, tell: Tell, stall_s: float) -> None:
+        self._table, self._children, self._counts = table, children, counts
+        self._tell, self._stall_s = tell, stall_s
+        self._watches: dict[Record, StallWatch] = {}
+        self.oom = OomWatch()
+
+    async def look(self) -> None:
+        """One look at everything."""
+        self.oom.look()
+        await self._census()
+        ready = [record for record in self._table if record.state is State.READY]
+        self._watches = {record: self._watches.get(record) or StallWatch(self._stall_s) for record in ready}
+        await asyncio.gather(*(self._stall(record, watch) for record, watch in self._watches.items()))
+
+    async def _census(self) -> None:
+        census = await asyncio.to_thread(Census)
+        for record in self._table:
+            if record.process is not None:
+                owned = census.owned(record.worker_id, record.process, record.tracked, marked=False)
+                record.tracked = owned
+                record.rss = sum(census.table[process.pid].rss for process in owned)
+
+    async def _stall(self, record: Record, watch: StallWatch) -> None:
+        sample = probe.sample(record)
+        change = watch.see(sample) if sample else None
+        assert record.process is not None
+        if isinstance(change, Stalled):
+            self._counts.stalls += 1
+            stacks = await probe.stacks(record, self._children)
+            if record.state is not State.READY:
+                return  # it ended meanwhile, which is told otherwise
+            note = StallNote(
+                worker=record.worker_id, pid=record.process.pid, kind=change.kind, reason=change.reason, stacks=stacks
+            )
+            self._tell("stalled", note)
+        elif isinstance(change, Resumed):
+            self._tell("resumed", ResumeNote(worker=record.worker_id))
