@@ -360,7 +360,7 @@ class Scheduler(ABC):
             self._end_roles(graceful)
         finally:
             self._end_guards(graceful=graceful)
-            self._watch.write_state()
+            self._watch.write_state(ended=True)
             self._abandon()
 
     def _abandon(self) -> None:
