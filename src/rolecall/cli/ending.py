@@ -18,8 +18,8 @@ from rolecall.cli.runs import Chosen
 from rolecall.guard import runtime
 from rolecall.guard.proc import send
 
-SHUTDOWN_MARGIN_S = 15.0  # beyond the grace: SIGKILL, and seeing everything dead
-LEAVE_S = 3.0  # a guard that has answered, or a reaper whose guard was killed, is gone in milliseconds
+KILL_MARGIN_S = 15.0  # beyond the grace: SIGKILL, and seeing everything dead
+LEAVE_S = 3.0  # a guard that was asked, or a reaper whose guard was killed, is gone in milliseconds
 KILL_S = 10.0  # after SIGKILL; only the kernel's uninterruptible sleep outlasts it
 POLL_S = 0.02
 
@@ -49,7 +49,7 @@ class Ending:
 
 
 def end_run(run: Chosen, grace_s: float) -> Ending:
-    """Asks the guards to shut down, then kills whoever is left, and looks again.
+    """Asks the guards, then their reapers, then kills whoever is left, and looks again.
 
     Args:
         grace_s: Seconds that workers get between SIGTERM and SIGKILL.
@@ -64,8 +64,8 @@ def end_run(run: Chosen, grace_s: float) -> Ending:
 
     left()
     ending.guards = _ask_guards(run, grace_s)
-    asked = "shut down" in ending.guards.values()
-    if not (asked and _gone(left, LEAVE_S)):
+    _ask_reapers(left())
+    if not _gone(left, LEAVE_S):
         _kill(left)
     remaining = left()
     ending.survivors = [item.describe() for item in remaining]
@@ -77,19 +77,26 @@ def end_run(run: Chosen, grace_s: float) -> Ending:
 
 
 def _ask_guards(run: Chosen, grace_s: float) -> dict[str, str]:
-    """Asks all at the same time, each only when it answers at all: a stuck one shall not cost the whole patience."""
+    """Has all guards end their workers, at the same time; a stuck one is told by its table, at little cost."""
 
     def ask(guard_id: str) -> str:
         try:
-            run.live.guard(guard_id, "table")
-            run.live.guard(guard_id, "shutdown", {"grace_s": grace_s}, timeout=grace_s + SHUTDOWN_MARGIN_S)
+            workers = [row["worker"] for row in run.live.table(guard_id)]
+            run.live.kill(guard_id, workers, grace_s, grace_s + KILL_MARGIN_S)
         except NoAnswerError as e:
             return e.reason
-        return "shut down"
+        return f"ended {len(workers)} worker(s)"
 
     ids = run.live.guard_ids()
     with ThreadPoolExecutor(max(1, len(ids))) as pool:
         return dict(zip(ids, pool.map(ask, ids), strict=True))
+
+
+def _ask_reapers(found: list[Marked]) -> None:
+    """A reaper that is asked to stop asks its guard, which ends what it owns and cleans up."""
+    for item in found:
+        if item.stat.name == REAPER_NAME:
+            send(item.process, signal.SIGTERM)
 
 
 def _kill(left: Callable[[], list[Marked]]) -> None:

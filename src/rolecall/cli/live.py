@@ -42,26 +42,35 @@ class Live:
 
     runtime_dir: Path
 
-    def guard(
-        self, guard_id: str, method: str, value: dict[str, Any] | None = None, timeout: float = PATIENCE_S
-    ) -> Any:
-        """A guard's answer to one of its methods.
+    def table(self, guard_id: str) -> list[dict[str, Any]]:
+        """A guard's workers.
 
         Raises:
-            NoAnswerError: It is gone, stuck, or refuses.
+            NoAnswerError: It is gone, stuck, or refuses; so for the other methods.
         """
-        return self._ask(
-            f"guard {guard_id}", str(self.guard_socket(guard_id)), "POST", f"/{method}", value or {}, timeout
-        )
+        rows: list[dict[str, Any]] = self._ask_guard(guard_id, "GET", "/workers", None, PATIENCE_S)
+        return rows
 
-    def worker(self, worker_id: str, path: str = "/metrics", timeout: float = PATIENCE_S) -> Any:
+    def stacks(self, guard_id: str, worker_id: str, timeout: float) -> str:
+        """The Python stacks of a worker, or a sentence that begins with `no stacks`."""
+        return str(self._ask_guard(guard_id, "POST", "/stacks", {"worker": worker_id}, timeout))
+
+    def kill(self, guard_id: str, workers: list[str], grace_s: float, timeout: float) -> None:
+        """Has a guard end workers; returns when it has seen them dead."""
+        self._ask_guard(guard_id, "POST", "/kill", {"workers": workers, "grace_s": grace_s}, timeout)
+
+    def worker(self, worker_id: str) -> dict[str, Any]:
         """What a worker says of itself.
 
         Raises:
             NoAnswerError: It is gone, holds the interpreter, or runs a program of its own.
         """
-        socket_path = worker_socket(str(self.runtime_dir), worker_id)
-        return self._ask(f"worker {worker_id}", socket_path, "GET", path, None, timeout)
+        path = worker_socket(str(self.runtime_dir), worker_id)
+        metrics: dict[str, Any] = self._ask(f"worker {worker_id}", path, "GET", "/metrics", None, PATIENCE_S)
+        return metrics
+
+    def _ask_guard(self, guard_id: str, verb: str, route: str, value: Any, timeout: float) -> Any:
+        return self._ask(f"guard {guard_id}", str(self.guard_socket(guard_id)), verb, route, value, timeout)
 
     def guard_socket(self, guard_id: str) -> Path:
         return self.runtime_dir / f"{guard_id}.sock"

@@ -121,7 +121,7 @@ class _Reader:
             merged = (self._folder / MERGED).stat().st_mtime
         except FileNotFoundError:
             return
-        late = [n for n, p in _sources(self._folder).items() if "/" in n and p.stat().st_mtime > merged + 1]
+        late = [name for name, path in _sources(self._folder).items() if "/" in name and _after(path, merged + 1)]
         if late:
             remark(f"the merged log ends before that of {', '.join(late)}; see `rolecall logs {late[0]}`")
 
@@ -135,6 +135,11 @@ def _sources(folder: Path) -> dict[str, Path]:
         elif worker := _WORKER_LOG.fullmatch(path.name):
             found[f"{worker['role']}/{worker['index']}"] = path
     return found
+
+
+def _after(path: Path, moment: float) -> bool:
+    found = path.stat()
+    return found.st_size > 0 and found.st_mtime > moment
 
 
 def _order(path: Path) -> tuple[str, int]:

@@ -84,14 +84,14 @@ def _take(run: Chosen, worker: WorkerView) -> Stacks:
 
 def _from_guard(run: Chosen, worker: WorkerView, taken: Stacks) -> None:
     try:
-        text = run.live.guard(worker.guard, "stacks", {"worker": worker.worker}, timeout=GUARD_S)
+        text = run.live.stacks(worker.guard, worker.worker, GUARD_S)
     except NoAnswerError as e:
         taken.why.append(str(e))
         return
-    if str(text).startswith("no stacks"):
+    if text.startswith("no stacks"):
         taken.why.append(f"guard {worker.guard}: {text}")
     else:
-        taken.fresh, taken.source, taken.text = True, "guard", str(text)
+        taken.fresh, taken.source, taken.text = True, "guard", text
 
 
 def _from_py_spy(worker: WorkerView, taken: Stacks) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rolecall.cli.census import Marked, marked, usage
+from rolecall.cli.census import GUARD_NAME, Marked, marked, usage
 from rolecall.cli.live import NoAnswerError
 from rolecall.cli.rundir import State, WorkerState
 from rolecall.cli.runs import Chosen, state_of
@@ -94,14 +94,14 @@ def _any_answers(guards: list[GuardView]) -> bool:
 
 def _ask_guards(run: Chosen, state: State, processes: list[Marked]) -> tuple[list[GuardView], Rows]:
     known = {guard.id: guard for guard in state.guards}
-    alive = {item.guard_id for item in processes if item.stat.name == "rc:guard"}
+    alive = {item.guard_id for item in processes if item.stat.name == GUARD_NAME}
     views: list[GuardView] = []
     rows: Rows = {}
     for guard_id in sorted({*known, *run.live.guard_ids()}):
         said = known.get(guard_id)
         found = GuardView(guard_id, said.pid if said else None, said.host if said else "", "running")
         try:
-            for row in run.live.guard(guard_id, "table"):
+            for row in run.live.table(guard_id):
                 rows[row["worker"]] = {**row, "guard": guard_id}
         except NoAnswerError as e:
             elsewhere = said is not None and said.host not in ("", os.uname().nodename)

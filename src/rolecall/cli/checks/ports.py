@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from rolecall.cli.census import marked
+from rolecall.cli.census import GUARD_NAME, marked
 from rolecall.cli.checks.finding import Finding, error, info, ok, warning
 from rolecall.guard.ports import LOCK_FILE, lease_range
 
@@ -76,10 +76,10 @@ def _leases(path: Path, first: int, last: int) -> Iterator[Finding]:
         return
     shown = ", ".join(map(str, ports[:SHOWN])) + (" ..." if len(ports) > SHOWN else "")
     known = {item.stat.pid for item in marked()}
-    odd = [pid for pid in openers(path) if pid not in known and pid != os.getpid()]
+    odd = [pid for pid in openers(path) if pid not in known and _name(pid) != GUARD_NAME]
     if odd:
         names = ", ".join(f"{pid} {_name(pid)}" for pid in odd)
-        advice = "it should be a guard; when its run is gone, end the process, and the kernel frees the ports"
+        advice = "only guards hold leases; end the process, and the kernel frees the ports"
         yield warning(CHECK, f"{len(ports)} leased ({shown}), held also by {names}", advice, f"kill {odd[0]}")
     else:
         yield ok(CHECK, f"{len(ports)} leased by living guards: {shown}")
