@@ -175,12 +175,14 @@ class _Workers:
             made.calls, made.pending = counters.ended, max(0, counters.begun - counters.ended)
 
     def _reason(self, name: str, pid: int | None) -> str:
-        for event in reversed(self._events):
-            if event.get("event") == "exited" and event.get("worker") == name and event.get("pid") in (pid, None):
-                how = describe_exit(event.get("exit_code"), event.get("signal"))
-                return f"{how}: {event['reason']}" if event.get("reason") else how
-            if event.get("event") == "guard_lost":
-                return f"ended with its guard: {event.get('reason', '')}"
+        """The newest report of its own end, else of its guard's."""
+        own = [e for e in self._events if e.get("event") == "exited" and (e.get("worker"), e.get("pid")) == (name, pid)]
+        if own:
+            how = describe_exit(own[-1].get("exit_code"), own[-1].get("signal"))
+            return f"{how}: {own[-1]['reason']}" if own[-1].get("reason") else how
+        lost = [event for event in self._events if event.get("event") == "guard_lost"]
+        if lost:
+            return f"ended with its guard: {lost[-1].get('reason', '')}"
         return "ended with the run" if self._ended else "ended with the controller"
 
 

@@ -53,9 +53,7 @@ def _judge(run_id: str, items: list[Marked], directory: RunDir | None, guards: l
     if guards and directory is None:
         return info(CHECK, f"{name} has a guard, {guards[0].pid}, and its directory under another fileroot: {shown}")
     if guards:
-        advice = (
-            "its guard lives and ends them with the lease, unless the controller is on another host; or end them now"
-        )
+        advice = "its guard ends them with the lease, unless the controller is on another host; or end them now"
         return warning(CHECK, f"{name} has no controller here but {len(items)} process(es): {shown}", advice, stop)
     seen = f"{name} has no {'controller' if directory else 'guard'} any more but left {len(items)} process(es): {shown}"
     return error(CHECK, seen, "end them", stop)
