@@ -32,7 +32,7 @@ from rolecall.rpc.codec import decode, encode, extension
 from rolecall.rpc.frames import FrameReader, pack
 from rolecall.rpc.plain_codec import SLICE
 from rolecall.rpc.type_codec import DATACLASS, ENUM
-from rolecall.rpc.walk import Writer
+from rolecall.rpc.walk import DECODERS, Writer
 
 T = TypeVar("T")
 
@@ -246,7 +246,7 @@ def test_floats_keep_their_bits() -> None:
 def test_a_memoryview_arrives_as_a_view_of_the_received_memory() -> None:
     view = sent(memoryview(bytearray(range(100)) * 100))
     assert isinstance(view, memoryview) and not view.readonly and view.nbytes == 10_000
-    matrix = memoryview(np.arange(6, dtype=np.int32).reshape(2, 3))
+    matrix = memoryview(np.arange(6, dtype=np.int32).reshape(2, 3))  # type: ignore[arg-type]  # mypy of Python 3.11
     assert sent(matrix).tolist() == matrix.tolist()
     assert sent(matrix[::-1]).tolist() == matrix[::-1].tolist()
     assert sent(memoryview(b"")).tobytes() == b""
@@ -477,10 +477,10 @@ def raised(exc: BaseException) -> BaseException:
 )
 def test_an_exception_arrives_as_itself_with_its_traceback(exc: Exception) -> None:
     exc.add_note("seen on the way")
-    got = sent(raised(exc))
+    got: Any = sent(raised(exc))
+    assert "in raised" in got.remote_traceback
     assert type(got) is type(exc) and got.args == exc.args and str(got) == str(exc)
     assert got.__notes__ == ["seen on the way"]
-    assert "in raised" in got.remote_traceback
     for name in ("errno", "filename", "value", "name", "path", "lineno", "returncode", "code", "detail", "object"):
         assert getattr(got, name, None) == getattr(exc, name, None)
 
@@ -721,7 +721,7 @@ def handles() -> Any:
     """Registers Handle as another layer would, for one test."""
     extension(99, Handle, lambda h: {"shape": h.shape, "parts": h.parts}, lambda v, c: (c, v["shape"], v["parts"]))
     yield
-    del codec.DECODERS[99], codec._extensions[99]
+    del DECODERS[99], codec._extensions[99]
 
 
 @pytest.mark.usefixtures("handles")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rolecall.errors import ProtocolError
-from rolecall.rpc.frames import MAGIC, FrameReader, Limits, allocate, pack
+from rolecall.rpc.frames import MAGIC, Frame, FrameReader, Limits, allocate, pack
 
 PREFIX = struct.Struct("!4sIIQ")
 
@@ -159,6 +159,14 @@ def test_before_the_hello_only_one_small_frame_is_taken() -> None:
             feed(FrameReader(limits.before_hello()), refused)
 
 
+def test_frames_that_nobody_asks_for_never_leave_the_reader_without_room() -> None:
+    """A peer may send on and on before its hello is answered: each read still gives out a frame and so makes room."""
+    reader = FrameReader(Limits().before_hello())
+    for _ in range(5000):
+        feed(reader, wire(b"a") * 3)
+    assert len(reader.get_buffer()) > 0
+
+
 def test_pack_refuses_what_the_other_side_would_refuse() -> None:
     with pytest.raises(ProtocolError, match="header"):
         pack(bytes(11), limits=Limits(max_header=10))
@@ -173,7 +181,8 @@ def test_frames_cross_a_real_socket() -> None:
         parts = pack(b"head", [payload, b"tail"])
         left.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         left.sendmsg(parts)
-        reader, frames = FrameReader(), []
+        reader = FrameReader()
+        frames: list[Frame] = []
         while not frames:
             frames = reader.buffer_updated(right.recv_into(reader.get_buffer()))
     assert [(bytes(h), [bytes(b) for b in bs]) for h, bs in frames] == [(b"head", [payload, b"tail"])]

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import sample_engines
-from run_processes import of_worker, processes, send, state, template, wait_for, wait_until_gone
+from worker_processes import of_worker, processes, send, state, template, wait_for, wait_until_gone
 
 from rolecall import LocalScheduler, Role
 from rolecall.errors import SchedulerError, WorkerCreationError, WorkerFailedError, WorkerStalledError

@@ -1,6 +1,5 @@
-"""A worker of the tests' own: it speaks the control channel, and does what a test sends to its socket as Python text."""
+"""A worker of the tests' own: it speaks the control channel, and runs the Python text sent to its socket."""
 
-import asyncio
 import contextlib
 import json
 import os
@@ -9,6 +8,7 @@ import struct
 import sys
 import threading
 import traceback
+from pathlib import Path
 from typing import Any
 
 from rolecall.rpc.link import Link
@@ -33,10 +33,10 @@ class Worker:
 
     def _configure(self, incoming: Incoming) -> None:
         self.config = incoming.args()
-        exec(os.environ.get("STAND_IN_BEFORE_READY", ""), {"worker": self})
+        exec(os.environ.get("STAND_IN_BEFORE_READY", ""), {"worker": self, "os": os, "threading": threading})
         listener = socket.socket(socket.AF_UNIX)
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.config["socket"])
+            Path(self.config["socket"]).unlink()
         listener.bind(self.config["socket"])
         listener.listen()
         threading.Thread(target=self._serve, args=(listener,), daemon=True).start()
@@ -44,7 +44,7 @@ class Worker:
         incoming.finish({"pid": os.getpid(), "socket": self.config["socket"], "port": self.config["port"]})
 
     def _beat(self) -> None:
-        with open(self.config["progress"], "r+b", buffering=0) as page:
+        with Path(self.config["progress"]).open("r+b", buffering=0) as page:
             beats = 0
             while not os.environ.get("STAND_IN_NO_BEAT"):
                 beats += 1
@@ -75,9 +75,10 @@ def run(control: socket.socket) -> int:
 
 
 def main() -> int:
-    return run(socket.socket(fileno=int(sys.argv[sys.argv.index("--control-fd") + 1])))
+    control = socket.socket(fileno=int(sys.argv[sys.argv.index("--control-fd") + 1]))
+    control.set_inheritable(False)
+    return run(control)
 
 
 if __name__ == "__main__":
-    assert asyncio
     sys.exit(main())

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rolecall.errors import RolecallError
-from rolecall.guard.runtime import worker_socket
+from rolecall.guard.runtime import guard_socket, worker_socket
 
 PATIENCE_S = 2.0  # a guard or worker that runs answers in milliseconds
 
@@ -73,7 +73,7 @@ class Live:
         return self._ask(f"guard {guard_id}", str(self.guard_socket(guard_id)), verb, route, value, timeout)
 
     def guard_socket(self, guard_id: str) -> Path:
-        return self.runtime_dir / f"{guard_id}.sock"
+        return Path(guard_socket(str(self.runtime_dir), guard_id))
 
     def guard_ids(self) -> list[str]:
         """Guards that have a socket here, dead ones too."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +48,7 @@ class Chosen:
 def find_runs(fileroot: Path) -> list[RunDir]:
     """All runs under a fileroot and all of this user that live on this host, newest first."""
     paths = {p.parent for name in (".lock", "state.json") for p in fileroot.glob(f"*/*/{name}")}
-    paths |= {link.resolve() for link in private_root().glob("*/run")}
+    paths |= set(_living().values())
     runs = [run for run in map(RunDir, paths) if run.exists()]
     return sorted(runs, key=RunDir.changed, reverse=True)
 
@@ -112,7 +113,13 @@ def _named(wanted: str, root: Path) -> Chosen:
 
 def _runtime_dir_of(run: RunDir) -> Path:
     """For a run that has not written its state yet: the runtime directory that points back to it."""
-    for link in private_root().glob("*/run"):
-        if link.resolve() == run.path.resolve():
-            return link.parent
-    return private_root() / "none"
+    return next((where for where, path in _living().items() if path == run.path), private_root() / "none")
+
+
+def _living() -> dict[Path, Path]:
+    """Run directories by runtime directory, of the runs of this user that have not been cleaned away."""
+    found = {}
+    for file in private_root().glob("*/run"):
+        with suppress(OSError):  # it ended while we looked
+            found[file.parent] = Path(file.read_text())
+    return found

@@ -14,7 +14,8 @@ from rolecall.cli.live import NoAnswerError
 from rolecall.cli.rundir import State, WorkerState
 from rolecall.cli.runs import Chosen, state_of
 from rolecall.errors import describe_exit
-from rolecall.guard.progress import LAYOUT, Counters, page_path
+from rolecall.guard.progress import LAYOUT, Counters
+from rolecall.guard.runtime import page_path
 
 Rows = dict[str, dict[str, Any]]  # guards' tables by worker
 
@@ -170,7 +171,7 @@ class _Workers:
         made.cpu_s, made.rss_bytes, made.processes = used.cpu_s, used.rss_bytes, used.processes
         own = [item for item in items if item.stat.pid == made.pid]
         made.uptime_s = own[0].uptime_s if own else None
-        counters = read_page(self._run.runtime_dir, made.worker)
+        counters = read_page(self._run.runtime_dir, made.guard or items[0].guard_id, made.worker)
         if counters is not None and counters.heartbeat:
             made.calls, made.pending = counters.ended, max(0, counters.begun - counters.ended)
 
@@ -186,10 +187,10 @@ class _Workers:
         return "ended with the run" if self._ended else "ended with the controller"
 
 
-def read_page(runtime_dir: Path, worker_id: str) -> Counters | None:
+def read_page(runtime_dir: Path, guard_id: str, worker_id: str) -> Counters | None:
     """A worker's progress page, which it writes even while nobody can ask it anything."""
     try:
-        with Path(page_path(str(runtime_dir), worker_id)).open("rb") as file:
+        with Path(page_path(str(runtime_dir), guard_id, worker_id)).open("rb") as file:
             return Counters(*LAYOUT.unpack(file.read(LAYOUT.size)))
     except (OSError, struct.error):
         return None

@@ -7,13 +7,12 @@ import signal
 import socket
 import sys
 import traceback
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 from rolecall.guard.birth import Birth
 from rolecall.guard.kernel import die_with_parent, overwrite_marker, set_name
-from rolecall.guard.proc import numbers
+from rolecall.guard.proc import open_files
 from rolecall.guard.sweep import WORKER
 
 
@@ -43,9 +42,8 @@ def become_worker(birth: Birth, control: int, keep: set[int]) -> None:
 
 
 def _close_others(keep: set[int]) -> None:
-    for number in set(numbers("/proc/self/fd")) - keep - {0, 1, 2}:
-        with suppress(OSError):  # the descriptor of the listing itself
-            os.close(number)
+    for number in open_files() - keep - {0, 1, 2}:
+        os.close(number)
 
 
 def _reset_signals() -> None:

@@ -2,10 +2,10 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rolecall.errors import PortAllocationError, RolecallError, WorkerConfigurationError, WorkerNotFoundError
+from rolecall.guard import runtime
 from rolecall.guard.config import GuardConfig
 from rolecall.guard.metrics import exposition
 from rolecall.guard.service import ControllerService, LocalService
@@ -29,7 +29,7 @@ class Endpoints:
         self._server = Server(config.token, loop=loop, on_peer=self._on_peer, http=self._routes())
 
     def listen(self) -> None:
-        self._server.listen_unix(Path(self._config.runtime_dir, f"{self._config.guard_id}.sock"))
+        self._server.listen_unix(runtime.guard_socket(self._config.runtime_dir, self._config.guard_id))
 
     async def close(self) -> None:
         await self._server.close()

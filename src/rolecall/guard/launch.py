@@ -6,8 +6,9 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -22,7 +23,6 @@ from rolecall.guard.host import HOST_CORES
 from rolecall.guard.killing import Killer
 from rolecall.guard.ports import PortLeases
 from rolecall.guard.proc import Process
-from rolecall.guard.progress import page_path
 from rolecall.guard.readiness import wait_until_ready
 from rolecall.guard.spawn import spawn
 from rolecall.guard.spec import Configured, ProcessSpec, StartResult, WorkerConfig
@@ -53,6 +53,9 @@ class Parts:
     on_made: Callable[[Record], None]
 
 
+Tell = Callable[[StartResult], Awaitable[None]]
+
+
 class Launcher:
     """Starts workers, any number at a time. A failure of one is its result; it never fails the others."""
 
@@ -60,15 +63,21 @@ class Launcher:
         self._parts = parts
         self.closed = False
 
-    async def start(self, specs: Sequence[ProcessSpec], started_by: str = "") -> list[StartResult]:
-        """Starts all at the same time and returns when each is ready or has failed and left nothing behind."""
+    async def start(
+        self, specs: Sequence[ProcessSpec], started_by: str = "", tell: Tell | None = None
+    ) -> list[StartResult]:
+        """Starts all at the same time and returns when each is ready or has failed and left nothing behind.
+
+        Args:
+            tell: Gets each result as soon as it is known.
+        """
         planned = await asyncio.gather(*(self._plan(spec, started_by) for spec in specs))
         records = [record for record in planned if isinstance(record, Record)]
         forks = [record for record in records if self._forkable(record)]
         others = [record for record in records if not self._forkable(record)]
         failures = await self._fork(forks)
         failures |= {record: error for record in others if (error := self._spawn(record))}
-        return list(await asyncio.gather(*(self._finish(item, failures) for item in planned)))
+        return list(await asyncio.gather(*(self._finish_and_tell(item, failures, tell) for item in planned)))
 
     # Plan
 
@@ -202,6 +211,14 @@ class Launcher:
 
     # Wait until ready
 
+    async def _finish_and_tell(
+        self, item: Record | StartResult, failures: Mapping[Record, str], tell: Tell | None
+    ) -> StartResult:
+        result = await self._finish(item, failures)
+        if tell is not None:
+            await tell(result)
+        return result
+
     async def _finish(self, item: Record | StartResult, failures: Mapping[Record, str]) -> StartResult:
         if isinstance(item, StartResult):
             return item
@@ -212,7 +229,10 @@ class Launcher:
             return self._result(item)
         end = item.exit  # before it is killed: how it ended by itself
         tail = logs.tail(item.log_path, item.log_start)
-        await self._parts.killer.end([item], 0)
+        if item.state is State.ENDING:
+            await item.gone.wait()  # whoever aborted the start ends it, and reports what was ended
+        else:
+            await self._parts.killer.end([item], 0)
         result = self._result(item, error or "killed while starting")
         result.log_tail = tail
         result.exit_code, result.signal = (end.code, end.signal) if end else (None, None)
@@ -224,8 +244,9 @@ class Launcher:
         ready = asyncio.ensure_future(self._ready(record))
         abort = asyncio.ensure_future(record.abort.wait())
         timeout = record.spec.start_timeout
+        waiting: set[asyncio.Future[Any]] = {ready, abort, record.end}
         try:
-            await asyncio.wait({ready, abort, record.end}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         finally:
             abort.cancel()
             if not ready.done():
@@ -236,7 +257,7 @@ class Launcher:
             end = record.end.result()
             return f"it ended while starting: {describe_exit(end.code, end.signal)}"
         if not ready.done():
-            return f"not ready within {timeout:g} s"
+            return f"not ready within {timeout:g} s" + (f" ({record.waits_for})" if record.waits_for else "")
         return str(ready.exception() or "")
 
     async def _ready(self, record: Record) -> None:
@@ -263,7 +284,7 @@ class Launcher:
             run_dir=config.run_dir,
             main_path=config.main_path,
             sys_path=config.sys_path,
-            progress=page_path(config.runtime_dir, record.worker_id),
+            progress=runtime.page_path(config.runtime_dir, config.guard_id, record.worker_id),
             log_path=record.log_path,
         )
 

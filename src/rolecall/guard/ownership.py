@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 
 from rolecall.guard.proc import Process, Stat, below, environ, snapshot
 from rolecall.guard.sweep import WORKER
@@ -16,31 +17,25 @@ class Census:
         self.table: dict[int, Stat] = {
             pid: self._all[pid] for pid in below([os.getpid()], self._all) if not self._all[pid].dead
         }
-        self._marked: dict[str, set[int]] | None = None
 
-    def _markers(self) -> dict[str, set[int]]:
-        if self._marked is None:
-            self._marked = {}
-            for pid in self.table:
-                self._marked.setdefault(environ(pid).get(WORKER, "").strip(), set()).add(pid)
-        return self._marked
+    @cached_property
+    def _marked(self) -> dict[str, set[int]]:
+        marked: dict[str, set[int]] = {}
+        for pid in self.table:
+            marked.setdefault(environ(pid).get(WORKER, "").strip(" "), set()).add(pid)
+        return marked
 
-    def owned(
-        self, worker_id: str, root: Process | None, tracked: Iterable[Process], *, marked: bool = True
-    ) -> set[Process]:
+    def owned(self, worker_id: str, root: Process | None, tracked: Iterable[Process]) -> set[Process]:
         """What belongs to one worker.
 
         Args:
             worker_id: Whose marker counts.
             root: Its own process; its session and its tree count, also after it has ended.
             tracked: Processes that belonged to it before.
-            marked: False saves reading every environment; enough for a look that is repeated anyway.
         """
-        roots = {process.pid for process in tracked if self._is(process)}
+        roots = self._marked.get(worker_id, set()) | {process.pid for process in tracked if self._is(process)}
         if root is not None:
             roots |= self._session(root)
-        if marked:
-            roots |= self._markers().get(worker_id, set())
         pids = (roots | below(roots, self.table)) & self.table.keys()
         return {self.table[pid].process for pid in pids}
 

@@ -63,6 +63,12 @@ def numbers(folder: str) -> list[int]:
     return [int(name) for name in os.listdir(folder) if name.isdigit()]  # noqa: PTH208  (as above)
 
 
+def open_files() -> set[int]:
+    """Our own descriptors."""
+    listed = numbers("/proc/self/fd")  # one of them is the listing's own, closed by now
+    return {number for number in listed if os.path.lexists(f"/proc/self/fd/{number}")}
+
+
 def snapshot() -> dict[int, Stat]:
     """All processes of the host by pid."""
     stats = (read_stat(pid) for pid in numbers("/proc"))
@@ -100,6 +106,7 @@ def environ(pid: int) -> dict[str, str]:
             raw = file.read()
     except OSError:
         return {}
+    # A marker overwritten in place ends at its first NUL, as any value does; what is left of the old one has no "=".
     pairs = (item.partition("=") for item in raw.decode(errors="surrogateescape").split("\0") if "=" in item)
     return {name: value for name, _, value in pairs}
 

@@ -8,8 +8,6 @@ import struct
 from pathlib import Path
 from typing import NamedTuple
 
-from rolecall.guard.runtime import WORKER_SOCKETS
-
 PAGE_BYTES = 4096
 LAYOUT = struct.Struct("<QQQ")
 
@@ -20,11 +18,6 @@ class Counters(NamedTuple):
     heartbeat: int = 0
     begun: int = 0
     ended: int = 0
-
-
-def page_path(runtime_dir: str, worker_id: str) -> str:
-    """Where a worker's page is."""
-    return str(Path(runtime_dir, WORKER_SOCKETS, worker_id.replace("/", "-") + ".progress"))
 
 
 class ProgressPage:

@@ -31,12 +31,15 @@ async def wait_until_ready(record: Record, config: GuardConfig) -> None:
 
 async def _is_ready(record: Record, ready: Ready, host: str) -> bool:
     if ready.log and not _log_matches(record, ready.log):
+        record.waits_for = f"no line of its log matches {ready.log!r}"
         return False
     if not (ready.http or ready.tcp):
         return True
-    if not await asyncio.to_thread(_listens, record):
+    record.waits_for = await asyncio.to_thread(_why_no_listener, record)
+    if record.waits_for:
         return False
     record.mark("connected")
+    record.waits_for = f"it listens, but {ready.http} does not answer with success"
     return not ready.http or await _answers(host, record.ports[0], ready.http)
 
 
@@ -45,15 +48,16 @@ def _log_matches(record: Record, pattern: str) -> bool:
     return re.search(pattern, data.decode(errors="replace"), re.MULTILINE) is not None
 
 
-def _listens(record: Record) -> bool:
-    """True when a process of the program's tree listens on its first port, as far as one may look."""
+def _why_no_listener(record: Record) -> str:
+    """Empty when a process of the program's tree listens on its first port, as far as one may look."""
     assert record.process is not None
-    inodes = listener_inodes(record.ports[0], record.process.pid)
+    port = record.ports[0]
+    inodes = listener_inodes(port, record.process.pid)
     if not inodes:
-        return False
+        return f"nobody listens on its port {port}"
     owned = Census().owned(record.worker_id, record.process, frozenset(record.tracked))
     found = holders(inodes, [process.pid for process in owned])
-    return found is None or bool(found)
+    return "" if found is None or found else f"another process listens on its port {port}"
 
 
 async def _answers(host: str, port: int, path: str) -> bool:

@@ -1,19 +1,39 @@
-"""The run's private directory on a host: its token and its sockets. Several guards and the controller may share it."""
+"""The run's private directory on a host: its token and its sockets. Several guards and the controller may share it.
+
+What is whose is never guessed: a guard has a directory of its own in it, with a page for each of its workers, and only
+the sockets of those are its to remove.
+"""
 
 import os
 import shutil
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 WORKER_SOCKETS = "w"
+PAGE = ".progress"
+
+
+def _stem(worker_id: str) -> str:
+    return worker_id.replace("/", "-")
 
 
 def worker_socket(runtime_dir: str, worker_id: str) -> str:
     """Path of a worker's Unix socket."""
-    return str(Path(runtime_dir, WORKER_SOCKETS, worker_id.replace("/", "-") + ".sock"))
+    return str(Path(runtime_dir, WORKER_SOCKETS, _stem(worker_id) + ".sock"))
 
 
-def prepare(runtime_dir: str) -> None:
+def guard_socket(runtime_dir: str, guard_id: str) -> str:
+    """Path of a guard's Unix socket."""
+    return str(Path(runtime_dir, f"{guard_id}.sock"))
+
+
+def page_path(runtime_dir: str, guard_id: str, worker_id: str) -> str:
+    """Path of a worker's progress page."""
+    return str(Path(runtime_dir, guard_id, _stem(worker_id) + PAGE))
+
+
+def prepare(runtime_dir: str, guard_id: str) -> None:
     """Makes the directory (0700) where the scheduler has not done so.
 
     Raises:
@@ -21,11 +41,11 @@ def prepare(runtime_dir: str) -> None:
     """
     path = Path(runtime_dir)
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = path.lstat()
-    if path.is_symlink() or status.st_uid != os.getuid():
+    if path.is_symlink() or path.lstat().st_uid != os.getuid():
         raise PermissionError(f"{path} is not a directory of this user; remove it")
     path.chmod(0o700)
-    (path / WORKER_SOCKETS).mkdir(mode=0o700, exist_ok=True)
+    for name in (WORKER_SOCKETS, guard_id):
+        (path / name).mkdir(mode=0o700, exist_ok=True)
 
 
 def _listening(path: Path) -> bool:
@@ -41,19 +61,19 @@ def _listening(path: Path) -> bool:
 
 
 def clean(runtime_dir: str, guard_id: str) -> bool:
-    """Removes a guard's sockets and those that nobody listens on; the whole directory when nobody is left in it.
+    """Removes what is a guard's; the whole directory when no other guard and no living controller use it.
 
     Returns:
         True when the directory is gone.
     """
     path = Path(runtime_dir)
-    (path / f"{guard_id}.sock").unlink(missing_ok=True)
-    living = False
-    for candidate in [*path.glob("*.sock"), *path.glob(f"{WORKER_SOCKETS}/*.sock")]:
-        if _listening(candidate):
-            living = True
-        else:
-            candidate.unlink(missing_ok=True)
-    if not living:
+    Path(guard_socket(runtime_dir, guard_id)).unlink(missing_ok=True)
+    for page in (path / guard_id).glob("*" + PAGE):
+        (path / WORKER_SOCKETS / (page.name.removesuffix(PAGE) + ".sock")).unlink(missing_ok=True)
+    shutil.rmtree(path / guard_id, ignore_errors=True)
+    with suppress(OSError):  # others' sockets are in it
+        (path / WORKER_SOCKETS).rmdir()
+    others = [entry for entry in path.glob("*/") if entry.name != WORKER_SOCKETS]
+    if not others and not any(_listening(entry) for entry in path.glob("*.sock")):
         shutil.rmtree(path, ignore_errors=True)
     return not path.exists()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 
-from rolecall.errors import WorkerConfigurationError, WorkerCreationError, WorkerNotFoundError
-from rolecall.guard.spec import ProcessSpec
+from rolecall.errors import CallCancelledError, WorkerConfigurationError, WorkerCreationError, WorkerNotFoundError
+from rolecall.guard.spec import ProcessSpec, StartResult
 from rolecall.guard.table import Record
 from rolecall.rpc.peer import Incoming
 from rolecall.types import check_name
@@ -78,6 +79,10 @@ class _SetEnv(msgspec.Struct):
     env: dict[str, str]
 
 
+class _Env(msgspec.Struct):
+    env: dict[str, str]
+
+
 class _Shutdown(msgspec.Struct):
     grace_s: float = 0.0
 
@@ -126,6 +131,26 @@ class ControllerService(Methods):
 
     async def _release_ports(self, value: Any) -> Any:
         return self._guard.ports.release(_as(_Owner, value).owner)
+
+    def dispatch(self, incoming: Incoming) -> None:
+        if incoming.method == "start" and incoming.streaming:
+            self._guard.spawn_task(self._stream_start(incoming))
+        else:
+            super().dispatch(incoming)
+
+    async def _stream_start(self, incoming: Incoming) -> None:
+        """Each result as soon as it is known: with the first failure the controller takes the others back."""
+
+        async def tell(result: StartResult) -> None:
+            with contextlib.suppress(CallCancelledError):  # the controller has heard enough, and kills what is left
+                await incoming.emit(msgspec.to_builtins(result))
+
+        try:
+            await self._guard.start(_as(_Start, incoming.args()).specs, tell=tell)
+        except Exception as error:  # whatever it is, it is the answer
+            incoming.fail(error)
+        else:
+            incoming.finish(None)
 
     async def _start(self, value: Any) -> Any:
         return await self._guard.start(_as(_Start, value).specs)
@@ -180,10 +205,18 @@ class WorkerService(_Forking):
             "alloc_ports": self._alloc_ports,
             "fork": self._fork,
             "kill_forked_worker": self._kill_forked_worker,
+            "forked_children": self._forked_children,
+            "set_env": self._set_env,
         }
 
     async def _alloc_ports(self, value: Any) -> Any:
         return self._guard.alloc_ports(self._worker, _as(_Count, value).count)
+
+    async def _forked_children(self, value: Any) -> Any:
+        return [record.worker_id for record in self._guard.table if record.spec.target == self._worker]
+
+    async def _set_env(self, value: Any) -> Any:
+        await self._guard.set_env(self._worker, _as(_Env, value).env)
 
     async def _fork(self, value: Any) -> Any:
         return await self.fork(_as(_Fork, value), self._worker, self._worker)

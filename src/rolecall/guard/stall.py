@@ -33,7 +33,9 @@ class Stalled(NamedTuple):
 
 
 class Resumed(NamedTuple):
-    """A worker that stalled runs again."""
+    """A worker that stalled, in the way named, runs again."""
+
+    kind: Kind
 
 
 @dataclass(slots=True)
@@ -68,6 +70,6 @@ class StallWatch:
             self.told = "suspected"
             return Stalled("suspected", f"no heartbeat, no CPU time and no call ended for {self.idle_for:.0f} s")
         if self.told and not self.stopped_for and not self.idle_for:
-            self.told = None
-            return Resumed()
+            kind, self.told = self.told, None
+            return Resumed(kind)
         return None

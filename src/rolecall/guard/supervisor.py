@@ -19,13 +19,13 @@ from rolecall.guard.config import GuardConfig
 from rolecall.guard.endpoints import Endpoints
 from rolecall.guard.forker import Template, TemplateError
 from rolecall.guard.killing import Killer
-from rolecall.guard.launch import Launcher, Parts
+from rolecall.guard.launch import Launcher, Parts, Tell
 from rolecall.guard.lease import Lease
 from rolecall.guard.metrics import Counts
 from rolecall.guard.ownership import Census
 from rolecall.guard.ports import PortLeases
 from rolecall.guard.proc import Process, alive, send
-from rolecall.guard.progress import ProgressPage, page_path
+from rolecall.guard.progress import ProgressPage
 from rolecall.guard.service import ControllerService, WorkerService
 from rolecall.guard.spec import ExitNote, KillReport, ProcessSpec, ShutdownReport, StartResult
 from rolecall.guard.sweep import sweep
@@ -46,7 +46,7 @@ class Guard:
 
     def __init__(self, config: GuardConfig, loop: asyncio.AbstractEventLoop) -> None:
         self.config, self.loop = config, loop
-        runtime.prepare(config.runtime_dir)
+        runtime.prepare(config.runtime_dir, config.guard_id)
         self.merged = logs.MergedLog(config.run_dir)
         self._template_log = os.open(_log_file(config), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         base_env = environment.base(os.environ, config.env)
@@ -214,9 +214,11 @@ class Guard:
 
     # Workers
 
-    async def start(self, specs: list[ProcessSpec], started_by: str = "") -> list[StartResult]:
+    async def start(
+        self, specs: list[ProcessSpec], started_by: str = "", tell: Tell | None = None
+    ) -> list[StartResult]:
         """Starts workers; see `Launcher.start`."""
-        results = await self.launcher.start(specs, started_by)
+        results = await self.launcher.start(specs, started_by, tell)
         self.counts.starts += len(results)
         self.counts.failed_starts += sum(not result.ok for result in results)
         return results
@@ -254,7 +256,7 @@ class Guard:
         )
 
     def _planned(self, record: Record) -> None:
-        record.page = ProgressPage(page_path(self.config.runtime_dir, record.worker_id))
+        record.page = ProgressPage(runtime.page_path(self.config.runtime_dir, self.config.guard_id, record.worker_id))
         self.merged.follow(record.worker_id, record.log_path, record.log_start)
 
     def _made(self, record: Record) -> None:
@@ -267,8 +269,7 @@ class Guard:
             record.page.close()
         if record.peer is not None:
             record.peer.close()
-        if record.socket:
-            Path(record.socket).unlink(missing_ok=True)
+        Path(runtime.worker_socket(self.config.runtime_dir, record.worker_id)).unlink(missing_ok=True)
 
     def _exited(self, record: Record, end: Exit) -> None:
         """A worker's process has ended. Nobody asked for it when it was ready."""

@@ -37,7 +37,7 @@ def find(run_id: str, guard_id: str | None = None) -> list[Killed]:
             continue
         env = environ(stat.pid)
         if env.get(RUN) == run_id and (guard_id is None or env.get(GUARD) == guard_id):
-            found.append(Killed(stat.pid, stat.start, stat.name, env.get(WORKER, "").strip(), False))
+            found.append(Killed(stat.pid, stat.start, stat.name, env.get(WORKER, "").strip(" "), False))
     return found
 
 

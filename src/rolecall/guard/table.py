@@ -38,6 +38,7 @@ class Record:
         tracked: Processes once seen below it; they stay its own when they leave its tree.
         started_by: The worker that asked for it; it ends with that one. Empty for the controller.
         page: Its progress page.
+        waits_for: What a start waits for, for the message when it takes too long.
         rss: Memory of its tree in bytes when last seen.
     """
 
@@ -58,6 +59,7 @@ class Record:
     page: ProgressPage | None = None
     rss: int = 0
     log_start: int = 0
+    waits_for: str = ""
     requested: float = field(default_factory=time.monotonic)
     timeline: dict[str, float] = field(default_factory=lambda: {"requested": 0.0})
 

@@ -19,7 +19,7 @@ import msgspec
 from rolecall.guard.birth import Birth, TemplateReady
 from rolecall.guard.child import become_worker, run_entry
 from rolecall.guard.kernel import set_name
-from rolecall.guard.proc import identify, numbers
+from rolecall.guard.proc import identify, numbers, open_files
 
 MAX_CHILDREN = 200  # the kernel passes at most 253 descriptors in one message
 TEMPLATE_NAME = "rc:template"  # also of a child until it is a worker
@@ -102,7 +102,7 @@ def main(arguments: list[str]) -> int:
     ready = _preload([name for name in modules.split(",") if name])
     guard = socket.socket(fileno=int(number))
     guard.set_inheritable(False)
-    keep = set(numbers("/proc/self/fd")) - {guard.fileno()}  # what the preloaded modules have opened is theirs
+    keep = open_files() - {guard.fileno()}  # what the preloaded modules have opened is theirs
     guard.send(msgspec.json.encode(ready))
     try:
         _serve(guard, keep)

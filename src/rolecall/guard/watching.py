@@ -43,7 +43,7 @@ class Watcher:
         census = await asyncio.to_thread(Census)
         for record in self._table:
             if record.process is not None:
-                owned = census.owned(record.worker_id, record.process, record.tracked, marked=False)
+                owned = census.owned(record.worker_id, record.process, record.tracked)
                 record.tracked = owned
                 record.rss = sum(census.table[process.pid].rss for process in owned)
 

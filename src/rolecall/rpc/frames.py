@@ -51,7 +51,7 @@ class Limits:
         max_buffers: Buffers of one frame.
         max_payload: Bytes of all buffers of one frame.
         max_hello: Bytes of the header of the first frame, see `before_hello`.
-        max_depth: Levels of nesting of a value.
+        max_depth: Levels of nesting of a value. For information: the codec keeps to `MAX_DEPTH` on every connection.
         one_by_one: Give out one frame at a time. The owner asks for the next with `buffer_updated(0)`.
     """
 

@@ -43,9 +43,7 @@ def _dtypes() -> dict[str, Any]:
     """The dtypes whose bits stand for themselves. A quantised one made from bytes crashes the process."""
     torch = _torch()
     found = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
-    return {
-        name[len("torch.") :]: dtype for name, dtype in found.items() if not name.startswith(("torch.q", "torch.quint"))
-    }
+    return {name[len("torch.") :]: dtype for name, dtype in found.items() if not name.startswith("torch.q")}
 
 
 @cache

@@ -92,7 +92,7 @@ class Scheduler(ABC):
         self._watch.guards = self._hub.guards
         self._hub.open()
         self._watch.write_state()  # before anything is started, so that `rolecall stop` knows the run's id
-        self._starter = Starter(self._connect, timeout=start_timeout, device_var=self._device_var())
+        self._starter = Starter(self._io, self._connect, timeout=start_timeout, device_var=self._device_var())
 
     # What a backend says and does.
 

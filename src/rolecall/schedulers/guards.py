@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from rolecall.errors import GuardLostError
@@ -44,6 +44,12 @@ class GuardProxy:
         if self.lost is not None:
             raise self.lost
         return self.peer.request(method, value or {}, timeout=timeout)
+
+    def start(self, specs: list[dict[str, Any]], timeout: float) -> AsyncIterator[dict[str, Any]]:
+        """Asks for workers and yields each one's result as soon as it is known. On the I/O loop."""
+        if self.lost is not None:
+            raise self.lost
+        return aiter(self.peer.request("start", {"specs": specs}, timeout=timeout, streaming=True))
 
     def lose(self, reason: str) -> None:
         """Its connection is gone for good. Everything it owned is dead or dying."""

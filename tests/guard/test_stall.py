@@ -1,0 +1,110 @@
+"""A worker that hangs is not one that is busy: the policy as values, and on real processes."""
+
+import os
+import signal
+from collections.abc import Callable
+
+from guard_rig import Rig, wait_for
+
+from rolecall.guard.progress import Counters
+from rolecall.guard.stall import Resumed, Sample, Stalled, StallWatch
+
+
+def watch(samples: list[Sample], stall_s: float = 120) -> list[object]:
+    """What a watch says to samples, without its silence."""
+    seen = StallWatch(stall_s)
+    return [change for sample in samples if (change := seen.see(sample))]
+
+
+def seconds(count: int, state: str = "S", cpu: int = 0, beat: int = 0, ended: int = 0, first: int = 0) -> list[Sample]:
+    """One sample a second; `cpu`, `beat` and `ended` are what is added in each. A heartbeat has been seen before."""
+    return [
+        Sample(first + n, state, cpu * n, Counters(heartbeat=1 + beat * n, begun=5, ended=ended * n))
+        for n in range(count)
+    ]
+
+
+def test_a_minute_with_the_interpreter_lock_held_raises_nothing() -> None:
+    """A held lock stops the heartbeat: spinning it takes CPU time, and sleeping it ends before the limit."""
+    assert watch(seconds(600, "R", cpu=100)) == []
+    assert watch(seconds(60) + seconds(60, beat=2, first=60)) == []
+
+
+def test_a_long_step_raises_nothing() -> None:
+    """Hours of work without an ended call are work, by CPU time or by the heartbeat alone (a wait for a device)."""
+    assert watch(seconds(7200, "R", cpu=90)) == [] == watch(seconds(7200, beat=2))
+
+
+def test_calls_that_end_are_progress() -> None:
+    """Ended calls count even where heartbeat and CPU time stand still."""
+    assert watch(seconds(600, ended=1)) == []
+
+
+def test_a_stop_is_told_once_and_so_is_its_end() -> None:
+    """State T for five seconds is a stall, said once; running again is said once."""
+    stopped = watch(seconds(60, "T"))
+    assert [type(change) for change in stopped] == [Stalled]
+    assert isinstance(stopped[0], Stalled) and stopped[0].kind == "stopped" and "signal" in stopped[0].reason
+    both = watch(seconds(10, "T") + seconds(10, "S", beat=1, cpu=1, first=10))
+    assert [type(change) for change in both] == [Stalled, Resumed]
+
+
+def test_a_short_stop_is_none() -> None:
+    """A debugger that attaches for a moment raises nothing."""
+    assert watch(seconds(4, "t") + seconds(10, "S", beat=1, first=4) + seconds(4, "T", first=14)) == []
+
+
+def test_nothing_moving_for_long_is_suspected() -> None:
+    """No heartbeat, no CPU time and no ended call for the limit is a suspicion, taken back when something moves."""
+    changes = watch(seconds(125) + seconds(5, beat=3, cpu=1, first=125))
+    assert [type(change) for change in changes] == [Stalled, Resumed]
+    assert isinstance(changes[0], Stalled) and changes[0].kind == "suspected" and "120 s" in changes[0].reason
+
+
+def test_a_program_without_a_heartbeat_is_never_suspected() -> None:
+    """An idle server that writes no page looks like a hang and is none."""
+    assert watch([Sample(n, "S", 0, Counters()) for n in range(1000)]) == []
+
+
+def test_a_gap_of_the_watchers_own_proves_nothing() -> None:
+    """Two samples an hour apart (the guard itself was stopped) are not an hour of stall."""
+    still = Counters(heartbeat=1)
+    assert watch([Sample(0, "T", 0, still), Sample(3600, "T", 0, still)]) == []
+
+
+def test_a_stopped_worker_is_told_with_its_stacks(rig: Rig) -> None:
+    """SIGSTOP becomes `stalled` with the Python stacks, SIGCONT becomes `resumed`, and the worker is not harmed."""
+    result = rig.worker()
+    os.kill(result["pid"], signal.SIGSTOP)
+    event = rig.event("stalled", timeout=30)
+    assert (event["worker"], event["pid"], event["kind"]) == ("actor/0", result["pid"], "stopped")
+    assert "stand_in_worker.py" in event["stacks"]
+    os.kill(result["pid"], signal.SIGCONT)
+    assert rig.event("resumed", timeout=30) == {"worker": "actor/0"}
+    assert rig.do(result, "answer = 1") == 1
+
+
+def test_a_worker_in_which_nothing_moves_is_suspected_with_stacks(make_rig: Callable[..., Rig]) -> None:
+    """A real process that sleeps without a heartbeat is suspected after `stall_s`; one that works beside it is not."""
+    rig = make_rig(stall_s=2.0)
+    stopped_beating, busy = rig.start({"worker_id": "a/0"}, {"worker_id": "a/1"})
+    source = "import threading\ndef spin():\n    while True: pass\nthreading.Thread(target=spin, daemon=True).start()"
+    rig.do(busy, "import os; os.environ['STAND_IN_NO_BEAT'] = '1'\n" + source)
+    rig.do(stopped_beating, "import os; os.environ['STAND_IN_NO_BEAT'] = '1'")
+    event = rig.event("stalled", timeout=30)
+    assert (event["worker"], event["kind"]) == ("a/0", "suspected") and "run" in event["stacks"]
+    assert [topic for topic, value in rig.events() if topic == "stalled"] == []
+
+
+def test_stacks_can_be_asked_for(rig: Rig) -> None:
+    """`stacks` shows what a living worker does, by its name."""
+    rig.worker()
+    assert "stand_in_worker.py" in rig.ask("stacks", worker="actor/0")
+
+
+def test_a_kill_is_not_called_a_lack_of_memory(rig: Rig) -> None:
+    """A death by SIGKILL without a kill of the kernel's is not called one for memory."""
+    result = rig.worker()
+    wait_for(lambda: rig.ask("metrics")["resident_bytes"] > 0)
+    os.kill(result["pid"], signal.SIGKILL)
+    assert rig.event("exited")["reason"] == ""
