@@ -101,6 +101,7 @@ class Scheduler(ABC):
         undo.callback(self._hub.close)
         self._watch.guards = self._hub.guards
         self._hub.open()
+        self._watch.write_state()  # before anything is started, so that `rolecall stop` knows the run's id
         self._starter = Starter(self._io, self._connect, timeout=self._start_timeout, device_var=self._device_var())
 
     # What a backend says and does.
@@ -369,7 +370,7 @@ class Scheduler(ABC):
             self._end_roles(graceful)
         finally:
             self._end_guards(graceful=graceful)
-            self._watch.write_state()
+            self._watch.write_state(ended=True)
             self._abandon()
 
     def _abandon(self) -> None:
