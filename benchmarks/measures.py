@@ -43,8 +43,9 @@ class Measure:
 
 
 MEASURES = (
-    Measure("up_s", "runtime up, no worker yet", "s", from_open=True),
-    Measure("start_2_s", "two torch workers ready", "s", from_open=True, target=Target(at_most=0.3)),
+    Measure("cold_2_s", "from nothing to two torch workers ready", "s", from_open=True),
+    Measure("start_2_s", "two more torch workers ready", "s", target=Target(at_most=0.3)),
+    Measure("fork_2_s", "two more by fork", "s", peers=(OURS,), target=Target(at_most=0.2)),
     Measure("small_call_p50_ms", "one small call, p50", "ms", target=Target(times_ray=4)),
     Measure("pipelined_calls_per_s", "pipelined small calls", "1/s", more_is_better=True, target=Target(times_ray=4)),
     Measure(
@@ -61,11 +62,23 @@ MEASURES = (
         more_is_better=True,
         target=Target(times_ray=20),
     ),
-    Measure("array_echo_gb_s", "the same there and back as numpy array", "GB/s", more_is_better=True),
     Measure(
-        "array_worker_to_worker_gb_s", "the same from worker to worker as numpy array", "GB/s", more_is_better=True
+        "array_echo_gb_s", "the same there and back as numpy array", "GB/s", more_is_better=True, peers=(OURS, RAY)
     ),
-    Measure("fork_2_s", "two more by fork", "s", peers=(OURS,), target=Target(at_most=0.2)),
+    Measure(
+        "array_worker_to_worker_gb_s",
+        "the same from worker to worker as numpy array",
+        "GB/s",
+        more_is_better=True,
+        peers=(OURS, RAY),
+    ),
+    Measure(
+        "buffer_worker_to_worker_gb_s",
+        "the same from worker to worker by Monarch's RDMABuffer",
+        "GB/s",
+        more_is_better=True,
+        peers=(MONARCH,),
+    ),
     Measure("fan_out_1_p50_ms", "1 worker asked", "ms", peers=(OURS,), once=True),
     Measure("fan_out_8_p50_ms", "8 workers asked together, all answers", "ms", peers=(OURS,), once=True),
     Measure("start_64_s", "64 torch workers ready", "s", once=True, target=Target(at_most=3)),

@@ -143,3 +143,14 @@ class Holder:
             pass
         sys.setswitchinterval(0.005)
         return "held"
+
+
+class Last:
+    """Writes its name down when it is destroyed."""
+
+    def __init__(self, path: str, name: str) -> None:
+        self.path, self.name = path, name
+
+    def destroy(self) -> None:
+        with Path(self.path).open("a") as f:
+            f.write(self.name + "\n")

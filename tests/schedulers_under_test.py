@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rolecall.testing import InProcessScheduler
-
 from rolecall import LocalScheduler, Scheduler
+from rolecall.testing import InProcessScheduler
 
 BACKENDS = ["local", "in-process"]
 

@@ -13,7 +13,16 @@ class Worker:
         import torch
 
         torch.set_num_threads(1)
-        self.held = torch.zeros(16 * 1024 * 1024)
+        self.held: Any = None
+
+    def hold(self, mark: int) -> Any:
+        """The worker's tensor, made when it is first asked for, with this mark in it."""
+        import torch
+
+        if self.held is None:
+            self.held = torch.zeros(16 * 1024 * 1024)
+        self.held[0] = mark
+        return self.held
 
     def ping(self, value: Any) -> Any:
         return value
@@ -22,12 +31,10 @@ class Worker:
         return os.getpid()
 
     def give(self, mark: int) -> Any:
-        self.held[0] = mark
-        return self.held
+        return self.hold(mark)
 
     def give_array(self, mark: int) -> Any:
-        self.held[0] = mark
-        return self.held.numpy()
+        return self.hold(mark).numpy()
 
     def read(self, given: Any) -> float:
         """The mark, after touching every page."""

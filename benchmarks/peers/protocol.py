@@ -1,6 +1,6 @@
 """What a measured runtime is asked, and how it answers: JSON lines on standard input and output.
 
-    {"do": "open"}                                -> {"ok": {"up_s": 1.2, "start_2_s": 0.1, "versions": {...}}}
+    {"do": "open"}                                -> {"ok": {"cold_2_s": 4.2, "versions": {...}}}
     {"do": "measure", "name": "...", "quick": false} -> {"ok": {"value": 1.0, ...}}
     {"do": "close"}                               -> {"ok": {}}
 
@@ -31,7 +31,7 @@ class Peer(ABC):
 
     @abstractmethod
     def open(self) -> dict[str, Any]:
-        """Bring the runtime up, then two torch workers; `up_s` and `start_2_s` are their seconds."""
+        """Bring the runtime up with two torch workers; `cold_2_s` is how long that took."""
 
     @abstractmethod
     def close(self) -> None:

@@ -1,6 +1,6 @@
 """rolecall: one program starts roles of workers, hosts engines in them, and calls them.
 
-Names are loaded when they are first used, so that `import rolecall` stays fast and guards and workers carry no scheduler.
+Names are loaded when they are first used, so that `import rolecall` is fast and guards and workers carry no scheduler.
 """
 
 from importlib import import_module

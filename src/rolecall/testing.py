@@ -13,9 +13,8 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from typing import Any
-
 
 from rolecall.errors import RolecallError, WorkerConfigurationError, WorkerNotFoundError
 from rolecall.guard.ports import PortLeases
@@ -64,7 +63,6 @@ class InProcessGuard(GuardProxy):
         self._env: dict[str, dict[str, str]] = {}
         self._methods: dict[str, Callable[..., Coroutine[Any, Any, Any]]] = {
             "alloc_ports": self._alloc_ports,
-            "start": self._start,
             "kill": self._kill,
             "set_env": self._set_env,
             "stacks": self._stacks,
@@ -79,8 +77,9 @@ class InProcessGuard(GuardProxy):
     async def _alloc_ports(self, owner: str, count: int) -> dict[str, Any]:
         return {"ports": self._ports.lease(owner, count), "host": IP}
 
-    async def _start(self, specs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [self._start_one(spec) for spec in specs]
+    async def start(self, specs: list[dict[str, Any]], timeout: float) -> AsyncIterator[dict[str, Any]]:
+        for spec in specs:
+            yield self._start_one(spec)
 
     def _start_one(self, spec: dict[str, Any]) -> dict[str, Any]:
         worker_id = spec["worker_id"]
@@ -95,6 +94,7 @@ class InProcessGuard(GuardProxy):
             port=spec["ports"][0],
         )
         result = {
+            "worker_id": worker_id,
             "ok": False,
             "pid": os.getpid(),
             "ip": IP,
@@ -143,5 +143,3 @@ class InProcessGuard(GuardProxy):
 
     async def _ask_guard(self, method: str, value: dict[str, Any]) -> Any:
         raise WorkerConfigurationError(f"the in-process scheduler answers no {method!r} over HTTP")
-
-

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from rolecall.errors import WorkerConfigurationError
 
@@ -70,7 +70,14 @@ class Worker:
 
 @dataclass(frozen=True)
 class SchedulingSpec:
-    """What one worker needs. `cpu` in cores, `mem` in GiB, `gpu` in whole devices."""
+    """What one worker needs. `cpu` in cores, `mem` in GiB, `gpu` in whole devices.
+
+    Attributes:
+        cmd: A program instead of engines: a dotted module, or a list with placeholders
+            `{host} {port} {ports[1]} {role} {index} {devices}`.
+        ready: When that program counts as ready: an HTTP path such as `"/health"`, `"tcp"`, or `{"log": "regex"}`;
+            None waits a moment and sees that it lives.
+    """
 
     cpu: int = 8
     gpu: int = 0
@@ -87,6 +94,7 @@ class SchedulingSpec:
     nodelist: str | None = None
     exclude: str | None = None
     ray_placement_strategy: RayPlacementStrategy = "shared"
+    ready: str | dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         _at_least("cpu", self.cpu, 0)
@@ -96,8 +104,20 @@ class SchedulingSpec:
         _one_of("task_type", self.task_type, TaskType)
         _one_of("container_type", self.container_type, ContainerType)
         _one_of("ray_placement_strategy", self.ray_placement_strategy, RayPlacementStrategy)
+        readiness(self.ready)
         for key, value in self.env_vars.items():
             check_env(key, value)
+
+
+def readiness(ready: str | dict[str, Any] | None) -> dict[str, Any] | None:
+    """A readiness as the guard reads it: `{"http": path}`, `{"tcp": True}` or `{"log": regex}`."""
+    if ready is None or (isinstance(ready, dict) and len(ready) == 1 and set(ready) <= {"http", "tcp", "log"}):
+        return ready
+    if isinstance(ready, str) and ready.startswith("/"):
+        return {"http": ready}
+    if ready == "tcp":
+        return {"tcp": True}
+    raise WorkerConfigurationError("bad readiness", ready, "use an HTTP path, 'tcp', or {'log': 'regex'}")
 
 
 def check_env(key: str, value: str) -> None:

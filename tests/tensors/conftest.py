@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import gc
-import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from open_files import open_descriptors
 
 from rolecall.tensors.shm import ShmBackend
 from rolecall.tensors.store import Store
@@ -19,7 +19,7 @@ from rolecall.tensors.wire import WireBackend
 def _held() -> tuple[int, set[str], set[str]]:
     gc.collect()
     threads = {t.name for t in threading.enumerate() if not t.name.startswith("asyncio_")}
-    return len(os.listdir("/proc/self/fd")), threads, {p.name for p in Path("/dev/shm").iterdir()}
+    return open_descriptors(), threads, {p.name for p in Path("/dev/shm").iterdir()}
 
 
 @pytest.fixture(autouse=True)

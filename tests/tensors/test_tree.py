@@ -30,7 +30,7 @@ class Record(msgspec.Struct, frozen=True):
     y: int = 0
 
 
-Pair = namedtuple("Pair", "a b")  # noqa: PYI024
+Pair = namedtuple("Pair", "a b")
 
 
 def _marked(value: Any) -> Any:

@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ from rolecall.rpc.peer import Peer
 from rolecall.types import check_name
 
 OnCancel = Callable[[Callable[[], None]], None]
+Tell = Callable[[StartResult], Awaitable[None]]
 
 _log = logging.getLogger(__name__)
 
@@ -65,12 +66,18 @@ class Launcher:
         self.closed = False
 
     async def start(
-        self, specs: Sequence[ProcessSpec], started_by: str = "", on_cancel: OnCancel | None = None
+        self,
+        specs: Sequence[ProcessSpec],
+        started_by: str = "",
+        *,
+        tell: Tell | None = None,
+        on_cancel: OnCancel | None = None,
     ) -> list[StartResult]:
         """Starts all at the same time and returns when each is ready or has failed and left nothing behind.
 
         Args:
             started_by: The worker that asked for it; empty for the controller.
+            tell: Gets each result as soon as it is known.
             on_cancel: Takes a function to call when the caller gives up; what was started then is ended again.
         """
         planned = await asyncio.gather(*(self._plan(spec, started_by) for spec in specs))
@@ -78,7 +85,7 @@ class Launcher:
         if on_cancel is not None:
             on_cancel(lambda: self._parts.spawn_task(self._parts.killer.end(records, 0)))
         failures = await self._make(records)
-        return list(await asyncio.gather(*(self._finish(item, failures) for item in planned)))
+        return list(await asyncio.gather(*(self._finish_and_tell(item, failures, tell) for item in planned)))
 
     # Plan
 
@@ -235,6 +242,14 @@ class Launcher:
             record.peer.attach(Link(control, loop=asyncio.get_running_loop()))
 
     # Wait until ready
+
+    async def _finish_and_tell(
+        self, item: Record | StartResult, failures: Mapping[Record, str], tell: Tell | None
+    ) -> StartResult:
+        result = await self._finish(item, failures)
+        if tell is not None:
+            await tell(result)
+        return result
 
     async def _finish(self, item: Record | StartResult, failures: Mapping[Record, str]) -> StartResult:
         if isinstance(item, StartResult):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 
-from rolecall.errors import WorkerConfigurationError, WorkerCreationError, WorkerNotFoundError
-from rolecall.guard.spec import ProcessSpec
+from rolecall.errors import CallCancelledError, WorkerConfigurationError, WorkerCreationError, WorkerNotFoundError
+from rolecall.guard.spec import ProcessSpec, StartResult
 from rolecall.guard.table import Record
 from rolecall.rpc.peer import Incoming
 from rolecall.types import check_name
@@ -81,6 +82,10 @@ class _SetEnv(msgspec.Struct):
     env: dict[str, str]
 
 
+class _Env(msgspec.Struct):
+    env: dict[str, str]
+
+
 class _Shutdown(msgspec.Struct):
     grace_s: float = 0.0
 
@@ -130,10 +135,19 @@ class ControllerService(Methods):
         return self._guard.ports.release(_as(_Owner, value).owner)
 
     async def _call(self, incoming: Incoming) -> Any:
+        """A start is ended again when its caller gives up, and streams each result as soon as it is known if asked."""
         if incoming.method != "start":
             return await super()._call(incoming)
         specs = _as(_Start, incoming.args()).specs
-        return msgspec.to_builtins(await self._guard.start(specs, on_cancel=incoming.on_cancel))
+        if not incoming.streaming:
+            return msgspec.to_builtins(await self._guard.start(specs, on_cancel=incoming.on_cancel))
+
+        async def tell(result: StartResult) -> None:
+            with suppress(CallCancelledError):  # the controller has heard enough; the others are ended again
+                await incoming.emit(msgspec.to_builtins(result))
+
+        await self._guard.start(specs, tell=tell, on_cancel=incoming.on_cancel)
+        return None
 
     async def _kill(self, value: Any) -> Any:
         wanted = _as(_Kill, value)
@@ -185,10 +199,18 @@ class WorkerService(_Forking):
             "alloc_ports": self._alloc_ports,
             "fork": self._fork,
             "kill_forked_worker": self._kill_forked_worker,
+            "forked_children": self._forked_children,
+            "set_env": self._set_env,
         }
 
     async def _alloc_ports(self, value: Any) -> Any:
         return self._guard.alloc_ports(self._worker, _as(_Count, value).count)
+
+    async def _forked_children(self, value: Any) -> Any:
+        return [record.worker_id for record in self._guard.table if record.spec.target == self._worker]
+
+    async def _set_env(self, value: Any) -> Any:
+        await self._guard.set_env(self._worker, _as(_Env, value).env)
 
     async def _fork(self, value: Any) -> Any:
         return await self.fork(_as(_Fork, value), self._worker, self._worker)

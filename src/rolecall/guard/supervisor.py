@@ -19,7 +19,7 @@ from rolecall.guard.config import GuardConfig
 from rolecall.guard.endpoints import Endpoints
 from rolecall.guard.forker import Template, TemplateError
 from rolecall.guard.killing import Killer
-from rolecall.guard.launch import Launcher, OnCancel, Parts
+from rolecall.guard.launch import Launcher, OnCancel, Parts, Tell
 from rolecall.guard.lease import Lease
 from rolecall.guard.metrics import Counts
 from rolecall.guard.ownership import Census
@@ -218,10 +218,15 @@ class Guard:
     # Workers
 
     async def start(
-        self, specs: list[ProcessSpec], started_by: str = "", on_cancel: OnCancel | None = None
+        self,
+        specs: list[ProcessSpec],
+        started_by: str = "",
+        *,
+        tell: Tell | None = None,
+        on_cancel: OnCancel | None = None,
     ) -> list[StartResult]:
         """Starts workers; see `Launcher.start`."""
-        results = await self.launcher.start(specs, started_by, on_cancel)
+        results = await self.launcher.start(specs, started_by, tell=tell, on_cancel=on_cancel)
         self.counts.starts += len(results)
         self.counts.failed_starts += sum(not result.ok for result in results)
         return results

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import time
+from asyncio.events import _get_running_loop
 from collections.abc import AsyncIterator, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -100,8 +101,10 @@ class Call(Waitable):
         if self._inflow is not None:
             for _ in self._bodies():
                 pass
-        elif not self._done and not self.wait(self._is_done, self._deadline):
-            self._peer._expire(self)
+        elif not self._done:
+            self._refuse_to_block_the_loop()
+            if not self.wait(self._is_done, self._deadline):
+                self._peer._expire(self)
         return self._outcome()
 
     def __await__(self) -> Generator[Any, None, Any]:
@@ -138,6 +141,12 @@ class Call(Waitable):
                 raise
         return self._outcome()
 
+    def _refuse_to_block_the_loop(self) -> None:
+        if _get_running_loop() is self._peer.loop:
+            raise RuntimeError(
+                f"waiting for {self.method}() here would block the loop that its answer comes in on; await it"
+            )
+
     def _is_done(self) -> bool:
         return self._done
 
@@ -161,6 +170,7 @@ class Call(Waitable):
 
     def _bodies(self) -> Iterator[Body]:
         inflow = self._stream()
+        self._refuse_to_block_the_loop()
         try:
             while True:
                 if not self.wait(self._has_next, self._deadline):

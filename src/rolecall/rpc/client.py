@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
-from rolecall.errors import AuthenticationError, ProtocolError, RPCConnectionError
+from rolecall.errors import RPCConnectionError
 from rolecall.rpc import address, handshake
 from rolecall.rpc.frames import Limits
 from rolecall.rpc.handshake import HELLO_S, Hello
@@ -66,6 +66,7 @@ class Client:
         )
         self._task: asyncio.Task[None] | None = None
         self._gone: asyncio.Event | None = None
+        self._last_error = "not tried yet"
         self._settled = threading.Event()
         loop.call_soon_threadsafe(self._start)
 
@@ -77,7 +78,7 @@ class Client:
             AuthenticationError, ProtocolError: The other side refused for good.
         """
         if not self._settled.wait(timeout):
-            raise TimeoutError(f"{self.name}: no connection within {timeout:g} s")
+            raise TimeoutError(f"{self.name}: no connection within {timeout:g} s; {self._last_error}")
         if self.peer.failure is not None:
             raise self.peer.failure
 
@@ -119,7 +120,7 @@ class Client:
                 if await self._connect():
                     backoff = FIRST_BACKOFF_S
                     await gone.wait()
-            except (AuthenticationError, ProtocolError) as e:
+            except Exception as e:  # refused for good, or a mistake of ours; either way no call may hang on it
                 self.fail(e)
                 return
             await asyncio.sleep(backoff)
@@ -130,7 +131,8 @@ class Client:
             try:
                 async with asyncio.timeout(HELLO_S):
                     await self._connect_to(where)
-            except (OSError, RPCConnectionError, TimeoutError):
+            except (OSError, RPCConnectionError, TimeoutError) as e:
+                self._last_error = f"{where}: {e or type(e).__name__}"
                 continue
             self._settled.set()
             return True

@@ -25,7 +25,13 @@ EXCEPTION, OWN_ERROR, STAND_IN = -35, -36, -37
 
 _TRACEBACK = "remote_traceback"
 _LONGEST = 64 << 10  # characters of a message or traceback, the end of it counts
-_SET_BY_KEYWORD = ("name", "path", "name_from")  # of ImportError, NameError, AttributeError; not in args nor __dict__
+# What built-in exceptions keep neither in args nor in __dict__. AttributeError.obj and NameError's frame stay behind.
+_KEPT_APART: dict[type[Exception], tuple[str, ...]] = {
+    ImportError: ("name", "path"),
+    NameError: ("name",),
+    AttributeError: ("name",),
+    OSError: ("filename", "filename2"),
+}
 
 
 def full_name(kind: type) -> str:
@@ -110,14 +116,16 @@ def _with_traceback(exc: Any, trace: str, notes: list[str] | None = None) -> Any
 
 def _exception(writer: Writer, exc: Exception, name: str) -> Any:
     attributes = own_attributes(exc, (_TRACEBACK,))
-    for key in _SET_BY_KEYWORD:
-        if isinstance(exc, ImportError | NameError | AttributeError) and getattr(exc, key, None) is not None:
-            attributes[key] = getattr(exc, key)
+    attributes |= {name: getattr(exc, name) for name in _kept_apart(exc) if getattr(exc, name) is not None}
     # Packed apart, so that the receiver can still say what happened where a type inside is unknown to it.
     state = _attempt(writer, lambda: pack_plain([writer.plain(exc.args), writer.plain(attributes)]))
     if state is None:
         return _stand_in(writer, exc)
     return writer.extension(EXCEPTION, [name, *describe(exc)[1:], state])
+
+
+def _kept_apart(exc: Exception) -> set[str]:
+    return {name for kind, names in _KEPT_APART.items() if isinstance(exc, kind) for name in names}
 
 
 def _stand_in(writer: Writer, exc: BaseException) -> Any:
@@ -135,11 +143,11 @@ def _decode_exception(reader: Reader, data: memoryview) -> Any:
         args, attributes = reader.items(state, 2)
         return _with_traceback(_rebuilt(cls, args, attributes), trace)
     except CodecError:
-        raise_if_not_text(name, message, trace)
+        _check_text(name, message, trace)
         return RemoteError(name.replace(":", "."), message, trace)
 
 
-def raise_if_not_text(*parts: Any) -> None:
+def _check_text(*parts: Any) -> None:
     if not all(type(part) is str for part in parts):
         raise DecodeError("description of an exception is no text")
 
@@ -147,15 +155,13 @@ def raise_if_not_text(*parts: Any) -> None:
 def _rebuilt(cls: type[Exception], args: tuple[Any, ...], attributes: dict[str, Any]) -> Exception:
     if type(args) is not tuple or type(attributes) is not dict:
         raise DecodeError("state of an exception is not a tuple and a dict")
-    native = next(base for base in cls.__mro__ if _is_builtin(base))
+    native: Any = next(base for base in cls.__mro__ if _is_builtin(base))
     try:
         exc = cls.__new__(cls, *args)
-        init: Any = native.__init__
-        init(exc, *args)  # fills what the built-in type keeps in C, without the user's own __init__
+        native.__init__(exc, *args)  # fills what the built-in type keeps in C, without the user's own __init__
         exc.args = args
-        for key in _SET_BY_KEYWORD:
-            if key in attributes and isinstance(exc, ImportError | NameError | AttributeError):
-                setattr(exc, key, attributes.pop(key))
+        for name in _kept_apart(exc) & attributes.keys():
+            setattr(exc, name, attributes.pop(name))
     except Exception as e:  # a type may refuse any arguments
         raise DecodeError(f"a {cls.__qualname__} cannot be made again", str(e)) from e
     set_attributes(exc, attributes)
@@ -164,7 +170,7 @@ def _rebuilt(cls: type[Exception], args: tuple[Any, ...], attributes: dict[str, 
 
 def _decode_stand_in(reader: Reader, data: memoryview) -> Any:
     parts = reader.items(data, 3)
-    raise_if_not_text(*parts)
+    _check_text(*parts)
     return RemoteError(*parts)
 
 

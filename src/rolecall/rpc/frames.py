@@ -38,7 +38,7 @@ _MAPPED = 1 * _MIB  # from here on memory is mapped: the kernel gives a page whe
 _HUGE = 4 * _MIB  # huge pages save most of the page faults, but round up to 2 MiB
 _JOIN = 8 * _KIB  # below this a copy is cheaper than one more part in the write
 
-_MAP_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+_MAP_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 _MADV_HUGEPAGE: int | None = getattr(mmap, "MADV_HUGEPAGE", None)
 
 
@@ -51,7 +51,7 @@ class Limits:
         max_buffers: Buffers of one frame.
         max_payload: Bytes of all buffers of one frame.
         max_hello: Bytes of the header of the first frame, see `before_hello`.
-        max_depth: Levels of nesting of a value.
+        max_depth: Levels of nesting of a value. For information: the codec keeps to `MAX_DEPTH` on every connection.
         one_by_one: Give out one frame at a time. The owner asks for the next with `buffer_updated(0)`.
     """
 

@@ -174,7 +174,7 @@ class Incoming(Waitable):
             return
         if not received and link is not None:
             link.abort(ProtocolError("a result was not read within (s)", LENT_S))
-            self.wait(lambda: link.closed)
+            self.wait(lambda: link.closed or self.settled)
         parts = pack(message, [frozen(b) for b in buffers])
         if self._peer._records.replace_reply(self, parts):
             self.sent = self._peer._send(parts)

@@ -41,6 +41,7 @@ PROBE_S = 1.0
 PROBE_MAX_S = 15.0
 LARGE_REPLY = 256 << 10  # its record is worth a frame of its own to be rid of
 MAX_IN_FLIGHT = 256 << 20
+UNKNOWN = 1 << 62  # the position of a frame that is just being sent
 
 
 class Handler(Protocol):
@@ -143,12 +144,13 @@ class Peer:
             acks = self._pending.take_acks()
             header = _encoded_request(Request(seq, kind, method, meta, self.window, acks, encoded.header))
             call.parts = parts = pack(header, encoded.buffers)
-        except Exception:
+            link = self._link
+            if link is not None:
+                call.sent = link, UNKNOWN  # before sending: from here on it may have been taken
+                call.sent = link, link.send(parts)
+        except BaseException:  # Ctrl-C too: nobody will ever ask for this call
             self._pending.claim(seq)
             raise
-        link = self._link
-        if link is not None:
-            call.sent = link, link.send(parts)
         return call
 
     def _wait_for_room(self, timeout: float | None = None) -> None:
@@ -200,10 +202,13 @@ class Peer:
         if self._tick_handle is not None:
             self._tick_handle.cancel()
             self._tick_handle = None
-        self._records.clear(forget_ids=False)
+        lent = any(record.lent is not None for record in self._records.all())
         link, self._link = self._link, None
-        if link is not None:
+        if link is not None and lent:
+            link.abort()  # its queue views memory whose owner is about to be let go
+        elif link is not None:
             link.close()
+        self._records.clear(forget_ids=False)
 
     # The link
 
@@ -299,7 +304,6 @@ class Peer:
             elif call.probe_wait == 0.0:
                 call.probe_at, call.probe_wait = now + self._probe_s, self._probe_s
             elif call.probe_at <= now and not self._on_its_way(call.sent) and (call.sent is not None or call._done):
-                call.probe_wait = min(call.probe_wait * 2, PROBE_MAX_S)
                 call.probe_at = now + call.probe_wait
                 asked.append(self._asked(call))
         self._ask(asked)
@@ -383,6 +387,7 @@ class Peer:
             return
         inflow = call._inflow
         whole = inflow.put(message.index, (message.body, buffers), self.window)
+        call.probe_wait, call.probe_at = self._probe_s, time.monotonic() + self._probe_s
         call.wake()
         if not whole:
             self._probe_gap(call)
@@ -407,6 +412,7 @@ class Peer:
             call = self._pending.calls.get(seq)
             if call is not None:
                 call.parts = None  # taken for certain: it will never have to be sent again
+                call.probe_wait = min(call.probe_wait * 2, PROBE_MAX_S)
         for seq in status.unknown:
             call = self._pending.calls.get(seq) or self._pending.notes.get(seq)
             if call is None:

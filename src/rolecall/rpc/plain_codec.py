@@ -256,13 +256,13 @@ def _zoneinfo(writer: Writer, value: ZoneInfo) -> Any:
 
 
 def _decode_datetime(reader: Reader, data: memoryview) -> Any:
-    parts = reader.items(data, 9)
-    return dt.datetime(*parts[:7], parts[8], fold=parts[7])
+    *clock, fold, zone = reader.items(data, 9)
+    return dt.datetime(*clock).replace(tzinfo=zone, fold=fold)
 
 
 def _decode_time(reader: Reader, data: memoryview) -> Any:
-    parts = reader.items(data, 6)
-    return dt.time(*parts[:4], parts[5], fold=parts[4])
+    *clock, fold, zone = reader.items(data, 6)
+    return dt.time(*clock).replace(tzinfo=zone, fold=fold)
 
 
 def _decode_timezone(reader: Reader, data: memoryview) -> Any:

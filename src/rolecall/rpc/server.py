@@ -185,8 +185,10 @@ class Server:
         if self.closed:
             raise RPCConnectionError("the server", "closing")
         link = Link(sock, loop=self._loop, limits=self._limits)
-        self._links[link] = hello.epoch
         peer.attach(link, hello.session)
+        if link.closed:  # the peer has ended
+            return
+        self._links[link] = hello.epoch
         forward = link.on_closed
 
         def on_closed(exc: Exception | None) -> None:

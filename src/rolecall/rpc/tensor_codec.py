@@ -2,9 +2,9 @@
 
 Every dtype keeps its bits. A tensor that lies in order in host memory is viewed, not copied: it must not change until
 the frame is written. One on an accelerator goes through host memory and arrives on the CPU, unless the receiver's
-`context.tensor_device` says otherwise. `requires_grad` and the graph stay behind, an `nn.Parameter` arrives as a tensor.
-Meta tensors stay meta. Sparse tensors travel as their parts, which torch checks when they arrive. Quantised and nested
-tensors and subclasses of Tensor do not travel. Two references to one tensor arrive as two tensors.
+`context.tensor_device` says otherwise. `requires_grad` and the graph stay behind; an `nn.Parameter` arrives as a
+tensor, a meta tensor as a meta tensor. Sparse tensors travel as their parts, which torch checks when they arrive.
+Quantised and nested tensors and subclasses of Tensor do not travel. Two references to one tensor arrive as two tensors.
 """
 
 from __future__ import annotations
@@ -43,9 +43,7 @@ def _dtypes() -> dict[str, Any]:
     """The dtypes whose bits stand for themselves. A quantised one made from bytes crashes the process."""
     torch = _torch()
     found = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
-    return {
-        name[len("torch.") :]: dtype for name, dtype in found.items() if not name.startswith(("torch.q", "torch.quint"))
-    }
+    return {name[len("torch.") :]: dtype for name, dtype in found.items() if not name.startswith("torch.q")}
 
 
 @cache

@@ -57,7 +57,7 @@ _MAIN = "__main__"
 @lru_cache(maxsize=4096)
 def _why_refused(name: str) -> str:
     """Returns why the name may not be looked up, or "". Pure."""
-    if len(name) > _LONGEST or not _NAME.fullmatch(name):
+    if not _NAME.fullmatch(name):
         return "not a name of a type at the top of a module or a class"
     module, _, qualname = name.partition(":")
     parts = module.split(".")
@@ -96,13 +96,14 @@ def resolve(name: Any, is_kind: Callable[[type], bool], kind: str) -> Any:
     """
     if type(name) is not str:
         raise DecodeError("name of a type is no text", type(name).__name__)
-    why = _why_refused(name)
+    why = "too long" if len(name) > _LONGEST else _why_refused(name)
     if why:
         raise DecodeError(f"type refused, {why}", name[:_LONGEST])
     module, _, qualname = name.partition(":")
-    if module not in sys.modules:
-        _import(module)
     cls = _look_up(module, qualname)
+    if cls is None and module != _MAIN:
+        _import(module)  # also waits for another thread that is importing it now
+        cls = _look_up(module, qualname)
     if cls is None:
         raise DecodeError("no type of that name here", name)
     if not is_kind(cls):

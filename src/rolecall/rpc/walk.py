@@ -147,7 +147,11 @@ class Writer:
 
 
 class Reader:
-    """Turns msgpack back into one value."""
+    """Turns msgpack back into one value.
+
+    Nesting is bounded by `MAX_DEPTH` for extensions and by the interpreter's recursion limit for plain lists and dicts,
+    which msgspec reads without us. Counts are bounded by the input: it takes memory for an item when it has read it.
+    """
 
     __slots__ = ("_buffers", "_depth", "context")
 

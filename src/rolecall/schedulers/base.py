@@ -32,7 +32,16 @@ from rolecall.tensors.cache import Cache
 from rolecall.tensors.fetch import Fetcher
 from rolecall.tensors.lifetime import Home
 from rolecall.tensors.shm import ShmBackend
-from rolecall.types import Job, SchedulingSpec, SchedulingStrategy, TensorPolicy, Worker, check_env, check_name
+from rolecall.types import (
+    Job,
+    SchedulingSpec,
+    SchedulingStrategy,
+    TensorPolicy,
+    Worker,
+    check_env,
+    check_name,
+    readiness,
+)
 
 CACHE_BYTES = 1 << 30
 
@@ -82,7 +91,7 @@ class Scheduler(ABC):
         )
         self._watch.guards = self._hub.guards
         self._hub.open()
-        self._starter = Starter(self._connect, timeout=start_timeout, device_var=self._device_var())
+        self._starter = Starter(self._io, self._connect, timeout=start_timeout, device_var=self._device_var())
 
     # What a backend says and does.
 
@@ -162,7 +171,7 @@ class Scheduler(ABC):
         Args:
             command: None hosts engines; a dotted module runs as `python -m module`; a list is a program with
                 placeholders `{host} {port} {ports[1]} {role} {index} {devices}`.
-            ready: For commands: `"/health"` (HTTP path that answers 2xx), `"tcp"`, `{"log": "regex"}`; None waits a moment.
+            ready: For commands: an HTTP path, `"tcp"`, or `{"log": "regex"}`; None waits a moment.
 
         Raises:
             WorkerNotFoundError: No such target; names the roles there are.
@@ -172,9 +181,8 @@ class Scheduler(ABC):
         target = self._table.role(target_role)
         self._table.begin(role)
         try:
-            slots = forked_slots(role, [m.slot for m in target.members], command)
-            places = [m.guard for m in target.members]
-            members = self._starter.start(Group(role, slots, places, readiness(ready)))
+            slots = forked_slots(role, [m.slot for m in target.members], command, readiness(ready))
+            members = self._starter.start(Group(role, slots, [m.guard for m in target.members]))
         except BaseException:
             self._table.abandon(role)
             raise
@@ -389,7 +397,7 @@ class Scheduler(ABC):
             what = f"role {job.role!r} has {job.replicas} replica(s), its target {target.name!r} {len(target.members)}"
             raise WorkerConfigurationError(what, None, "a colocated role needs as many as its target")
         if strategy.fork:
-            return self.fork_workers(job.role, target.name, job.tasks[0].cmd)
+            return self.fork_workers(job.role, target.name, job.tasks[0].cmd, ready=job.tasks[0].ready)
         self._table.begin(job.role)
         return self._register(RoleRecord(job.role, target.members, target=target.name, borrowed=True))
 
@@ -422,17 +430,6 @@ class Scheduler(ABC):
         if member.client is None:
             raise WorkerNotFoundError(owner, self._table.ids())
         return member.client.peer
-
-
-def readiness(ready: str | dict[str, Any] | None) -> dict[str, Any] | None:
-    """`"/health"` is an HTTP path, `"tcp"` a listener; a dict says `http`, `tcp` or `log` itself."""
-    if ready is None or isinstance(ready, dict):
-        return ready
-    if ready.startswith("/"):
-        return {"http": ready}
-    if ready == "tcp":
-        return {"tcp": True}
-    raise WorkerConfigurationError("bad readiness", ready, "use an HTTP path, 'tcp', or {'log': 'regex'}")
 
 
 def _refuse_inside_worker() -> None:

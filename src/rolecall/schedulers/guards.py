@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from rolecall.errors import GuardLostError
@@ -45,6 +45,12 @@ class GuardProxy:
             raise self.lost
         return self.peer.request(method, value or {}, timeout=timeout)
 
+    def start(self, specs: list[dict[str, Any]], timeout: float) -> AsyncIterator[dict[str, Any]]:
+        """Asks for workers and yields each one's result as soon as it is known. On the I/O loop."""
+        if self.lost is not None:
+            raise self.lost
+        return aiter(self.peer.request("start", {"specs": specs}, timeout=timeout, streaming=True))
+
     def lose(self, reason: str) -> None:
         """Its connection is gone for good. Everything it owned is dead or dying."""
         if self.lost is not None:
@@ -53,6 +59,12 @@ class GuardProxy:
         self.peer.fail(self.lost)
         self._arrived.set()
         self._on_lost(self)
+
+    def stall(self, reason: str) -> None:
+        """It lives but does not run: what was asked of it fails now, later requests may work again."""
+        facts = {"guard": self.guard_id, "pid": self.info.get("pid"), "reason": reason}
+        self.peer.fail_pending(GuardLostError(self.guard_id, self.info.get("host", ""), self.info.get("pid"), reason))
+        self._on_event(self, "guard_stalled", facts)
 
     def _disconnected(self, error: Exception | None) -> None:
         if not self.ending:

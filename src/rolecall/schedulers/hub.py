@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from typing import Any
 
 from rolecall.errors import AuthenticationError
+from rolecall.guard.proc import read_stat
 from rolecall.rpc.loop import IOThread
 from rolecall.rpc.peer import Peer
 from rolecall.rpc.server import Hello, Server
 from rolecall.schedulers.guards import EventSink, GuardProxy
 from rolecall.schedulers.run import Run
+
+LOOK_S = 1.0
+STOPPED_LOOKS = 5  # so many in a row: a debugger's short stop is no news
 
 
 class Hub:
@@ -30,7 +35,7 @@ class Hub:
         self._on_event, self._on_lost = on_event, on_lost
         self._guards: dict[str, GuardProxy] = {}
         self._server = Server(run.token, loop=io.loop, on_peer=self._arrived)
-        self._renewal: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     def open(self) -> None:
         self._io.run(self._open())
@@ -56,11 +61,12 @@ class Hub:
 
     async def _open(self) -> None:
         self._server.listen_unix(str(self._run.controller_socket))
-        self._renewal = asyncio.get_running_loop().create_task(self._renew())
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._renew()), loop.create_task(self._look())]
 
     async def _close(self) -> None:
-        if self._renewal is not None:
-            self._renewal.cancel()
+        for task in self._tasks:
+            task.cancel()
         await self._server.close()
         for guard in self.guards():
             guard.peer.close()
@@ -72,6 +78,17 @@ class Hub:
                     guard.peer.notify("lease")
             await asyncio.sleep(self._lease_s / 4)
 
+    async def _look(self) -> None:
+        """Notices guards of this host that a signal has stopped; they cannot say so themselves."""
+        stopped: dict[str, int] = {}
+        while True:
+            await asyncio.sleep(LOOK_S)
+            for guard in self.guards():
+                count = stopped.get(guard.guard_id, 0) + 1 if _is_stopped(guard) else 0
+                stopped[guard.guard_id] = count
+                if count >= STOPPED_LOOKS:
+                    guard.stall("it is stopped by a signal (state T); send it SIGCONT, or end the run")
+
     def _arrived(self, hello: Hello) -> Peer:
         facts: dict[str, Any] = hello.info
         guard = self._guards.get(str(facts.get("guard_id")))
@@ -79,3 +96,10 @@ class Hub:
             raise AuthenticationError(str(facts.get("guard_id")), "of another run")
         guard.arrive(facts)
         return guard.peer
+
+
+def _is_stopped(guard: GuardProxy) -> bool:
+    if not guard.info or guard.lost is not None or guard.info.get("host") != os.uname().nodename:
+        return False
+    stat = read_stat(int(guard.info["pid"]))
+    return stat is not None and stat.state in "Tt"

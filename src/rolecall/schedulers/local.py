@@ -18,6 +18,7 @@ from rolecall.schedulers.one_host import OneHostScheduler
 from rolecall.schedulers.plan import base_environment
 
 GUARD_TIMEOUT_S = 60.0
+SHUTDOWN_MARGIN_S = 5.0
 
 
 class LocalScheduler(OneHostScheduler):
@@ -54,20 +55,21 @@ class LocalScheduler(OneHostScheduler):
         guard = self._guard
         guard.ending = True
         if guard.info and guard.lost is None:
-            # A guard that is gone or does not answer is left to the reaper and the sweep below.
+            grace = self._grace_s if graceful else 0.0
+            # A guard that is gone or does not answer is ended from above.
             with contextlib.suppress(GuardLostError, TimeoutError):
-                guard.ask("shutdown", {"grace_s": self._grace_s if graceful else 0.0}, timeout=15.0).result()
-        else:
-            self._reaper.terminate()
-        self._await_reaper()
+                guard.ask("shutdown", {"grace_s": grace}, timeout=grace + SHUTDOWN_MARGIN_S).result()
+        self._end_reaper()
         sweep(self._run.run_id)
 
-    def _await_reaper(self) -> None:
-        try:
-            self._reaper.wait(5.0)
-        except subprocess.TimeoutExpired:
-            self._reaper.kill()
-            self._reaper.wait()
+    def _end_reaper(self) -> None:
+        """The reaper ends when the guard has. Its first SIGTERM asks a guard that is stuck, its second kills it."""
+        for push in (lambda: None, self._reaper.terminate, self._reaper.terminate, self._reaper.kill):
+            push()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._reaper.wait(2.0 if self._guard.info else 0.0)
+                return
+        self._reaper.wait()
 
     def _guard_log(self) -> Path:
         return self._run.run_dir / "logs" / f"guard-{self._guard.guard_id}.log"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rolecall.errors import WorkerConfigurationError
-from rolecall.types import Job, worker_id
+from rolecall.types import Job, readiness, worker_id
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -22,6 +23,7 @@ class Slot:
     port_count: int
     env: Mapping[str, str]
     argv: tuple[str, ...] | None = None
+    ready: Mapping[str, Any] | None = None
     target: str | None = None
 
 
@@ -56,12 +58,15 @@ def separate_slots(job: Job, devices: Mapping[str, Sequence[str]], host_cores: i
             port_count=spec.port_count,
             env=dict(spec.env_vars),
             argv=argv_of(spec.cmd),
+            ready=readiness(spec.ready),
         )
         for i, spec in enumerate(job.specs())
     )
 
 
-def forked_slots(role: str, targets: Sequence[Slot], command: str | Sequence[str] | None) -> tuple[Slot, ...]:
+def forked_slots(
+    role: str, targets: Sequence[Slot], command: str | Sequence[str] | None, ready: Mapping[str, Any] | None
+) -> tuple[Slot, ...]:
     """Slots of a role that lives in the slots of another: same cores and devices, own id and ports."""
     return tuple(
         Slot(
@@ -71,6 +76,7 @@ def forked_slots(role: str, targets: Sequence[Slot], command: str | Sequence[str
             port_count=max(2, t.port_count),
             env={},
             argv=argv_of(command),
+            ready=ready,
             target=t.worker_id,
         )
         for i, t in enumerate(targets)

@@ -9,6 +9,7 @@ import secrets
 import shutil
 import stat
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ class Run:
         self.run_dir = root.absolute() / self.experiment / self.trial
         self.runtime_dir = _private_root() / self.run_id
         self._lock = -1
+        self._writing = threading.Lock()
 
     def __repr__(self) -> str:
         return f"Run({self.experiment}/{self.trial}, id={self.run_id})"
@@ -69,8 +71,9 @@ class Run:
         head = {"experiment": self.experiment, "trial": self.trial, "run_id": self.run_id}
         body = json.dumps({**head, "runtime_dir": str(self.runtime_dir), **state}, indent=1)
         fresh = self.run_dir / "state.json.new"
-        fresh.write_text(body)
-        fresh.replace(self.run_dir / "state.json")
+        with self._writing:
+            fresh.write_text(body)
+            fresh.replace(self.run_dir / "state.json")
 
     def close(self) -> None:
         """Removes the runtime directory. The run directory stays."""

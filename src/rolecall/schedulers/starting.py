@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rolecall.errors import GuardLostError, RolecallError, WorkerCreationError
+from rolecall.rpc.loop import IOThread
 from rolecall.schedulers.guards import GuardProxy
 from rolecall.schedulers.plan import Slot, rank_environment
 from rolecall.schedulers.table import Member
@@ -23,7 +25,6 @@ class Group:
     role: str
     slots: Sequence[Slot]
     places: Sequence[GuardProxy]
-    ready: dict[str, Any] | None = None
     ports: list[list[int]] = field(default_factory=list)
 
     def by_guard(self) -> dict[str, list[int]]:
@@ -37,8 +38,8 @@ class Group:
 class Starter:
     """Starts groups. `connect` makes the conversation with a worker that hosts engines."""
 
-    def __init__(self, connect: Callable[[Member], None], *, timeout: float, device_var: str) -> None:
-        self._connect, self._timeout, self._device_var = connect, timeout, device_var
+    def __init__(self, io: IOThread, connect: Callable[[Member], None], *, timeout: float, device_var: str) -> None:
+        self._io, self._connect, self._timeout, self._device_var = io, connect, timeout, device_var
 
     def start(self, group: Group) -> list[Member]:
         """Returns the members, all ready.
@@ -49,16 +50,12 @@ class Starter:
         try:
             with Waiting(f"starting {len(group.slots)} worker(s) of role {group.role} ..."):
                 self._lease_ports(group)
-                results = self._ask(group)
+                results = self._io.run(self._start_all(group))
         except BaseException as e:
             take_back(group)
-            if isinstance(e, GuardLostError):
+            if isinstance(e, GuardLostError | TimeoutError):
                 raise WorkerCreationError(group.role, str(e)) from e
             raise
-        failed = [i for i, r in enumerate(results) if not r["ok"]]
-        if failed:
-            take_back(group)
-            raise _creation_error(group, results, failed)
         members = [_member(group, i, r) for i, r in enumerate(results)]
         for member in members:
             if member.slot.argv is None:
@@ -72,18 +69,28 @@ class Starter:
         ]
         group.ports = [call.result()["ports"] for call in calls]
 
-    def _ask(self, group: Group) -> list[dict[str, Any]]:
-        results: list[dict[str, Any]] = [{}] * len(group.slots)
+    async def _start_all(self, group: Group) -> list[dict[str, Any]]:
+        """Every worker's result, or the error of the first that fails, at once and not when the others are ready."""
+        results: dict[int, dict[str, Any]] = {}
+        tasks = [asyncio.ensure_future(self._start_on(group, mine, results)) for mine in group.by_guard().values()]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        return [results[i] for i in range(len(group.slots))]
+
+    async def _start_on(self, group: Group, indices: list[int], results: dict[int, dict[str, Any]]) -> None:
+        """The workers of one guard."""
         master = _master(group)
-        asked = []
-        for indices in group.by_guard().values():
-            specs = [self._spec(group, i, master) for i in indices]
-            place = group.places[indices[0]]
-            asked.append((indices, place.ask("start", {"specs": specs}, timeout=self._timeout + MARGIN_S)))
-        for indices, call in asked:
-            for i, result in zip(indices, call.result(), strict=True):
-                results[i] = result
-        return results
+        by_id = {group.slots[i].worker_id: i for i in indices}
+        specs = [self._spec(group, i, master) for i in indices]
+        async for result in group.places[indices[0]].start(specs, self._timeout + MARGIN_S):
+            index = by_id[result["worker_id"]]
+            if not result["ok"]:
+                raise WorkerCreationError(group.role, result["error"], [index], {index: result["log_tail"]})
+            results[index] = result
 
     def _spec(self, group: Group, i: int, master: tuple[str, str] | None) -> dict[str, Any]:
         slot, ports = group.slots[i], group.ports[i]
@@ -96,7 +103,7 @@ class Starter:
             "device_var": self._device_var,
             "cores": slot.cores,
             "ports": ports,
-            "ready": group.ready,
+            "ready": dict(slot.ready) if slot.ready is not None else None,
             "start_timeout": self._timeout,
         }
 
@@ -121,12 +128,6 @@ def take_back(group: Group) -> None:
             call.result()
         except (RolecallError, TimeoutError):
             continue  # the guard went meanwhile, and its workers with it
-
-
-def _creation_error(group: Group, results: list[dict[str, Any]], failed: list[int]) -> WorkerCreationError:
-    first = results[failed[0]]
-    tails = {i: results[i]["log_tail"] for i in failed}
-    return WorkerCreationError(group.role, first["error"], failed, tails)
 
 
 def _member(group: Group, i: int, result: dict[str, Any]) -> Member:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from rolecall.errors import TensorError
@@ -80,4 +81,5 @@ def empty(dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
     """A new tensor of that dtype and shape with undefined values."""
     import torch
 
-    return torch.empty(shape, dtype=torch_dtype(dtype))
+    flat = torch.empty(math.prod(shape) * ITEMSIZE[dtype], dtype=torch.uint8)
+    return flat.view(torch_dtype(dtype)).view(shape)  # by way of bytes: torch warns of some dtypes otherwise

@@ -14,6 +14,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, SupportsIndex
 
 from rolecall.errors import DecodeError
+from rolecall.rpc import codec
 from rolecall.tensors.binding import binding
 from rolecall.tensors.dtypes import ITEMSIZE, empty, torch_dtype
 from rolecall.tensors.shard import Shard, shape_of
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["Piece", "RTensor", "Shard"]
+
+CODE = 1  # of handles among the codec's extensions
 
 
 class Piece(NamedTuple):
@@ -224,11 +227,11 @@ class RTensor:
             cut.append(Piece(shard, start + max(0, low - origin), min(stop, start + high - origin)))
         return cut
 
-    def to_plain(self) -> tuple[Any, ...]:
+    def to_plain(self) -> list[Any]:
         """The handle as plain values, each shard once."""
         numbers = {shard: i for i, shard in enumerate(self.shards)}
-        pieces = [(numbers[p.shard], p.start, p.stop) for p in self.pieces]
-        return self._dtype, self.shape, [shard.to_plain() for shard in numbers], pieces
+        pieces = [[numbers[p.shard], p.start, p.stop] for p in self.pieces]
+        return [self._dtype, [*self.shape], [shard.to_plain() for shard in numbers], pieces]
 
     @classmethod
     def from_plain(cls, plain: Any, context: Any = None) -> RTensor:
@@ -254,6 +257,9 @@ class RTensor:
             return cls(dtype, shape_of(shape), parts)
         except (TypeError, ValueError, IndexError) as e:
             raise DecodeError(f"not a handle: {e}") from e
+
+
+codec.extension(CODE, RTensor, RTensor.to_plain, RTensor.from_plain)
 
 
 def _needs_tensor(what: str) -> TypeError:

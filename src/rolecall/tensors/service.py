@@ -7,7 +7,7 @@ from typing import Any
 
 from rolecall.errors import ProtocolError
 from rolecall.tensors import tree
-from rolecall.tensors.dtypes import storable
+from rolecall.tensors.dtypes import dtype_name, storable
 from rolecall.tensors.fetch import Fetcher
 from rolecall.tensors.handle import RTensor
 from rolecall.tensors.owners import Connect
@@ -76,7 +76,7 @@ class DataService:
                 return handles[id(leaf)][1]
             if not is_tensor(leaf) or not storable(leaf):
                 return leaf
-            handle = RTensor.of(self.store.put(leaf))
+            handle = self._leave(leaf)
             handles[id(leaf)] = (leaf, handle)
             return handle
 
@@ -85,6 +85,11 @@ class DataService:
         except BaseException:
             self.store.delete(shard.id for _, handle in handles.values() for shard in handle.shards)
             raise
+
+    def _leave(self, tensor: Any) -> RTensor:
+        if not tensor.numel():  # nothing to store, and no piece would keep and free the shard
+            return RTensor(dtype_name(tensor.dtype), tensor.shape, [])
+        return RTensor.of(self.store.put(tensor))
 
     def free(self, shards: Sequence[Shard]) -> None:
         """Frees shards on explicit request: own ones now, others by asking their owners, without waiting."""

@@ -52,9 +52,9 @@ class Shard:
     def numel(self) -> int:
         return math.prod(self.shape)
 
-    def to_plain(self) -> tuple[Any, ...]:
+    def to_plain(self) -> list[Any]:
         """The shard as plain values, for the codec."""
-        return (self.id, self.owner, self.addresses, self.backend, self.where, self.dtype, self.shape)
+        return [self.id, self.owner, [*self.addresses], self.backend, self.where, self.dtype, [*self.shape]]
 
     @classmethod
     def from_plain(cls, plain: Any) -> Shard:

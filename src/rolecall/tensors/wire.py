@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from rolecall.tensors.dtypes import dtype_name, empty
 from rolecall.tensors.shard import Shard, Where
 
 if TYPE_CHECKING:
@@ -21,11 +22,8 @@ class WireBackend:
         self._tensors: dict[str, torch.Tensor] = {}  # single dict operations only: atomic under the interpreter's lock
 
     def put(self, shard_id: str, tensor: torch.Tensor) -> Where | None:
-        import torch
-
-        flat = torch.empty(tensor.numel(), dtype=tensor.dtype)
-        flat.view(tensor.shape).copy_(tensor.detach())
-        self._tensors[shard_id] = flat
+        own = empty(dtype_name(tensor.dtype), tuple(tensor.shape))
+        self._tensors[shard_id] = own.copy_(tensor.detach()).view(-1)
         return {}
 
     def fetch(self, shards: Sequence[Shard]) -> list[torch.Tensor | None]:

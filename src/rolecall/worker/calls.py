@@ -12,6 +12,7 @@ from typing import Any
 from rolecall.errors import CallCancelledError, EngineCallError, RolecallError
 from rolecall.rpc.peer import Incoming
 from rolecall.tensors import functions
+from rolecall.tensors.binding import binding
 from rolecall.tensors.service import DataService
 from rolecall.worker.host import EngineHost, Kind, Method
 
@@ -42,8 +43,9 @@ class Calls:
         if incoming.cancelled:
             return incoming.fail(CallCancelledError(self._host.worker_id, incoming.meta["method"]))
         try:
-            args, kwargs = functions.localize(incoming.args())
-            value = method.call(*args, **kwargs)
+            with binding.using(self._data):
+                args, kwargs = functions.localize(incoming.args())
+                value = method.call(*args, **kwargs)
             if inspect.isawaitable(value):  # a plain function that hands out a coroutine
                 value = asyncio.run_coroutine_threadsafe(_awaited(value), self._loop).result()
             value = self._leave_tensors(incoming, value)
@@ -54,8 +56,9 @@ class Calls:
     async def _on_loop(self, incoming: Incoming, method: Method) -> None:
         self._host.progress.begin()
         try:
-            args, kwargs = await functions.alocalize(incoming.args())
-            value = await method.call(*args, **kwargs)
+            with binding.using(self._data):
+                args, kwargs = await functions.alocalize(incoming.args())
+                value = await method.call(*args, **kwargs)
             value = self._leave_tensors(incoming, value)
         except BaseException as e:
             incoming.fail(self._reply_error(incoming, e))
@@ -79,10 +82,11 @@ class Calls:
     async def _stream_on_loop(self, incoming: Incoming, method: Method) -> None:
         self._host.progress.begin()
         try:
-            args, kwargs = await functions.alocalize(incoming.args())
-            async with _closing(method.call(*args, **kwargs)) as items:
-                async for item in items:
-                    await incoming.emit(self._leave_tensors(incoming, item))
+            with binding.using(self._data):
+                args, kwargs = await functions.alocalize(incoming.args())
+                async with _closing(method.call(*args, **kwargs)) as items:
+                    async for item in items:
+                        await incoming.emit(self._leave_tensors(incoming, item))
         except BaseException as e:
             incoming.fail(self._reply_error(incoming, e))
         else:
@@ -93,15 +97,16 @@ class Calls:
     def _stream_on_thread(self, incoming: Incoming, method: Method) -> None:
         self._host.progress.begin()
         try:
-            args, kwargs = functions.localize(incoming.args())
-            items = iter(method.call(*args, **kwargs))
-            try:
-                for item in items:
-                    incoming.emit_blocking(self._leave_tensors(incoming, item))
-            finally:
-                close = getattr(items, "close", None)
-                if close is not None:
-                    close()
+            with binding.using(self._data):
+                args, kwargs = functions.localize(incoming.args())
+                items = iter(method.call(*args, **kwargs))
+                try:
+                    for item in items:
+                        incoming.emit_blocking(self._leave_tensors(incoming, item))
+                finally:
+                    close = getattr(items, "close", None)
+                    if close is not None:
+                        close()
         except BaseException as e:
             incoming.fail(self._reply_error(incoming, e))
         else:

@@ -19,6 +19,7 @@ from rolecall.errors import (
     EngineNotFoundError,
     RolecallError,
     ShardNotFoundError,
+    WorkerNotFoundError,
 )
 from rolecall.rpc import codec
 from rolecall.rpc.frames import pack
@@ -62,7 +63,7 @@ class PortsBody(msgspec.Struct):
 class ForkBody(msgspec.Struct):
     role: str
     worker_index: int
-    command: str | list[str] | None = None
+    command: str | None = None
     raw_cmd: list[str] | None = None
     env: dict[str, str] = {}
 
@@ -160,16 +161,14 @@ class WorkerRoutes:
 
     async def _fork(self, request: Request) -> Response:
         body = _body(request, ForkBody)
-        command: str | list[str] | None = body.raw_cmd if body.raw_cmd is not None else body.command
-        wanted = {"role": body.role, "index": body.worker_index, "command": command, "env": body.env}
-        return _json(await self._ask_guard("fork", wanted))
+        return _json(await self._ask_guard("fork", msgspec.to_builtins(body)))
 
     async def _kill_forked(self, request: Request) -> Response:
         body = _body(request, KillBody)
-        wanted = {"role": body.role, "index": body.worker_index}
-        killed = await self._ask_guard("kill_forked_worker", wanted)
-        if not killed:
-            return _error(404, f"no forked worker {body.role}/{body.worker_index}")
+        try:
+            await self._ask_guard("kill_forked_worker", msgspec.to_builtins(body))
+        except WorkerNotFoundError as e:
+            return _error(404, str(e))
         return _json({"status": "ok"})
 
     async def _data_get(self, request: Request) -> Response:

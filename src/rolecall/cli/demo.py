@@ -1,0 +1,49 @@
+"""`rolecall demo`: trains a small model on this machine and shows the runtime at work."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from json import dumps
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from rolecall.demo.loop import run_demo
+from rolecall.demo.options import DemoOptions
+from rolecall.demo.recipe import Recipe
+
+INTERRUPTED = 130  # what a shell makes of SIGINT
+
+
+def demo(
+    seed: Annotated[int, typer.Option(help="First weights, prompts and sampling.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of training, at most.")] = DemoOptions.steps,
+    seconds: Annotated[float, typer.Option(help="No step begins later than this.")] = DemoOptions.seconds,
+    scheduler: Annotated[str, typer.Option(help="Where to run.")] = DemoOptions.scheduler,
+    fileroot: Annotated[
+        Path | None, typer.Option(help="Where run directories are made; ~/.rolecall by default.")
+    ] = None,
+    experiment: Annotated[str, typer.Option(help="First part of the run directory.")] = DemoOptions.experiment,
+    trial: Annotated[str | None, typer.Option(help="Second part; the time by default.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON; progress goes to stderr.")] = False,
+) -> None:
+    """Trains GRPO on "sort five digits" from random weights, on two actors and two rollout workers."""
+    options = DemoOptions(
+        Recipe(seed=seed),
+        steps=steps,
+        seconds=seconds,
+        scheduler=scheduler,
+        fileroot=fileroot,
+        experiment=experiment,
+        trial=trial,
+    )
+    console = Console(stderr=json)
+    try:
+        summary = run_demo(options, console)
+    except KeyboardInterrupt:
+        console.print("interrupted; everything started has ended")
+        raise typer.Exit(INTERRUPTED) from None
+    if json:
+        print(dumps(asdict(summary)))

@@ -1,0 +1,103 @@
+"""The live picture of a demo: what was last heard, laid out with rich. It never touches the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from rich.console import RenderableType
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from rolecall.demo.options import DemoOptions
+from rolecall.demo.records import Evaluation, Record, Started, Step
+
+WIDTH = 80
+CURVE = 48  # columns of the reward curve and the bars
+SPARKS = " ▁▂▃▄▅▆▇█"
+Row = tuple[RenderableType, RenderableType, RenderableType]  # label, picture, number
+COLORS = ("cyan", "magenta", "green", "yellow")
+
+
+class DemoPanel:
+    """Keeps the last record of each kind and all rewards; `render` draws them."""
+
+    def __init__(self, options: DemoOptions) -> None:
+        self._options = options
+        self._started: Started | None = None
+        self._step: Step | None = None
+        self._evaluation: Evaluation | None = None
+        self._rewards: list[float] = []
+
+    def add(self, record: Record) -> None:
+        match record:
+            case Started():
+                self._started = record
+            case Step():
+                self._step = record
+                self._rewards.append(record.reward)
+            case Evaluation():
+                self._evaluation = record
+
+    def render(self) -> RenderableType:
+        """The panel as it is now."""
+        title = f"GRPO on 'sort five digits', seed {self._options.recipe.seed}"
+        subtitle = self._started.directory if self._started else None
+        return Panel(self._body(), title=title, subtitle=subtitle, width=WIDTH)
+
+    def _body(self) -> RenderableType:
+        if self._started is None:
+            return Text("starting actor, ref, rollout, eval-rollout ...")
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(style="bold")
+        grid.add_column(width=CURVE)
+        for row in self._rows(self._started):
+            grid.add_row(*row)
+        return grid
+
+    def _rows(self, started: Started) -> list[Row]:
+        rows: list[Row] = [("start", "until every role was up", f"{started.seconds:.1f} s")]
+        if self._step is not None:
+            rows += self._step_rows(self._step)
+        if self._evaluation is not None:
+            e = self._evaluation
+            rows.append(("evaluation", f"at step {e.step}, all right {e.exact:.0%}, {e.sample}", f"{e.reward:.3f}"))
+        return rows
+
+    def _step_rows(self, step: Step) -> list[Row]:
+        total = self._options.steps
+        return [
+            ("step", ProgressBar(total, step.step, CURVE), f"{step.step} of {total}"),
+            ("reward", Text(sparkline(self._rewards, CURVE), style="cyan"), f"{step.reward:.3f}"),
+            ("policy", f"loss {step.loss:+.3f}  kl {step.kl:.2f}  clipped {step.clipped:.1%}", ""),
+            ("speed", f"{step.tokens_per_second:.0f} tokens/s", f"{step.seconds:.0f} s"),
+            ("time", stacked_bar(step.phases, CURVE), f"{1e3 * sum(step.phases.values()):.0f} ms"),
+            ("", legend(step.phases), ""),
+        ]
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """Values between 0 and 1 as one line of blocks, averaged to fit into `width` columns."""
+    columns = min(width, len(values))
+    cuts = [len(values) * i // columns for i in range(columns + 1)] if columns else []
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(cuts)]
+    return "".join(SPARKS[round(min(1.0, max(0.0, m)) * (len(SPARKS) - 1))] for m in means)
+
+
+def stacked_bar(phases: dict[str, float], width: int) -> Text:
+    """Where a step's time went, as one bar of `width` columns."""
+    bar, spent, drawn = Text(), 0.0, 0
+    for color, seconds in zip(COLORS, phases.values(), strict=False):
+        spent += seconds
+        end = round(width * spent / sum(phases.values()))
+        bar.append("█" * (end - drawn), style=color)
+        drawn = end
+    return bar
+
+
+def legend(phases: dict[str, float]) -> Text:
+    """The bar's colours, with milliseconds."""
+    named = zip(COLORS, phases.items(), strict=False)
+    return Text.assemble(*[(f"{name} {1e3 * seconds:.0f}  ", color) for color, (name, seconds) in named])

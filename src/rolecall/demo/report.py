@@ -1,0 +1,88 @@
+"""The demo's files: every record as a line of JSON, and the curves as a picture. It computes nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rolecall.demo.records import Evaluation, Record, Step, Summary, as_line
+
+
+class Report:
+    """Writes `metrics.jsonl` as records come, `reward.png` when all are there.
+
+    Args:
+        directory: The run directory; files of an earlier run in it are replaced.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.metrics, self.plot = directory / "metrics.jsonl", directory / "reward.png"
+        self.steps: list[Step] = []
+        self.evaluations: list[Evaluation] = []
+        for left_over in (self.metrics, self.plot):
+            left_over.unlink(missing_ok=True)
+
+    def add(self, record: Record) -> None:
+        """Writes a record. It is in the file when this returns, so an interrupted run keeps all it had."""
+        if isinstance(record, Step):
+            self.steps.append(record)
+        elif isinstance(record, Evaluation):
+            self.evaluations.append(record)
+        with self.metrics.open("a") as out:
+            out.write(json.dumps(as_line(record)) + "\n")
+
+    def finish(self, seed: int, seconds: float) -> Summary:
+        """Draws the curves, sums up and writes the summary as the last line."""
+        draw(self.steps, self.evaluations, self.plot)
+        summary = self._summary(seed, seconds)
+        self.add(summary)
+        return summary
+
+    def _summary(self, seed: int, seconds: float) -> Summary:
+        last = self.evaluations[-1]
+        trained = sum(s.tokens / s.tokens_per_second for s in self.steps)
+        return Summary(
+            seed=seed,
+            steps=len(self.steps),
+            seconds=seconds,
+            first=self.evaluations[0].reward,
+            reward=last.reward,
+            exact=last.exact,
+            tokens_per_second=sum(s.tokens for s in self.steps) / trained,
+            directory=str(self.directory),
+            metrics=str(self.metrics),
+            plot=str(self.plot),
+        )
+
+
+def draw(steps: list[Step], evaluations: list[Evaluation], path: Path) -> None:
+    """Draws rewards over steps above, and below where each step's time went."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 7), layout="constrained")
+    FigureCanvasAgg(figure)  # no window, whatever the user's matplotlib is set to
+    above, below = figure.subplots(2, 1, height_ratios=[2, 1], sharex=True)
+    _draw_rewards(above, steps, evaluations)
+    _draw_phases(below, steps)
+    figure.suptitle('GRPO on "sort five digits", from random weights')
+    figure.savefig(path, dpi=120)
+
+
+def _draw_rewards(axes: Any, steps: list[Step], evaluations: list[Evaluation]) -> None:
+    axes.plot([s.step for s in steps], [s.reward for s in steps], color="0.7", label="training (sampled)")
+    at, rewards = [e.step for e in evaluations], [e.reward for e in evaluations]
+    axes.plot(at, rewards, marker="o", markersize=3, label="evaluation (greedy)")
+    axes.plot(at, [e.exact for e in evaluations], linestyle="--", label="evaluation: all five right")
+    axes.set(ylabel="mean reward (share of right positions)", ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+
+
+def _draw_phases(axes: Any, steps: list[Step]) -> None:
+    names = list(steps[0].phases)
+    axes.stackplot([s.step for s in steps], [[1e3 * s.phases[n] for s in steps] for n in names], labels=names)
+    axes.set(xlabel="step", ylabel="ms per step")
+    axes.legend(loc="upper right", ncols=len(names), fontsize="small")

@@ -1,0 +1,121 @@
+"""Connections to owners, opened when first needed and given up when an owner stays away."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from rolecall.errors import RPCConnectionError
+from rolecall.rpc.client import Client
+from rolecall.rpc.peer import Peer
+from rolecall.rpc.token import Token
+
+PATIENCE_S = 10.0  # a living owner is back within one; a busy one keeps its connection
+
+
+class Connections:
+    """One connection to each owner. It is a `Connect`: call it with an owner's id and addresses.
+
+    Args:
+        hello: What this process says of itself.
+        context: Handed to the codec for what owners answer.
+        known: Connections that somebody else keeps, asked first; it returns None for an owner it does not know.
+        patience: Seconds without a connection after which an owner is taken for gone.
+    """
+
+    def __init__(
+        self,
+        token: str | bytes | Token,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        hello: dict[str, Any] | None = None,
+        context: Any = None,
+        known: Callable[[str], Peer | None] | None = None,
+        patience: float = PATIENCE_S,
+    ) -> None:
+        self._token, self._loop, self._hello, self._context = Token(token), loop, hello, context
+        self._known, self._patience = known, patience
+        self._lock = threading.Lock()
+        self._clients: dict[tuple[str, tuple[str, ...]], Client] = {}
+        self._closed = False
+
+    def __enter__(self) -> Connections:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __call__(self, owner: str, addresses: tuple[str, ...]) -> Peer:
+        """The connection to `owner`; does not wait until it stands.
+
+        Raises:
+            RPCConnectionError: This process is closing, or the shard has no address.
+        """
+        peer = self._known(owner) if self._known is not None else None
+        if peer is not None:
+            return peer
+        key = (owner, addresses)
+        with self._lock:
+            if self._closed or not addresses:
+                raise RPCConnectionError(owner, "closed on this side" if self._closed else "it has no address")
+            client = self._clients.get(key)
+            if client is None or client.peer.closed:
+                client = self._clients[key] = self._dial(owner, addresses)
+            return client.peer
+
+    def lost(self, owner: str, exc: BaseException) -> None:
+        """The owner is known to be dead: what waits for it fails with `exc` now."""
+        with self._lock:
+            gone = [self._clients.pop(key) for key in list(self._clients) if key[0] == owner]
+        for client in gone:
+            client.fail(exc)
+
+    def close(self) -> None:
+        """Closes every connection. May be called twice."""
+        with self._lock:
+            self._closed = True
+            clients = list(self._clients.values())
+            self._clients.clear()
+        for client in clients:
+            client.close()
+
+    def _dial(self, owner: str, addresses: tuple[str, ...]) -> Client:
+        watch = _Watch(self._loop, self._patience)
+        client = Client(
+            owner,
+            addresses,
+            self._token,
+            loop=self._loop,
+            hello=self._hello,
+            context=self._context,
+            on_attached=watch.stop,
+            on_detached=lambda exc: watch.start(),
+        )
+        watch.client = client
+        self._loop.call_soon_threadsafe(watch.start)
+        return client
+
+
+class _Watch:
+    """Gives a connection up that stays away; on the loop's thread only."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, patience: float) -> None:
+        self._loop, self._patience = loop, patience
+        self._timer: asyncio.TimerHandle | None = None
+        self.client: Client | None = None
+
+    def start(self) -> None:
+        self.stop()
+        if self.client is not None and not self.client.peer.closed and not self.client.peer.attached:
+            self._timer = self._loop.call_later(self._patience, self._give_up)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _give_up(self) -> None:
+        if self.client is not None:
+            self.client.fail(RPCConnectionError(self.client.name, f"not reached within {self._patience:g} s"))

@@ -1,0 +1,104 @@
+"""The demo as a real job: processes, a process group, handles from worker to worker."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from rolecall.demo.loop import run_demo
+from rolecall.demo.options import DemoOptions
+from rolecall.demo.recipe import Recipe
+
+SMALL = DemoOptions(Recipe(hidden=16, heads=2, prompts=4, group=4, eval_prompts=8), steps=12, eval_every=5, trial="t0")
+COMMAND = "import typer; from rolecall.cli.demo import demo; typer.run(demo)"
+INTERRUPTED_WITHIN_S = 3.0
+
+
+def numbers(value: Any) -> list[float]:
+    """Every number in a line of the metrics."""
+    if isinstance(value, dict):
+        return [n for inner in value.values() for n in numbers(inner)]
+    return [value] if isinstance(value, int | float) else []
+
+
+def test_a_short_run_writes_its_files_and_says_where(tmp_path: Path) -> None:
+    """Every step and evaluation is a line of finite numbers, the curve is a picture, and the end names them."""
+    out = io.StringIO()
+    summary = run_demo(replace(SMALL, fileroot=tmp_path), Console(file=out))
+    directory = tmp_path / "demo" / "t0"
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["event"] == "step"] == list(range(1, 13))
+    assert [line["step"] for line in lines if line["event"] == "evaluation"] == [0, 5, 10, 12]
+    assert all(math.isfinite(n) for line in lines for n in numbers(line))
+    assert list(lines[2]["phases"]) == ["sample", "reference", "train", "weights"]
+    assert (directory / "reward.png").read_bytes().startswith(b"\x89PNG")
+    assert summary.steps == 12
+    shown = out.getvalue().splitlines()
+    assert shown[0].startswith("started in")
+    assert any(line.startswith("step   10") and "reward" in line for line in shown)
+    assert str(directory / "reward.png") in out.getvalue()
+
+
+def test_the_seed_decides_the_run(tmp_path: Path) -> None:
+    """The same seed gives the same rewards, whatever the machine was doing; another gives others."""
+
+    def rewards(seed: int, trial: str) -> list[float]:
+        recipe = replace(SMALL.recipe, seed=seed)
+        run_demo(replace(SMALL, recipe=recipe, steps=3, fileroot=tmp_path, trial=trial), Console(file=io.StringIO()))
+        text = (tmp_path / "demo" / trial / "metrics.jsonl").read_text()
+        return [json.loads(line)["reward"] for line in text.splitlines() if '"step"' in line and "reward" in line]
+
+    first = rewards(0, "a")
+    assert first == rewards(0, "b")
+    assert first != rewards(1, "c")
+
+
+@pytest.mark.parametrize("moment", ["", "started in", "step   10"])
+def test_ctrl_c_ends_everything_within_three_seconds(tmp_path: Path, moment: str) -> None:
+    """At the very start, when the roles are up, and in the middle of training; what was measured stays."""
+    arguments = ["--fileroot", str(tmp_path), "--trial", "t0"]
+    with subprocess.Popen(
+        [sys.executable, "-c", COMMAND, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    ) as process:
+        assert process.stdout is not None
+        if moment:
+            while not process.stdout.readline().startswith(moment):
+                assert process.poll() is None
+        else:
+            _wait_for(tmp_path / "demo" / "t0" / "logs")
+        begin = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        said = process.stdout.read()
+        process.wait()
+    assert time.monotonic() - begin < INTERRUPTED_WITHIN_S
+    assert process.returncode == 130, said
+    assert "everything started has ended" in said
+
+
+def _wait_for(path: Path) -> None:
+    while not path.exists():
+        time.sleep(0.005)
+
+
+def test_the_controller_needs_no_torch() -> None:
+    """It handles handles; torch, transformers and matplotlib are the workers' and the report's."""
+    names = "torch", "transformers", "matplotlib"
+    program = f"import sys, rolecall.demo.loop; print([m for m in {names} if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

@@ -1,0 +1,37 @@
+"""A controller for tests to kill: brings itself into a state, prints what it is as one line of JSON, and stays in it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+
+import sample_engines
+
+import rolecall
+
+SLEEPER = [sys.executable, "-c", "import time; time.sleep(3600)"]
+
+
+def main(state: str, fileroot: str) -> None:
+    with rolecall.scheduler("local", experiment="faults", trial="controller", fileroot=fileroot, preload=[]) as s:
+        actor = s.start("actor", replicas=2)
+        actor.create_engine(sample_engines.Parent)
+
+        def announce() -> None:
+            print(json.dumps({"run_id": s.run_id, "run_dir": s.run_dir}), flush=True)
+
+        threading.Timer(0.3, announce).start()
+        if state == "idle":
+            time.sleep(3600)
+        elif state == "call":
+            actor.call("wait")
+        elif state == "starting":
+            s.start("slow", cmd=SLEEPER, ready="/never")
+        elif state == "forking":
+            actor.fork("slow", command=SLEEPER, ready="/never")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

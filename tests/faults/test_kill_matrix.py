@@ -1,0 +1,272 @@
+"""{worker, guard, template, controller} x {SIGKILL, SIGTERM, SIGINT, SIGSTOP} x {idle, call, starting, forking}.
+
+Below the worker live a plain child, a child in a session of its own, and a daemon that was forked twice.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from signal import SIGCONT, SIGINT, SIGKILL, SIGSTOP, SIGTERM, Signals
+from typing import Any
+
+import pytest
+import sample_engines
+from worker_processes import of_worker, processes, send, state, template, wait_for, wait_until_gone
+
+from rolecall import LocalScheduler, Role
+from rolecall.errors import SchedulerError, WorkerCreationError, WorkerFailedError, WorkerStalledError
+
+STATES = ["idle", "call", "starting", "forking"]
+DEADLY = [SIGKILL, SIGTERM, SIGINT]
+SLEEPER = [sys.executable, "-c", "import time; print('sleeping', flush=True); time.sleep(3600)"]
+TOLD_WITHIN_S = 1.0
+GONE_WITHIN_S = 2.0
+STALL_WITHIN_S = 30.0
+# A controller's workers may take longer, since nobody is left to ask for it.
+GONE_WITH_CONTROLLER_S = 5.0
+
+
+@pytest.fixture
+def s(tmp_path: Path) -> Iterator[LocalScheduler]:
+    with LocalScheduler(experiment="faults", trial="t", fileroot=tmp_path, preload=[]) as scheduler:
+        yield scheduler
+
+
+class Outcome:
+    """Runs `work` in a thread and keeps how it ended and when."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self.value: Any = None
+        self.error: BaseException | None = None
+        self.ended_at = 0.0
+        self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
+        self._thread.start()
+
+    def _run(self, work: Callable[[], Any]) -> None:
+        try:
+            self.value = work()
+        except BaseException as e:
+            self.error = e
+        self.ended_at = time.monotonic()
+
+    def wait(self, within: float) -> None:
+        self._thread.join(within)
+        assert not self._thread.is_alive(), f"the caller was told nothing within {within} s"
+
+
+def begin(s: LocalScheduler, role: Role, at: str) -> Outcome | None:
+    """Brings the run into a state; returns what the caller waits for in it."""
+    if at == "call":
+        outcome = Outcome(lambda: role[0].call("wait"))
+        wait_for(lambda: role[0].with_options(timeout=5).submit("pid") and len(processes(s.run_id)) > 4, 5, "call")
+        return outcome
+    if at in ("starting", "forking"):
+        start = lambda: s.start("slow", cmd=SLEEPER, ready="/never")  # noqa: E731
+        fork = lambda: role.fork("slow", command=SLEEPER, ready="/never")  # noqa: E731
+        outcome = Outcome(start if at == "starting" else fork)
+        wait_for(lambda: "sleeping" in _log(s, "slow/0"), 10, "starting worker")
+        return outcome
+    return None
+
+
+def _log(s: LocalScheduler, worker_id: str) -> str:
+    path = Path(s.run_dir) / "logs" / f"{worker_id.replace('/', '-')}.log"
+    return path.read_text() if path.exists() else ""
+
+
+def family(s: LocalScheduler) -> Role:
+    role = s.start("actor")
+    role.create_engine(sample_engines.Parent)
+    wait_for(lambda: len(of_worker(s.run_id, "actor/0")) == 4, 5, "worker, child, session child and daemon")
+    return role
+
+
+@pytest.mark.parametrize("at", STATES)
+@pytest.mark.parametrize("number", DEADLY, ids=lambda n: n.name)
+def test_a_killed_worker_fails_its_caller_at_once_and_leaves_nothing(
+    s: LocalScheduler, number: Signals, at: str
+) -> None:
+    role = family(s)
+    outcome = begin(s, role, at)
+    victim_id = "slow/0" if at in ("starting", "forking") else "actor/0"
+    victim = next(m.pid for m in s._table.members()) if victim_id == "actor/0" else _slow_pid(s)
+    killed_at = time.monotonic()
+    send(victim, number)
+    if outcome is None:
+        outcome = Outcome(lambda: role[0].call("wait"))
+    outcome.wait(TOLD_WITHIN_S)
+    assert outcome.ended_at - killed_at < TOLD_WITHIN_S
+    if victim_id == "slow/0":
+        assert isinstance(outcome.error, WorkerCreationError)
+        assert outcome.error.failed == [0]
+        assert number.name in str(outcome.error) and "sleeping" in str(outcome.error)
+        assert role[0].call("pid") > 0
+    else:
+        error = outcome.error
+        assert isinstance(error, WorkerFailedError), error
+        assert (error.worker_id, error.signal, error.pid) == ("actor/0", number, victim)
+        assert error.host == os.uname().nodename
+    wait_for(lambda: not of_worker(s.run_id, victim_id), GONE_WITHIN_S, "end of the worker's family")
+
+
+def _slow_pid(s: LocalScheduler) -> int:
+    return wait_for(lambda: of_worker(s.run_id, "slow/0"), 5, "starting worker")[0]
+
+
+@pytest.mark.parametrize("at", STATES)
+def test_a_stopped_worker_is_reported_with_stacks(s: LocalScheduler, at: str) -> None:
+    role = family(s)
+    outcome = begin(s, role, at)
+    starting = at in ("starting", "forking")
+    victim = _slow_pid(s) if starting else s._table.members()[0].pid
+    send(victim, SIGSTOP)
+    if outcome is None:
+        outcome = Outcome(lambda: role[0].call("wait"))
+    outcome.wait(STALL_WITHIN_S)
+    if starting:
+        assert isinstance(outcome.error, WorkerCreationError)
+        assert "stopped" in str(outcome.error)
+        return
+    assert isinstance(outcome.error, WorkerStalledError), outcome.error
+    assert outcome.error.pid == victim
+    assert "wait" in outcome.error.stacks or at == "idle"
+    send(victim, SIGCONT)
+
+
+@pytest.mark.parametrize("at", STATES)
+@pytest.mark.parametrize("number", DEADLY, ids=lambda n: n.name)
+def test_a_killed_guard_fails_all_callers_at_once_and_leaves_nothing(
+    s: LocalScheduler, number: Signals, at: str
+) -> None:
+    role = family(s)
+    outcome = begin(s, role, at)
+    guard = int(s._guard.info["pid"])
+    worker = s._table.members()[0].pid
+    send(guard, number)
+    if outcome is None:
+        outcome = Outcome(lambda: role[0].call("wait"))
+    outcome.wait(TOLD_WITHIN_S)
+    wait_until_gone(s.run_id, GONE_WITHIN_S)
+    if at in ("starting", "forking"):
+        assert isinstance(outcome.error, WorkerCreationError), outcome.error
+        return
+    error = outcome.error
+    assert isinstance(error, WorkerFailedError), error
+    assert (error.worker_id, error.pid) == ("actor/0", worker)
+    assert error.signal in (SIGKILL, SIGTERM) and error.host
+
+
+@pytest.mark.parametrize("at", STATES)
+def test_a_stopped_guard_is_reported_and_the_run_still_ends(s: LocalScheduler, at: str) -> None:
+    role = family(s)
+    events: list[str] = []
+    s.subscribe(lambda topic, facts: events.append(topic))
+    outcome = begin(s, role, at)
+    send(int(s._guard.info["pid"]), SIGSTOP)
+    wait_for(lambda: "guard_stalled" in events, STALL_WITHIN_S, "report of the stopped guard")
+    if at in ("starting", "forking") and outcome is not None:
+        outcome.wait(STALL_WITHIN_S)
+        assert isinstance(outcome.error, WorkerCreationError) and "stopped" in str(outcome.error)
+    elif at == "idle":
+        assert role[0].call("pid") > 0, "calls go to the worker, not through its guard"
+
+
+@pytest.mark.parametrize("at", STATES)
+@pytest.mark.parametrize("number", [*DEADLY, SIGSTOP], ids=lambda n: n.name)
+def test_a_template_that_dies_or_stops_harms_no_worker_and_is_replaced(
+    s: LocalScheduler, number: Signals, at: str
+) -> None:
+    role = family(s)
+    begun = begin(s, role, "call") if at == "call" else None
+    victim = wait_for(lambda: template(s.run_id), 5, "template")
+    starts = None
+    if at in ("starting", "forking"):
+        starts = Outcome(lambda: s.start("more", replicas=8) if at == "starting" else role.fork("more"))
+    send(victim, number)
+    if starts is not None:
+        starts.wait(STALL_WITHIN_S)
+        assert starts.error is None or isinstance(starts.error, WorkerCreationError), starts.error
+    later = s.start("later", replicas=2)
+    later.create_engine(sample_engines.Echo)
+    assert later.call("greet") == ["hello", "hello"]
+    if begun is not None:
+        assert begun.error is None and begun.ended_at == 0.0, "the call goes on"
+    else:
+        assert role[0].call("pid") == s._table.members()[0].pid
+
+
+def launch(at: str, tmp_path: Path) -> tuple[subprocess.Popen[str], str]:
+    """A controller of its own in a state; returns it with its run's id."""
+    here = Path(__file__).parent
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here.parent), *sys.path])}
+    command = [sys.executable, str(here / "controller.py"), at, str(tmp_path)]
+    controller = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env, start_new_session=True)
+    assert controller.stdout is not None
+    run_id = json.loads(controller.stdout.readline())["run_id"]
+    wait_for(lambda: len(of_worker(run_id, "actor/0")) == 4, 5, "worker, child, session child and daemon")
+    return controller, run_id
+
+
+@pytest.mark.parametrize("at", STATES)
+@pytest.mark.parametrize("number", DEADLY, ids=lambda n: n.name)
+def test_a_killed_controller_takes_everything_with_it(tmp_path: Path, number: Signals, at: str) -> None:
+    controller, run_id = launch(at, tmp_path)
+    with controller:
+        send(controller.pid, number)
+        wait_until_gone(run_id, GONE_WITH_CONTROLLER_S)
+        controller.wait(GONE_WITH_CONTROLLER_S)
+
+
+@pytest.mark.parametrize("at", STATES)
+def test_a_stopped_controller_is_not_dead(tmp_path: Path, at: str) -> None:
+    controller, run_id = launch(at, tmp_path)
+    with controller:
+        before = set(processes(run_id))
+        send(controller.pid, SIGSTOP)
+        wait_for(lambda: state(controller.pid) == "T", 5, "stop")
+        threading.Event().wait(3.0)  # longer than a closed connection would take to be noticed
+        assert set(processes(run_id)) >= before
+        send(controller.pid, SIGCONT)
+        send(controller.pid, SIGKILL)
+        wait_until_gone(run_id, GONE_WITH_CONTROLLER_S)
+
+
+def test_ctrl_c_ends_everything_within_three_seconds(tmp_path: Path) -> None:
+    """As a terminal sends it: to the controller's process group, in which no worker is."""
+    controller, run_id = launch("call", tmp_path)
+    with controller:
+        begun = time.monotonic()
+        os.killpg(controller.pid, SIGINT)
+        controller.wait(3.0)
+        wait_until_gone(run_id, 3.0 - (time.monotonic() - begun))
+
+
+def test_the_errors_of_a_dead_worker_stay_the_same_for_later_callers(s: LocalScheduler) -> None:
+    role = family(s)
+    pending = [role[0].submit("wait") for _ in range(3)]
+    send(s._table.members()[0].pid, SIGKILL)
+    for call in pending:
+        with pytest.raises(WorkerFailedError):
+            call.result()
+    with pytest.raises(WorkerFailedError, match="SIGKILL"):
+        role[0].call("pid")
+    with pytest.raises(SchedulerError):
+        s.get_workers("actor")
+    s.delete_workers("actor")
+    s.start("actor")
+
+
+def test_a_worker_that_leaves_by_itself_is_named_with_exit_code_and_log(s: LocalScheduler) -> None:
+    role = s.start("actor")
+    role.create_engine(sample_engines.Echo)
+    with pytest.raises(WorkerFailedError) as caught:
+        role[0].call("leave", 7)
+    assert caught.value.exit_code == 7
+    assert "about to leave" in caught.value.log_tail

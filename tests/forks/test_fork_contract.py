@@ -1,0 +1,264 @@
+"""The fork contract, sentence by sentence, with real processes."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sample_engines
+from worker_processes import of_worker, processes, wait_for
+
+from rolecall import Job, LocalScheduler, SchedulingSpec, SchedulingStrategy
+from rolecall.errors import WorkerConfigurationError, WorkerCreationError, WorkerFailedError, WorkerNotFoundError
+
+Echo = sample_engines.Echo
+HTTP_SERVER = [sys.executable, "-u", "-m", "http.server", "--bind", "{host}", "{port}"]
+# Writes its arguments, then waits: the log shows what a program was started with.
+SHOW = [sys.executable, "-u", "-c", "import sys, time; print(sys.argv[1:]); time.sleep(3600)"]
+FAIL_IN_THE_MIDDLE = [
+    sys.executable,
+    "-u",
+    "-c",
+    "import sys, time\nprint('I am', sys.argv[1])\nif sys.argv[1] == '1': sys.exit(42)\ntime.sleep(3600)",
+    "{index}",
+]
+
+
+@pytest.fixture
+def s(tmp_path: Path) -> Iterator[LocalScheduler]:
+    devices = [str(i) for i in range(8)]
+    with LocalScheduler(experiment="forks", trial="t", fileroot=tmp_path, preload=[], devices=devices) as scheduler:
+        yield scheduler
+
+
+def log(s: LocalScheduler, worker_id: str) -> str:
+    return (Path(s.run_dir) / "logs" / f"{worker_id.replace('/', '-')}.log").read_text()
+
+
+def bindable(port: str) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", int(port)))
+        except OSError:
+            return False
+        return True
+
+
+def leased(s: LocalScheduler) -> int:
+    return int(s._guard.ask("metrics").result()["ports_leased"])
+
+
+def test_when_the_middle_one_of_three_fails_exactly_the_other_two_are_killed(s: LocalScheduler) -> None:
+    actors = s.start("actor", replicas=3)
+    actors.create_engine(Echo)
+    before, ports = set(processes(s.run_id)), leased(s)
+    with pytest.raises(WorkerCreationError) as caught:
+        actors.fork("bad", command=FAIL_IN_THE_MIDDLE, ready={"log": "never printed"})
+    assert caught.value.failed == [1]
+    assert list(caught.value.log_tails) == [1]
+    assert "I am 1" in str(caught.value) and "exit code 42" in str(caught.value)
+    assert set(processes(s.run_id)) == before, "seen dead before the error was raised"
+    assert leased(s) == ports, "their ports were released before the error was raised"
+    for index in (0, 2):
+        assert f"I am {index}" in log(s, f"bad/{index}")
+    assert actors.call("greet") == ["hello"] * 3
+    with pytest.raises(WorkerNotFoundError):
+        s.get_workers("bad")
+    actors.fork("bad").create_engine(Echo)  # the name is free again
+
+
+def test_an_unknown_target_and_an_existing_role_are_refused(s: LocalScheduler) -> None:
+    s.start("actor")
+    with pytest.raises(WorkerNotFoundError, match=r"no role 'actr' \(running: actor\)"):
+        s.fork_workers("ref", "actr")
+    with pytest.raises(WorkerCreationError, match="of that name"):
+        s.fork_workers("actor", "actor")
+
+
+def test_a_fork_sees_the_devices_of_its_target_also_when_there_are_several(s: LocalScheduler) -> None:
+    actors = s.start("actor", replicas=2, gpu=3)
+    actors.create_engine(Echo)
+    refs = actors.fork("ref")
+    refs.create_engine(Echo)
+    expected = [{"CUDA_VISIBLE_DEVICES": "0,1,2"}, {"CUDA_VISIBLE_DEVICES": "3,4,5"}]
+    assert actors.call("environment", "CUDA_VISIBLE_DEVICES") == expected
+    assert refs.call("environment", "CUDA_VISIBLE_DEVICES") == expected
+    assert s.start("other", gpu=2)  # forks took none for themselves
+
+
+def test_a_fork_sees_its_targets_environment_as_it_is_now(s: LocalScheduler) -> None:
+    actors = s.start("actor", replicas=2, env_vars={"COLOUR": "red", "SHAPE": "round"})
+    actors.create_engine(Echo)
+    actors.set_env({"COLOUR": "blue", "SIZE": "large"})
+    assert actors[1].call("environment", "COLOUR", "SIZE") == {"COLOUR": "blue", "SIZE": "large"}
+    names = ("COLOUR", "SHAPE", "SIZE")
+    expected = {"COLOUR": "blue", "SHAPE": "round", "SIZE": "large"}
+    refs = actors.fork("ref")
+    refs.create_engine(Echo)
+    assert refs.call("environment", *names) == [expected] * 2
+    show = "import os, time; print({n: os.environ[n] for n in %r}, flush=True); time.sleep(3600)" % (names,)  # noqa: UP031
+    actors.fork("program", command=[sys.executable, "-c", show], ready={"log": "COLOUR"})
+    assert str(expected) in log(s, "program/1")
+
+
+def test_a_program_gets_its_placeholders_and_no_shell(s: LocalScheduler) -> None:
+    actors = s.start("actor", replicas=2, gpu=2)
+    literal = ["$HOME", "; touch /tmp/x", '{"json": {"a": 1}}', "a b", "*"]
+    places = ["{host}", "{port}", "{ports[1]}", "{role}", "{index}", "{devices}", "--at={host}:{port}"]
+    programs = actors.fork("show", command=[*SHOW, *places, *literal], ready={"log": "127"})
+    worker = programs.workers[1]
+    p0, p1 = worker.worker_ports
+    filled = [worker.ip, p0, p1, "show", "1", "2,3", f"--at={worker.ip}:{p0}"]
+    assert str([*filled, *literal]) in log(s, "show/1")
+
+
+def test_an_unknown_placeholder_is_named(s: LocalScheduler) -> None:
+    actors = s.start("actor")
+    with pytest.raises((WorkerCreationError, WorkerConfigurationError), match=r"\{prot\}"):
+        actors.fork("show", command=[*SHOW, "{prot}"])
+
+
+def test_a_program_is_ready_by_http_tcp_or_a_line_of_its_log(s: LocalScheduler) -> None:
+    actors = s.start("actor", replicas=2)
+    for role, ready in (("http", "/"), ("tcp", "tcp"), ("log", {"log": "Serving HTTP on"})):
+        servers = actors.fork(role, command=HTTP_SERVER, ready=ready)
+        for worker in servers.workers:
+            url = f"http://{worker.ip}:{worker.worker_ports[0]}/"
+            assert urllib.request.urlopen(url, timeout=5).status == 200
+
+
+def test_a_dotted_module_runs_as_python_m(s: LocalScheduler) -> None:
+    actors = s.start("actor")
+    modules = actors.fork("module", command="sample_program", ready={"log": "module of role module"})
+    assert len(modules) == 1
+    with pytest.raises(WorkerConfigurationError, match="dotted module"):
+        actors.fork("bad", command="python -m http.server")
+
+
+def test_a_program_that_dies_while_starting_is_reported_at_once_with_its_log(s: LocalScheduler) -> None:
+    actors = s.start("actor")
+    begun = time.monotonic()
+    with pytest.raises(WorkerCreationError, match=r"exit code 3[\s\S]*no such checkpoint"):
+        actors.fork(
+            "bad", command=[sys.executable, "-c", "print('no such checkpoint'); raise SystemExit(3)"], ready="/health"
+        )
+    assert time.monotonic() - begun < 30, "not at its time limit of 120 s"
+
+
+def test_another_server_on_a_fixed_port_does_not_count_as_ready(tmp_path: Path) -> None:
+    """The listener must belong to the program that was started."""
+    options: dict[str, Any] = {"experiment": "forks", "trial": "alien", "fileroot": tmp_path, "preload": []}
+    with LocalScheduler(**options, start_timeout=3.0) as s:
+        actors = s.start("actor")
+        code = (
+            "import os, socket, sys, time\n"
+            "l = socket.create_server(('127.0.0.1', int(sys.argv[1])))\n"
+            "print('listening', flush=True)\n"
+            "time.sleep(3600)\n"
+        )
+        aliens = actors.fork("alien", command=[sys.executable, "-c", code, "{ports[1]}"], ready={"log": "listening"})
+        port = aliens.workers[0].worker_ports[1]
+        # A program that never listens; an alien answers on the port which it was told to be ready on.
+        with socket.socket() as ours:
+            ours.bind(("127.0.0.1", 0))
+            assert port != str(ours.getsockname()[1])
+        with pytest.raises(WorkerCreationError):
+            actors.fork("mute", command=SHOW, ready="tcp")
+
+
+def test_deleting_a_forked_role_kills_its_processes_and_leaves_the_target_alone(s: LocalScheduler) -> None:
+    actors = s.start("actor", replicas=2)
+    actors.create_engine(Echo)
+    pids = actors.call("pid")
+    refs = actors.fork("ref")
+    refs.create_engine(sample_engines.Parent)
+    wait_for(lambda: len(of_worker(s.run_id, "ref/1")) == 4, 5, "family of the fork")
+    ports = [p for w in refs.workers for p in w.worker_ports]
+    s.delete_workers("ref")
+    assert of_worker(s.run_id, "ref/0") == of_worker(s.run_id, "ref/1") == []
+    assert all(bindable(p) for p in ports)
+    assert actors.call("pid") == pids
+
+
+def test_deleting_a_target_deletes_its_forks_first(s: LocalScheduler) -> None:
+    actors = s.start("actor")
+    actors.create_engine(sample_engines.Last, str(Path(s.run_dir) / "order"), "actor")
+    refs = actors.fork("ref")
+    refs.create_engine(sample_engines.Last, str(Path(s.run_dir) / "order"), "ref")
+    deeper = refs.fork("deeper")
+    deeper.create_engine(sample_engines.Last, str(Path(s.run_dir) / "order"), "deeper")
+    s.delete_workers("actor")
+    assert (Path(s.run_dir) / "order").read_text().split() == ["deeper", "ref", "actor"]
+
+
+def test_a_fork_survives_a_fault_of_its_target_and_the_other_way_round(s: LocalScheduler) -> None:
+    actors = s.start("actor")
+    actors.create_engine(Echo)
+    refs = actors.fork("ref")
+    refs.create_engine(Echo)
+    with pytest.raises(WorkerFailedError):
+        refs[0].call("leave", 1)
+    assert actors.call("greet") == ["hello"]
+    again = actors.fork("again")
+    again.create_engine(Echo)
+    with pytest.raises(WorkerFailedError):
+        actors[0].call("leave", 1)
+    assert again.call("greet") == ["hello"]
+
+
+def test_colocation_in_a_job_may_name_a_program(s: LocalScheduler) -> None:
+    s.start("rollout", replicas=2)
+    spec = SchedulingSpec(cmd=HTTP_SERVER, ready="/")
+    ids = s.create_workers(Job("server", 2, [spec], SchedulingStrategy("colocation", "rollout")))
+    assert ids == ["server/0", "server/1"]
+
+
+def test_forks_and_kills_at_the_same_time_leave_a_consistent_table(s: LocalScheduler) -> None:
+    actors = s.start("actor", replicas=2)
+    errors: list[BaseException] = []
+
+    def churn(name: str) -> None:
+        try:
+            for _ in range(5):
+                actors.fork(name).create_engine(Echo)
+                s.delete_workers(name)
+        except BaseException as e:
+            errors.append(e)
+
+    threads = [threading.Thread(target=churn, args=(f"f{i}",)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert [r.name for r in s._table.roles()] == ["actor"]
+    assert all(not of_worker(s.run_id, f"f{i}/{j}") for i in range(6) for j in range(2))
+
+
+def test_a_table_look_up_does_not_wait_for_a_process_that_takes_its_time_to_die(s: LocalScheduler) -> None:
+    """The guard's lock covers look-ups only: a kill that waits does not hold up a start."""
+    actors = s.start("actor")
+    stubborn = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(3600)"
+    )
+    actors.fork("stubborn", command=[sys.executable, "-c", stubborn], ready={"log": "up"})
+    done: list[float] = []
+
+    def delete() -> None:
+        s.delete_workers("stubborn")
+        done.append(time.monotonic())
+
+    thread = threading.Thread(target=delete)
+    thread.start()
+    actors.fork("ref").create_engine(Echo)
+    started = time.monotonic()
+    thread.join()
+    assert started < done[0], "the fork was ready while the stubborn one was still dying"
