@@ -1,7 +1,7 @@
 """The template process: imports the heavy modules once, then forks workers in milliseconds.
 
 `python -m rolecall.guard.template <socket> <module,...> <sys.path as JSON>`. It has one thread, no event loop and no
-device context. Each request is one packet with descriptors: the births as JSON in a memory file, the write end of the
+device context. Each request is one packet with descriptors: the births in a memory file, the write end of the
 birth pipe, then one control socket for each child. It never answers: the guard reads the births from the pipe, whose
 end tells it that nobody of the request is still about to be born.
 """
@@ -16,7 +16,7 @@ import time
 
 import msgspec
 
-from rolecall.guard.birth import Birth, TemplateReady
+from rolecall.guard.birth import Birth, TemplateReady, decode
 from rolecall.guard.child import become_worker, run_entry
 from rolecall.guard.kernel import set_name
 from rolecall.guard.proc import identify, numbers, open_files
@@ -69,6 +69,7 @@ def _bear(descriptors: list[int], keep: set[int]) -> None:
     births, pipe, *controls = descriptors
     raw = os.pread(births, os.fstat(births).st_size, 0)
     parent = os.getpid()
+    gate, held_open = os.pipe2(os.O_CLOEXEC)  # its end tells the children that this process is about to be gone
     for index, control in enumerate(controls):
         try:
             pid = os.fork()
@@ -76,19 +77,23 @@ def _bear(descriptors: list[int], keep: set[int]) -> None:
             os.write(pipe, f"{index} - {error.strerror}\n".encode())
             continue
         if pid == 0:
+            os.close(held_open)
             me = identify(os.getpid())
             assert me is not None
             os.write(pipe, f"{index} {me.pid} {me.start}\n".encode())  # below PIPE_BUF: whole or not at all
             os.close(pipe)
-            birth = msgspec.json.decode(raw, type=list[Birth])[index]
-            if not _wait_for_guard(parent, birth.guard):
+            birth = decode(raw)[index]
+            if not _wait_for_guard(gate, parent, birth.guard):
                 os._exit(1)
             raise Newborn(birth, control, keep)
     os._exit(0)
 
 
-def _wait_for_guard(intermediate: int, guard: int) -> bool:
-    while os.getppid() == intermediate:
+def _wait_for_guard(gate: int, intermediate: int, guard: int) -> bool:
+    # Asleep until the intermediate ends: a hundred children that poll for it keep it from forking the others.
+    os.read(gate, 1)
+    os.close(gate)
+    while os.getppid() == intermediate:  # a process lets go of its descriptors shortly before its children
         time.sleep(0.0002)
     return os.getppid() == guard
 
