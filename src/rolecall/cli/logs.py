@@ -137,7 +137,10 @@ def _sources(folder: Path) -> dict[str, Path]:
 
 
 def _after(path: Path, moment: float) -> bool:
-    found = path.stat()
+    try:
+        found = path.stat()
+    except FileNotFoundError:  # rotated away while we looked
+        return False
     return found.st_size > 0 and found.st_mtime > moment
 
 
