@@ -63,9 +63,10 @@ def end_run(run: Chosen, grace_s: float) -> Ending:
         return found
 
     left()
-    ending.guards = _ask_guards(run, grace_s)
-    _ask_reapers(left())
-    if not _gone(left, LEAVE_S):
+    ending.guards, all_answered = _ask_guards(run, grace_s)
+    if all_answered:
+        _ask_reapers(left())
+    if not (all_answered and _gone(left, LEAVE_S)):
         _kill(left)
     remaining = left()
     ending.survivors = [item.describe() for item in remaining]
@@ -76,20 +77,21 @@ def end_run(run: Chosen, grace_s: float) -> Ending:
     return ending
 
 
-def _ask_guards(run: Chosen, grace_s: float) -> dict[str, str]:
+def _ask_guards(run: Chosen, grace_s: float) -> tuple[dict[str, str], bool]:
     """Has all guards end their workers, at the same time; a stuck one is told by its table, at little cost."""
 
-    def ask(guard_id: str) -> str:
+    def ask(guard_id: str) -> tuple[str, bool]:
         try:
             workers = [row["worker"] for row in run.live.table(guard_id)]
             run.live.kill(guard_id, workers, grace_s, grace_s + KILL_MARGIN_S)
         except NoAnswerError as e:
-            return e.reason
-        return f"ended {len(workers)} worker(s)"
+            return e.reason, False
+        return f"ended {len(workers)} worker(s)", True
 
     ids = run.live.guard_ids()
     with ThreadPoolExecutor(max(1, len(ids))) as pool:
-        return dict(zip(ids, pool.map(ask, ids), strict=True))
+        answers = dict(zip(ids, pool.map(ask, ids), strict=True))
+    return {guard_id: words for guard_id, (words, _) in answers.items()}, all(done for _, done in answers.values())
 
 
 def _ask_reapers(found: list[Marked]) -> None:
