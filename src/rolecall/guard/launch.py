@@ -144,7 +144,7 @@ class Launcher:
         forks = [record for record in records if self._forkable(record)]
         failures = {record: self._spawn(record) for record in records if record not in forks}
         try:
-            failures |= await self._fork(forks)
+            failures |= await self._fork_wanted(forks)
         except (TemplateError, OSError) as error:
             _log.warning("workers are started cold: %s", error)
             failures |= {record: self._spawn(record) for record in forks}
@@ -152,6 +152,23 @@ class Launcher:
             for record in records:
                 record.made.set()
         return {record: failure for record, failure in failures.items() if failure}
+
+    async def _fork_wanted(self, records: Sequence[Record]) -> dict[Record, str]:
+        """Forks those that are still wanted once the template is there, which imports for seconds."""
+        if records:
+            await self._until_warm(records)
+        unwanted = [record for record in records if record.abort.is_set()]
+        failures = await self._fork([record for record in records if record not in unwanted])
+        return failures | dict.fromkeys(unwanted, "killed while starting")
+
+    async def _until_warm(self, records: Sequence[Record]) -> None:
+        """Waits for the template, or until none of the workers is wanted any more."""
+        warm = asyncio.ensure_future(self._parts.template.warm())
+        unwanted = asyncio.gather(*(record.abort.wait() for record in records))
+        either: set[asyncio.Future[Any]] = {warm, unwanted}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        unwanted.cancel()
+        warm.add_done_callback(_retrieved)  # it goes on; why it failed is told by the fork that needs it
 
     async def _fork(self, records: Sequence[Record]) -> dict[Record, str]:
         if not records:
@@ -276,11 +293,13 @@ class Launcher:
         ready = asyncio.ensure_future(self._ready(record))
         abort = asyncio.ensure_future(record.abort.wait())
         timeout = record.spec.start_timeout
-        waiting: set[asyncio.Future[Any]] = {ready, abort, record.end}
+        stalled = asyncio.ensure_future(record.stalled.wait())
+        waiting: set[asyncio.Future[Any]] = {ready, abort, stalled, record.end}
         try:
             await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         finally:
             abort.cancel()
+            stalled.cancel()
             if not ready.done():
                 ready.cancel()
         if record.abort.is_set():
@@ -288,6 +307,8 @@ class Launcher:
         if record.end.done():
             end = record.end.result()
             return f"it ended while starting: {describe_exit(end.code, end.signal)}"
+        if record.stalled.is_set():
+            return f"it does not run: {record.stall}"
         if not ready.done():
             return f"not ready within {timeout:g} s" + (f" ({record.waits_for})" if record.waits_for else "")
         return str(ready.exception() or "")
@@ -344,6 +365,11 @@ def _check(spec: ProcessSpec) -> None:
         raise WorkerConfigurationError(
             "readiness by a port, but no port", spec.port_count, "use a port_count of 1 or more"
         )
+
+
+def _retrieved(task: asyncio.Future[None]) -> None:
+    if not task.cancelled():
+        task.exception()
 
 
 def _in_slot(spec: ProcessSpec, target: ProcessSpec) -> ProcessSpec:

@@ -31,7 +31,7 @@ RECEIVE = 64 << 10
 
 @dataclass(frozen=True)
 class Request:
-    """One request. Header names are lower case; of repeated ones the last counts."""
+    """One request. Header names are lower case, of repeated ones the last counts; `authorization` is taken out."""
 
     method: str
     path: str
@@ -140,6 +140,7 @@ class HttpConnection:
         self._unix = sock.family == socket.AF_UNIX
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
         self._http.receive_data(begun)
+        self._bodiless = False  # HEAD asks for the head of the answer alone
 
     async def run(self) -> None:
         """Answers one request after another.
@@ -154,6 +155,7 @@ class HttpConnection:
                     head = await self._next_event()
                 if not isinstance(head, h11.Request):
                     return
+                self._bodiless = head.method == b"HEAD"
                 response = await self._answered(head)
             except h11.RemoteProtocolError as e:
                 if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
@@ -176,10 +178,7 @@ class HttpConnection:
     def _checked(self, head: h11.Request) -> Request:
         """The request's head, once token, host and origin are right."""
         headers = {name.decode(): value.decode("latin-1") for name, value in head.headers}
-        presented = headers.get("authorization", "")
-        scheme, _, secret = presented.partition(" ")
-        if scheme.lower() != "bearer" or not self._token.matches(secret.strip().encode("latin-1")):
-            raise HttpError(401, str(AuthenticationError(seen="wrong" if presented else "missing")))
+        self._check_token(headers.pop("authorization", ""))  # and no route ever sees it
         self._authenticated()
         host = _hostname(headers.get("host", ""))
         if host not in self._hosts and not (self._unix and not host):
@@ -188,6 +187,11 @@ class HttpConnection:
             raise HttpError(403, f"requests of web pages are not answered (Origin {headers['origin']!r})")
         target = _split(head.target.decode("latin-1"))
         return Request(head.method.decode(), target.path, dict(parse_qsl(target.query)), headers)
+
+    def _check_token(self, presented: str) -> None:
+        scheme, _, secret = presented.partition(" ")
+        if scheme.lower() != "bearer" or not self._token.matches(secret.strip().encode("latin-1")):
+            raise HttpError(401, str(AuthenticationError(seen="wrong" if presented else "missing")))
 
     async def _body(self, request: Request, max_body: int) -> bytes:
         announced = int(request.headers.get("content-length", 0))  # h11 has made sure that it is a number
@@ -220,9 +224,11 @@ class HttpConnection:
         if close:
             headers["connection"] = "close"
         data = self._http.send(h11.Response(status_code=response.status, headers=list(headers.items()))) or b""
-        data += self._http.send(h11.Data(data=response.body)) or b""
+        if not self._bodiless:
+            data += self._http.send(h11.Data(data=response.body)) or b""
         data += self._http.send(h11.EndOfMessage()) or b""
-        await self._loop.sock_sendall(self._sock, data)
+        async with asyncio.timeout(BODY_S):
+            await self._loop.sock_sendall(self._sock, data)
         if self._http.our_state is h11.MUST_CLOSE or self._http.their_state is not h11.DONE:
             await self._linger()
             return False
