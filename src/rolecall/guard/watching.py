@@ -63,7 +63,7 @@ class Watcher:
     async def _census(self) -> None:
         census = await asyncio.to_thread(Census)
         for record in self._table:
-            if record.process is not None:
+            if record.process is not None and record.state is not State.ENDING:  # then it is the killer who keeps count
                 owned = census.owned(record.worker_id, record.process, record.tracked)
                 record.tracked = owned
                 record.rss = sum(census.table[process.pid].rss for process in owned)
@@ -71,7 +71,8 @@ class Watcher:
     async def _tell_change(self, record: Record, change: Stalled | Resumed, turn: asyncio.Lock) -> None:
         async with turn:
             if isinstance(change, Resumed):
-                self._tell("resumed", ResumeNote(worker=record.worker_id))
+                if record.state is State.READY:
+                    self._tell("resumed", ResumeNote(worker=record.worker_id))
                 return
             self._counts.stalls += 1
             async with self._dumps:
