@@ -12,6 +12,7 @@ import struct
 from collections import Counter
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from rolecall.rpc.loop import IOThread
 
@@ -34,7 +35,8 @@ class ChaosProxy:
         self.counts: Counter[tuple[str, str]] = Counter()
         self._random = random.Random(seed)
         self._io = IOThread("chaos-proxy", uvloop=False)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._ways: set[asyncio.Task[None]] = set()
+        self._handlers: set[asyncio.Task[Any]] = set()
         self._server = self._io.run(self._listen())
 
     async def _listen(self) -> asyncio.Server:
@@ -51,16 +53,18 @@ class ChaosProxy:
             self._forward("from target", far_in, near_out),
         )
         tasks = [asyncio.create_task(way) for way in ways]
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:
-            pass  # closing; asyncio's stream server logs a handler that ends as cancelled
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
-            for writer in (near_out, far_out):
-                writer.close()
+        handler = asyncio.current_task()
+        assert handler is not None
+        self._handlers.add(handler)
+        self._ways.update(tasks)
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        self._ways.difference_update(tasks)
+        for writer in (near_out, far_out):
+            writer.close()
+        self._handlers.discard(handler)
 
     async def _forward(self, way: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         first = True
@@ -95,6 +99,10 @@ class ChaosProxy:
 
     async def _stop(self) -> None:
         self._server.close()
+        for way in self._ways:
+            way.cancel()
+        if self._handlers:
+            await asyncio.wait(self._handlers)
 
     def __enter__(self) -> ChaosProxy:
         return self

@@ -37,7 +37,6 @@ class Program:
         self.tensor: Any = None
         self._work: queue.SimpleQueue[Incoming] = queue.SimpleQueue()
         self._tasks: set[asyncio.Task[None]] = set()
-        self.peers: list[Peer] = []
         threading.Thread(target=self._lane, daemon=True).start()
 
     def dispatch(self, incoming: Incoming) -> None:
@@ -45,7 +44,7 @@ class Program:
             task = self.loop.create_task(getattr(self, incoming.method)(incoming))
             self._tasks.add(task)
             task.add_done_callback(lambda task: self._ended(task, incoming))
-            incoming.on_cancel(lambda: task.cancel() and None)
+            incoming.on_cancel(task.cancel)
         else:
             self._work.put(incoming)
 
@@ -108,7 +107,8 @@ class Program:
         return {"notes": self.notes, "cancelled": self.cancelled, "pid": os.getpid()}
 
     def stored(self, incoming: Incoming) -> int:
-        return sum(len(peer._records) for peer in self.peers)
+        """Records of the asking peer."""
+        return len(incoming._peer._records)
 
     async def async_sleep(self, incoming: Incoming) -> None:
         await asyncio.sleep(incoming.args())
@@ -159,7 +159,6 @@ def main(path: str, *flags: str) -> None:
                 on_notify=lambda topic, value: program.notes.append([topic, value]),
                 probe=0.1,
             )
-            program.peers.append(peer)
             return peer
 
         async def listen() -> tuple[Server, int]:

@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -372,13 +373,13 @@ def test_a_caller_that_outruns_the_callee_waits(program: Running, io: IOThread, 
 
 def test_closing_leaves_no_descriptor_and_no_task(program: Running, flavour: str) -> None:
     """Connecting and closing a hundred times leaves the process as it was."""
-    descriptors = len(os.listdir("/proc/self/fd"))
+    descriptors = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(20):
         with IOThread(uvloop=flavour == "uvloop") as io:
             for _ in range(5):
                 with connect(program, io) as client:
                     assert client.peer.request("echo", 1).result() == 1
-    until(lambda: len(os.listdir("/proc/self/fd")) <= descriptors)
+    until(lambda: len(list(Path("/proc/self/fd").iterdir())) <= descriptors)
 
 
 def test_sequences_are_remembered_exactly() -> None:
@@ -403,3 +404,15 @@ def test_a_token_does_not_show_itself() -> None:
     assert TOKEN not in repr(token) + str(token) + f"{[token]}"
     with pytest.raises(TypeError):
         pickle.dumps(token)
+
+
+def test_no_traceback_shows_the_token(program: Running, io: IOThread) -> None:
+    """Not even one that prints the variables of its frames."""
+    with connect(program, io, hello={"epoch": 2}) as client:
+        with pytest.raises(ProtocolError):
+            client.peer.request("echo", 1).result()
+        failure = client.peer.failure
+        assert failure is not None
+        shown = "".join(traceback.TracebackException.from_exception(failure, capture_locals=True).format())
+        assert "say_hello" in shown
+        assert TOKEN not in shown

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from guard_rig import Rig
@@ -15,7 +16,7 @@ from rolecall.errors import WorkerConfigurationError
 from rolecall.guard.command import fill
 
 SERVER = [sys.executable, "-m", "http.server", "--bind", "{host}", "{port}"]
-FACTS = {"host": "10.0.0.1", "ports": [4000, 4001], "worker_id": "proxy/3", "devices": "0,1"}
+FACTS: dict[str, Any] = {"host": "10.0.0.1", "ports": [4000, 4001], "worker_id": "proxy/3", "devices": "0,1"}
 
 
 def test_placeholders_are_filled() -> None:

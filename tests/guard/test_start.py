@@ -181,6 +181,43 @@ def test_a_module_that_cannot_be_preloaded_is_skipped(make_rig: Callable[..., Ri
     assert "no_such_module" in (rig.run_dir / "logs" / "guard-g0.log").read_text()
 
 
+def test_a_template_that_dies_is_no_reason_not_to_start(make_rig: Callable[..., Rig], tmp_path: Path) -> None:
+    """Where a preloaded module ends the interpreter, workers are started cold."""
+    (tmp_path / "deadly.py").write_text("import os; os.abort()")
+    rig = make_rig(preload=["deadly"], sys_path=[str(tmp_path)])
+    assert rig.do(rig.worker(), "answer = 1") == 1
+
+
+def test_an_environment_that_is_no_text_is_passed_on(make_rig: Callable[..., Rig], tmp_path: Path) -> None:
+    """A variable of the host's that is not UTF-8 reaches forked and cold workers byte for byte."""
+    os.environb[b"ODD"] = b"\xff\xfe"
+    try:
+        rig = make_rig()
+    finally:
+        del os.environb[b"ODD"]
+    for extra in ({}, {"PYTHONHASHSEED": "1"}):
+        result = rig.worker(env=extra)
+        assert rig.do(result, "import os; answer = list(os.environb[b'ODD'])") == [255, 254]
+        rig.ask("kill", workers=["actor/0"])
+
+
+def test_a_start_that_its_caller_gives_up_leaves_no_worker(rig: Rig) -> None:
+    """When the controller cancels a start or its time is up, what was started is ended, ready or not."""
+    stuck = {"worker_id": "a/1", "env": {"STAND_IN_BEFORE_READY": "threading.Event().wait()"}}
+    starting = rig.peer.request("start", {"specs": [{"worker_id": "a/0"}, stuck]})
+    wait_for(lambda: [row for row in rig.ask("table") if row["state"] == "ready"])
+    starting.cancel()
+    wait_for(lambda: rig.ask("table") == [])
+    assert [item for item in rig.left() if item.name.startswith("rc:a/")] == []
+
+
+@pytest.mark.parametrize("name", ["../../etc/0", "a b/0", "actor", "actor/x", "/0"])
+def test_a_name_that_is_no_workers_is_refused(rig: Rig, name: str) -> None:
+    """Ids become parts of paths, so what is not `role/index` starts nothing."""
+    (result,) = rig.start({"worker_id": name})
+    assert not result["ok"] and result["pid"] is None
+
+
 def test_an_interactive_sys_path_is_no_reason_for_a_cold_start(rig: Rig) -> None:
     """A PYTHONPATH that equals the base one is not a difference: the worker is forked."""
     result = rig.worker(env={"PYTHONPATH": PYTHONPATH})

@@ -110,10 +110,6 @@ def test_the_merged_log_names_each_lines_worker(rig: Rig) -> None:
 def test_logs_and_sockets_are_private(rig: Rig) -> None:
     """Only the user may read a worker's log, the guard's socket and the run's directory."""
     result = rig.worker()
-    for path in (
-        Path(result["log_path"]),
-        rig.runtime_dir / "g0.sock",
-        rig.runtime_dir,
-        rig.run_dir / "logs" / "merged.log",
-    ):
+    logs = rig.run_dir / "logs"
+    for path in (Path(result["log_path"]), rig.runtime_dir / "g0.sock", rig.runtime_dir, logs / "merged.log"):
         assert path.stat().st_mode & 0o077 == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import re
@@ -78,10 +79,8 @@ def exchange(address: str, data: bytes, *, patience: float = PATIENCE_S) -> byte
         TimeoutError: It has not hung up within `patience` seconds.
     """
     with connect(address) as sock:
-        try:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused before all was sent
             sock.sendall(data)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # refused before all was sent; the answer may still be there
         return read_to_end(sock, patience)
 
 

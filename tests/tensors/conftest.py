@@ -1,4 +1,4 @@
-"""Every test here leaves no descriptor, thread, or file in /dev/shm behind."""
+"""Every test here leaves no descriptor, thread, or file in /dev/shm behind, every file no process."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from open_files import open_descriptors
@@ -14,6 +15,8 @@ from open_files import open_descriptors
 from rolecall.tensors.shm import ShmBackend
 from rolecall.tensors.store import Store
 from rolecall.tensors.wire import WireBackend
+
+torch.set_num_threads(1)  # on a busy machine torch's threads spin for each other longer than the tests take
 
 
 def _held() -> tuple[int, set[str], set[str]]:
@@ -23,12 +26,18 @@ def _held() -> tuple[int, set[str], set[str]]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_behind() -> Iterator[None]:
-    torch.ones(1 << 16).sum()  # starts torch's own threads before the count
+def nothing_left() -> Iterator[None]:
+    """As for all tests, and descriptors too; but a file's workers may serve all its tests."""
     before = _held()
     yield
-    after = _held()
-    assert after == before
+    assert _held() == before
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_process_left() -> Iterator[None]:
+    """Set up before a file's workers, hence looked at after their end."""
+    yield
+    assert psutil.Process().children(recursive=True) == []
 
 
 @pytest.fixture

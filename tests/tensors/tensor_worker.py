@@ -92,8 +92,9 @@ class Worker:
 
 def main(name: str, path: str, backend: str) -> None:
     """Serves until standard input ends."""
+    torch.set_num_threads(1)
     io = IOThread()
-    connections = Connections(TOKEN, loop=io.loop, hello={"name": name}, patience=2)
+    connections = Connections(TOKEN, loop=io.loop, hello={"name": name})
     wire, shm = WireBackend(), ShmBackend()
     store = Store(name, [f"unix:{path}"], {"shm": shm, "wire": wire} if backend == "shm" else {"wire": wire})
     fetcher = Fetcher(connections, Cache(64 << 20), {"shm": shm} if backend == "shm" else {}, store)

@@ -2,63 +2,42 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
-from multiprocessing.connection import Connection
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import pytest
 import torch
 from open_files import open_descriptors
 
-from rolecall.tensors.segments import Pool, size_class
+from rolecall.tensors.segments import MIB, Pool, size_class
 from rolecall.tensors.shard import Shard
-from rolecall.tensors.shm import MIB, PACKED, SLAB, ShmBackend
+from rolecall.tensors.shm import PACKED, SLAB, ShmBackend
 from rolecall.tensors.store import Store
 from rolecall.tensors.wire import WireBackend
 
 
-def reader(pipe: Connection) -> None:
-    """Another process: fetches, changes, keeps, drops on request."""
-    backend, kept = ShmBackend(), []
-    torch.set_num_threads(1)
-    while (request := pipe.recv()) is not None:
-        verb, plain = request
-        if verb == "drop":
-            kept.clear()
-        elif verb == "sum kept":
-            pipe.send(int(kept[0].sum()))
-            continue
-        else:
-            tensor = backend.fetch([Shard.from_plain(plain)])[0]
-            if verb == "spoil" and tensor is not None:
-                tensor.zero_()
-            if verb == "keep" and tensor is not None:
-                kept.append(tensor)
-            pipe.send(None if tensor is None else int(tensor.sum()))
-            del tensor
-            continue
-        pipe.send("done")
-
-
 class Reader:
+    """Another process, `shm_reader.py`."""
+
     def __init__(self) -> None:
-        spawn = multiprocessing.get_context("spawn")
-        self.pipe, theirs = spawn.Pipe()
-        self.process = spawn.Process(target=reader, args=(theirs,), daemon=True)
-        self.process.start()
-        theirs.close()
+        program = Path(__file__).with_name("shm_reader.py")
+        self.process = subprocess.Popen([sys.executable, str(program)], stdin=PIPE, stdout=PIPE, text=True)
 
     def __call__(self, verb: str, shard: Shard | None = None) -> Any:
-        self.pipe.send((verb, shard and shard.to_plain()))
-        assert self.pipe.poll(60)
-        return self.pipe.recv()
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps([verb, shard and shard.to_plain()]) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.join()
+        self.process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +45,6 @@ def shared_reader() -> Iterator[Reader]:
     made = Reader()
     yield made
     made.kill()
-    made.pipe.close()
-    made.process.close()
 
 
 def _ones(nbytes: int) -> torch.Tensor:
@@ -104,9 +81,7 @@ def test_a_readers_death_gives_its_memory_back(store: Store) -> None:
     assert killed("keep", shard) == 4 * MIB
     store.delete([shard.id])
     killed.kill()
-    killed.pipe.close()
     assert store.put(_ones(4 * MIB)).where["inode"] == shard.where["inode"]
-    killed.process.close()
 
 
 def test_a_freed_shard_is_not_read_even_from_memory_that_serves_another(store: Store, shared_reader: Reader) -> None:

@@ -37,7 +37,7 @@ class Run:
         self.folder = folder
         self.io = IOThread()
         self.workers: dict[str, subprocess.Popen[bytes]] = {}
-        self.connections = Connections(TOKEN, loop=self.io.loop, hello={"name": "controller"}, patience=2, context=self)
+        self.connections = Connections(TOKEN, loop=self.io.loop, hello={"name": "controller"}, context=self)
         self.fetcher = Fetcher(self.connections, Cache(0), {"shm": ShmBackend()})
         self.home = Home(self.connections, self.fetcher)
         self.adopt = self.home.adopt

@@ -8,19 +8,23 @@ class Birth(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         guard: Pid of the guard, which the child waits to be handed over to.
-        env: Its whole environment; it replaces the template's.
+        env: Its whole environment; it replaces the template's. Bytes, because it may hold what is no UTF-8.
         threads: Thread count for libraries that were imported before the fork.
         entry: `module:function`, called with the control socket.
     """
 
     worker_id: str
     guard: int
-    env: dict[str, str]
+    env: dict[bytes, bytes]
     log_path: str
     entry: str
     cwd: str = ""
     threads: int = 0
     sys_path: list[str] = []
+
+
+encode = msgspec.msgpack.Encoder().encode
+decode = msgspec.msgpack.Decoder(list[Birth]).decode
 
 
 class TemplateReady(msgspec.Struct, frozen=True, kw_only=True):

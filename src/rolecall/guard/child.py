@@ -33,8 +33,8 @@ def become_worker(birth: Birth, control: int, keep: set[int]) -> None:
     _reset_signals()
     _redirect(birth.log_path)
     overwrite_marker(WORKER, birth.worker_id)
-    os.environ.clear()
-    os.environ.update(birth.env)
+    os.environb.clear()
+    os.environb.update(birth.env)
     if birth.cwd:
         os.chdir(birth.cwd)
     _reseed()

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from rolecall.guard.birth import Birth, TemplateReady
+from rolecall.guard.birth import Birth, TemplateReady, encode
 from rolecall.guard.children import Children, Exit
 from rolecall.guard.config import GuardConfig
 from rolecall.guard.environment import THREADS
@@ -74,18 +74,30 @@ class Template:
 
         A request that a dying template took along is made again on the next one when it made no child; so a child is
         never made twice. The control descriptors stay the caller's to close.
+
+        Raises:
+            TemplateError, OSError: There is no template, and no child was made.
         """
         results: dict[int, Process | str] = {}
         async with self._lock:
             for _ in range(ATTEMPTS):
                 missing = [index for index in range(len(requests)) if index not in results]
-                for first in range(0, len(missing), MAX_CHILDREN):
-                    batch = missing[first : first + MAX_CHILDREN]
-                    born = await self._ask([requests[index] for index in batch])
-                    results |= {batch[place]: process for place, process in born.items()}
+                try:
+                    await self._fork_missing(requests, missing, results)
+                except (TemplateError, OSError):
+                    if not results:
+                        raise
                 if len(results) == len(requests):
                     break
         return [results.get(index, "the template process died while forking") for index in range(len(requests))]
+
+    async def _fork_missing(
+        self, requests: Sequence[Request], missing: list[int], results: dict[int, Process | str]
+    ) -> None:
+        for first in range(0, len(missing), MAX_CHILDREN):
+            batch = missing[first : first + MAX_CHILDREN]
+            born = await self._ask([requests[index] for index in batch])
+            results |= {batch[place]: child for place, child in born.items()}
 
     async def _ask(self, requests: Sequence[Request]) -> dict[int, Process | str]:
         running = await self._ensure()
@@ -93,7 +105,7 @@ class Template:
         os.set_blocking(write_end, True)
         births = os.memfd_create("rolecall-births", os.MFD_CLOEXEC)
         try:
-            os.write(births, msgspec.json.encode([request.birth for request in requests]))
+            os.write(births, encode([request.birth for request in requests]))
             descriptors = [births, write_end, *(request.control for request in requests)]
             sent = await self._send(running, descriptors)
         finally:
@@ -113,12 +125,18 @@ class Template:
 
     async def _read_births(self, running: _Running, pipe: int) -> str:
         chunks: list[bytes] = []
-        try:
-            await asyncio.wait_for(_read_to_end(pipe, chunks), ANSWER_S)
-        except TimeoutError:
+        while True:
+            before = len(chunks)
+            try:
+                await asyncio.wait_for(_read_to_end(pipe, chunks), ANSWER_S)
+                break
+            except TimeoutError:
+                if len(chunks) > before:
+                    continue  # slow, but it gets on
             _log.warning("the template process (pid %d) did not fork within %g s", running.process.pid, ANSWER_S)
             await self._kill(running)
             await self._end_births(pipe, chunks)
+            break
         return b"".join(chunks).decode()
 
     async def _end_births(self, pipe: int, chunks: list[bytes]) -> None:
@@ -154,8 +172,13 @@ class Template:
         argv = [self._config.python or sys.executable, "-m", "rolecall.guard.template"]
         modules = [*self._config.preload, self._config.entry.partition(":")[0]]
         argv += [str(theirs.fileno()), ",".join(modules), paths]
-        with theirs:
+        try:
             process = spawn("template", argv, self.env, log=self._log, cwd=self._config.cwd, keep=[theirs.fileno()])
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
         self._starting = process
         end = self._children.watch(process)
         try:

@@ -6,13 +6,13 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from rolecall.errors import RolecallError, describe_exit
+from rolecall.errors import RolecallError, WorkerConfigurationError, describe_exit
 from rolecall.guard import environment, logs, runtime
 from rolecall.guard.birth import Birth
 from rolecall.guard.children import Children
@@ -29,6 +29,9 @@ from rolecall.guard.spec import Configured, ProcessSpec, StartResult, WorkerConf
 from rolecall.guard.table import Record, State, Table
 from rolecall.rpc.link import Link
 from rolecall.rpc.peer import Peer
+from rolecall.types import check_name
+
+OnCancel = Callable[[Callable[[], None]], None]
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +54,7 @@ class Parts:
     make_peer: Callable[[Record], Peer]
     on_planned: Callable[[Record], None]
     on_made: Callable[[Record], None]
+    spawn_task: Callable[[Coroutine[Any, Any, Any]], None]
 
 
 Tell = Callable[[StartResult], Awaitable[None]]
@@ -64,19 +68,24 @@ class Launcher:
         self.closed = False
 
     async def start(
-        self, specs: Sequence[ProcessSpec], started_by: str = "", tell: Tell | None = None
+        self,
+        specs: Sequence[ProcessSpec],
+        started_by: str = "",
+        on_cancel: OnCancel | None = None,
+        tell: Tell | None = None,
     ) -> list[StartResult]:
         """Starts all at the same time and returns when each is ready or has failed and left nothing behind.
 
         Args:
+            started_by: The worker that asked for it; empty for the controller.
+            on_cancel: Takes a function to call when the caller gives up; what was started then is ended again.
             tell: Gets each result as soon as it is known.
         """
         planned = await asyncio.gather(*(self._plan(spec, started_by) for spec in specs))
         records = [record for record in planned if isinstance(record, Record)]
-        forks = [record for record in records if self._forkable(record)]
-        others = [record for record in records if not self._forkable(record)]
-        failures = await self._fork(forks)
-        failures |= {record: error for record in others if (error := self._spawn(record))}
+        if on_cancel is not None:
+            on_cancel(lambda: self._parts.spawn_task(self._parts.killer.end(records, 0)))
+        failures = await self._make(records)
         return list(await asyncio.gather(*(self._finish_and_tell(item, failures, tell) for item in planned)))
 
     # Plan
@@ -87,13 +96,14 @@ class Launcher:
             await predecessor.gone.wait()
         try:
             return self._record(spec, started_by)
-        except (RolecallError, StartError) as error:
+        except (RolecallError, StartError, OSError) as error:
             if self._parts.table.find(spec.worker_id) is None:
                 self._parts.ports.release(spec.worker_id)  # leased ahead for this very start
             return StartResult(worker_id=spec.worker_id, ok=False, error=str(error))
 
     def _record(self, spec: ProcessSpec, started_by: str) -> Record:
         parts = self._parts
+        _check(spec)
         if self.closed:
             raise StartError("the guard is ending")
         if parts.table.find(spec.worker_id) is not None:
@@ -108,8 +118,8 @@ class Launcher:
             started_by=started_by,
         )
         record.log_start = logs.size(record.log_path)
-        parts.table.add(record)
         parts.on_planned(record)
+        parts.table.add(record)
         return record
 
     def environment(self, record: Record) -> dict[str, str]:
@@ -119,41 +129,65 @@ class Launcher:
         env |= environment.thread_counts(env, record.spec.cores, HOST_CORES)
         return environment.marked(env, config.run_id, config.guard_id, record.worker_id)
 
+    def _python(self) -> str:
+        return self._parts.config.python or sys.executable
+
     def _forkable(self, record: Record) -> bool:
         spec = record.spec
-        if spec.argv is not None or (spec.python and spec.python != self._parts.config.python):
+        if spec.argv is not None or spec.python not in (None, "", self._python()):
             return False
         return not environment.needs_cold_start(self.environment(record), self._parts.template.env)
 
     # Make processes
 
-    async def _fork(self, records: Sequence[Record]) -> dict[Record, str]:
-        pairs = [socket.socketpair() for _ in records]
-        births = [self._birth(record) for record in records]
-        requests = [Request(birth, theirs.fileno()) for birth, (_, theirs) in zip(births, pairs, strict=True)]
-        born: list[Process | str] = ["the guard is ending"] * len(records)
+    async def _make(self, records: Sequence[Record]) -> dict[Record, str]:
+        """Makes the processes; returns for which it could not be done, and why."""
+        forks = [record for record in records if self._forkable(record)]
+        failures = {record: self._spawn(record) for record in records if record not in forks}
         try:
-            born = await self._parts.template.fork(requests) if requests else []
-        except TemplateError as error:
-            born = [str(error)] * len(records)
+            failures |= await self._fork(forks)
+        except (TemplateError, OSError) as error:
+            _log.warning("workers are started cold: %s", error)
+            failures |= {record: self._spawn(record) for record in forks}
         finally:
-            failures = {}
-            for record, (ours, theirs), process in zip(records, pairs, born, strict=True):
-                theirs.close()
-                if isinstance(process, Process):
-                    self._made(record, process, ours)
-                else:
-                    ours.close()
-                    failures[record] = process
+            for record in records:
                 record.made.set()
-        return failures
+        return {record: failure for record, failure in failures.items() if failure}
+
+    async def _fork(self, records: Sequence[Record]) -> dict[Record, str]:
+        if not records:
+            return {}
+        pairs = [socket.socketpair() for _ in records]
+        try:
+            requests = [
+                Request(self._birth(record), pair[1].fileno()) for record, pair in zip(records, pairs, strict=True)
+            ]
+            born = await self._parts.template.fork(requests)
+        except BaseException:
+            for ours, _ in pairs:
+                ours.close()
+            raise
+        finally:
+            for _, theirs in pairs:
+                theirs.close()
+        return {
+            record: self._adopt(record, ours, child)
+            for record, (ours, _), child in zip(records, pairs, born, strict=True)
+        }
+
+    def _adopt(self, record: Record, control: socket.socket, child: Process | str) -> str:
+        if isinstance(child, Process):
+            self._made(record, child, control)
+            return ""
+        control.close()
+        return child
 
     def _birth(self, record: Record) -> Birth:
         env = self.environment(record)
         return Birth(
             worker_id=record.worker_id,
             guard=os.getpid(),
-            env=env,
+            env={os.fsencode(name): os.fsencode(value) for name, value in env.items()},
             log_path=record.log_path,
             entry=self._parts.config.entry,
             cwd=record.spec.cwd or self._parts.config.cwd,
@@ -163,19 +197,18 @@ class Launcher:
     def _spawn(self, record: Record) -> str:
         """Starts a program or a cold worker; returns why it could not."""
         if record.abort.is_set():
-            record.made.set()
             return "killed while starting"
-        log = os.open(record.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
-            if record.spec.argv is not None:
-                self._made(record, self._run(record, self._argv(record), log), None)
-            else:
-                self._spawn_cold(record, log)
+            log = os.open(record.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            try:
+                if record.spec.argv is not None:
+                    self._made(record, self._run(record, self._argv(record), log), None)
+                else:
+                    self._spawn_cold(record, log)
+            finally:
+                os.close(log)
         except (RolecallError, OSError) as error:
             return str(error)
-        finally:
-            os.close(log)
-            record.made.set()
         return ""
 
     def _argv(self, record: Record) -> list[str]:
@@ -186,7 +219,7 @@ class Launcher:
     def _spawn_cold(self, record: Record, log: int) -> None:
         config = self._parts.config
         ours, theirs = socket.socketpair()
-        python = record.spec.python or config.python or sys.executable
+        python = record.spec.python or self._python()
         argv = [python, "-m", config.cold_module, "--control-fd", str(theirs.fileno())]
         try:
             with theirs:
@@ -300,6 +333,17 @@ class Launcher:
             timeline=record.timeline,
             error=error,
             log_path=record.log_path,
+        )
+
+
+def _check(spec: ProcessSpec) -> None:
+    role, _, index = spec.worker_id.rpartition("/")
+    check_name("role", role)  # it becomes part of paths
+    if not index.isdecimal():
+        raise WorkerConfigurationError("bad worker id", spec.worker_id, "use role/index")
+    if spec.ready and (spec.ready.http or spec.ready.tcp) and not (spec.ports or spec.port_count):
+        raise WorkerConfigurationError(
+            "readiness by a port, but no port", spec.port_count, "use a port_count of 1 or more"
         )
 
 

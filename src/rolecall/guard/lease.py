@@ -8,16 +8,23 @@ class Lease:
     """When the guard must end.
 
     Attributes:
-        lease_s: It lapses when nothing renews it for so long.
-        reattach_s: Grace of a closed connection.
+        lease_s: It lapses when nothing renews it for so long, and when no first connection comes about within it.
+        reattach_s: Grace of a closed connection, also of one whose controller has died: another may take over.
+        began: When the guard began.
         renewed: When it was last renewed.
+        attached: Whether there has been a connection.
         cut: When the connection closed, None while it is open.
     """
 
     lease_s: float
     reattach_s: float
-    renewed: float
+    began: float
+    renewed: float = 0.0
+    attached: bool = False
     cut: float | None = None
+
+    def __post_init__(self) -> None:
+        self.renewed = self.began
 
     def renew(self, now: float) -> None:
         """The controller was heard of, or is seen to live on this host."""
@@ -25,7 +32,7 @@ class Lease:
 
     def connected(self, now: float) -> None:
         """A connection was opened."""
-        self.cut = None
+        self.cut, self.attached = None, True
         self.renew(now)
 
     def disconnected(self, now: float) -> None:
@@ -38,10 +45,15 @@ class Lease:
         Args:
             controller_dead: The controller was on this host and is seen to be gone.
         """
-        if controller_dead:
+        if controller_dead and not self.reattach_s:
             return "the controller has died"
-        if self.cut is not None and now - self.cut >= self.reattach_s:
-            return f"the controller's connection closed and did not come back within {self.reattach_s:g} s"
+        if not self.attached and now - self.began >= self.lease_s:
+            return f"the controller could not be reached for {self.lease_s:g} s"
+        if self.cut is not None:
+            away = now - self.cut >= self.reattach_s
+            return (
+                f"the controller's connection closed and did not come back within {self.reattach_s:g} s" if away else ""
+            )
         if now - self.renewed >= self.lease_s:
             return f"the controller was not heard of for {self.lease_s:g} s"
         return ""

@@ -1,6 +1,7 @@
 """Log files: each worker writes its own, and the guard merges the lines of all into one more."""
 
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,8 +43,11 @@ def tail(path: str, start: int = 0) -> str:
     return text
 
 
-@dataclass(slots=True)
-class _Source:
+@dataclass(eq=False, slots=True)
+class Source:
+    """One worker's log, and how far it has been copied."""
+
+    worker_id: str
     path: str
     offset: int
     rest: bytes = b""
@@ -52,44 +56,48 @@ class _Source:
 class MergedLog:
     """Copies the lines of all workers' logs into one file, each with its worker's name.
 
-    Lines are appended whole, so several guards may write to the same file.
+    Lines are appended whole, so several guards may write to the same file. Any thread: run directories lie on shared
+    file systems, which may hang, so what reads and writes files is kept off the guard's loop.
     """
 
     def __init__(self, run_dir: str) -> None:
         path = Path(run_dir, "logs", "merged.log")
         path.parent.mkdir(parents=True, exist_ok=True)
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        self._sources: dict[str, _Source] = {}
+        self._copying = threading.Lock()
+        self._sources: set[Source] = set()
 
-    def follow(self, worker_id: str, path: str, start: int) -> None:
-        """Begins with a worker's log."""
-        self._sources[worker_id] = _Source(path, start)
+    def follow(self, worker_id: str, path: str, start: int) -> Source:
+        """Begins with a worker's log. Returns at once."""
+        source = Source(worker_id, path, start)
+        self._sources.add(source)
+        return source
 
-    def unfollow(self, worker_id: str) -> None:
+    def unfollow(self, source: Source) -> None:
         """Copies what is still there, the last line without its end included, and stops."""
-        source = self._sources.get(worker_id)
-        if source is None:
-            return
-        while self._copy(worker_id, source):
-            pass
-        if source.rest:
-            self._write(worker_id, [source.rest])
-        del self._sources[worker_id]
+        with self._copying:
+            if source not in self._sources or self._fd < 0:
+                return
+            self._sources.discard(source)
+            while self._copy(source):
+                pass
+            if source.rest:
+                self._write(source.worker_id, [source.rest])
 
     def pump(self) -> None:
         """Copies what has come since the last time."""
-        for worker_id, source in self._sources.items():
-            self._copy(worker_id, source)
+        for source in list(self._sources):
+            with self._copying:
+                if source in self._sources:
+                    self._copy(source)
 
-    def _copy(self, worker_id: str, source: _Source) -> bool:
-        if size(source.path) <= source.offset:
-            return False
-        data = read_from(source.path, source.offset)
+    def _copy(self, source: Source) -> bool:
+        data = read_from(source.path, source.offset) if size(source.path) > source.offset else b""
         source.offset += len(data)
         *lines, source.rest = (source.rest + data).split(b"\n")
         if len(source.rest) > _LINE:
             lines, source.rest = [*lines, source.rest], b""
-        self._write(worker_id, lines)
+        self._write(source.worker_id, lines)
         return bool(data)
 
     def _write(self, worker_id: str, lines: list[bytes]) -> None:
@@ -99,8 +107,9 @@ class MergedLog:
 
     def close(self) -> None:
         """Copies the rest of all. May be called twice."""
-        for worker_id in list(self._sources):
-            self.unfollow(worker_id)
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        for source in list(self._sources):
+            self.unfollow(source)
+        with self._copying:
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterable, Mapping
-from functools import cached_property
 
 from rolecall.guard.proc import Process, Stat, below, environ, snapshot
 from rolecall.guard.sweep import WORKER
@@ -17,13 +16,9 @@ class Census:
         self.table: dict[int, Stat] = {
             pid: self._all[pid] for pid in below([os.getpid()], self._all) if not self._all[pid].dead
         }
-
-    @cached_property
-    def _marked(self) -> dict[str, set[int]]:
-        marked: dict[str, set[int]] = {}
+        self._marked: dict[str, set[int]] = {}
         for pid in self.table:
-            marked.setdefault(environ(pid).get(WORKER, "").strip(" "), set()).add(pid)
-        return marked
+            self._marked.setdefault(environ(pid).get(WORKER, "").strip(" "), set()).add(pid)
 
     def owned(self, worker_id: str, root: Process | None, tracked: Iterable[Process]) -> set[Process]:
         """What belongs to one worker.

@@ -35,11 +35,14 @@ class Methods:
 
     async def _answer(self, incoming: Incoming) -> None:
         try:
-            value = await self.call(incoming.method, incoming.args())
+            value = await self._call(incoming)
         except Exception as error:  # whatever it is, it is the answer
             incoming.fail(error)
         else:
             incoming.finish(value)
+
+    async def _call(self, incoming: Incoming) -> Any:
+        return await self.call(incoming.method, incoming.args())
 
     async def call(self, method: str, value: Any) -> Any:
         """Calls a method by name with plain values, and returns plain values."""
@@ -119,7 +122,6 @@ class ControllerService(Methods):
         self._methods = looking(guard) | {
             "alloc_ports": self._alloc_ports,
             "release_ports": self._release_ports,
-            "start": self._start,
             "kill": self._kill,
             "set_env": self._set_env,
             "shutdown": self._shutdown,
@@ -133,27 +135,25 @@ class ControllerService(Methods):
         return self._guard.ports.release(_as(_Owner, value).owner)
 
     def dispatch(self, incoming: Incoming) -> None:
-        if incoming.method == "start" and incoming.streaming:
-            self._guard.spawn_task(self._stream_start(incoming))
+        if incoming.method == "start":
+            self._guard.spawn_task(self._start(incoming))
         else:
             super().dispatch(incoming)
 
-    async def _stream_start(self, incoming: Incoming) -> None:
-        """Each result as soon as it is known: with the first failure the controller takes the others back."""
+    async def _start(self, incoming: Incoming) -> None:
+        """Streams each result as soon as it is known: with the first failure the controller takes the others back."""
 
         async def tell(result: StartResult) -> None:
             with contextlib.suppress(CallCancelledError):  # the controller has heard enough, and kills what is left
                 await incoming.emit(msgspec.to_builtins(result))
 
         try:
-            await self._guard.start(_as(_Start, incoming.args()).specs, tell=tell)
+            specs = _as(_Start, incoming.args()).specs
+            results = await self._guard.start(specs, on_cancel=incoming.on_cancel, tell=tell if incoming.streaming else None)
         except Exception as error:  # whatever it is, it is the answer
             incoming.fail(error)
         else:
-            incoming.finish(None)
-
-    async def _start(self, value: Any) -> Any:
-        return await self._guard.start(_as(_Start, value).specs)
+            incoming.finish(None if incoming.streaming else msgspec.to_builtins(results))
 
     async def _kill(self, value: Any) -> Any:
         wanted = _as(_Kill, value)

@@ -19,7 +19,7 @@ from rolecall.guard.config import GuardConfig
 from rolecall.guard.endpoints import Endpoints
 from rolecall.guard.forker import Template, TemplateError
 from rolecall.guard.killing import Killer
-from rolecall.guard.launch import Launcher, Parts, Tell
+from rolecall.guard.launch import Launcher, OnCancel, Parts, Tell
 from rolecall.guard.lease import Lease
 from rolecall.guard.metrics import Counts
 from rolecall.guard.ownership import Census
@@ -68,10 +68,11 @@ class Guard:
                 make_peer=self._make_peer,
                 on_planned=self._planned,
                 on_made=self._made,
+                spawn_task=self.spawn_task,
             )
         )
         self.counts = Counts()
-        self.watcher = Watcher(self.table, self.children, self.counts, self.tell, config.stall_s)
+        self.watcher = Watcher(self.table, self.children, self.counts, self.tell, self.spawn_task, config.stall_s)
         self.endpoints = Endpoints(self, config, loop)
         self.lease = Lease(config.lease_s, config.reattach_s, time.monotonic())
         self._stop: asyncio.Future[str] = loop.create_future()
@@ -103,7 +104,7 @@ class Guard:
         )
         self.spawn_task(self._warm())
         self.spawn_task(self._every(TICK_S, self._tick))
-        self.spawn_task(self._every(LOG_TICK_S, self.merged.pump))
+        self.spawn_task(self._every(LOG_TICK_S, lambda: asyncio.to_thread(self.merged.pump)))
         reason = await self._stop
         _log.info("ending: %s", reason)
         await self.shutdown(0.0)
@@ -128,7 +129,7 @@ class Guard:
         left = await asyncio.to_thread(sweep, self.config.run_id, self.config.guard_id)
         strays += [f"{item.pid} {item.name}" for item in left]
         survivors = report.survivors + [f"{item.pid} {item.name}" for item in left if not item.gone]
-        self.merged.close()
+        await asyncio.to_thread(self.merged.close)
         self.ports.close()
         return ShutdownReport(killed=report.killed, strays=strays, survivors=survivors)
 
@@ -200,6 +201,8 @@ class Guard:
         living = local and alive(self._controller)
         if living:
             self.lease.renew(now)  # stopped by Ctrl-Z or a debugger, it cannot say so itself
+        if self.client is not None and self.client.peer.closed:
+            self.stop("the controller refused the guard")
         reason = self.lease.verdict(now, controller_dead=local and not living)
         if reason:
             self.stop(reason)
@@ -215,10 +218,14 @@ class Guard:
     # Workers
 
     async def start(
-        self, specs: list[ProcessSpec], started_by: str = "", tell: Tell | None = None
+        self,
+        specs: list[ProcessSpec],
+        started_by: str = "",
+        on_cancel: OnCancel | None = None,
+        tell: Tell | None = None,
     ) -> list[StartResult]:
         """Starts workers; see `Launcher.start`."""
-        results = await self.launcher.start(specs, started_by, tell)
+        results = await self.launcher.start(specs, started_by, on_cancel, tell)
         self.counts.starts += len(results)
         self.counts.failed_starts += sum(not result.ok for result in results)
         return results
@@ -231,7 +238,7 @@ class Guard:
         """
         known = [record for record in (self.table.find(worker) for worker in workers) if record is not None]
         names = {record.worker_id for record in known}
-        records = known + [r for r in self.table if r.started_by in names and r not in known]
+        records = known + [r for r in self.table if r.started_by in workers and r not in known]
         report = await self.killer.end(records, grace_s)
         for record in records:
             if told and (end := record.exit) is not None:
@@ -243,7 +250,7 @@ class Guard:
         """Changes a worker's environment: the record, which forks start from, and the living process."""
         record = self.table.get(worker)
         record.env |= env
-        if record.peer is not None:
+        if record.peer is not None and record.state is State.READY:
             await record.peer.request("set_env", {"env": env}, timeout=30.0)
 
     def _make_peer(self, record: Record) -> Peer:
@@ -257,14 +264,15 @@ class Guard:
 
     def _planned(self, record: Record) -> None:
         record.page = ProgressPage(runtime.page_path(self.config.runtime_dir, self.config.guard_id, record.worker_id))
-        self.merged.follow(record.worker_id, record.log_path, record.log_start)
+        record.source = self.merged.follow(record.worker_id, record.log_path, record.log_start)
 
     def _made(self, record: Record) -> None:
         assert record.end is not None
         record.end.add_done_callback(lambda end: self._exited(record, end.result()))
 
     def _gone(self, record: Record) -> None:
-        self.merged.unfollow(record.worker_id)
+        if record.source is not None:
+            self.spawn_task(asyncio.to_thread(self.merged.unfollow, record.source))
         if record.page is not None:
             record.page.close()
         if record.peer is not None:
@@ -276,12 +284,11 @@ class Guard:
         if record.state is not State.READY:
             return
         record.state = State.ENDING
-        self.merged.pump()
         oom = self.watcher.oom
         reason = oom.explain(record.rss) if end.signal == signal.SIGKILL and oom.claim() else ""
         self.counts.exits += 1
         self.tell("exited", self._exit_note(record, end, reason))
-        self.spawn_task(self.kill([record.worker_id], 0.0))
+        self.spawn_task(self.killer.end([record], 0.0))  # what it has forked into its slot is not its own
 
     def _exit_note(self, record: Record, end: Exit, reason: str) -> ExitNote:
         assert record.process is not None

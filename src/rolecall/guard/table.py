@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from rolecall.errors import WorkerNotFoundError
 from rolecall.guard.children import Exit
+from rolecall.guard.logs import Source
 from rolecall.guard.proc import Process
 from rolecall.guard.progress import ProgressPage
 from rolecall.guard.spec import ProcessSpec
@@ -38,6 +39,7 @@ class Record:
         tracked: Processes once seen below it; they stay its own when they leave its tree.
         started_by: The worker that asked for it; it ends with that one. Empty for the controller.
         page: Its progress page.
+        source: Its log, as far as it is merged.
         waits_for: What a start waits for, for the message when it takes too long.
         rss: Memory of its tree in bytes when last seen.
     """
@@ -57,6 +59,7 @@ class Record:
     tracked: set[Process] = field(default_factory=set)
     started_by: str = ""
     page: ProgressPage | None = None
+    source: Source | None = None
     rss: int = 0
     log_start: int = 0
     waits_for: str = ""

@@ -1,7 +1,7 @@
 """The template process: imports the heavy modules once, then forks workers in milliseconds.
 
 `python -m rolecall.guard.template <socket> <module,...> <sys.path as JSON>`. It has one thread, no event loop and no
-device context. Each request is one packet with descriptors: the births as JSON in a memory file, the write end of the
+device context. Each request is one packet with descriptors: the births in a memory file, the write end of the
 birth pipe, then one control socket for each child. It never answers: the guard reads the births from the pipe, whose
 end tells it that nobody of the request is still about to be born.
 """
@@ -16,7 +16,7 @@ import time
 
 import msgspec
 
-from rolecall.guard.birth import Birth, TemplateReady
+from rolecall.guard.birth import Birth, TemplateReady, decode
 from rolecall.guard.child import become_worker, run_entry
 from rolecall.guard.kernel import set_name
 from rolecall.guard.proc import identify, numbers, open_files
@@ -80,7 +80,7 @@ def _bear(descriptors: list[int], keep: set[int]) -> None:
             assert me is not None
             os.write(pipe, f"{index} {me.pid} {me.start}\n".encode())  # below PIPE_BUF: whole or not at all
             os.close(pipe)
-            birth = msgspec.json.decode(raw, type=list[Birth])[index]
+            birth = decode(raw)[index]
             if not _wait_for_guard(parent, birth.guard):
                 os._exit(1)
             raise Newborn(birth, control, keep)

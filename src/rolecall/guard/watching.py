@@ -1,7 +1,8 @@
 """Looks at all workers every second: who belongs to them, how much memory they take, whether they stall."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import msgspec
 
@@ -15,6 +16,7 @@ from rolecall.guard.stall import Resumed, Stalled, StallWatch
 from rolecall.guard.table import Record, State, Table
 
 Tell = Callable[[str, msgspec.Struct], None]
+Spawn = Callable[[Coroutine[Any, Any, Any]], None]
 
 
 class Watcher:
@@ -22,13 +24,17 @@ class Watcher:
 
     Args:
         tell: Sends a notification to the controller.
+        spawn_task: Runs a coroutine beside the watching, which evidence must not hold up.
         stall_s: See `GuardConfig.stall_s`.
     """
 
-    def __init__(self, table: Table, children: Children, counts: Counts, tell: Tell, stall_s: float) -> None:
+    def __init__(
+        self, table: Table, children: Children, counts: Counts, tell: Tell, spawn_task: Spawn, stall_s: float
+    ) -> None:
         self._table, self._children, self._counts = table, children, counts
-        self._tell, self._stall_s = tell, stall_s
+        self._tell, self._spawn_task, self._stall_s = tell, spawn_task, stall_s
         self._watches: dict[Record, StallWatch] = {}
+        self._turn = asyncio.Lock()  # one dump at a time, and what is told stays in order
         self.oom = OomWatch()
 
     async def look(self) -> None:
@@ -37,7 +43,11 @@ class Watcher:
         await self._census()
         ready = [record for record in self._table if record.state is State.READY]
         self._watches = {record: self._watches.get(record) or StallWatch(self._stall_s) for record in ready}
-        await asyncio.gather(*(self._stall(record, watch) for record, watch in self._watches.items()))
+        for record, watch in self._watches.items():
+            sample = probe.sample(record)
+            change = watch.see(sample) if sample else None
+            if change is not None:
+                self._spawn_task(self._tell_change(record, change))
 
     async def _census(self) -> None:
         census = await asyncio.to_thread(Census)
@@ -47,18 +57,16 @@ class Watcher:
                 record.tracked = owned
                 record.rss = sum(census.table[process.pid].rss for process in owned)
 
-    async def _stall(self, record: Record, watch: StallWatch) -> None:
-        sample = probe.sample(record)
-        change = watch.see(sample) if sample else None
-        assert record.process is not None
-        if isinstance(change, Stalled):
+    async def _tell_change(self, record: Record, change: Stalled | Resumed) -> None:
+        async with self._turn:
+            if isinstance(change, Resumed):
+                self._tell("resumed", ResumeNote(worker=record.worker_id))
+                return
             self._counts.stalls += 1
             stacks = await probe.stacks(record, self._children)
-            if record.state is not State.READY:
+            if record.state is not State.READY or record.process is None:
                 return  # it ended meanwhile, which is told otherwise
             note = StallNote(
                 worker=record.worker_id, pid=record.process.pid, kind=change.kind, reason=change.reason, stacks=stacks
             )
             self._tell("stalled", note)
-        elif isinstance(change, Resumed):
-            self._tell("resumed", ResumeNote(worker=record.worker_id))

@@ -230,9 +230,10 @@ def fresh(error: BaseException) -> BaseException:
     """A copy to raise where several threads may raise the same error; one exception holds only one traceback."""
     if not isinstance(error, RolecallError):
         return error
-    fresh = copy.copy(error)
-    fresh.__cause__ = error.__cause__
-    return fresh
+    again = copy.copy(error)
+    again.__dict__.update(error.__dict__)
+    again.__cause__ = error.__cause__
+    return again
 
 
 def _not_an_error(value: Any) -> ProtocolError:

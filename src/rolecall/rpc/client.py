@@ -10,6 +10,7 @@ from typing import Any
 
 from rolecall.errors import RPCConnectionError
 from rolecall.rpc import address, handshake
+from rolecall.rpc.call import fresh
 from rolecall.rpc.frames import Limits
 from rolecall.rpc.handshake import HELLO_S, Hello
 from rolecall.rpc.link import Link, widen
@@ -80,7 +81,7 @@ class Client:
         if not self._settled.wait(timeout):
             raise TimeoutError(f"{self.name}: no connection within {timeout:g} s; {self._last_error}")
         if self.peer.failure is not None:
-            raise self.peer.failure
+            raise fresh(self.peer.failure)
 
     def close(self) -> None:
         """Ends the conversation and the dialling. Any thread, any number of times."""

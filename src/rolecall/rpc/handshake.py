@@ -42,11 +42,15 @@ async def read_hello(
         AuthenticationError: The token is wrong. Nothing behind it was parsed.
         ProtocolError: It is no hello, or it is too large.
     """
-    hello = messages.decode_hello(await _read_frame(sock, begun, limits, loop))
+    body = messages.decode_hello_body(_behind_token(await _read_frame(sock, begun, limits, loop), token))
+    return Hello(body.session, body.epoch, body.info)
+
+
+def _behind_token(header: bytes | memoryview, token: Token) -> msgspec.Raw:
+    hello = messages.decode_hello(header)
     if not token.matches(hello.token):
         raise AuthenticationError(seen="wrong" if hello.token else "missing")
-    body = messages.decode_hello_body(hello.rest)
-    return Hello(body.session, body.epoch, body.info)
+    return hello.rest.copy()  # so that no variable of a frame that may still raise holds the secret
 
 
 async def say_hello(
@@ -59,15 +63,18 @@ async def say_hello(
         ProtocolError: The hello was refused for another reason, also for good.
         RPCConnectionError: The connection ended before an answer.
     """
-    rest = msgspec.Raw(messages.encode(messages.HelloBody(hello.session, hello.epoch, hello.info)))
-    frame = pack(messages.encode(messages.Hello(token.reveal(), rest)))
-    await loop.sock_sendall(sock, frame[0])
+    await loop.sock_sendall(sock, _hello_frame(hello, token))
     answer = messages.decode_answer(await _read_frame(sock, b"", limits, loop))
     if isinstance(answer, messages.Welcome):
         return answer
     if answer.reason == "token":
-        raise AuthenticationError(str(hello.info.get("to", "")), "refused")
+        raise AuthenticationError(seen="refused by the other side")
     raise ProtocolError(f"refused: {answer.sentence}")
+
+
+def _hello_frame(hello: Hello, token: Token) -> bytes:
+    rest = msgspec.Raw(messages.encode(messages.HelloBody(hello.session, hello.epoch, hello.info)))
+    return b"".join(pack(messages.encode(messages.Hello(token.reveal(), rest))))
 
 
 def welcome(session: str, epoch: int) -> bytes:

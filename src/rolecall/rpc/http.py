@@ -14,7 +14,7 @@ import re
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import h11
@@ -39,7 +39,7 @@ _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\[\]:]*))(?::\d*)?")
 
 @dataclass(frozen=True)
 class Request:
-    """One request. Header names are lower case; of repeated ones the last counts."""
+    """One request. Header names are lower case, of repeated ones the last counts; `authorization` is taken out."""
 
     method: str
     path: str
@@ -130,6 +130,13 @@ def _matched(pattern: tuple[str, ...], parts: tuple[str, ...]) -> dict[str, str]
     return params
 
 
+class _Glimpse(NamedTuple):
+    """What the bytes of a request's head say before they are parsed; never the token itself."""
+
+    to_head: bool  # HEAD asks for the head of the answer alone
+    token: str  # `right`, `wrong` or `missing`
+
+
 class HttpConnection:
     """Serves one connection until it is closed, refused or idle for long."""
 
@@ -158,54 +165,53 @@ class HttpConnection:
         patience = FIRST_REQUEST_S
         while True:
             async with asyncio.timeout(patience):
-                raw = await self._raw_head()
-            if not raw or not await self._send(await self._response(raw), to_head=raw.startswith(b"HEAD ")):
+                seen = await self._glimpse()
+            if seen is None or not await self._send(await self._response(seen), to_head=seen.to_head):
                 return
             patience = IDLE_S
 
-    async def _raw_head(self) -> bytes:
-        """The bytes of the next request's head as far as they came; empty when the connection ended before."""
+    async def _glimpse(self) -> _Glimpse | None:
+        """Waits for the next request's head; None when the connection ended instead."""
         while True:
             raw = self._http.trailing_data[0].lstrip(b"\r\n")
             end = _HEAD_ENDS.search(raw)
             if end or len(raw) > MAX_HEAD:
-                return raw[: end.end() if end else None]
+                return self._seen_in(raw[: end.end() if end else None])
             data = await self._loop.sock_recv(self._sock, RECEIVE)
             self._http.receive_data(data)
             if not data:
-                return raw
+                return self._seen_in(raw) if raw else None
 
-    async def _response(self, raw: bytes) -> Response:
+    def _seen_in(self, raw: bytes) -> _Glimpse:
+        right = any(self._token.matches(shown) for shown in _SHOWN.findall(raw))
+        token = "right" if right else "wrong" if _TRIED.search(raw) else "missing"
+        return _Glimpse(raw.startswith(b"HEAD "), token)
+
+    async def _response(self, seen: _Glimpse) -> Response:
         try:
-            self._check_token(raw)
-            head = await self._next_event()
-            if not isinstance(head, h11.Request):
-                raise RPCConnectionError("the client", "it hung up before the request was complete")
-            return await self._answered(head)
+            if seen.token != "right":
+                raise HttpError(401, str(AuthenticationError(seen=seen.token)))
+            self._authenticated()
+            return await self._answered(self._checked(await self._next_event()))
         except HttpError as e:
             return _error(e)
         except h11.RemoteProtocolError as e:
             return _error(HttpError(e.error_status_hint or 400, str(e)))
 
-    def _check_token(self, raw: bytes) -> None:
-        """Raises HttpError (401) unless a line of the head shows the token."""
-        if not any(self._token.matches(shown) for shown in _SHOWN.findall(raw)):
-            raise _unauthorized(seen="wrong" if _TRIED.search(raw) else "missing")
-        self._authenticated()
-
-    async def _answered(self, head: h11.Request) -> Response:
-        request = self._checked(head)
+    async def _answered(self, request: Request) -> Response:
         route, max_body, params = self._routes.find(request.method, request.path)
         async with asyncio.timeout(BODY_S):
             body = await self._body(request, max_body)
         return await self._handled(route, _with(request, body, params))
 
-    def _checked(self, head: h11.Request) -> Request:
-        """The request's head, once host and origin are right, and the token in what was parsed is what was seen."""
+    def _checked(self, head: Any) -> Request:
+        """The request, once its host and origin are right, and the token as it was parsed is the one that was seen."""
+        if not isinstance(head, h11.Request):
+            raise RPCConnectionError("the client", "it hung up before the request was complete")
         headers = {name.decode(): value.decode("latin-1") for name, value in head.headers}
-        scheme, _, secret = headers.get("authorization", "").partition(" ")
+        scheme, _, secret = headers.pop("authorization", "").partition(" ")  # taken out: no route ever sees it
         if scheme.lower() != "bearer" or not self._token.matches(secret.strip().encode("latin-1")):
-            raise _unauthorized(seen="wrong")
+            raise HttpError(401, str(AuthenticationError(seen="wrong")))
         host = _hostname(headers.get("host", ""))
         if host not in self._hosts and not (self._unix and not host):
             raise HttpError(403, f"foreign Host {host!r}; use the address this listens on")
@@ -249,7 +255,8 @@ class HttpConnection:
         if not to_head:
             data += http.send(h11.Data(data=response.body)) or b""
             data += http.send(h11.EndOfMessage()) or b""
-        await self._loop.sock_sendall(self._sock, data)
+        async with asyncio.timeout(BODY_S):
+            await self._loop.sock_sendall(self._sock, data)
         if ends or http.our_state is h11.MUST_CLOSE:
             await self._linger()
             return False
@@ -282,14 +289,10 @@ def _with(request: Request, body: bytes, params: dict[str, str]) -> Request:
 
 
 def _hostname(host: str) -> str:
-    """The name without brackets and port; as it is when it is malformed, so that it equals no name of ours."""
+    """The name without brackets and port; all of it when it is malformed, so that it equals no name of ours."""
     host = host.strip().lower()
     found = _HOST.fullmatch(host)
     return host if found is None else found[1] or found[2] or ""
-
-
-def _unauthorized(seen: str) -> HttpError:
-    return HttpError(401, str(AuthenticationError(seen=seen)))
 
 
 def _too_large(limit: int) -> HttpError:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Parts = Sequence[bytes | memoryview]
 
 LENT_FROM = 1 << 20  # results from here on are not copied; their owner waits until they have arrived
-LENT_S = 30.0  # how long it waits for a caller that does not read
+LENT_S = 30.0  # how long it waits for a caller that reads nothing
 
 
 class Incoming(Waitable):
@@ -62,7 +62,7 @@ class Incoming(Waitable):
         self._body: bytes | None = request.body
         self._buffers = buffers
         self._window = max(1, request.window)
-        self._callbacks: list[Callable[[], None]] = []
+        self._callbacks: list[Callable[[], object]] = []
         self._items: dict[int, Parts] = {}  # sent and not yet consumed
         self._emitted = self._consumed = 0
         self.cancelled = False
@@ -83,7 +83,7 @@ class Incoming(Waitable):
         self._body, self._buffers = None, []
         return codec.decode(body, buffers, context=self._peer.context)
 
-    def on_cancel(self, fn: Callable[[], None]) -> None:
+    def on_cancel(self, fn: Callable[[], object]) -> None:
         """Calls `fn` on the loop's thread when the caller gives up; at once, here, when it already has."""
         self._callbacks.append(fn)
         if self.cancelled:
@@ -167,9 +167,10 @@ class Incoming(Waitable):
 
     def _wait_until_received(self, link: Link | None, message: bytes, buffers: Sequence[memoryview]) -> None:
         """Keeps the lender here while its memory is being sent; when that fails, the record gets a copy of its own."""
-        received = self.wait(
-            lambda: self.settled or link is None or link is not self._peer._link, time.monotonic() + LENT_S
-        )
+        received, written = False, -1
+        while not received and link is not None and written != link.written:
+            written = link.written  # a slow reader has its time as long as it reads at all
+            received = self.wait(lambda: self.settled or link is not self._peer._link, time.monotonic() + LENT_S)
         if self.settled:
             return
         if not received and link is not None:

@@ -24,6 +24,7 @@ SOCKET_BUFFER = 4 << 20  # a 64 MiB tensor needs few system calls and wake-ups
 HIGH_WATER = 64 << 20  # unsent bytes above which threads wait before they add more
 IOV_MAX = 512
 FEW_BYTES = 1 << 20  # queued frames written by one system call
+SPIN_FROM = 1 << 20
 READS_PER_TURN = 16  # other connections of the loop get their turn after so many
 FLUSH_S = 5.0  # how long a closing link tries to write what is queued
 
@@ -127,7 +128,7 @@ class Link(Waitable):
 
     def _arm(self) -> None:
         with self._lock:
-            if not self.closed:
+            if self._armed and not self.closed:  # else the queue was emptied meanwhile, and the loop would spin
                 self._loop.add_writer(self._sock.fileno(), self._writable)
 
     def _writable(self) -> None:
@@ -225,8 +226,8 @@ class Link(Waitable):
                 return True
             for header, buffers in reader.buffer_updated(count):
                 self.on_frame(header, buffers)
-            if count < len(buffer) or not self._reading:
-                return False
+            if (count < len(buffer) and len(buffer) < SPIN_FROM) or not self._reading:
+                return False  # a short read of a large buffer is tried again: its sender is writing at this moment
         return False
 
     def _uncork(self) -> None:

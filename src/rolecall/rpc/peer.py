@@ -224,7 +224,6 @@ class Peer:
             return
         former, self._link = self._link, None
         if former is not None:
-            former.on_closed = _ignore
             former.abort()
             self._wake_lenders()
         if remote and self._remote and remote != self._remote:
@@ -295,11 +294,14 @@ class Peer:
     # Asking after what is silent
 
     def _tick(self) -> None:
+        if self._link is None and not self.pending:
+            self._tick_handle = None  # an idle peer costs nothing; the next link starts it again
+            return
         self._tick_handle = self.loop.call_later(self._probe_s / 4, self._tick)
         now = time.monotonic()
         asked = []
         for call in self._pending.all():
-            if call._deadline is not None and call._deadline <= now:
+            if call._deadline is not None and call._deadline <= now and not call._done:
                 self._expire(call)
             elif call.probe_wait == 0.0:
                 call.probe_at, call.probe_wait = now + self._probe_s, self._probe_s
@@ -493,7 +495,3 @@ def _encoded_request(request: Request) -> bytes:
         return messages.encode(request)
     except (TypeError, ValueError, OverflowError) as e:
         raise EncodeError("meta", type(request.meta).__name__, f"only plain values travel there ({e})") from e
-
-
-def _ignore(exc: Exception | None) -> None:
-    return None

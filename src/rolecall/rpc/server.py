@@ -179,6 +179,9 @@ class Server:
             sock.close()
         except (RPCError, OSError, TimeoutError):
             sock.close()
+        except Exception as e:  # a mistake of ours ends this connection and is told, but not the listener
+            sock.close()
+            self._loop.call_exception_handler({"message": "serving a connection failed", "exception": e})
         except BaseException:
             sock.close()
             raise
@@ -194,8 +197,8 @@ class Server:
             await self._drain(sock)
             raise
         await self._loop.sock_sendall(sock, handshake.welcome(peer.session, self.epoch))
-        if self.closed:
-            raise RPCConnectionError("the server", "closing")
+        if self.closed or hello.epoch < self.epoch:
+            raise RPCConnectionError("the server", "closing, or a newer controller took over meanwhile")
         link = Link(sock, loop=self._loop, limits=self._limits)
         peer.attach(link, hello.session)
         if link.closed:  # the peer has ended

@@ -12,7 +12,7 @@ from asyncio.events import _get_running_loop
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 
 class LoopWaker:
@@ -21,13 +21,16 @@ class LoopWaker:
     __slots__ = ("_due", "_loop", "_scheduled")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+        self._loop = ref(loop)  # weak: a loop that ended must not live on because somebody waited in it once
         self._due: deque[asyncio.Future[None]] = deque()
         self._scheduled = False
 
     def wake(self, future: asyncio.Future[None]) -> None:
         """Completes `future` soon. Any thread."""
-        if _get_running_loop() is self._loop:
+        loop = self._loop()
+        if loop is None:
+            return
+        if _get_running_loop() is loop:
             if not future.done():
                 future.set_result(None)
             return
@@ -35,7 +38,7 @@ class LoopWaker:
         if not self._scheduled:
             self._scheduled = True
             try:
-                self._loop.call_soon_threadsafe(self._flush)
+                loop.call_soon_threadsafe(self._flush)
             except RuntimeError:  # that loop is closed: nobody waits there any more
                 self._due.clear()
                 self._scheduled = False

@@ -57,7 +57,7 @@ class Binding:
         """
         keeper = shard.keeper or self.get()
         if keeper is None:
-            raise TensorError(f"nobody here can fetch shard {shard.id} of {shard.owner}: it left its run")
+            raise TensorError(f"nobody here can fetch shard {shard.id} of {shard.owner}: its handle is outside its run")
         return keeper
 
 

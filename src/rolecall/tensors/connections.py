@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from rolecall.errors import RPCConnectionError
@@ -12,7 +14,8 @@ from rolecall.rpc.client import Client
 from rolecall.rpc.peer import Peer
 from rolecall.rpc.token import Token
 
-PATIENCE_S = 10.0  # a living owner is back within one; a busy one keeps its connection
+PATIENCE_S = 10.0  # for an owner on another host, whose death looks like a slow network
+LOOK_S = 0.1
 
 
 class Connections:
@@ -82,7 +85,7 @@ class Connections:
             client.close()
 
     def _dial(self, owner: str, addresses: tuple[str, ...]) -> Client:
-        watch = _Watch(self._loop, self._patience)
+        watch = _Watch(self._loop, addresses, self._patience)
         client = Client(
             owner,
             addresses,
@@ -101,21 +104,51 @@ class Connections:
 class _Watch:
     """Gives a connection up that stays away; on the loop's thread only."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, patience: float) -> None:
-        self._loop, self._patience = loop, patience
+    def __init__(self, loop: asyncio.AbstractEventLoop, addresses: Sequence[str], patience: float) -> None:
+        self._loop, self._addresses, self._patience = loop, addresses, patience
         self._timer: asyncio.TimerHandle | None = None
         self.client: Client | None = None
 
     def start(self) -> None:
         self.stop()
-        if self.client is not None and not self.client.peer.closed and not self.client.peer.attached:
-            self._timer = self._loop.call_later(self._patience, self._give_up)
+        if self.client is not None and not self.client.peer.attached:
+            self._look(self._loop.time())
 
     def stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _give_up(self) -> None:
-        if self.client is not None:
+    def _look(self, since: float) -> None:
+        assert self.client is not None
+        if self.client.peer.closed:
+            return
+        if _refused(self._addresses):
+            self.client.fail(RPCConnectionError(self.client.name, "nothing listens on its socket any more"))
+        elif self._loop.time() - since >= self._patience:
             self.client.fail(RPCConnectionError(self.client.name, f"not reached within {self._patience:g} s"))
+        else:
+            self._timer = self._loop.call_later(LOOK_S, self._look, since)
+
+
+def _refused(addresses: Sequence[str]) -> bool:
+    """True when the owner was on this host and is dead: its socket is there, or was its only address, and refuses.
+
+    A living process accepts connections however busy it is: the kernel does it.
+    """
+    paths = [address.removeprefix("unix:") for address in addresses if address.startswith("unix:")]
+    remote = len(paths) < len(addresses)
+    refused = [_refuses(path) for path in paths if not remote or Path(path).exists()]
+    return bool(refused) and all(refused)
+
+
+def _refuses(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.setblocking(False)
+        try:
+            sock.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            return True
+        except OSError:  # its queue is full, say
+            return False
+        return False

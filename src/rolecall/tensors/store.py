@@ -32,12 +32,18 @@ class Store:
         self, owner: str, addresses: Sequence[str], backends: Mapping[str, Backend], default: str | None = None
     ) -> None:
         self.owner, self.addresses, self.backends = owner, tuple(addresses), dict(backends)
-        first = [default] if default else []
-        self._order = [self.backends[name] for name in (*first, *(n for n in self.backends if n != default))]
+        self._order = list(self.backends.values())
+        if default is not None:
+            self.prefer(default)
         self._lock = threading.Lock()
         self._shards: dict[str, Shard] = {}
         self._bytes = 0
         self._counts = {"put": 0, "put_bytes": 0, "freed": 0, "freed_bytes": 0, "served": 0, "served_bytes": 0}
+
+    def prefer(self, name: str) -> None:
+        """Asks the backend of that name first from now on; what is stored stays where it is."""
+        first = self.backends[name]
+        self._order = [first, *(backend for backend in self.backends.values() if backend is not first)]
 
     def put(self, tensor: torch.Tensor) -> Shard:
         """Stores a copy of a dense tensor, from any device.

@@ -1,0 +1,48 @@
+"""The cache keeps what was fetched within its budget and hands out what covers the question."""
+
+from __future__ import annotations
+
+import torch
+
+from rolecall.tensors.cache import Block, Cache
+
+KEY, OTHER, THIRD = ("a", "1"), ("a", "2"), ("b", "1")
+
+
+def _block(start: int, stop: int) -> Block:
+    return Block(start, stop, torch.arange(start, stop, dtype=torch.uint8), private=True)
+
+
+def test_a_block_serves_every_range_inside_it() -> None:
+    cache = Cache(100)
+    assert cache.put(KEY, _block(10, 20))
+    for start, stop in ((10, 20), (12, 13)):
+        block = cache.get(KEY, start, stop)
+        assert block is not None and block.start == 10 and not block.private
+    assert cache.get(KEY, 9, 12) is None and cache.get(OTHER, 10, 20) is None
+    assert cache.metrics()["hits"] == 2 and cache.metrics()["misses"] == 2
+
+
+def test_the_least_recently_used_shard_goes_first() -> None:
+    cache = Cache(30)
+    for key in (KEY, OTHER, THIRD):
+        cache.put(key, _block(0, 10))
+    cache.get(KEY, 0, 1)
+    cache.put(("c", "1"), _block(0, 5))
+    assert cache.get(KEY, 0, 1) and cache.get(THIRD, 0, 1) and cache.get(OTHER, 0, 1) is None
+    assert cache.metrics()["bytes"] == 25 and cache.metrics()["evicted_bytes"] == 10
+
+
+def test_what_is_larger_than_the_budget_is_not_kept() -> None:
+    cache = Cache(5)
+    assert not cache.put(KEY, _block(0, 6))
+    assert cache.metrics()["bytes"] == 0
+
+
+def test_a_larger_block_replaces_those_inside_it() -> None:
+    cache = Cache(100)
+    for start, stop in ((0, 10), (20, 30), (5, 40)):
+        cache.put(KEY, _block(start, stop))
+    assert cache.metrics()["bytes"] == 10 + 35
+    cache.discard([KEY, OTHER])
+    assert cache.metrics()["bytes"] == cache.metrics()["shards"] == 0
