@@ -145,7 +145,7 @@ class Launcher:
         forks = [record for record in records if self._forkable(record)]
         failures = {record: self._spawn(record) for record in records if record not in forks}
         try:
-            failures |= await self._fork(forks)
+            failures |= await self._fork_wanted(forks)
         except (TemplateError, OSError) as error:
             _log.warning("workers are started cold: %s", error)
             failures |= {record: self._spawn(record) for record in forks}
@@ -153,6 +153,23 @@ class Launcher:
             for record in records:
                 record.made.set()
         return {record: failure for record, failure in failures.items() if failure}
+
+    async def _fork_wanted(self, records: Sequence[Record]) -> dict[Record, str]:
+        """Forks those that are still wanted once the template is there, which imports for seconds."""
+        if records:
+            await self._until_warm(records)
+        unwanted = [record for record in records if record.abort.is_set()]
+        failures = await self._fork([record for record in records if record not in unwanted])
+        return failures | dict.fromkeys(unwanted, "killed while starting")
+
+    async def _until_warm(self, records: Sequence[Record]) -> None:
+        """Waits for the template, or until none of the workers is wanted any more."""
+        warm = asyncio.ensure_future(self._parts.template.warm())
+        unwanted = asyncio.gather(*(record.abort.wait() for record in records))
+        either: set[asyncio.Future[Any]] = {warm, unwanted}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        unwanted.cancel()
+        warm.add_done_callback(_retrieved)  # it goes on; why it failed is told by the fork that needs it
 
     async def _fork(self, records: Sequence[Record]) -> dict[Record, str]:
         if not records:
@@ -345,6 +362,11 @@ def _check(spec: ProcessSpec) -> None:
         raise WorkerConfigurationError(
             "readiness by a port, but no port", spec.port_count, "use a port_count of 1 or more"
         )
+
+
+def _retrieved(task: asyncio.Future[None]) -> None:
+    if not task.cancelled():
+        task.exception()
 
 
 def _in_slot(spec: ProcessSpec, target: ProcessSpec) -> ProcessSpec:

@@ -149,7 +149,9 @@ class ControllerService(Methods):
 
         try:
             specs = _as(_Start, incoming.args()).specs
-            results = await self._guard.start(specs, on_cancel=incoming.on_cancel, tell=tell if incoming.streaming else None)
+            results = await self._guard.start(
+                specs, on_cancel=incoming.on_cancel, tell=tell if incoming.streaming else None
+            )
         except Exception as error:  # whatever it is, it is the answer
             incoming.fail(error)
         else:

@@ -69,6 +69,7 @@ def _bear(descriptors: list[int], keep: set[int]) -> None:
     births, pipe, *controls = descriptors
     raw = os.pread(births, os.fstat(births).st_size, 0)
     parent = os.getpid()
+    gate, held_open = os.pipe2(os.O_CLOEXEC)  # its end tells the children that this process is about to be gone
     for index, control in enumerate(controls):
         try:
             pid = os.fork()
@@ -76,19 +77,23 @@ def _bear(descriptors: list[int], keep: set[int]) -> None:
             os.write(pipe, f"{index} - {error.strerror}\n".encode())
             continue
         if pid == 0:
+            os.close(held_open)
             me = identify(os.getpid())
             assert me is not None
             os.write(pipe, f"{index} {me.pid} {me.start}\n".encode())  # below PIPE_BUF: whole or not at all
             os.close(pipe)
             birth = decode(raw)[index]
-            if not _wait_for_guard(parent, birth.guard):
+            if not _wait_for_guard(gate, parent, birth.guard):
                 os._exit(1)
             raise Newborn(birth, control, keep)
     os._exit(0)
 
 
-def _wait_for_guard(intermediate: int, guard: int) -> bool:
-    while os.getppid() == intermediate:
+def _wait_for_guard(gate: int, intermediate: int, guard: int) -> bool:
+    # Asleep until the intermediate ends: a hundred children that poll for it keep it from forking the others.
+    os.read(gate, 1)
+    os.close(gate)
+    while os.getppid() == intermediate:  # a process lets go of its descriptors shortly before its children
         time.sleep(0.0002)
     return os.getppid() == guard
 

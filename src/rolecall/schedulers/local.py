@@ -13,7 +13,7 @@ from typing import Any
 
 from rolecall.calls import main_path
 from rolecall.errors import GuardLostError, WorkerTimeoutError
-from rolecall.guard.sweep import sweep
+from rolecall.guard.sweep import GUARD, RUN, sweep
 from rolecall.schedulers.one_host import OneHostScheduler
 from rolecall.schedulers.plan import base_environment
 
@@ -88,7 +88,8 @@ class LocalScheduler(OneHostScheduler):
                     stdout=out,
                     stderr=out,
                     start_new_session=True,
-                    env=base_environment(os.environ, _python_path()),
+                    env=base_environment(os.environ, _python_path())
+                    | {RUN: self._run.run_id, GUARD: self._guard.guard_id},  # found by a sweep like all it starts
                 )
         finally:
             os.close(fd)
