@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from cli_rig import CommandLine, Controller
 
 from rolecall.cli.checks import limits, ports, versions
 from rolecall.cli.checks.devices import check_devices
@@ -18,7 +19,6 @@ from rolecall.cli.checks.runtime_dirs import check_runtime_dirs
 from rolecall.cli.checks.shared_memory import check_shared_memory
 from rolecall.cli.doctor import examine
 from rolecall.guard.ports import PortLeases
-from tests.cli.cli_rig import CommandLine, Controller
 
 OLD = time.time() - 3600
 

@@ -6,7 +6,7 @@ import os
 import signal
 from pathlib import Path
 
-from tests.cli.cli_rig import CommandLine, Controller, running
+from cli_rig import CommandLine, Controller, running
 
 WORKERS = ["actor/0", "actor/1", "sidecar/0", "sidecar/1"]
 

@@ -32,6 +32,7 @@ from rolecall.rpc.peer import Peer
 from rolecall.types import check_name
 
 OnCancel = Callable[[Callable[[], None]], None]
+Tell = Callable[[StartResult], Awaitable[None]]
 
 _log = logging.getLogger(__name__)
 
@@ -57,9 +58,6 @@ class Parts:
     spawn_task: Callable[[Coroutine[Any, Any, Any]], None]
 
 
-Tell = Callable[[StartResult], Awaitable[None]]
-
-
 class Launcher:
     """Starts workers, any number at a time. A failure of one is its result; it never fails the others."""
 
@@ -71,15 +69,16 @@ class Launcher:
         self,
         specs: Sequence[ProcessSpec],
         started_by: str = "",
-        on_cancel: OnCancel | None = None,
+        *,
         tell: Tell | None = None,
+        on_cancel: OnCancel | None = None,
     ) -> list[StartResult]:
         """Starts all at the same time and returns when each is ready or has failed and left nothing behind.
 
         Args:
             started_by: The worker that asked for it; empty for the controller.
-            on_cancel: Takes a function to call when the caller gives up; what was started then is ended again.
             tell: Gets each result as soon as it is known.
+            on_cancel: Takes a function to call when the caller gives up; what was started then is ended again.
         """
         planned = await asyncio.gather(*(self._plan(spec, started_by) for spec in specs))
         records = [record for record in planned if isinstance(record, Record)]
@@ -294,11 +293,13 @@ class Launcher:
         ready = asyncio.ensure_future(self._ready(record))
         abort = asyncio.ensure_future(record.abort.wait())
         timeout = record.spec.start_timeout
-        waiting: set[asyncio.Future[Any]] = {ready, abort, record.end}
+        stalled = asyncio.ensure_future(record.stalled.wait())
+        waiting: set[asyncio.Future[Any]] = {ready, abort, stalled, record.end}
         try:
             await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         finally:
             abort.cancel()
+            stalled.cancel()
             if not ready.done():
                 ready.cancel()
         if record.abort.is_set():
@@ -306,6 +307,8 @@ class Launcher:
         if record.end.done():
             end = record.end.result()
             return f"it ended while starting: {describe_exit(end.code, end.signal)}"
+        if record.stalled.is_set():
+            return f"it does not run: {record.stall}"
         if not ready.done():
             return f"not ready within {timeout:g} s" + (f" ({record.waits_for})" if record.waits_for else "")
         return str(ready.exception() or "")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
@@ -134,28 +134,20 @@ class ControllerService(Methods):
     async def _release_ports(self, value: Any) -> Any:
         return self._guard.ports.release(_as(_Owner, value).owner)
 
-    def dispatch(self, incoming: Incoming) -> None:
-        if incoming.method == "start":
-            self._guard.spawn_task(self._start(incoming))
-        else:
-            super().dispatch(incoming)
-
-    async def _start(self, incoming: Incoming) -> None:
-        """Streams each result as soon as it is known: with the first failure the controller takes the others back."""
+    async def _call(self, incoming: Incoming) -> Any:
+        """A start is ended again when its caller gives up, and streams each result as soon as it is known if asked."""
+        if incoming.method != "start":
+            return await super()._call(incoming)
+        specs = _as(_Start, incoming.args()).specs
+        if not incoming.streaming:
+            return msgspec.to_builtins(await self._guard.start(specs, on_cancel=incoming.on_cancel))
 
         async def tell(result: StartResult) -> None:
-            with contextlib.suppress(CallCancelledError):  # the controller has heard enough, and kills what is left
+            with suppress(CallCancelledError):  # the controller has heard enough; the others are ended again
                 await incoming.emit(msgspec.to_builtins(result))
 
-        try:
-            specs = _as(_Start, incoming.args()).specs
-            results = await self._guard.start(
-                specs, on_cancel=incoming.on_cancel, tell=tell if incoming.streaming else None
-            )
-        except Exception as error:  # whatever it is, it is the answer
-            incoming.fail(error)
-        else:
-            incoming.finish(None if incoming.streaming else msgspec.to_builtins(results))
+        await self._guard.start(specs, tell=tell, on_cancel=incoming.on_cancel)
+        return None
 
     async def _kill(self, value: Any) -> Any:
         wanted = _as(_Kill, value)

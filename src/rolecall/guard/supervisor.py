@@ -221,11 +221,12 @@ class Guard:
         self,
         specs: list[ProcessSpec],
         started_by: str = "",
-        on_cancel: OnCancel | None = None,
+        *,
         tell: Tell | None = None,
+        on_cancel: OnCancel | None = None,
     ) -> list[StartResult]:
         """Starts workers; see `Launcher.start`."""
-        results = await self.launcher.start(specs, started_by, on_cancel, tell)
+        results = await self.launcher.start(specs, started_by, tell=tell, on_cancel=on_cancel)
         self.counts.starts += len(results)
         self.counts.failed_starts += sum(not result.ok for result in results)
         return results

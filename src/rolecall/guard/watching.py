@@ -41,8 +41,8 @@ class Watcher:
         """One look at everything."""
         self.oom.look()
         await self._census()
-        ready = [record for record in self._table if record.state is State.READY]
-        self._watches = {record: self._watches.get(record) or StallWatch(self._stall_s) for record in ready}
+        living = [record for record in self._table if record.state is not State.ENDING]
+        self._watches = {record: self._watches.get(record) or StallWatch(self._stall_s) for record in living}
         for record, watch in self._watches.items():
             sample = probe.sample(record)
             change = watch.see(sample) if sample else None
@@ -64,6 +64,10 @@ class Watcher:
                 return
             self._counts.stalls += 1
             stacks = await probe.stacks(record, self._children)
+            if record.state is State.STARTING and change.kind == "stopped":
+                record.stall = f"{change.reason}\n{stacks}"
+                record.stalled.set()  # the start tells it
+                return
             if record.state is not State.READY or record.process is None:
                 return  # it ended meanwhile, which is told otherwise
             note = StallNote(

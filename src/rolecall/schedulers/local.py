@@ -64,11 +64,13 @@ class LocalScheduler(OneHostScheduler):
 
     def _end_reaper(self) -> None:
         """The reaper ends when the guard has. Its first SIGTERM asks a guard that is stuck, its second kills it."""
-        for push in (lambda: None, self._reaper.terminate, self._reaper.terminate, self._reaper.kill):
-            push()
+        patience = 2.0 if self._guard.info else 0.0
+        for push in (self._reaper.terminate, self._reaper.terminate, self._reaper.kill):
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._reaper.wait(2.0 if self._guard.info else 0.0)
+                self._reaper.wait(patience)
                 return
+            push()
+            patience = 2.0
         self._reaper.wait()
 
     def _guard_log(self) -> Path:
