@@ -29,7 +29,9 @@ from rolecall.guard.spec import Configured, ProcessSpec, StartResult, WorkerConf
 from rolecall.guard.table import Record, State, Table
 from rolecall.rpc.link import Link
 from rolecall.rpc.peer import Peer
-from rolecall.types import check_name
+from rolecall.types import check_argv, check_env, check_name
+
+INDEX_DIGITS = 6  # of a worker's index, which becomes part of a socket's path
 
 OnCancel = Callable[[Callable[[], None]], None]
 Tell = Callable[[StartResult], Awaitable[None]]
@@ -223,7 +225,7 @@ class Launcher:
                     self._spawn_cold(record, log)
             finally:
                 os.close(log)
-        except (RolecallError, OSError) as error:
+        except (RolecallError, OSError, ValueError) as error:  # the last where the kernel would cut a string at a NUL
             return str(error)
         return ""
 
@@ -359,8 +361,12 @@ class Launcher:
 def _check(spec: ProcessSpec) -> None:
     role, _, index = spec.worker_id.rpartition("/")
     check_name("role", role)  # it becomes part of paths
-    if not index.isdecimal():
+    if not (index.isascii() and index.isdecimal() and len(index) <= INDEX_DIGITS):
         raise WorkerConfigurationError("bad worker id", spec.worker_id, "use role/index")
+    for key, value in spec.env.items():
+        check_env(key, value)
+    if spec.argv is not None:
+        check_argv(spec.argv)
     if spec.ready and (spec.ready.http or spec.ready.tcp) and not (spec.ports or spec.port_count):
         raise WorkerConfigurationError(
             "readiness by a port, but no port", spec.port_count, "use a port_count of 1 or more"

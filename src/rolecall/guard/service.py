@@ -13,11 +13,12 @@ from rolecall.errors import CallCancelledError, WorkerConfigurationError, Worker
 from rolecall.guard.spec import ProcessSpec, StartResult
 from rolecall.guard.table import Record
 from rolecall.rpc.peer import Incoming
-from rolecall.types import check_name
+from rolecall.types import check_module, check_name
 
 if TYPE_CHECKING:
     from rolecall.guard.supervisor import Guard
 
+PortCount = Annotated[int, msgspec.Meta(ge=1, le=4096)]  # more would keep the guard busy trying ports
 ANYBODY = "the guard's socket"  # in the place of the worker that has asked for a fork
 Method = Callable[[Any], Awaitable[Any]]
 T = TypeVar("T", bound=msgspec.Struct)
@@ -53,11 +54,11 @@ class Methods:
 
 class _AllocPorts(msgspec.Struct):
     owner: str
-    count: Annotated[int, msgspec.Meta(ge=1)]
+    count: PortCount
 
 
 class _Count(msgspec.Struct):
-    count: Annotated[int, msgspec.Meta(ge=1)]
+    count: PortCount
 
 
 class _Owner(msgspec.Struct):
@@ -171,7 +172,7 @@ class _Forking(Methods):
         spec = self._guard.table.get(target).spec
         argv = wanted.raw_cmd
         if wanted.command is not None:
-            argv = [spec.python or self._guard.config.python or sys.executable, "-m", wanted.command]
+            argv = [spec.python or self._guard.config.python or sys.executable, "-m", check_module(wanted.command)]
         worker_id = f"{check_name('role', wanted.role)}/{wanted.worker_index}"
         fork = ProcessSpec(worker_id=worker_id, env=wanted.env, argv=argv, target=target)
         (result,) = await self._guard.start([fork], started_by)

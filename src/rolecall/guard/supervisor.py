@@ -34,6 +34,7 @@ from rolecall.guard.watching import Watcher
 from rolecall.rpc.client import Client
 from rolecall.rpc.loop import new_loop
 from rolecall.rpc.peer import Peer
+from rolecall.types import check_env
 
 TICK_S = 1.0
 LOG_TICK_S = 0.2
@@ -250,6 +251,8 @@ class Guard:
     async def set_env(self, worker: str, env: dict[str, str]) -> None:
         """Changes a worker's environment: the record, which forks start from, and the living process."""
         record = self.table.get(worker)
+        for key, value in env.items():
+            check_env(key, value)
         record.env |= env
         if record.peer is not None and record.state is State.READY:
             await record.peer.request("set_env", {"env": env}, timeout=30.0)
