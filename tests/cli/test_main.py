@@ -6,8 +6,7 @@ import subprocess
 import sys
 
 import pytest
-
-from tests.cli.cli_rig import CommandLine, environment
+from cli_rig import CommandLine, environment
 
 COMMANDS = ("ps", "logs", "top", "stack", "stop", "doctor")
 
