@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,5 +13,5 @@ BACKENDS = ["local", "in-process"]
 
 
 def make_scheduler(backend: str, *, fileroot: Path, **options: Any) -> Scheduler:
-    makers = {"local": LocalScheduler, "in-process": InProcessScheduler}
-    return makers[backend](experiment="contract", trial="t", fileroot=fileroot, **options)
+    makers: dict[str, Callable[..., Scheduler]] = {"local": LocalScheduler, "in-process": InProcessScheduler}
+    return makers[backend](experiment="contract", trial="t", fileroot=fileroot, **{"preload": [], **options})

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, Protocol, overload
 
 from rolecall.calls import CallOptions, PendingCall
-from rolecall.errors import WorkerConfigurationError
+from rolecall.errors import WorkerConfigurationError, WorkerFailedError
 from rolecall.types import Job, SchedulingSpec, SchedulingStrategy, TensorPolicy, Worker
 
 _UNSET: Any = object()
@@ -232,24 +232,30 @@ def changed(options: CallOptions, timeout: Any, engine: Any, tensors: Any) -> Ca
 
 
 def _gather(calls: Sequence[PendingCall]) -> list[Any]:
-    """Waits for all; then raises the first error, so that no worker still runs a call that the caller gave up."""
-    results, first = [], None
+    """Waits for all; then raises an error if there was one, so that no worker still runs a call that was given up."""
+    results: list[Any] = []
+    errors: list[BaseException] = []
     for call in calls:
         try:
             results.append(call.result())
         except Exception as e:
-            first = first or e
-    if first is not None:
-        raise first
+            errors.append(e)
+    if errors:
+        raise _cause(errors)
     return results
 
 
 async def _agather(calls: Sequence[PendingCall]) -> list[Any]:
     outcomes = await asyncio.gather(*(_outcome(call) for call in calls), return_exceptions=True)
-    for outcome in outcomes:
-        if isinstance(outcome, BaseException):
-            raise outcome
+    errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+    if errors:
+        raise _cause(errors)
     return list(outcomes)
+
+
+def _cause(errors: Sequence[BaseException]) -> BaseException:
+    """A worker's death before whatever the others say, since a broken collective is most likely its consequence."""
+    return next((e for e in errors if isinstance(e, WorkerFailedError)), errors[0])
 
 
 async def _outcome(call: PendingCall) -> Any:

@@ -22,7 +22,7 @@ def make_step(step: int) -> Step:
 def test_every_record_is_in_the_file_at_once(tmp_path: Path) -> None:
     """An interrupted run keeps all it had: the lines are there before anything is closed."""
     report = Report(tmp_path)
-    report.add(Started(1.0, {"actor": 0.5}, str(tmp_path)))
+    report.add(Started(1.0, {"actor": 0.5}))
     report.add(make_step(1))
     lines = [json.loads(line) for line in report.metrics.read_text().splitlines()]
     assert [line["event"] for line in lines] == ["started", "step"]

@@ -22,7 +22,6 @@ from rolecall.demo.options import DemoOptions
 from rolecall.demo.recipe import Recipe
 
 SMALL = DemoOptions(Recipe(hidden=16, heads=2, prompts=4, group=4, eval_prompts=8), steps=12, eval_every=5, trial="t0")
-COMMAND = "import typer; from rolecall.cli.demo import demo; typer.run(demo)"
 INTERRUPTED_WITHIN_S = 3.0
 
 
@@ -46,7 +45,8 @@ def test_a_short_run_writes_its_files_and_says_where(tmp_path: Path) -> None:
     assert (directory / "reward.png").read_bytes().startswith(b"\x89PNG")
     assert summary.steps == 12
     shown = out.getvalue().splitlines()
-    assert shown[0].startswith("started in")
+    assert shown[0] == f"GRPO on 'sort five digits', seed 0, files in {directory}"
+    assert shown[1].startswith("started in")
     assert any(line.startswith("step   10") and "reward" in line for line in shown)
     assert str(directory / "reward.png") in out.getvalue()
 
@@ -65,30 +65,55 @@ def test_the_seed_decides_the_run(tmp_path: Path) -> None:
     assert first != rewards(1, "c")
 
 
-@pytest.mark.parametrize("moment", ["", "started in", "step   10"])
+@pytest.mark.parametrize("moment", ["", "GRPO", "started in", "step   10"])
 def test_ctrl_c_ends_everything_within_three_seconds(tmp_path: Path, moment: str) -> None:
-    """At the very start, when the roles are up, and in the middle of training; what was measured stays."""
-    arguments = ["--fileroot", str(tmp_path), "--trial", "t0"]
-    with subprocess.Popen(
-        [sys.executable, "-c", COMMAND, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    ) as process:
-        assert process.stdout is not None
+    """At the very start, while workers start, when the roles are up, and in the middle of training."""
+    with _started(tmp_path) as process:
         if moment:
-            while not process.stdout.readline().startswith(moment):
-                assert process.poll() is None
+            _read_until(process, moment)
         else:
             _wait_for(tmp_path / "demo" / "t0" / "logs")
         begin = time.monotonic()
         process.send_signal(signal.SIGINT)
-        said = process.stdout.read()
-        process.wait()
+        said = _rest(process)
     assert time.monotonic() - begin < INTERRUPTED_WITHIN_S
     assert process.returncode == 130, said
     assert "everything started has ended" in said
+
+
+def test_the_death_of_an_actor_ends_the_demo_with_its_name(tmp_path: Path) -> None:
+    """Killed in the middle of training, it is named; the other actor's broken collective is not what the user sees."""
+    with _started(tmp_path) as process:
+        _read_until(process, "step   10")
+        os.kill(_pid_of(tmp_path / "demo" / "t0" / "state.json", "actor/1"), signal.SIGKILL)
+        said = _rest(process)
+    assert process.returncode == 2, said
+    assert "worker actor/1 " in said.splitlines()[-1]
+    assert "killed by SIGKILL" in said
+
+
+def _started(fileroot: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "rolecall.cli", "demo", "--fileroot", str(fileroot), "--trial", "t0"]
+    env = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+
+
+def _read_until(process: subprocess.Popen[str], beginning: str) -> None:
+    assert process.stdout is not None
+    while not process.stdout.readline().startswith(beginning):
+        assert process.poll() is None
+
+
+def _rest(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    said = process.stdout.read()
+    process.wait()
+    return said
+
+
+def _pid_of(state: Path, worker: str) -> int:
+    roles = json.loads(state.read_text())["roles"]
+    return next(int(w["pid"]) for role in roles for w in role["workers"] if w["id"] == worker)
 
 
 def _wait_for(path: Path) -> None:

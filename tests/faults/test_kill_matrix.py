@@ -186,6 +186,7 @@ def test_a_template_that_dies_or_stops_harms_no_worker_and_is_replaced(
     role = family(s)
     begun = begin(s, role, "call") if at == "call" else None
     victim = wait_for(lambda: template(s.run_id), 5, "template")
+    assert victim is not None
     starts = None
     if at in ("starting", "forking"):
         starts = Outcome(lambda: s.start("more", replicas=8) if at == "starting" else role.fork("more"))
@@ -206,7 +207,7 @@ def launch(at: str, tmp_path: Path) -> tuple[subprocess.Popen[str], str]:
     """A controller of its own in a state; returns it with its run's id."""
     here = Path(__file__).parent
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here.parent), *sys.path])}
-    command = [sys.executable, str(here / "controller.py"), at, str(tmp_path)]
+    command = [sys.executable, str(here / "victim_controller.py"), at, str(tmp_path)]
     controller = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env, start_new_session=True)
     assert controller.stdout is not None
     run_id = json.loads(controller.stdout.readline())["run_id"]

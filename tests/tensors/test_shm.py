@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -269,3 +270,13 @@ def test_a_tensor_that_a_forked_child_holds_too_is_not_overwritten(store: Store)
     os.close(opener)
     assert os.waitpid(child, 0)[1] == 0
     assert store.put(_ones(4 * MIB)).where["inode"] == shard.where["inode"]
+
+
+def test_a_put_without_a_free_descriptor_goes_to_the_owners_own_memory(store: Store) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # what is open stays open
+    try:
+        shard = store.put(_ones(4 * MIB))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert shard.backend == "wire" and store.get([shard.id])[0].sum() == 4 * MIB

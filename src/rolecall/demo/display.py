@@ -50,7 +50,7 @@ def plain_line(record: Record) -> str:
     match record:
         case Started():
             roles = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in record.roles.items())
-            return f"started in {record.seconds:.1f} s: {roles}; files in {record.directory}"
+            return f"started in {record.seconds:.1f} s: {roles}"
         case Step() if record.step % LINE_EVERY == 0:
             where = " ".join(f"{name} {1e3 * seconds:.0f}" for name, seconds in record.phases.items())
             return (

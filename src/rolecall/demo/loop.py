@@ -16,6 +16,7 @@ from rich.console import Console
 import rolecall
 from rolecall.demo.display import display_on, summary_text
 from rolecall.demo.options import DemoOptions
+from rolecall.demo.panel import title
 from rolecall.demo.phases import Phases
 from rolecall.demo.records import Evaluation, Started, Step, Summary
 from rolecall.demo.report import Report
@@ -39,7 +40,7 @@ class Demo:
 
     def records(self) -> Iterator[Started | Step | Evaluation]:
         """Runs the training; says what happened as it happens."""
-        yield Started(self.elapsed(), self.phases.take(), self.scheduler.run_dir)
+        yield Started(self.elapsed(), self.phases.take())
         yield self.evaluate(0)
         step = 0
         while step < self.options.steps and self.elapsed() < self.options.seconds:
@@ -132,11 +133,14 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> Summary:
 
 def train(options: DemoOptions, console: Console, begin: float) -> Report:
     """Starts the roles, trains, ends them; every record goes to the report and the display."""
-    with open_scheduler(options) as scheduler, display_on(console, options) as display:
+    with open_scheduler(options) as scheduler:
         report = Report(Path(scheduler.run_dir))
-        for record in Demo(scheduler, options, begin).records():
-            report.add(record)
-            display.show(record)
+        console.print(f"{title(options)}, files in {report.directory}", markup=False, highlight=False, soft_wrap=True)
+        demo = Demo(scheduler, options, begin)
+        with display_on(console, options) as display:
+            for record in demo.records():
+                report.add(record)
+                display.show(record)
     return report
 
 

@@ -43,22 +43,17 @@ class DemoPanel:
 
     def render(self) -> RenderableType:
         """The panel as it is now."""
-        title = f"GRPO on 'sort five digits', seed {self._options.recipe.seed}"
-        subtitle = self._started.directory if self._started else None
-        return Panel(self._body(), title=title, subtitle=subtitle, width=WIDTH)
-
-    def _body(self) -> RenderableType:
-        if self._started is None:
-            return Text("starting actor, ref, rollout, eval-rollout ...")
         grid = Table.grid(padding=(0, 2))
         grid.add_column(style="bold")
         grid.add_column(width=CURVE)
-        for row in self._rows(self._started):
+        for row in self._rows():
             grid.add_row(*row)
-        return grid
+        return Panel(grid, title=title(self._options), width=WIDTH)
 
-    def _rows(self, started: Started) -> list[Row]:
-        rows: list[Row] = [("start", "until every role was up", f"{started.seconds:.1f} s")]
+    def _rows(self) -> list[Row]:
+        rows: list[Row] = []
+        if self._started is not None:
+            rows.append(("start", "until every role was up", f"{self._started.seconds:.1f} s"))
         if self._step is not None:
             rows += self._step_rows(self._step)
         if self._evaluation is not None:
@@ -76,6 +71,11 @@ class DemoPanel:
             ("time", stacked_bar(step.phases, CURVE), f"{1e3 * sum(step.phases.values()):.0f} ms"),
             ("", legend(step.phases), ""),
         ]
+
+
+def title(options: DemoOptions) -> str:
+    """What runs, in a few words."""
+    return f"GRPO on 'sort five digits', seed {options.recipe.seed}"
 
 
 def sparkline(values: Sequence[float], width: int) -> str:

@@ -12,7 +12,6 @@ class Started:
 
     seconds: float
     roles: dict[str, float]
-    directory: str
 
 
 @dataclass(frozen=True)

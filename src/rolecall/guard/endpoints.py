@@ -48,6 +48,8 @@ class Endpoints:
         routes.add("GET", "/health", self._health)
         routes.add("GET", "/metrics", self._metrics)
         routes.add("GET", "/workers", self._calling(self._service.call, "table"))
+        routes.add("POST", "/stacks", self._calling(self._service.call, "stacks"))
+        routes.add("POST", "/kill", self._calling(self._service.call, "kill"))
         routes.add("POST", "/alloc_ports", self._calling(self._controller.call, "alloc_ports"))
         routes.add("POST", "/fork", self._calling(self._service.call, "fork"))
         routes.add("POST", "/kill_forked_worker", self._calling(self._service.call, "kill_forked_worker"))

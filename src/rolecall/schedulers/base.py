@@ -6,6 +6,7 @@ defaults, `_describe`. Everything else is here and in the files beside this one.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from abc import ABC, abstractmethod
@@ -81,17 +82,27 @@ class Scheduler(ABC):
         self._table = Table()
         self._closed = False
         self._run = Run(experiment, trial, fileroot)
+        with contextlib.ExitStack() as undo:  # Ctrl-C may come at any line of this
+            self._open(undo)
+            undo.pop_all()
+
+    def _open(self, undo: contextlib.ExitStack) -> None:
+        undo.callback(self._run.close)
         self._run.open()
         self._io = IOThread("rolecall-io")
+        undo.callback(self._io.close)
         backends = {"shm": ShmBackend()}
         self.home = Home(self._peer_of, Fetcher(self._peer_of, Cache(CACHE_BYTES), backends))
+        undo.callback(self.home.close)
         self._watch = Supervision(self._run, self._table)
         self._hub = Hub(
-            self._run, self._io, lease_s=lease_s, on_event=self._watch.on_event, on_lost=self._watch.on_guard_lost
+            self._run, self._io, lease_s=self._lease_s, on_event=self._watch.on_event, on_lost=self._watch.on_guard_lost
         )
+        undo.callback(self._hub.close)
         self._watch.guards = self._hub.guards
         self._hub.open()
-        self._starter = Starter(self._io, self._connect, timeout=start_timeout, device_var=self._device_var())
+        self._watch.write_state()  # before anything is started, so that `rolecall stop` knows the run's id
+        self._starter = Starter(self._io, self._connect, timeout=self._start_timeout, device_var=self._device_var())
 
     # What a backend says and does.
 
@@ -359,7 +370,7 @@ class Scheduler(ABC):
             self._end_roles(graceful)
         finally:
             self._end_guards(graceful=graceful)
-            self._watch.write_state()
+            self._watch.write_state(ended=True)
             self._abandon()
 
     def _abandon(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from rolecall.calls import main_path
 from rolecall.errors import GuardLostError, WorkerTimeoutError
-from rolecall.guard.sweep import sweep
+from rolecall.guard.sweep import GUARD, RUN, sweep
 from rolecall.schedulers.one_host import OneHostScheduler
 from rolecall.schedulers.plan import base_environment
 
@@ -64,11 +64,13 @@ class LocalScheduler(OneHostScheduler):
 
     def _end_reaper(self) -> None:
         """The reaper ends when the guard has. Its first SIGTERM asks a guard that is stuck, its second kills it."""
-        for push in (lambda: None, self._reaper.terminate, self._reaper.terminate, self._reaper.kill):
-            push()
+        patience = 2.0 if self._guard.info else 0.0
+        for push in (self._reaper.terminate, self._reaper.terminate, self._reaper.kill):
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._reaper.wait(2.0 if self._guard.info else 0.0)
+                self._reaper.wait(patience)
                 return
+            push()
+            patience = 2.0
         self._reaper.wait()
 
     def _guard_log(self) -> Path:
@@ -88,7 +90,8 @@ class LocalScheduler(OneHostScheduler):
                     stdout=out,
                     stderr=out,
                     start_new_session=True,
-                    env=base_environment(os.environ, _python_path()),
+                    env=base_environment(os.environ, _python_path())
+                    | {RUN: self._run.run_id, GUARD: self._guard.guard_id},  # found by a sweep like all it starts
                 )
         finally:
             os.close(fd)

@@ -35,7 +35,7 @@ class Run:
         self.token = secrets.token_hex(32)
         root = Path(fileroot) if fileroot is not None else Path.home() / ".rolecall"
         self.run_dir = root.absolute() / self.experiment / self.trial
-        self.runtime_dir = _private_root() / self.run_id
+        self.runtime_dir = private_root() / self.run_id
         self._lock = -1
         self._writing = threading.Lock()
 
@@ -51,7 +51,9 @@ class Run:
         for part in ("logs", "stacks"):
             (self.run_dir / part).mkdir(parents=True, exist_ok=True)
         self._take_lock()
+        _make_private(self.runtime_dir.parent)
         self.runtime_dir.mkdir(mode=0o700)
+        (self.runtime_dir / "run").write_text(str(self.run_dir))  # the command line need not know the fileroot
         self.token_file.touch(mode=0o600)
         self.token_file.write_text(self.token)
 
@@ -96,13 +98,16 @@ class Run:
         self._lock = lock
 
 
-def _private_root() -> Path:
-    """`<tmp>/rolecall-<uid>`, ours alone: another user must not have put it there first."""
-    root = Path(tempfile.gettempdir() if len(tempfile.gettempdir()) < 40 else "/tmp") / f"rolecall-{os.getuid()}"
+def private_root() -> Path:
+    """`<tmp>/rolecall-<uid>`, where this user's runtime directories are."""
+    return Path(tempfile.gettempdir() if len(tempfile.gettempdir()) < 40 else "/tmp") / f"rolecall-{os.getuid()}"
+
+
+def _make_private(root: Path) -> None:
+    """Makes the root, ours alone: another user must not have put it there first."""
     root.mkdir(mode=0o700, exist_ok=True)
     found = root.lstat()
     if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid():
         root.chmod(0o700)
     else:
         raise WorkerConfigurationError(f"{root} is not a directory of this user", None, "remove it")
-    return root

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +28,8 @@ class Supervision:
         self.listeners: list[Listener] = []
         self.guards: Callable[[], list[GuardProxy]] = list
         self.closing = False
+        self._roles: list[dict[str, Any]] = []
+        self._writing = threading.Lock()
 
     def on_event(self, guard: GuardProxy, topic: str, facts: dict[str, Any]) -> None:
         member = self._table.find(str(facts.get("worker")))
@@ -43,24 +46,27 @@ class Supervision:
         if not self.closing:
             self._tell("guard_lost", {"guard": guard.guard_id, "reason": str(guard.lost)})
 
-    def write_state(self) -> None:
-        """Brings `state.json` up to date."""
-        self._run.write_state(
-            {
-                "controller": {"pid": os.getpid(), "ended": self.closing},
-                "guards": [{"id": g.guard_id, **g.info} for g in self.guards()],
-                "roles": [
+    def write_state(self, *, ended: bool = False) -> None:
+        """Brings `state.json` up to date. While the run is being closed it keeps naming the workers that there were."""
+        with self._writing:  # the I/O thread writes too, when a worker dies
+            if not self.closing:
+                self._roles = [
                     {"name": r.name, "target": r.target, "workers": [m.row() for m in r.members]}
                     for r in self._table.roles()
-                ],
-            }
-        )
+                ]
+            self._run.write_state(
+                {
+                    "controller": {"pid": os.getpid(), "host": os.uname().nodename, "ended": ended},
+                    "guards": [{"id": g.guard_id, **g.info} for g in self.guards()],
+                    "roles": self._roles,
+                }
+            )
 
     def _stall(self, member: Member, guard: GuardProxy, facts: dict[str, Any]) -> None:
         host = guard.info.get("host", "")
         error = WorkerStalledError(member.id, facts["reason"], facts["stacks"], host=host, pid=member.pid)
         log.warning("%s", error)
-        if facts.get("certain", True) and member.client is not None:
+        if facts["kind"] == "stopped" and member.client is not None:  # the other kind is only a suspicion
             member.client.peer.fail_pending(error)
 
     def _fail(self, member: Member, error: WorkerFailedError) -> None:

@@ -12,7 +12,7 @@ PATIENCE_S = 2.0
 
 
 class Waiting:
-    """Shows `message` on stderr while its block takes over two seconds: a spinner, or a line if there is no terminal."""
+    """Shows `message` on stderr while its block takes over two seconds: a spinner, or a line without a terminal."""
 
     def __init__(self, message: str) -> None:
         self._message = message

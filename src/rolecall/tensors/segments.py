@@ -93,7 +93,7 @@ class Pool:
         self._reused = self._created = 0
 
     def take(self, nbytes: int) -> Segment | None:
-        """A segment of at least `nbytes` that nobody else can see; None when there are too many already."""
+        """A segment of at least `nbytes` that nobody else can see; None when there can be no more."""
         capacity = size_class(nbytes)
         with self._lock:
             segment = self._reusable(capacity)
@@ -104,7 +104,10 @@ class Pool:
                 self._shrink(self._budget, self._limit - len(self._used) - 1)
                 if len(self._used) >= self._limit:
                     return None
-                segment = Segment(capacity)
+                try:
+                    segment = Segment(capacity)
+                except OSError:  # no descriptor or address space is left: another backend may still take the tensor
+                    return None
                 self._created += 1
             self._used[segment.inode] = segment
             return segment

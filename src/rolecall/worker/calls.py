@@ -59,7 +59,8 @@ class Calls:
             with binding.using(self._data):
                 args, kwargs = await functions.alocalize(incoming.args())
                 value = await method.call(*args, **kwargs)
-            value = self._leave_tensors(incoming, value)
+            if incoming.meta.get("tensors") == "remote":
+                value = await asyncio.to_thread(self._data.remotize, value)  # it copies, and the loop serves others
         except BaseException as e:
             incoming.fail(self._reply_error(incoming, e))
         else:
@@ -120,8 +121,13 @@ class Calls:
     def _spawn(self, incoming: Incoming, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        incoming.on_cancel(lambda: self._loop.call_soon_threadsafe(task.cancel))
+        task.add_done_callback(lambda task: self._ended(task, incoming))
+        incoming.on_cancel(task.cancel)
+
+    def _ended(self, task: asyncio.Task[None], incoming: Incoming) -> None:
+        self._tasks.discard(task)
+        if task.cancelled():  # before its first step, so that it could not answer itself
+            incoming.fail(CallCancelledError(self._host.worker_id, incoming.meta["method"]))
 
     def _reply_error(self, incoming: Incoming, error: BaseException) -> RolecallError:
         name = incoming.meta["method"]

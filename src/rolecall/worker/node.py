@@ -8,10 +8,12 @@ from typing import Any
 
 import msgspec
 
-from rolecall.rpc.client import Client
 from rolecall.rpc.peer import Peer
 from rolecall.rpc.server import Hello, Server
+from rolecall.rpc.sessions import Sessions
+from rolecall.tensors.backends import Backend
 from rolecall.tensors.cache import Cache
+from rolecall.tensors.connections import Connections
 from rolecall.tensors.fetch import Fetcher
 from rolecall.tensors.service import DataService
 from rolecall.tensors.shm import ShmBackend
@@ -49,8 +51,9 @@ class WorkerNode:
 
     def __init__(self, config: WorkerConfig, loop: asyncio.AbstractEventLoop, ask_guard: AskGuard) -> None:
         self._config, self._loop = config, loop
-        self._clients: dict[str, Client] = {}
-        self._peers: dict[str, Peer] = {}
+        hello = {"kind": "worker", "name": config.worker_id, "epoch": config.epoch}
+        self._owners = Connections(config.token, loop=loop, hello=hello)
+        self._sessions = Sessions(self._new_peer)
         self._progress = Progress(config.progress or None)
         self._host = EngineHost(config.worker_id, self._progress)
         self.data = self._data_service()
@@ -59,7 +62,7 @@ class WorkerNode:
             config.token,
             loop=loop,
             epoch=config.epoch,
-            on_peer=self._peer_of,
+            on_peer=self._sessions,
             http=WorkerRoutes(self.service, ask_guard).routes(),
         )
 
@@ -73,32 +76,18 @@ class WorkerNode:
     async def close(self) -> None:
         """Ends connections, lanes and memory. Engines are not destroyed; that is asked for before."""
         await self._server.close()
-        for end in (*self._clients.values(), *self._peers.values()):
-            end.close()
+        self._owners.close()
+        self._sessions.close()
         self._host.close()
         self.data.store.close()
         self._progress.close()
 
     def _data_service(self) -> DataService:
         config = self._config
-        backends = {"shm": ShmBackend(), "wire": WireBackend()}
+        backends: dict[str, Backend] = {"shm": ShmBackend(), "wire": WireBackend()}
         addresses = [f"unix:{config.socket}", f"tcp:{config.ip}:{config.port}"]
         store = Store(config.worker_id, addresses, backends, default="shm")
-        return DataService(store, Fetcher(self._connect, Cache(CACHE_BYTES), backends, store), self._connect)
+        return DataService(store, Fetcher(self._owners, Cache(CACHE_BYTES), backends, store), self._owners)
 
-    def _peer_of(self, hello: Hello) -> Peer:
-        """The conversation that a hello goes on with, or a new one."""
-        peer = self._peers.get(hello.session)
-        if peer is None:
-            name = str(hello.info.get("name", "somebody"))
-            peer = self._peers[hello.session] = Peer(name, loop=self._loop, handler=self.service)
-        return peer
-
-    def _connect(self, owner: str, addresses: tuple[str, ...]) -> Peer:
-        """The conversation with another worker, kept for the next fetch."""
-        client = self._clients.get(owner)
-        if client is None:
-            hello = {"kind": "worker", "name": self._config.worker_id, "epoch": self._config.epoch}
-            client = Client(owner, addresses, self._config.token, loop=self._loop, hello=hello)
-            self._clients[owner] = client
-        return client.peer
+    def _new_peer(self, hello: Hello) -> Peer:
+        return Peer(str(hello.info.get("name", "somebody")), loop=self._loop, handler=self.service)

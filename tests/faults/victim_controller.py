@@ -1,4 +1,4 @@
-"""A controller for tests to kill: brings itself into a state, prints what it is as one line of JSON, and stays in it."""
+"""A controller for tests to kill: brings itself into a state, prints what it is as a line of JSON, and stays in it."""
 
 from __future__ import annotations
 

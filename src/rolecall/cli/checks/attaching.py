@@ -1,0 +1,42 @@
+"""Whether stacks can be read from outside: py-spy is there and the kernel lets it attach."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from rolecall.cli.checks.finding import Finding, ok, warning
+from rolecall.cli.stack import py_spy
+
+CHECK = "py-spy"
+PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
+TIMEOUT_S = 20.0
+
+
+def check_attaching() -> Iterator[Finding]:
+    """Tries it, on this very process: what settings promise is not always what the kernel does."""
+    program = py_spy()
+    if program is None:
+        pip = shlex.join([sys.executable, "-m", "pip", "install", "py-spy"])
+        yield warning(CHECK, "py-spy is not installed", "without it a stuck worker's stacks cannot be read", pip)
+        return
+    argv = [program, "dump", "--nonblocking", "--pid", str(os.getpid())]
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as e:
+        yield warning(CHECK, f"{program} does not work: {e}", "reinstall it")
+        return
+    yield ok(CHECK, f"{program} may attach") if done.returncode == 0 else _refused(done.stderr)
+
+
+def _refused(stderr: str) -> Finding:
+    reason = stderr.strip().splitlines()[0] if stderr.strip() else "it gave no reason"
+    scope = PTRACE_SCOPE.read_text().strip() if PTRACE_SCOPE.exists() else "0"
+    if scope != "0":
+        advice = f"kernel.yama.ptrace_scope is {scope}; 0 lets a user's processes look at each other"
+        return warning(CHECK, f"py-spy may not attach: {reason}", advice, "sudo sysctl kernel.yama.ptrace_scope=0")
+    return warning(CHECK, f"py-spy may not attach: {reason}", "in a container add the capability: --cap-add SYS_PTRACE")

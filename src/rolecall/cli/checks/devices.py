@@ -1,0 +1,46 @@
+"""Devices: which there are, which this user may open, and whether the visible-devices variables name others."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from rolecall.cli.checks.finding import Finding, error, info, ok, warning
+from rolecall.guard.host import DEVICE_VARS
+
+CHECK = "devices"
+KINDS = {"nvidia": "CUDA_VISIBLE_DEVICES", "davinci": "ASCEND_RT_VISIBLE_DEVICES"}
+
+
+def check_devices(folder: Path = Path("/dev"), env: Mapping[str, str] = os.environ) -> Iterator[Finding]:
+    """Device files, then the variables."""
+    found = {kind: sorted(folder.glob(f"{kind}[0-9]*")) for kind in KINDS}
+    for kind, files in found.items():
+        if files:
+            yield _files(kind, files)
+    if not any(found.values()):
+        yield info(CHECK, "no accelerator is seen; roles with gpu=0 work")
+    for name in DEVICE_VARS:
+        if name in env:
+            count = next(len(found[kind]) for kind, variable in KINDS.items() if variable == name)
+            yield _variable(name, env[name], count)
+
+
+def _files(kind: str, files: list[Path]) -> Finding:
+    closed = [path for path in files if not os.access(path, os.R_OK | os.W_OK)]
+    if closed:
+        seen = f"{', '.join(map(str, closed))} may not be opened by this user"
+        return error(
+            CHECK, seen, "join the group that may, or start the container with the devices", f"ls -l {closed[0]}"
+        )
+    return ok(CHECK, f"{len(files)} {kind} device(s): {', '.join(path.name for path in files)}")
+
+
+def _variable(name: str, value: str, count: int) -> Finding:
+    named = [device.strip() for device in value.split(",") if device.strip()]
+    beyond = [device for device in named if device.isdigit() and int(device) >= count]
+    if beyond:
+        seen = f"{name}={value} names device(s) {', '.join(beyond)}, but there are {count}"
+        return warning(CHECK, seen, "workers would find no device; correct the variable", f"unset {name}")
+    return ok(CHECK, f"{name}={value}")

@@ -1,0 +1,59 @@
+"""Processes that outlived their run's controller."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from rolecall.cli.census import GUARD_NAME, Marked, marked
+from rolecall.cli.checks.finding import Finding, error, info, ok, warning
+from rolecall.cli.rundir import RunDir
+from rolecall.cli.runs import chosen, find_runs, state_of
+from rolecall.guard.proc import Stat, ancestors, snapshot
+
+CHECK = "processes"
+SHOWN = 8
+
+
+def check_leftovers(fileroot: Path) -> Iterator[Finding]:
+    """One finding for each run that has processes here."""
+    table = snapshot()
+    groups: dict[str, list[Marked]] = defaultdict(list)
+    for item in marked():
+        if item.uid == os.getuid():
+            groups[item.run_id].append(item)
+    directories = {chosen(run).run_id: run for run in find_runs(fileroot)}
+    for run_id, items in groups.items():
+        yield _judge(run_id, items, directories.get(run_id), guards_above(items, table))
+    if not groups:
+        yield ok(CHECK, "no process of any run")
+
+
+def guards_above(items: list[Marked], table: dict[int, Stat]) -> list[Stat]:
+    """The guards among processes and above them: whoever stands below one is not left over but looked after."""
+    pids: set[int] = set()
+    for item in items:
+        pids |= ancestors(item.stat.pid, table)
+    return [table[pid] for pid in pids if table[pid].name == GUARD_NAME]
+
+
+def _judge(run_id: str, items: list[Marked], directory: RunDir | None, guards: list[Stat]) -> Finding:
+    name = f"run {directory.name} (id {run_id})" if directory else f"run {run_id}"
+    controller = directory.controller(state_of(directory)) if directory else None
+    stop = f"rolecall stop --run {run_id} --yes"
+    shown = ", ".join(item.describe() for item in items[:SHOWN]) + (" ..." if len(items) > SHOWN else "")
+    stopped = [guard for guard in guards if guard.state in "Tt"]
+    if stopped:
+        seen = f"{name}: its guard {stopped[0].pid} is stopped and looks after nothing: {shown}"
+        return error(CHECK, seen, "let it go on (kill -CONT), or end the run", stop)
+    if controller is not None:
+        return ok(CHECK, f"{name}: {len(items)} processes, controller {controller} lives")
+    if guards and directory is None:
+        return info(CHECK, f"{name} has a guard, {guards[0].pid}, and its directory under another fileroot: {shown}")
+    if guards:
+        advice = "its guard ends them with the lease, unless the controller is on another host; or end them now"
+        return warning(CHECK, f"{name} has no controller here but {len(items)} process(es): {shown}", advice, stop)
+    seen = f"{name} has no {'controller' if directory else 'guard'} any more but left {len(items)} process(es): {shown}"
+    return error(CHECK, seen, "end them", stop)

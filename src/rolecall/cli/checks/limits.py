@@ -1,0 +1,129 @@
+"""Limits of the user, the kernel and the cgroup that runs of many workers meet."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+from rolecall.cli import units
+from rolecall.cli.checks.finding import Finding, error, info, ok, warning
+from rolecall.guard.oom import OomWatch
+
+CHECK = "limits"
+FEW_FILES, ENOUGH_FILES = 1024, 4096
+ENOUGH_PROCESSES = 4096
+ENOUGH_LOCKED = 64 << 20
+LITTLE_MEMORY = 4 << 30
+ENOUGH_MAPS = 65530
+
+
+def check_limits() -> Iterator[Finding]:
+    """Everything, each by a function of the value alone."""
+    yield files(*resource.getrlimit(resource.RLIMIT_NOFILE))
+    yield processes(resource.getrlimit(resource.RLIMIT_NPROC)[0])
+    yield locked_memory(resource.getrlimit(resource.RLIMIT_MEMLOCK)[0])
+    yield memory(OomWatch().limit)
+    for path, judge in (
+        ("/proc/sys/kernel/pid_max", pids),
+        ("/proc/sys/vm/max_map_count", maps),
+        ("/proc/sys/vm/overcommit_memory", overcommit),
+        ("/sys/kernel/mm/transparent_hugepage/shmem_enabled", huge_pages),
+    ):
+        text = _read(path)
+        if text:
+            yield judge(text)
+    yield from cgroup_pids(_read("/sys/fs/cgroup/pids.max"), _read("/sys/fs/cgroup/pids.current"))
+
+
+def files(soft: int, hard: int) -> Finding:
+    """Open files: each worker costs the controller and the guard some, each peer a worker one."""
+    seen = f"open files: {_amount(soft)} (hard limit {_amount(hard)})"
+    advice = "each worker needs some in the controller and the guard; raise it in the shell that starts the run"
+    command = f"ulimit -n {min(65536, hard) if hard >= 0 else 65536}"
+    if 0 <= soft < FEW_FILES:
+        return error(CHECK, seen, advice, command)
+    return warning(CHECK, seen, advice, command) if 0 <= soft < ENOUGH_FILES else ok(CHECK, seen)
+
+
+def processes(soft: int) -> Finding:
+    """Processes and threads of this user together."""
+    seen = f"processes and threads of this user: {_amount(soft)}"
+    if 0 <= soft < ENOUGH_PROCESSES:
+        return warning(
+            CHECK, seen, "a torch worker has dozens of threads; raise it", f"ulimit -u {ENOUGH_PROCESSES * 4}"
+        )
+    return ok(CHECK, seen)
+
+
+def locked_memory(soft: int) -> Finding:
+    """Memory that may be locked, which RDMA needs."""
+    seen = f"lockable memory: {'unlimited' if soft < 0 else units.size(soft)}"
+    if 0 <= soft < ENOUGH_LOCKED:
+        return info(CHECK, seen, "NCCL over InfiniBand needs more; other transports do not", "ulimit -l unlimited")
+    return ok(CHECK, seen)
+
+
+def memory(limit: int) -> Finding:
+    """What this cgroup, or the machine, has."""
+    seen = f"memory for this cgroup: {units.size(limit)}"
+    if limit < LITTLE_MEMORY:
+        return warning(CHECK, seen, "each torch worker takes 0.3 GiB before its model; raise the container's limit")
+    return ok(CHECK, seen)
+
+
+def pids(text: str) -> Finding:
+    """Highest pid plus one, threads counted."""
+    seen = f"kernel.pid_max: {text}"
+    if int(text) < 32768:
+        return warning(CHECK, seen, "threads count too; raise it", "sudo sysctl kernel.pid_max=4194304")
+    return ok(CHECK, seen)
+
+
+def maps(text: str) -> Finding:
+    """Mappings of one process; each mapped tensor is one."""
+    seen = f"vm.max_map_count: {text}"
+    if int(text) < ENOUGH_MAPS:
+        return warning(CHECK, seen, "each mapped tensor takes one; raise it", "sudo sysctl vm.max_map_count=262144")
+    return ok(CHECK, seen)
+
+
+def overcommit(text: str) -> Finding:
+    """Whether the kernel promises more memory than there is, which forks rely on."""
+    seen = f"vm.overcommit_memory: {text}"
+    if text == "2":
+        advice = "forks of a process with much memory are refused then"
+        return warning(CHECK, seen, advice, "sudo sysctl vm.overcommit_memory=0")
+    return ok(CHECK, seen)
+
+
+def huge_pages(text: str) -> Finding:
+    """`[chosen]` among the choices for shared memory."""
+    seen = f"transparent huge pages for shared memory: {text}"
+    if "[never]" in text or "[deny]" in text:
+        advice = "`advise` makes mapping large tensors faster"
+        file = "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
+        return info(CHECK, seen, advice, f"echo advise | sudo tee {file}")
+    return ok(CHECK, seen)
+
+
+def cgroup_pids(limit: str, current: str) -> Iterator[Finding]:
+    """The container's own limit of processes and threads."""
+    if not limit.isdigit():
+        return
+    seen = f"processes and threads in this cgroup: {current or '?'} of {limit}"
+    if int(limit) - int(current or 0) < 1024:
+        yield warning(CHECK, seen, "raise the container's limit, for instance --pids-limit=-1")
+    else:
+        yield ok(CHECK, seen)
+
+
+def _amount(value: int) -> str:
+    return "unlimited" if value == resource.RLIM_INFINITY else str(value)
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,90 @@
+"""Folders: long paths that no Unix socket fits, who may write where runs are kept, and whether there is room."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from rolecall.cli import units
+from rolecall.cli.checks.finding import Finding, error, info, ok, warning
+from rolecall.guard.runtime import worker_socket
+from rolecall.schedulers.run import private_root
+
+CHECK = "paths"
+SOCKET_PATH = 107  # sun_path holds 108 bytes with its NUL
+RUN_ID_LENGTH = 12
+LONGEST_ROLE = 63
+LITTLE_ROOM = 1 << 30
+CLOCK_SKEW_S = 2.0
+
+
+def check_paths(fileroot: Path) -> Iterator[Finding]:
+    """Socket paths, then the fileroot."""
+    yield socket_room(private_root())
+    yield from _fileroot(fileroot)
+
+
+def socket_room(root: Path) -> Finding:
+    """How long a role's name may be before its worker's socket has no valid path."""
+    longest = worker_socket(str(root / ("0" * RUN_ID_LENGTH)), "/999")
+    room = SOCKET_PATH - len(os.fsencode(longest))
+    seen = f"sockets in {root}/ leave {room} bytes for a role's name"
+    advice = "a longer path than 107 bytes is no Unix socket; point TMPDIR to a shorter folder"
+    if room < 16:
+        return error(CHECK, seen, advice, "export TMPDIR=/tmp")
+    return info(CHECK, seen, advice, "export TMPDIR=/tmp") if room < LONGEST_ROLE else ok(CHECK, seen)
+
+
+def _fileroot(root: Path) -> Iterator[Finding]:
+    if not root.exists():
+        yield ok(CHECK, f"{root} does not exist yet; the first run makes it")
+        return
+    quoted = shlex.quote(str(root))
+    if not root.is_dir() or not os.access(root, os.W_OK | os.X_OK):
+        yield error(
+            CHECK, f"{root} is no folder that this user may write", "choose another with fileroot=", f"ls -ld {quoted}"
+        )
+        return
+    yield permissions(root, root.stat())
+    yield _room(root)
+    yield from _clock(root)
+
+
+def permissions(root: Path, found: os.stat_result) -> Finding:
+    """Others must not write there (they could plant logs and state), and better not read."""
+    mode = stat.S_IMODE(found.st_mode)
+    seen, command = f"{root} has mode {mode:04o}", f"chmod 700 {shlex.quote(str(root))}"
+    if found.st_uid != os.getuid():
+        return warning(CHECK, f"{root} belongs to uid {found.st_uid}", "choose a folder of your own with fileroot=")
+    if mode & 0o022:
+        return error(CHECK, seen, "others can write there, and what they write is believed; make it private", command)
+    if mode & 0o055:
+        return info(CHECK, seen, "others can read the logs of your runs; make it private if that matters", command)
+    return ok(CHECK, seen)
+
+
+def _room(root: Path) -> Finding:
+    space = os.statvfs(root)
+    free = space.f_bavail * space.f_frsize
+    seen = f"{root} has {units.size(free)} free"
+    if free < LITTLE_ROOM:
+        return warning(CHECK, seen, "logs and checkpoints need room", f"du -sh {shlex.quote(str(root))}/*/*")
+    return ok(CHECK, seen)
+
+
+def _clock(root: Path) -> Iterator[Finding]:
+    """Compares this host's clock with that of the file system, which is another host's when it is shared."""
+    with tempfile.NamedTemporaryFile(dir=root, prefix=".clock-") as file:
+        skew = os.fstat(file.fileno()).st_mtime - time.time()
+    if abs(skew) > CLOCK_SKEW_S:
+        seen = f"the clock of {root} is {skew:+.1f} s off this host's"
+        yield warning(
+            "clock", seen, "times in logs and ages of files mislead; synchronize the clocks", "timedatectl status"
+        )
+    else:
+        yield ok("clock", f"agrees with that of {root}")

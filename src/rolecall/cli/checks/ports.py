@@ -1,0 +1,143 @@
+"""Ports: the lock file of the leases, the range they come from, who holds some, and strangers in the range."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shlex
+import socket
+import stat
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from rolecall.cli.census import GUARD_NAME, marked
+from rolecall.cli.checks.finding import Finding, error, info, ok, warning
+from rolecall.guard.ports import LOCK_FILE, lease_range
+
+CHECK = "ports"
+RANGE_FILE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+FEW = 1000
+SHOWN = 6
+_FLOCK = "@hhqqi4x"  # struct flock: type, whence, start, length, pid
+
+
+def check_ports(lock_file: Path = LOCK_FILE) -> Iterator[Finding]:
+    """Range, lock file, leases, strangers."""
+    low, high = ephemeral()
+    first, last = lease_range((low, high))
+    yield _range(first, last, low, high)
+    yield from _lock_file(lock_file, first, last)
+    yield from _strangers(first, last)
+
+
+def ephemeral() -> tuple[int, int]:
+    """The range from which the kernel gives ports to outgoing connections."""
+    try:
+        low, high = map(int, RANGE_FILE.read_text().split())
+    except (OSError, ValueError):
+        return 32768, 60999
+    return low, high
+
+
+def _range(first: int, last: int, low: int, high: int) -> Finding:
+    seen = f"leases from {first}-{last}, the kernel's ephemeral range is {low}-{high}"
+    if first <= high and low <= last:
+        advice = "a leased port can be taken by an outgoing connection; leave room outside the ephemeral range"
+        return warning(CHECK, seen, advice, "sudo sysctl net.ipv4.ip_local_port_range='32768 60999'")
+    if last - first < FEW:
+        return warning(CHECK, seen, f"fewer than {FEW} ports", "sudo sysctl net.ipv4.ip_local_port_range='32768 60999'")
+    return ok(CHECK, seen)
+
+
+def _lock_file(path: Path, first: int, last: int) -> Iterator[Finding]:
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        yield ok(CHECK, f"{path} does not exist yet; no port is leased")
+        return
+    remove = f"rm {shlex.quote(str(path))}"
+    if not stat.S_ISREG(found.st_mode):
+        yield error(CHECK, f"{path} is no plain file; no port can be leased", "remove it", remove)
+    elif not os.access(path, os.R_OK | os.W_OK):
+        advice = "have its owner let everybody lock it"
+        yield error(CHECK, f"{path} may not be opened by this user", advice, f"sudo chmod 666 {shlex.quote(str(path))}")
+    else:
+        yield from _leases(path, first, last)
+
+
+def _leases(path: Path, first: int, last: int) -> Iterator[Finding]:
+    with path.open("r+b") as file:
+        ports = leased(file.fileno(), first, last)
+    if not ports:
+        yield ok(CHECK, "no port is leased")
+        return
+    shown = ", ".join(map(str, ports[:SHOWN])) + (" ..." if len(ports) > SHOWN else "")
+    known = {item.stat.pid for item in marked()}
+    odd = [pid for pid in openers(path) if pid not in known and _name(pid) != GUARD_NAME]
+    if odd:
+        names = ", ".join(f"{pid} {_name(pid)}" for pid in odd)
+        advice = "only guards hold leases; end the process, and the kernel frees the ports"
+        yield warning(CHECK, f"{len(ports)} leased ({shown}), held also by {names}", advice, f"kill {odd[0]}")
+    else:
+        yield ok(CHECK, f"{len(ports)} leased by living guards: {shown}")
+
+
+def leased(fd: int, first: int, last: int) -> list[int]:
+    """The ports whose byte of the lock file somebody else has locked, found without locking any."""
+    ports: list[int] = []
+    todo = [(first, last)]
+    while todo:
+        low, high = todo.pop()
+        if low > high:
+            continue
+        question = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, low, high - low + 1, 0)
+        kind, _, start, length, _ = struct.unpack(_FLOCK, fcntl.fcntl(fd, fcntl.F_OFD_GETLK, question))
+        if kind == fcntl.F_UNLCK:
+            continue
+        end = start + length - 1 if length else last
+        ports += range(max(start, low), min(end, high) + 1)
+        todo += [(low, start - 1), (end + 1, high)]
+    return sorted(ports)
+
+
+def openers(path: Path) -> list[int]:
+    """Processes that have a file open, as far as one may look."""
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            try:
+                if any(os.readlink(link) == str(path) for link in (process / "fd").iterdir()):  # noqa: PTH115
+                    found.append(int(process.name))
+            except OSError:
+                continue  # it ended while we looked, or is not ours
+    return sorted(found)
+
+
+def _strangers(first: int, last: int) -> Iterator[Finding]:
+    ours = {item.stat.pid for item in marked()}
+    held = sorted(
+        {
+            (c.laddr.port, c.pid)
+            for c in psutil.net_connections("inet")
+            if c.type == socket.SOCK_STREAM and c.status == psutil.CONN_LISTEN and first <= c.laddr.port <= last
+        },
+        key=str,
+    )
+    strange = [(port, pid) for port, pid in held if pid not in ours]
+    if strange:
+        shown = ", ".join(
+            f"{port} ({pid} {_name(pid)})" if pid else f"{port} (hidden)" for port, pid in strange[:SHOWN]
+        )
+        more = " ..." if len(strange) > SHOWN else ""
+        advice = "harmless: leases step around them; choose other fixed ports for programs that begin later"
+        yield info(CHECK, f"{len(strange)} listener(s) of other programs in our range: {shown}{more}", advice)
+
+
+def _name(pid: int) -> str:
+    try:
+        return str(psutil.Process(pid).name())
+    except psutil.Error:
+        return "?"

@@ -1,0 +1,65 @@
+"""The runtime directories in the temporary folder: whose they are, who may read them, which are left over."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from rolecall.cli.census import marked
+from rolecall.cli.checks.finding import Finding, error, ok, warning
+from rolecall.cli.live import listening
+from rolecall.cli.rundir import age
+from rolecall.schedulers.run import private_root
+
+CHECK = "runtime directories"
+YOUNG_S = 60.0  # a run that is just starting has a directory before it has a process
+
+
+def check_runtime_dirs(root: Path | None = None) -> Iterator[Finding]:
+    """The private root and everything in it."""
+    root = root or private_root()
+    if not root.exists() and not root.is_symlink():
+        yield ok(CHECK, f"{root} does not exist yet")
+        return
+    findings = list(_root(root))
+    if not findings:
+        living = {item.run_id for item in marked()}
+        for directory in sorted(root.iterdir()):
+            with suppress(FileNotFoundError):  # its run ended while we looked
+                findings += [*_secrecy(directory), *_staleness(directory, living)]
+    yield from findings or [ok(CHECK, f"{root} is private, and nothing in it is left over")]
+
+
+def _root(root: Path) -> Iterator[Finding]:
+    found = root.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        advice = "no run can start before it is removed (by its owner, or root), or TMPDIR names another folder"
+        yield error(CHECK, f"{root} is not a directory of this user", advice, _rm(root))
+
+
+def _secrecy(directory: Path) -> Iterator[Finding]:
+    for path, allowed in ((directory.parent, 0o700), (directory, 0o700), (directory / "token", 0o600)):
+        try:
+            mode = stat.S_IMODE(path.lstat().st_mode)
+        except FileNotFoundError:
+            continue
+        if mode & ~allowed:
+            seen = f"{path} has mode {mode:04o}; others may reach the run's token or sockets"
+            yield error(CHECK, seen, f"make it {allowed:04o}", f"chmod {allowed:o} {shlex.quote(str(path))}")
+
+
+def _staleness(directory: Path, living: set[str]) -> Iterator[Finding]:
+    sockets = [*directory.glob("*.sock"), *directory.glob("w/*.sock")]
+    young = age(directory.lstat().st_mtime) < YOUNG_S
+    if young or directory.name in living or any(listening(path) for path in sockets):
+        return
+    seen = f"{directory} is left over: nobody listens in it and no process bears its id"
+    yield warning(CHECK, seen, "remove it", _rm(directory))
+
+
+def _rm(path: Path) -> str:
+    return f"rm -r {shlex.quote(str(path))}"

@@ -1,0 +1,83 @@
+"""/dev/shm: its size, and files of ours or of torch that no process uses any more."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from rolecall.cli import units
+from rolecall.cli.checks.finding import Finding, ok, warning
+from rolecall.cli.rundir import age
+
+CHECK = "shared memory"
+FOLDER = Path("/dev/shm")
+SMALL = 1 << 30  # containers often have 64 MiB, too little for a data loader or NCCL
+YOUNG_S = 60.0  # between its making and its mapping a file looks unused
+_OURS = re.compile(r"(rolecall|torch_)")
+
+
+def check_shared_memory(folder: Path = FOLDER) -> Iterator[Finding]:
+    """Size, then left-over files."""
+    if not folder.is_dir():
+        yield warning(CHECK, f"{folder} is missing", "torch and NCCL need it", f"sudo mount -t tmpfs tmpfs {folder}")
+        return
+    space = os.statvfs(folder)
+    yield _size(folder, space.f_blocks * space.f_frsize, space.f_bavail * space.f_frsize)
+    yield from _stale(folder)
+
+
+def _size(folder: Path, total: int, free: int) -> Finding:
+    seen = f"{folder} has {units.size(total)}, {units.size(free)} free"
+    if total < SMALL:
+        advice = "data loaders and NCCL need more; in a container pass --shm-size=8g"
+        return warning(CHECK, seen, advice, f"sudo mount -o remount,size=8G {folder}")
+    if free < total / 20:
+        return warning(CHECK, seen, "see what fills it", f"ls -lS {folder} | head")
+    return ok(CHECK, seen)
+
+
+def _stale(folder: Path) -> Iterator[Finding]:
+    candidates = {str(p): p for p in folder.iterdir() if _OURS.match(p.name) and _old(p)}
+    stale = sorted(set(candidates) - in_use(candidates)) if candidates else []
+    if stale:
+        total = sum(candidates[path].lstat().st_size for path in stale)
+        seen = f"{len(stale)} file(s) that no process of this user uses, {units.size(total)}: {', '.join(stale[:5])}"
+        yield warning(CHECK, seen, "remove them", shlex.join(["rm", "--", *stale]))
+
+
+def _old(path: Path) -> bool:
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return False
+    return found.st_uid == os.getuid() and age(found.st_mtime) > YOUNG_S
+
+
+def in_use(paths: dict[str, Path]) -> set[str]:
+    """Those of the paths that some process has mapped or open, as far as one may look."""
+    used: set[str] = set()
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            used |= paths.keys() & (_mapped(process) | _opened(process))
+    return used
+
+
+def _mapped(process: Path) -> set[str]:
+    try:
+        lines = (process / "maps").read_text(errors="replace").splitlines()
+    except OSError:
+        return set()
+    return {line.split(maxsplit=5)[5] for line in lines if line.count(" ") >= 5 and "/" in line}
+
+
+def _opened(process: Path) -> set[str]:
+    found = set()
+    try:
+        for link in (process / "fd").iterdir():
+            found.add(os.readlink(link))  # noqa: PTH115 - not every target of these links is a path
+    except OSError:
+        pass  # it ended while we looked, or is not ours
+    return found

@@ -1,0 +1,86 @@
+"""Versions: Python's, those of the packages that we need, and those of the packages that we can use."""
+
+from __future__ import annotations
+
+import importlib.metadata as metadata
+import platform
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+
+from rolecall.cli.checks.finding import Finding, error, info, ok, warning
+
+CHECK = "versions"
+OLDEST_PYTHON = (3, 11)
+# Oldest versions that work, for installations whose metadata is missing (a source tree on PYTHONPATH).
+NEEDED = {"h11": "0.16", "msgspec": "0.20", "psutil": "6", "rich": "13.7", "typer": "0.15"}
+USABLE = {"torch": "2.4", "numpy": "1.26", "ray": "2.40", "transformers": "4.46", "pydantic": "2.9", "vllm": "0"}
+EXTRAS = {"torch": "torch", "numpy": "torch", "ray": "ray", "transformers": "rl"}
+
+
+def check_versions() -> Iterator[Finding]:
+    """Python, needed packages, optional packages."""
+    yield _python(sys.version_info[:2])
+    yield from _needed({name: installed(name) for name in NEEDED})
+    yield from (_usable(name, installed(name)) for name in USABLE)
+    yield _uvloop(installed("uvloop"))
+
+
+def installed(package: str) -> str | None:
+    """The version of a package without importing it."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def parse(version: str) -> tuple[int, ...]:
+    """The leading numbers: `2.4.0+cpu` is (2, 4, 0)."""
+    match = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(part) for part in match.group().split(".")) if match else ()
+
+
+def older(version: str, oldest: str) -> bool:
+    return parse(version) < parse(oldest)
+
+
+def _python(version: tuple[int, int]) -> Finding:
+    seen = f"Python {platform.python_version()} at {sys.executable}"
+    if version < OLDEST_PYTHON:
+        return error(CHECK, seen, "use Python 3.11 or newer", "python3.11 -m venv .venv")
+    return ok(CHECK, seen)
+
+
+def _needed(found: dict[str, str | None]) -> Iterator[Finding]:
+    for name, version in found.items():
+        wanted = f"{name}>={NEEDED[name]}"
+        if version is None:
+            yield error(CHECK, f"{name} is not installed", "install it", _pip(wanted))
+        elif older(version, NEEDED[name]):
+            yield error(CHECK, f"{name} {version} is older than {NEEDED[name]}", "upgrade it", _pip(wanted))
+        else:
+            yield ok(CHECK, f"{name} {version}")
+
+
+def _usable(name: str, version: str | None) -> Finding:
+    if version is None:
+        extra = EXTRAS.get(name)
+        advice = f"only needed for the extra {extra!r}" if extra else "optional"
+        return info(CHECK, f"{name} is not installed", advice, _pip(f"rolecall[{extra}]" if extra else name))
+    if older(version, USABLE[name]):
+        advice = f"{USABLE[name]} is the oldest that works"
+        return warning(CHECK, f"{name} {version} is too old", advice, _pip(f"{name}>={USABLE[name]}"))
+    return ok(CHECK, f"{name} {version}")
+
+
+def _uvloop(version: str | None) -> Finding:
+    if version is None and platform.python_implementation() == "CPython":
+        return warning(
+            "uvloop", "uvloop is not installed; asyncio is used", "calls are slower without it", _pip("uvloop")
+        )
+    return ok("uvloop", f"uvloop {version}")
+
+
+def _pip(requirement: str) -> str:
+    return shlex.join([sys.executable, "-m", "pip", "install", requirement])

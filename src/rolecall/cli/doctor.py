@@ -1,0 +1,90 @@
+"""`rolecall doctor`: what is wrong with this machine for a run, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rolecall.cli.checks.attaching import check_attaching
+from rolecall.cli.checks.devices import check_devices
+from rolecall.cli.checks.finding import Finding, Severity, warning
+from rolecall.cli.checks.leftovers import check_leftovers
+from rolecall.cli.checks.limits import check_limits
+from rolecall.cli.checks.paths import check_paths
+from rolecall.cli.checks.ports import check_ports
+from rolecall.cli.checks.runtime_dirs import check_runtime_dirs
+from rolecall.cli.checks.shared_memory import check_shared_memory
+from rolecall.cli.checks.versions import check_versions
+from rolecall.cli.options import FilerootOption, JsonOption
+from rolecall.cli.output import console, print_json, table
+from rolecall.cli.runs import DEFAULT_FILEROOT
+
+Check = Callable[[], Iterable[Finding]]
+STYLES = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.INFO: "", Severity.OK: "green"}
+SOMETHING_WRONG = 1
+
+
+def doctor(
+    fileroot: FilerootOption = None,
+    brief: Annotated[bool, typer.Option("--brief", help="Leave out what is in order.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Looks for what makes runs fail on this machine, and says for each finding what to do.
+
+    Left-over processes and files, ports, /dev/shm, limits, permissions, devices, versions. It changes nothing.
+    Ends with 1 when there are errors.
+
+    Example: rolecall doctor --brief
+    """
+    findings = list(examine(checks((fileroot or DEFAULT_FILEROOT).expanduser().absolute())))
+    errors = sum(finding.severity is Severity.ERROR for finding in findings)
+    shown = [finding for finding in findings if not (brief and finding.severity is Severity.OK)]
+    if json:
+        print_json({"errors": errors, "findings": [finding._asdict() for finding in shown]})
+    else:
+        _print(shown, findings)
+    if errors:
+        raise typer.Exit(SOMETHING_WRONG)
+
+
+def checks(fileroot: Path) -> list[tuple[str, Check]]:
+    """All checks by name."""
+    return [
+        ("processes", lambda: check_leftovers(fileroot)),
+        ("runtime directories", check_runtime_dirs),
+        ("shared memory", check_shared_memory),
+        ("ports", check_ports),
+        ("limits", check_limits),
+        ("paths", lambda: check_paths(fileroot)),
+        ("devices", check_devices),
+        ("py-spy", check_attaching),
+        ("versions", check_versions),
+    ]
+
+
+def examine(todo: Iterable[tuple[str, Check]]) -> Iterator[Finding]:
+    """Runs checks. One that fails is a finding itself, and does not keep the others from looking."""
+    for name, check in todo:
+        try:
+            yield from check()
+        except Exception as e:  # whatever a strange machine raises, the other checks still tell something
+            yield warning(name, f"could not be checked: {type(e).__name__}: {e}", "look by hand")
+
+
+def _print(shown: list[Finding], findings: list[Finding]) -> None:
+    order = list(Severity)
+    ranked = sorted(shown, key=lambda finding: order.index(finding.severity))
+    rows = [(f.severity.upper(), f.check, f.seen, _what_to_do(f)) for f in ranked]
+    out = console()
+    if rows:
+        out.print(table(("", "CHECK", "SEEN", "WHAT TO DO"), rows, [STYLES[f.severity] for f in ranked]))
+    counts = {severity: sum(f.severity is severity for f in findings) for severity in order}
+    summary = f"{counts[Severity.ERROR]} error(s), {counts[Severity.WARNING]} warning(s)"
+    out.print(summary, highlight=False, markup=False)
+
+
+def _what_to_do(finding: Finding) -> str:
+    return "\n".join(filter(None, (finding.advice, finding.command and f"$ {finding.command}")))

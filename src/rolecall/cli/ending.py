@@ -1,0 +1,140 @@
+"""Ends what is left of a run from outside, and proves it.
+
+It signals only processes of this user that bear the run's id.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from rolecall.cli.census import REAPER_NAME, Marked, marked
+from rolecall.cli.live import NoAnswerError, private
+from rolecall.cli.rundir import State
+from rolecall.cli.runs import Chosen, state_of
+from rolecall.guard import runtime
+from rolecall.guard.proc import send
+
+KILL_MARGIN_S = 15.0  # beyond the grace: SIGKILL, and seeing everything dead
+LEAVE_S = 3.0  # a guard that was asked, or a reaper whose guard was killed, is gone in milliseconds
+KILL_S = 10.0  # after SIGKILL; only the kernel's uninterruptible sleep outlasts it
+POLL_S = 0.02
+
+
+@dataclass
+class Ending:
+    """What was done.
+
+    Attributes:
+        guards: How each guard answered, by id.
+        ended: `pid name (worker)` of every process that is gone now.
+        survivors: The same of those that are not.
+        foreign: Processes with the run's id that belong to other users; they were left alone.
+        elsewhere: Hosts with guards of a run that has not ended; nothing is done there.
+        runtime_dir: What became of the runtime directory: `removed`, `kept` or `none`.
+    """
+
+    run_id: str
+    guards: dict[str, str] = field(default_factory=dict)
+    ended: list[str] = field(default_factory=list)
+    survivors: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+    elsewhere: list[str] = field(default_factory=list)
+    runtime_dir: str = "none"
+
+    @property
+    def clean(self) -> bool:
+        return not (self.survivors or self.foreign or self.elsewhere)
+
+
+def end_run(run: Chosen, grace_s: float) -> Ending:
+    """Asks the guards, then their reapers, then kills whoever is left, and looks again.
+
+    Args:
+        grace_s: Seconds that workers get between SIGTERM and SIGKILL.
+    """
+    ending = Ending(run.run_id)
+    seen: dict[tuple[int, int], Marked] = {}
+
+    def left() -> list[Marked]:
+        found = [item for item in marked(run.run_id) if item.uid == os.getuid()]
+        seen.update({item.process: item for item in found})
+        return found
+
+    left()
+    ending.guards, all_answered = _ask_guards(run, grace_s)
+    if all_answered:
+        _ask_reapers(left())
+    if not (all_answered and _gone(left, LEAVE_S)):
+        _kill(left)
+    remaining = left()
+    ending.survivors = [item.describe() for item in remaining]
+    alive = {item.process for item in remaining}
+    ending.ended = [item.describe() for key, item in seen.items() if key not in alive]
+    ending.foreign = [f"{i.describe()} of uid {i.uid}" for i in marked(run.run_id) if i.uid != os.getuid()]
+    ending.elsewhere = _elsewhere(run)
+    ending.runtime_dir = _clean(run)
+    return ending
+
+
+def _ask_guards(run: Chosen, grace_s: float) -> tuple[dict[str, str], bool]:
+    """Has all guards end their workers, at the same time; a stuck one is told by its table, at little cost."""
+
+    def ask(guard_id: str) -> tuple[str, bool]:
+        try:
+            workers = [row["worker"] for row in run.live.table(guard_id)]
+            run.live.kill(guard_id, workers, grace_s, grace_s + KILL_MARGIN_S)
+        except NoAnswerError as e:
+            return e.reason, False
+        return f"ended {len(workers)} worker(s)", True
+
+    ids = run.live.guard_ids()
+    with ThreadPoolExecutor(max(1, len(ids))) as pool:
+        answers = dict(zip(ids, pool.map(ask, ids), strict=True))
+    words = {guard_id: said for guard_id, (said, _) in answers.items()}
+    return words, bool(ids) and all(done for _, done in answers.values())
+
+
+def _ask_reapers(found: list[Marked]) -> None:
+    """A reaper that is asked to stop asks its guard, which ends what it owns and cleans up."""
+    for item in found:
+        if item.stat.name == REAPER_NAME:
+            send(item.process, signal.SIGTERM)
+
+
+def _kill(left: Callable[[], list[Marked]]) -> None:
+    """Reapers last: one whose guard is killed ends everything below it and cleans up, better than we can."""
+    for spare_reapers, patience in ((True, LEAVE_S), (False, KILL_S)):
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline and (found := left()):
+            for item in found:
+                if not (spare_reapers and item.stat.name == REAPER_NAME):
+                    send(item.process, signal.SIGKILL)
+            time.sleep(POLL_S)
+
+
+def _gone(left: Callable[[], list[Marked]], patience: float) -> bool:
+    deadline = time.monotonic() + patience
+    while left():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_S)
+    return True
+
+
+def _elsewhere(run: Chosen) -> list[str]:
+    state = state_of(run.directory) if run.directory else State()
+    hosts = {guard.host for guard in state.guards} - {"", os.uname().nodename}
+    return [] if state.controller.ended else sorted(hosts)
+
+
+def _clean(run: Chosen) -> str:
+    """Removes sockets that nobody listens on, and the directory when nobody is left in it."""
+    if not private(run.runtime_dir) or run.runtime_dir.name != run.run_id:
+        return "none"
+    gone = [runtime.clean(str(run.runtime_dir), guard_id) for guard_id in run.live.guard_ids() or ["none"]]
+    return "removed" if gone[-1] else "kept"

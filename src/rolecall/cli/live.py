@@ -1,0 +1,144 @@
+"""Questions to living guards and workers: HTTP over their Unix sockets, with the run's token and a short patience."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rolecall.errors import RolecallError
+from rolecall.guard.runtime import guard_socket, worker_socket
+
+PATIENCE_S = 2.0  # a guard or worker that runs answers in milliseconds
+
+
+class NoAnswerError(RolecallError):
+    """A guard or worker could not be asked. The commands then show what the run directory says."""
+
+    def __init__(self, whom: str, reason: str) -> None:
+        self.whom, self.reason = whom, reason
+        super().__init__(f"{whom} does not answer: {reason}")
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+@dataclass(frozen=True)
+class Live:
+    """The sockets of one run on this host."""
+
+    runtime_dir: Path
+
+    def table(self, guard_id: str) -> list[dict[str, Any]]:
+        """A guard's workers.
+
+        Raises:
+            NoAnswerError: It is gone, stuck, or refuses; so for the other methods.
+        """
+        rows: list[dict[str, Any]] = self._ask_guard(guard_id, "GET", "/workers", None, PATIENCE_S)
+        return rows
+
+    def stacks(self, guard_id: str, worker_id: str, timeout: float) -> str:
+        """The Python stacks of a worker, or a sentence that begins with `no stacks`."""
+        return str(self._ask_guard(guard_id, "POST", "/stacks", {"worker": worker_id}, timeout))
+
+    def kill(self, guard_id: str, workers: list[str], grace_s: float, timeout: float) -> None:
+        """Has a guard end workers; returns when it has seen them dead."""
+        self._ask_guard(guard_id, "POST", "/kill", {"workers": workers, "grace_s": grace_s}, timeout)
+
+    def worker(self, worker_id: str) -> dict[str, Any]:
+        """What a worker says of itself.
+
+        Raises:
+            NoAnswerError: It is gone, holds the interpreter, or runs a program of its own.
+        """
+        path = worker_socket(str(self.runtime_dir), worker_id)
+        metrics: dict[str, Any] = self._ask(f"worker {worker_id}", path, "GET", "/metrics", None, PATIENCE_S)
+        return metrics
+
+    def _ask_guard(self, guard_id: str, verb: str, route: str, value: Any, timeout: float) -> Any:
+        return self._ask(f"guard {guard_id}", str(self.guard_socket(guard_id)), verb, route, value, timeout)
+
+    def guard_socket(self, guard_id: str) -> Path:
+        return Path(guard_socket(str(self.runtime_dir), guard_id))
+
+    def guard_ids(self) -> list[str]:
+        """Guards that have a socket here, dead ones too."""
+        return sorted(p.stem for p in self.runtime_dir.glob("*.sock") if p.name != "controller.sock")
+
+    def _ask(self, whom: str, path: str, verb: str, route: str, value: Any, timeout: float) -> Any:
+        connection = _UnixConnection(path, timeout)
+        try:
+            headers = {"Authorization": f"Bearer {self._token()}", "Content-Type": "application/json"}
+            connection.request(verb, route, None if value is None else json.dumps(value), headers)
+            response = connection.getresponse()
+            body = response.read()
+            return _answer(whom, response.status, body)
+        except (OSError, http.client.HTTPException, ValueError) as e:
+            raise NoAnswerError(whom, _why(e)) from e
+        finally:
+            connection.close()
+
+    def _token(self) -> str:
+        """The run's secret. Whoever wrote the state names the folder, so nothing is read or sent that is not ours."""
+        if not private(self.runtime_dir):
+            raise PermissionError(f"{self.runtime_dir} is not a private directory of this user")
+        return (self.runtime_dir / "token").read_text().strip()
+
+
+def private(directory: Path) -> bool:
+    """True for a directory that only this user can reach into."""
+    try:
+        found = directory.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
+
+
+def _answer(whom: str, status: int, body: bytes) -> Any:
+    try:
+        value = json.loads(body) if body else None
+    except ValueError:
+        value = body.decode(errors="replace")
+    if status == 200:
+        return value
+    reason = value.get("error", value) if isinstance(value, dict) else value
+    raise NoAnswerError(whom, f"it refuses with status {status}: {reason}")
+
+
+def _why(error: Exception) -> str:
+    match error:
+        case TimeoutError():
+            return "no answer in time; it is stuck or stopped"
+        case ConnectionRefusedError():
+            return "nobody listens on its socket any more"
+        case FileNotFoundError():
+            return f"{Path(str(error.filename or 'its socket')).name} is gone"
+        case _:
+            return str(error) or type(error).__name__
+
+
+def listening(path: Path) -> bool:
+    """True when somebody listens on a Unix socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(PATIENCE_S)
+        try:
+            probe.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError, PermissionError):
+            return False
+        except OSError:
+            return path.is_socket()  # a full backlog, for instance; a path too long for a socket is none
+        return True

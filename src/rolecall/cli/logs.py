@@ -1,0 +1,160 @@
+"""`rolecall logs`: a run's log files, merged or of some workers, now and as they grow."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from itertools import count
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rolecall.cli.follow import Followers, Line
+from rolecall.cli.options import FilerootOption, JsonOption, RunOption
+from rolecall.cli.output import print_json, remark
+from rolecall.cli.rundir import RunDir
+from rolecall.cli.runs import RunNotFoundError, choose, is_running
+from rolecall.errors import RolecallError
+
+POLL_S = 0.2
+ENDED_EVERY = 10  # polls between two looks at whether the run has ended
+MERGED = "merged.log"
+_WORKER_LOG = re.compile(r"(?P<role>.+)-(?P<index>\d+)\.log")
+_GUARD_LOG = re.compile(r"guard-(?P<id>g.*)\.log")
+_MERGED_LINE = re.compile(r"\[(?P<worker>[^]\s]+/\d+)\] ?(?P<text>.*)", re.DOTALL)
+
+
+class NoLogError(RolecallError):
+    """Nothing in the run's directory is a log of what was asked for."""
+
+    def __init__(self, wanted: str, known: list[str]) -> None:
+        super().__init__(f"no log of {wanted!r}; there are logs of: {', '.join(known) or 'nobody yet'}")
+
+
+def logs(
+    target: Annotated[str | None, typer.Argument(metavar="[ROLE[/I]]", help="A role, a worker, or `guard`.")] = None,
+    run: RunOption = None,
+    fileroot: FilerootOption = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with what is added, until the run ends.")
+    ] = False,
+    tail: Annotated[int, typer.Option("--tail", "-n", min=0, help="Begin with so many last lines of each log.")] = 100,
+    whole: Annotated[bool, typer.Option("--all", help="Begin at the beginning.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Prints the logs of a run, of a role or of a worker. They stay when the run is gone.
+
+    With -f it follows new workers and replaced files, and ends with Ctrl-C or when the run has ended. With --json every
+    line is an object with `source` and `line`.
+
+    Example: rolecall logs -f actor/0
+    """
+    found = choose(run, fileroot)
+    if found.directory is None:
+        raise RunNotFoundError(found.run_id, "any known fileroot (only processes of it are left)")
+    reader = _Reader(found.directory, target, json)
+    reader.begin(None if whole else tail)
+    if follow:
+        reader.follow()
+    reader.end()
+
+
+class _Reader:
+    """Prints the lines of the chosen logs."""
+
+    def __init__(self, directory: RunDir, target: str | None, as_json: bool) -> None:
+        self._directory, self._target, self._json = directory, target, as_json
+        self._folder = directory.logs
+        self._prefix = target is None or "/" not in target
+        self._followers = Followers(self.files)
+
+    def files(self) -> dict[str, Path]:
+        """The chosen logs by source."""
+        if self._target is None:
+            return {MERGED: self._folder / MERGED}
+        return {name: path for name, path in _sources(self._folder).items() if _matches(name, self._target)}
+
+    def begin(self, tail: int | None) -> None:
+        """Prints the last lines there are.
+
+        Raises:
+            NoLogError: There is no such log, and the run will make none any more.
+        """
+        if not self.files() and not is_running(self._directory):
+            raise NoLogError(str(self._target), list(_sources(self._folder)))
+        for line in self._followers.last(tail):
+            self._print(line)
+        if self._target is None:
+            self._warn_of_unmerged()
+
+    def follow(self) -> None:
+        """Prints what is added until the run has ended."""
+        for poll in count(1):
+            running = poll % ENDED_EVERY != 0 or is_running(self._directory)
+            for line in self._followers.lines():  # after the look, so that nothing is missed when it has ended
+                self._print(line)
+            if not running:
+                break
+            time.sleep(POLL_S)
+        remark(f"{self._directory.name} has ended")
+
+    def end(self) -> None:
+        """Prints what a killed worker has left of a line."""
+        for line in self._followers.end():
+            self._print(line)
+
+    def _print(self, line: Line) -> None:
+        source, text = _split(line)
+        if self._json:
+            print_json({"source": source, "line": text}, indent=None)
+        else:
+            prefix = f"[{source}] " if self._prefix and source != MERGED else ""
+            sys.stdout.write(f"{prefix}{text}\n")
+            sys.stdout.flush()
+
+    def _warn_of_unmerged(self) -> None:
+        """A guard that was killed could not merge the last lines."""
+        try:
+            merged = (self._folder / MERGED).stat().st_mtime
+        except FileNotFoundError:
+            return
+        late = [name for name, path in _sources(self._folder).items() if "/" in name and _after(path, merged + 1)]
+        if late:
+            remark(f"the merged log ends before that of {', '.join(late)}; see `rolecall logs {late[0]}`")
+
+
+def _sources(folder: Path) -> dict[str, Path]:
+    """The logs of workers (`actor/0`) and guards (`guard g0`) in a folder."""
+    found = {}
+    for path in sorted(folder.glob("*.log"), key=_order):
+        if guard := _GUARD_LOG.fullmatch(path.name):
+            found[f"guard {guard['id']}"] = path
+        elif worker := _WORKER_LOG.fullmatch(path.name):
+            found[f"{worker['role']}/{worker['index']}"] = path
+    return found
+
+
+def _after(path: Path, moment: float) -> bool:
+    try:
+        found = path.stat()
+    except FileNotFoundError:  # rotated away while we looked
+        return False
+    return found.st_size > 0 and found.st_mtime > moment
+
+
+def _order(path: Path) -> tuple[str, int]:
+    match = _WORKER_LOG.fullmatch(path.name)
+    return (match["role"], int(match["index"])) if match else (path.name, 0)
+
+
+def _matches(source: str, target: str) -> bool:
+    return target in (source, source.rpartition("/")[0], source.partition(" ")[0])
+
+
+def _split(line: Line) -> tuple[str, str]:
+    """The worker and the text of a line; in the merged log the worker stands in it."""
+    if line.source == MERGED and (match := _MERGED_LINE.fullmatch(line.text)):
+        return match["worker"], match["text"]
+    return line

@@ -1,0 +1,107 @@
+"""`rolecall ps`: the roles and workers of a run, or all runs."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rolecall.cli import units
+from rolecall.cli.census import marked
+from rolecall.cli.options import FilerootOption, JsonOption, RunOption
+from rolecall.cli.output import console, print_json, table
+from rolecall.cli.rundir import RunDir, age
+from rolecall.cli.runs import DEFAULT_FILEROOT, choose, chosen, find_runs, is_running, state_of
+from rolecall.cli.view import RunView, WorkerView, view
+
+COLUMNS = ("WORKER", "STATE", "PID", "HOST", "DEVICES", "PORTS", "UPTIME", "CPU", "RSS", "CALLS", "PENDING", "NOTE")
+RUN_COLUMNS = ("RUN", "STATE", "CONTROLLER", "WORKERS", "CHANGED", "DIRECTORY")
+RUN_FIELDS = ("name", "state", "controller_pid", "workers", "changed", "run_dir")
+ALARMING = ("failed", "orphaned", "ended")
+
+
+def ps(
+    run: RunOption = None,
+    fileroot: FilerootOption = None,
+    every: Annotated[bool, typer.Option("--all", "-a", help="List all runs instead of one run's workers.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Shows the workers of a run: state, process, host, devices, ports, use, calls.
+
+    Works when the controller is gone, too; it then shows what was last known and how each worker ended.
+
+    Example: rolecall ps --run demo/t0 --json
+    """
+    if every:
+        return _print_runs(fileroot or DEFAULT_FILEROOT, json)
+    seen = view(choose(run, fileroot))
+    if json:
+        print_json(asdict(seen))
+    else:
+        _print(seen)
+
+
+def _print(seen: RunView) -> None:
+    out = console()
+    out.print(headline(seen), highlight=False, markup=False)
+    for guard in seen.guards:
+        if guard.state != "running" and (guard.state != "gone" or seen.state == "running"):
+            out.print(
+                f"guard {guard.id} (pid {guard.pid}) is {guard.state}: {guard.why}", highlight=False, markup=False
+            )
+    styles = ["red" if worker.state in ALARMING and seen.state != "ended" else "" for worker in seen.workers]
+    out.print(table(COLUMNS, map(_cells, seen.workers), styles) if seen.workers else "no workers")
+
+
+def headline(seen: RunView) -> str:
+    """One line on a run and its controller."""
+    controller = f"controller {seen.controller_pid or '?'} {seen.controller}"
+    advice = f"; end it with: rolecall stop --run {seen.run_id}" if seen.state == "orphaned" else ""
+    return f"{seen.name} {seen.state} (id {seen.run_id or 'unknown'}, {controller}){advice}"
+
+
+def _cells(worker: WorkerView) -> list[str]:
+    note = worker.reason
+    if not note and worker.target:
+        note = f"in {worker.target}"
+    return [
+        worker.worker,
+        worker.state,
+        str(worker.pid or "-"),
+        worker.host or "-",
+        ",".join(worker.devices) or "-",
+        ",".join(map(str, worker.ports)) or "-",
+        units.duration(worker.uptime_s),
+        units.duration(worker.cpu_s),
+        units.size(worker.rss_bytes),
+        "-" if worker.calls is None else str(worker.calls),
+        "-" if worker.pending is None else str(worker.pending),
+        note,
+    ]
+
+
+def _print_runs(fileroot: Path, as_json: bool) -> None:
+    rows = [_run_row(run) for run in find_runs(fileroot.expanduser().absolute())]
+    if as_json:
+        return print_json(rows)
+    shown = [{**row, "changed": f"{units.duration(age(row['changed']))} ago"} for row in rows]
+    cells = [[str(row[name] or "-") for name in RUN_FIELDS] for row in shown]
+    console().print(table(RUN_COLUMNS, cells) if cells else f"no runs under {fileroot}")
+
+
+def _run_row(run: RunDir) -> dict[str, Any]:
+    state, found = state_of(run), chosen(run)
+    pid = run.controller(state)
+    left = found.run_id != "" and any(marked(found.run_id))
+    return {
+        "name": run.name,
+        "run_id": found.run_id,
+        "state": "running" if pid else "orphaned" if left or is_running(run) else "ended",
+        "controller_pid": pid,
+        "workers": len(state.workers()),
+        "changed": run.changed(),
+        "run_dir": os.fspath(run.path),
+    }

@@ -1,0 +1,183 @@
+"""A run directory as it lies on disk: state, events, and who holds its lock. It talks to nobody and writes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+
+from rolecall.errors import RolecallError
+
+_RUN_ID = re.compile(r"[0-9a-f]{4,64}")
+_CLOCK_SLACK_S = 2.0  # start times count in ticks from a boot time in whole seconds
+
+
+class BrokenStateError(RolecallError):
+    """A run's `state.json` cannot be read."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path} cannot be read: {reason}; `rolecall logs` still works")
+
+
+class WorkerState(msgspec.Struct):
+    """A worker as the controller wrote it last."""
+
+    id: str
+    ip: str = ""
+    ports: list[str] = []
+    pid: int = 0
+    host: str = ""
+    guard: str = ""
+    devices: list[str] = []
+    target: str | None = None
+    command: list[str] | None = None
+    log: str = ""
+    state: str = "running"
+
+
+class RoleState(msgspec.Struct):
+    name: str
+    target: str | None = None
+    workers: list[WorkerState] = []
+
+
+class GuardState(msgspec.Struct):
+    id: str
+    pid: int = 0
+    host: str = ""
+
+
+class ControllerState(msgspec.Struct):
+    pid: int = 0
+    host: str = ""
+    ended: bool = False
+
+
+class State(msgspec.Struct):
+    """`state.json`. Fields that later versions add are skipped."""
+
+    run_id: str = ""
+    runtime_dir: str = ""
+    experiment: str = ""
+    trial: str = ""
+    controller: ControllerState = msgspec.field(default_factory=ControllerState)
+    guards: list[GuardState] = []
+    roles: list[RoleState] = []
+
+    def workers(self) -> list[WorkerState]:
+        """Each worker once; a role that borrows its target's workers has none of its own."""
+        return list({worker.id: worker for role in self.roles for worker in role.workers}.values())
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """`<fileroot>/<experiment>/<trial>/`."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.path.parent.name}/{self.path.name}"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def stacks(self) -> Path:
+        return self.path / "stacks"
+
+    def exists(self) -> bool:
+        return (self.path / ".lock").exists() or (self.path / "state.json").exists()
+
+    def changed(self) -> float:
+        """When the controller last began or wrote something here."""
+        return max(_mtime(self.path / ".lock"), _mtime(self.path / "state.json"))
+
+    def state(self) -> State:
+        """What the controller wrote last; an empty state when it has written none yet.
+
+        Raises:
+            BrokenStateError: The file is no state of ours.
+        """
+        file = self.path / "state.json"
+        try:
+            state = msgspec.json.decode(file.read_bytes(), type=State, strict=False)
+        except FileNotFoundError:
+            return State()
+        except (OSError, msgspec.DecodeError) as e:
+            raise BrokenStateError(str(file), str(e)) from e
+        if state.run_id and not _RUN_ID.fullmatch(state.run_id):
+            raise BrokenStateError(str(file), f"run id {state.run_id!r} is none of ours")
+        return state
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """The guard's reports, oldest first. A line that is still being written is skipped."""
+        try:
+            lines = (self.path / "events.jsonl").read_text(errors="replace").splitlines()
+        except OSError:
+            return
+        for line in lines:
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(event, dict):
+                yield event
+
+    def controller(self, state: State) -> int | None:
+        """Pid of the controller while it lives on this host and has the run open, else None."""
+        lock = self.path / ".lock"
+        try:
+            pid = int(lock.read_text().split()[0])
+        except (OSError, ValueError, IndexError):
+            return None
+        if state.controller.ended and state.controller.pid == pid:
+            return None
+        return pid if holds(pid, lock) else None
+
+
+def holds(pid: int, lock: Path) -> bool:
+    """True when a process has the lock file open. The lock itself is not tried: that could refuse a starting run."""
+    try:
+        wanted = lock.stat()
+        for fd in os.scandir(f"/proc/{pid}/fd"):
+            try:
+                found = os.stat(fd.path)  # noqa: PTH116 - a link in /proc that only stat() follows
+            except OSError:
+                continue
+            if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
+                return True
+        return False
+    except PermissionError:
+        return _older_than(pid, lock)
+    except OSError:
+        return False
+
+
+def _older_than(pid: int, lock: Path) -> bool:
+    """For a process whose descriptors are hidden: it began before it wrote the lock, so the pid was not reused."""
+    try:
+        return bool(psutil.Process(pid).create_time() <= lock.stat().st_mtime + _CLOCK_SLACK_S)
+    except (psutil.Error, OSError):
+        return False
+
+
+def _mtime(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def age(moment: float) -> float:
+    """Seconds since a moment of the wall clock."""
+    return max(0.0, time.time() - moment)

@@ -1,0 +1,151 @@
+"""`rolecall stack`: the Python stacks of a worker, now; or those that were saved when it stalled."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rolecall.cli.live import NoAnswerError
+from rolecall.cli.options import FilerootOption, JsonOption, RunOption
+from rolecall.cli.output import print_json, remark
+from rolecall.cli.runs import Chosen, choose
+from rolecall.cli.view import RunView, WorkerView, view
+from rolecall.errors import WorkerNotFoundError
+
+GUARD_S = 20.0  # it gives py-spy 15 s and then asks the worker's own faulthandler
+PY_SPY_S = 15.0
+CANNOT = 2
+
+
+@dataclass
+class Stacks:
+    """What could be had of one worker. `source` is `guard`, `py-spy`, `saved` or empty."""
+
+    worker: str
+    pid: int | None
+    fresh: bool = False
+    source: str = ""
+    text: str = ""
+    why: list[str] = field(default_factory=list)
+    saved: list[str] = field(default_factory=list)
+
+
+def stack(
+    target: Annotated[str, typer.Argument(metavar="ROLE[/I]", help="A worker, or a role for all of its workers.")],
+    run: RunOption = None,
+    fileroot: FilerootOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Prints where every Python thread of a worker is, read from outside; a stuck worker need not help.
+
+    The guard is asked first; when it is stuck or gone, py-spy is started here. When the worker is gone, the stacks that
+    were saved when it stalled are shown. Ends with 2 when there were no fresh stacks.
+
+    Example: rolecall stack actor/0
+    """
+    found = choose(run, fileroot)
+    seen = view(found)
+    stuck = {guard.id: guard.why for guard in seen.guards if guard.state != "running"}
+    taken = [_take(found, worker, stuck) for worker in _targets(seen, target)]
+    if json:
+        print_json([asdict(each) for each in taken])
+    else:
+        for each in taken:
+            _print(each)
+    if not all(each.fresh for each in taken):
+        raise typer.Exit(CANNOT)
+
+
+def _targets(seen: RunView, target: str) -> list[WorkerView]:
+    workers = [worker for worker in seen.workers if target in (worker.worker, worker.role)]
+    if not workers:
+        raise WorkerNotFoundError(target, [worker.worker for worker in seen.workers])
+    return workers
+
+
+def _take(run: Chosen, worker: WorkerView, stuck: dict[str, str]) -> Stacks:
+    taken = Stacks(worker.worker, worker.pid)
+    if worker.processes or worker.state in ("running", "starting"):
+        if worker.guard in stuck:
+            taken.why.append(f"guard {worker.guard} does not answer: {stuck[worker.guard]}")
+        else:
+            _from_guard(run, worker, taken)
+        if not taken.fresh:
+            _from_py_spy(worker, taken)
+    else:
+        taken.why.append(f"it has no process any more: {worker.reason or worker.state}")
+    if not taken.fresh:
+        _from_files(run, taken)
+    return taken
+
+
+def _from_guard(run: Chosen, worker: WorkerView, taken: Stacks) -> None:
+    try:
+        text = run.live.stacks(worker.guard, worker.worker, GUARD_S)
+    except NoAnswerError as e:
+        taken.why.append(str(e))
+        return
+    if text.startswith("no stacks"):
+        taken.why.append(f"guard {worker.guard}: {text}")
+    else:
+        taken.fresh, taken.source, taken.text = True, "guard", text
+
+
+def _from_py_spy(worker: WorkerView, taken: Stacks) -> None:
+    program = py_spy()
+    if program is None:
+        taken.why.append("py-spy is not installed here: pip install py-spy")
+        return
+    if not worker.processes:
+        taken.why.append(f"its process is not on this host but on {worker.host}")
+        return
+    argv = [program, "dump", "--nonblocking", "--pid", str(worker.pid)]
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=PY_SPY_S, check=False)
+    except subprocess.TimeoutExpired:
+        taken.why.append(f"py-spy gave nothing within {PY_SPY_S:g} s")
+        return
+    if done.returncode == 0:
+        taken.fresh, taken.source, taken.text = True, "py-spy", done.stdout
+    else:
+        taken.why.append(f"py-spy failed: {done.stderr.strip()}")
+
+
+def py_spy() -> str | None:
+    """The program, from beside the interpreter or the path."""
+    beside = Path(sys.executable).with_name("py-spy")
+    return str(beside) if beside.exists() else shutil.which("py-spy")
+
+
+def _from_files(run: Chosen, taken: Stacks) -> None:
+    """The newest saved stacks: files in `stacks/`, else those that came with a stall's report."""
+    if run.directory is None:
+        return
+    own = re.compile(re.escape(taken.worker.replace("/", "-")) + r"(?!\d).*")
+    files = sorted(
+        (p for p in run.directory.stacks.glob("*") if own.fullmatch(p.name)), key=lambda p: p.stat().st_mtime
+    )
+    taken.saved = [str(path) for path in files]
+    if files:
+        taken.source, taken.text = "saved", files[-1].read_text(errors="replace")
+        return
+    for event in run.directory.events():
+        if event.get("event") == "stalled" and event.get("worker") == taken.worker and event.get("stacks"):
+            taken.source, taken.text = "saved", str(event["stacks"])
+
+
+def _print(taken: Stacks) -> None:
+    if not taken.fresh:
+        remark(f"no fresh stacks of {taken.worker}: {'; '.join(taken.why)}")
+        for path in taken.saved:
+            remark(f"saved: {path}")
+    if taken.text:
+        when = "" if taken.fresh else ", saved when it stalled"
+        print(f"== {taken.worker} (pid {taken.pid}{when})\n{taken.text.rstrip()}\n", flush=True)

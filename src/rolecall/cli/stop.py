@@ -1,0 +1,89 @@
+"""`rolecall stop`: ends a run from outside."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from rolecall.cli.census import marked
+from rolecall.cli.ending import Ending, end_run
+from rolecall.cli.options import FilerootOption, JsonOption, RunOption
+from rolecall.cli.output import print_json, remark
+from rolecall.cli.runs import Chosen, choose, state_of
+from rolecall.errors import RolecallError
+
+NOT_CLEAN = 1
+
+
+class UnconfirmedError(RolecallError):
+    """A run would be ended without anybody having agreed."""
+
+    def __init__(self, run: str) -> None:
+        super().__init__(f"not ending {run} without a yes; pass --yes")
+
+
+class ForeignRunError(RolecallError):
+    """A run directory of another user names the processes to end."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"{path} belongs to another user; only that user can end the run")
+
+
+def stop(
+    run: RunOption = None,
+    fileroot: FilerootOption = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    grace: Annotated[float, typer.Option(min=0, help="Seconds between SIGTERM and SIGKILL.")] = 5.0,
+    json: JsonOption = False,
+) -> None:
+    """Ends all guards, workers and programs of a run and proves that none is left.
+
+    Works when the controller or a guard is stuck or gone. Touches only processes of this user that bear the run's id;
+    the controller is no such process: it lives on, and its calls fail with GuardLostError. Ends with 1 when something
+    could not be ended.
+
+    Example: rolecall stop --run demo/t0 --yes
+    """
+    found = choose(run, fileroot)
+    if found.directory and found.directory.path.stat().st_uid != os.getuid():
+        raise ForeignRunError(str(found.directory.path))
+    controller = found.directory.controller(state_of(found.directory)) if found.directory else None
+    if not yes:
+        _confirm(found, controller)
+    ending = end_run(found, grace)
+    if json:
+        print_json({**asdict(ending), "run": found.name, "controller_pid": controller, "clean": ending.clean})
+    else:
+        _print(found, ending, controller)
+    if not ending.clean:
+        raise typer.Exit(NOT_CLEAN)
+
+
+def _confirm(run: Chosen, controller: int | None) -> None:
+    if not sys.stdin.isatty():
+        raise UnconfirmedError(run.name)
+    whose = f"controller {controller} lives" if controller else "no controller"
+    question = f"End {run.name} ({whose}, {len(marked(run.run_id))} processes)?"
+    if not typer.confirm(question, err=True):
+        raise UnconfirmedError(run.name)
+
+
+def _print(run: Chosen, ending: Ending, controller: int | None) -> None:
+    for guard, answer in ending.guards.items():
+        print(f"guard {guard}: {answer}")
+    for item in ending.ended:
+        print(f"ended {item}")
+    for item in ending.survivors:
+        remark(f"still there after SIGKILL: {item}; it hangs in the kernel, see /proc/{item.split()[0]}/wchan")
+    for item in ending.foreign:
+        remark(f"left alone, since it belongs to another user: {item}")
+    for host in ending.elsewhere:
+        remark(f"guards on {host} were not reached; run the same command there, or end the controller")
+    if controller:
+        print(f"controller {controller} lives on without workers; end it with: kill {controller}")
+    if ending.clean:
+        print(f"{run.name}: nothing is left" if ending.ended else f"{run.name}: nothing was running")

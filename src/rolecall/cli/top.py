@@ -1,0 +1,170 @@
+"""`rolecall top`: what the workers of a run use and do right now."""
+
+from __future__ import annotations
+
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+import typer
+from rich.console import Group, RenderableType
+from rich.live import Live as Screen
+from rich.text import Text
+
+from rolecall.cli import units
+from rolecall.cli.live import NoAnswerError
+from rolecall.cli.options import FilerootOption, JsonOption, RunOption
+from rolecall.cli.output import console, print_json, remark, table
+from rolecall.cli.ps import headline
+from rolecall.cli.runs import Chosen, choose
+from rolecall.cli.view import RunView, WorkerView, view
+
+MAX_ASKED_AT_ONCE = 32
+COLUMNS = ("WORKER", "STATE", "PID", "CPU %", "RSS", "CALLS/S", "PENDING", "WAITING", "STORE", "FDS", "PORTS", "NOTE")
+
+
+@dataclass
+class Load:
+    """What one worker does. None where it cannot be known: it is gone, does not answer, or hosts no engines."""
+
+    worker: str
+    state: str
+    pid: int | None
+    cpu_percent: float | None
+    rss_bytes: int | None
+    calls_per_s: float | None
+    pending: int | None
+    waiting: int | None = None
+    store_bytes: int | None = None
+    cache_bytes: int | None = None
+    open_fds: int | None = None
+    ports: int = 0
+    note: str = ""
+
+
+def rate(now: float | None, before: float | None, seconds: float) -> float | None:
+    """Growth per second; None when either end is unknown or a successor began anew."""
+    if now is None or before is None or seconds <= 0 or now < before:
+        return None
+    return (now - before) / seconds
+
+
+def load(now: WorkerView, before: WorkerView | None, seconds: float) -> Load:
+    """The load between two looks at a worker. Pure."""
+    same = before is not None and before.pid == now.pid
+    cpu = rate(now.cpu_s, before.cpu_s, seconds) if same and before else None
+    return Load(
+        worker=now.worker,
+        state=now.state,
+        pid=now.pid,
+        cpu_percent=None if cpu is None else 100 * cpu,
+        rss_bytes=now.rss_bytes,
+        calls_per_s=rate(now.calls, before.calls, seconds) if same and before else None,
+        pending=now.pending,
+        ports=len(now.ports),
+        note=now.reason,
+    )
+
+
+def top(
+    run: RunOption = None,
+    fileroot: FilerootOption = None,
+    once: Annotated[bool, typer.Option("--once", help="Print one table and end.")] = False,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
+    json: JsonOption = False,
+) -> None:
+    """Shows CPU, memory, calls per second, waiting calls and stored tensors of each worker, until Ctrl-C.
+
+    With --json or --once it looks twice, `--interval` apart, and prints once. Of a run that has ended it shows what was
+    last known.
+
+    Example: rolecall top --once
+    """
+    sampler = Sampler(choose(run, fileroot))
+    if json or once or not sys.stdout.isatty():
+        _print_once(sampler, interval, json)
+    else:
+        _refresh(sampler, interval)
+
+
+class Sampler:
+    """Looks at a run again and again and keeps the look before."""
+
+    def __init__(self, run: Chosen) -> None:
+        self._run = run
+        self._at = time.monotonic()
+        self.seen: RunView = view(run)
+
+    def sample(self) -> list[Load]:
+        """The loads since the last look."""
+        before, then = {worker.worker: worker for worker in self.seen.workers}, self._at
+        self.seen, self._at = view(self._run), time.monotonic()
+        loads = [load(worker, before.get(worker.worker), self._at - then) for worker in self.seen.workers]
+        self._ask([each for each, worker in zip(loads, self.seen.workers, strict=True) if _answers(worker)])
+        return loads
+
+    @property
+    def living(self) -> bool:
+        return self.seen.state != "ended"
+
+    def _ask(self, loads: list[Load]) -> None:
+        with ThreadPoolExecutor(MAX_ASKED_AT_ONCE) as pool:
+            list(pool.map(self._complete, loads))
+
+    def _complete(self, each: Load) -> None:
+        try:
+            said: dict[str, Any] = self._run.live.worker(each.worker)
+        except NoAnswerError as e:
+            each.note = e.reason
+            return
+        each.waiting, each.open_fds = said.get("calls_waiting"), said.get("open_fds")
+        each.store_bytes = said.get("store", {}).get("bytes")
+        each.cache_bytes = said.get("fetch", {}).get("cache", {}).get("bytes")
+
+
+def _answers(worker: WorkerView) -> bool:
+    return worker.command is None and worker.processes > 0
+
+
+def _print_once(sampler: Sampler, interval: float, as_json: bool) -> None:
+    if sampler.living:
+        time.sleep(interval)
+    loads = sampler.sample()
+    if not sampler.living:
+        remark("the run has ended; this is what was last known")
+    if as_json:
+        run = {name: value for name, value in asdict(sampler.seen).items() if name not in ("workers", "guards")}
+        print_json({**run, "workers": [asdict(each) for each in loads]})
+    else:
+        console().print(_screen(sampler.seen, loads))
+
+
+def _refresh(sampler: Sampler, interval: float) -> None:
+    with Screen(_screen(sampler.seen, sampler.sample()), console=console(), auto_refresh=False, screen=False) as screen:
+        while sampler.living:
+            time.sleep(interval)
+            screen.update(_screen(sampler.seen, sampler.sample()), refresh=True)
+    remark("the run has ended; this is what was last known")
+
+
+def _screen(seen: RunView, loads: list[Load]) -> RenderableType:
+    return Group(Text(headline(seen)), table(COLUMNS, map(_cells, loads)) if loads else Text("no workers"))
+
+
+def _cells(each: Load) -> list[str]:
+    return [
+        each.worker,
+        each.state,
+        str(each.pid or "-"),
+        units.number(each.cpu_percent, 0),
+        units.size(each.rss_bytes),
+        units.number(each.calls_per_s),
+        units.number(each.pending, 0),
+        units.number(each.waiting, 0),
+        units.size(each.store_bytes),
+        units.number(each.open_fds, 0),
+        str(each.ports),
+        each.note,
+    ]

@@ -1,0 +1,142 @@
+"""`logs`: now, as they grow, through rotation and new workers, and after the run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cli_rig import CommandLine, Controller
+
+from rolecall.cli.follow import Follower, last_lines
+
+
+@pytest.fixture
+def hand_made(tmp_path: Path) -> Iterator[Path]:
+    """A run directory whose controller is this very process: it holds the lock."""
+    directory = tmp_path / "made" / "t0"
+    (directory / "logs").mkdir(parents=True)
+    with (directory / ".lock").open("w") as lock:
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield directory
+
+
+def read_until(process: subprocess.Popen[str], wanted: str) -> list[str]:
+    """The lines that a process printed up to the wanted one."""
+    assert process.stdout is not None
+    seen = []
+    for line in process.stdout:
+        seen.append(line.rstrip("\n"))
+        if wanted in line:
+            return seen
+    raise AssertionError(f"{wanted!r} was not printed, but {seen}")
+
+
+def test_logs_are_merged_or_of_one_worker_and_outlive_the_run(cli: CommandLine, controller: Controller) -> None:
+    """Merged lines bear their worker; one worker's are as it wrote them; both are there when all is over."""
+    controller.ask("say one [red]line[/red]")
+    controller.end()
+    assert "[actor/0] one [red]line[/red]\n" in cli.run("logs", "--run", "cli/t0").stdout
+    assert cli.run("logs", "actor/0", "--run", "cli/t0").stdout == "one [red]line[/red]\n"
+    assert "[actor/0] one" in cli.run("logs", "actor", "--run", "cli/t0").stdout
+    (line,) = cli.run("logs", "--run", "cli/t0", "--json").stdout.splitlines()
+    assert json.loads(line) == {"source": "actor/0", "line": "one [red]line[/red]"}
+    assert "ending" in cli.run("logs", "guard", "--run", "cli/t0").stdout
+    unknown = cli.run("logs", "critic", "--run", "cli/t0")
+    assert unknown.returncode == 2 and "actor/0, actor/1" in unknown.stderr
+
+
+def test_follow_shows_what_comes_and_ends_with_the_run(cli: CommandLine, controller: Controller) -> None:
+    """Lines of workers that did not exist yet are followed too."""
+    process = cli.start("logs", "-f", "--run", "cli/t0")
+    controller.ask("say first")
+    read_until(process, "[actor/0] first")
+    controller.ask("role later")
+    read_until(process, "[later/0] this is later")
+    controller.end()
+    rest, said = process.communicate(timeout=30)
+    assert process.returncode == 0 and "has ended" in said, rest
+
+
+def test_follow_ends_quietly_with_ctrl_c(cli: CommandLine, hand_made: Path) -> None:
+    """Status 130 and no traceback."""
+    log = hand_made / "logs" / "actor-0.log"
+    log.write_text("a\n")
+    process = cli.start("logs", "-f", "actor/0", "--run", "made/t0")
+    read_until(process, "a")
+    process.send_signal(signal.SIGINT)
+    rest, said = process.communicate(timeout=30)
+    assert (process.returncode, rest, said) == (130, "", "")
+
+
+def test_follow_goes_on_through_rotation_and_new_workers(cli: CommandLine, hand_made: Path) -> None:
+    """A renamed log is read to its end, its successor from its beginning, and a new worker's with its name."""
+    log = hand_made / "logs" / "actor-0.log"
+    log.write_text("before\n")
+    process = cli.start("logs", "-f", "actor", "--run", "made/t0")
+    assert read_until(process, "before") == ["[actor/0] before"]
+    with log.open("a") as old:
+        log.rename(log.with_name("rotated"))
+        log.write_text("successor\n")
+        old.write("last of the old\n")
+    seen = read_until(process, "successor")
+    assert seen[-1] == "[actor/0] successor" and set(seen[:-1]) <= {"[actor/0] last of the old"}
+    (hand_made / "logs" / "actor-1.log").write_text("new worker\n")
+    read_until(process, "[actor/1] new worker")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+
+
+def test_a_follower_misses_and_repeats_nothing(tmp_path: Path) -> None:
+    """Partial lines are kept until whole; a replaced or cut file goes on from its beginning."""
+    path = tmp_path / "x.log"
+    follower = Follower(path)
+    assert list(follower.lines()) == []
+    with path.open("w") as file:
+        file.write("one\ntw")
+        file.flush()
+        assert list(follower.lines()) == ["one"]
+        file.write("o\nthree\nfo")
+        file.flush()
+        path.rename(tmp_path / "x.log.1")
+        assert list(follower.lines()) == ["two", "three"]
+        file.write("ur\n")
+    path.write_text("five\n")
+    assert list(follower.lines()) == ["four", "five"]
+    path.write_text("6\n")
+    assert list(follower.lines()) == ["6"]
+    follower.close()
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5, 40000, None])
+def test_last_lines_are_the_last_lines(tmp_path: Path, count: int | None) -> None:
+    """Whole lines only, however large the file; reading goes on where they end."""
+    lines = [f"line {i} {'x' * (i % 97)}" for i in range(20000)]
+    path = tmp_path / "big.log"
+    path.write_text("\n".join(lines) + "\nunfinished")
+    with path.open("rb") as file:
+        assert last_lines(file, count) == (lines if count is None else lines[-count:] if count else [])
+        assert file.read() == b"unfinished"
+
+
+def test_the_unfinished_last_line_is_printed_too(cli: CommandLine, hand_made: Path) -> None:
+    """The last words of a killed program often lack their end of line."""
+    (hand_made / "logs" / "actor-0.log").write_text("whole\nlast wor")
+    assert cli.run("logs", "actor/0", "--run", "made/t0").stdout == "whole\nlast wor\n"
+
+
+def test_a_follower_reads_a_successor_from_its_beginning(tmp_path: Path) -> None:
+    """Also when the file was replaced right after its last lines were read."""
+    path = tmp_path / "x.log"
+    path.write_text("before\n")
+    follower = Follower(path)
+    assert follower.last(10) == ["before"]
+    path.rename(tmp_path / "rotated")
+    path.write_text("a longer successor\n")
+    assert list(follower.lines()) == ["a longer successor"]
+    follower.close()
