@@ -120,6 +120,21 @@ def readiness(ready: str | dict[str, Any] | None) -> dict[str, Any] | None:
     raise WorkerConfigurationError("bad readiness", ready, "use an HTTP path, 'tcp', or {'log': 'regex'}")
 
 
+def check_argv(argv: Sequence[str]) -> Sequence[str]:
+    """Returns a program and its arguments when the kernel can take them as they are."""
+    if not argv or not all(isinstance(part, str) and "\0" not in part for part in argv):
+        raise WorkerConfigurationError("bad command", list(argv), "pass a non-empty list of strings without NUL")
+    return argv
+
+
+def check_module(name: str) -> str:
+    """Returns `name` when it is a dotted module, and neither an option nor a path."""
+    if not all(part.isidentifier() for part in name.split(".")):
+        expected = "a string is a dotted module; pass a program with its arguments as a list"
+        raise WorkerConfigurationError("bad command", name, expected)
+    return name
+
+
 def check_env(key: str, value: str) -> None:
     """Refuses what the kernel or the runtime could not pass on as an environment variable."""
     if not isinstance(key, str) or not key or "=" in key or "\0" in key:

@@ -29,9 +29,12 @@ from rolecall.guard.spec import Configured, ProcessSpec, StartResult, WorkerConf
 from rolecall.guard.table import Record, State, Table
 from rolecall.rpc.link import Link
 from rolecall.rpc.peer import Peer
-from rolecall.types import check_name
+from rolecall.types import check_argv, check_env, check_name
+
+INDEX_DIGITS = 6  # of a worker's index, which becomes part of a socket's path
 
 OnCancel = Callable[[Callable[[], None]], None]
+Tell = Callable[[StartResult], Awaitable[None]]
 
 _log = logging.getLogger(__name__)
 
@@ -57,9 +60,6 @@ class Parts:
     spawn_task: Callable[[Coroutine[Any, Any, Any]], None]
 
 
-Tell = Callable[[StartResult], Awaitable[None]]
-
-
 class Launcher:
     """Starts workers, any number at a time. A failure of one is its result; it never fails the others."""
 
@@ -71,15 +71,16 @@ class Launcher:
         self,
         specs: Sequence[ProcessSpec],
         started_by: str = "",
-        on_cancel: OnCancel | None = None,
+        *,
         tell: Tell | None = None,
+        on_cancel: OnCancel | None = None,
     ) -> list[StartResult]:
         """Starts all at the same time and returns when each is ready or has failed and left nothing behind.
 
         Args:
             started_by: The worker that asked for it; empty for the controller.
-            on_cancel: Takes a function to call when the caller gives up; what was started then is ended again.
             tell: Gets each result as soon as it is known.
+            on_cancel: Takes a function to call when the caller gives up; what was started then is ended again.
         """
         planned = await asyncio.gather(*(self._plan(spec, started_by) for spec in specs))
         records = [record for record in planned if isinstance(record, Record)]
@@ -224,7 +225,7 @@ class Launcher:
                     self._spawn_cold(record, log)
             finally:
                 os.close(log)
-        except (RolecallError, OSError) as error:
+        except (RolecallError, OSError, ValueError) as error:  # the last where the kernel would cut a string at a NUL
             return str(error)
         return ""
 
@@ -294,11 +295,13 @@ class Launcher:
         ready = asyncio.ensure_future(self._ready(record))
         abort = asyncio.ensure_future(record.abort.wait())
         timeout = record.spec.start_timeout
-        waiting: set[asyncio.Future[Any]] = {ready, abort, record.end}
+        stalled = asyncio.ensure_future(record.stalled.wait())
+        waiting: set[asyncio.Future[Any]] = {ready, abort, stalled, record.end}
         try:
             await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         finally:
             abort.cancel()
+            stalled.cancel()
             if not ready.done():
                 ready.cancel()
         if record.abort.is_set():
@@ -306,6 +309,8 @@ class Launcher:
         if record.end.done():
             end = record.end.result()
             return f"it ended while starting: {describe_exit(end.code, end.signal)}"
+        if record.stalled.is_set():
+            return f"it does not run: {record.stall}"
         if not ready.done():
             return f"not ready within {timeout:g} s" + (f" ({record.waits_for})" if record.waits_for else "")
         return str(ready.exception() or "")
@@ -356,8 +361,12 @@ class Launcher:
 def _check(spec: ProcessSpec) -> None:
     role, _, index = spec.worker_id.rpartition("/")
     check_name("role", role)  # it becomes part of paths
-    if not index.isdecimal():
+    if not (index.isascii() and index.isdecimal() and len(index) <= INDEX_DIGITS):
         raise WorkerConfigurationError("bad worker id", spec.worker_id, "use role/index")
+    for key, value in spec.env.items():
+        check_env(key, value)
+    if spec.argv is not None:
+        check_argv(spec.argv)
     if spec.ready and (spec.ready.http or spec.ready.tcp) and not (spec.ports or spec.port_count):
         raise WorkerConfigurationError(
             "readiness by a port, but no port", spec.port_count, "use a port_count of 1 or more"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
@@ -13,11 +13,12 @@ from rolecall.errors import CallCancelledError, WorkerConfigurationError, Worker
 from rolecall.guard.spec import ProcessSpec, StartResult
 from rolecall.guard.table import Record
 from rolecall.rpc.peer import Incoming
-from rolecall.types import check_name
+from rolecall.types import check_module, check_name
 
 if TYPE_CHECKING:
     from rolecall.guard.supervisor import Guard
 
+PortCount = Annotated[int, msgspec.Meta(ge=1, le=4096)]  # more would keep the guard busy trying ports
 ANYBODY = "the guard's socket"  # in the place of the worker that has asked for a fork
 Method = Callable[[Any], Awaitable[Any]]
 T = TypeVar("T", bound=msgspec.Struct)
@@ -53,11 +54,11 @@ class Methods:
 
 class _AllocPorts(msgspec.Struct):
     owner: str
-    count: Annotated[int, msgspec.Meta(ge=1)]
+    count: PortCount
 
 
 class _Count(msgspec.Struct):
-    count: Annotated[int, msgspec.Meta(ge=1)]
+    count: PortCount
 
 
 class _Owner(msgspec.Struct):
@@ -134,28 +135,20 @@ class ControllerService(Methods):
     async def _release_ports(self, value: Any) -> Any:
         return self._guard.ports.release(_as(_Owner, value).owner)
 
-    def dispatch(self, incoming: Incoming) -> None:
-        if incoming.method == "start":
-            self._guard.spawn_task(self._start(incoming))
-        else:
-            super().dispatch(incoming)
-
-    async def _start(self, incoming: Incoming) -> None:
-        """Streams each result as soon as it is known: with the first failure the controller takes the others back."""
+    async def _call(self, incoming: Incoming) -> Any:
+        """A start is ended again when its caller gives up, and streams each result as soon as it is known if asked."""
+        if incoming.method != "start":
+            return await super()._call(incoming)
+        specs = _as(_Start, incoming.args()).specs
+        if not incoming.streaming:
+            return msgspec.to_builtins(await self._guard.start(specs, on_cancel=incoming.on_cancel))
 
         async def tell(result: StartResult) -> None:
-            with contextlib.suppress(CallCancelledError):  # the controller has heard enough, and kills what is left
+            with suppress(CallCancelledError):  # the controller has heard enough; the others are ended again
                 await incoming.emit(msgspec.to_builtins(result))
 
-        try:
-            specs = _as(_Start, incoming.args()).specs
-            results = await self._guard.start(
-                specs, on_cancel=incoming.on_cancel, tell=tell if incoming.streaming else None
-            )
-        except Exception as error:  # whatever it is, it is the answer
-            incoming.fail(error)
-        else:
-            incoming.finish(None if incoming.streaming else msgspec.to_builtins(results))
+        await self._guard.start(specs, tell=tell, on_cancel=incoming.on_cancel)
+        return None
 
     async def _kill(self, value: Any) -> Any:
         wanted = _as(_Kill, value)
@@ -179,7 +172,7 @@ class _Forking(Methods):
         spec = self._guard.table.get(target).spec
         argv = wanted.raw_cmd
         if wanted.command is not None:
-            argv = [spec.python or self._guard.config.python or sys.executable, "-m", wanted.command]
+            argv = [spec.python or self._guard.config.python or sys.executable, "-m", check_module(wanted.command)]
         worker_id = f"{check_name('role', wanted.role)}/{wanted.worker_index}"
         fork = ProcessSpec(worker_id=worker_id, env=wanted.env, argv=argv, target=target)
         (result,) = await self._guard.start([fork], started_by)

@@ -34,6 +34,7 @@ from rolecall.guard.watching import Watcher
 from rolecall.rpc.client import Client
 from rolecall.rpc.loop import new_loop
 from rolecall.rpc.peer import Peer
+from rolecall.types import check_env
 
 TICK_S = 1.0
 LOG_TICK_S = 0.2
@@ -221,11 +222,12 @@ class Guard:
         self,
         specs: list[ProcessSpec],
         started_by: str = "",
-        on_cancel: OnCancel | None = None,
+        *,
         tell: Tell | None = None,
+        on_cancel: OnCancel | None = None,
     ) -> list[StartResult]:
         """Starts workers; see `Launcher.start`."""
-        results = await self.launcher.start(specs, started_by, on_cancel, tell)
+        results = await self.launcher.start(specs, started_by, tell=tell, on_cancel=on_cancel)
         self.counts.starts += len(results)
         self.counts.failed_starts += sum(not result.ok for result in results)
         return results
@@ -249,6 +251,8 @@ class Guard:
     async def set_env(self, worker: str, env: dict[str, str]) -> None:
         """Changes a worker's environment: the record, which forks start from, and the living process."""
         record = self.table.get(worker)
+        for key, value in env.items():
+            check_env(key, value)
         record.env |= env
         if record.peer is not None and record.state is State.READY:
             await record.peer.request("set_env", {"env": env}, timeout=30.0)

@@ -35,6 +35,8 @@ class Record:
         made: Done when its process exists, or never will.
         end: Done when its process has ended; None while there is none.
         abort: Set when it shall end; a start under way gives up.
+        stalled: Set when it is stopped while it starts; a start under way gives up.
+        stall: Why, with its stacks.
         gone: Set when it and all that belongs to it are dead and its ports are free.
         tracked: Processes once seen below it; they stay its own when they leave its tree.
         started_by: The worker that asked for it; it ends with that one. Empty for the controller.
@@ -55,6 +57,8 @@ class Record:
     made: asyncio.Event = field(default_factory=asyncio.Event)
     end: "asyncio.Future[Exit] | None" = None
     abort: asyncio.Event = field(default_factory=asyncio.Event)
+    stalled: asyncio.Event = field(default_factory=asyncio.Event)
+    stall: str = ""
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     tracked: set[Process] = field(default_factory=set)
     started_by: str = ""

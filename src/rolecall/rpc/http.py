@@ -1,7 +1,8 @@
 """The HTTP side of a listener: requests, responses, routes, and one connection served by h11.
 
 The order of the checks is the promise: token, then `Host` and `Origin`, then the route and its method, then the body's
-size, then the body. A connection that fails one of the first three is closed after the answer.
+size, then the body. The token is looked for in the bytes of a request's head: without it nothing is parsed, and what is
+malformed is refused as what is well formed. A connection that fails one of the first two is closed after the answer.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import h11
@@ -27,6 +29,12 @@ FIRST_REQUEST_S = 10.0
 IDLE_S = 75.0  # between two requests of one connection
 BODY_S = 300.0
 RECEIVE = 64 << 10
+LINGER_S = 1.0
+
+_HEAD_ENDS = re.compile(rb"\n\r?\n")
+_SHOWN = re.compile(rb"^authorization:[ \t]*bearer[ \t]+(\S+)[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
+_TRIED = re.compile(rb"^authorization:", re.IGNORECASE | re.MULTILINE)
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\[\]:]*))(?::\d*)?")
 
 
 @dataclass(frozen=True)
@@ -122,6 +130,13 @@ def _matched(pattern: tuple[str, ...], parts: tuple[str, ...]) -> dict[str, str]
     return params
 
 
+class _Glimpse(NamedTuple):
+    """What the bytes of a request's head say before they are parsed; never the token itself."""
+
+    to_head: bool  # HEAD asks for the head of the answer alone
+    token: str  # `right`, `wrong` or `missing`
+
+
 class HttpConnection:
     """Serves one connection until it is closed, refused or idle for long."""
 
@@ -140,7 +155,6 @@ class HttpConnection:
         self._unix = sock.family == socket.AF_UNIX
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
         self._http.receive_data(begun)
-        self._bodiless = False  # HEAD asks for the head of the answer alone
 
     async def run(self) -> None:
         """Answers one request after another.
@@ -150,36 +164,54 @@ class HttpConnection:
         """
         patience = FIRST_REQUEST_S
         while True:
-            try:
-                async with asyncio.timeout(patience):
-                    head = await self._next_event()
-                if not isinstance(head, h11.Request):
-                    return
-                self._bodiless = head.method == b"HEAD"
-                response = await self._answered(head)
-            except h11.RemoteProtocolError as e:
-                if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-                    await self._send(_error(HttpError(e.error_status_hint or 400, str(e))), close=True)
-                return
-            if not await self._send(response, close=False):
+            async with asyncio.timeout(patience):
+                seen = await self._glimpse()
+            if seen is None or not await self._send(await self._response(seen), to_head=seen.to_head):
                 return
             patience = IDLE_S
 
-    async def _answered(self, head: h11.Request) -> Response:
+    async def _glimpse(self) -> _Glimpse | None:
+        """Waits for the next request's head; None when the connection ended instead."""
+        while True:
+            raw = self._http.trailing_data[0].lstrip(b"\r\n")
+            end = _HEAD_ENDS.search(raw)
+            if end or len(raw) > MAX_HEAD:
+                return self._seen_in(raw[: end.end() if end else None])
+            data = await self._loop.sock_recv(self._sock, RECEIVE)
+            self._http.receive_data(data)
+            if not data:
+                return self._seen_in(raw) if raw else None
+
+    def _seen_in(self, raw: bytes) -> _Glimpse:
+        right = any(self._token.matches(shown) for shown in _SHOWN.findall(raw))
+        token = "right" if right else "wrong" if _TRIED.search(raw) else "missing"
+        return _Glimpse(raw.startswith(b"HEAD "), token)
+
+    async def _response(self, seen: _Glimpse) -> Response:
         try:
-            request = self._checked(head)
-            route, max_body, params = self._routes.find(request.method, request.path)
-            async with asyncio.timeout(BODY_S):
-                body = await self._body(request, max_body)
-            return await self._handled(route, _with(request, body, params))
+            if seen.token != "right":
+                raise HttpError(401, str(AuthenticationError(seen=seen.token)))
+            self._authenticated()
+            return await self._answered(self._checked(await self._next_event()))
         except HttpError as e:
             return _error(e)
+        except h11.RemoteProtocolError as e:
+            return _error(HttpError(e.error_status_hint or 400, str(e)))
 
-    def _checked(self, head: h11.Request) -> Request:
-        """The request's head, once token, host and origin are right."""
+    async def _answered(self, request: Request) -> Response:
+        route, max_body, params = self._routes.find(request.method, request.path)
+        async with asyncio.timeout(BODY_S):
+            body = await self._body(request, max_body)
+        return await self._handled(route, _with(request, body, params))
+
+    def _checked(self, head: Any) -> Request:
+        """The request, once its host and origin are right, and the token as it was parsed is the one that was seen."""
+        if not isinstance(head, h11.Request):
+            raise RPCConnectionError("the client", "it hung up before the request was complete")
         headers = {name.decode(): value.decode("latin-1") for name, value in head.headers}
-        self._check_token(headers.pop("authorization", ""))  # and no route ever sees it
-        self._authenticated()
+        scheme, _, secret = headers.pop("authorization", "").partition(" ")  # taken out: no route ever sees it
+        if scheme.lower() != "bearer" or not self._token.matches(secret.strip().encode("latin-1")):
+            raise HttpError(401, str(AuthenticationError(seen="wrong")))
         host = _hostname(headers.get("host", ""))
         if host not in self._hosts and not (self._unix and not host):
             raise HttpError(403, f"foreign Host {host!r}; use the address this listens on")
@@ -187,11 +219,6 @@ class HttpConnection:
             raise HttpError(403, f"requests of web pages are not answered (Origin {headers['origin']!r})")
         target = _split(head.target.decode("latin-1"))
         return Request(head.method.decode(), target.path, dict(parse_qsl(target.query)), headers)
-
-    def _check_token(self, presented: str) -> None:
-        scheme, _, secret = presented.partition(" ")
-        if scheme.lower() != "bearer" or not self._token.matches(secret.strip().encode("latin-1")):
-            raise HttpError(401, str(AuthenticationError(seen="wrong" if presented else "missing")))
 
     async def _body(self, request: Request, max_body: int) -> bytes:
         announced = int(request.headers.get("content-length", 0))  # h11 has made sure that it is a number
@@ -217,32 +244,32 @@ class HttpConnection:
         except Exception as e:  # a route's mistake is this request's answer, not the end of the server
             raise HttpError(500, self._token.scrub(f"{type(e).__name__}: {e}")) from e
 
-    async def _send(self, response: Response, *, close: bool) -> bool:
-        """Sends an answer; False when the connection cannot be used again."""
-        close = close or response.status in (401, 403) or self._http.their_state is not h11.DONE
+    async def _send(self, response: Response, *, to_head: bool) -> bool:
+        """Sends an answer, to HEAD without its body; False when the connection cannot be used again."""
+        http = self._http
+        ends = to_head or response.status in (401, 403) or http.their_state is not h11.DONE
         headers = {**response.headers, "content-length": str(len(response.body))}
-        if close:
+        if ends:
             headers["connection"] = "close"
-        data = self._http.send(h11.Response(status_code=response.status, headers=list(headers.items()))) or b""
-        if not self._bodiless:
-            data += self._http.send(h11.Data(data=response.body)) or b""
-        data += self._http.send(h11.EndOfMessage()) or b""
+        data = http.send(h11.Response(status_code=response.status, headers=list(headers.items()))) or b""
+        if not to_head:
+            data += http.send(h11.Data(data=response.body)) or b""
+            data += http.send(h11.EndOfMessage()) or b""
         async with asyncio.timeout(BODY_S):
             await self._loop.sock_sendall(self._sock, data)
-        if self._http.our_state is h11.MUST_CLOSE or self._http.their_state is not h11.DONE:
+        if ends or http.our_state is h11.MUST_CLOSE:
             await self._linger()
             return False
-        self._http.start_next_cycle()
+        http.start_next_cycle()
         return True
 
     async def _linger(self) -> None:
-        """Reads a little of what is still coming; closing over it would reset the connection and lose the answer."""
+        """Reads what is still coming, for a moment; closing over it would reset the connection and lose the answer."""
         self._sock.shutdown(socket.SHUT_WR)
         with contextlib.suppress(TimeoutError, OSError):
-            async with asyncio.timeout(1.0):
-                for _ in range(64):
-                    if not await self._loop.sock_recv(self._sock, RECEIVE):
-                        return
+            async with asyncio.timeout(LINGER_S):
+                while await self._loop.sock_recv(self._sock, RECEIVE):
+                    await asyncio.sleep(0)  # a fast sender must not keep the loop to itself
 
     async def _next_event(self) -> Any:
         while (event := self._http.next_event()) is h11.NEED_DATA:
@@ -262,10 +289,10 @@ def _with(request: Request, body: bytes, params: dict[str, str]) -> Request:
 
 
 def _hostname(host: str) -> str:
+    """The name without brackets and port; all of it when it is malformed, so that it equals no name of ours."""
     host = host.strip().lower()
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0]
+    found = _HOST.fullmatch(host)
+    return host if found is None else found[1] or found[2] or ""
 
 
 def _too_large(limit: int) -> HttpError:

@@ -58,7 +58,7 @@ class Server:
         self._listeners: list[socket.socket] = []
         self._paths: list[Path] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._strangers = 0
+        self._strangers: dict[asyncio.Task[None], None] = {}  # connections without the token yet, oldest first
         self._links: dict[Link, int] = {}
         self.closed = False
 
@@ -130,14 +130,29 @@ class Server:
                 self._loop.call_exception_handler({"message": "accept failed", "exception": e})
                 self._rest(listener)
                 return
-            if self._strangers >= MAX_STRANGERS:
-                sock.close()
-                continue
+            if len(self._strangers) >= MAX_STRANGERS:
+                self._turn_oldest_away()
             sock.setblocking(False)
-            self._strangers += 1
             task = self._loop.create_task(self._serve(sock))
+            self._strangers[task] = None
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(self._ended)
+
+    def _turn_oldest_away(self) -> None:
+        """Whoever has the token shows it at once, so idle connections must not keep out the next one."""
+        oldest = next(iter(self._strangers))
+        del self._strangers[oldest]
+        oldest.cancel()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._strangers.pop(task, None)
+
+    def _known(self) -> None:
+        """The connection of the running task has shown the token."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._strangers.pop(task, None)
 
     def _rest(self, listener: socket.socket) -> None:
         """Leaves the listener alone for a moment; it stays readable, and the loop would spin."""
@@ -150,7 +165,6 @@ class Server:
         self._loop.call_later(0.1, again)
 
     async def _serve(self, sock: socket.socket) -> None:
-        stranger = _Stranger(self)
         try:
             async with asyncio.timeout(HELLO_S):
                 begun = await handshake.read_exactly(sock, 1, self._loop)
@@ -160,7 +174,7 @@ class Server:
                     await self._frames(sock, begun)
                     return
             await HttpConnection(
-                sock, begun, self._loop, self._token, self._routes, frozenset(self._hosts), stranger.known
+                sock, begun, self._loop, self._token, self._routes, frozenset(self._hosts), self._known
             ).run()
             sock.close()
         except (RPCError, OSError, TimeoutError):
@@ -171,8 +185,6 @@ class Server:
         except BaseException:
             sock.close()
             raise
-        finally:
-            stranger.known()
 
     async def _frames(self, sock: socket.socket, begun: bytes) -> None:
         try:
@@ -220,15 +232,3 @@ class Server:
                 if epoch < self.epoch:
                     link.abort(ProtocolError("a newer controller took over", epoch, self.epoch))
         return self._on_peer(hello)
-
-
-class _Stranger:
-    """Counts one connection as unknown until it has shown the token or is gone."""
-
-    def __init__(self, server: Server) -> None:
-        self._server: Server | None = server
-
-    def known(self) -> None:
-        if self._server is not None:
-            self._server._strangers -= 1
-            self._server = None

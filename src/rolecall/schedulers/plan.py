@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rolecall.errors import WorkerConfigurationError
-from rolecall.types import Job, readiness, worker_id
+from rolecall.types import Job, check_argv, check_module, readiness, worker_id
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -88,13 +87,8 @@ def argv_of(command: str | Sequence[str] | None) -> tuple[str, ...] | None:
     if command is None:
         return None
     if isinstance(command, str):
-        if not all(part.isidentifier() for part in command.split(".")):
-            expected = "a string is a dotted module; pass a program with its arguments as a list"
-            raise WorkerConfigurationError("bad command", command, expected)
-        return (sys.executable, "-m", command)
-    if not command or not all(isinstance(part, str) and "\0" not in part for part in command):
-        raise WorkerConfigurationError("bad command", command, "pass a non-empty list of strings")
-    return tuple(command)
+        return (sys.executable, "-m", check_module(command))
+    return tuple(check_argv(command))
 
 
 def rank_environment(index: int, world: int, master: tuple[str, str] | None) -> dict[str, str]:

@@ -66,7 +66,7 @@ class Supervision:
         host = guard.info.get("host", "")
         error = WorkerStalledError(member.id, facts["reason"], facts["stacks"], host=host, pid=member.pid)
         log.warning("%s", error)
-        if facts.get("certain", True) and member.client is not None:
+        if facts["kind"] == "stopped" and member.client is not None:  # the other kind is only a suspicion
             member.client.peer.fail_pending(error)
 
     def _fail(self, member: Member, error: WorkerFailedError) -> None:

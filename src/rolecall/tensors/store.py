@@ -45,15 +45,18 @@ class Store:
         first = self.backends[name]
         self._order = [first, *(backend for backend in self.backends.values() if backend is not first)]
 
-    def put(self, tensor: torch.Tensor) -> Shard:
+    def put(self, tensor: torch.Tensor, shard_id: str | None = None) -> Shard:
         """Stores a copy of a dense tensor, from any device.
+
+        Args:
+            shard_id: 32 hexadecimal digits that are nobody else's; made up when None.
 
         Raises:
             TensorError: The tensor is sparse, meta or quantized, or no backend took it.
         """
         if not storable(tensor):
             raise TensorError(f"only dense tensors with data are stored, not {tensor.layout} on {tensor.device}")
-        shard_id = uuid.uuid4().hex
+        shard_id = shard_id or uuid.uuid4().hex
         for backend in self._order:
             where = backend.put(shard_id, tensor)
             if where is not None:
@@ -89,6 +92,9 @@ class Store:
             self._counts["served"] += len(out)
             self._counts["served_bytes"] += sum(tensor.nbytes for tensor in out)
         return out
+
+    def has(self, shard_id: str) -> bool:
+        return shard_id in self._shards
 
     def find(self, ids: Iterable[str]) -> list[Shard]:
         """The shards of these ids.

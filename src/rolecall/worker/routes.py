@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -24,11 +25,16 @@ from rolecall.errors import (
 from rolecall.rpc import codec
 from rolecall.rpc.frames import pack
 from rolecall.rpc.http import Request, Response, Routes
+from rolecall.tensors import raw
+from rolecall.tensors.dtypes import dtype_name
 from rolecall.worker.calls import engine_error
 from rolecall.worker.loading import load_engine_class
 from rolecall.worker.service import WorkerService, on_lane
 
 AskGuard = Callable[[str, dict[str, Any]], Awaitable[Any]]
+
+MAX_TENSOR = 1 << 30  # bytes that one PUT takes; larger tensors go over a framed connection
+_SHARD_ID = re.compile(r"[0-9a-f]{32}")
 
 
 class EngineBody(msgspec.Struct):
@@ -100,6 +106,7 @@ class WorkerRoutes:
             ("DELETE", "/data/clear", self._data_clear),
         ):
             routes.add(method, path, _guarded(answer))
+        routes.add("PUT", "/data/{id}", _guarded(self._data_put), max_body=MAX_TENSOR)
         return routes
 
     async def _health(self, request: Request) -> Response:
@@ -172,12 +179,25 @@ class WorkerRoutes:
         return _json({"status": "ok"})
 
     async def _data_get(self, request: Request) -> Response:
-        (tensor,) = self._service.data.store.get([request.path.rpartition("/")[2]])
-        encoded = codec.encode(tensor)
-        if len(encoded.buffers) != 1:
-            return _error(400, "this shard has no bytes of its own")
-        headers = {"x-dtype": str(tensor.dtype).removeprefix("torch."), "x-shape": json.dumps(list(tensor.shape))}
-        return Response(200, {"content-type": "application/octet-stream", **headers}, bytes(encoded.buffers[0]))
+        try:
+            (tensor,) = self._service.data.store.get([request.params["id"]])
+        except ShardNotFoundError as e:
+            return _error(404, str(e), missing_shard_ids=e.shard_ids)
+        headers = {"x-dtype": dtype_name(tensor.dtype), "x-shape": json.dumps(list(tensor.shape))}
+        body = await asyncio.to_thread(raw.to_bytes, tensor)
+        return Response(200, {"content-type": "application/octet-stream", **headers}, body)
+
+    async def _data_put(self, request: Request) -> Response:
+        """The headers are those that GET answers with."""
+        shard_id, store = request.params["id"], self._service.data.store
+        if not _SHARD_ID.fullmatch(shard_id):
+            return _error(400, f"{shard_id!r} is no id of a shard; use 32 hexadecimal digits, lower case")
+        if store.has(shard_id):
+            return _error(409, f"there is a shard {shard_id}, and shards do not change; clear it, or use another id")
+        shape = msgspec.json.decode(request.headers.get("x-shape", ""), type=list[int])
+        tensor = raw.from_bytes(request.body, request.headers.get("x-dtype", ""), shape)
+        shard = await asyncio.to_thread(store.put, tensor, shard_id)
+        return _json({"shard_id": shard.id, "nbytes": shard.nbytes})
 
     async def _data_batch(self, request: Request) -> Response:
         encoded = codec.encode(self._service.data.store.get(_body(request, ShardsBody).shard_ids))
@@ -193,7 +213,11 @@ def _body(request: Request, shape: type[Any]) -> Any:
 
 
 def _json(value: Any) -> Response:
-    return Response(200, {"content-type": "application/json"}, msgspec.json.encode(value))
+    try:
+        body = msgspec.json.encode(value)
+    except (TypeError, ValueError, OverflowError, RecursionError) as e:
+        return _error(400, f"the result is no JSON: {e}; call over a framed connection to get it whole")
+    return Response(200, {"content-type": "application/json"}, body)
 
 
 def _error(status: int, sentence: str, **facts: Any) -> Response:
@@ -215,8 +239,6 @@ def _guarded(answer: Callable[[Request], Awaitable[Response]]) -> Callable[[Requ
             return _error(500, str(e), type=e.remote_type, traceback=e.traceback)
         except (msgspec.DecodeError, msgspec.ValidationError) as e:
             return _error(400, f"bad body: {e}")
-        except TypeError as e:
-            return _error(400, f"the result is no JSON: {e}; call over a framed connection to get it whole")
         except RolecallError as e:
             return _error(400, str(e))
 

@@ -14,7 +14,13 @@ from typing import Any
 
 import psutil
 
-from rolecall.errors import EngineCreationError, EngineImportError, ProtocolError, RolecallError
+from rolecall.errors import (
+    EngineCreationError,
+    EngineImportError,
+    ProtocolError,
+    RolecallError,
+    WorkerConfigurationError,
+)
 from rolecall.rpc.peer import Incoming
 from rolecall.tensors import functions
 from rolecall.tensors.service import DataService
@@ -91,7 +97,7 @@ class WorkerService:
             value = self.data.answer(incoming.method, incoming.args())
         except Exception as e:  # a request is always answered
             return incoming.fail(e)
-        incoming.finish(value)
+        incoming.finish(value, stable=incoming.method == "data.get")  # a shard's memory never changes
 
     def _create_engine(self, incoming: Incoming) -> None:
         name, path = incoming.meta.get("engine") or self.host.worker_id, incoming.meta["path"]
@@ -143,7 +149,11 @@ class WorkerService:
 
     def configure(self, config: dict[str, Any] | None = None, role: str = "", rank: int = 0) -> dict[str, int]:
         """Seeds the worker from its role and rank; `config["seed"]` is the run's seed (default 0)."""
-        base = int((config or {}).get("seed", 0))
+        seed = (config or {}).get("seed", 0)
+        try:
+            base = int(seed)
+        except (TypeError, ValueError, OverflowError) as e:
+            raise WorkerConfigurationError("bad seed", seed, "use a whole number") from e
         seed = zlib.crc32(f"{base}/{role}/{rank}".encode())
         random.seed(seed)
         for module, path in (("numpy", "random.seed"), ("torch", "manual_seed")):

@@ -1,0 +1,38 @@
+"""A tensor as plain bytes, the name of its dtype and its shape, for programs that do not speak frames. Copies both ways."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rolecall.errors import TensorError
+from rolecall.tensors.dtypes import ITEMSIZE, dtype_name, over
+
+if TYPE_CHECKING:
+    import torch
+
+
+def to_bytes(tensor: torch.Tensor) -> bytes:
+    """The elements in row-major order, as the host has them."""
+    import torch
+
+    dtype_name(tensor.dtype)
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return bytes(flat.view(torch.uint8).numpy().data) if flat.numel() else b""
+
+
+def from_bytes(data: bytes, dtype: str, shape: Any) -> torch.Tensor:
+    """The tensor that `to_bytes` wrote down.
+
+    Raises:
+        TensorError: No such dtype, no shape, or another number of bytes than they need.
+    """
+    if dtype not in ITEMSIZE:
+        raise TensorError(f"no dtype {dtype!r} (there are {', '.join(ITEMSIZE)})")
+    if not isinstance(shape, Sequence) or len(shape) > 64 or not all(type(n) is int and n >= 0 for n in shape):
+        raise TensorError(f"{shape!r} is no shape; use a list of whole numbers such as [2, 3]")
+    count = math.prod(shape)
+    if count * ITEMSIZE[dtype] != len(data):
+        raise TensorError(f"{len(data)} bytes do not make {count} elements of {dtype}")
+    return over(bytearray(data), dtype, count).view(tuple(shape))
