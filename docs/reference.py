@@ -10,7 +10,7 @@ import pdoc
 
 import rolecall
 
-INTERNAL = ("cli", "demo", "guard", "rpc", "worker")
+PUBLIC = ("rolecall", "rolecall.errors", "rolecall.testing")
 
 
 def main(folder: str) -> None:
@@ -18,7 +18,7 @@ def main(folder: str) -> None:
     for name in rolecall.__all__:  # loaded when first used; pdoc looks only at what is there
         setattr(rolecall, name, getattr(rolecall, name))
     pdoc.render.configure(docformat="google")
-    pdoc.pdoc("rolecall", *(f"!rolecall.{part}" for part in INTERNAL), output_directory=Path(folder))
+    pdoc.pdoc(*PUBLIC, output_directory=Path(folder))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A tensor as plain bytes, the name of its dtype and its shape, for programs that do not speak frames. Copies both ways."""
+"""A tensor as plain bytes, the name of its dtype and its shape, for programs without frames. Copies both ways."""
 
 from __future__ import annotations
 
