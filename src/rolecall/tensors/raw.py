@@ -1,4 +1,4 @@
-"""A tensor as plain bytes, the name of its dtype and its shape, for programs that do not speak frames. Copies both ways."""
+"""A tensor as plain bytes, its dtype's name and its shape, for programs that speak no frames. Copies both ways."""
 
 from __future__ import annotations
 
