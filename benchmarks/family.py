@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -61,9 +62,9 @@ def bury() -> None:
 
 
 def put_down(left: list[psutil.Process]) -> list[str]:
-    names = sorted(process.name() for process in left if process.is_running())
+    names = Counter(process.name() for process in left if process.is_running())
     while left := living():
         for process in left:
             process.kill()
         time.sleep(0.02)
-    return names
+    return [f"{name} ({count})" for name, count in sorted(names.items())]

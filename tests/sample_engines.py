@@ -115,6 +115,7 @@ class Parent:
             "import os, time\nif os.fork(): os._exit(0)\nos.setsid()\nif os.fork(): os._exit(0)\ntime.sleep(3600)\n"
         )
         subprocess.run([sys.executable, "-c", daemon], check=True)
+        print("the family is complete", flush=True)
 
     def pid(self) -> int:
         return os.getpid()

@@ -14,4 +14,4 @@ BACKENDS = ["local", "in-process"]
 
 def make_scheduler(backend: str, *, fileroot: Path, **options: Any) -> Scheduler:
     makers: dict[str, Callable[..., Scheduler]] = {"local": LocalScheduler, "in-process": InProcessScheduler}
-    return makers[backend](experiment="contract", trial="t", fileroot=fileroot, **{"preload": [], **options})
+    return makers[backend](fileroot=fileroot, **{"experiment": "contract", "trial": "t", "preload": [], **options})

@@ -42,7 +42,7 @@ def test_a_ratio_above_one_means_that_we_are_better() -> None:
 
 def test_a_peer_that_was_not_measured_decides_nothing() -> None:
     """A target against Ray is neither met nor missed without Ray; a target in seconds needs no peer."""
-    call, fork = report.rows([visit("ours", small_call_p50_ms=0.1, fork_2_s=0.1)])
+    fork, call = report.rows([visit("ours", small_call_p50_ms=0.1, fork_2_s=0.1)])
     assert call.met is None and call.times("ray") is None
     assert fork.met is True
 
@@ -50,7 +50,7 @@ def test_a_peer_that_was_not_measured_decides_nothing() -> None:
 def test_a_daemon_that_a_peer_leaves_is_seen_and_killed() -> None:
     """A double-forked process in a session of its own does not escape the count."""
     ran = subprocess.run([sys.executable, "-c", ESCAPES], capture_output=True, text=True, cwd=ROOT, timeout=60)
-    assert ran.stdout.strip() == "['sleep'] []", ran.stderr
+    assert ran.stdout.strip() == "['sleep (1)'] []", ran.stderr
 
 
 def test_a_wrong_answer_is_an_error_and_no_measurement() -> None:

@@ -26,13 +26,15 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "calls": ("rpc", "errors", "types"),
     # A role knows its scheduler only as a protocol of its own, so a scheduler can hand out roles.
     "roles": ("calls", "errors", "types"),
-    "schedulers": ("roles", "calls", "tensors.lifetime", "guard.sweep", "rpc", "errors", "types"),
+    # A scheduler is its run's home of tensors; of the guard it shares how processes are named and swept.
+    "schedulers": ("roles", "calls", "tensors", "guard.proc", "guard.sweep", "rpc", "errors", "types"),
     "front": ("schedulers", "errors", "types"),
     "controllers": ("roles", "tensors", "errors", "types"),
     "proxy": ("rpc", "errors", "types"),
     "rl": EVERYTHING,
     "demo": EVERYTHING,
     "cli": EVERYTHING,
+    "testing": EVERYTHING,
 }
 
 # Backends share what stands in the base and know nothing of each other.

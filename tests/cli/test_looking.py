@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import pty
+import select
 import signal
+import subprocess
+import termios
 from pathlib import Path
 
-from cli_rig import CommandLine, Controller, running
+from cli_rig import CommandLine, Controller, environment, running
 
 WORKERS = ["actor/0", "actor/1", "sidecar/0", "sidecar/1"]
 
@@ -167,3 +171,24 @@ def test_a_broken_state_file_is_said_and_does_not_stop_the_look(cli: CommandLine
     (controller.directory / "state.json").write_text('{"run_id": "../../etc"}')
     done = cli.run("ps", "--run", "cli/t0")
     assert done.returncode == 0 and "none of ours" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_top_on_a_terminal_refreshes_until_ctrl_c(cli: CommandLine, controller: Controller) -> None:
+    """It shows the workers, again and again, and ends with 130 and no traceback."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (40, 200))
+    argv = cli.argv("top", "--run", "cli/t0", "--interval", "0.2")
+    terminal = {**environment(), "TERM": "xterm"}
+    with os.fdopen(ours, "rb", buffering=0) as screen, subprocess.Popen(argv, stdout=theirs, env=terminal) as top:
+        os.close(theirs)
+        shown = b""
+        while shown.count(b"actor/1") < 3 and select.select([screen], [], [], 20)[0]:
+            shown += screen.read(4096)
+        top.send_signal(signal.SIGINT)
+        try:
+            while data := screen.read(4096):
+                shown += data
+        except OSError:  # how a terminal says that nobody is on its other side any more
+            pass
+        assert top.wait(30) == 130
+    assert b"Traceback" not in shown

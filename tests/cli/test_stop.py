@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -83,3 +84,24 @@ def test_stop_ends_daemons_that_left_their_tree(cli: CommandLine, controller: Co
     assert cli.json("stop", "--run", "cli/t0", "--yes")["clean"]
     wait_for_exit(handle)
     os.close(handle)
+
+
+def test_an_empty_name_never_means_the_newest_run(cli: CommandLine, controller: Controller) -> None:
+    """`rolecall stop --run "$UNSET" --yes` in a script ends nothing."""
+    done = cli.run("stop", "--run", "", "--yes")
+    assert done.returncode == 2
+    assert controller.ask("say still here") == "ok"
+
+
+def test_nothing_is_sent_or_removed_where_a_state_file_points_astray(cli: CommandLine, controller: Controller) -> None:
+    """A runtime directory that others can reach is not used, whatever the state says."""
+    controller.kill()
+    astray = cli.fileroot / controller.run_id
+    astray.mkdir(mode=0o755)
+    (astray / "token").write_text("secret of somebody")
+    (astray / "g0.sock").touch()
+    state = controller.state() | {"runtime_dir": str(astray)}
+    (controller.directory / "state.json").write_text(json.dumps(state))
+    report = cli.json("stop", "--run", "cli/t0", "--yes")
+    assert "not a private directory" in report["guards"]["g0"] and report["runtime_dir"] == "none"
+    assert (astray / "token").exists()

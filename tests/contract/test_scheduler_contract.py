@@ -373,6 +373,16 @@ def test_destroy_is_called_on_every_engine_before_its_worker_ends(s: Scheduler, 
     assert not logs or "destroyed" in logs[0].read_text()
 
 
+def test_a_run_says_in_one_line_where_it_listens_and_what_protects_it(
+    make: Callable[..., Scheduler], capsys: pytest.CaptureFixture[str]
+) -> None:
+    scheduler = make()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "listens on unix:" in line and "auth on, TLS off" in line and scheduler.run_dir in line
+    make(trial="silent", quiet=True)
+    assert capsys.readouterr().err == ""
+
+
 def test_the_token_is_in_no_file_that_others_can_read(s: Scheduler) -> None:
     s.start("actor")
     token = s._run.token.encode()

@@ -22,7 +22,6 @@ from rolecall.demo.options import DemoOptions
 from rolecall.demo.recipe import Recipe
 
 SMALL = DemoOptions(Recipe(hidden=16, heads=2, prompts=4, group=4, eval_prompts=8), steps=12, eval_every=5, trial="t0")
-COMMAND = "import typer; from rolecall.cli.demo import demo; typer.run(demo)"
 INTERRUPTED_WITHIN_S = 3.0
 
 
@@ -88,13 +87,13 @@ def test_the_death_of_an_actor_ends_the_demo_with_its_name(tmp_path: Path) -> No
         _read_until(process, "step   10")
         os.kill(_pid_of(tmp_path / "demo" / "t0" / "state.json", "actor/1"), signal.SIGKILL)
         said = _rest(process)
-    assert process.returncode == 1, said
-    assert "rolecall demo: worker actor/1 " in said
+    assert process.returncode == 2, said
+    assert "worker actor/1 " in said.splitlines()[-1]
     assert "killed by SIGKILL" in said
 
 
 def _started(fileroot: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", COMMAND, "--fileroot", str(fileroot), "--trial", "t0"]
+    command = [sys.executable, "-m", "rolecall.cli", "demo", "--fileroot", str(fileroot), "--trial", "t0"]
     env = {**os.environ, "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
 

@@ -113,6 +113,7 @@ def test_a_killed_worker_fails_its_caller_at_once_and_leaves_nothing(
         assert isinstance(error, WorkerFailedError), error
         assert (error.worker_id, error.signal, error.pid) == ("actor/0", number, victim)
         assert error.host == os.uname().nodename
+        assert "the family is complete" in error.log_tail
     wait_for(lambda: not of_worker(s.run_id, victim_id), GONE_WITHIN_S, "end of the worker's family")
 
 
@@ -161,6 +162,7 @@ def test_a_killed_guard_fails_all_callers_at_once_and_leaves_nothing(
     assert isinstance(error, WorkerFailedError), error
     assert (error.worker_id, error.pid) == ("actor/0", worker)
     assert error.signal in (SIGKILL, SIGTERM) and error.host
+    assert "the family is complete" in error.log_tail
 
 
 @pytest.mark.parametrize("at", STATES)

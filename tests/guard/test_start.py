@@ -24,6 +24,12 @@ answer = {
 }
 """
 
+THREADS = """
+import ctypes, torch
+library = next(line.split()[-1] for line in open("/proc/self/maps") if "openblas" in line)
+answer = [torch.get_num_threads(), ctypes.CDLL(library).scipy_openblas_get_num_threads64_()]
+"""
+
 
 @pytest.mark.parametrize("cold", [False, True])
 def test_a_worker_is_a_process_of_its_own_below_the_guard(rig: Rig, cold: bool) -> None:
@@ -60,6 +66,14 @@ def test_a_users_thread_count_wins_over_the_slots_cores(rig: Rig) -> None:
     assert rig.do(many, source)[0] == str(len(os.sched_getaffinity(0)))
 
 
+def test_preloaded_libraries_use_a_workers_threads(make_rig: Callable[..., Rig]) -> None:
+    """The template imports with one thread; a worker's torch and numpy use as many as its cores."""
+    rig = make_rig(preload=["torch", "numpy"])
+    cores = len(os.sched_getaffinity(0))
+    one, all_of_them = rig.start({"worker_id": "a/0", "cores": 1}, {"worker_id": "a/1", "cores": cores})
+    assert rig.do(one, THREADS) == [1, 1] and rig.do(all_of_them, THREADS) == [cores, cores]
+
+
 def test_forked_workers_do_not_share_their_random_numbers(rig: Rig) -> None:
     """Two forks of one template draw different numbers."""
     first, second = rig.start({"worker_id": "a/0"}, {"worker_id": "a/1"})
@@ -87,6 +101,18 @@ def test_one_failure_leaves_the_others_alone(rig: Rig) -> None:
     assert "exit code 3" in bad["error"]
     assert good["ok"] and rig.do(good, "answer = 1") == 1
     assert [row["worker"] for row in rig.ask("table")] == ["a/1"]
+
+
+def test_results_can_be_had_as_they_come(rig: Rig) -> None:
+    """A streamed start tells of a failure while others still start; giving up then ends those."""
+    specs = [
+        {"worker_id": "a/0", "env": {"STAND_IN_BEFORE_READY": "threading.Event().wait()"}},
+        {"worker_id": "a/1", "env": {"STAND_IN_BEFORE_READY": "os._exit(3)"}},
+    ]
+    for result in rig.peer.request("start", {"specs": specs}, streaming=True, timeout=30):
+        assert (result["worker_id"], result["ok"], result["exit_code"]) == ("a/1", False, 3)
+        break
+    wait_for(lambda: rig.ask("table") == [])
 
 
 def test_a_worker_that_is_not_ready_in_time_is_killed(rig: Rig) -> None:

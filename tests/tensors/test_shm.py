@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -218,3 +219,13 @@ def test_tensors_over_mapped_memory_raise_no_warning(store: Store, recwarn: pyte
     tensor = store.get([store.put(_ones(2 * MIB)).id])[0]
     tensor += 1
     assert not recwarn.list
+
+
+def test_a_put_without_a_free_descriptor_goes_to_the_owners_own_memory(store: Store) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # what is open stays open
+    try:
+        shard = store.put(_ones(4 * MIB))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert shard.backend == "wire" and store.get([shard.id])[0].sum() == 4 * MIB

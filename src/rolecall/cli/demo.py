@@ -13,7 +13,6 @@ from rich.console import Console
 from rolecall.demo.loop import run_demo
 from rolecall.demo.options import DemoOptions
 from rolecall.demo.recipe import Recipe
-from rolecall.errors import RolecallError
 
 INTERRUPTED = 130  # what a shell makes of SIGINT
 
@@ -46,8 +45,5 @@ def demo(
     except KeyboardInterrupt:
         console.print("interrupted; everything started has ended")
         raise typer.Exit(INTERRUPTED) from None
-    except RolecallError as error:
-        console.print(f"rolecall demo: {error}", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
     if json:
         print(dumps(asdict(summary)))

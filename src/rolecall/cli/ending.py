@@ -13,8 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from rolecall.cli.census import REAPER_NAME, Marked, marked
-from rolecall.cli.live import NoAnswerError
-from rolecall.cli.runs import Chosen
+from rolecall.cli.live import NoAnswerError, private
+from rolecall.cli.rundir import State
+from rolecall.cli.runs import Chosen, state_of
 from rolecall.guard import runtime
 from rolecall.guard.proc import send
 
@@ -33,6 +34,7 @@ class Ending:
         ended: `pid name (worker)` of every process that is gone now.
         survivors: The same of those that are not.
         foreign: Processes with the run's id that belong to other users; they were left alone.
+        elsewhere: Hosts with guards of a run that has not ended; nothing is done there.
         runtime_dir: What became of the runtime directory: `removed`, `kept` or `none`.
     """
 
@@ -41,11 +43,12 @@ class Ending:
     ended: list[str] = field(default_factory=list)
     survivors: list[str] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
+    elsewhere: list[str] = field(default_factory=list)
     runtime_dir: str = "none"
 
     @property
     def clean(self) -> bool:
-        return not self.survivors and not self.foreign
+        return not (self.survivors or self.foreign or self.elsewhere)
 
 
 def end_run(run: Chosen, grace_s: float) -> Ending:
@@ -63,33 +66,37 @@ def end_run(run: Chosen, grace_s: float) -> Ending:
         return found
 
     left()
-    ending.guards = _ask_guards(run, grace_s)
-    _ask_reapers(left())
-    if not _gone(left, LEAVE_S):
+    ending.guards, all_answered = _ask_guards(run, grace_s)
+    if all_answered:
+        _ask_reapers(left())
+    if not (all_answered and _gone(left, LEAVE_S)):
         _kill(left)
     remaining = left()
     ending.survivors = [item.describe() for item in remaining]
     alive = {item.process for item in remaining}
     ending.ended = [item.describe() for key, item in seen.items() if key not in alive]
     ending.foreign = [f"{i.describe()} of uid {i.uid}" for i in marked(run.run_id) if i.uid != os.getuid()]
+    ending.elsewhere = _elsewhere(run)
     ending.runtime_dir = _clean(run)
     return ending
 
 
-def _ask_guards(run: Chosen, grace_s: float) -> dict[str, str]:
+def _ask_guards(run: Chosen, grace_s: float) -> tuple[dict[str, str], bool]:
     """Has all guards end their workers, at the same time; a stuck one is told by its table, at little cost."""
 
-    def ask(guard_id: str) -> str:
+    def ask(guard_id: str) -> tuple[str, bool]:
         try:
             workers = [row["worker"] for row in run.live.table(guard_id)]
             run.live.kill(guard_id, workers, grace_s, grace_s + KILL_MARGIN_S)
         except NoAnswerError as e:
-            return e.reason
-        return f"ended {len(workers)} worker(s)"
+            return e.reason, False
+        return f"ended {len(workers)} worker(s)", True
 
     ids = run.live.guard_ids()
     with ThreadPoolExecutor(max(1, len(ids))) as pool:
-        return dict(zip(ids, pool.map(ask, ids), strict=True))
+        answers = dict(zip(ids, pool.map(ask, ids), strict=True))
+    words = {guard_id: said for guard_id, (said, _) in answers.items()}
+    return words, bool(ids) and all(done for _, done in answers.values())
 
 
 def _ask_reapers(found: list[Marked]) -> None:
@@ -119,9 +126,15 @@ def _gone(left: Callable[[], list[Marked]], patience: float) -> bool:
     return True
 
 
+def _elsewhere(run: Chosen) -> list[str]:
+    state = state_of(run.directory) if run.directory else State()
+    hosts = {guard.host for guard in state.guards} - {"", os.uname().nodename}
+    return [] if state.controller.ended else sorted(hosts)
+
+
 def _clean(run: Chosen) -> str:
     """Removes sockets that nobody listens on, and the directory when nobody is left in it."""
-    if not run.runtime_dir.is_dir() or run.runtime_dir.name != run.run_id:
+    if not private(run.runtime_dir) or run.runtime_dir.name != run.run_id:
         return "none"
     gone = [runtime.clean(str(run.runtime_dir), guard_id) for guard_id in run.live.guard_ids() or ["none"]]
     return "removed" if gone[-1] else "kept"

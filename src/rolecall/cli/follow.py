@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -18,21 +17,14 @@ class Line(NamedTuple):
     text: str
 
 
-def last_lines(path: Path, count: int | None) -> tuple[list[str], int]:
-    """The last lines of a file (all when `count` is None) and the offset where they end.
-
-    A last line without its end is left for later: its rest may still come.
-    """
-    try:
-        with path.open("rb") as file:
-            end = file.seek(0, os.SEEK_END)
-            data = _tail_bytes(file, end, count)
-    except FileNotFoundError:
-        return [], 0
-    whole, newline, rest = data.rpartition(b"\n")
+def last_lines(file: BinaryIO, count: int | None) -> list[str]:
+    """The last whole lines of a file, all when `count` is None; reading then goes on where they end."""
+    end = file.seek(0, os.SEEK_END)
+    whole, newline, rest = _tail_bytes(file, end, count).rpartition(b"\n")
+    file.seek(end - len(rest))
     lines = whole.split(b"\n") if newline else []
     kept = lines if count is None else lines[-count:] if count else []
-    return [line.decode(errors="replace") for line in kept], end - len(rest)
+    return [line.decode(errors="replace") for line in kept]
 
 
 def _tail_bytes(file: BinaryIO, end: int, count: int | None) -> bytes:
@@ -51,14 +43,17 @@ def _tail_bytes(file: BinaryIO, end: int, count: int | None) -> bytes:
     return b"".join(reversed(blocks))
 
 
-@dataclass
 class Follower:
-    """What is added to one file, also when it is replaced (rotated) or cut."""
+    """One file from its last lines on, also when it is replaced (rotated) or cut."""
 
-    path: Path
-    offset: int = 0
-    _file: BinaryIO | None = field(default=None, repr=False)
-    _rest: bytes = b""
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: BinaryIO | None = None
+        self._rest = b""
+
+    def last(self, count: int | None) -> list[str]:
+        """The last lines there are now; to be called first, if at all. What comes later is left to `lines`."""
+        return last_lines(self._file, count) if self._open() and self._file is not None else []
 
     def lines(self) -> Iterator[str]:
         """The lines that have come since the last time."""
@@ -68,7 +63,6 @@ class Follower:
         if self._replaced():
             yield from self.flush()
             self.close()
-            self.offset = 0
             if self._open():
                 yield from self._read()
 
@@ -86,10 +80,9 @@ class Follower:
 
     def _open(self) -> bool:
         try:
-            self._file = self.path.open("rb")
+            self._file = self._path.open("rb")
         except FileNotFoundError:
             return False
-        self._file.seek(self.offset)
         return True
 
     def _read(self) -> Iterator[str]:
@@ -105,18 +98,25 @@ class Follower:
         if opened.st_size < self._file.tell():
             return True
         try:
-            found = self.path.stat()
+            found = self._path.stat()
         except FileNotFoundError:
             return False  # moved away, its successor not made yet
         return (found.st_dev, found.st_ino) != (opened.st_dev, opened.st_ino)
 
 
 class Followers:
-    """Follows all files that `find` names, new ones from their beginning."""
+    """All files that `find` names, the new ones among them from their beginning."""
 
-    def __init__(self, find: Callable[[], dict[str, Path]], offsets: dict[str, int]) -> None:
+    def __init__(self, find: Callable[[], dict[str, Path]]) -> None:
         self._find = find
-        self._followers = {name: Follower(path, offsets.get(name, 0)) for name, path in find().items()}
+        self._followers: dict[str, Follower] = {}
+
+    def last(self, count: int | None) -> Iterator[Line]:
+        """The last lines of each."""
+        for name, path in self._find().items():
+            self._followers[name] = Follower(path)
+            for text in self._followers[name].last(count):
+                yield Line(name, text)
 
     def lines(self) -> Iterator[Line]:
         """What has come in all of them since the last time."""
@@ -126,7 +126,8 @@ class Followers:
                 yield Line(name, text)
 
     def end(self) -> Iterator[Line]:
-        """The last lines that have no end, when nothing will be added any more."""
+        """What is still there, the last lines without an end included."""
+        yield from self.lines()
         for name, follower in self._followers.items():
             for text in follower.flush():
                 yield Line(name, text)

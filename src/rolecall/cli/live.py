@@ -93,12 +93,19 @@ class Live:
             connection.close()
 
     def _token(self) -> str:
-        """The run's secret, from a file that must be ours alone."""
-        file = self.runtime_dir / "token"
-        found = file.lstat()
-        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid():
-            raise PermissionError(f"{file} is not this user's")
-        return file.read_text().strip()
+        """The run's secret. Whoever wrote the state names the folder, so nothing is read or sent that is not ours."""
+        if not private(self.runtime_dir):
+            raise PermissionError(f"{self.runtime_dir} is not a private directory of this user")
+        return (self.runtime_dir / "token").read_text().strip()
+
+
+def private(directory: Path) -> bool:
+    """True for a directory that only this user can reach into."""
+    try:
+        found = directory.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
 
 
 def _answer(whom: str, status: int, body: bytes) -> Any:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 import sys
 import time
+from itertools import count
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rolecall.cli.follow import Followers, Line, last_lines
+from rolecall.cli.follow import Followers, Line
 from rolecall.cli.options import FilerootOption, JsonOption, RunOption
 from rolecall.cli.output import print_json, remark
-from rolecall.cli.runs import Chosen, RunNotFoundError, choose, is_running
+from rolecall.cli.rundir import RunDir
+from rolecall.cli.runs import RunNotFoundError, choose, is_running
 from rolecall.errors import RolecallError
 
 POLL_S = 0.2
@@ -52,20 +54,21 @@ def logs(
     found = choose(run, fileroot)
     if found.directory is None:
         raise RunNotFoundError(found.run_id, "any known fileroot (only processes of it are left)")
-    reader = _Reader(found, target, json)
+    reader = _Reader(found.directory, target, json)
     reader.begin(None if whole else tail)
     if follow:
         reader.follow()
+    reader.end()
 
 
 class _Reader:
     """Prints the lines of the chosen logs."""
 
-    def __init__(self, run: Chosen, target: str | None, as_json: bool) -> None:
-        assert run.directory is not None
-        self._run, self._target, self._json = run, target, as_json
-        self._folder = run.directory.logs
-        self._offsets: dict[str, int] = {}
+    def __init__(self, directory: RunDir, target: str | None, as_json: bool) -> None:
+        self._directory, self._target, self._json = directory, target, as_json
+        self._folder = directory.logs
+        self._prefix = target is None or "/" not in target
+        self._followers = Followers(self.files)
 
     def files(self) -> dict[str, Path]:
         """The chosen logs by source."""
@@ -73,38 +76,34 @@ class _Reader:
             return {MERGED: self._folder / MERGED}
         return {name: path for name, path in _sources(self._folder).items() if _matches(name, self._target)}
 
-    def begin(self, count: int | None) -> None:
+    def begin(self, tail: int | None) -> None:
         """Prints the last lines there are.
 
         Raises:
             NoLogError: There is no such log, and the run will make none any more.
         """
-        files = self.files()
-        if not files and not is_running(self._run.directory):  # type: ignore[arg-type]
-            raise NoLogError(str(self._target), sorted(_sources(self._folder)))
-        self._prefix = len(files) != 1 or "/" not in str(self._target)
-        for name, path in files.items():
-            lines, self._offsets[name] = last_lines(path, count)
-            for text in lines:
-                self._print(Line(name, text))
+        if not self.files() and not is_running(self._directory):
+            raise NoLogError(str(self._target), list(_sources(self._folder)))
+        for line in self._followers.last(tail):
+            self._print(line)
         if self._target is None:
             self._warn_of_unmerged()
 
     def follow(self) -> None:
         """Prints what is added until the run has ended."""
-        followers = Followers(self.files, self._offsets)
-        polls = 0
-        running = True
-        while running:
-            polls += 1
-            running = polls % ENDED_EVERY != 0 or is_running(self._run.directory)  # type: ignore[arg-type]
-            for line in followers.lines():  # after the look, so that nothing is missed when it has ended
+        for poll in count(1):
+            running = poll % ENDED_EVERY != 0 or is_running(self._directory)
+            for line in self._followers.lines():  # after the look, so that nothing is missed when it has ended
                 self._print(line)
-            if running:
-                time.sleep(POLL_S)
-        for line in followers.end():
+            if not running:
+                break
+            time.sleep(POLL_S)
+        remark(f"{self._directory.name} has ended")
+
+    def end(self) -> None:
+        """Prints what a killed worker has left of a line."""
+        for line in self._followers.end():
             self._print(line)
-        remark(f"{self._run.name} has ended")
 
     def _print(self, line: Line) -> None:
         source, text = _split(line)
@@ -138,7 +137,10 @@ def _sources(folder: Path) -> dict[str, Path]:
 
 
 def _after(path: Path, moment: float) -> bool:
-    found = path.stat()
+    try:
+        found = path.stat()
+    except FileNotFoundError:  # rotated away while we looked
+        return False
     return found.st_size > 0 and found.st_mtime > moment
 
 

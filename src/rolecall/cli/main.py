@@ -9,6 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from rolecall.cli.demo import demo
 from rolecall.cli.doctor import doctor
 from rolecall.cli.logs import logs
 from rolecall.cli.output import remark
@@ -44,9 +45,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Looks at runs of rolecall, ends them, and says what is wrong with this machine.",
+    help="Shows the runtime at work, looks at runs, ends them, and says what is wrong with this machine.",
 )
-for command in (ps, logs, top, stack, stop, doctor):
+for command in (demo, ps, logs, top, stack, stop, doctor):
     app.command()(command)
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], styles: Sequenc
         styles: One for each row, for instance `red`; empty for none.
     """
     made = Table(box=None, pad_edge=False, header_style="bold")
-    for name in columns:
-        made.add_column(name, overflow="fold")
+    for i, name in enumerate(columns):
+        made.add_column(name, overflow="fold", no_wrap=i == 0)  # a name that is cut in two cannot be read or copied
     for i, row in enumerate(rows):
         made.add_row(*(Text(cell) for cell in row), style=styles[i] if styles else None)
     return made

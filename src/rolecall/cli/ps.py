@@ -48,7 +48,7 @@ def _print(seen: RunView) -> None:
     out = console()
     out.print(headline(seen), highlight=False, markup=False)
     for guard in seen.guards:
-        if guard.state not in ("running", "gone") or seen.state == "running" != guard.state:
+        if guard.state != "running" and (guard.state != "gone" or seen.state == "running"):
             out.print(
                 f"guard {guard.id} (pid {guard.pid}) is {guard.state}: {guard.why}", highlight=False, markup=False
             )
@@ -87,7 +87,8 @@ def _print_runs(fileroot: Path, as_json: bool) -> None:
     rows = [_run_row(run) for run in find_runs(fileroot.expanduser().absolute())]
     if as_json:
         return print_json(rows)
-    cells = [[str(row[name] or "-") for name in RUN_FIELDS] for row in rows]
+    shown = [{**row, "changed": f"{units.duration(age(row['changed']))} ago"} for row in rows]
+    cells = [[str(row[name] or "-") for name in RUN_FIELDS] for row in shown]
     console().print(table(RUN_COLUMNS, cells) if cells else f"no runs under {fileroot}")
 
 
@@ -101,6 +102,6 @@ def _run_row(run: RunDir) -> dict[str, Any]:
         "state": "running" if pid else "orphaned" if left or is_running(run) else "ended",
         "controller_pid": pid,
         "workers": len(state.workers()),
-        "changed": f"{units.duration(age(run.changed()))} ago",
+        "changed": run.changed(),
         "run_dir": os.fspath(run.path),
     }

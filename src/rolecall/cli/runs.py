@@ -60,14 +60,24 @@ def choose(wanted: str | None, fileroot: Path | None) -> Chosen:
         RunNotFoundError: None fits.
     """
     root = (fileroot or DEFAULT_FILEROOT).expanduser().absolute()
-    if wanted:
-        return _named(wanted, root)
+    if wanted is not None:
+        return _checked(_named(wanted, root))
     runs = find_runs(root)
     if not runs:
         raise RunNotFoundError("", str(root))
     run = next((run for run in runs if is_running(run)), runs[0])
     remark(f"{run.name} ({'running' if is_running(run) else 'ended'}), {run.path}")
-    return chosen(run)
+    return _checked(chosen(run))
+
+
+def _checked(found: Chosen) -> Chosen:
+    """Says once when the state cannot be read; the commands then do without it."""
+    if found.directory is not None:
+        try:
+            found.directory.state()
+        except BrokenStateError as e:
+            remark(str(e))
+    return found
 
 
 def chosen(run: RunDir) -> Chosen:
@@ -78,11 +88,10 @@ def chosen(run: RunDir) -> Chosen:
 
 
 def state_of(run: RunDir) -> State:
-    """The state, empty where it cannot be read; that is said."""
+    """The state, empty where it cannot be read."""
     try:
         return run.state()
-    except BrokenStateError as e:
-        remark(str(e))
+    except BrokenStateError:
         return State()
 
 
@@ -95,13 +104,15 @@ def is_running(run: RunDir) -> bool:
 
 
 def _named(wanted: str, root: Path) -> Chosen:
-    for path in (Path(wanted).expanduser().absolute(), root / wanted):
+    if not wanted:  # an unset variable in a script must not mean the newest run
+        raise RunNotFoundError("", str(root))
+    for path in (Path(wanted).expanduser().resolve(), root / wanted):
         if RunDir(path).exists():
             return chosen(RunDir(path))
     runs = find_runs(root)
     of_experiment = [run for run in runs if wanted in (run.path.parent.name, run.name)]
     if of_experiment:
-        return chosen(of_experiment[0])
+        return chosen(next(filter(is_running, of_experiment), of_experiment[0]))
     for run in runs:
         if chosen(run).run_id == wanted:
             return chosen(run)

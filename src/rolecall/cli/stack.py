@@ -52,7 +52,8 @@ def stack(
     """
     found = choose(run, fileroot)
     seen = view(found)
-    taken = [_take(found, worker) for worker in _targets(seen, target)]
+    stuck = {guard.id: guard.why for guard in seen.guards if guard.state != "running"}
+    taken = [_take(found, worker, stuck) for worker in _targets(seen, target)]
     if json:
         print_json([asdict(each) for each in taken])
     else:
@@ -69,10 +70,13 @@ def _targets(seen: RunView, target: str) -> list[WorkerView]:
     return workers
 
 
-def _take(run: Chosen, worker: WorkerView) -> Stacks:
+def _take(run: Chosen, worker: WorkerView, stuck: dict[str, str]) -> Stacks:
     taken = Stacks(worker.worker, worker.pid)
     if worker.processes or worker.state in ("running", "starting"):
-        _from_guard(run, worker, taken)
+        if worker.guard in stuck:
+            taken.why.append(f"guard {worker.guard} does not answer: {stuck[worker.guard]}")
+        else:
+            _from_guard(run, worker, taken)
         if not taken.fresh:
             _from_py_spy(worker, taken)
     else:

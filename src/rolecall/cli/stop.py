@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import asdict
 from typing import Annotated
@@ -25,6 +26,13 @@ class UnconfirmedError(RolecallError):
         super().__init__(f"not ending {run} without a yes; pass --yes")
 
 
+class ForeignRunError(RolecallError):
+    """A run directory of another user names the processes to end."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"{path} belongs to another user; only that user can end the run")
+
+
 def stop(
     run: RunOption = None,
     fileroot: FilerootOption = None,
@@ -41,6 +49,8 @@ def stop(
     Example: rolecall stop --run demo/t0 --yes
     """
     found = choose(run, fileroot)
+    if found.directory and found.directory.path.stat().st_uid != os.getuid():
+        raise ForeignRunError(str(found.directory.path))
     controller = found.directory.controller(state_of(found.directory)) if found.directory else None
     if not yes:
         _confirm(found, controller)
@@ -71,6 +81,8 @@ def _print(run: Chosen, ending: Ending, controller: int | None) -> None:
         remark(f"still there after SIGKILL: {item}; it hangs in the kernel, see /proc/{item.split()[0]}/wchan")
     for item in ending.foreign:
         remark(f"left alone, since it belongs to another user: {item}")
+    for host in ending.elsewhere:
+        remark(f"guards on {host} were not reached; run the same command there, or end the controller")
     if controller:
         print(f"controller {controller} lives on without workers; end it with: kill {controller}")
     if ending.clean:

@@ -83,7 +83,7 @@ def top(
     Example: rolecall top --once
     """
     sampler = Sampler(choose(run, fileroot))
-    if json or once or not sys.stdout.isatty():
+    if json or once or not sys.stdout.isatty() or console().is_dumb_terminal:
         _print_once(sampler, interval, json)
     else:
         _refresh(sampler, interval)

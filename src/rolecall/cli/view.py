@@ -83,10 +83,18 @@ def view(run: Chosen) -> RunView:
         run_dir=str(run.directory.path) if run.directory else "",
         state="running" if pid else "orphaned" if processes or _any_answers(guards) else "ended",
         controller_pid=pid or state.controller.pid or None,
-        controller="running" if pid else "ended" if state.controller.ended else "gone",
+        controller=_controller(state, pid),
         guards=guards,
         workers=workers,
     )
+
+
+def _controller(state: State, pid: int | None) -> str:
+    """`running`, `ended`, `gone` (without having ended its run), or on which other host it was."""
+    if pid or state.controller.ended:
+        return "running" if pid else "ended"
+    host = state.controller.host
+    return f"on {host}" if host not in ("", os.uname().nodename) else "gone"
 
 
 def _any_answers(guards: list[GuardView]) -> bool:

@@ -1,5 +1,6 @@
 """What a forked child does before it is a worker: it leaves everything of the template's behind."""
 
+import ctypes
 import importlib
 import os
 import random
@@ -7,6 +8,7 @@ import signal
 import socket
 import sys
 import traceback
+from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -14,6 +16,8 @@ from rolecall.guard.birth import Birth
 from rolecall.guard.kernel import die_with_parent, overwrite_marker, set_name
 from rolecall.guard.proc import open_files
 from rolecall.guard.sweep import WORKER
+
+_OPENBLAS_SETTERS = ("scipy_openblas_set_num_threads64_", "openblas_set_num_threads64_", "openblas_set_num_threads")
 
 
 def become_worker(birth: Birth, control: int, keep: set[int]) -> None:
@@ -78,9 +82,24 @@ def _reseed() -> None:
 
 
 def _limit_threads(threads: int) -> None:
+    """Libraries that were imported before the fork have read their variables, which said one thread."""
     torch: Any = sys.modules.get("torch")
     if torch is not None and threads > 0:
         torch.set_num_threads(threads)
+    for setter in openblas_setters() if threads > 0 else ():
+        setter(threads)
+
+
+@cache
+def openblas_setters() -> list[Any]:
+    """OpenBLAS has no Python face: its function, under whichever name, in the libraries that are mapped.
+
+    The template calls it once, after its imports, and its children find the answer.
+    """
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    paths = {line.split()[-1] for line in maps if "openblas" in line}
+    libraries = [ctypes.CDLL(path) for path in sorted(paths)]
+    return [getattr(library, name) for library in libraries for name in _OPENBLAS_SETTERS if hasattr(library, name)]
 
 
 def run_entry(entry: str, control: int) -> int:

@@ -6,12 +6,13 @@ from rolecall.guard.spec import ProcessSpec
 from rolecall.guard.sweep import GUARD, RUN, WORKER
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+_NOT_INHERITED = ("ROLECALL_", "PMI", "OMPI_")  # an MPI library that finds its launcher's names takes over the process
 _COLD = ("LD_", "PYTHON")  # read by the loader and the interpreter when they start: a fork is too late for them
 
 
 def base(own: Mapping[str, str], configured: Mapping[str, str]) -> dict[str, str]:
-    """The base of every worker: the host's own environment without the runtime's names, then the configured one."""
-    kept = {name: value for name, value in own.items() if not name.startswith("ROLECALL_")}
+    """The base of every worker: the host's own environment without others' names, then the configured one."""
+    kept = {name: value for name, value in own.items() if not name.startswith(_NOT_INHERITED)}
     return kept | dict(configured)
 
 

@@ -56,7 +56,7 @@ class Template:
         self._lock = asyncio.Lock()
         self._running: _Running | None = None
         self._starting: Process | None = None
-        self._closed = False
+        self._closed = self._broken = False
         self.respawns = 0
 
     @property
@@ -125,18 +125,13 @@ class Template:
 
     async def _read_births(self, running: _Running, pipe: int) -> str:
         chunks: list[bytes] = []
-        while True:
-            before = len(chunks)
-            try:
-                await asyncio.wait_for(_read_to_end(pipe, chunks), ANSWER_S)
-                break
-            except TimeoutError:
-                if len(chunks) > before:
-                    continue  # slow, but it gets on
+        seen = 0
+        while not (ended := await _read_to_end(pipe, chunks, ANSWER_S)) and len(chunks) > seen:
+            seen = len(chunks)  # slow, but it gets on
+        if not ended:
             _log.warning("the template process (pid %d) did not fork within %g s", running.process.pid, ANSWER_S)
             await self._kill(running)
             await self._end_births(pipe, chunks)
-            break
         return b"".join(chunks).decode()
 
     async def _end_births(self, pipe: int, chunks: list[bytes]) -> None:
@@ -146,10 +141,8 @@ class Template:
             for pid in below([os.getpid()], table):
                 if table[pid].name == TEMPLATE_NAME:
                     send(table[pid].process, signal.SIGKILL)
-            try:
-                return await asyncio.wait_for(_read_to_end(pipe, chunks), 1.0)
-            except TimeoutError:
-                continue
+            if await _read_to_end(pipe, chunks, 1.0):
+                return
 
     async def _ensure(self) -> _Running:
         if self._running and not self._running.end.done() and not _stopped(self._running.process):
@@ -158,11 +151,12 @@ class Template:
             await self._kill(self._running)
             self.respawns += 1
         for _ in range(ATTEMPTS):
-            if self._closed:
+            if self._closed or self._broken:
                 break
             self._running = await self._spawn()
             if self._running:
                 return self._running
+        self._broken = True  # for good: trying again each second would only burn the host's time
         raise TemplateError("the template process dies while it imports; its log is the guard's")
 
     async def _spawn(self) -> _Running | None:
@@ -210,7 +204,9 @@ class Template:
 
     def check(self) -> bool:
         """False when the template is stopped or dead and should be replaced before it is needed."""
-        return self._running is None or not (self._running.end.done() or _stopped(self._running.process))
+        if self._running is None or self._lock.locked():
+            return True
+        return not self._running.end.done() and not _stopped(self._running.process)
 
     async def close(self) -> None:
         """Kills the template. May be called twice."""
@@ -236,19 +232,22 @@ def _parse(text: str) -> dict[int, Process | str]:
     return results
 
 
-async def _read_to_end(pipe: int, chunks: list[bytes]) -> None:
-    """Collects what comes from a pipe until nobody holds its write end."""
+async def _read_to_end(pipe: int, chunks: list[bytes], timeout: float) -> bool:
+    """Collects what comes from a pipe until nobody holds its write end; False when that takes too long."""
     loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
+    ended = asyncio.Event()
 
     def readable() -> None:
         chunk = os.read(pipe, 1 << 16)
         chunks.append(chunk)
-        if not chunk and not done.done():
-            done.set_result(None)
+        if not chunk:
+            ended.set()
+            loop.remove_reader(pipe)
 
     loop.add_reader(pipe, readable)
     try:
-        await done
-    finally:
+        async with asyncio.timeout(timeout):
+            await ended.wait()
+    except TimeoutError:
         loop.remove_reader(pipe)
+    return ended.is_set()

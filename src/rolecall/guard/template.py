@@ -17,7 +17,7 @@ import time
 import msgspec
 
 from rolecall.guard.birth import Birth, TemplateReady, decode
-from rolecall.guard.child import become_worker, run_entry
+from rolecall.guard.child import become_worker, openblas_setters, run_entry
 from rolecall.guard.kernel import set_name
 from rolecall.guard.proc import identify, numbers, open_files
 
@@ -34,6 +34,7 @@ def _preload(names: list[str]) -> TemplateReady:
             loaded.append(name)
         except Exception as error:  # a module's import may raise anything; workers then import it themselves and see it
             skipped[name] = f"{type(error).__name__}: {error}"
+    openblas_setters()
     gc.collect()
     gc.freeze()  # so that a child's collections do not touch, and thereby copy, the template's pages
     threads = len(numbers("/proc/self/task"))
@@ -57,12 +58,21 @@ def _serve(guard: socket.socket, keep: set[int]) -> None:
 
 def _fork(descriptors: list[int], keep: set[int]) -> None:
     """Forks one intermediate, which forks the children and ends: they become the guard's own, which reaps them."""
-    intermediate = os.fork()
-    if intermediate == 0:
-        _bear(descriptors, keep)
+    try:
+        intermediate = os.fork()
+    except OSError as error:
+        for index in range(len(descriptors) - 2):
+            _refuse(descriptors[1], index, error)
+    else:
+        if intermediate == 0:
+            _bear(descriptors, keep)
+        os.waitpid(intermediate, 0)
     for descriptor in descriptors:
         os.close(descriptor)
-    os.waitpid(intermediate, 0)
+
+
+def _refuse(pipe: int, index: int, error: OSError) -> None:
+    os.write(pipe, f"{index} - {error.strerror}\n".encode())
 
 
 def _bear(descriptors: list[int], keep: set[int]) -> None:
@@ -74,7 +84,7 @@ def _bear(descriptors: list[int], keep: set[int]) -> None:
         try:
             pid = os.fork()
         except OSError as error:
-            os.write(pipe, f"{index} - {error.strerror}\n".encode())
+            _refuse(pipe, index, error)
             continue
         if pid == 0:
             os.close(held_open)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -18,6 +19,16 @@ from rolecall.guard.table import Record, State, Table
 Tell = Callable[[str, msgspec.Struct], None]
 Spawn = Callable[[Coroutine[Any, Any, Any]], None]
 
+DUMPS = 4  # stacks read at the same time, when many workers stall together
+
+
+@dataclass(slots=True)
+class _Watch:
+    """One worker's policy, and the order in which its changes are told: evidence takes its time."""
+
+    policy: StallWatch
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
 
 class Watcher:
     """Keeps what must be known before a worker dies: its processes, its memory, the kernel's counters.
@@ -33,8 +44,8 @@ class Watcher:
     ) -> None:
         self._table, self._children, self._counts = table, children, counts
         self._tell, self._spawn_task, self._stall_s = tell, spawn_task, stall_s
-        self._watches: dict[Record, StallWatch] = {}
-        self._turn = asyncio.Lock()  # one dump at a time, and what is told stays in order
+        self._watches: dict[Record, _Watch] = {}
+        self._dumps = asyncio.Semaphore(DUMPS)
         self.oom = OomWatch()
 
     async def look(self) -> None:
@@ -42,28 +53,30 @@ class Watcher:
         self.oom.look()
         await self._census()
         living = [record for record in self._table if record.state is not State.ENDING]
-        self._watches = {record: self._watches.get(record) or StallWatch(self._stall_s) for record in living}
+        self._watches = {record: self._watches.get(record) or _Watch(StallWatch(self._stall_s)) for record in living}
         for record, watch in self._watches.items():
             sample = probe.sample(record)
-            change = watch.see(sample) if sample else None
+            change = watch.policy.see(sample) if sample else None
             if change is not None:
-                self._spawn_task(self._tell_change(record, change))
+                self._spawn_task(self._tell_change(record, change, watch.turn))
 
     async def _census(self) -> None:
         census = await asyncio.to_thread(Census)
         for record in self._table:
-            if record.process is not None:
+            if record.process is not None and record.state is not State.ENDING:  # then it is the killer who keeps count
                 owned = census.owned(record.worker_id, record.process, record.tracked)
                 record.tracked = owned
                 record.rss = sum(census.table[process.pid].rss for process in owned)
 
-    async def _tell_change(self, record: Record, change: Stalled | Resumed) -> None:
-        async with self._turn:
+    async def _tell_change(self, record: Record, change: Stalled | Resumed, turn: asyncio.Lock) -> None:
+        async with turn:
             if isinstance(change, Resumed):
-                self._tell("resumed", ResumeNote(worker=record.worker_id))
+                if record.state is State.READY:
+                    self._tell("resumed", ResumeNote(worker=record.worker_id))
                 return
             self._counts.stalls += 1
-            stacks = await probe.stacks(record, self._children)
+            async with self._dumps:
+                stacks = await probe.stacks(record, self._children)
             if record.state is State.STARTING and change.kind == "stopped":
                 record.stall = f"{change.reason}\n{stacks}"
                 record.stalled.set()  # the start tells it

@@ -59,6 +59,7 @@ class Scheduler(ABC):
         start_timeout: Seconds within which a role must be ready.
         grace_s: Seconds between SIGTERM and SIGKILL when workers are ended.
         lease_s: Seconds that a guard lives on without a sign of life of the controller.
+        quiet: Do not print the line that says where the run listens and keeps its files.
     """
 
     n_gpus_per_node: int
@@ -74,6 +75,7 @@ class Scheduler(ABC):
         start_timeout: float = 120.0,
         grace_s: float = 5.0,
         lease_s: float = 30.0,
+        quiet: bool = False,
     ) -> None:
         _refuse_inside_worker()
         self._tensors: TensorPolicy = tensors
@@ -85,6 +87,8 @@ class Scheduler(ABC):
         with contextlib.ExitStack() as undo:  # Ctrl-C may come at any line of this
             self._open(undo)
             undo.pop_all()
+        if not quiet:
+            print(self._announcement(), file=sys.stderr, flush=True)
 
     def _open(self, undo: contextlib.ExitStack) -> None:
         undo.callback(self._run.close)
@@ -103,6 +107,11 @@ class Scheduler(ABC):
         self._hub.open()
         self._watch.write_state()  # before anything is started, so that `rolecall stop` knows the run's id
         self._starter = Starter(self._io, self._connect, timeout=self._start_timeout, device_var=self._device_var())
+
+    def _announcement(self) -> str:
+        run = self._run
+        where = f"listens on unix:{run.runtime_dir} and loopback only"
+        return f"rolecall: run {run.experiment}/{run.trial} {where}; auth on, TLS off; files in {run.run_dir}"
 
     # What a backend says and does.
 

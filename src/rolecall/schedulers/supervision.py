@@ -66,6 +66,8 @@ class Supervision:
         host = guard.info.get("host", "")
         error = WorkerStalledError(member.id, facts["reason"], facts["stacks"], host=host, pid=member.pid)
         log.warning("%s", error)
+        name = f"{member.id.replace('/', '-')}-{time.strftime('%H%M%S')}.txt"
+        (self._run.run_dir / "stacks" / name).write_text(f"{facts['reason']}\n{facts['stacks']}")
         if facts["kind"] == "stopped" and member.client is not None:  # the other kind is only a suspicion
             member.client.peer.fail_pending(error)
 

@@ -63,7 +63,7 @@ class Cache:
         with self._lock:
             kept = self._blocks.setdefault(key, [])
             inside = [old for old in kept if block.covers(old.start, old.stop)]
-            kept[:] = [old for old in kept if old not in inside] if inside else kept
+            kept[:] = [old for old in kept if not block.covers(old.start, old.stop)]
             kept.append(block._replace(private=False))
             self._blocks.move_to_end(key)
             self._bytes += size - sum(old.tensor.nbytes for old in inside)

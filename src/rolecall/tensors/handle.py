@@ -246,7 +246,7 @@ class RTensor:
         try:
             dtype, shape, shards, pieces = plain
             known = [Shard.from_plain(shard) for shard in shards]
-            parts = [Piece(known[i], start, stop) for i, start, stop in pieces if i >= 0]
+            parts = [Piece(known[i], start, stop) for i, start, stop in pieces if i >= 0]  # -1 would be the last one
             if not all(type(p.start) is int and 0 <= p.start <= p.stop <= p.shard.numel for p in parts):
                 raise DecodeError("a handle points outside its shards")
             if dtype not in ITEMSIZE or any(shard.dtype != dtype for shard in known):

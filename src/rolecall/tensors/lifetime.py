@@ -100,6 +100,7 @@ class Home:
         self._under_way: list[_Sent] = []
         self._counts = {"adopted": 0, "adopted_bytes": 0, "gone": 0, "gone_bytes": 0}
         self._cleared = {"freed": 0, "skipped": 0, "failed": 0}
+        self._requests = 0
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="rolecall-free", daemon=True)
         self._thread.start()
@@ -174,7 +175,8 @@ class Home:
         live_bytes = adopted["adopted_bytes"] - adopted["gone_bytes"]
         pending = self._inbox.qsize() + gone - sum(self._cleared.values())
         counts = {"live_shards": live, "live_bytes": live_bytes, "pending": pending, **self._cleared}
-        return {**counts, "adopted": adopted["adopted"], "fetch": self.fetcher.metrics()}
+        counts |= {"adopted": adopted["adopted"], "requests": self._requests}
+        return {**counts, "fetch": self.fetcher.metrics()}
 
     def close(self) -> None:
         """Stops freeing: the run ends, and with it every shard. May be called twice."""
@@ -231,6 +233,7 @@ class Home:
                 log.exception("%d shard(s) on %s were not freed", len(ids), owner)
                 self._cleared["failed"] += len(ids)
                 continue
+            self._requests += 1
             self._under_way.append(_Sent(owner, len(ids), answer, time.monotonic()))
 
     def _harvest(self, wait: bool) -> None:

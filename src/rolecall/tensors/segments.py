@@ -16,6 +16,7 @@ import contextlib
 import fcntl
 import mmap
 import os
+import resource
 import threading
 from collections import OrderedDict
 from pathlib import Path
@@ -92,7 +93,7 @@ class Pool:
         self._reused = self._created = 0
 
     def take(self, nbytes: int) -> Segment | None:
-        """A segment of at least `nbytes` that nobody else can see; None when there are too many already."""
+        """A segment of at least `nbytes` that nobody else can see; None when there can be no more."""
         capacity = size_class(nbytes)
         with self._lock:
             segment = self._reusable(capacity)
@@ -103,7 +104,10 @@ class Pool:
                 self._shrink(self._budget, self._limit - len(self._used) - 1)
                 if len(self._used) >= self._limit:
                     return None
-                segment = Segment(capacity)
+                try:
+                    segment = Segment(capacity)
+                except OSError:  # no descriptor or address space is left: another backend may still take the tensor
+                    return None
                 self._created += 1
             self._used[segment.inode] = segment
             return segment
@@ -165,8 +169,6 @@ def default_budget() -> int:
 
 def default_limit() -> int:
     """Segments to have: they cost two descriptors each and may take a quarter of what the process is allowed."""
-    import resource
-
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(16, min(soft, 65536) // 8)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
-from rolecall.errors import ProtocolError
+from rolecall.errors import ProtocolError, RolecallError
 from rolecall.tensors import tree
 from rolecall.tensors.dtypes import dtype_name, storable
 from rolecall.tensors.fetch import Fetcher
@@ -102,7 +103,8 @@ class DataService:
                 others.setdefault((shard.owner, shard.addresses), []).append(shard.id)
         for (owner, addresses), ids in others.items():
             if self._connect is not None:
-                self._connect(owner, addresses).request("data.clear", {"ids": ids})
+                with suppress(RolecallError):  # a dead owner's shards are gone already
+                    self._connect(owner, addresses).request("data.clear", {"ids": ids})
 
     def metrics(self) -> dict[str, Any]:
         return {"store": self.store.metrics(), "fetch": self.fetcher.metrics()}

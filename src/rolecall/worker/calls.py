@@ -59,7 +59,8 @@ class Calls:
             with binding.using(self._data):
                 args, kwargs = await functions.alocalize(incoming.args())
                 value = await method.call(*args, **kwargs)
-            value = self._leave_tensors(incoming, value)
+            if incoming.meta.get("tensors") == "remote":
+                value = await asyncio.to_thread(self._data.remotize, value)  # it copies, and the loop serves others
         except BaseException as e:
             incoming.fail(self._reply_error(incoming, e))
         else:

@@ -6,13 +6,13 @@ import asyncio
 import os
 from typing import Any
 
-from rolecall.rpc.client import Client
 from rolecall.rpc.peer import Peer
 from rolecall.rpc.server import Hello, Server
 from rolecall.rpc.sessions import Sessions
 from rolecall.rpc.token import CarriesToken
 from rolecall.tensors.backends import Backend
 from rolecall.tensors.cache import Cache
+from rolecall.tensors.connections import Connections
 from rolecall.tensors.fetch import Fetcher
 from rolecall.tensors.service import DataService
 from rolecall.tensors.shm import ShmBackend
@@ -47,7 +47,8 @@ class WorkerNode:
 
     def __init__(self, config: WorkerConfig, loop: asyncio.AbstractEventLoop, ask_guard: AskGuard) -> None:
         self._config, self._loop = config, loop
-        self._clients: dict[str, Client] = {}
+        hello = {"kind": "worker", "name": config.worker_id, "epoch": config.epoch}
+        self._owners = Connections(config.token, loop=loop, hello=hello)
         self._sessions = Sessions(self._new_peer)
         self._progress = Progress(config.progress or None)
         self._host = EngineHost(config.worker_id, self._progress)
@@ -71,8 +72,7 @@ class WorkerNode:
     async def close(self) -> None:
         """Ends connections, lanes and memory. Engines are not destroyed; that is asked for before."""
         await self._server.close()
-        for client in self._clients.values():
-            client.close()
+        self._owners.close()
         self._sessions.close()
         self._host.close()
         self.data.store.close()
@@ -83,16 +83,7 @@ class WorkerNode:
         backends: dict[str, Backend] = {"shm": ShmBackend(), "wire": WireBackend()}
         addresses = [f"unix:{config.socket}", f"tcp:{config.ip}:{config.port}"]
         store = Store(config.worker_id, addresses, backends, default="shm")
-        return DataService(store, Fetcher(self._connect, Cache(CACHE_BYTES), backends, store), self._connect)
+        return DataService(store, Fetcher(self._owners, Cache(CACHE_BYTES), backends, store), self._owners)
 
     def _new_peer(self, hello: Hello) -> Peer:
         return Peer(str(hello.info.get("name", "somebody")), loop=self._loop, handler=self.service)
-
-    def _connect(self, owner: str, addresses: tuple[str, ...]) -> Peer:
-        """The conversation with another worker, kept for the next fetch."""
-        client = self._clients.get(owner)
-        if client is None:
-            hello = {"kind": "worker", "name": self._config.worker_id, "epoch": self._config.epoch}
-            client = Client(owner, addresses, self._config.token, loop=self._loop, hello=hello)
-            self._clients[owner] = client
-        return client.peer

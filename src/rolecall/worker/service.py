@@ -97,7 +97,7 @@ class WorkerService:
             value = self.data.answer(incoming.method, incoming.args())
         except Exception as e:  # a request is always answered
             return incoming.fail(e)
-        incoming.finish(value)
+        incoming.finish(value, stable=incoming.method == "data.get")  # a shard's memory never changes
 
     def _create_engine(self, incoming: Incoming) -> None:
         name, path = incoming.meta.get("engine") or self.host.worker_id, incoming.meta["path"]

@@ -6,6 +6,7 @@ import os
 import shlex
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from rolecall.cli.census import marked
@@ -28,8 +29,8 @@ def check_runtime_dirs(root: Path | None = None) -> Iterator[Finding]:
     if not findings:
         living = {item.run_id for item in marked()}
         for directory in sorted(root.iterdir()):
-            findings += _secrecy(directory)
-            findings += _staleness(directory, living)
+            with suppress(FileNotFoundError):  # its run ended while we looked
+                findings += [*_secrecy(directory), *_staleness(directory, living)]
     yield from findings or [ok(CHECK, f"{root} is private, and nothing in it is left over")]
 
 

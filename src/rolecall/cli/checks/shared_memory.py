@@ -16,7 +16,7 @@ CHECK = "shared memory"
 FOLDER = Path("/dev/shm")
 SMALL = 1 << 30  # containers often have 64 MiB, too little for a data loader or NCCL
 YOUNG_S = 60.0  # between its making and its mapping a file looks unused
-_OURS = re.compile(r"(rolecall|torch_|pt_|psm_rolecall)")
+_OURS = re.compile(r"(rolecall|torch_)")
 
 
 def check_shared_memory(folder: Path = FOLDER) -> Iterator[Finding]:
