@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from typing import Any
 
 from rolecall.errors import RolecallError, WorkerConfigurationError, WorkerNotFoundError
+from rolecall.guard import runtime
 from rolecall.guard.ports import PortLeases
 from rolecall.rpc.loop import IOThread
 from rolecall.schedulers.guards import GuardProxy
@@ -88,7 +89,7 @@ class InProcessGuard(GuardProxy):
             run_id=self._run.run_id,
             token=self._run.token,
             epoch=0,
-            socket=str(self._run.runtime_dir / "w" / f"{worker_id.replace('/', '-')}.sock"),
+            socket=runtime.worker_socket(str(self._run.runtime_dir), worker_id),
             ip=IP,
             bind=IP,
             port=spec["ports"][0],

@@ -111,9 +111,11 @@ def hello(token: bytes | str, session: str = "attacker", epoch: int = 0, **info:
     return frame(msgspec.msgpack.encode([secret, [session, epoch, info]]))
 
 
-def request(seq: int, method: str, body: bytes, *buffers: bytes, kind: int = 0, **meta: Any) -> bytes:
+def request(
+    seq: int, method: str, body: bytes, *buffers: bytes, kind: int = 0, meta: dict[str, Any] | None = None
+) -> bytes:
     """A call (1 is the message's tag); `body` is what the codec would have written."""
-    return frame(msgspec.msgpack.encode([1, seq, kind, method, meta, 16, [], body]), *buffers)
+    return frame(msgspec.msgpack.encode([1, seq, kind, method, meta or {}, 16, [], body]), *buffers)
 
 
 def read_frame(sock: socket.socket) -> Any:

@@ -1,9 +1,9 @@
 """A guard's configuration: what the scheduler tells it before it can ask anybody."""
 
-import msgspec
+from rolecall.rpc.token import CarriesToken
 
 
-class GuardConfig(msgspec.Struct, frozen=True, kw_only=True):
+class GuardConfig(CarriesToken, frozen=True, kw_only=True):
     """Comes as JSON through an inherited descriptor or a 0600 file, because it holds the run's token.
 
     Attributes:

@@ -169,6 +169,7 @@ class Launcher:
         unwanted = asyncio.gather(*(record.abort.wait() for record in records))
         either: set[asyncio.Future[Any]] = {warm, unwanted}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        unwanted.add_done_callback(_retrieved)
         unwanted.cancel()
         warm.add_done_callback(_retrieved)  # it goes on; why it failed is told by the fork that needs it
 
@@ -373,7 +374,7 @@ def _check(spec: ProcessSpec) -> None:
         )
 
 
-def _retrieved(task: asyncio.Future[None]) -> None:
+def _retrieved(task: asyncio.Future[Any]) -> None:
     if not task.cancelled():
         task.exception()
 

@@ -4,6 +4,7 @@ What is whose is never guessed: a guard has a directory of its own in it, with a
 the sockets of those are its to remove.
 """
 
+import hashlib
 import os
 import shutil
 import socket
@@ -12,10 +13,16 @@ from pathlib import Path
 
 WORKER_SOCKETS = "w"
 PAGE = ".progress"
+LONGEST_STEM = 24  # the whole path of a Unix socket has 107 bytes
 
 
 def _stem(worker_id: str) -> str:
-    return worker_id.replace("/", "-")
+    """The worker's part of a file's name; a long one becomes its beginning and a digest."""
+    stem = worker_id.replace("/", "-")
+    if len(stem) <= LONGEST_STEM:
+        return stem
+    digest = hashlib.blake2s(stem.encode(), digest_size=8).hexdigest()
+    return f"{stem[: LONGEST_STEM - len(digest) - 1]}-{digest}"
 
 
 def worker_socket(runtime_dir: str, worker_id: str) -> str:

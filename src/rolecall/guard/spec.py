@@ -2,6 +2,8 @@
 
 import msgspec
 
+from rolecall.rpc.token import CarriesToken
+
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True):
     """How a program shows that it is ready. None of the three: it is still alive after a short settle.
@@ -64,7 +66,7 @@ class StartResult(msgspec.Struct, kw_only=True):
     log_path: str = ""
 
 
-class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
+class WorkerConfig(CarriesToken, frozen=True, kw_only=True):
     """What an engine worker is told over its control channel with the request `configure`."""
 
     worker_id: str

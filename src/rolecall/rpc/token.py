@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import hmac
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+HIDDEN = "***"
 
 
 class Token:
@@ -27,10 +33,21 @@ class Token:
 
     def scrub(self, text: str) -> str:
         """`text` without the secret."""
-        return text.replace(self._secret.decode(errors="replace"), "***")
+        return text.replace(self._secret.decode(errors="replace"), HIDDEN)
 
     def __repr__(self) -> str:
-        return "Token(***)"
+        return f"Token({HIDDEN})"
 
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError("a token is not pickled; pass it by a file or an inherited descriptor")
+
+
+class CarriesToken(msgspec.Struct):
+    """A value that takes the secret, its field `token`, from one process to another and shows everything but that."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
+
+    def __rich_repr__(self) -> Iterator[tuple[str, Any]]:
+        for name in self.__struct_fields__:
+            yield name, HIDDEN if name == "token" else getattr(self, name)

@@ -53,9 +53,8 @@ class Run:
         self._take_lock()
         _make_private(self.runtime_dir.parent)
         self.runtime_dir.mkdir(mode=0o700)
-        (self.runtime_dir / "run").write_text(str(self.run_dir))  # the command line need not know the fileroot
-        self.token_file.touch(mode=0o600)
-        self.token_file.write_text(self.token)
+        _write_private(self.runtime_dir / "run", str(self.run_dir))  # the command line need not know the fileroot
+        _write_private(self.token_file, self.token)
 
     @property
     def token_file(self) -> Path:
@@ -111,3 +110,9 @@ def _make_private(root: Path) -> None:
         root.chmod(0o700)
     else:
         raise WorkerConfigurationError(f"{root} is not a directory of this user", None, "remove it")
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Never wider than 0600, not even for a moment."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
+        file.write(text)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import partialmethod, singledispatchmethod
 from typing import Any
 
 from rolecall.errors import EngineCreationError, EngineNotFoundError
@@ -102,7 +103,7 @@ class EngineHost:
         missing = object()
         # A class attribute first: a property's getter is user code, and looking a name up must not run it.
         static = missing if name.startswith("_") else inspect.getattr_static(hosted.engine, name, missing)
-        if static is missing or isinstance(static, property):
+        if static is missing or _is_getter(static):
             raise EngineNotFoundError(self.worker_id, name, f"method {name!r} of engine {engine_name!r}", known)
         call = getattr(hosted.engine, name)
         if not callable(call):
@@ -122,6 +123,13 @@ class EngineHost:
         """Lets every lane end after what it runs."""
         for hosted in list(self._engines.values()):
             hosted.lane.close()
+
+
+def _is_getter(static: Any) -> bool:
+    """A property of any kind: code of the user's that would run when the attribute is only looked up."""
+    if not hasattr(type(static), "__get__") or callable(static) or inspect.ismemberdescriptor(static):
+        return False
+    return not isinstance(static, classmethod | staticmethod | partialmethod | singledispatchmethod)
 
 
 def _kind(call: Callable[..., Any]) -> Kind:

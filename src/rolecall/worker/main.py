@@ -7,6 +7,7 @@ import faulthandler
 import signal
 import socket
 import sys
+import types
 from typing import Any
 
 import msgspec
@@ -78,5 +79,5 @@ class _Process:
 
 def _adopt_paths(config: WorkerConfig) -> None:
     sys.path[:] = [*config.sys_path, *(p for p in sys.path if p not in config.sys_path)]
-    if config.main_path:
-        sys.modules["__main__"] = ScriptModule(config.main_path)
+    # Without a script of the controller's there is nothing in `__main__`, least of all what this process began with.
+    sys.modules["__main__"] = ScriptModule(config.main_path) if config.main_path else types.ModuleType("__main__")

@@ -6,11 +6,10 @@ import asyncio
 import os
 from typing import Any
 
-import msgspec
-
 from rolecall.rpc.peer import Peer
 from rolecall.rpc.server import Hello, Server
 from rolecall.rpc.sessions import Sessions
+from rolecall.rpc.token import CarriesToken
 from rolecall.tensors.backends import Backend
 from rolecall.tensors.cache import Cache
 from rolecall.tensors.connections import Connections
@@ -27,7 +26,7 @@ from rolecall.worker.service import WorkerService
 CACHE_BYTES = 1 << 30
 
 
-class WorkerConfig(msgspec.Struct):
+class WorkerConfig(CarriesToken):
     """What the guard tells a worker over the control channel. `socket` is the Unix path to listen on."""
 
     worker_id: str
@@ -41,9 +40,6 @@ class WorkerConfig(msgspec.Struct):
     progress: str = ""
     main_path: str = ""
     sys_path: list[str] = []
-
-    def __repr__(self) -> str:
-        return f"WorkerConfig({self.worker_id}, token=...)"
 
 
 class WorkerNode:
