@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""A tensor as plain bytes, the name of its dtype and its shape, for programs without frames. Copies both ways."""
-=======
 """A tensor as plain bytes, its dtype's name and its shape, for programs that speak no frames. Copies both ways."""
->>>>>>> security
 
 from __future__ import annotations
 
