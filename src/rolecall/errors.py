@@ -197,7 +197,6 @@ class EngineCallError(SchedulerError):
         remote_type: Full name of the remote exception's type, for instance `builtins.ValueError`.
         remote_message: Its text.
         traceback: The traceback on the worker.
-        cause: The exception itself where its type travels, else None. It is also `__cause__`.
     """
 
     def __init__(
