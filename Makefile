@@ -5,9 +5,6 @@ BIN       := $(VENV)/bin
 SEED      ?= 0
 SCHEDULER ?= local
 ARGS      ?=
-PUBLIC    := rolecall rolecall.errors rolecall.testing
-# pdoc sees only names that are there, and the front door loads its own when they are first used.
-PDOC      := from rolecall import *; import runpy; runpy.run_module('pdoc', run_name='__main__')
 
 # -q twice: pip keeps quiet unless something is wrong.
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -q -c constraints.txt
@@ -39,7 +36,7 @@ bench: $(VENV)/.dev ## side by side with Ray and Monarch (ARGS='--quick --json F
 
 docs: $(VENV)/.dev ## the API reference, in build/docs/api
 	@rm -rf build/docs/api
-	@$(BIN)/python -W error::UserWarning -c "$(PDOC)" --docformat google -o build/docs/api $(PUBLIC)
+	@$(BIN)/python docs/reference.py build/docs/api
 	@echo "the API reference is in build/docs/api/index.html"
 
 clean: ## remove all that make made
