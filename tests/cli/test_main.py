@@ -51,5 +51,6 @@ def test_help_does_not_load_what_only_workers_need() -> None:
     assert done.returncode == 0
 
 
-def test_the_version_is_printed(cli: CommandLine) -> None:
-    assert cli.run("--version").stdout.strip() == __version__
+def test_the_version_is_printed() -> None:
+    argv = [sys.executable, "-m", "rolecall.cli", "--version"]
+    assert subprocess.check_output(argv, env=environment(), text=True, timeout=60).strip() == __version__
