@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from error_examples import examples
+from test_layers import MAY_IMPORT
 
 from rolecall import errors
 
@@ -30,3 +31,11 @@ def test_the_messages_shown_are_those_that_users_see(tmp_path: Path) -> None:
     shown = sections((DOCS / "errors.md").read_text())
     seen = {name: message.splitlines()[0] for name, message in examples(tmp_path).items()}
     assert {name: line for name, line in seen.items() if line not in shown[name].splitlines()} == {}
+
+
+def test_the_layers_shown_are_those_that_are_enforced() -> None:
+    section = (DOCS / "design.md").read_text().partition("\n## Layers\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `([\w.]+)` \| [^|]* \| ([^|]*) \|$", section, re.MULTILINE)
+    said = {part: tuple(re.findall(r"`([\w.]+)`", allowed)) for part, allowed in rows}
+    limited = {part: allowed for part, allowed in MAY_IMPORT.items() if allowed != ("*",)}
+    assert said == limited
