@@ -50,7 +50,7 @@ class _Connection(http.client.HTTPConnection):
         self.sock = connect(self._address)
 
 
-def http(
+def send_http(
     address: str,
     method: str,
     path: str,
