@@ -5,7 +5,6 @@ BIN       := $(VENV)/bin
 SEED      ?= 0
 SCHEDULER ?= local
 ARGS      ?=
-INTERNAL  := cli demo guard worker rpc
 
 # -q twice: pip keeps quiet unless something is wrong.
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -q -c constraints.txt
@@ -37,7 +36,7 @@ bench: $(VENV)/.dev ## side by side with Ray and Monarch (ARGS='--quick --json F
 
 docs: $(VENV)/.dev ## the API reference, in build/docs/api
 	@rm -rf build/docs/api
-	@$(BIN)/python -W error::UserWarning -m pdoc --docformat google -o build/docs/api rolecall $(INTERNAL:%='!rolecall.%')
+	@$(BIN)/python docs/reference.py build/docs/api
 	@echo "the API reference is in build/docs/api/index.html"
 
 clean: ## remove all that make made

@@ -23,3 +23,10 @@ def test_importing_rolecall_imports_nothing_heavy() -> None:
     seen = json.loads(ran.stdout)
     print(f"import rolecall took {seen['seconds']:.3f} s")
     assert not HEAVY & set(seen["modules"])
+
+
+def test_a_name_of_the_front_door_is_loaded_once_and_then_there() -> None:
+    """`from rolecall import *` leaves every public name in the module, where the API reference finds it."""
+    program = "import rolecall; from rolecall import *; print([n for n in rolecall.__all__ if n not in vars(rolecall)])"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert ran.stdout.strip() == "[]"

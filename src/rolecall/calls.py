@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncIterator, Generator, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from rolecall.errors import EngineImportError, WorkerTimeoutError
+from rolecall.errors import EncodeError, EngineImportError, RolecallError, WorkerTimeoutError
 from rolecall.rpc.peer import Call
-from rolecall.types import TensorPolicy
+from rolecall.types import TensorPolicy, check_tensors
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,10 @@ class CallOptions:
     engine: str | None = None
     tensors: TensorPolicy | None = None
 
+    def __post_init__(self) -> None:
+        if self.tensors is not None:
+            check_tensors(self.tensors)
+
 
 class PendingCall:
     """A call under way: wait for it, await it from any event loop, iterate it if it streams, or cancel it.
@@ -33,10 +38,11 @@ class PendingCall:
     It holds the arguments until the answer is there, so that handles among them are not freed meanwhile.
     """
 
-    __slots__ = ("_arguments", "_call", "_timeout", "worker_id")
+    __slots__ = ("_arguments", "_call", "_timeout", "_what", "worker_id")
 
-    def __init__(self, call: Call, worker_id: str, arguments: Any, timeout: float | None) -> None:
-        self._call, self.worker_id, self._arguments, self._timeout = call, worker_id, arguments, timeout
+    def __init__(self, call: Call, worker_id: str, what: str, arguments: Any, timeout: float | None) -> None:
+        self._call, self.worker_id, self._what = call, worker_id, what
+        self._arguments, self._timeout = arguments, timeout
 
     def result(self) -> Any:
         """Blocks until the answer is there. Ctrl-C interrupts the waiting.
@@ -45,27 +51,28 @@ class PendingCall:
             EngineCallError: The method raised.
             WorkerFailedError: The worker died.
             WorkerTimeoutError: The timeout passed.
+            EncodeError: The method's result does not travel.
         """
         try:
             return self._call.result()
-        except TimeoutError as e:
-            raise self._late() from e
+        except (TimeoutError, EncodeError) as e:
+            raise self._told(e) from e
         finally:
             self._arguments = None
 
     def __await__(self) -> Generator[Any, None, Any]:
         try:
             return (yield from self._call.__await__())
-        except TimeoutError as e:
-            raise self._late() from e
+        except (TimeoutError, EncodeError) as e:
+            raise self._told(e) from e
         finally:
             self._arguments = None
 
     def __iter__(self) -> Iterator[Any]:
         try:
             yield from self._call
-        except TimeoutError as e:
-            raise self._late() from e
+        except (TimeoutError, EncodeError) as e:
+            raise self._told(e) from e
         finally:
             self._call.cancel()
 
@@ -73,8 +80,8 @@ class PendingCall:
         try:
             async for item in self._call:
                 yield item
-        except TimeoutError as e:
-            raise self._late() from e
+        except (TimeoutError, EncodeError) as e:
+            raise self._told(e) from e
         finally:
             self._call.cancel()
 
@@ -82,7 +89,10 @@ class PendingCall:
         """Gives up waiting; an `async` method is cancelled on the worker, a plain one that runs goes on."""
         self._call.cancel()
 
-    def _late(self) -> WorkerTimeoutError:
+    def _told(self, error: TimeoutError | EncodeError) -> RolecallError:
+        """The same, with whom and what was called."""
+        if isinstance(error, EncodeError):
+            return EncodeError(f"{error.place} of {self._what}() on {self.worker_id}", error.type_name, error.hint)
         hint = f"the method may still be running; see `rolecall stack {self.worker_id}`"
         return WorkerTimeoutError(self.worker_id, self._timeout or 0.0, "answer", hint)
 
@@ -100,7 +110,7 @@ def engine_path(engine: str | type) -> str:
     path = f"{_module_of(engine)}:{engine.__qualname__}"
     if "<locals>" in path:
         raise EngineImportError(
-            path, "a class made inside a function cannot be imported on a worker; move it to a module"
+            path, "a class made inside a function cannot be imported on a worker; move it to the top of its module"
         )
     if path.startswith("__main__:") and main_path() is None:
         raise EngineImportError(path, "a class of an interactive session cannot be imported on a worker; use a module")
@@ -117,7 +127,7 @@ def main_path() -> str | None:
     """The controller's script, where there is one that workers can load."""
     main = sys.modules.get("__main__")
     path = getattr(main, "__file__", None)
-    return path if path and getattr(main, "__spec__", None) is None else None
+    return path if path and Path(path).is_file() and getattr(main, "__spec__", None) is None else None
 
 
 def argument_place(place: str) -> str:

@@ -220,7 +220,8 @@ class EngineNotFoundError(EngineCallError):
         super().__init__(worker_id, method)
 
     def _sentence(self) -> str:
-        return f"{self.worker_id}: {self.method}() was not run: no {self.missing} (known: {_listed(self.known)})"
+        hint = "" if self.known else "; make one with create_engine first"
+        return f"{self.worker_id}: {self.method}() was not run: no {self.missing} (known: {_listed(self.known)}){hint}"
 
 
 class EngineImportError(SchedulerError):
@@ -255,10 +256,11 @@ class GPUAllocationError(SchedulerError):
     def __init__(self, wanted: int, free: Sequence[str] = (), holders: dict[str, list[str]] | None = None) -> None:
         self.wanted, self.free, self.holders = wanted, list(free), dict(holders or {})
         held = "; ".join(f"{who} holds {_listed(what)}" for who, what in self.holders.items())
+        advice = "ask for fewer, delete a role, or set oversubscribe=True"
+        if not self.free and not self.holders:
+            advice = "none were found here; ask for none, or name them with devices=[...]"
         super().__init__(
-            f"{wanted} device(s) wanted, {len(self.free)} free"
-            + (f" ({held})" if held else "")
-            + "; ask for fewer, delete a role, or set oversubscribe=True"
+            f"{wanted} device(s) wanted, {len(self.free)} free" + (f" ({held})" if held else "") + f"; {advice}"
         )
 
 

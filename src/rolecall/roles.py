@@ -69,6 +69,8 @@ class Role(Sequence["RoleWorker"]):
     def __getitem__(self, index: int | slice) -> RoleWorker | list[RoleWorker]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"role {self.name!r} has {len(self)} worker(s), none at index {index}")
         position = range(len(self))[index]
         return RoleWorker(self._scheduler, self._ids[position], self._options_of(position))
 
@@ -141,6 +143,10 @@ class Role(Sequence["RoleWorker"]):
         if len(arguments) != len(self):
             expected = f"one tuple for each of the {len(self)} workers"
             raise WorkerConfigurationError("wrong number of argument tuples", len(arguments), expected)
+        for args in arguments:
+            if not isinstance(args, tuple | list):  # a str would fall apart into its letters
+                expected = f"one tuple of arguments for each worker, as in map({method!r}, [(1,), (2,)])"
+                raise WorkerConfigurationError("arguments of a worker that are no tuple", args, expected)
         return [w.submit(method, *args) for w, args in zip(self, arguments, strict=True)]
 
     def _options_of(self, index: int) -> CallOptions:

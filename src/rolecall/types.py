@@ -18,6 +18,8 @@ RayPlacementStrategy = Literal["shared", "separate", "deferred"]
 StrategyType = Literal["separation", "colocation"]
 TensorPolicy = Literal["local", "remote"]
 
+MAX_PORTS = 4096  # of one worker; a guard refuses more, since trying them keeps it busy
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
 
@@ -36,6 +38,11 @@ def check_name(kind: str, name: str) -> str:
 def _one_of(what: str, value: str, literal: object) -> None:
     if value not in get_args(literal):
         raise WorkerConfigurationError(f"unknown {what}", value, f"use one of {', '.join(get_args(literal))}")
+
+
+def check_tensors(policy: str) -> None:
+    """Refuses what is no `TensorPolicy`."""
+    _one_of("tensor policy", policy, TensorPolicy)
 
 
 def _at_least(what: str, value: float, low: float) -> None:
@@ -101,6 +108,8 @@ class SchedulingSpec:
         _at_least("gpu", self.gpu, 0)
         _at_least("mem", self.mem, 0)
         _at_least("port_count", self.port_count, 1)
+        if self.port_count > MAX_PORTS:
+            raise WorkerConfigurationError("bad port_count", self.port_count, f"use 1 to {MAX_PORTS}")
         _one_of("task_type", self.task_type, TaskType)
         _one_of("container_type", self.container_type, ContainerType)
         _one_of("ray_placement_strategy", self.ray_placement_strategy, RayPlacementStrategy)

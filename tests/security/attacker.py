@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
+from http.client import HTTPConnection
 import json
 import re
 import socket
@@ -41,7 +41,7 @@ class Answer(NamedTuple):
         return json.loads(self.body)
 
 
-class _Connection(http.client.HTTPConnection):
+class _Connection(HTTPConnection):
     def __init__(self, address: str) -> None:
         super().__init__("localhost", timeout=PATIENCE_S)
         self._address = address

@@ -221,6 +221,57 @@ def test_tensors_over_mapped_memory_raise_no_warning(store: Store, recwarn: pyte
     assert not recwarn.list
 
 
+def test_a_mapping_serves_the_next_shard_and_shows_nothing_of_its_last_reader(store: Store) -> None:
+    """What a reader wrote into its tensor is gone when the same memory is mapped for another one."""
+    reader = ShmBackend()
+    first = store.put(_ones(4 * MIB))
+    reader.fetch([first])[0].zero_()  # type: ignore[union-attr]
+    store.delete([first.id])
+    second = store.put(_ones(4 * MIB) * 2)
+    assert second.where["inode"] == first.where["inode"]
+    assert int(reader.fetch([second])[0].sum()) == 8 * MIB  # type: ignore[union-attr]
+    assert reader.metrics()["remapped"] == 1
+    reader.close()
+
+
+def test_two_tensors_of_one_shard_keep_their_changes_apart(store: Store) -> None:
+    shard = store.put(_ones(4 * MIB))
+    one, other = store.get([shard.id]) + store.get([shard.id])
+    one.zero_()
+    assert int(other.sum()) == 4 * MIB
+
+
+def test_what_an_owner_gave_up_is_not_kept_mapped_for_long(store: Store) -> None:
+    """An idle mapping goes at the latest when the reader maps something else."""
+    reader, owner = ShmBackend(), Store("actor/1", [], {"shm": ShmBackend()})
+    assert reader.fetch([owner.put(_ones(4 * MIB))])[0] is not None
+    owner.close()
+    assert reader.metrics()["idle_mappings"] == 1
+    assert reader.fetch([store.put(_ones(2 * MIB))])[0] is not None
+    assert reader.metrics()["idle_mappings"] == 1
+    reader.close()
+
+
+def test_a_tensor_that_a_forked_child_holds_too_is_not_overwritten(store: Store) -> None:
+    """The parent's letting go does not free the memory under a data loader's process."""
+    shard = store.put(_ones(4 * MIB))
+    kept = store.get([shard.id])
+    gate, opener = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(opener)
+        os.read(gate, 1)
+        os._exit(0 if kept else 1)
+    os.close(gate)
+    kept.clear()
+    store.delete([shard.id])
+    second = store.put(_ones(4 * MIB))
+    assert second.where["inode"] != shard.where["inode"]
+    os.close(opener)
+    assert os.waitpid(child, 0)[1] == 0
+    assert store.put(_ones(4 * MIB)).where["inode"] == shard.where["inode"]
+
+
 def test_a_put_without_a_free_descriptor_goes_to_the_owners_own_memory(store: Store) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # what is open stays open

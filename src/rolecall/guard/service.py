@@ -13,12 +13,12 @@ from rolecall.errors import CallCancelledError, WorkerConfigurationError, Worker
 from rolecall.guard.spec import ProcessSpec, StartResult
 from rolecall.guard.table import Record
 from rolecall.rpc.peer import Incoming
-from rolecall.types import check_module, check_name
+from rolecall.types import MAX_PORTS, check_module, check_name
 
 if TYPE_CHECKING:
     from rolecall.guard.supervisor import Guard
 
-PortCount = Annotated[int, msgspec.Meta(ge=1, le=4096)]  # more would keep the guard busy trying ports
+PortCount = Annotated[int, msgspec.Meta(ge=1, le=MAX_PORTS)]
 ANYBODY = "the guard's socket"  # in the place of the worker that has asked for a fork
 Method = Callable[[Any], Awaitable[Any]]
 T = TypeVar("T", bound=msgspec.Struct)

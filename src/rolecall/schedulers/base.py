@@ -41,6 +41,7 @@ from rolecall.types import (
     Worker,
     check_env,
     check_name,
+    check_tensors,
     readiness,
 )
 
@@ -78,6 +79,7 @@ class Scheduler(ABC):
         quiet: bool = False,
     ) -> None:
         _refuse_inside_worker()
+        check_tensors(tensors)
         self._tensors: TensorPolicy = tensors
         self._preload, self._lease_s, self._grace_s = list(preload), lease_s, grace_s
         self._start_timeout = start_timeout
@@ -148,6 +150,7 @@ class Scheduler(ABC):
             WorkerNotFoundError: The target of a colocation does not exist.
             GPUAllocationError: More devices than are free.
         """
+        self._refuse_when_closed()
         strategy = job.scheduling_strategy
         if strategy.type == "colocation":
             return self._colocate(job, strategy)
@@ -197,6 +200,7 @@ class Scheduler(ABC):
             WorkerNotFoundError: No such target; names the roles there are.
             WorkerCreationError: The role exists, or a worker failed; the others are dead and their ports free.
         """
+        self._refuse_when_closed()
         check_name("role", role)
         target = self._table.role(target_role)
         self._table.begin(role)
@@ -335,7 +339,7 @@ class Scheduler(ABC):
             call = member.client.peer.request(request, value, meta=meta, timeout=timeout, streaming=streaming)
         except EncodeError as e:
             raise EncodeError(argument_place(e.place), e.type_name, e.hint) from None
-        return PendingCall(call, worker_id, value, timeout)
+        return PendingCall(call, worker_id, meta.get("method", request), value, timeout)
 
     def members(self, role: str) -> list[str]:
         """Ids of the workers that host a role's engines; for colocation without a fork these are the target's."""
@@ -438,7 +442,13 @@ class Scheduler(ABC):
     def _same_host(self, guard: GuardProxy) -> bool:
         return bool(guard.info.get("host") == os.uname().nodename)
 
+    def _refuse_when_closed(self) -> None:
+        if self._closed:
+            what = f"the run {self._run.experiment}/{self._run.trial} has ended"
+            raise WorkerConfigurationError(what, None, "use a scheduler and its roles inside the `with` block")
+
     def _living(self, worker_id: str) -> Member:
+        self._refuse_when_closed()
         member = self._table.member(worker_id)
         if member.failed is not None:
             raise member.failed

@@ -10,43 +10,24 @@ and are copied out, because a mapping would keep the whole segment from reuse an
 
 from __future__ import annotations
 
-import fcntl
-import mmap
 import os
-import stat
 import threading
-import weakref
 from collections.abc import Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rolecall.tensors import segments
 from rolecall.tensors.dtypes import over
+from rolecall.tensors.mappings import Hold, Mappings, host_identity
 from rolecall.tensors.segments import HEADER, MIB, Pool, Segment
 from rolecall.tensors.shard import Shard, Where
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import torch
 
 SMALLEST = 64 << 10  # below, a round trip costs less than opening and mapping
 PACKED = MIB  # below, shards share segments
 SLAB = 16 * MIB
-
-_F_GET_SEALS = getattr(fcntl, "F_GET_SEALS", 0)
-_F_SEAL_SHRINK = getattr(fcntl, "F_SEAL_SHRINK", 0)
-_NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0)
-
-
-@cache
-def host_identity() -> str:
-    """Equal in two processes that can reach each other's `/proc/<pid>/fd`: same boot, same process ids."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
 
 
 @dataclass
@@ -70,14 +51,15 @@ class ShmBackend:
 
     def __init__(self, budget: int | None = None, limit: int | None = None, mappings: int | None = None) -> None:
         limit = segments.default_limit() if limit is None else limit
-        self._pool = Pool(segments.default_budget() if budget is None else budget, limit)
-        self._mappings = limit if mappings is None else mappings
+        budget = segments.default_budget() if budget is None else budget
+        self._pool = Pool(budget, limit)
+        self._mappings = Mappings(budget // 2)
+        self._limit = limit if mappings is None else mappings
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._own: dict[str, Segment] = {}
         self._packed: dict[str, tuple[_Slab, int]] = {}
         self._slab: _Slab | None = None
-        self._mapped: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
         self._counts = {"mapped": 0, "copied": 0, "unreachable": 0}
 
     def put(self, shard_id: str, tensor: torch.Tensor) -> Where | None:
@@ -148,7 +130,7 @@ class ShmBackend:
     def fetch(self, shards: Sequence[Shard]) -> list[torch.Tensor | None]:
         """Maps large shards and copies packed ones; None for what lies on another host or cannot be opened."""
         found: dict[str, torch.Tensor | None] = {}
-        slabs: dict[tuple[Any, Any], mmap.mmap | None] = {}  # each is opened once for all its shards
+        slabs: dict[tuple[Any, Any], Hold | None] = {}  # each is opened once for all its shards
         for shard in shards:
             if shard.id in found:
                 continue
@@ -157,8 +139,11 @@ class ShmBackend:
                 continue
             at = (shard.where.get("pid"), shard.where.get("inode"))
             if at not in slabs:
-                slabs[at] = _open(shard.where)
+                slabs[at] = self._mappings.hold(shard.where)
             found[shard.id] = self._copy_out(slabs[at], shard)
+        for slab in slabs.values():
+            if slab is not None:
+                slab.close()
         return [self._read_held(shard) if found[shard.id] is None else found[shard.id] for shard in shards]
 
     def _read_held(self, shard: Shard) -> torch.Tensor | None:
@@ -172,27 +157,30 @@ class ShmBackend:
         return None
 
     def _map_whole(self, shard: Shard) -> torch.Tensor | None:
-        memory = _open(shard.where)
-        if memory is None or len(self._mapped) >= self._mappings:
-            return self._copy_out(memory, shard)
-        tensor = _view(memory, shard)
-        if tensor is None:
+        hold = self._mappings.hold(shard.where)
+        if hold is None or len(self._mappings) > self._limit:
+            tensor = self._copy_out(hold, shard)
+        elif (offset := _offset(hold, shard)) is not None:
+            self._counts["mapped"] += 1
+            return over(hold.view(), shard.dtype, shard.numel, offset)
+        else:
             self._counts["unreachable"] += 1
-            return None
-        segments.advise_huge(memory)
-        self._mapped.add(memory)
-        self._counts["mapped"] += 1
+            tensor = None
+        if hold is not None:
+            hold.close()
         return tensor
 
-    def _copy_out(self, memory: mmap.mmap | None, shard: Shard) -> torch.Tensor | None:
-        tensor = None if memory is None else _view(memory, shard)
-        self._counts["unreachable" if tensor is None else "copied"] += 1
-        return None if tensor is None else tensor.clone()
+    def _copy_out(self, hold: Hold | None, shard: Shard) -> torch.Tensor | None:
+        offset = None if hold is None else _offset(hold, shard)
+        self._counts["unreachable" if offset is None else "copied"] += 1
+        if hold is None or offset is None:
+            return None
+        return over(hold.span.view(), shard.dtype, shard.numel, offset).clone()
 
     def metrics(self) -> dict[str, Any]:
         with self._lock:
             shards = len(self._own) + len(self._packed)
-        return {"shards": shards, "mappings": len(self._mapped), **self._counts, **self._pool.metrics()}
+        return {"shards": shards, **self._mappings.metrics(), **self._counts, **self._pool.metrics()}
 
     def close(self) -> None:
         with self._lock:
@@ -204,48 +192,13 @@ class ShmBackend:
             self._packed.clear()
             self._slab = None
             self._pool.close()
+        self._mappings.close()
 
 
-def _view(memory: mmap.mmap, shard: Shard) -> torch.Tensor | None:
-    """The shard's elements in `memory`, or None when another shard or none lies there now."""
+def _offset(hold: Hold, shard: Shard) -> int | None:
+    """Where the shard's elements lie, or None when another shard or none lies there now."""
     offset = shard.where.get("offset")
-    if not isinstance(offset, int) or offset < HEADER or offset % HEADER or offset + shard.nbytes > len(memory):
+    if not isinstance(offset, int) or offset < HEADER or offset % HEADER or offset + shard.nbytes > hold.span.size:
         return None
-    if memory[offset - HEADER : offset - HEADER + 16] != bytes.fromhex(shard.id):
-        return None
-    return over(memory, shard.dtype, shard.numel, offset)
-
-
-def _open(where: Where) -> mmap.mmap | None:
-    """The owner's segment, locked against reuse and mapped privately; None when it cannot be reached from here.
-
-    The mapping keeps a duplicate of the descriptor, and with it the lock, exactly as long as it lives itself.
-    """
-    pid, number, inode = where.get("pid"), where.get("fd"), where.get("inode")
-    if where.get("host") != host_identity() or not all(type(n) is int and n >= 0 for n in (pid, number, inode)):
-        return None
-    path = Path(f"/proc/{pid}/fd/{number}")
-    try:
-        if not _is_segment(path.stat(), inode):  # looked at first: opening a stranger's pipe could disturb it
-            return None
-        with _opened(path) as fd:
-            if not _is_segment(os.fstat(fd), inode) or not fcntl.fcntl(fd, _F_GET_SEALS) & _F_SEAL_SHRINK:
-                return None
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            size = os.fstat(fd).st_size
-            return mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE | _NO_RESERVE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-    except OSError:  # the owner is gone, is another user's, hides its descriptors, or tests the lock just now
-        return None
-
-
-def _is_segment(status: os.stat_result, inode: Any) -> bool:
-    return stat.S_ISREG(status.st_mode) and status.st_ino == inode and status.st_nlink == 0
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+    marked = hold.span.view()[offset - HEADER : offset - HEADER + 16] == bytes.fromhex(shard.id)
+    return offset if marked else None

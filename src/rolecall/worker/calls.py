@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import threading
 import traceback
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any
 
 from rolecall.errors import CallCancelledError, EngineCallError, RolecallError
@@ -100,7 +100,7 @@ class Calls:
         try:
             with binding.using(self._data):
                 args, kwargs = functions.localize(incoming.args())
-                items = iter(method.call(*args, **kwargs))
+                items = _iterated(incoming.meta["method"], method.call(*args, **kwargs))
                 try:
                     for item in items:
                         incoming.emit_blocking(self._leave_tensors(incoming, item))
@@ -164,6 +164,12 @@ def _without_our_frames(error: BaseException) -> BaseException:
     if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
         return error.with_traceback(error.__traceback__.tb_next)
     return error
+
+
+def _iterated(name: str, value: Any) -> Iterator[Any]:
+    if not isinstance(value, Iterable):
+        raise TypeError(f"{name}() returned {type(value).__name__}, which is no stream; use .call({name!r}, ...)")
+    return iter(value)
 
 
 async def _awaited(value: Any) -> Any:

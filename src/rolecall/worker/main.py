@@ -36,6 +36,7 @@ def _prepare_signals() -> None:
     """A signal from outside ends the process as that signal, so that the exit names it. Stopping is asked for."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    faulthandler.enable(all_threads=True)  # a crash in native code leaves the Python stacks in the log
     faulthandler.register(signal.SIGUSR2, all_threads=True, chain=False)
 
 

@@ -1,0 +1,67 @@
+"""A private mapping of a whole file, without a descriptor: `mmap.mmap` keeps one for as long as it lives."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import weakref
+from functools import cache
+from pathlib import Path
+
+_NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
+_HUGE = getattr(mmap, "MADV_HUGEPAGE", None)
+_FAILED = ctypes.c_void_p(-1).value
+_PAGE_MAP = Path("/proc/self/pagemap")
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return libc
+
+
+class Span:
+    """Memory that shows a file and keeps what is written to it to itself. Unmapped when the last view is gone."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        access, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | _NO_RESERVE
+        address = _libc().mmap(None, size, access, flags, fd, 0)
+        if address == _FAILED:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        self.size = size
+        self._address: int = address
+        # Whatever is made over it holds this array, and the array's end unmaps: never while a tensor is left.
+        self._bytes = (ctypes.c_ubyte * size).from_address(address)
+        weakref.finalize(self._bytes, _libc().munmap, address, size).atexit = False
+        if _HUGE is not None:
+            _libc().madvise(address, size, _HUGE)  # kernels without huge pages of files refuse; plain ones do as well
+
+    def view(self) -> memoryview:
+        """Its bytes."""
+        return memoryview(self._bytes).cast("B")
+
+    def forget_changes(self) -> None:
+        """Drops what was written to it, so that it shows the file again. Nothing may be made over it."""
+        if self.changed():
+            _libc().madvise(self._address, self.size, mmap.MADV_DONTNEED)
+
+    def changed(self) -> bool:
+        """Whether it has pages of its own; True also when the kernel does not tell."""
+        import torch
+
+        pages = -(-self.size // mmap.PAGESIZE)
+        try:
+            with _PAGE_MAP.open("rb", buffering=0) as table:
+                table.seek(self._address // mmap.PAGESIZE * 8)
+                entries = bytearray(table.read(pages * 8))
+        except OSError:
+            return True
+        if len(entries) != pages * 8:
+            return True
+        kinds = (torch.frombuffer(entries, dtype=torch.int64) >> 61) & 0b111  # present, swapped, of a file
+        return bool(((kinds != 0) & (kinds & 0b001 == 0)).any())
