@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from http.client import HTTPConnection
 import json
 import re
 import socket
 import struct
 import time
+from http.client import HTTPConnection
 from typing import Any, NamedTuple
 
 import msgspec
