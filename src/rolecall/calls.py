@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rolecall.errors import EncodeError, EngineImportError, RolecallError, WorkerTimeoutError
+from rolecall.errors import CallCancelledError, EncodeError, EngineImportError, RolecallError, WorkerTimeoutError
 from rolecall.rpc.peer import Call
 from rolecall.types import TensorPolicy, check_tensors
 
@@ -52,10 +52,11 @@ class PendingCall:
             WorkerFailedError: The worker died.
             WorkerTimeoutError: The timeout passed.
             EncodeError: The method's result does not travel.
+            CallCancelledError: `cancel()` was called.
         """
         try:
             return self._call.result()
-        except (TimeoutError, EncodeError) as e:
+        except (TimeoutError, EncodeError, CallCancelledError) as e:
             raise self._told(e) from e
         finally:
             self._arguments = None
@@ -63,7 +64,7 @@ class PendingCall:
     def __await__(self) -> Generator[Any, None, Any]:
         try:
             return (yield from self._call.__await__())
-        except (TimeoutError, EncodeError) as e:
+        except (TimeoutError, EncodeError, CallCancelledError) as e:
             raise self._told(e) from e
         finally:
             self._arguments = None
@@ -71,7 +72,7 @@ class PendingCall:
     def __iter__(self) -> Iterator[Any]:
         try:
             yield from self._call
-        except (TimeoutError, EncodeError) as e:
+        except (TimeoutError, EncodeError, CallCancelledError) as e:
             raise self._told(e) from e
         finally:
             self._call.cancel()
@@ -80,7 +81,7 @@ class PendingCall:
         try:
             async for item in self._call:
                 yield item
-        except (TimeoutError, EncodeError) as e:
+        except (TimeoutError, EncodeError, CallCancelledError) as e:
             raise self._told(e) from e
         finally:
             self._call.cancel()
@@ -89,10 +90,12 @@ class PendingCall:
         """Gives up waiting; an `async` method is cancelled on the worker, a plain one that runs goes on."""
         self._call.cancel()
 
-    def _told(self, error: TimeoutError | EncodeError) -> RolecallError:
+    def _told(self, error: TimeoutError | EncodeError | CallCancelledError) -> RolecallError:
         """The same, with whom and what was called."""
         if isinstance(error, EncodeError):
             return EncodeError(f"{error.place} of {self._what}() on {self.worker_id}", error.type_name, error.hint)
+        if isinstance(error, CallCancelledError):
+            return CallCancelledError(self.worker_id, self._what)
         hint = f"the method may still be running; see `rolecall stack {self.worker_id}`"
         return WorkerTimeoutError(self.worker_id, self._timeout or 0.0, "answer", hint)
 

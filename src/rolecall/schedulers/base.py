@@ -16,14 +16,14 @@ from types import TracebackType
 from typing import Any, Self
 
 from rolecall.calls import CallOptions, PendingCall, argument_place, engine_path
-from rolecall.errors import EncodeError, WorkerConfigurationError, WorkerNotFoundError
+from rolecall.errors import EncodeError, RPCConnectionError, WorkerConfigurationError, WorkerNotFoundError
 from rolecall.roles import Role, job_of
 from rolecall.rpc.client import Client
 from rolecall.rpc.loop import IOThread
 from rolecall.rpc.peer import Peer
 from rolecall.schedulers.guards import GuardProxy
 from rolecall.schedulers.hub import Hub
-from rolecall.schedulers.plan import Plan, forked_slots
+from rolecall.schedulers.plan import Plan, Slot, colocated_slots, forked_slots
 from rolecall.schedulers.run import Run
 from rolecall.schedulers.starting import Group, Starter
 from rolecall.schedulers.stopping import destroy_engines, kill
@@ -203,14 +203,16 @@ class Scheduler(ABC):
         self._refuse_when_closed()
         check_name("role", role)
         target = self._table.role(target_role)
+        return self._fork(role, target, forked_slots(role, target.slots(), command, readiness(ready)))
+
+    def _fork(self, role: str, target: RoleRecord, slots: Sequence[Slot]) -> list[str]:
         self._table.begin(role)
         try:
-            slots = forked_slots(role, [m.slot for m in target.members], command, readiness(ready))
             members = self._starter.start(Group(role, slots, [m.guard for m in target.members]))
         except BaseException:
             self._table.abandon(role)
             raise
-        return self._register(RoleRecord(role, members, target=target_role))
+        return self._register(RoleRecord(role, members, target=target.name))
 
     def delete_workers(self, role: str | None = None, reverse_order: bool = False) -> None:
         """Ends a role, or all of them in the order they were made (or the reverse). Forks go before their target.
@@ -409,7 +411,7 @@ class Scheduler(ABC):
             kill(record.members, grace_s)
             for member in record.members:
                 if member.client is not None:
-                    member.client.close()
+                    member.client.fail(RPCConnectionError(member.id, f"role {record.name!r} was deleted"))
         self._table.remove(record)
         if record.target is None:
             self._withdraw([m.id for m in record.members], all_of_role=record.name)
@@ -421,7 +423,7 @@ class Scheduler(ABC):
             what = f"role {job.role!r} has {job.replicas} replica(s), its target {target.name!r} {len(target.members)}"
             raise WorkerConfigurationError(what, None, "a colocated role needs as many as its target")
         if strategy.fork:
-            return self.fork_workers(job.role, target.name, job.tasks[0].cmd, ready=job.tasks[0].ready)
+            return self._fork(job.role, target, colocated_slots(job, target.slots()))
         self._table.begin(job.role)
         return self._register(RoleRecord(job.role, target.members, target=target.name, borrowed=True))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rolecall.types import Job, check_argv, check_module, readiness, worker_id
@@ -79,6 +79,21 @@ def forked_slots(
             target=t.worker_id,
         )
         for i, t in enumerate(targets)
+    )
+
+
+def colocated_slots(job: Job, targets: Sequence[Slot]) -> tuple[Slot, ...]:
+    """Slots of a job in the slots of another role: devices and cores are the target's, the rest is each spec's own."""
+    slots = forked_slots(job.role, targets, None, None)
+    return tuple(
+        replace(
+            slot,
+            port_count=max(slot.port_count, spec.port_count),
+            env=dict(spec.env_vars),
+            argv=argv_of(spec.cmd),
+            ready=readiness(spec.ready),
+        )
+        for slot, spec in zip(slots, job.specs(), strict=True)
     )
 
 

@@ -62,6 +62,9 @@ class RoleRecord:
     target: str | None = None
     borrowed: bool = False
 
+    def slots(self) -> list[Slot]:
+        return [m.slot for m in self.members]
+
 
 class Table:
     """All roles of a run, in the order they were made."""
