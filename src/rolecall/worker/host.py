@@ -99,7 +99,7 @@ class EngineHost:
         hosted = self._engines.get(engine_name)
         if hosted is None:
             raise EngineNotFoundError(self.worker_id, name, f"engine {engine_name!r}", self.names())
-        known = [n for n in dir(type(hosted.engine)) if not n.startswith("_")]
+        known = [n for n in dir(type(hosted.engine)) if not n.startswith("_") and _is_method(type(hosted.engine), n)]
         missing = object()
         # A class attribute first: a property's getter is user code, and looking a name up must not run it.
         static = missing if name.startswith("_") else inspect.getattr_static(hosted.engine, name, missing)
@@ -130,6 +130,11 @@ def _is_getter(static: Any) -> bool:
     if not hasattr(type(static), "__get__") or callable(static) or inspect.ismemberdescriptor(static):
         return False
     return not isinstance(static, classmethod | staticmethod | partialmethod | singledispatchmethod)
+
+
+def _is_method(cls: type, name: str) -> bool:
+    static = inspect.getattr_static(cls, name, None)
+    return callable(static) or isinstance(static, classmethod)
 
 
 def _kind(call: Callable[..., Any]) -> Kind:
