@@ -31,14 +31,31 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def nothing_left_at_all() -> Iterator[None]:
+    """After the last test: nothing that fixtures of modules had started either."""
+    yield from _clean()
+
+
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
-    """After every test: no process, runtime directory, /dev/shm file or thread of ours."""
-    threads = set(threading.enumerate())
-    shm = set(Path("/dev/shm").iterdir())
+    """After every test: no process, runtime directory, /dev/shm file or thread that was not there before it."""
+    yield from _clean()
+
+
+def _clean() -> Iterator[None]:
+    threads, shm, before = (
+        set(threading.enumerate()),
+        set(Path("/dev/shm").iterdir()),
+        set(_processes() + _runtime_dirs()),
+    )
+
+    def left() -> list[str]:
+        found = _processes() + _runtime_dirs() + _shm(shm) + _threads(threads)
+        return [thing for thing in found if thing not in before]
+
     yield
-    left = _wait_until_empty(lambda: _processes() + _runtime_dirs() + _shm(shm) + _threads(threads))
-    assert not left, f"left behind: {left}"
+    assert not (seen := _wait_until_empty(left)), f"left behind: {seen}"
 
 
 def _wait_until_empty(look: Callable[[], list[str]]) -> list[str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rolecall.errors import EncodeError, EngineImportError, WorkerTimeoutError
+from rolecall.errors import CallCancelledError, EncodeError, EngineImportError, WorkerTimeoutError
 from rolecall.rpc.peer import Call
 from rolecall.types import TensorPolicy, check_tensors
 
@@ -51,9 +51,11 @@ class PendingCall:
 
         Raises:
             EngineCallError: The method raised.
-            WorkerFailedError: The worker died, or its role was deleted.
+            WorkerFailedError: The worker died.
+            RPCConnectionError: Its role was deleted.
             WorkerTimeoutError: The timeout passed.
             EncodeError: The method's result does not travel.
+            CallCancelledError: `cancel()` was called.
         """
         with self._telling():
             return self._call.result()
@@ -111,6 +113,8 @@ class PendingCall:
         except EncodeError as e:
             place = f"{e.place} of {self._what}() on {self.worker_id}"
             raise EncodeError(place, e.type_name, e.hint) from e
+        except CallCancelledError as e:
+            raise CallCancelledError(self.worker_id, self._what) from e
         except TimeoutError as e:
             hint = f"the method may still be running; see `rolecall stack {self.worker_id}`"
             raise WorkerTimeoutError(self.worker_id, self._timeout or 0.0, "answer", hint) from e

@@ -12,7 +12,7 @@
     │   ├── EngineCallError             an engine's method raised
     │   │   └── EngineNotFoundError     no engine or no method of that name
     │   ├── EngineImportError           an engine's path cannot be imported or is refused
-    │   ├── PortAllocationError         no free port
+    │   ├── PortAllocationError         too few free ports
     │   ├── GPUAllocationError          more devices asked for than are free
     │   └── GuardLostError              a guard died or cannot be reached
     ├── RPCError
@@ -207,7 +207,6 @@ class EngineCallError(SchedulerError):
         remote_type: Full name of the remote exception's type, for instance `builtins.ValueError`.
         remote_message: Its text.
         traceback: The traceback on the worker.
-        cause: The exception itself where its type travels, else None. It is also `__cause__`.
     """
 
     def __init__(
@@ -243,12 +242,12 @@ class EngineImportError(SchedulerError):
 
 
 class PortAllocationError(SchedulerError):
-    """No free port in the range that leases are given from."""
+    """Too few free ports in the range that leases are given from."""
 
     def __init__(self, wanted: int, low: int, high: int, reason: str = "") -> None:
         self.wanted, self.low, self.high, self.reason = wanted, low, high, reason
         super().__init__(
-            f"{wanted} port(s) wanted, none free between {low} and {high}"
+            f"{wanted} port(s) wanted, fewer are free between {low} and {high}"
             + (f" ({reason})" if reason else "")
             + "; end other runs on this host (`rolecall doctor` lists them) or widen the range"
         )

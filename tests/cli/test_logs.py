@@ -40,6 +40,8 @@ def read_until(process: subprocess.Popen[str], wanted: str) -> list[str]:
 def test_logs_are_merged_or_of_one_worker_and_outlive_the_run(cli: CommandLine, controller: Controller) -> None:
     """Merged lines bear their worker; one worker's are as it wrote them; both are there when all is over."""
     controller.ask("say one [red]line[/red]")
+    early = cli.run("logs", "critic", "--run", "cli/t0")
+    assert early.returncode == 2 and "no log of 'critic'" in early.stderr
     controller.end()
     assert "[actor/0] one [red]line[/red]\n" in cli.run("logs", "--run", "cli/t0").stdout
     assert cli.run("logs", "actor/0", "--run", "cli/t0").stdout == "one [red]line[/red]\n"

@@ -8,6 +8,8 @@ import sys
 import pytest
 from cli_rig import CommandLine, environment
 
+from rolecall import __version__
+
 COMMANDS = ("ps", "logs", "top", "stack", "stop", "doctor")
 
 
@@ -47,3 +49,8 @@ def test_help_does_not_load_what_only_workers_need() -> None:
     code = "import sys, rolecall.cli.main; sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], env=environment(), timeout=60, check=False)
     assert done.returncode == 0
+
+
+def test_the_version_is_printed() -> None:
+    argv = [sys.executable, "-m", "rolecall.cli", "--version"]
+    assert subprocess.check_output(argv, env=environment(), text=True, timeout=60).strip() == __version__

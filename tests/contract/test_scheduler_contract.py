@@ -13,7 +13,7 @@ import pytest
 import sample_engines
 from schedulers_under_test import BACKENDS, make_scheduler
 
-from rolecall import Job, Scheduler, SchedulingSpec, SchedulingStrategy
+from rolecall import Job, LocalScheduler, Scheduler, SchedulingSpec, SchedulingStrategy
 from rolecall.errors import (
     EncodeError,
     EngineCallError,
@@ -21,6 +21,7 @@ from rolecall.errors import (
     EngineImportError,
     EngineNotFoundError,
     GPUAllocationError,
+    RPCConnectionError,
     WorkerConfigurationError,
     WorkerCreationError,
     WorkerNotFoundError,
@@ -321,6 +322,26 @@ def test_colocation_in_a_job_is_a_fork(s: Scheduler) -> None:
         "ref/0",
         "ref/1",
     ]
+
+
+def test_a_colocated_job_keeps_the_environment_that_its_specs_name(s: Scheduler) -> None:
+    s.start("actor", replicas=2, env_vars={"A": "target's", "B": "target's"})
+    tasks = [SchedulingSpec(env_vars={"B": f"own {i}"}, port_count=3) for i in range(2)]
+    role = s.start("ref", replicas=2, target="actor", tasks=tasks)
+    assert all(len(worker.worker_ports) == 3 for worker in role.workers)
+    if isinstance(s, LocalScheduler):  # the other one sets no variables
+        role.create_engine(Echo)
+        seen = role.call("environment", "A", "B")
+        assert seen == [{"A": "target's", "B": "own 0"}, {"A": "target's", "B": "own 1"}]
+
+
+def test_a_call_to_a_role_that_is_deleted_meanwhile_says_so(s: Scheduler) -> None:
+    role = s.start("actor")
+    role.create_engine(Echo)
+    pending = role[0].submit("later", 1, 60.0)
+    role.delete()
+    with pytest.raises(RPCConnectionError, match="connection to actor/0 lost: role 'actor' was deleted"):
+        pending.result()
 
 
 def test_colocation_without_a_fork_uses_the_targets_own_workers(s: Scheduler) -> None:

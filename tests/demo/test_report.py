@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rolecall.demo.needs import check_needs
 from rolecall.demo.options import DemoOptions
 from rolecall.demo.phases import Phases
 from rolecall.demo.recipe import Recipe
@@ -62,6 +63,12 @@ def test_phases_add_up_and_start_anew() -> None:
         pass
     assert list(phases.take()) == ["sample", "train"]
     assert phases.take() == {}
+
+
+def test_what_is_not_installed_is_said_before_anything_starts() -> None:
+    check_needs()
+    with pytest.raises(WorkerConfigurationError, match=r"needs no_such_module; pip install 'rolecall\[rl\]'"):
+        check_needs(("json", "no_such_module"))
 
 
 def test_prompts_that_cannot_be_shared_out_evenly_are_refused() -> None:

@@ -9,7 +9,6 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import sample_engines
@@ -22,13 +21,16 @@ Echo = sample_engines.Echo
 HTTP_SERVER = [sys.executable, "-u", "-m", "http.server", "--bind", "{host}", "{port}"]
 # Writes its arguments, then waits: the log shows what a program was started with.
 SHOW = [sys.executable, "-u", "-c", "import sys, time; print(sys.argv[1:]); time.sleep(3600)"]
-FAIL_IN_THE_MIDDLE = [
-    sys.executable,
-    "-u",
-    "-c",
-    "import sys, time\nprint('I am', sys.argv[1])\nif sys.argv[1] == '1': sys.exit(42)\ntime.sleep(3600)",
-    "{index}",
-]
+# The middle one leaves when the other two have said who they are.
+FAIL_IN_THE_MIDDLE = """
+import pathlib, sys, time
+index, folder = sys.argv[1], pathlib.Path(sys.argv[2])
+print("I am", index, flush=True)
+(folder / index).touch()
+while index != "1" or not all((folder / other).exists() for other in "02"):
+    time.sleep(0.01)
+sys.exit(42)
+"""
 
 
 @pytest.fixture
@@ -56,12 +58,15 @@ def leased(s: LocalScheduler) -> int:
     return int(s._guard.ask("metrics").result()["ports_leased"])
 
 
-def test_when_the_middle_one_of_three_fails_exactly_the_other_two_are_killed(s: LocalScheduler) -> None:
+def test_when_the_middle_one_of_three_fails_exactly_the_other_two_are_killed(
+    s: LocalScheduler, tmp_path: Path
+) -> None:
     actors = s.start("actor", replicas=3)
     actors.create_engine(Echo)
     before, ports = set(processes(s.run_id)), leased(s)
     with pytest.raises(WorkerCreationError) as caught:
-        actors.fork("bad", command=FAIL_IN_THE_MIDDLE, ready={"log": "never printed"})
+        command = [sys.executable, "-c", FAIL_IN_THE_MIDDLE, "{index}", str(tmp_path)]
+        actors.fork("bad", command=command, ready={"log": "never printed"})
     assert caught.value.failed == [1]
     assert list(caught.value.log_tails) == [1]
     assert "I am 1" in str(caught.value) and "exit code 42" in str(caught.value)
@@ -151,27 +156,6 @@ def test_a_program_that_dies_while_starting_is_reported_at_once_with_its_log(s: 
             "bad", command=[sys.executable, "-c", "print('no such checkpoint'); raise SystemExit(3)"], ready="/health"
         )
     assert time.monotonic() - begun < 30, "not at its time limit of 120 s"
-
-
-def test_another_server_on_a_fixed_port_does_not_count_as_ready(tmp_path: Path) -> None:
-    """The listener must belong to the program that was started."""
-    options: dict[str, Any] = {"experiment": "forks", "trial": "alien", "fileroot": tmp_path, "preload": []}
-    with LocalScheduler(**options, start_timeout=3.0) as s:
-        actors = s.start("actor")
-        code = (
-            "import os, socket, sys, time\n"
-            "l = socket.create_server(('127.0.0.1', int(sys.argv[1])))\n"
-            "print('listening', flush=True)\n"
-            "time.sleep(3600)\n"
-        )
-        aliens = actors.fork("alien", command=[sys.executable, "-c", code, "{ports[1]}"], ready={"log": "listening"})
-        port = aliens.workers[0].worker_ports[1]
-        # A program that never listens; an alien answers on the port which it was told to be ready on.
-        with socket.socket() as ours:
-            ours.bind(("127.0.0.1", 0))
-            assert port != str(ours.getsockname()[1])
-        with pytest.raises(WorkerCreationError):
-            actors.fork("mute", command=SHOW, ready="tcp")
 
 
 def test_deleting_a_forked_role_kills_its_processes_and_leaves_the_target_alone(s: LocalScheduler) -> None:

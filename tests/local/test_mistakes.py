@@ -37,6 +37,13 @@ def test_a_call_before_any_engine_says_to_make_one(s: LocalScheduler) -> None:
         s.start("early").call("greet")
 
 
+def test_only_what_can_be_called_is_offered(s: LocalScheduler) -> None:
+    role = s.start("offers")
+    role.create_engine("crashing.Crashing")
+    with pytest.raises(EngineNotFoundError, match=r"no method 'size' .*\(known: crash, name\)"):
+        role.call("size")
+
+
 def test_a_result_that_does_not_travel_names_the_method_and_the_worker(s: LocalScheduler) -> None:
     role = s.start("results")
     role.create_engine(Echo)

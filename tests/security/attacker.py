@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from http.client import HTTPConnection
 import json
 import re
 import socket
 import struct
 import time
+from http.client import HTTPConnection
 from typing import Any, NamedTuple
 
 import msgspec
@@ -50,7 +50,7 @@ class _Connection(HTTPConnection):
         self.sock = connect(self._address)
 
 
-def http(
+def send_http(
     address: str,
     method: str,
     path: str,

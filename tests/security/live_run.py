@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 import psutil
 import sample_engines
 
-from rolecall import LocalScheduler, Role, SchedulingSpec
+from rolecall import LocalScheduler, Role
 
 
 @dataclass(frozen=True)
@@ -102,12 +101,3 @@ def _read(path: str) -> bytes:
         return Path(path).read_bytes()
     except OSError:
         return b""
-
-
-def program(*, cmd: list[str], **fields: Any) -> SchedulingSpec:
-    """A spec of a worker that runs a program."""
-    return SchedulingSpec(cpu=1, cmd=cmd, env_vars=fields.pop("env", {}), **fields)
-
-
-def my_pid() -> int:
-    return os.getpid()

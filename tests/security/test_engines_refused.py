@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import refused_engines
-from attacker import http
+from attacker import send_http
 from live_run import LiveRun, live_run
 
 from rolecall.errors import EngineImportError, EngineNotFoundError
@@ -110,11 +110,11 @@ def test_only_a_users_class_becomes_an_engine(run: LiveRun, tmp_path: Path) -> N
             engine.create_engine(path, f"touch {canary}", shell=True)
         assert refused.value.reason, path
         wanted = {"engine": path, "engine_name": "evil", "init_args": [["touch", str(canary)]]}
-        answer = http(run.worker, "POST", "/create_engine", wanted, token=run.token)
+        answer = send_http(run.worker, "POST", "/create_engine", wanted, token=run.token)
         assert answer.status == 400, (path, answer.body)
         assert not canary.exists(), path
     assert run.actor.call("greet") == ["hello"]
-    assert http(run.worker, "GET", "/health", token=run.token).json["engines"] == ["actor/0"]
+    assert send_http(run.worker, "GET", "/health", token=run.token).json["engines"] == ["actor/0"]
     engine.create_engine("refused_engines:Engine", "fine")
     assert engine.call("method") == ["fine"]
     nested = run.actor.with_options(engine="nested")
@@ -127,7 +127,7 @@ def test_a_path_that_is_no_text_is_refused(run: LiveRun, path: Any) -> None:
     """An engine is named by a class or by text, on either side."""
     with pytest.raises(EngineImportError):
         run.actor.create_engine(path)
-    answer = http(
+    answer = send_http(
         run.worker, "POST", "/create_engine", {"engine": repr(path) if path is None else str(path)}, token=run.token
     )
     assert answer.status == 400
@@ -161,7 +161,7 @@ def test_only_public_methods_are_called(run: LiveRun) -> None:
         with pytest.raises(EngineNotFoundError):
             engine.call(name)
         call = {"method": name, "engine_name": "e"}
-        assert http(run.worker, "POST", "/call", call, token=run.token).status == 400, name
+        assert send_http(run.worker, "POST", "/call", call, token=run.token).status == 400, name
         with pytest.raises(EngineNotFoundError):
             list(engine[0].stream(name))
     assert engine.call("touched") == [0]

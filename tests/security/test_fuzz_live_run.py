@@ -15,7 +15,7 @@ from types import TracebackType
 import msgspec
 import psutil
 import pytest
-from attacker import PREFIX, connect, frame, hello, http, read_frame, read_to_end, request
+from attacker import PREFIX, connect, frame, hello, read_frame, read_to_end, request, send_http
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from live_run import LiveRun, live_run
@@ -93,8 +93,8 @@ def unharmed(run: LiveRun) -> Iterator[Bystander]:
         assert process.is_running() and process.status() != psutil.STATUS_ZOMBIE, process
         assert process.memory_info().rss < rss + GROWTH, process
     for address in (run.worker, run.worker_tcp, run.guard):
-        assert http(address, "GET", "/health", token=run.token).status == 200
-    assert http(run.controller, "GET", "/health", token=run.token).status == 404
+        assert send_http(address, "GET", "/health", token=run.token).status == 200
+    assert send_http(run.controller, "GET", "/health", token=run.token).status == 404
     for name in ("actor-0.log", "guard-g0.log"):
         log = (run.run_dir / "logs" / name).read_text()
         assert "Traceback" not in log, log[-4000:]
@@ -343,7 +343,7 @@ def test_idle_strangers_keep_nobody_out(run: LiveRun) -> None:
                 stack.enter_context(connect(address))
         for address in (run.worker, run.worker_tcp, run.guard):
             begun = time.monotonic()
-            assert http(address, "GET", "/health", token=run.token).status == 200
+            assert send_http(address, "GET", "/health", token=run.token).status == 200
             assert time.monotonic() - begun < 5, "before the strangers' time is over"
         assert ask_over_frames(run.worker, run.token)[0] == 2
         bystander.go_on()

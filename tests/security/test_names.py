@@ -184,13 +184,14 @@ def test_variables_arrive_as_they_are(run: LiveRun) -> None:
 def test_arguments_arrive_as_they_are(run: LiveRun, tmp_path: Path) -> None:
     """A program gets its arguments literally: no shell reads them, as a role's command and as a fork's."""
     arguments = [text.format(dir=tmp_path) for text in METAS]
-    for role, start in (
-        ("own", lambda argv: run.scheduler.start("own", cpu=1, cmd=argv, ready={"log": "^done$"})),
-        ("fork", lambda argv: run.actor.fork("fork", command=argv, ready={"log": "^done$"})),
-    ):
+    starts: dict[str, Callable[[list[str]], object]] = {
+        "own": lambda argv: run.scheduler.start("own", cpu=1, cmd=argv, ready={"log": "^done$"}),
+        "fork": lambda argv: run.actor.fork("fork", command=argv, ready={"log": "^done$"}),
+    }
+    for role, start in starts.items():
         path = tmp_path / f"{role}.json"
         script = ECHO.format(path=str(path)) + "; print('done', flush=True); import time; time.sleep(3600)"
-        start([sys.executable, "-c", script, *(a for a in arguments)])
+        start([sys.executable, "-c", script, *arguments])
         assert [bytes.fromhex(a) for a in json.loads(path.read_text())] == [os.fsencode(a) for a in arguments]
     assert not (tmp_path / "canary").exists()
 

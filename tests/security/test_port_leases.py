@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attacker import http
+from attacker import send_http
 from live_run import LiveRun, live_run
 
 from rolecall.errors import PortAllocationError
@@ -48,7 +48,7 @@ def all_at_once(ask: Callable[[int], list[int]]) -> list[int]:
 
 
 def ask(address: str, token: str, path: str, body: dict[str, Any]) -> Any:
-    answer = http(address, "POST", path, body, token=token)
+    answer = send_http(address, "POST", path, body, token=token)
     assert answer.status == 200, answer.body
     return answer.json
 
@@ -96,7 +96,7 @@ def test_two_hundred_forks_of_two_runs_share_no_port(runs: tuple[LiveRun, LiveRu
         return [int(ask(run.worker, run.token, "/fork", body)["port"])]
 
     first = all_at_once(fork)
-    rows = [row for run in runs for row in http(run.guard, "GET", "/workers", token=run.token).json]
+    rows = [row for run in runs for row in send_http(run.guard, "GET", "/workers", token=run.token).json]
     ports = [port for row in rows for port in row["ports"]]
     assert len(rows) == ASKERS + 2 and len(ports) == len(set(ports)) == 2 * (ASKERS + 2)
     assert set(first) <= set(ports)

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-from attacker import Answer, http
+from attacker import Answer, send_http
 from live_run import LiveRun, live_run
 
 SHARD = "0123456789abcdef" * 2
@@ -26,7 +26,7 @@ def run(tmp_path: Path) -> Iterator[LiveRun]:
 
 
 def ask(run: LiveRun, method: str, path: str, body: Any = None, **headers: str) -> Answer:
-    return http(run.worker, method, path, body, token=run.token, headers=headers)
+    return send_http(run.worker, method, path, body, token=run.token, headers=headers)
 
 
 def result(run: LiveRun, method: str, *args: Any, **kwargs: Any) -> Any:
@@ -39,11 +39,11 @@ def result(run: LiveRun, method: str, *args: Any, **kwargs: Any) -> Any:
 def test_health_names_engines_and_forks(run: LiveRun) -> None:
     """`GET /health` {status, engines, forked_children}, over the Unix socket and over TCP."""
     for address in (run.worker, run.worker_tcp):
-        health = http(address, "GET", "/health", token=run.token)
+        health = send_http(address, "GET", "/health", token=run.token)
         assert health.status == 200 and health.headers["content-type"] == "application/json"
         assert health.json["status"] == "ok" and health.json["engines"] == ["actor/0"]
         assert health.json["forked_children"] == []
-    assert http(run.worker, "HEAD", "/health", token=run.token)[::2] == (405, b"")
+    assert send_http(run.worker, "HEAD", "/health", token=run.token)[::2] == (405, b"")
 
 
 def test_curl_works(run: LiveRun) -> None:
@@ -111,9 +111,9 @@ def test_the_environment_is_set_for_the_worker_and_its_later_forks(run: LiveRun)
     }
     fork = ask(run, "POST", "/fork", {"role": "child", "worker_index": 0}).json
     there = f"tcp:{fork['host']}:{fork['port']}"
-    assert http(there, "POST", "/create_engine", {"engine": "sample_engines.Echo"}, token=run.token).status == 200
+    assert send_http(there, "POST", "/create_engine", {"engine": "sample_engines.Echo"}, token=run.token).status == 200
     call = {"method": "environment", "args": ["COLOUR"]}
-    assert http(there, "POST", "/call", call, token=run.token).json == {"result": {"COLOUR": "red"}}
+    assert send_http(there, "POST", "/call", call, token=run.token).json == {"result": {"COLOUR": "red"}}
 
 
 def test_configure_seeds_from_role_and_rank(run: LiveRun) -> None:
@@ -139,7 +139,7 @@ def test_forks_come_and_go(run: LiveRun) -> None:
     fork = ask(run, "POST", "/fork", {"role": "ref", "worker_index": 0, "env": {"COLOUR": "green"}})
     assert fork.status == 200 and psutil.Process(fork.json["pid"]).is_running()
     there = f"tcp:{fork.json['host']}:{fork.json['port']}"
-    assert http(there, "GET", "/health", token=run.token).json["worker"] == "ref/0"
+    assert send_http(there, "GET", "/health", token=run.token).json["worker"] == "ref/0"
     assert ask(run, "GET", "/health").json["forked_children"] == ["ref/0"]
     assert ask(run, "POST", "/kill_forked_worker", {"role": "ref", "worker_index": 0}).status == 200
     assert not psutil.pid_exists(fork.json["pid"])
@@ -162,6 +162,7 @@ def test_programs_are_forked_too(run: LiveRun) -> None:
 
 def test_a_bad_fork_is_400_and_leaves_nothing(run: LiveRun) -> None:
     """Names, indices, modules, arguments and variables are checked before anything starts."""
+    wrong: dict[str, Any]
     for wrong in (
         {"role": "../x"},
         {"role": "a/b"},
@@ -235,7 +236,7 @@ def test_metrics_are_numbers(run: LiveRun) -> None:
     """`GET /metrics` of a worker and of the guard."""
     found = ask(run, "GET", "/metrics").json
     assert found["rss_bytes"] > 1 << 20 and found["store"]["shards"] == 0 and found["calls_begun"] >= 0
-    text = http(run.guard, "GET", "/metrics", token=run.token)
+    text = send_http(run.guard, "GET", "/metrics", token=run.token)
     assert 'rolecall_guard_workers{guard="g0"} 1' in text.body.decode()
 
 
@@ -251,7 +252,7 @@ def test_the_guard_answers(run: LiveRun) -> None:
     """Health, workers, ports and forks on the guard's own socket, with the same statuses."""
 
     def ask_guard(method: str, path: str, body: Any = None) -> Answer:
-        return http(run.guard, method, path, body, token=run.token)
+        return send_http(run.guard, method, path, body, token=run.token)
 
     assert ask_guard("GET", "/health").json["workers"] == 1
     assert ask_guard("GET", "/workers").json[0]["worker"] == "actor/0"

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import sample_engines
-from attacker import exchange, hello, http
+from attacker import exchange, hello, send_http
 from live_run import LiveRun, command_line_of, environment_of, live_run, mode
 from rich.pretty import pretty_repr
 
@@ -87,12 +87,12 @@ def test_no_failure_shows_the_token(run: LiveRun, caplog: pytest.LogCaptureFixtu
     shown += told(failed_creation.value)
     for address in run.listeners.values():
         shown.append(repr(exchange(address, hello("wrong"))))
-        shown.append(repr(http(address, "GET", "/health")))
-        shown.append(repr(http(address, "GET", "/nonsense", token=run.token)))
-        shown.append(repr(http(address, "GET", "/health", token=run.token, headers={"Host": "evil"})))
-        shown.append(repr(http(address, "POST", "/call", b"{", token=run.token)))
+        shown.append(repr(send_http(address, "GET", "/health")))
+        shown.append(repr(send_http(address, "GET", "/nonsense", token=run.token)))
+        shown.append(repr(send_http(address, "GET", "/health", token=run.token, headers={"Host": "evil"})))
+        shown.append(repr(send_http(address, "POST", "/call", b"{", token=run.token)))
         shown.append(repr(exchange(address, hello(run.token, epoch=-1))))
-    shown.append(repr(http(run.worker, "POST", "/call", {"method": "fail", "args": ["x"]}, token=run.token)))
+    shown.append(repr(send_http(run.worker, "POST", "/call", {"method": "fail", "args": ["x"]}, token=run.token)))
     with pytest.raises(WorkerFailedError) as died:
         run.actor[0].call("leave", 3)
     shown += told(died.value)

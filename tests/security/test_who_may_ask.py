@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from attacker import connect, exchange, frame, frames_in, hello, http, read_frame, read_to_end, statuses
+from attacker import connect, exchange, frame, frames_in, hello, read_frame, read_to_end, send_http, statuses
 from live_run import LiveRun, live_run
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "BREW")
@@ -62,7 +63,7 @@ def test_every_route_and_method_asks_for_the_token(runs: tuple[LiveRun, LiveRun]
         for method in METHODS:
             for path in PATHS:
                 for token in (None, "wrong", other.token):
-                    answer = http(address, method, path, token=token)
+                    answer = send_http(address, method, path, token=token)
                     place = f"{method} {path} on {name}, token {token!r}"
                     assert answer.status == 401, place
                     assert answer.headers["www-authenticate"] == "Bearer", place
@@ -74,7 +75,7 @@ def test_no_token_but_the_right_one_will_do(runs: tuple[LiveRun, LiveRun]) -> No
     attacked, other = runs
     right = attacked.token
     for token in wrong_tokens(attacked, other):
-        answer = http(attacked.worker, "GET", "/health", headers={"Authorization": f"Bearer {token}"})
+        answer = send_http(attacked.worker, "GET", "/health", headers={"Authorization": f"Bearer {token}"})
         assert answer.status == 401, token
     for headers in (
         {"Authorization": right},
@@ -83,9 +84,9 @@ def test_no_token_but_the_right_one_will_do(runs: tuple[LiveRun, LiveRun]) -> No
         {"Cookie": f"token={right}"},
         {"Proxy-Authorization": f"Bearer {right}"},
     ):
-        assert http(attacked.worker, "GET", "/health", headers=headers).status == 401, headers
-    assert http(attacked.worker, "GET", f"/health?token={right}").status == 401
-    assert http(attacked.worker, "GET", "/health", token=right).status == 200
+        assert send_http(attacked.worker, "GET", "/health", headers=headers).status == 401, headers
+    assert send_http(attacked.worker, "GET", f"/health?token={right}").status == 401
+    assert send_http(attacked.worker, "GET", "/health", token=right).status == 200
 
 
 @pytest.mark.parametrize("listener", ["worker", "worker over TCP", "guard", "controller"])
@@ -159,14 +160,14 @@ def test_a_foreign_host_or_origin_is_forbidden(run: LiveRun, headers: dict[str, 
     """403 with the right token: a web page that a browser was tricked into trusting reaches nothing."""
     for name, address in run.listeners.items():
         for method in ("GET", "POST", "BREW"):
-            answer = http(address, method, "/health", token=run.token, headers=headers)
+            answer = send_http(address, method, "/health", token=run.token, headers=headers)
             assert answer.status == 403 and answer.json["error"], (name, method)
 
 
 def test_frames_need_the_token(runs: tuple[LiveRun, LiveRun]) -> None:
     """A hello with no, a wrong or another run's token is refused with the sentence, and the connection is closed."""
     attacked, other = runs
-    info = {"kind": "guard", "guard_id": "g0", "run_id": attacked.scheduler.run_id}
+    info: dict[str, Any] = {"kind": "guard", "guard_id": "g0", "run_id": attacked.scheduler.run_id}
     for name, address in attacked.listeners.items():
         for token in wrong_tokens(attacked, other):
             (refusal,) = frames_in(exchange(address, hello(token, **info)))
@@ -202,7 +203,7 @@ def test_what_is_no_hello_is_refused_and_closed(run: LiveRun) -> None:
 def test_another_runs_guard_cannot_call_home(runs: tuple[LiveRun, LiveRun]) -> None:
     """The controller takes a guard's call from its own run alone, also where the token is right."""
     attacked, other = runs
-    info = {"kind": "guard", "guard_id": "g9", "run_id": attacked.scheduler.run_id}
+    info: dict[str, Any] = {"kind": "guard", "guard_id": "g9", "run_id": attacked.scheduler.run_id}
     assert frames_in(exchange(attacked.controller, hello(attacked.token, **info)))[0][0] == 2
     info = {"kind": "guard", "guard_id": "g0", "run_id": other.scheduler.run_id}
     assert frames_in(exchange(attacked.controller, hello(attacked.token, **info)))[0][0] == 2

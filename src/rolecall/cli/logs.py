@@ -55,7 +55,7 @@ def logs(
     if found.directory is None:
         raise RunNotFoundError(found.run_id, "any known fileroot (only processes of it are left)")
     reader = _Reader(found.directory, target, json)
-    reader.begin(None if whole else tail)
+    reader.begin(None if whole else tail, follow=follow)
     if follow:
         reader.follow()
     reader.end()
@@ -76,13 +76,13 @@ class _Reader:
             return {MERGED: self._folder / MERGED}
         return {name: path for name, path in _sources(self._folder).items() if _matches(name, self._target)}
 
-    def begin(self, tail: int | None) -> None:
+    def begin(self, tail: int | None, *, follow: bool) -> None:
         """Prints the last lines there are.
 
         Raises:
-            NoLogError: There is no such log, and the run will make none any more.
+            NoLogError: There is no such log, and nobody waits for a running run to make it.
         """
-        if not self.files() and not is_running(self._directory):
+        if not self.files() and not (follow and is_running(self._directory)):
             raise NoLogError(str(self._target), list(_sources(self._folder)))
         for line in self._followers.last(tail):
             self._print(line)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from rolecall import __version__
 from rolecall.cli.demo import demo
 from rolecall.cli.doctor import doctor
 from rolecall.cli.logs import logs
@@ -47,6 +48,23 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Shows the runtime at work, looks at runs, ends them, and says what is wrong with this machine.",
 )
+
+
+def print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def front(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=print_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    return None
+
+
 for command in (demo, ps, logs, top, stack, stop, doctor):
     app.command()(command)
 

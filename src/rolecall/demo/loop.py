@@ -15,6 +15,7 @@ from rich.console import Console
 
 import rolecall
 from rolecall.demo.display import display_on, summary_text
+from rolecall.demo.needs import check_needs
 from rolecall.demo.options import DemoOptions
 from rolecall.demo.panel import title
 from rolecall.demo.phases import Phases
@@ -124,6 +125,7 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> Summary:
     Returns:
         What came of it, and where the files are. Every process is gone by then.
     """
+    check_needs()
     console, begin = console or Console(), time.perf_counter()
     report = train(options, console, begin)
     summary = report.finish(options.recipe.seed, time.perf_counter() - begin)

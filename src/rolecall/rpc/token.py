@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -42,12 +41,11 @@ class Token:
         raise TypeError("a token is not pickled; pass it by a file or an inherited descriptor")
 
 
-class CarriesToken(msgspec.Struct):
+class CarriesToken(msgspec.Struct, frozen=True):
     """A value that takes the secret, its field `token`, from one process to another and shows everything but that."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
 
-    def __rich_repr__(self) -> Iterator[tuple[str, Any]]:
-        for name in self.__struct_fields__:
-            yield name, HIDDEN if name == "token" else getattr(self, name)
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [(name, HIDDEN if name == "token" else getattr(self, name)) for name in self.__struct_fields__]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
-from rolecall.errors import GuardLostError, RPCError, WorkerCreationError, WorkerFailedError, WorkerTimeoutError
+from rolecall.errors import GuardLostError, RPCConnectionError, RPCError, WorkerCreationError, WorkerTimeoutError
 from rolecall.schedulers.starting import Group, Starter, take_back
 from rolecall.schedulers.stopping import destroy_engines, kill
 from rolecall.schedulers.supervision import Supervision
@@ -72,7 +72,8 @@ class Life:
         if not record.borrowed:
             kill(record.members, grace_s)
             for member in record.members:
-                member.fail(WorkerFailedError(member.id, pid=member.pid, reason="its role was deleted"))
+                if member.client is not None:
+                    member.client.fail(RPCConnectionError(member.id, f"role {record.name!r} was deleted"))
         if record.target is None:
             self._withdraw([m.id for m in record.members], record.name)
         self._table.remove(record)  # last: who is interrupted before can delete it again

@@ -34,7 +34,8 @@ def _report(member: Member, call: Call) -> None:
     try:
         problems: dict[str, str] = call.result()
     except (RolecallError, TimeoutError) as e:
-        problems = {"engines": f"no answer: {e}"}
+        log.warning("%s: its engines were not asked to destroy() themselves: %s", member.id, e)
+        return
     for engine, problem in problems.items():
         log.warning("%s: engine %s: %s", member.id, engine, problem)
 

@@ -121,7 +121,8 @@ class EngineHost:
         static = missing if name.startswith("_") else inspect.getattr_static(hosted.engine, name, missing)
         call = None if static is missing or _is_getter(static) else getattr(hosted.engine, name)
         if not callable(call):
-            known = [n for n in dir(type(hosted.engine)) if not n.startswith("_")]
+            cls = type(hosted.engine)
+            known = [n for n in dir(cls) if not n.startswith("_") and _is_method(cls, n)]
             raise EngineNotFoundError(self.worker_id, name, f"method {name!r} of engine {engine_name!r}", known)
         method = Method(call, _kind(call), hosted.lane, getattr(type(hosted.engine), name, None), _takes_meta(call))
         self._methods[engine_name, name] = method
@@ -158,6 +159,11 @@ def _is_getter(static: Any) -> bool:
     if not hasattr(type(static), "__get__") or callable(static) or inspect.ismemberdescriptor(static):
         return False
     return not isinstance(static, classmethod | staticmethod | partialmethod | singledispatchmethod)
+
+
+def _is_method(cls: type, name: str) -> bool:
+    static = inspect.getattr_static(cls, name, None)
+    return callable(static) or isinstance(static, classmethod)
 
 
 def _kind(call: Callable[..., Any]) -> Kind:

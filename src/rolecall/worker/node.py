@@ -26,7 +26,7 @@ from rolecall.worker.service import WorkerService
 CACHE_BYTES = 1 << 30
 
 
-class WorkerConfig(CarriesToken):
+class WorkerConfig(CarriesToken, frozen=True):
     """What the guard tells a worker over the control channel. `socket` is the Unix path to listen on."""
 
     worker_id: str

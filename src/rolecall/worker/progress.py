@@ -22,11 +22,12 @@ class Progress:
     def __init__(self, path: str | None = None) -> None:
         self.begun = 0
         self.ended = 0
-        self._beats = 0
+        self._beats = 1  # 0 would say that nobody writes the page
         self._page: mmap.mmap | None = None
         self._stop = threading.Event()
         if path:
             self._page = _map(path)
+            self._publish()
             threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
     def begin(self) -> None:
