@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import AsyncIterator, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rolecall.errors import CallCancelledError, EncodeError, EngineImportError, RolecallError, WorkerTimeoutError
+from rolecall.errors import CallCancelledError, EncodeError, EngineImportError, WorkerTimeoutError
 from rolecall.rpc.peer import Call
 from rolecall.types import TensorPolicy, check_tensors
 
@@ -35,69 +37,87 @@ class CallOptions:
 class PendingCall:
     """A call under way: wait for it, await it from any event loop, iterate it if it streams, or cancel it.
 
-    It holds the arguments until the answer is there, so that handles among them are not freed meanwhile.
+    Its arguments are held until the answer is there, also when nobody waits for it, so that handles among them are not
+    freed meanwhile.
     """
 
-    __slots__ = ("_arguments", "_call", "_timeout", "_what", "worker_id")
+    __slots__ = ("_call", "_timeout", "_what", "worker_id")
 
-    def __init__(self, call: Call, worker_id: str, what: str, arguments: Any, timeout: float | None) -> None:
-        self._call, self.worker_id, self._what = call, worker_id, what
-        self._arguments, self._timeout = arguments, timeout
+    def __init__(self, call: Call, worker_id: str, what: str, timeout: float | None) -> None:
+        self._call, self.worker_id, self._what, self._timeout = call, worker_id, what, timeout
 
     def result(self) -> Any:
-        """Blocks until the answer is there. Ctrl-C interrupts the waiting.
+        """Blocks until the answer is there. Ctrl-C interrupts the waiting, and `result` may be asked for again.
 
         Raises:
             EngineCallError: The method raised.
             WorkerFailedError: The worker died.
+            RPCConnectionError: Its role was deleted.
             WorkerTimeoutError: The timeout passed.
             EncodeError: The method's result does not travel.
             CallCancelledError: `cancel()` was called.
         """
-        try:
+        with self._telling():
             return self._call.result()
-        except (TimeoutError, EncodeError, CallCancelledError) as e:
-            raise self._told(e) from e
-        finally:
-            self._arguments = None
 
     def __await__(self) -> Generator[Any, None, Any]:
-        try:
+        with self._telling():
             return (yield from self._call.__await__())
-        except (TimeoutError, EncodeError, CallCancelledError) as e:
-            raise self._told(e) from e
-        finally:
-            self._arguments = None
+
+    def items(self) -> Iterator[Any]:
+        """The items of a stream. The call is cancelled when the iterator is closed or dropped."""
+        items = self._items()
+        self._cancel_with(items)
+        return items
+
+    def aitems(self) -> AsyncIterator[Any]:
+        """The same for `async for`."""
+        items = self._aitems()
+        self._cancel_with(items)
+        return items
 
     def __iter__(self) -> Iterator[Any]:
+        return self.items()
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self.aitems()
+
+    def _items(self) -> Iterator[Any]:
         try:
-            yield from self._call
-        except (TimeoutError, EncodeError, CallCancelledError) as e:
-            raise self._told(e) from e
+            with self._telling():
+                yield from self._call
         finally:
             self._call.cancel()
 
-    async def __aiter__(self) -> AsyncIterator[Any]:
+    async def _aitems(self) -> AsyncIterator[Any]:
         try:
-            async for item in self._call:
-                yield item
-        except (TimeoutError, EncodeError, CallCancelledError) as e:
-            raise self._told(e) from e
+            with self._telling():
+                async for item in self._call:
+                    yield item
         finally:
             self._call.cancel()
+
+    def _cancel_with(self, items: object) -> None:
+        """A generator that was never begun runs no `finally`; its stream would wait for its reader for ever."""
+        weakref.finalize(items, self._call.cancel_soon).atexit = False
 
     def cancel(self) -> None:
         """Gives up waiting; an `async` method is cancelled on the worker, a plain one that runs goes on."""
         self._call.cancel()
 
-    def _told(self, error: TimeoutError | EncodeError | CallCancelledError) -> RolecallError:
-        """The same, with whom and what was called."""
-        if isinstance(error, EncodeError):
-            return EncodeError(f"{error.place} of {self._what}() on {self.worker_id}", error.type_name, error.hint)
-        if isinstance(error, CallCancelledError):
-            return CallCancelledError(self.worker_id, self._what)
-        hint = f"the method may still be running; see `rolecall stack {self.worker_id}`"
-        return WorkerTimeoutError(self.worker_id, self._timeout or 0.0, "answer", hint)
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Errors with whom and what was called."""
+        try:
+            yield
+        except EncodeError as e:
+            place = f"{e.place} of {self._what}() on {self.worker_id}"
+            raise EncodeError(place, e.type_name, e.hint) from e
+        except CallCancelledError as e:
+            raise CallCancelledError(self.worker_id, self._what) from e
+        except TimeoutError as e:
+            hint = f"the method may still be running; see `rolecall stack {self.worker_id}`"
+            raise WorkerTimeoutError(self.worker_id, self._timeout or 0.0, "answer", hint) from e
 
 
 def engine_path(engine: str | type) -> str:

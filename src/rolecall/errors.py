@@ -132,12 +132,20 @@ class WorkerFailedError(SchedulerError):
         self.host, self.pid, self.reason, self.log_path = host, pid, reason, log_path
         super().__init__(self._sentence())
 
-    def _sentence(self) -> str:
-        place = f" (pid {self.pid} on {self.host or 'this host'})" if self.pid else ""
+    @property
+    def summary(self) -> str:
+        """The message without the log's last lines."""
         how = describe_exit(self.exit_code, self.signal)
         why = f" ({self.reason})" if self.reason else ""
         log = f"; log: {self.log_path}" if self.log_path else ""
-        return f"worker {self.worker_id}{place} died: {how}{why}{log}{_tail(self.log_tail)}"
+        return f"{self._who()} died: {how}{why}{log}"
+
+    def _who(self) -> str:
+        place = f" (pid {self.pid} on {self.host or 'this host'})" if self.pid else ""
+        return f"worker {self.worker_id}{place}"
+
+    def _sentence(self) -> str:
+        return f"{self.summary}{_tail(self.log_tail)}"
 
 
 class WorkerStalledError(WorkerFailedError):
@@ -153,10 +161,12 @@ class WorkerStalledError(WorkerFailedError):
         self.stacks = stacks
         super().__init__(worker_id, host=host, pid=pid, reason=reason)
 
+    @property
+    def summary(self) -> str:
+        return f"{self._who()} makes no progress: {self.reason}"
+
     def _sentence(self) -> str:
-        place = f" (pid {self.pid} on {self.host or 'this host'})" if self.pid else ""
-        stacks = f"\n--- stacks ---\n{self.stacks.rstrip()}" if self.stacks else ""
-        return f"worker {self.worker_id}{place} makes no progress: {self.reason}{stacks}"
+        return self.summary + (f"\n--- stacks ---\n{self.stacks.rstrip()}" if self.stacks else "")
 
 
 class WorkerNotFoundError(SchedulerError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, overload
 
@@ -24,7 +24,8 @@ class Workers(Protocol):
         self, role: str, target_role: str, command: str | Sequence[str] | None = None, *, ready: Any = None
     ) -> list[str]: ...
     def delete_workers(self, role: str | None = None, reverse_order: bool = False) -> None: ...
-    async def set_worker_env(self, worker_id: str, env: dict[str, str]) -> None: ...
+    def submit_env(self, worker_id: str, env: dict[str, str]) -> PendingCall: ...
+    def check_living(self, worker_ids: Sequence[str]) -> None: ...
     def stacks(self, worker_id: str) -> str: ...
     def submit(
         self,
@@ -96,14 +97,17 @@ class Role(Sequence["RoleWorker"]):
 
     def create_engine(self, engine: str | type, *args: Any, **kwargs: Any) -> None:
         """Makes an engine on every worker, at the same time. Errors as `Scheduler.create_engine`."""
-        _gather([w.submit_engine(engine, args, kwargs) for w in self])
+        _gather(self._send(lambda w: w.submit_engine(engine, args, kwargs)))
 
     async def acreate_engine(self, engine: str | type, *args: Any, **kwargs: Any) -> None:
         """The same, without blocking the event loop."""
-        await _agather([w.submit_engine(engine, args, kwargs) for w in self])
+        await _agather(self._send(lambda w: w.submit_engine(engine, args, kwargs)))
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
-        """Calls a method on every worker with the same arguments. Raises the first error, after all have ended."""
+        """Calls a method on every worker with the same arguments. Raises the first error, after all have ended.
+
+        When one of them is dead already, none is called. Ctrl-C gives the calls up, see `PendingCall.cancel`.
+        """
         return _gather(self.submit(method, *args, **kwargs))
 
     async def acall(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
@@ -112,7 +116,7 @@ class Role(Sequence["RoleWorker"]):
 
     def submit(self, method: str, *args: Any, **kwargs: Any) -> list[PendingCall]:
         """Sends the call to every worker and returns at once, one pending call each."""
-        return [w.submit(method, *args, **kwargs) for w in self]
+        return self._send(lambda w: w.submit(method, *args, **kwargs))
 
     def map(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Calls a method on every worker, each with its own tuple of arguments."""
@@ -128,12 +132,12 @@ class Role(Sequence["RoleWorker"]):
         return Role(self._scheduler, role)
 
     def set_env(self, env: dict[str, str]) -> None:
-        """Changes the environment of every worker; forks made later see it."""
+        """Changes the environment of every worker; forks made later see it. Errors as `Scheduler.set_worker_env`."""
+        _gather(self._send(lambda w: self._scheduler.submit_env(w.id, env)))
 
-        async def change() -> None:
-            await asyncio.gather(*(self._scheduler.set_worker_env(worker_id, env) for worker_id in self._ids))
-
-        asyncio.run(change())
+    async def aset_env(self, env: dict[str, str]) -> None:
+        """The same, without blocking the event loop."""
+        await _agather(self._send(lambda w: self._scheduler.submit_env(w.id, env)))
 
     def delete(self) -> None:
         """Ends the role and what was forked from it."""
@@ -147,7 +151,20 @@ class Role(Sequence["RoleWorker"]):
             if not isinstance(args, tuple | list):  # a str would fall apart into its letters
                 expected = f"one tuple of arguments for each worker, as in map({method!r}, [(1,), (2,)])"
                 raise WorkerConfigurationError("arguments of a worker that are no tuple", args, expected)
-        return [w.submit(method, *args) for w, args in zip(self, arguments, strict=True)]
+        each = iter(arguments)
+        return self._send(lambda w: w.submit(method, *next(each)))
+
+    def _send(self, submit: Callable[[RoleWorker], PendingCall]) -> list[PendingCall]:
+        """To all or to none: workers that wait in a collective for one that was never asked would wait for ever."""
+        self._scheduler.check_living(self._ids)
+        calls: list[PendingCall] = []
+        try:
+            for worker in self:
+                calls.append(submit(worker))
+        except BaseException:
+            _cancel(calls)
+            raise
+        return calls
 
     def _options_of(self, index: int) -> CallOptions:
         """A role without workers of its own names its engines after itself on its target's workers."""
@@ -179,11 +196,11 @@ class RoleWorker:
 
     def create_engine(self, engine: str | type, *args: Any, **kwargs: Any) -> None:
         """Makes an engine here."""
-        self.submit_engine(engine, args, kwargs).result()
+        _gather([self.submit_engine(engine, args, kwargs)])
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Calls a method and waits for its result."""
-        return self.submit(method, *args, **kwargs).result()
+        """Calls a method and waits for its result. Ctrl-C gives the call up."""
+        return _gather([self.submit(method, *args, **kwargs)])[0]
 
     async def acall(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """The same, without blocking the event loop."""
@@ -197,12 +214,15 @@ class RoleWorker:
         return self._scheduler.submit_engine(self.id, engine, self._options.engine, args, kwargs, self._options)
 
     def stream(self, method: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        """Iterates over what a generator method yields, as it yields it."""
-        return iter(self._stream(method, args, kwargs))
+        """Iterates over what a generator method yields, as it yields it. The call is sent at once.
+
+        It is cancelled when the iterator is closed or dropped, read or not.
+        """
+        return self._stream(method, args, kwargs).items()
 
     def astream(self, method: str, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         """The same for `async for`."""
-        return aiter(self._stream(method, args, kwargs))
+        return self._stream(method, args, kwargs).aitems()
 
     def stacks(self) -> str:
         """The Python stacks of its threads, read from outside."""
@@ -246,6 +266,9 @@ def _gather(calls: Sequence[PendingCall]) -> list[Any]:
             results.append(call.result())
         except Exception as e:
             errors.append(e)
+        except BaseException:  # nobody else knows these calls
+            _cancel(calls)
+            raise
     if errors:
         raise _cause(errors)
     return results
@@ -257,6 +280,11 @@ async def _agather(calls: Sequence[PendingCall]) -> list[Any]:
     if errors:
         raise _cause(errors)
     return list(outcomes)
+
+
+def _cancel(calls: Sequence[PendingCall]) -> None:
+    for call in calls:
+        call.cancel()
 
 
 def _cause(errors: Sequence[BaseException]) -> BaseException:

@@ -31,8 +31,7 @@ IP = "127.0.0.1"
 class InProcessScheduler(OneHostScheduler):
     """A scheduler without processes. Takes the options of `LocalScheduler`."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+    def _begin(self) -> None:
         self._guard: InProcessGuard = InProcessGuard(self._run, self._io)
 
     def _end_guards(self, *, graceful: bool) -> None:
@@ -47,6 +46,9 @@ class _Answer:
 
     def result(self) -> Any:
         return self._future.result()
+
+    def cancel(self) -> None:
+        self._future.cancel()
 
     def __await__(self) -> Generator[Any, None, Any]:
         return asyncio.wrap_future(self._future).__await__()

@@ -75,10 +75,14 @@ def _line_buffer(stream: TextIO) -> None:
 
 
 def _reseed() -> None:
+    """Gives the child random numbers of its own: what was copied from the template is the same in all workers."""
     random.seed()
     numpy: Any = sys.modules.get("numpy")
     if numpy is not None:
         numpy.random.seed()
+    torch: Any = sys.modules.get("torch")
+    if torch is not None:
+        torch.default_generator.seed()
 
 
 def _limit_threads(threads: int) -> None:

@@ -7,6 +7,7 @@ import copy
 import time
 from asyncio.events import _get_running_loop
 from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from rolecall.errors import ProtocolError, RolecallError
@@ -48,7 +49,8 @@ class Call(Waitable):
     """A request under way. Any thread may wait for it, any event loop may await it, several at once.
 
     The arguments' arrays and tensors are sent from the memory they lie in; they must not be changed until the call is
-    answered. Giving up waiting with Ctrl-C leaves the call running: ask for its `result()` again, or `cancel()` it.
+    answered. Until then they are held here, and the call by its peer, whoever else lets go of them. Giving up waiting
+    with Ctrl-C leaves the call running: ask for its `result()` again, or `cancel()` it.
     """
 
     __slots__ = (
@@ -56,6 +58,7 @@ class Call(Waitable):
         "_deadline",
         "_done",
         "_error",
+        "_held",
         "_inflow",
         "_ok",
         "_peer",
@@ -70,8 +73,9 @@ class Call(Waitable):
         "timeout",
     )
 
-    def __init__(self, peer: Peer, method: str, timeout: float | None, *, streaming: bool) -> None:
+    def __init__(self, peer: Peer, method: str, value: Any, timeout: float | None, *, streaming: bool) -> None:
         self._waiters = []
+        self._held = value
         self._peer, self.seq, self.method, self.timeout = peer, -1, method, timeout
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._inflow = Inflow() if streaming else None
@@ -113,6 +117,11 @@ class Call(Waitable):
     def cancel(self) -> None:
         """Gives up: waiters get `CallCancelledError` at once, the callee is told. Nothing happens after the answer."""
         self._peer._cancel(self)
+
+    def cancel_soon(self) -> None:
+        """As `cancel`, on the loop: may be called in a garbage collection, whatever lock it has interrupted."""
+        with suppress(RuntimeError):  # the loop is closed, and the call failed with its peer
+            self._peer.loop.call_soon_threadsafe(self.cancel)
 
     def __iter__(self) -> Iterator[Any]:
         """The stream's items; leaving the loop early cancels the call."""
@@ -221,7 +230,7 @@ class Call(Waitable):
         self._complete()
 
     def _complete(self) -> None:
-        self.parts = None
+        self.parts = self._held = None
         self._done = True
         self.wake()
 

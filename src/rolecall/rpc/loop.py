@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Coroutine
 from types import TracebackType
@@ -13,7 +14,7 @@ T = TypeVar("T")
 
 def new_loop(*, uvloop: bool | None = None) -> asyncio.AbstractEventLoop:
     """A new event loop: uvloop's where it can be imported, else asyncio's. `uvloop` forces one or the other."""
-    if uvloop is False:
+    if uvloop is False or (uvloop is None and not _standard_files_open()):
         return asyncio.new_event_loop()
     try:
         import uvloop as fast
@@ -23,6 +24,16 @@ def new_loop(*, uvloop: bool | None = None) -> asyncio.AbstractEventLoop:
         return asyncio.new_event_loop()
     loop: asyncio.AbstractEventLoop = fast.new_event_loop()
     return loop
+
+
+def _standard_files_open() -> bool:
+    """Where stdin, stdout or stderr is closed, a loop's own files get its number, and libuv aborts on closing them."""
+    try:
+        for number in range(3):
+            os.fstat(number)
+    except OSError:
+        return False
+    return True
 
 
 class IOThread:

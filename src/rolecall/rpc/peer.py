@@ -128,21 +128,20 @@ class Peer:
         """
         encoded = codec.encode(value)
         self._wait_for_room(timeout)
-        return self._post(messages.STREAM if streaming else messages.CALL, method, encoded, meta or {}, timeout)
+        call = Call(self, method, value, timeout, streaming=streaming)
+        return self._post(messages.STREAM if streaming else messages.CALL, call, encoded, meta or {})
 
     def notify(self, topic: str, value: Any = None) -> None:
         """Tells the other side something, once, without an answer. In order as long as nothing is lost on the way."""
-        self._post(messages.NOTIFICATION, topic, codec.encode(value), {}, None)
+        call = Call(self, topic, value, None, streaming=False)
+        self._post(messages.NOTIFICATION, call, codec.encode(value), {})
 
-    def _post(
-        self, kind: int, method: str, encoded: codec.Encoded, meta: dict[str, Any], timeout: float | None
-    ) -> Call:
-        call = Call(self, method, timeout, streaming=kind == messages.STREAM)
+    def _post(self, kind: int, call: Call, encoded: codec.Encoded, meta: dict[str, Any]) -> Call:
         call.size = len(encoded.header) + sum(b.nbytes for b in encoded.buffers)
         seq = self._pending.admit(call, note=kind == messages.NOTIFICATION)
         try:
             acks = self._pending.take_acks()
-            header = _encoded_request(Request(seq, kind, method, meta, self.window, acks, encoded.header))
+            header = _encoded_request(Request(seq, kind, call.method, meta, self.window, acks, encoded.header))
             call.parts = parts = pack(header, encoded.buffers)
             link = self._link
             if link is not None:

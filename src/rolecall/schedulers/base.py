@@ -1,7 +1,7 @@
 """The scheduler: one code for all backends. It plans, starts, calls and ends workers through guards.
 
-A backend places guards. It fills four hooks: `_capacity`, `_place`, `_withdraw` and, where it has more to say than the
-defaults, `_describe`. Everything else is here and in the files beside this one.
+A backend places guards. It fills the hooks `_begin`, `_plan`, `_place`, `_withdraw` and `_end_guards`; everything else
+is here and in the files beside this one.
 """
 
 from __future__ import annotations
@@ -16,19 +16,24 @@ from types import TracebackType
 from typing import Any, Self
 
 from rolecall.calls import CallOptions, PendingCall, argument_place, engine_path
-from rolecall.errors import EncodeError, RPCConnectionError, WorkerConfigurationError, WorkerNotFoundError
+from rolecall.errors import (
+    EncodeError,
+    WorkerConfigurationError,
+    WorkerNotFoundError,
+)
 from rolecall.roles import Role, job_of
+from rolecall.rpc.call import fresh
 from rolecall.rpc.client import Client
 from rolecall.rpc.loop import IOThread
 from rolecall.rpc.peer import Peer
 from rolecall.schedulers.guards import GuardProxy
 from rolecall.schedulers.hub import Hub
-from rolecall.schedulers.plan import Plan, Slot, colocated_slots, forked_slots
+from rolecall.schedulers.life import Life
+from rolecall.schedulers.plan import Plan, forked_slots
 from rolecall.schedulers.run import Run
 from rolecall.schedulers.starting import Group, Starter
-from rolecall.schedulers.stopping import destroy_engines, kill
 from rolecall.schedulers.supervision import Listener, Supervision
-from rolecall.schedulers.table import Member, RoleRecord, Table
+from rolecall.schedulers.table import Member, RoleRecord, Start, Table
 from rolecall.tensors.cache import Cache
 from rolecall.tensors.fetch import Fetcher
 from rolecall.tensors.lifetime import Home
@@ -36,16 +41,16 @@ from rolecall.tensors.shm import ShmBackend
 from rolecall.types import (
     Job,
     SchedulingSpec,
-    SchedulingStrategy,
     TensorPolicy,
     Worker,
     check_env,
     check_name,
     check_tensors,
-    readiness,
+    worker_id,
 )
 
 CACHE_BYTES = 1 << 30
+CONTROL_TIMEOUT_S = 30.0
 
 
 class Scheduler(ABC):
@@ -86,11 +91,13 @@ class Scheduler(ABC):
         self._table = Table()
         self._closed = False
         self._run = Run(experiment, trial, fileroot)
+        self._pid = os.getpid()
         with contextlib.ExitStack() as undo:  # Ctrl-C may come at any line of this
             self._open(undo)
-            undo.pop_all()
-        if not quiet:
-            print(self._announcement(), file=sys.stderr, flush=True)
+            self._begin()
+            if not quiet:
+                self._announce()
+            self._undo = undo.pop_all()
 
     def _open(self, undo: contextlib.ExitStack) -> None:
         undo.callback(self._run.close)
@@ -108,29 +115,37 @@ class Scheduler(ABC):
         self._watch.guards = self._hub.guards
         self._hub.open()
         self._watch.write_state()  # before anything is started, so that `rolecall stop` knows the run's id
-        self._starter = Starter(self._io, self._connect, timeout=self._start_timeout, device_var=self._device_var())
+        starter = Starter(self._io, self._connect, timeout=self._start_timeout, device_var=self._device_var())
+        self._life = Life(self._table, starter, self._watch, self._withdraw)
 
-    def _announcement(self) -> str:
+    def _announce(self) -> None:
         run = self._run
         where = f"listens on unix:{run.runtime_dir} and loopback only"
-        return f"rolecall: run {run.experiment}/{run.trial} {where}; auth on, TLS off; files in {run.run_dir}"
+        line = f"rolecall: run {run.experiment}/{run.trial} {where}; auth on, TLS off; files in {run.run_dir}"
+        with contextlib.suppress(OSError, ValueError):  # nobody reads stderr any more, or it was closed
+            if sys.stderr is not None:
+                print(line, file=sys.stderr, flush=True)
 
     # What a backend says and does.
 
     @abstractmethod
-    def plan(self, job: Job) -> Plan:
-        """What `create_workers(job)` would start, without starting it.
+    def _begin(self) -> None:
+        """The last thing of the constructor: starts what is needed from the beginning. An error undoes all the rest."""
+
+    @abstractmethod
+    def _plan(self, job: Job) -> Plan:
+        """What a role with slots of its own would get.
 
         Raises:
             GPUAllocationError: More devices than are free.
         """
 
     @abstractmethod
-    def _place(self, plan: Plan) -> list[GuardProxy]:
-        """Brings up guards for a plan and takes its devices; returns the guard of each slot, all of them there."""
+    def _place(self, job: Job) -> tuple[Plan, list[GuardProxy]]:
+        """Plans a role, takes its devices, and brings up guards; returns the guard of each slot, all of them there."""
 
     @abstractmethod
-    def _withdraw(self, members: Sequence[str], *, all_of_role: str) -> None:
+    def _withdraw(self, members: Sequence[str], role: str) -> None:
         """Gives back what `_place` took for these workers, and ends guards that were placed for them alone."""
 
     @abstractmethod
@@ -142,6 +157,20 @@ class Scheduler(ABC):
 
     # The reference system's interface.
 
+    def plan(self, job: Job) -> Plan:
+        """What `create_workers(job)` would start, without starting it.
+
+        Raises:
+            GPUAllocationError: More devices than are free.
+            WorkerNotFoundError: The target of a colocation does not exist.
+        """
+        strategy = job.scheduling_strategy
+        if strategy.type == "separation":
+            return self._plan(job)
+        target = self._target_of(job)
+        slots = forked_slots(job.role, target.slots(), job.specs()) if strategy.fork else ()
+        return Plan(job.role, slots, target.name)
+
     def create_workers(self, job: Job) -> list[str]:
         """Starts a role; returns its worker ids, in order, when every one is ready.
 
@@ -149,23 +178,18 @@ class Scheduler(ABC):
             WorkerCreationError: The role exists, or a worker failed (then none of the role is left).
             WorkerNotFoundError: The target of a colocation does not exist.
             GPUAllocationError: More devices than are free.
+            PortAllocationError: More ports than are free.
         """
         self._refuse_when_closed()
-        strategy = job.scheduling_strategy
-        if strategy.type == "colocation":
-            return self._colocate(job, strategy)
-        self._table.begin(job.role)
-        placed: list[str] = []
-        try:
-            plan = self.plan(job)
-            places = self._place(plan)
-            placed = [slot.worker_id for slot in plan.slots]
-            members = self._starter.start(Group(job.role, plan.slots, places))
-        except BaseException:
-            self._table.abandon(job.role)
-            self._withdraw(placed, all_of_role=job.role)
-            raise
-        return self._register(RoleRecord(job.role, members))
+        if job.scheduling_strategy.type == "colocation":
+            return self._colocate(job)
+        with self._life.starting(Start(job.role)) as start:
+            try:
+                plan, places = self._place(job)
+                return self._life.bring_up(start, Group(job.role, plan.slots, places))
+            except BaseException:
+                self._withdraw([worker_id(job.role, i) for i in range(job.replicas)], job.role)
+                raise
 
     def get_workers(self, role: str, timeout: float | None = None) -> list[Worker]:
         """The workers of a role, in order.
@@ -178,7 +202,7 @@ class Scheduler(ABC):
         record = self._table.wait_for(role, timeout)
         for member in record.members:
             if member.failed is not None:
-                raise member.failed
+                raise fresh(member.failed)
         return [m.worker for m in record.members]
 
     def fork_workers(
@@ -203,16 +227,8 @@ class Scheduler(ABC):
         self._refuse_when_closed()
         check_name("role", role)
         target = self._table.role(target_role)
-        return self._fork(role, target, forked_slots(role, target.slots(), command, readiness(ready)))
-
-    def _fork(self, role: str, target: RoleRecord, slots: Sequence[Slot]) -> list[str]:
-        self._table.begin(role)
-        try:
-            members = self._starter.start(Group(role, slots, [m.guard for m in target.members]))
-        except BaseException:
-            self._table.abandon(role)
-            raise
-        return self._register(RoleRecord(role, members, target=target.name))
+        specs = [SchedulingSpec(cmd=command, ready=ready)] * len(target.members)
+        return self._fork(role, target, specs)
 
     def delete_workers(self, role: str | None = None, reverse_order: bool = False) -> None:
         """Ends a role, or all of them in the order they were made (or the reverse). Forks go before their target.
@@ -220,18 +236,20 @@ class Scheduler(ABC):
         Raises:
             WorkerNotFoundError: No such role.
         """
-        names = [r.name for r in self._table.roles()] if role is None else [self._table.role(role).name]
-        for name in reversed(names) if reverse_order else names:
-            if role is not None or self._table.has(name):
-                for record in self._table.deletion_order(name):
-                    self._delete(record, self._grace_s)
+        self._refuse_in_a_child()
+        records = self._table.roles() if role is None else [self._table.role(role)]
+        for record in reversed(records) if reverse_order else records:
+            self._life.end(record, self._grace_s)
 
     async def set_worker_env(self, worker_id: str, env: dict[str, str]) -> None:
-        """Changes a living worker's environment; forks made later see it too."""
-        for key, value in env.items():
-            check_env(key, value)
-        member = self._living(worker_id)
-        await member.guard.ask("set_env", {"worker": worker_id, "env": env})
+        """Changes a living worker's environment; forks made later see it too.
+
+        Raises:
+            WorkerNotFoundError: No such worker.
+            WorkerFailedError: It is dead.
+            WorkerTimeoutError: It does not answer.
+        """
+        await self.submit_env(worker_id, env)
 
     async def create_engine(
         self, worker_id: str, engine: str | type, engine_name: str | None = None, *args: Any, **kwargs: Any
@@ -341,7 +359,7 @@ class Scheduler(ABC):
             call = member.client.peer.request(request, value, meta=meta, timeout=timeout, streaming=streaming)
         except EncodeError as e:
             raise EncodeError(argument_place(e.place), e.type_name, e.hint) from None
-        return PendingCall(call, worker_id, meta.get("method", request), value, timeout)
+        return PendingCall(call, worker_id, meta.get("method", request), timeout)
 
     def members(self, role: str) -> list[str]:
         """Ids of the workers that host a role's engines; for colocation without a fork these are the target's."""
@@ -351,10 +369,24 @@ class Scheduler(ABC):
         """True when the role lives in its target's own workers (colocation without a fork)."""
         return self._table.role(role).borrowed
 
+    def check_living(self, worker_ids: Sequence[str]) -> None:
+        """Raises what a call to one of them would raise at once: WorkerNotFoundError, WorkerFailedError."""
+        for each in worker_ids:
+            self._living(each)
+
+    def submit_env(self, worker_id: str, env: dict[str, str]) -> PendingCall:
+        """As `set_worker_env`, and returns at once."""
+        for key, value in env.items():
+            check_env(key, value)
+        return self._control(worker_id, "set_env", {"worker": worker_id, "env": env})
+
     def stacks(self, worker_id: str) -> str:
-        """The Python stacks of a worker's threads, read from outside."""
-        member = self._table.member(worker_id)
-        return str(member.guard.ask("stacks", {"worker": worker_id}, timeout=30.0).result())
+        """The Python stacks of a worker's threads, read from outside. Errors as `set_worker_env`."""
+        return str(self._control(worker_id, "stacks", {"worker": worker_id}).result())
+
+    def _control(self, worker_id: str, method: str, value: dict[str, Any]) -> PendingCall:
+        call = self._living(worker_id).guard.ask(method, value, timeout=CONTROL_TIMEOUT_S)
+        return PendingCall(call, worker_id, method, CONTROL_TIMEOUT_S)
 
     def subscribe(self, listener: Listener) -> None:
         """Calls `listener(topic, facts)` for `exited`, `stalled`, `resumed` and `guard_lost`, on the I/O thread."""
@@ -378,59 +410,52 @@ class Scheduler(ABC):
 
     def close(self, *, graceful: bool = True) -> None:
         """Ends everything. May be called twice. Not graceful skips `destroy()` and the grace before SIGKILL."""
-        if self._closed:
+        if self._closed or os.getpid() != self._pid:  # a forked child's copy owns nothing
             return
+        if self._io.on_thread:
+            raise RuntimeError("a listener cannot close the scheduler that calls it; do it in another thread")
         self._closed = self._watch.closing = True
-        try:
-            self._end_roles(graceful)
-        finally:
-            self._end_guards(graceful=graceful)
-            self._watch.write_state(ended=True)
-            self._abandon()
-
-    def _abandon(self) -> None:
-        """Takes back what the constructor made, when a backend's own constructor fails."""
-        self._closed = self._watch.closing = True
-        self.home.close()
-        self._hub.close()
-        self._io.close()
-        self._run.close()
+        with contextlib.ExitStack() as ends:  # each of them runs, whatever happens in those before, Ctrl-C included
+            ends.callback(self._undo.close)
+            ends.callback(self._watch.write_state, ended=True)
+            ends.callback(lambda: self._end_guards(graceful=graceful))
+            try:
+                self._end_roles(graceful)
+            except BaseException:
+                graceful = False  # whoever interrupts has waited long enough
+                raise
 
     def _end_roles(self, graceful: bool) -> None:
         for record in reversed(self._table.roles()):
-            if self._table.has(record.name):
-                for each in self._table.deletion_order(record.name):
-                    self._delete(each, self._grace_s if graceful else 0.0, destroy=graceful)
+            self._life.end(record, self._grace_s if graceful else 0.0, destroy=graceful)
 
-    def _delete(self, record: RoleRecord, grace_s: float, *, destroy: bool = True) -> None:
-        for member in record.members:
-            member.leaving = not record.borrowed
-        if destroy:
-            destroy_engines(record)
-        if not record.borrowed:
-            kill(record.members, grace_s)
-            for member in record.members:
-                if member.client is not None:
-                    member.client.fail(RPCConnectionError(member.id, f"role {record.name!r} was deleted"))
-        self._table.remove(record)
-        if record.target is None:
-            self._withdraw([m.id for m in record.members], all_of_role=record.name)
-        self._watch.write_state()
+    # Starting roles.
 
-    def _colocate(self, job: Job, strategy: SchedulingStrategy) -> list[str]:
-        target = self._table.role(str(strategy.target))
+    def _target_of(self, job: Job) -> RoleRecord:
+        target = self._table.role(str(job.scheduling_strategy.target))
         if len(target.members) != job.replicas:
             what = f"role {job.role!r} has {job.replicas} replica(s), its target {target.name!r} {len(target.members)}"
             raise WorkerConfigurationError(what, None, "a colocated role needs as many as its target")
-        if strategy.fork:
-            return self._fork(job.role, target, colocated_slots(job, target.slots()))
-        self._table.begin(job.role)
-        return self._register(RoleRecord(job.role, target.members, target=target.name, borrowed=True))
+        return target
 
-    def _register(self, record: RoleRecord) -> list[str]:
-        self._table.add(record)
-        self._watch.write_state()
-        return [m.id for m in record.members]
+    def _colocate(self, job: Job) -> list[str]:
+        target = self._target_of(job)
+        if job.scheduling_strategy.fork:
+            return self._fork(job.role, target, job.specs())
+        for spec in job.specs():
+            if spec.cmd is not None or spec.env_vars:
+                seen = "cmd" if spec.cmd is not None else "env_vars"
+                expected = f"role {job.role!r} would live in the processes of {target.name!r}; use fork=True"
+                raise WorkerConfigurationError(
+                    "colocation without a fork takes no program and no environment", seen, expected
+                )
+        with self._life.starting(Start(job.role, target)) as start:
+            return self._life.enter(start, RoleRecord(job.role, target.members, target=target.name, borrowed=True))
+
+    def _fork(self, role: str, target: RoleRecord, specs: Sequence[SchedulingSpec]) -> list[str]:
+        slots = forked_slots(role, target.slots(), specs)
+        with self._life.starting(Start(role, target)) as start:
+            return self._life.bring_up(start, Group(role, slots, [m.guard for m in target.members]), target.name)
 
     def _connect(self, member: Member) -> None:
         worker = member.worker
@@ -444,7 +469,14 @@ class Scheduler(ABC):
     def _same_host(self, guard: GuardProxy) -> bool:
         return bool(guard.info.get("host") == os.uname().nodename)
 
+    def _refuse_in_a_child(self) -> None:
+        """A forked child shares the connections of its parent: a byte from it would break them."""
+        if os.getpid() != self._pid:
+            what = f"this process was forked from the controller, process {self._pid}"
+            raise WorkerConfigurationError(what, None, "only the process that made a scheduler can use it")
+
     def _refuse_when_closed(self) -> None:
+        self._refuse_in_a_child()
         if self._closed:
             what = f"the run {self._run.experiment}/{self._run.trial} has ended"
             raise WorkerConfigurationError(what, None, "use a scheduler and its roles inside the `with` block")
@@ -453,7 +485,7 @@ class Scheduler(ABC):
         self._refuse_when_closed()
         member = self._table.member(worker_id)
         if member.failed is not None:
-            raise member.failed
+            raise fresh(member.failed)
         return member
 
     def _peer_of(self, owner: str, addresses: tuple[str, ...]) -> Peer:

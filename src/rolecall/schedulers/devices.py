@@ -47,14 +47,12 @@ class DevicePool:
                 raise GPUAllocationError(sum(wants.values()), self.free(), self.holders())
         return given
 
-    def take(self, wants: Mapping[str, int]) -> dict[str, list[str]]:
-        """Gives each owner its number of devices, all or none."""
-        given = self.preview(wants)
+    def take(self, given: Mapping[str, Sequence[str]]) -> None:
+        """Gives each owner the devices that `preview` named; nobody may have taken any in between."""
         for owner, devices in given.items():
             if any(d in held for held in self._held.values() for d in devices):
                 self._turn += len(devices)
-            self._held[owner] = devices
-        return given
+            self._held[owner] = list(devices)
 
     def give_back(self, owner: str) -> None:
         self._held.pop(owner, None)

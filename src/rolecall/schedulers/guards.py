@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, NamedTuple
 
-from rolecall.errors import GuardLostError
+from rolecall.errors import GuardLostError, RolecallError
+from rolecall.rpc.call import fresh
 from rolecall.rpc.loop import IOThread
 from rolecall.rpc.peer import Call, Peer
 
+log = logging.getLogger("rolecall")
 EventSink = Callable[["GuardProxy", str, dict[str, Any]], None]
 
 
@@ -41,15 +44,18 @@ class GuardProxy:
 
     def ask(self, method: str, value: dict[str, Any] | None = None, *, timeout: float | None = None) -> Call:
         """Sends a request. A lost guard answers at once with GuardLostError."""
-        if self.lost is not None:
-            raise self.lost
+        self.check()
         return self.peer.request(method, value or {}, timeout=timeout)
 
     def start(self, specs: list[dict[str, Any]], timeout: float) -> AsyncIterator[dict[str, Any]]:
         """Asks for workers and yields each one's result as soon as it is known. On the I/O loop."""
-        if self.lost is not None:
-            raise self.lost
+        self.check()
         return aiter(self.peer.request("start", {"specs": specs}, timeout=timeout, streaming=True))
+
+    def check(self) -> None:
+        """Raises GuardLostError once it is lost."""
+        if self.lost is not None:
+            raise fresh(self.lost)
 
     def lose(self, reason: str) -> None:
         """Its connection is gone for good. Everything it owned is dead or dying."""
@@ -67,8 +73,43 @@ class GuardProxy:
         self._on_event(self, "guard_stalled", facts)
 
     def _disconnected(self, error: Exception | None) -> None:
-        if not self.ending:
+        if self.ending:  # as it should; who still asks it for something gets no answer any more
+            self.peer.fail(GuardLostError(self.guard_id, self.info.get("host", ""), self.info.get("pid"), "it ended"))
+        else:
             self.lose(str(error) if error else "its connection closed")
 
     def _notified(self, topic: str, value: Any) -> None:
         self._on_event(self, topic, value)
+
+
+class Question(NamedTuple):
+    """What to ask of one guard."""
+
+    guard: GuardProxy
+    method: str
+    value: dict[str, Any]
+    timeout: float
+
+
+def ask_all(questions: Sequence[Question]) -> list[Any]:
+    """Asks guards at the same time; returns their answers, None for who gave none.
+
+    For ends, which must go on: a guard that is lost has killed its workers, or its reaper has.
+    """
+    calls = [_asked(question) for question in questions]
+    return [_answer(question, call) for question, call in zip(questions, calls, strict=True)]
+
+
+def _asked(question: Question) -> Call | None:
+    try:
+        return question.guard.ask(question.method, question.value, timeout=question.timeout)
+    except RolecallError:
+        return None
+
+
+def _answer(question: Question, call: Call | None) -> Any:
+    try:
+        return call.result() if call is not None else None
+    except (RolecallError, TimeoutError) as e:
+        log.warning("guard %s did not confirm %r: %s", question.guard.guard_id, question.method, e)
+        return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import subprocess
@@ -12,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from rolecall.calls import main_path
-from rolecall.errors import GuardLostError, WorkerTimeoutError
+from rolecall.errors import GuardLostError, WorkerConfigurationError, WorkerTimeoutError
 from rolecall.guard.sweep import GUARD, RUN, sweep
+from rolecall.schedulers.guards import Question, ask_all
 from rolecall.schedulers.one_host import OneHostScheduler
 from rolecall.schedulers.plan import base_environment
 
@@ -32,12 +34,10 @@ class LocalScheduler(OneHostScheduler):
     def __init__(self, *, ip: str = "127.0.0.1", **options: Any) -> None:
         self._ip = ip
         super().__init__(**options)
-        try:
-            self._guard = self._hub.expect("g0")
-            self._reaper = self._launch()
-        except BaseException:
-            self._abandon()
-            raise
+
+    def _begin(self) -> None:
+        self._guard = self._hub.expect("g0")
+        self._reaper = self._launch()
 
     def _wait_for_guard(self) -> None:
         deadline = time.monotonic() + GUARD_TIMEOUT_S
@@ -45,20 +45,19 @@ class LocalScheduler(OneHostScheduler):
             if self._reaper.poll() is not None:
                 tail = self._guard_log().read_text(errors="replace")[-2000:]
                 reason = f"it ended with status {self._reaper.returncode} before it called home\n{tail}"
-                raise self._guard.lost or GuardLostError(self._guard.guard_id, reason=reason)
-            if self._guard.lost is not None:
-                raise self._guard.lost
+                self._guard.check()
+                raise GuardLostError(self._guard.guard_id, reason=reason)
+            self._guard.check()
             if time.monotonic() > deadline:
                 raise WorkerTimeoutError("guard g0", GUARD_TIMEOUT_S, "call home", f"see {self._guard_log()}")
 
     def _end_guards(self, *, graceful: bool) -> None:
         guard = self._guard
         guard.ending = True
-        if guard.info and guard.lost is None:
+        if guard.info:
             grace = self._grace_s if graceful else 0.0
             # A guard that is gone or does not answer is ended from above.
-            with contextlib.suppress(GuardLostError, TimeoutError):
-                guard.ask("shutdown", {"grace_s": grace}, timeout=grace + SHUTDOWN_MARGIN_S).result()
+            ask_all([Question(guard, "shutdown", {"grace_s": grace}, grace + SHUTDOWN_MARGIN_S)])
         self._end_reaper()
         sweep(self._run.run_id)
 
@@ -78,7 +77,7 @@ class LocalScheduler(OneHostScheduler):
 
     def _launch(self) -> subprocess.Popen[bytes]:
         """Starts the guard's process. Its configuration, the token in it, goes through a descriptor."""
-        fd = os.memfd_create("rolecall-config", os.MFD_CLOEXEC)
+        fd = _above_stderr(os.memfd_create("rolecall-config", os.MFD_CLOEXEC))
         try:
             os.write(fd, json.dumps(self._guard_config()).encode())
             os.lseek(fd, 0, os.SEEK_SET)
@@ -109,8 +108,7 @@ class LocalScheduler(OneHostScheduler):
             "run_dir": str(self._run.run_dir),
             "runtime_dir": str(self._run.runtime_dir),
             "preload": self._preload,
-            "env": base_environment(os.environ, _python_path()),
-            "cwd": str(Path.cwd()),
+            "cwd": _current_folder(),
             "sys_path": _python_path(),
             "main_path": main_path() or "",
             "controller_pid": os.getpid(),
@@ -120,7 +118,22 @@ class LocalScheduler(OneHostScheduler):
 
 def _python_path() -> list[str]:
     """Where the controller finds modules; `""` (the current folder) by name, since workers must find the same."""
-    return list(dict.fromkeys(p or str(Path.cwd()) for p in sys.path))
+    return list(dict.fromkeys(p or _current_folder() for p in sys.path))
+
+
+def _current_folder() -> str:
+    try:
+        return str(Path.cwd())
+    except FileNotFoundError as e:
+        what = "the current folder was deleted"
+        raise WorkerConfigurationError(what, None, "change to one that is there; workers start in it too") from e
+
+
+def _above_stderr(fd: int) -> int:
+    """Where stdout was closed, new files get its number, and would be lost when a child's stdout is set up."""
+    moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    os.close(fd)
+    return moved
 
 
 def _start_time(pid: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,24 +32,29 @@ class OneHostScheduler(Scheduler):
     ) -> None:
         found = [str(d) for d in devices] if devices is not None else visible_devices()
         self._pool = DevicePool(found, oversubscribe=oversubscribe)
+        self._choosing = threading.RLock()
         self.n_gpus_per_node = len(found)
         super().__init__(**options)
 
-    def plan(self, job: Job) -> Plan:
+    def _plan(self, job: Job) -> Plan:
         wants = {worker_id(job.role, i): spec.gpu for i, spec in enumerate(job.specs())}
-        return Plan(job.role, separate_slots(job, self._pool.preview(wants), os.cpu_count() or 1))
+        with self._choosing:
+            return Plan(job.role, separate_slots(job, self._pool.preview(wants), os.cpu_count() or 1))
 
-    def _place(self, plan: Plan) -> list[GuardProxy]:
+    def _place(self, job: Job) -> tuple[Plan, list[GuardProxy]]:
         self._wait_for_guard()
-        self._pool.take({slot.worker_id: len(slot.devices) for slot in plan.slots})
-        return [self._guard] * len(plan.slots)
+        with self._choosing:  # what is planned is taken at once: another thread may be starting a role too
+            plan = self._plan(job)
+            self._pool.take({slot.worker_id: slot.devices for slot in plan.slots})
+        return plan, [self._guard] * len(plan.slots)
 
     def _wait_for_guard(self) -> None:
         """Returns once the guard is there, or raises why it is not."""
 
-    def _withdraw(self, members: Sequence[str], *, all_of_role: str) -> None:
-        for member in members:
-            self._pool.give_back(member)
+    def _withdraw(self, members: Sequence[str], role: str) -> None:
+        with self._choosing:
+            for member in members:
+                self._pool.give_back(member)
 
 
 def visible_devices() -> list[str]:

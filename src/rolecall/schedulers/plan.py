@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from rolecall.types import Job, check_argv, check_module, readiness, worker_id
+from rolecall.types import Job, SchedulingSpec, check_argv, check_module, readiness, worker_id
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -63,37 +63,20 @@ def separate_slots(job: Job, devices: Mapping[str, Sequence[str]], host_cores: i
     )
 
 
-def forked_slots(
-    role: str, targets: Sequence[Slot], command: str | Sequence[str] | None, ready: Mapping[str, Any] | None
-) -> tuple[Slot, ...]:
-    """Slots of a role that lives in the slots of another: same cores and devices, own id and ports."""
+def forked_slots(role: str, targets: Sequence[Slot], specs: Sequence[SchedulingSpec]) -> tuple[Slot, ...]:
+    """Slots of a role that lives in the slots of another: same cores and devices, own id, ports and variables."""
     return tuple(
         Slot(
             worker_id=worker_id(role, i),
-            cores=t.cores,
-            devices=t.devices,
-            port_count=max(2, t.port_count),
-            env={},
-            argv=argv_of(command),
-            ready=ready,
-            target=t.worker_id,
-        )
-        for i, t in enumerate(targets)
-    )
-
-
-def colocated_slots(job: Job, targets: Sequence[Slot]) -> tuple[Slot, ...]:
-    """Slots of a job in the slots of another role: devices and cores are the target's, the rest is each spec's own."""
-    slots = forked_slots(job.role, targets, None, None)
-    return tuple(
-        replace(
-            slot,
-            port_count=max(slot.port_count, spec.port_count),
+            cores=target.cores,
+            devices=target.devices,
+            port_count=max(spec.port_count, target.port_count),
             env=dict(spec.env_vars),
             argv=argv_of(spec.cmd),
             ready=readiness(spec.ready),
+            target=target.worker_id,
         )
-        for slot, spec in zip(slots, job.specs(), strict=True)
+        for i, (target, spec) in enumerate(zip(targets, specs, strict=True))
     )
 
 

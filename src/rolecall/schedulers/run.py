@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import secrets
 import shutil
 import stat
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -24,20 +24,19 @@ class Run:
     Attributes:
         run_id: Marks every process of the run in its environment.
         token: 256 random bits; whoever shows them is of this run.
-        run_dir: `<fileroot>/<experiment>/<trial>/`.
+        run_dir: `<fileroot>/<experiment>/<trial>/`. A trial without a name is called after the time it began.
         runtime_dir: `<tmp>/rolecall-<uid>/<run_id>/`, mode 0700; short, since a Unix path holds 107 bytes.
     """
 
     def __init__(self, experiment: str, trial: str | None, fileroot: str | os.PathLike[str] | None) -> None:
         self.experiment = check_name("experiment", experiment)
+        self._named = trial is not None
         self.trial = check_name("trial", trial if trial is not None else time.strftime("%Y%m%d-%H%M%S"))
         self.run_id = secrets.token_hex(6)
         self.token = secrets.token_hex(32)
-        root = Path(fileroot) if fileroot is not None else Path.home() / ".rolecall"
-        self.run_dir = root.absolute() / self.experiment / self.trial
+        self._root = _root(fileroot)
         self.runtime_dir = private_root() / self.run_id
         self._lock = -1
-        self._writing = threading.Lock()
 
     def __repr__(self) -> str:
         return f"Run({self.experiment}/{self.trial}, id={self.run_id})"
@@ -48,6 +47,8 @@ class Run:
         Raises:
             WorkerConfigurationError: Another living run has this experiment and trial.
         """
+        if not self._named:
+            self._choose_trial()
         for part in ("logs", "stacks"):
             (self.run_dir / part).mkdir(parents=True, exist_ok=True)
         self._take_lock()
@@ -55,6 +56,10 @@ class Run:
         self.runtime_dir.mkdir(mode=0o700)
         _write_private(self.runtime_dir / "run", str(self.run_dir))  # the command line need not know the fileroot
         _write_private(self.token_file, self.token)
+
+    @property
+    def run_dir(self) -> Path:
+        return self._root / self.experiment / self.trial
 
     @property
     def token_file(self) -> Path:
@@ -68,13 +73,12 @@ class Run:
         return self.run_dir / "logs" / f"{worker_id.replace('/', '-')}.log"
 
     def write_state(self, state: dict[str, Any]) -> None:
-        """Replaces `state.json`, whole or not at all."""
+        """Replaces `state.json`, whole or not at all. One writer at a time."""
         head = {"experiment": self.experiment, "trial": self.trial, "run_id": self.run_id}
         body = json.dumps({**head, "runtime_dir": str(self.runtime_dir), **state}, indent=1)
         fresh = self.run_dir / "state.json.new"
-        with self._writing:
-            fresh.write_text(body)
-            fresh.replace(self.run_dir / "state.json")
+        fresh.write_text(body)
+        fresh.replace(self.run_dir / "state.json")
 
     def close(self) -> None:
         """Removes the runtime directory. The run directory stays."""
@@ -82,6 +86,15 @@ class Run:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+    def _choose_trial(self) -> None:
+        """A time is no name: two runs may begin in the same second, and clocks are set back."""
+        begun = self.trial
+        for number in itertools.count(2):
+            try:
+                return self.run_dir.mkdir(parents=True)
+            except FileExistsError:
+                self.trial = f"{begun}-{number}"
 
     def _take_lock(self) -> None:
         lock = os.open(self.run_dir / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -95,6 +108,13 @@ class Run:
         os.ftruncate(lock, 0)
         os.write(lock, f"{os.getpid()}\n".encode())
         self._lock = lock
+
+
+def _root(fileroot: str | os.PathLike[str] | None) -> Path:
+    try:
+        return (Path(fileroot) if fileroot is not None else Path.home() / ".rolecall").absolute()
+    except (RuntimeError, FileNotFoundError) as e:  # no HOME and no such user; no current folder
+        raise WorkerConfigurationError("no place for the run's files", str(e), "pass an absolute fileroot") from e
 
 
 def private_root() -> Path:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rolecall.errors import GuardLostError, RolecallError, WorkerCreationError
+from rolecall.errors import WorkerCreationError, WorkerFailedError
 from rolecall.rpc.loop import IOThread
-from rolecall.schedulers.guards import GuardProxy
+from rolecall.schedulers.guards import GuardProxy, Question, ask_all
 from rolecall.schedulers.plan import Slot, rank_environment
 from rolecall.schedulers.table import Member
 from rolecall.schedulers.waiting import Waiting
@@ -20,12 +20,18 @@ MARGIN_S = 30.0  # a guard keeps the start's time limit itself; this is for its 
 
 @dataclass
 class Group:
-    """Workers that start together. `places[i]` is the guard that owns the slot of worker i."""
+    """Workers that start together. `places[i]` is the guard that owns the slot of worker i.
+
+    Attributes:
+        ports: What was leased for each of them.
+        members: The workers that are ready.
+    """
 
     role: str
     slots: Sequence[Slot]
     places: Sequence[GuardProxy]
     ports: list[list[int]] = field(default_factory=list)
+    members: list[Member] = field(default_factory=list)
 
     def by_guard(self) -> dict[str, list[int]]:
         """Indices of the workers of each guard."""
@@ -42,25 +48,20 @@ class Starter:
         self._io, self._connect, self._timeout, self._device_var = io, connect, timeout, device_var
 
     def start(self, group: Group) -> list[Member]:
-        """Returns the members, all ready.
+        """Returns the members, all ready. Whatever it raises, `take_back` is the caller's to call.
 
         Raises:
-            WorkerCreationError: One failed; the others are dead and their ports free when this is raised.
+            WorkerCreationError: One failed.
         """
-        try:
-            with Waiting(f"starting {len(group.slots)} worker(s) of role {group.role} ..."):
-                self._lease_ports(group)
-                results = self._io.run(self._start_all(group))
-        except BaseException as e:
-            take_back(group)
-            if isinstance(e, GuardLostError | TimeoutError):
-                raise WorkerCreationError(group.role, str(e)) from e
-            raise
-        members = [_member(group, i, r) for i, r in enumerate(results)]
-        for member in members:
+        with Waiting(f"starting {len(group.slots)} worker(s) of role {group.role} ..."):
+            self._lease_ports(group)
+            results = self._io.run(self._start_all(group))
+        for i, result in enumerate(results):
+            member = _member(group, i, result)
+            group.members.append(member)
             if member.slot.argv is None:
                 self._connect(member)
-        return members
+        return group.members
 
     def _lease_ports(self, group: Group) -> None:
         calls = [
@@ -117,17 +118,18 @@ def _master(group: Group) -> tuple[str, str] | None:
 
 def take_back(group: Group) -> None:
     """Kills whatever of the group was started and frees its ports; a lost guard has done so itself."""
-    calls = []
+    for member in group.members:
+        member.fail(WorkerFailedError(member.id, reason="its role was not started", pid=member.pid))
+    kills = []
     for indices in group.by_guard().values():
-        place = group.places[indices[0]]
-        ids = [group.slots[i].worker_id for i in indices]
-        if place.lost is None:
-            calls.append(place.ask("kill", {"workers": ids, "grace_s": 0.0}, timeout=MARGIN_S))
-    for call in calls:
-        try:
-            call.result()
-        except (RolecallError, TimeoutError):
-            continue  # the guard went meanwhile, and its workers with it
+        workers = [group.slots[i].worker_id for i in indices]
+        kills.append(Question(group.places[indices[0]], "kill", {"workers": workers, "grace_s": 0.0}, MARGIN_S))
+    releases = []
+    for kill, report in zip(kills, ask_all(kills), strict=True):
+        # Ports are leased before the guard is asked for the worker, and it may never have been.
+        for owner in (report or {}).get("unknown", ()):
+            releases.append(Question(kill.guard, "release_ports", {"owner": owner}, MARGIN_S))
+    ask_all(releases)
 
 
 def _member(group: Group, i: int, result: dict[str, Any]) -> Member:

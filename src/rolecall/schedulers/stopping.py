@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from contextlib import suppress
 
 from rolecall.errors import RolecallError
 from rolecall.rpc.peer import Call
+from rolecall.schedulers.guards import Question, ask_all
 from rolecall.schedulers.table import Member, RoleRecord
 from rolecall.schedulers.waiting import Waiting
 
@@ -20,11 +21,11 @@ def destroy_engines(record: RoleRecord, timeout: float = DESTROY_TIMEOUT_S) -> N
     """Asks all members at the same time, since ending a process group is a collective; bounded."""
     calls: list[tuple[Member, Call]] = []
     for i, member in enumerate(record.members):
-        if member.client is None or member.failed is not None:
-            continue
         engines = [f"{record.name}/{i}"] if record.borrowed else None
         wanted = {"engines": engines, "timeout": timeout}
-        calls.append((member, member.client.peer.request("destroy", wanted, timeout=timeout + 1)))
+        with suppress(RolecallError):  # it died meanwhile
+            if member.client is not None:
+                calls.append((member, member.client.peer.request("destroy", wanted, timeout=timeout + 1)))
     for member, call in calls:
         _report(member, call)
 
@@ -39,22 +40,16 @@ def _report(member: Member, call: Call) -> None:
         log.warning("%s: engine %s: %s", member.id, engine, problem)
 
 
-def kill(members: Sequence[Member], grace_s: float) -> list[dict[str, Any]]:
-    """SIGTERM, grace, SIGKILL by the guards, each for its own, all at once. Returns the guards' reports."""
+def kill(members: Sequence[Member], grace_s: float) -> None:
+    """SIGTERM, grace, SIGKILL by the guards, each for its own, all at once. What outlives that is logged."""
     by_guard: dict[str, list[Member]] = {}
     for member in members:
         by_guard.setdefault(member.guard.guard_id, []).append(member)
-    calls = []
+    questions = []
     for group in by_guard.values():
-        guard = group[0].guard
-        if guard.lost is None:
-            wanted = {"workers": [m.id for m in group], "grace_s": grace_s}
-            calls.append(guard.ask("kill", wanted, timeout=grace_s + MARGIN_S))
-    reports = []
+        wanted = {"workers": [m.id for m in group], "grace_s": grace_s}
+        questions.append(Question(group[0].guard, "kill", wanted, grace_s + MARGIN_S))
     with Waiting(f"ending {', '.join(m.id for m in members[:4])} ..."):
-        for call in calls:
-            try:
-                reports.append(call.result())
-            except (RolecallError, TimeoutError) as e:
-                log.warning("a guard did not confirm a kill: %s", e)
-    return reports
+        for report in ask_all(questions):
+            for survivor in (report or {}).get("survivors", ()):
+                log.warning("SIGKILL did not end %s; its devices may still be in use", survivor)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rolecall.errors import WorkerFailedError, WorkerStalledError
@@ -30,19 +31,20 @@ class Supervision:
         self.closing = False
         self._roles: list[dict[str, Any]] = []
         self._writing = threading.Lock()
+        self._complained = False
 
     def on_event(self, guard: GuardProxy, topic: str, facts: dict[str, Any]) -> None:
-        member = self._table.find(str(facts.get("worker")))
-        if member is not None and member.pid == facts.get("pid"):
-            if topic == "exited":
-                self._fail(member, exit_error(facts))
-            elif topic == "stalled":
-                self._stall(member, guard, facts)
+        if topic == "exited":
+            error = exit_error(facts)
+            member = self._table.died(error)
+            if member is not None:
+                self._fail([member], lambda member: error)
+        elif topic == "stalled":
+            self._stall(guard, facts)
         self._tell(topic, facts)
 
     def on_guard_lost(self, guard: GuardProxy) -> None:
-        for member in self._table.members_of(guard):
-            self._fail(member, _lost_with(guard, member))
+        self._fail(self._table.members_of(guard), lambda member: _lost_with(guard, member))
         if not self.closing:
             self._tell("guard_lost", {"guard": guard.guard_id, "reason": str(guard.lost)})
 
@@ -54,35 +56,50 @@ class Supervision:
                     {"name": r.name, "target": r.target, "workers": [m.row() for m in r.members]}
                     for r in self._table.roles()
                 ]
-            self._run.write_state(
-                {
-                    "controller": {"pid": os.getpid(), "host": os.uname().nodename, "ended": ended},
-                    "guards": [{"id": g.guard_id, **g.info} for g in self.guards()],
-                    "roles": self._roles,
-                }
-            )
+            state = {
+                "controller": {"pid": os.getpid(), "host": os.uname().nodename, "ended": ended},
+                "guards": [{"id": g.guard_id, **g.info} for g in self.guards()],
+                "roles": self._roles,
+            }
+            with self._bookkeeping():
+                self._run.write_state(state)
 
-    def _stall(self, member: Member, guard: GuardProxy, facts: dict[str, Any]) -> None:
+    @contextlib.contextmanager
+    def _bookkeeping(self) -> Iterator[None]:
+        """A full disk or a run directory that was removed must not keep callers from learning of a death."""
+        try:
+            yield
+        except OSError as e:
+            if not self._complained:
+                self._complained = True
+                log.warning("what the command line shows of this run is not kept up to date: %s", e)
+
+    def _stall(self, guard: GuardProxy, facts: dict[str, Any]) -> None:
+        member = self._table.find(str(facts["worker"]))
+        if member is None or member.pid != facts["pid"]:
+            return
         host = guard.info.get("host", "")
         error = WorkerStalledError(member.id, facts["reason"], facts["stacks"], host=host, pid=member.pid)
-        log.warning("%s", error)
-        name = f"{member.id.replace('/', '-')}-{time.strftime('%H%M%S')}.txt"
-        (self._run.run_dir / "stacks" / name).write_text(f"{facts['reason']}\n{facts['stacks']}")
         if facts["kind"] == "stopped" and member.client is not None:  # the other kind is only a suspicion
             member.client.peer.fail_pending(error)
+        log.warning("%s", error)
+        name = f"{member.id.replace('/', '-')}-{time.strftime('%H%M%S')}.txt"
+        with self._bookkeeping():
+            (self._run.run_dir / "stacks" / name).write_text(f"{facts['reason']}\n{facts['stacks']}")
 
-    def _fail(self, member: Member, error: WorkerFailedError) -> None:
-        if member.failed is not None:
-            return
-        member.failed = error
-        if member.client is not None:
-            member.client.fail(error)
-        if not member.leaving and not self.closing:
-            log.warning("%s", error)
+    def _fail(self, members: Sequence[Member], error_of: Callable[[Member], WorkerFailedError]) -> None:
+        """All of them first: nothing that is told or written may keep a caller waiting."""
+        failed = [member for member in members if member.failed is None]
+        for member in failed:
+            member.fail(error_of(member))
+        news = [member for member in failed if not member.leaving and not self.closing]
+        for member in news:
+            log.warning("%s", member.failed)
+        if news:
             self.write_state()
 
     def _tell(self, topic: str, facts: dict[str, Any]) -> None:
-        with (self._run.run_dir / "events.jsonl").open("a") as f:
+        with self._bookkeeping(), (self._run.run_dir / "events.jsonl").open("a") as f:
             f.write(json.dumps({"time": time.time(), "event": topic, **facts}) + "\n")
         for listener in self.listeners:
             try:

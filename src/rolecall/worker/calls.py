@@ -14,7 +14,7 @@ from rolecall.rpc.peer import Incoming
 from rolecall.tensors import functions
 from rolecall.tensors.binding import binding
 from rolecall.tensors.service import DataService
-from rolecall.worker.host import EngineHost, Kind, Method
+from rolecall.worker.host import META, EngineHost, Kind, Method
 
 
 class Calls:
@@ -45,7 +45,7 @@ class Calls:
         try:
             with binding.using(self._data):
                 args, kwargs = functions.localize(incoming.args())
-                value = method.call(*args, **kwargs)
+                value = method.run(args, kwargs, incoming.meta.get(META))
             if inspect.isawaitable(value):  # a plain function that hands out a coroutine
                 value = asyncio.run_coroutine_threadsafe(_awaited(value), self._loop).result()
             value = self._leave_tensors(incoming, value)
@@ -58,7 +58,7 @@ class Calls:
         try:
             with binding.using(self._data):
                 args, kwargs = await functions.alocalize(incoming.args())
-                value = await method.call(*args, **kwargs)
+                value = await method.run(args, kwargs, incoming.meta.get(META))
             if incoming.meta.get("tensors") == "remote":
                 value = await asyncio.to_thread(self._data.remotize, value)  # it copies, and the loop serves others
         except BaseException as e:
@@ -85,7 +85,7 @@ class Calls:
         try:
             with binding.using(self._data):
                 args, kwargs = await functions.alocalize(incoming.args())
-                async with _closing(method.call(*args, **kwargs)) as items:
+                async with _closing(method.run(args, kwargs, incoming.meta.get(META))) as items:
                     async for item in items:
                         await incoming.emit(self._leave_tensors(incoming, item))
         except BaseException as e:
@@ -100,7 +100,7 @@ class Calls:
         try:
             with binding.using(self._data):
                 args, kwargs = functions.localize(incoming.args())
-                items = _iterated(incoming.meta["method"], method.call(*args, **kwargs))
+                items = _iterated(incoming.meta["method"], method.run(args, kwargs, incoming.meta.get(META)))
                 try:
                     for item in items:
                         incoming.emit_blocking(self._leave_tensors(incoming, item))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partialmethod, singledispatchmethod
@@ -13,6 +13,8 @@ from typing import Any
 from rolecall.errors import EngineCreationError, EngineNotFoundError
 from rolecall.worker.lane import Lane
 from rolecall.worker.progress import Progress
+
+META = "rpc_meta"
 
 
 class Kind(Enum):
@@ -35,11 +37,24 @@ class Hosted:
 
 @dataclass(frozen=True)
 class Method:
-    """A method found on an engine."""
+    """A method found on an engine.
+
+    Attributes:
+        static: What the class says under its name, by which a replaced method is noticed.
+        takes_meta: Whether it has a parameter `rpc_meta`, and so wants what callers pass under that name.
+    """
 
     call: Callable[..., Any]
     kind: Kind
     lane: Lane
+    static: Any = None
+    takes_meta: bool = False
+
+    def run(self, args: Sequence[Any], kwargs: dict[str, Any], rpc_meta: Any) -> Any:
+        """Calls it. The worker itself knows nothing of what `rpc_meta` means."""
+        if self.takes_meta and rpc_meta is not None:
+            kwargs = {**kwargs, META: rpc_meta}
+        return self.call(*args, **kwargs)
 
 
 class EngineHost:
@@ -93,24 +108,24 @@ class EngineHost:
             EngineNotFoundError: No such engine, or no such public method on it.
         """
         found = self._methods.get((engine_name, name))
-        return found if found is not None else self._find(engine_name, name)
+        if found is not None and _is_current(self._engines[engine_name].engine, name, found):
+            return found
+        return self._find(engine_name, name)
 
     def _find(self, engine_name: str, name: str) -> Method:
         hosted = self._engines.get(engine_name)
         if hosted is None:
             raise EngineNotFoundError(self.worker_id, name, f"engine {engine_name!r}", self.names())
-        known = [n for n in dir(type(hosted.engine)) if not n.startswith("_") and _is_method(type(hosted.engine), n)]
         missing = object()
         # A class attribute first: a property's getter is user code, and looking a name up must not run it.
         static = missing if name.startswith("_") else inspect.getattr_static(hosted.engine, name, missing)
-        if static is missing or _is_getter(static):
-            raise EngineNotFoundError(self.worker_id, name, f"method {name!r} of engine {engine_name!r}", known)
-        call = getattr(hosted.engine, name)
+        call = None if static is missing or _is_getter(static) else getattr(hosted.engine, name)
         if not callable(call):
+            cls = type(hosted.engine)
+            known = [n for n in dir(cls) if not n.startswith("_") and _is_method(cls, n)]
             raise EngineNotFoundError(self.worker_id, name, f"method {name!r} of engine {engine_name!r}", known)
-        method = Method(call, _kind(call), hosted.lane)
-        if name not in getattr(hosted.engine, "__dict__", {}):  # an instance attribute may be replaced any time
-            self._methods[engine_name, name] = method
+        method = Method(call, _kind(call), hosted.lane, getattr(type(hosted.engine), name, None), _takes_meta(call))
+        self._methods[engine_name, name] = method
         return method
 
     def remove(self, name: str) -> Hosted | None:
@@ -121,8 +136,22 @@ class EngineHost:
 
     def close(self) -> None:
         """Lets every lane end after what it runs."""
-        for hosted in list(self._engines.values()):
-            hosted.lane.close()
+        with self._lock:
+            lanes = [*(hosted.lane for hosted in self._engines.values()), *self._reserved.values()]
+        for lane in lanes:
+            lane.close()
+
+
+def _is_current(engine: Any, name: str, found: Method) -> bool:
+    """False once the method was replaced, on the class or on the engine itself."""
+    return getattr(type(engine), name, None) is found.static and name not in getattr(engine, "__dict__", ())
+
+
+def _takes_meta(call: Callable[..., Any]) -> bool:
+    try:
+        return META in inspect.signature(call).parameters
+    except (TypeError, ValueError):  # some callables written in C do not say
+        return False
 
 
 def _is_getter(static: Any) -> bool:

@@ -9,6 +9,7 @@ import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -28,6 +29,7 @@ from rolecall.rpc.http import Request, Response, Routes
 from rolecall.tensors import raw
 from rolecall.tensors.dtypes import dtype_name
 from rolecall.worker.calls import engine_error
+from rolecall.worker.host import Kind
 from rolecall.worker.loading import load_engine_class
 from rolecall.worker.service import WorkerService, on_lane
 
@@ -150,11 +152,11 @@ class WorkerRoutes:
         body = _body(request, CallBody)
         host = self._service.host
         method = host.method(body.engine_name or host.worker_id, body.method)
+        run = partial(method.run, body.args, body.kwargs, body.rpc_meta)
         try:
-            if asyncio.iscoroutinefunction(method.call):
-                value = await method.call(*body.args, **body.kwargs)
+            if method.kind is Kind.ASYNC:
+                value = await run()
             else:
-                run = lambda: method.call(*body.args, **body.kwargs)  # noqa: E731
                 value = await on_lane(method.lane, run, asyncio.get_running_loop())
         except Exception as e:
             raise engine_error(host.worker_id, body.method, e) from e

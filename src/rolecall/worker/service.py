@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import random
 import sys
@@ -23,6 +24,7 @@ from rolecall.errors import (
 )
 from rolecall.rpc.peer import Incoming
 from rolecall.tensors import functions
+from rolecall.tensors.binding import binding
 from rolecall.tensors.service import DataService
 from rolecall.worker.calls import Calls, engine_error
 from rolecall.worker.host import EngineHost
@@ -107,8 +109,9 @@ class WorkerService:
     def _make(self, incoming: Incoming, name: str, path: str) -> None:
         try:
             cls = load_engine_class(path)
-            args, kwargs = functions.localize(incoming.args())
-            engine = cls(*args, **kwargs)
+            with binding.using(self.data):
+                args, kwargs = functions.localize(incoming.args())
+                engine = cls(*args, **kwargs)
         except EngineImportError as e:
             self.host.abandon(name)
             return incoming.fail(e)
@@ -128,14 +131,15 @@ class WorkerService:
 
     async def _destroy_one(self, name: str, timeout: float) -> str:
         hosted = self.host.remove(name)
-        if hosted is None:
-            return "no such engine"
+        if hosted is None:  # it was never made, or another has destroyed it
+            return ""
         try:
             destroy = getattr(hosted.engine, "destroy", None)
             if destroy is not None:
-                outcome = await asyncio.wait_for(on_lane(hosted.lane, destroy, self._loop), timeout)
-                if asyncio.iscoroutine(outcome):
-                    await asyncio.wait_for(outcome, timeout)
+                async with asyncio.timeout(timeout):
+                    outcome = await on_lane(hosted.lane, destroy, self._loop)
+                    if inspect.isawaitable(outcome):
+                        await outcome
         except TimeoutError:
             return f"destroy() took more than {timeout:g} s"
         except BaseException as e:
