@@ -93,8 +93,3 @@ def _shm(before: set[Path]) -> list[str]:
 
 def _threads(before: set[threading.Thread]) -> list[str]:
     return [f"thread {t.name}" for t in set(threading.enumerate()) - before if t.name.startswith(("rolecall", "lane"))]
-
-
-def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
-    """A case is named the same in every process that collects it: no addresses."""
-    return argname if " at 0x" in repr(val) else None
