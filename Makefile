@@ -5,6 +5,8 @@ BIN       := $(VENV)/bin
 SEED      ?= 0
 SCHEDULER ?= local
 ARGS      ?=
+# Most tests wait for processes, so two run side by side; JOBS=0 runs one after the other.
+JOBS      ?= 2
 
 # -q twice: pip keeps quiet unless something is wrong.
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -q -c constraints.txt
@@ -22,7 +24,7 @@ demo: $(VENV)/.rl ## a small RL run from start to end (SEED=0 SCHEDULER=local AR
 
 test: lint ## ruff, mypy --strict, then the tests (ARGS= goes to pytest)
 	@echo "== pytest"
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: $(VENV)/.dev ## ruff and mypy --strict alone
 	@echo "== ruff"

@@ -76,7 +76,7 @@ class GuardProxy:
         if self.ending:  # as it should; who still asks it for something gets no answer any more
             self.peer.fail(GuardLostError(self.guard_id, self.info.get("host", ""), self.info.get("pid"), "it ended"))
         else:
-            self.lose(str(error) if error else "its connection closed")
+            self.lose("its connection closed")
 
     def _notified(self, topic: str, value: Any) -> None:
         self._on_event(self, topic, value)
