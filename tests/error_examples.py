@@ -68,7 +68,7 @@ def _causes(s: LocalScheduler, folder: Path) -> Iterator[Example]:
     actor.create_engine(sample_engines.Echo)
     yield "WorkerNotFoundError", lambda: s.get_workers("actr")
     yield "WorkerConfigurationError", lambda: s.start("big", gpus=2)
-    yield "WorkerCreationError", lambda: actor.fork("server", command=["no-such-program", "--port", "{port}"])
+    yield "WorkerCreationError", lambda: s.start("server", cmd=["no-such-program", "--port", "{port}"])
     yield "GPUAllocationError", lambda: s.start("rollout", gpu=1)
     yield "EngineNotFoundError", lambda: actor[0].call("ecko", 1)
     yield "EngineCallError", lambda: actor[0].call("fail", "the batch is empty")

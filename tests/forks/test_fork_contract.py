@@ -58,9 +58,7 @@ def leased(s: LocalScheduler) -> int:
     return int(s._guard.ask("metrics").result()["ports_leased"])
 
 
-def test_when_the_middle_one_of_three_fails_exactly_the_other_two_are_killed(
-    s: LocalScheduler, tmp_path: Path
-) -> None:
+def test_when_the_middle_one_of_three_fails_exactly_the_other_two_are_killed(s: LocalScheduler, tmp_path: Path) -> None:
     actors = s.start("actor", replicas=3)
     actors.create_engine(Echo)
     before, ports = set(processes(s.run_id)), leased(s)
