@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import itertools
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -101,6 +103,18 @@ class Tensors:
     def shape(self, x: Any) -> list[int]:
         return list(x.shape)
 
+    def make_late(self, path: str) -> Any:
+        Path(path).with_suffix(".begun").touch()
+        while not Path(path).exists():
+            time.sleep(0.01)
+        return self.make(3)
+
+    def make_many(self, n: int) -> Iterator[Any]:
+        import torch
+
+        for _ in range(n):
+            yield torch.ones(3)
+
 
 class Parent:
     """Has a plain child, a child in a session of its own and a daemon that was forked twice."""
@@ -155,3 +169,77 @@ class Last:
     def destroy(self) -> None:
         with Path(self.path).open("a") as f:
             f.write(self.name + "\n")
+
+
+class Meta:
+    """One method that declares `rpc_meta` and one that takes whatever it is given."""
+
+    def declared(self, value: int, rpc_meta: dict[str, Any] | None = None) -> Any:
+        return [value, rpc_meta]
+
+    def anything(self, value: int, **kwargs: Any) -> Any:
+        return [value, kwargs]
+
+    async def waiting(self, *, rpc_meta: Any = "none") -> Any:
+        return rpc_meta
+
+
+class Random:
+    """Draws from the generators that a fork of the template inherits."""
+
+    def draw(self) -> list[float]:
+        import numpy
+        import torch
+
+        return [random.random(), float(numpy.random.rand()), float(torch.rand(1, dtype=torch.float64))]
+
+
+class SlowEnd:
+    """Takes its time to be destroyed, part of it on the lane and part of it awaited."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def destroy(self) -> Any:
+        time.sleep(self.seconds)
+        return asyncio.sleep(self.seconds)
+
+
+class Streams:
+    """Says whether a stream of its own is still being read."""
+
+    def __init__(self) -> None:
+        self.open = 0
+
+    def endless(self) -> Iterator[int]:
+        self.open += 1
+        try:
+            yield from itertools.count()
+        finally:
+            self.open -= 1
+
+    def count(self) -> int:
+        return self.open
+
+    def replace_count(self) -> None:
+        self.count = lambda: -1  # type: ignore[method-assign]
+
+
+class Reader:
+    """Is given a tensor when it is made, and reads others when it is told to go on."""
+
+    def __init__(self, x: Any = None) -> None:
+        self.total = float(x.sum()) if x is not None else 0.0
+
+    def made_with(self) -> float:
+        return self.total
+
+    def wait_for(self, path: str) -> None:
+        while not Path(path).exists():
+            time.sleep(0.01)
+
+    def add(self, x: Any) -> None:
+        self.total += float(x.sum())

@@ -75,9 +75,16 @@ class Worker:
         return int(self.id.rpartition("/")[2])
 
 
+CLUSTER_FIELDS = ("image", "mount", "nodelist", "exclude", "srun_additional_args", "additional_bash_cmds")
+
+
 @dataclass(frozen=True)
 class SchedulingSpec:
     """What one worker needs. `cpu` in cores, `mem` in GiB, `gpu` in whole devices.
+
+    On one machine `cpu` sets thread counts (never more than there are cores) and `mem` is not enforced; the fields that
+    only mean something on a cluster (`CLUSTER_FIELDS`) are passed over with a warning, so that one script serves both.
+    `task_type` is kept for scripts that set it; workers are all of one kind here.
 
     Attributes:
         cmd: A program instead of engines: a dotted module, or a list with placeholders

@@ -287,6 +287,14 @@ def test_tensors_come_whole_by_default_and_as_handles_on_request(s: Scheduler) -
     assert torch.equal(rolecall.localize(batch[2:4]), torch.tensor([[1.0] * 4, [2.0] * 4]))
 
 
+def test_a_constructor_is_given_tensors_for_handles(s: Scheduler) -> None:
+    owner = s.start("owner").with_options(tensors="remote")
+    owner.create_engine(sample_engines.Tensors)
+    reader = s.start("reader")
+    reader.create_engine(sample_engines.Reader, owner[0].call("make", 5)["x"])
+    assert reader.call("made_with") == [20.0]
+
+
 # Forks
 
 

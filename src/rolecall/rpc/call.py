@@ -35,6 +35,13 @@ class Inflow:
         self.final: tuple[int, bool, Body] | None = None  # number of items, and the answer that comes after them
         self.probed_at = 0.0
 
+    def take_unread(self) -> list[Body]:
+        """Empties it."""
+        unread = [*self.ready, *self.early.values()]
+        self.ready.clear()
+        self.early.clear()
+        return unread
+
     def put(self, index: int, body: Body, window: int) -> bool:
         """Takes an item in; False when there is a gap before it."""
         if self.arrived <= index < self.consumed + 2 * window:

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from rolecall.errors import ProtocolError
+from rolecall.errors import EncodeError, ProtocolError
 
 CALL, STREAM, NOTIFICATION = 0, 1, 2
 
@@ -125,6 +125,18 @@ _answers: msgspec.msgpack.Decoder[Welcome | Refusal] = msgspec.msgpack.Decoder(W
 def decode(header: bytes | memoryview) -> Message:
     """Raises ProtocolError for anything that is not a message."""
     return _decoded(_messages, header, "a frame that is no message")
+
+
+def encode_request(request: Request) -> bytes:
+    """As `encode`; its `meta` is the caller's.
+
+    Raises:
+        EncodeError: Something in `meta` is no plain value.
+    """
+    try:
+        return encode(request)
+    except (TypeError, ValueError, OverflowError) as e:
+        raise EncodeError("meta", type(request.meta).__name__, f"only plain values travel there ({e})") from e
 
 
 def decode_hello(header: bytes | memoryview) -> Hello:

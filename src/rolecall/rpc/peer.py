@@ -24,7 +24,7 @@ from asyncio.events import _get_running_loop
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from rolecall.errors import CallCancelledError, EncodeError, ProtocolError, RPCConnectionError
+from rolecall.errors import CallCancelledError, ProtocolError, RPCConnectionError
 from rolecall.rpc import codec, messages
 from rolecall.rpc.call import Body, Call
 from rolecall.rpc.frames import pack
@@ -33,6 +33,7 @@ from rolecall.rpc.link import Link
 from rolecall.rpc.messages import Ack, Asked, Cancel, Credit, Item, Probe, Reply, Request, Settled, Status
 from rolecall.rpc.pending import ACKS_AT_ONCE, Pending
 from rolecall.rpc.records import Records
+from rolecall.rpc.unread import let_go
 from rolecall.rpc.waiting import Wakers
 
 __all__ = ["Call", "Handler", "Incoming", "Peer"]
@@ -141,7 +142,7 @@ class Peer:
         seq = self._pending.admit(call, note=kind == messages.NOTIFICATION)
         try:
             acks = self._pending.take_acks()
-            header = _encoded_request(Request(seq, kind, call.method, meta, self.window, acks, encoded.header))
+            header = messages.encode_request(Request(seq, kind, call.method, meta, self.window, acks, encoded.header))
             call.parts = parts = pack(header, encoded.buffers)
             link = self._link
             if link is not None:
@@ -163,6 +164,8 @@ class Peer:
         if self._pending.give_up(call):
             call._failed(error)
             self._say(Cancel(call.seq))
+            unread = call._inflow.take_unread() if call._inflow is not None else []
+            self._soon(lambda: let_go(unread, self.loop, self.context))
 
     def _expire(self, call: Call) -> None:
         self._give_up(call, TimeoutError(f"{self.name}: {call.method}() had no answer within {call.timeout:g} s"))
@@ -381,10 +384,14 @@ class Peer:
         self._acknowledge(seq, sum(map(len, body[1])))
         if call is not None and not call._done:
             call._answered(ok, body)
+        elif call is not None and ok:
+            let_go([body], self.loop, self.context)
 
     def _on_item(self, message: Item, buffers: list[memoryview]) -> None:
         call = self._pending.calls.get(message.seq)
         if call is None or call._inflow is None:
+            if message.seq in self._pending.given_up:
+                let_go([(message.body, buffers)], self.loop, self.context)
             return
         inflow = call._inflow
         whole = inflow.put(message.index, (message.body, buffers), self.window)
@@ -487,10 +494,3 @@ class Peer:
         error = RPCConnectionError(self.name, f"the result of call {seq} is no longer kept; it was not run again")
         encoded = codec.encode(error, "error")
         self._say(Reply(seq, False, 0, encoded.header))
-
-
-def _encoded_request(request: Request) -> bytes:
-    try:
-        return messages.encode(request)
-    except (TypeError, ValueError, OverflowError) as e:
-        raise EncodeError("meta", type(request.meta).__name__, f"only plain values travel there ({e})") from e

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Sequence
@@ -12,7 +13,9 @@ from rolecall.schedulers.base import Scheduler
 from rolecall.schedulers.devices import VISIBLE_VARIABLES, DevicePool, parse_visible
 from rolecall.schedulers.guards import GuardProxy
 from rolecall.schedulers.plan import Plan, separate_slots
-from rolecall.types import Job, worker_id
+from rolecall.types import CLUSTER_FIELDS, Job, worker_id
+
+log = logging.getLogger("rolecall")
 
 
 class OneHostScheduler(Scheduler):
@@ -42,6 +45,7 @@ class OneHostScheduler(Scheduler):
             return Plan(job.role, separate_slots(job, self._pool.preview(wants), os.cpu_count() or 1))
 
     def _place(self, job: Job) -> tuple[Plan, list[GuardProxy]]:
+        _warn_of_unused(job)
         self._wait_for_guard()
         with self._choosing:  # what is planned is taken at once: another thread may be starting a role too
             plan = self._plan(job)
@@ -55,6 +59,12 @@ class OneHostScheduler(Scheduler):
         with self._choosing:
             for member in members:
                 self._pool.give_back(member)
+
+
+def _warn_of_unused(job: Job) -> None:
+    unused = [name for name in CLUSTER_FIELDS if any(getattr(spec, name) for spec in job.specs())]
+    if unused:
+        log.warning("role %s: %s mean nothing on one machine and are passed over", job.role, ", ".join(unused))
 
 
 def visible_devices() -> list[str]:

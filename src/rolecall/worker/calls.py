@@ -7,12 +7,14 @@ import inspect
 import threading
 import traceback
 from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rolecall.errors import CallCancelledError, EngineCallError, RolecallError
 from rolecall.rpc.peer import Incoming
-from rolecall.tensors import functions
+from rolecall.tensors import functions, tree
 from rolecall.tensors.binding import binding
+from rolecall.tensors.handle import RTensor
 from rolecall.tensors.service import DataService
 from rolecall.worker.host import META, EngineHost, Kind, Method
 
@@ -87,7 +89,8 @@ class Calls:
                 args, kwargs = await functions.alocalize(incoming.args())
                 async with _closing(method.run(args, kwargs, incoming.meta.get(META))) as items:
                     async for item in items:
-                        await incoming.emit(self._leave_tensors(incoming, item))
+                        with self._left_behind(incoming, item) as left:
+                            await incoming.emit(left)
         except BaseException as e:
             incoming.fail(self._reply_error(incoming, e))
         else:
@@ -103,7 +106,8 @@ class Calls:
                 items = _iterated(incoming.meta["method"], method.run(args, kwargs, incoming.meta.get(META)))
                 try:
                     for item in items:
-                        incoming.emit_blocking(self._leave_tensors(incoming, item))
+                        with self._left_behind(incoming, item) as left:
+                            incoming.emit_blocking(left)
                 finally:
                     close = getattr(items, "close", None)
                     if close is not None:
@@ -117,6 +121,17 @@ class Calls:
 
     def _leave_tensors(self, incoming: Incoming, value: Any) -> Any:
         return self._data.remotize(value) if incoming.meta.get("tensors") == "remote" else value
+
+    @contextmanager
+    def _left_behind(self, incoming: Incoming, item: Any) -> Iterator[Any]:
+        """`item` as it travels. When it does not, its tensors are freed again: no handle of them is anywhere."""
+        left = self._leave_tensors(incoming, item)
+        try:
+            yield left
+        except BaseException:
+            own = {id(leaf) for leaf in tree.leaves(item)}
+            functions.clear([leaf for leaf in tree.leaves(left) if isinstance(leaf, RTensor) and id(leaf) not in own])
+            raise
 
     def _spawn(self, incoming: Incoming, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
