@@ -150,4 +150,4 @@ def _without_guard(s: LocalScheduler) -> object:
     s.subscribe(lambda topic, facts: lost.set() if topic == "guard_lost" else None)
     os.kill(int(s._guard.info["pid"]), signal.SIGKILL)
     assert lost.wait(10.0)
-    return s.stacks(s._table.ids()[0])
+    return s.stacks(s._table.ids()[-1])
