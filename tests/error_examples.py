@@ -14,7 +14,7 @@ import sample_engines
 
 import rolecall
 from rolecall import LocalScheduler
-from rolecall.errors import RolecallError
+from rolecall.errors import RolecallError, WorkerCreationError
 from rolecall.guard.ports import PortLeases
 from rolecall.rpc import codec
 from rolecall.rpc.client import Client
@@ -150,4 +150,8 @@ def _without_guard(s: LocalScheduler) -> object:
     s.subscribe(lambda topic, facts: lost.set() if topic == "guard_lost" else None)
     os.kill(int(s._guard.info["pid"]), signal.SIGKILL)
     assert lost.wait(10.0)
-    return s.stacks(s._table.ids()[-1])
+    try:
+        return s.start("late")
+    except WorkerCreationError as e:
+        assert e.__cause__ is not None
+        raise e.__cause__ from None
