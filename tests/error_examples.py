@@ -153,4 +153,5 @@ def _without_guard(s: LocalScheduler) -> object:
     try:
         return s.start("late")
     except WorkerCreationError as e:
-        return e.__cause__
+        assert e.__cause__ is not None
+        raise e.__cause__ from None
