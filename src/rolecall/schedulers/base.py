@@ -16,11 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from rolecall.calls import CallOptions, PendingCall, argument_place, engine_path
-from rolecall.errors import (
-    EncodeError,
-    WorkerConfigurationError,
-    WorkerNotFoundError,
-)
+from rolecall.errors import EncodeError, WorkerConfigurationError, WorkerNotFoundError
 from rolecall.roles import Role, job_of
 from rolecall.rpc.call import fresh
 from rolecall.rpc.client import Client
