@@ -15,7 +15,12 @@ from rolecall.types import Worker
 
 @dataclass(eq=False)
 class Member:
-    """A living (or failed, not yet deleted) worker."""
+    """A living (or failed, not yet deleted) worker.
+
+    Attributes:
+        timeline: Seconds from the request to its guard until it was forked, connected and ready.
+        leaving: It is being deleted, so its exit is no news.
+    """
 
     worker: Worker
     slot: Slot
@@ -52,6 +57,7 @@ class Member:
             "command": list(self.slot.argv) if self.slot.argv else None,
             "log": self.log_path,
             "state": "failed" if self.failed else "running",
+            "timeline": self.timeline,
         }
 
 
