@@ -125,6 +125,34 @@ def test_an_engine_is_created_and_called(s: Scheduler) -> None:
     assert role.map("add", [(1, 2), (3, 4)]) == [3, 7]
 
 
+def test_the_reference_interface_calls_engines_from_threads_and_tasks(s: Scheduler) -> None:
+    """`create_engine`, `call_engine` and `async_call_engine`, with the default engine and with a named one."""
+    (worker,) = s.create_workers(Job("actor"))
+
+    async def use() -> list[Any]:
+        await s.create_engine(worker, Echo, None, "default")
+        await s.create_engine(worker, "sample_engines.Echo", "second", greeting="second")
+        first = await s.async_call_engine(worker, "greet")
+        second = await s.async_call_engine(worker, "greet", "second")
+        return [first, second, await s.async_call_engine(worker, "add", None, 1, b=2)]
+
+    assert asyncio.run(use()) == ["default", "second", 3]
+    assert s.call_engine(worker, "add", "second", 4, b=5) == 9
+
+
+def test_what_a_role_does_it_does_from_a_task_as_well(s: Scheduler) -> None:
+    role = s.start("actor", replicas=2)
+
+    async def use() -> list[list[Any]]:
+        await role.acreate_engine(Echo, "hi")
+        await role.aset_env({"COLOUR": "blue"})
+        return [await role.acall("greet"), await role.amap("add", [(1, 2), (3, 4)])]
+
+    assert asyncio.run(use()) == [["hi", "hi"], [3, 7]]
+    with pytest.raises(WorkerConfigurationError, match="one tuple for each of the 2"):
+        role.map("add", [(1, 2)])
+
+
 def test_options_do_not_share_a_namespace_with_arguments(s: Scheduler) -> None:
     role = s.start("actor")
     role.create_engine(Echo)

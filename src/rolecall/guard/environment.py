@@ -1,6 +1,6 @@
 """What a worker's environment is: pure functions from the guard's base, the slot and the spec."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from rolecall.guard.spec import ProcessSpec
 from rolecall.guard.sweep import GUARD, RUN, WORKER
@@ -45,8 +45,3 @@ def thread_limit(env: Mapping[str, str], cores: int, host_cores: int) -> int:
     """Threads for a library that has read its variables before the fork."""
     value = env.get("OMP_NUM_THREADS", "").split(",")[0]
     return int(value) if value.isdigit() and int(value) > 0 else min(cores or host_cores, host_cores)
-
-
-def visible(devices: Sequence[str]) -> str:
-    """Devices as a program's argument."""
-    return ",".join(devices)

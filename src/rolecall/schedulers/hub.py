@@ -49,9 +49,6 @@ class Hub:
         self._guards[guard_id] = guard
         return guard
 
-    def forget(self, guard: GuardProxy) -> None:
-        self._guards.pop(guard.guard_id, None)
-
     def guards(self) -> list[GuardProxy]:
         return list(self._guards.values())
 

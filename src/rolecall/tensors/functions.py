@@ -16,7 +16,7 @@ from rolecall.tensors.fetch import Fetcher
 from rolecall.tensors.handle import RTensor
 from rolecall.tensors.owners import Connect
 from rolecall.tensors.padding import trimmed
-from rolecall.tensors.service import DataService, is_tensor
+from rolecall.tensors.service import DataService
 from rolecall.tensors.shard import Shard
 from rolecall.tensors.store import Store
 
@@ -30,11 +30,6 @@ def bind(store: Store, fetcher: Fetcher, connect: Connect | None = None) -> Data
     service = DataService(store, fetcher, connect)
     binding.set(service)
     return service
-
-
-def unbind() -> None:
-    """Undoes `bind`."""
-    binding.set(None)
 
 
 def localize(value: Any) -> Any:
@@ -92,11 +87,6 @@ def clear(value: Any) -> int:
     for keeper, group in groups.values():
         keeper.free(group)
     return len(shards)
-
-
-def has_tensors(value: Any) -> bool:
-    """True when something in `value` would be left behind by `remotize`."""
-    return any(is_tensor(leaf) for leaf in tree.leaves(value))
 
 
 def _same(leaf: Any) -> Any:

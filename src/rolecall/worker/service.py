@@ -186,10 +186,6 @@ class WorkerService:
             **self.data.metrics(),
         }
 
-    def engine_method(self, engine: str | None, name: str) -> Callable[..., Any]:
-        """For the HTTP side: the method itself. Raises EngineNotFoundError."""
-        return self.host.method(engine or self.host.worker_id, name).call
-
 
 async def on_lane(lane: Lane, fn: Callable[[], Any], loop: asyncio.AbstractEventLoop) -> Any:
     done: asyncio.Future[Any] = loop.create_future()
