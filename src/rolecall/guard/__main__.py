@@ -1,5 +1,6 @@
-"""`python -m rolecall.guard --config-fd N | --config-file F`: a guard below its reaper."""
+"""`python -m rolecall.guard (--config-fd N | --config-file F) [--ordinal-from VARIABLE]`: a guard below its reaper."""
 
+import json
 import os
 import sys
 from importlib import import_module
@@ -7,11 +8,21 @@ from pathlib import Path
 
 from rolecall.guard import reaper
 
-USAGE = "usage: python -m rolecall.guard (--config-fd N | --config-file F)"
+USAGE = "usage: python -m rolecall.guard (--config-fd N | --config-file F) [--ordinal-from VARIABLE]"
 
 
 def _read_config(arguments: list[str]) -> bytes:
-    """The configuration holds the run's token, so it comes by a descriptor or a private file that is removed."""
+    """The configuration. Guards that get the same one are told apart by a variable that their launcher sets."""
+    match arguments:
+        case [*source, "--ordinal-from", variable]:
+            config = json.loads(_read_source(source))
+            return json.dumps(config | {"guard_id": f"{config['guard_id']}-{int(os.environ[variable])}"}).encode()
+        case _:
+            return _read_source(arguments)
+
+
+def _read_source(arguments: list[str]) -> bytes:
+    """It holds the run's token, so it comes by a descriptor or a private file that is removed."""
     match arguments:
         case ["--config-fd", number] if number.isdigit():
             with os.fdopen(int(number), "rb") as pipe:

@@ -177,6 +177,8 @@ class Guard:
     def _notified(self, topic: str, value: Any) -> None:
         if topic == "lease":
             self.lease.renew(time.monotonic())
+            if self.client is not None:
+                self.client.peer.notify("alive")
 
     def _cut(self, error: Exception | None) -> None:
         self.lease.disconnected(time.monotonic())
@@ -349,7 +351,7 @@ def _log_file(config: GuardConfig) -> str:
 
 def main(raw: bytes) -> int:
     """Runs a guard until its end; returns its exit status."""
-    config = msgspec.json.decode(raw, type=GuardConfig)
+    config = host.settled(msgspec.json.decode(raw, type=GuardConfig))
     path = Path(_log_file(config))
     path.parent.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(
