@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from rolecall.errors import WorkerConfigurationError
 from rolecall.schedulers.base import Scheduler
 from rolecall.schedulers.local import LocalScheduler
+from rolecall.schedulers.ray import RayScheduler
 
-BACKENDS = {"local": LocalScheduler}
+BACKENDS: dict[str, Callable[..., Scheduler]] = {"local": LocalScheduler, "ray": RayScheduler}
 
 
 def scheduler(backend: str = "local", **options: Any) -> Scheduler:
     """Makes the scheduler of a backend.
 
     Args:
-        backend: `local`.
+        backend: `local` or `ray`.
         options: `experiment`, `trial`, `fileroot`, `tensors` and the backend's own.
 
     Raises:
