@@ -90,7 +90,9 @@ def test_a_spec_without_a_container_passes_the_schedulers_image_over() -> None:
 
 def test_specs_that_differ_in_what_a_job_has_once_are_refused() -> None:
     tasks = [SchedulingSpec(image="a.sif"), SchedulingSpec(image="b.sif")]
-    with pytest.raises(WorkerConfigurationError, match=r"role 'actor' differ in image: \['a.sif', 'b.sif'\]; .*two roles"):
+    with pytest.raises(
+        WorkerConfigurationError, match=r"role 'actor' differ in image: \['a.sif', 'b.sif'\]; .*two roles"
+    ):
         SlurmOptions().of(Job("actor", 2, tasks))
 
 

@@ -106,9 +106,13 @@ def test_smaller_nodes_serve_where_there_are_not_enough_large_ones() -> None:
 
 
 def test_a_worker_that_fits_no_node_is_refused_with_what_it_needs_and_what_there_is() -> None:
-    with pytest.raises(GPUAllocationError, match=r"9 device\(s\) wanted, 8 free; actor/1 needs more; Slurm lists 2 node"):
+    with pytest.raises(
+        GPUAllocationError, match=r"9 device\(s\) wanted, 8 free; actor/1 needs more; Slurm lists 2 node"
+    ):
         place("actor", [spec(), spec(gpu=9)], nodes(2))
-    with pytest.raises(WorkerConfigurationError, match=r"actor/0 needs a node with 65 CPU\(s\), 1 GiB, 0 device\(s\); "):
+    with pytest.raises(
+        WorkerConfigurationError, match=r"actor/0 needs a node with 65 CPU\(s\), 1 GiB, 0 device\(s\); "
+    ):
         place("actor", [spec(cpu=65)], nodes(2))
     with pytest.raises(WorkerConfigurationError, match=r"2 node\(s\) with 64 CPU\(s\), 256 GiB, 8 device\(s\) each"):
         place("actor", [spec(mem=257)], nodes(2))

@@ -1,4 +1,4 @@
-"""The batch script of a job, against golden files: `ROLECALL_GOLDEN=1 pytest tests/slurm/test_slurm_script.py` rewrites them."""
+"""The batch script of a job, against golden files, which `ROLECALL_GOLDEN=1 pytest tests/slurm` writes anew."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ HERE = Surroundings(
     python_path=["/home/u/project", "/home/u/rolecall/src"],
     binds=["/home/u/.rolecall/demo/t0"],
 )
-HOSTILE = """it's "here" $(touch owned) `touch owned` \\ #\n#SBATCH --comment=stolen\nEND_OF_CONFIGURATION\n; touch owned"""
+HOSTILE = (
+    """it's "here" $(touch owned) `touch owned` \\ #\n#SBATCH --comment=stolen\nEND_OF_CONFIGURATION\n; touch owned"""
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,9 @@ CASES = {
     ),
     "hostile": Case(
         [SchedulingSpec(gpu=1)],
-        SlurmOptions(image=HOSTILE.replace("\n", ";"), mount="/a b:/c 'd'", srun_additional_args=["--chdir", "/it's #1"]),
+        SlurmOptions(
+            image=HOSTILE.replace("\n", ";"), mount="/a b:/c 'd'", srun_additional_args=["--chdir", "/it's #1"]
+        ),
         Surroundings(
             experiment="demo",
             run_id="0123456789ab",
@@ -117,7 +121,15 @@ def test_a_guard_gets_what_it_is_meant_to_get_and_nobody_else_anything(name: str
     words = calls["arguments"]
     start = words.index("exec") + 1 if "apptainer" in words else 0
     python = words.index(case.here.python, start)
-    assert words[python:] == [case.here.python, "-m", "rolecall.guard", "--config-fd", "0", "--ordinal-from", "SLURM_PROCID"]
+    assert words[python:] == [
+        case.here.python,
+        "-m",
+        "rolecall.guard",
+        "--config-fd",
+        "0",
+        "--ordinal-from",
+        "SLURM_PROCID",
+    ]
     assert json.loads(calls["input"]) == configuration
     assert calls["environment"]["ROLECALL_RUN"] == case.here.run_id
     assert calls["environment"]["ROLECALL_GUARD"] == "g1"
@@ -141,7 +153,12 @@ def test_users_lines_are_no_place_for_the_token() -> None:
     case = replace(CASES["one-node"], options=SlurmOptions(additional_bash_cmds=lines))
     script = filled(case.script(), "g1", {"token": "secret"})
     assert script.count("secret") == 1
-    assert script.index(lines[0]) < script.index(lines[1]) < script.index("export ROLECALL_GUARD=g1") < script.index("secret")
+    assert (
+        script.index(lines[0])
+        < script.index(lines[1])
+        < script.index("export ROLECALL_GUARD=g1")
+        < script.index("secret")
+    )
 
 
 def _run(script: str, case: Case, folder: Path) -> dict[str, Any]:

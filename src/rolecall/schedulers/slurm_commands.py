@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -109,18 +110,30 @@ class Slurm:
     def _run(self, command: Sequence[str], timeout: float, text: str = "", *, language: str = "C") -> str:
         env = self._environment | ({"LC_ALL": language} if language else {})
         try:
-            done = subprocess.run(
-                command, input=text, env=env, cwd="/", timeout=timeout, capture_output=True, text=True,
-                errors="replace", start_new_session=True,
-            )  # fmt: skip
+            code, answer, said = _finished(command, env, text, timeout)
         except FileNotFoundError as e:
             raise SlurmError(shlex.join(command), "no such program", _HERE) from e
         except subprocess.TimeoutExpired as e:
             raise SlurmError(shlex.join(command), f"no answer within {timeout:g} s", _THERE) from e
-        if done.returncode:
-            said = done.stderr.strip() or done.stdout.strip() or "it said nothing"
-            raise SlurmError(shlex.join(command), f"exit code {done.returncode}: {said}")
-        return done.stdout
+        if code:
+            words = said.strip() or answer.strip() or "it said nothing"
+            raise SlurmError(shlex.join(command), f"exit code {code}: {words}")
+        return answer
+
+
+def _finished(command: Sequence[str], env: Mapping[str, str], text: str, timeout: float) -> tuple[int, str, str]:
+    """Runs a command in a session of its own, which a Ctrl-C for us does not reach and which ends with our patience."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, env=env, cwd="/", stdin=pipe, stdout=pipe, stderr=pipe, text=True, errors="replace",
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            answer, said = process.communicate(text, timeout)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)  # sites have wrappers about Slurm's commands
+            raise
+        return process.returncode, answer, said
 
 
 def _node(command: Sequence[str], row: Sequence[str], gres: str) -> Node:
