@@ -10,8 +10,12 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from schedulers_under_test import BACKENDS, Backend, make_scheduler
+
+from rolecall import Scheduler
 
 # Every process that a test starts inherits this mark, however far it strays, and is found by it.
 MARK = "RC_TEST_SESSION"
@@ -29,6 +33,34 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
+
+
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one file run one after the other, and so do tests of one cluster."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+@pytest.fixture
+def make(backend: str, tmp_path: Path) -> Iterator[Callable[..., Scheduler]]:
+    """Makes schedulers of the backend that the test's file parametrizes, and ends them."""
+    made: list[Scheduler] = []
+
+    def build(**options: Any) -> Scheduler:
+        made.append(make_scheduler(backend, fileroot=tmp_path, **options))
+        return made[-1]
+
+    yield build
+    for scheduler in made:
+        scheduler.close()
+
+
+@pytest.fixture
+def facts(backend: str) -> Backend:
+    """What may differ between backends."""
+    return BACKENDS[backend]
 
 
 @pytest.fixture(autouse=True, scope="session")
