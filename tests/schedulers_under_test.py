@@ -25,6 +25,7 @@ class Backend:
         make: Makes a scheduler with its devices; takes the options of `Scheduler`.
         cluster: The fixture of the cluster that it needs, which is its group of tests too; its own group when None.
         full: How asking for a device of which none is free ends, and what the error says.
+        guards_of_roles: Each role has guards of its own, so a lost one concerns no other role.
         own_processes: Each worker is a process, with an environment of its own.
         told_s: A caller learns of a worker's death within so long.
         guard_told_s: And of a guard's, since a cluster's manager is asked why.
@@ -37,6 +38,7 @@ class Backend:
     make: Callable[..., Scheduler]
     cluster: str | None = None
     full: tuple[type[RolecallError], str] = (GPUAllocationError, r"actor/0 holds 0, 1; actor/1 holds 2, 3")
+    guards_of_roles: bool = False
     own_processes: bool = True
     told_s: float = 1.0
     guard_told_s: float = 1.0
