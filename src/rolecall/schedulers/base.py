@@ -388,7 +388,11 @@ class Scheduler(ABC):
         return PendingCall(call, worker_id, method, CONTROL_TIMEOUT_S)
 
     def subscribe(self, listener: Listener) -> None:
-        """Calls `listener(topic, facts)` for `exited`, `stalled`, `resumed` and `guard_lost`, on the I/O thread."""
+        """Calls `listener(topic, facts)` for `exited`, `stalled`, `resumed`, `guard_lost` and, on a cluster, `notice`.
+
+        `notice`: the cluster's manager is about to end `role` in about `seconds`; time to save. Listeners run on the
+        I/O thread and must not wait there: let them set an event that the controller looks at.
+        """
         self._watch.listeners.append(listener)
 
     @property
