@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rolecall.errors import SlurmError, WorkerCreationError
+from rolecall.errors import SlurmError, WorkerConfigurationError, WorkerCreationError
 from rolecall.rpc.hosts import address_toward
 from rolecall.schedulers.cluster import ClusterScheduler, Standing
 from rolecall.schedulers.launching import current_folder, python_path
 from rolecall.schedulers.plan import Plan, base_environment, separate_slots
-from rolecall.schedulers.slurm_commands import Slurm
+from rolecall.schedulers.slurm_commands import ANSWER_S, Slurm
 from rolecall.schedulers.slurm_options import SlurmOptions, split_options
 from rolecall.schedulers.slurm_packing import MIB, Node, place
 from rolecall.schedulers.slurm_script import Surroundings, filled, job_comment, job_name, render
@@ -29,6 +29,7 @@ from rolecall.types import Job
 log = logging.getLogger("rolecall")
 FRESH_S = 0.4  # one question serves all guards of a job, and all threads
 POLL_S = 2.0  # while a job waits; its guards call home by themselves
+TOLD_S = 4.0  # a job that is ending does not say at once why
 END_S = 2.0  # a job ends by itself when its guards have
 TERM_S = 8.0
 GONE_S = 60.0
@@ -55,9 +56,16 @@ class SlurmScheduler(ClusterScheduler):
     def __init__(self, **options: Any) -> None:
         self._slurm = Slurm(_job_environment())
         self._wishes = split_options(options, os.environ)
-        self._found = self._slurm.nodes(self._wishes.partition, self._wishes.gres)
+        self._found = self._known_nodes()
         self.n_gpus_per_node = max((node.share.gpus for node in self._nodes(self._wishes)), default=0)
         super().__init__(**options)
+
+    def _known_nodes(self) -> list[Node]:
+        found = self._slurm.nodes(self._wishes.partition, self._wishes.gres)
+        if not found:
+            which = "no default partition" if self._wishes.partition is None else "no node in the partition"
+            raise WorkerConfigurationError(which, self._wishes.partition, "pass partition=...; `sinfo` lists them")
+        return found
 
     def _join(self) -> str:
         for node in self._found:
@@ -69,7 +77,8 @@ class SlurmScheduler(ClusterScheduler):
 
     def _plan(self, job: Job) -> SlurmPlan:
         wishes = self._wishes.of(job)
-        packing = place(job.role, job.specs(), self._nodes(wishes))
+        named = len(self._slurm.hosts(wishes.nodelist)) if wishes.nodelist else 0
+        packing = place(job.role, job.specs(), self._nodes(wishes), named)
         path = tuple(_portable(python_path()) if wishes.container or wishes.python else python_path())
         here = Surroundings(
             experiment=self._run.experiment,
@@ -133,7 +142,7 @@ class SlurmAllocation:
         except SlurmError as e:
             return Standing("queued", str(e))
         if state is None:
-            return Standing("ended", f"Slurm does not list job {self.job_id} any more{self._tail()}")
+            return Standing("ended", self._words(state) + self._tail())
         if state.meaning == "queued":
             return Standing("queued", f"job {self.job_id}: {state.wait}")
         if state.meaning == "ended":
@@ -141,10 +150,12 @@ class SlurmAllocation:
         return Standing("running", f"job {self.job_id}")
 
     def fate(self, ordinal: int) -> str | None:
-        state = self._look(FRESH_S)
-        if state is None:
-            return f"Slurm does not list job {self.job_id} any more"
-        return None if state.meaning == "running" else self._words(state)
+        deadline = time.monotonic() + TOLD_S
+        while (state := self._look(FRESH_S, TOLD_S)) is not None and state.meaning != "running":
+            if state.told or time.monotonic() > deadline:
+                return self._words(state)
+            time.sleep(FRESH_S)
+        return None if state is not None else self._words(state)
 
     def release(self) -> None:
         """Ends the job by itself, by SIGTERM, by SIGKILL, whichever is first enough, and waits until it is gone."""
@@ -179,18 +190,17 @@ class SlurmAllocation:
         except SlurmError as e:
             log.warning("job %s: %s", self.job_id, e)
 
-    def _look(self, age_s: float) -> JobState | None:
+    def _look(self, age_s: float, answer_s: float = ANSWER_S) -> JobState | None:
         """The job's state, at most so old."""
         with self._lock:
             if time.monotonic() - self._seen_at >= age_s:
-                self._seen = self._slurm.job(self.job_id, within_s=0.0)
+                self._seen = self._slurm.job(self.job_id, answer_s)
                 self._seen_at = time.monotonic()
             return self._seen
 
-    def _words(self, state: JobState) -> str:
-        if state.completing and not state.end:
-            how = self._slurm.how_it_ended(self.job_id)
-            state = replace(state, words=how or state.words)
+    def _words(self, state: JobState | None) -> str:
+        if state is None:
+            return f"Slurm does not list job {self.job_id} any more"
         return f"Slurm says of job {self.job_id}: {state}"
 
     def _tail(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from rolecall.schedulers.slurm_states import JobState
 
 ANSWER_S = 20.0  # slurmctld's clients wait for it 10 s by default, and once more for a backup
 PATIENCE_S = 60.0
-PAUSES_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+PAUSE_S, LONGEST_PAUSE_S = 0.25, 5.0
 SUBMIT_S = 120.0
 
 # Variables of an outer allocation and of a user's preferences change what the commands do and how they answer.
@@ -68,22 +69,14 @@ class Slurm:
         """The names in a host list: `n[1-2]` is n1 and n2."""
         return self._ask(["scontrol", "show", "hostnames", expression]).split()
 
-    def job(self, job_id: str, within_s: float = PATIENCE_S) -> JobState | None:
-        """A job's state; None when Slurm does not know it, or no longer."""
-        rows = self._jobs("%A|%T|%S|%r", 4, within_s=within_s)
+    def job(self, job_id: str, answer_s: float = ANSWER_S) -> JobState | None:
+        """A job's state; None when Slurm does not know it, or no longer. Asked once, since who asks will ask again."""
+        rows = self._jobs("%A|%T|%S|%r", 4, answer_s=answer_s, within_s=0.0)
         return next((JobState(state, reason, start) for found, state, start, reason in rows if found == job_id), None)
-
-    def how_it_ended(self, job_id: str) -> str:
-        """The state behind COMPLETING, which hides it in what is shown but not in what is selected. May be empty."""
-        for state in ("CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "FAILED", "DEADLINE"):
-            rows = self._jobs("%A", 1, f"--states={state}", within_s=0.0)
-            if [job_id] in rows:
-                return state
-        return ""
 
     def named(self, name: str, comment: str) -> list[str]:
         """The jobs of this name and comment that have not ended."""
-        rows = self._jobs("%A|%j|%k", 3, "--states=PENDING,RUNNING")
+        rows = self._jobs("%A|%j|%k", 3, states="PENDING,RUNNING")
         return [job for job, *said in rows if said == [name, comment]]
 
     def cancel(self, job_id: str, *, kill: bool = False) -> None:
@@ -91,46 +84,56 @@ class Slurm:
         how = ["--full", "--signal=KILL"] if kill else []
         self._run(["scancel", *how, job_id], ANSWER_S)
 
-    def _jobs(
-        self, columns: str, count: int, states: str = "--states=all", *, within_s: float = PATIENCE_S
-    ) -> list[list[str]]:
+    def _jobs(self, columns: str, count: int, *, states: str = "all", **patience: float) -> list[list[str]]:
         """All jobs of this user, since a question for one that is gone is an error like any other."""
-        command = ["squeue", "--noheader", f"--user={os.getuid()}", states, f"--format={columns}"]
-        return self._table(command, count, within_s)
+        command = ["squeue", "--noheader", f"--user={os.getuid()}", f"--states={states}", f"--format={columns}"]
+        return self._table(command, count, **patience)
 
-    def _table(self, command: list[str], columns: int, within_s: float = PATIENCE_S) -> list[list[str]]:
+    def _table(self, command: list[str], columns: int, **patience: float) -> list[list[str]]:
         """Lines of fields with bars between them, the last of which may hold bars."""
-        answer = self._ask(command, within_s)
+        answer = self._ask(command, **patience)
         rows = [line.split("|", columns - 1) for line in answer.splitlines() if line.strip()]
         return rows if all(len(row) == columns for row in rows) else _malformed(command, answer)
 
-    def _ask(self, command: list[str], within_s: float = PATIENCE_S) -> str:
+    def _ask(self, command: list[str], *, answer_s: float = ANSWER_S, within_s: float = PATIENCE_S) -> str:
         """Asks until there is an answer or the time is up; a question changes nothing."""
-        deadline = time.monotonic() + within_s
-        for pause in (*PAUSES_S, *[PAUSES_S[-1]] * int(PATIENCE_S)):
+        deadline, pause = time.monotonic() + within_s, PAUSE_S
+        while True:
             try:
-                return self._run(command, ANSWER_S)
+                return self._run(command, answer_s)
             except SlurmError as e:
                 if time.monotonic() + pause > deadline or isinstance(e.__cause__, FileNotFoundError):
                     raise
             time.sleep(pause)
-        return self._run(command, ANSWER_S)
+            pause = min(2 * pause, LONGEST_PAUSE_S)
 
     def _run(self, command: Sequence[str], timeout: float, text: str = "", *, language: str = "C") -> str:
         env = self._environment | ({"LC_ALL": language} if language else {})
         try:
-            done = subprocess.run(
-                command, input=text, env=env, cwd="/", timeout=timeout, capture_output=True, text=True,
-                errors="replace", start_new_session=True,
-            )  # fmt: skip
+            code, answer, said = _finished(command, env, text, timeout)
         except FileNotFoundError as e:
             raise SlurmError(shlex.join(command), "no such program", _HERE) from e
         except subprocess.TimeoutExpired as e:
             raise SlurmError(shlex.join(command), f"no answer within {timeout:g} s", _THERE) from e
-        if done.returncode:
-            said = done.stderr.strip() or done.stdout.strip() or "it said nothing"
-            raise SlurmError(shlex.join(command), f"exit code {done.returncode}: {said}")
-        return done.stdout
+        if code:
+            words = said.strip() or answer.strip() or "it said nothing"
+            raise SlurmError(shlex.join(command), f"exit code {code}: {words}")
+        return answer
+
+
+def _finished(command: Sequence[str], env: Mapping[str, str], text: str, timeout: float) -> tuple[int, str, str]:
+    """Runs a command in a session of its own, which a Ctrl-C for us does not reach and which ends with our patience."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, env=env, cwd="/", stdin=pipe, stdout=pipe, stderr=pipe, text=True, errors="replace",
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            answer, said = process.communicate(text, timeout)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)  # sites have wrappers about Slurm's commands
+            raise
+        return process.returncode, answer, said
 
 
 def _node(command: Sequence[str], row: Sequence[str], gres: str) -> Node:

@@ -66,52 +66,62 @@ def need(spec: SchedulingSpec) -> Share:
     return Share(max(1, spec.cpu), spec.mem * MIB, spec.gpu)
 
 
-def pack(needs: Sequence[Share], shape: Share) -> tuple[int, ...]:
+def pack(needs: Sequence[Share], shape: Share, at_least: int = 1) -> tuple[int, ...]:
     """Fills nodes of one shape in order, each as far as it goes; no other way to keep the order needs fewer.
 
-    Every single need must fit the shape.
+    Args:
+        needs: Each must fit the shape.
+        at_least: How many nodes must get a worker; no more than there are workers.
     """
     guards: list[int] = []
     number, used = 0, Share(0, 0, 0)
-    for share in needs:
+    for i, share in enumerate(needs):
         used += share
-        if not shape.holds(used):
+        one_for_each = len(needs) - i < at_least - number  # as many nodes without a worker as workers without a node
+        if guards and (one_for_each or not shape.holds(used)):
             number, used = number + 1, share
         guards.append(number)
     return tuple(guards)
 
 
-def tighten(needs: Sequence[Share], shape: Share) -> Packing:
+def tighten(needs: Sequence[Share], shape: Share, at_least: int = 1) -> Packing:
     """Packs on as few nodes of the shape as it can, and then evenly, so that the job asks each for as little.
 
     Nine workers on nodes of eight become five and four: a request for twice five, not for twice eight.
     """
     if not shape.mem:
         needs = [replace(share, mem=0) for share in needs]
-    fewest = pack(needs, shape)[-1]
+    fewest = pack(needs, shape, at_least)[-1]
     for part in ("gpus", "cpus", "mem"):  # the scarcest first
         low, high = max(getattr(share, part) for share in needs), getattr(shape, part)
         enough = bisect_left(
             range(low, high), True, key=lambda n: pack(needs, replace(shape, **{part: n}))[-1] <= fewest
         )
         shape = replace(shape, **{part: low + enough})
-    guards = pack(needs, shape)
+    guards = pack(needs, shape, at_least)
+    assert guards[-1] == fewest
     sums = [reduce(Share.__add__, (s for s, g in zip(needs, guards, strict=True) if g == n)) for n in range(fewest + 1)]
     return Packing(guards, Share(*(max(getattr(s, part) for s in sums) for part in ("cpus", "mem", "gpus"))))
 
 
-def place(role: str, specs: Sequence[SchedulingSpec], nodes: Sequence[Node]) -> Packing:
+def place(role: str, specs: Sequence[SchedulingSpec], nodes: Sequence[Node], named: int = 0) -> Packing:
     """The packing with the fewest nodes for which the cluster has enough nodes, free or not.
+
+    Args:
+        named: How many nodes were named in a list; Slurm wants a job to use them all.
 
     Raises:
         GPUAllocationError: No node has as many devices as one worker needs, or not enough nodes have.
         WorkerConfigurationError: The same for cores and memory.
     """
+    if named > len(specs):
+        what = f"role {role!r} has {len(specs)} worker(s), its nodelist names {named} nodes"
+        raise WorkerConfigurationError(what, None, "name at most one for each worker, or exclude the others instead")
     needs = [need(spec) for spec in specs]
     shapes = sorted({node.share for node in nodes}, key=lambda s: (s.gpus, s.cpus, s.mem), reverse=True)
     for shape in shapes:
         if all(shape.holds(share) for share in needs):
-            packing = tighten(needs, shape)
+            packing = tighten(needs, shape, named or 1)
             if sum(node.share.holds(packing.node) for node in nodes) >= packing.nodes:
                 return packing
     raise _refusal(role, needs, nodes, shapes)

@@ -80,9 +80,9 @@ class JobState:
         return _COMPLETING in self.names
 
     @property
-    def end(self) -> str:
-        """How it ended, empty while that is not shown."""
-        return next((n for n in self.names if MEANINGS.get(n) == "ended" and n != _COMPLETING), "")
+    def told(self) -> bool:
+        """Whether it says how it ended. COMPLETING hides that in older versions, unless there is a reason beside it."""
+        return self.names != [_COMPLETING] or self.reason not in _NONE
 
     def __str__(self) -> str:
         reason = "" if self.reason in _NONE else f" ({self.reason})"
