@@ -11,7 +11,8 @@ import pytest
 from _pytest.mark.structures import ParameterSet
 
 from rolecall import LocalScheduler, Scheduler
-from rolecall.errors import GPUAllocationError, RolecallError
+from rolecall.errors import GPUAllocationError, RolecallError, WorkerCreationError
+from rolecall.schedulers.slurm import SlurmScheduler
 from rolecall.testing import InProcessScheduler
 
 DEVICES = 8  # what each backend has for a test to give out, so that one job fits all of them
@@ -58,11 +59,27 @@ def _in_process(**options: Any) -> Scheduler:
     return InProcessScheduler(**{"devices": range(DEVICES), **options})
 
 
+def _slurm(**options: Any) -> Scheduler:
+    return SlurmScheduler(**{"queue_timeout": 5.0, **options})
+
+
 BACKENDS = {
     backend.name: backend
     for backend in (
         Backend("local", _local),
         Backend("in-process", _in_process, own_processes=False),
+        Backend(
+            "slurm",
+            _slurm,
+            cluster="slurm_cluster",
+            full=(WorkerCreationError, r"no place in the cluster within 5 s; job \d+: Resources"),
+            guards_of_roles=True,
+            told_s=2.0,
+            guard_told_s=15.0,
+            gone_s=5.0,
+            controller_gone_s=15.0,
+            ctrl_c_s=15.0,
+        ),
     )
 }
 # Whose workers are processes of their own.

@@ -99,7 +99,7 @@ def test_a_fork_sees_the_devices_of_its_target_also_when_there_are_several(s: Sc
     given = actors.call("environment", "CUDA_VISIBLE_DEVICES")
     assert [len(set(env["CUDA_VISIBLE_DEVICES"].split(","))) for env in given] == [3, 3]
     assert refs.call("environment", "CUDA_VISIBLE_DEVICES") == given
-    assert s.start("other", replicas=2, gpu=1)  # forks took none for themselves
+    assert s.start("other", gpu=1)  # forks took none for themselves
 
 
 def test_a_fork_sees_its_targets_environment_as_it_is_now(s: Scheduler) -> None:
