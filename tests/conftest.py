@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -13,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from schedulers_under_test import BACKENDS, Backend, make_scheduler
+from ray_cluster import SharedRay, running_ray
+from schedulers_under_test import BACKENDS, CLUSTERS, Backend, make_scheduler
+from slurm_cluster import SlurmCluster, running_slurm
 
 from rolecall import Scheduler
 
@@ -24,6 +27,7 @@ GONE_WITHIN_S = 5.0
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "cluster(name): the fixture of the cluster that the test needs")
     os.environ[MARK] = _SESSION
     # Short, since a Unix socket's path holds 107 bytes, and ours alone, so that what is left in it is of this session.
     private = tempfile.mkdtemp(prefix="rct-", dir="/tmp")
@@ -37,10 +41,31 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one file run one after the other, and so do tests of one cluster."""
+    """Tests of one cluster run one after the other, and else those of one file."""
     for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        for name in CLUSTERS & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.cluster(name))
+        cluster = _cluster(item)
+        item.add_marker(pytest.mark.xdist_group(cluster or item.path.stem))
+
+
+def _cluster(item: pytest.Item) -> str | None:
+    mark = item.get_closest_marker("cluster")
+    return str(mark.args[0]) if mark is not None else None
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster() -> Iterator[SlurmCluster]:
+    """Two nodes of 4 GPUs."""
+    with running_slurm() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[SharedRay]:
+    """Two nodes of 4 GPUs and 4 NPUs."""
+    with running_ray() as cluster:
+        yield cluster
 
 
 @pytest.fixture
@@ -70,12 +95,23 @@ def nothing_left_at_all() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
-    """After every test: no process, runtime directory, /dev/shm file or thread that was not there before it."""
-    yield from _clean()
+def nothing_left(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """After every test: no process, runtime directory, /dev/shm file or thread that was not there before it.
+
+    Where it needs a cluster: no job, actor or placement group of ours, and no node that was taken out of service.
+    """
+    name = _cluster(request.node)
+    cluster = request.getfixturevalue(name) if name is not None else None  # before we look what there is
+    if cluster is None:
+        yield from _clean()
+        return
+    for variable, value in cluster.exports.items():
+        monkeypatch.setenv(variable, value)
+    yield from _clean(lambda: _of_runs(tmp_path))
+    cluster.check_clean()
 
 
-def _clean() -> Iterator[None]:
+def _clean(also: Callable[[], list[str]] = list) -> Iterator[None]:
     threads, shm, before = (
         set(threading.enumerate()),
         set(Path("/dev/shm").iterdir()),
@@ -83,7 +119,7 @@ def _clean() -> Iterator[None]:
     )
 
     def left() -> list[str]:
-        found = _processes() + _runtime_dirs() + _shm(shm) + _threads(threads)
+        found = _processes() + _runtime_dirs() + _shm(shm) + _threads(threads) + also()
         return [thing for thing in found if thing not in before]
 
     yield
@@ -97,12 +133,18 @@ def _wait_until_empty(look: Callable[[], list[str]]) -> list[str]:
     return left
 
 
-def _processes() -> list[str]:
+def _of_runs(folder: Path) -> list[str]:
+    """What a cluster has started for runs below a folder: it need not have handed our mark on."""
+    states = (json.loads(path.read_text()) for path in folder.rglob("state.json"))
+    return [line for state in states for line in _processes(f"ROLECALL_RUN={state['run_id']}")]
+
+
+def _processes(mark: str = f"{MARK}={_SESSION}") -> list[str]:
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             try:
-                mine = f"{MARK}={_SESSION}".encode() in (entry / "environ").read_bytes().split(b"\0")
+                mine = mark.encode() in (entry / "environ").read_bytes().split(b"\0")
                 if mine and not _zombie(entry):
                     found.append(f"process {entry.name}: {(entry / 'cmdline').read_bytes()[:200]!r}")
             except OSError:

@@ -12,6 +12,7 @@ from _pytest.mark.structures import ParameterSet
 
 from rolecall import LocalScheduler, Scheduler
 from rolecall.errors import GPUAllocationError, RolecallError, WorkerCreationError
+from rolecall.schedulers.ray import RayScheduler
 from rolecall.schedulers.slurm import SlurmScheduler
 from rolecall.testing import InProcessScheduler
 
@@ -63,6 +64,18 @@ def _slurm(**options: Any) -> Scheduler:
     return SlurmScheduler(**{"queue_timeout": 5.0, **options})
 
 
+def _ray(**options: Any) -> Scheduler:
+    return RayScheduler(**{"queue_timeout": 5.0, **options})
+
+
+ON_A_CLUSTER: dict[str, Any] = {
+    "guards_of_roles": True,
+    "told_s": 2.0,
+    "guard_told_s": 15.0,
+    "gone_s": 5.0,
+    "controller_gone_s": 15.0,
+    "ctrl_c_s": 15.0,
+}
 BACKENDS = {
     backend.name: backend
     for backend in (
@@ -73,26 +86,25 @@ BACKENDS = {
             _slurm,
             cluster="slurm_cluster",
             full=(WorkerCreationError, r"no place in the cluster within 5 s; job \d+: Resources"),
-            guards_of_roles=True,
-            told_s=2.0,
-            guard_told_s=15.0,
-            gone_s=5.0,
-            controller_gone_s=15.0,
-            ctrl_c_s=15.0,
+            **ON_A_CLUSTER,
+        ),
+        Backend(
+            "ray", _ray, cluster="ray_cluster", full=(WorkerCreationError, r"no place in the cluster"), **ON_A_CLUSTER
         ),
     )
 }
+CLUSTERS = {backend.cluster for backend in BACKENDS.values() if backend.cluster is not None}
 # Whose workers are processes of their own.
 OF_PROCESSES = [name for name, backend in BACKENDS.items() if backend.own_processes]
 
 
 def each(names: list[str]) -> list[ParameterSet]:
-    """Parameters for a fixture `backend`. Those of one cluster run one after the other, since they share it."""
-    return [pytest.param(name, marks=_group(BACKENDS[name].cluster)) for name in names]
+    """Parameters for a fixture `backend`."""
+    return [pytest.param(name, marks=_needs(BACKENDS[name].cluster)) for name in names]
 
 
-def _group(cluster: str | None) -> list[pytest.MarkDecorator]:
-    return [pytest.mark.xdist_group(cluster)] if cluster is not None else []
+def _needs(cluster: str | None) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.cluster(cluster)] if cluster is not None else []
 
 
 def make_scheduler(backend: str, *, fileroot: str | Path, **options: Any) -> Scheduler:
