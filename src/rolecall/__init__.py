@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rolecall.roles import Role as Role
     from rolecall.schedulers.base import Scheduler as Scheduler
     from rolecall.schedulers.local import LocalScheduler as LocalScheduler
+    from rolecall.schedulers.ray import RayScheduler as RayScheduler
     from rolecall.tensors.functions import clear as clear
     from rolecall.tensors.functions import localize as localize
     from rolecall.tensors.functions import remotize as remotize
@@ -28,6 +29,7 @@ _HOMES = {
     "LocalScheduler": "rolecall.schedulers.local",
     "PendingCall": "rolecall.calls",
     "RTensor": "rolecall.tensors.handle",
+    "RayScheduler": "rolecall.schedulers.ray",
     "Role": "rolecall.roles",
     "Scheduler": "rolecall.schedulers.base",
     "SchedulingSpec": "rolecall.types",

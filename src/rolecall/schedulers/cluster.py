@@ -174,12 +174,12 @@ class ClusterScheduler(Scheduler):
         what = f"role {placed.role}"
         if standing.state == "queued" and self._queue_timeout is not None and waited > self._queue_timeout:
             why = standing.reason or "the manager gives no reason"
-            raise WorkerTimeoutError(what, self._queue_timeout, "a place in the cluster", why)
+            raise WorkerTimeoutError(what, self._queue_timeout, "place in the cluster", why)
         if standing.state == "running" and waited > self._start_timeout:
             missing = ", ".join(g.guard_id for g in placed.guards if not g.info)
             where = " or ".join(self._hub.addresses[1:])
             hint = f"{missing} did not call home to {where}; can their hosts reach it (ip=...)? see {self.run_dir}/logs"
-            raise WorkerTimeoutError(what, self._start_timeout, "its guards", hint)
+            raise WorkerTimeoutError(what, self._start_timeout, "call from its guards", hint)
 
     def _withdraw(self, members: Sequence[str], role: str) -> None:
         placed = self._placed.get(role)
