@@ -46,7 +46,7 @@ class Allocation(Protocol):
     """What a cluster's manager gives, or will give, for one role. Methods may be called from any thread."""
 
     def poll(self) -> Standing:
-        """Where it stands. Asked often while its guards are awaited: what costs the manager something is kept a while."""
+        """Where it stands. Asked often while its guards are awaited, so what costs the manager something is kept."""
         ...
 
     def settled(self, plan: Plan, guards: Sequence[GuardProxy]) -> Plan | None:
@@ -135,10 +135,12 @@ class ClusterScheduler(Scheduler):
         plan = self._plan(job)
         placed = self._ask_for(plan)
         plan = self._await(placed, plan)
-        owners = [placed.guards[n] for n in plan.guards]
-        for guard in owners:
-            guard.check()
-        return plan, owners
+        for n, guard in enumerate(placed.guards):
+            if n in plan.guards:
+                guard.check()
+            else:
+                self._hub.forget(guard)
+        return plan, [placed.guards[n] for n in plan.guards]
 
     def _ask_for(self, plan: Plan) -> Placed:
         with self._placing:
@@ -181,9 +183,9 @@ class ClusterScheduler(Scheduler):
             why = standing.reason or "the manager gives no reason"
             raise WorkerTimeoutError(what, self._queue_timeout, "place in the cluster", why)
         if standing.state == "running" and waited > self._start_timeout:
-            missing = ", ".join(g.guard_id for g in placed.guards if not g.info)
+            there = ", ".join(g.guard_id for g in placed.guards if g.info) or "none"
             where = " or ".join(self._hub.addresses[1:])
-            hint = f"{missing} did not call home to {where}; can their hosts reach it (ip=...)? see {self.run_dir}/logs"
+            hint = f"of all {there} called {where}; can the nodes reach it (ip=...)? see {self.run_dir}/logs"
             raise WorkerTimeoutError(what, self._start_timeout, "call from its guards", hint)
 
     def _withdraw(self, members: Sequence[str], role: str) -> None:
@@ -226,4 +228,4 @@ def _progress(placed: Placed, standing: Standing) -> str:
             f": {standing.reason}" if standing.reason else ""
         )
     there = sum(bool(guard.info) for guard in placed.guards)
-    return f"role {placed.role}: {there} of {len(placed.guards)} guard(s) have called home ..."
+    return f"role {placed.role}: {there} guard(s) have called home ..."
