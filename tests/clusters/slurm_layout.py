@@ -123,6 +123,8 @@ StateSaveLocation={d}/state
 SlurmdSpoolDir={d}/spool/%n
 SlurmctldPidFile={d}/run/slurmctld.slurm-pid
 SlurmdPidFile={d}/run/%n.slurm-pid
+SlurmctldLogFile={d}/log/slurmctld.log
+SlurmdLogFile={d}/log/slurmd-%n.log
 SlurmctldDebug=verbose
 SlurmdDebug=verbose
 LogTimeFormat=iso8601_ms
@@ -133,9 +135,10 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SwitchType=switch/none
 MpiDefault=none
-# Notices what a job uses beyond its --mem; nothing here is kept in a cgroup.
+# Looks every second, and ends what uses more than its --mem; nothing here is kept in a cgroup.
 JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=1
+JobAcctGatherParams=OverMemoryKill
 
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
