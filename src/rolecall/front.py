@@ -7,15 +7,16 @@ from typing import Any
 from rolecall.errors import WorkerConfigurationError
 from rolecall.schedulers.base import Scheduler
 from rolecall.schedulers.local import LocalScheduler
+from rolecall.schedulers.slurm import SlurmScheduler
 
-BACKENDS = {"local": LocalScheduler}
+BACKENDS: dict[str, type[Scheduler]] = {"local": LocalScheduler, "slurm": SlurmScheduler}
 
 
 def scheduler(backend: str = "local", **options: Any) -> Scheduler:
     """Makes the scheduler of a backend.
 
     Args:
-        backend: `local`.
+        backend: `local` or `slurm`.
         options: `experiment`, `trial`, `fileroot`, `tensors` and the backend's own.
 
     Raises:

@@ -19,6 +19,7 @@ from typing import Any
 from rolecall.errors import RolecallError, WorkerConfigurationError, WorkerNotFoundError
 from rolecall.guard import runtime
 from rolecall.guard.ports import PortLeases
+from rolecall.rpc.hosts import this_host
 from rolecall.rpc.loop import IOThread
 from rolecall.schedulers.guards import GuardProxy
 from rolecall.schedulers.one_host import OneHostScheduler
@@ -59,7 +60,7 @@ class InProcessGuard(GuardProxy):
 
     def __init__(self, run: Run, io: IOThread) -> None:
         super().__init__("in-process", io, lambda guard, topic, facts: None, lambda guard: None)
-        self.arrive({"host": os.uname().nodename, "ip": IP, "pid": os.getpid()})
+        self.arrive({"host": os.uname().nodename, "host_id": this_host(), "ip": IP, "pid": os.getpid()})
         self._run, self._io = run, io
         self._ports = PortLeases(run.run_id)
         self._nodes: dict[str, WorkerNode] = {}

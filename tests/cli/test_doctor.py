@@ -12,6 +12,7 @@ import pytest
 from cli_rig import CommandLine, Controller
 
 from rolecall.cli.checks import limits, ports, versions
+from rolecall.cli.checks.clusters import check_ray, check_slurm
 from rolecall.cli.checks.devices import check_devices
 from rolecall.cli.checks.finding import Finding, Severity
 from rolecall.cli.checks.paths import check_paths, socket_room
@@ -169,6 +170,47 @@ def test_devices_are_seen_and_missing_ones_are_told(tmp_path: Path) -> None:
     (tmp_path / "nvidia0").touch()
     assert severities(list(check_devices(tmp_path, {"CUDA_VISIBLE_DEVICES": "0"}))) == {Severity.OK}
     assert Severity.WARNING in severities(list(check_devices(tmp_path, {"CUDA_VISIBLE_DEVICES": "0,1"})))
+
+
+def tools(folder: Path, name: str, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command line tool that says what no cluster at hand would."""
+    folder.mkdir(exist_ok=True)
+    for tool, text in (("sbatch", "exit 0"), (name, script)):
+        (folder / tool).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / tool).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+
+def test_nodes_that_take_no_job_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A drained node is the usual reason why a role waits for ever."""
+    tools(tmp_path / "bin", "sinfo", "printf 'n1 idle\\nn2 drained*\\nn3 mix\\n'", monkeypatch)
+    closed, rest = check_slurm()
+    assert closed.severity is Severity.WARNING and "1 of 3" in closed.seen and "n2 (drained*)" in closed.seen
+    assert rest.severity is Severity.OK and "2 node(s)" in rest.seen
+
+
+def test_a_slurm_that_does_not_answer_is_told_with_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And where there is none, that is no fault."""
+    tools(
+        tmp_path / "bin", "sinfo", "echo 'slurm_load_node: Unable to contact slurm controller' >&2; exit 1", monkeypatch
+    )
+    (silent,) = check_slurm()
+    assert silent.severity is Severity.WARNING and "Unable to contact" in silent.seen
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (none,) = check_slurm()
+    assert none.severity is Severity.INFO
+
+
+def test_ray_is_looked_for_where_its_variable_points() -> None:
+    """Nobody there, somebody there, no address at all, an address of another kind."""
+    with socket.socket() as head:
+        head.bind(("127.0.0.1", 0))
+        where = f"127.0.0.1:{head.getsockname()[1]}"
+        assert severities(list(check_ray({"RAY_ADDRESS": where}))) == {Severity.WARNING}
+        head.listen()
+        assert severities(list(check_ray({"RAY_ADDRESS": where}))) == {Severity.OK}
+    assert severities(list(check_ray({}))) == {Severity.INFO}
+    assert severities(list(check_ray({"RAY_ADDRESS": "ray://head:10001"}))) == {Severity.WARNING}
 
 
 def test_versions_are_compared_as_numbers() -> None:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from rolecall.cli.checks.attaching import check_attaching
+from rolecall.cli.checks.clusters import check_ray, check_slurm
 from rolecall.cli.checks.devices import check_devices
 from rolecall.cli.checks.finding import Finding, Severity, warning
 from rolecall.cli.checks.leftovers import check_leftovers
@@ -34,8 +35,8 @@ def doctor(
 ) -> None:
     """Looks for what makes runs fail on this machine, and says for each finding what to do.
 
-    Left-over processes and files, ports, /dev/shm, limits, permissions, devices, versions. It changes nothing.
-    Ends with 1 when there are errors.
+    Left-over processes and files, ports, /dev/shm, limits, permissions, devices, versions, clusters.
+    It changes nothing. Ends with 1 when there are errors.
 
     Example: rolecall doctor --brief
     """
@@ -62,6 +63,8 @@ def checks(fileroot: Path) -> list[tuple[str, Check]]:
         ("devices", check_devices),
         ("py-spy", check_attaching),
         ("versions", check_versions),
+        ("slurm", check_slurm),
+        ("ray", check_ray),
     ]
 
 

@@ -32,13 +32,13 @@ class Team:
     def start(cls, scheduler: rolecall.Scheduler, recipe: Recipe, actors: int, rollouts: int, phases: Phases) -> Self:
         """Starts the roles in turn, counting each one's seconds, and joins the actors to a process group."""
         with phases("actor"):
-            actor = scheduler.start("actor", actors, cpu=1)
+            actor = scheduler.start("actor", actors, cpu=1, mem=2)
             actor.create_engine(f"{ENGINES}.Actor", recipe)
         with phases("ref"):
             ref = actor.fork("ref")
             ref.create_engine(f"{ENGINES}.Reference", recipe)
         with phases("rollout"):
-            rollout = scheduler.start("rollout", rollouts, cpu=1)
+            rollout = scheduler.start("rollout", rollouts, cpu=1, mem=2)
             rollout.create_engine(f"{ENGINES}.Rollout", recipe)
         with phases("eval-rollout"):
             judge = rollout.fork("eval-rollout")

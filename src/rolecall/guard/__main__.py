@@ -1,5 +1,6 @@
-"""`python -m rolecall.guard --config-fd N | --config-file F`: a guard below its reaper."""
+"""`python -m rolecall.guard (--config-fd N | --config-file F) [--ordinal-from VARIABLE]`: a guard below its reaper."""
 
+import json
 import os
 import sys
 from importlib import import_module
@@ -7,15 +8,29 @@ from pathlib import Path
 
 from rolecall.guard import reaper
 
-USAGE = "usage: python -m rolecall.guard (--config-fd N | --config-file F)"
+USAGE = "usage: python -m rolecall.guard (--config-fd N | --config-file F) [--ordinal-from VARIABLE]"
 
 
 def _read_config(arguments: list[str]) -> bytes:
-    """The configuration holds the run's token, so it comes by a descriptor or a private file that is removed."""
+    """The configuration. Guards that get the same one are told apart by a variable that their launcher sets."""
+    match arguments:
+        case [*source, "--ordinal-from", variable]:
+            config, ordinal = json.loads(_read_source(source)), int(os.environ[variable])
+            # All of them are told the same on their stdin; one is enough to pass it on.
+            own = {
+                "guard_id": f"{config['guard_id']}-{ordinal}",
+                "notices": bool(config.get("notices") and not ordinal),
+            }
+            return json.dumps(config | own).encode()
+        case _:
+            return _read_source(arguments)
+
+
+def _read_source(arguments: list[str]) -> bytes:
+    """It holds the run's token, so it comes by a descriptor or a private file that is removed."""
     match arguments:
         case ["--config-fd", number] if number.isdigit():
-            with os.fdopen(int(number), "rb") as pipe:
-                return pipe.read()
+            return _first_line(int(number))
         case ["--config-file", name]:
             path = Path(name)
             status = path.stat()
@@ -26,6 +41,14 @@ def _read_config(arguments: list[str]) -> bytes:
             return raw
         case _:
             sys.exit(USAGE)
+
+
+def _first_line(fd: int) -> bytes:
+    """Not a byte more, since notices may follow."""
+    line = b""
+    while (byte := os.read(fd, 1)) not in (b"", b"\n"):
+        line += byte
+    return line
 
 
 def _guard(config: bytes) -> int:

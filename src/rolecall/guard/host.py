@@ -8,7 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from rolecall.guard.config import GuardConfig
+from rolecall.rpc import address
+from rolecall.rpc.hosts import address_toward, this_host
 
 HOST_CORES = len(os.sched_getaffinity(0))
 DEVICE_VARS = ("CUDA_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES")
@@ -29,6 +33,24 @@ def visible_devices(env: Mapping[str, str], folder: Path = Path("/dev")) -> list
     return [str(index) for index in range(max(counts))]
 
 
+def settled(config: GuardConfig) -> GuardConfig:
+    """The configuration with what only this host knows: its own address, and which of the controller's it can use.
+
+    Raises:
+        OSError: There is no way from here to the controller.
+    """
+    if config.controller_host and config.controller_host != this_host():
+        reachable = [where for where in config.controller if not address.parse(where).is_unix]
+        config = msgspec.structs.replace(config, controller=reachable, controller_pid=0)
+    ip = config.ip or _own_address(config.controller)
+    return msgspec.structs.replace(config, ip=ip, bind=config.bind or ip)
+
+
+def _own_address(controller: list[str]) -> str:
+    dialled = [where.host for where in map(address.parse, controller) if not where.is_unix]
+    return address_toward(dialled[0]) if dialled else "127.0.0.1"
+
+
 def hello(config: GuardConfig) -> dict[str, Any]:
     """Who and where this guard is."""
     return {
@@ -37,6 +59,7 @@ def hello(config: GuardConfig) -> dict[str, Any]:
         "run_id": config.run_id,
         "pid": os.getpid(),
         "host": socket.gethostname(),
+        "host_id": this_host(),
         "ip": config.ip,
         "cores": HOST_CORES,
         "memory_gib": memory_gib(),

@@ -21,12 +21,12 @@ def become_subreaper() -> None:
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
-def die_with_parent(parent: int) -> bool:
-    """Asks for SIGKILL when the parent dies. Returns False when `parent` is already gone.
+def die_with_parent(parent: int, number: int = signal.SIGKILL) -> bool:
+    """Asks for a signal when the parent dies. Returns False when `parent` is already gone.
 
     The kernel sends it when the *thread* that is the parent ends, so the parent must fork from a permanent one.
     """
-    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    _prctl(PR_SET_PDEATHSIG, number)
     return os.getppid() == parent
 
 

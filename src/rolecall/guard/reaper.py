@@ -37,6 +37,9 @@ def run(config: bytes, guard_main: Callable[[bytes], int]) -> int:
     set_name("rc:reaper")
     reaper = os.getpid()
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # so that none falls between the fork and its handlers
+    starter = facts.get("starter_pid", 0)
+    if starter and not die_with_parent(starter, signal.SIGTERM):
+        return 0  # it has died already, and nothing was started
     guard = os.fork()
     if guard == 0:
         _be_guard(reaper, config, guard_main)

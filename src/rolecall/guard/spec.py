@@ -117,6 +117,14 @@ class StallNote(msgspec.Struct, frozen=True, kw_only=True):
     stacks: str
 
 
+class NoticeNote(msgspec.Struct, frozen=True, kw_only=True):
+    """Notify `notice`: the cluster's manager is about to end a role. `seconds`: about how long it has."""
+
+    role: str
+    reason: str
+    seconds: int
+
+
 class ResumeNote(msgspec.Struct, frozen=True, kw_only=True):
     """Notify `resumed`: a worker that had stalled runs again."""
 

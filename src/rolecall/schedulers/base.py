@@ -24,6 +24,7 @@ from rolecall.rpc.loop import IOThread
 from rolecall.rpc.peer import Peer
 from rolecall.schedulers.guards import GuardProxy
 from rolecall.schedulers.hub import Hub
+from rolecall.schedulers.launching import guard_config
 from rolecall.schedulers.life import Life
 from rolecall.schedulers.plan import Plan, forked_slots
 from rolecall.schedulers.run import Run
@@ -116,8 +117,10 @@ class Scheduler(ABC):
 
     def _announce(self) -> None:
         run = self._run
-        where = f"listens on unix:{run.runtime_dir} and loopback only"
-        line = f"rolecall: run {run.experiment}/{run.trial} {where}; auth on, TLS off; files in {run.run_dir}"
+        where = " and ".join(self._hub.addresses)
+        line = (
+            f"rolecall: run {run.experiment}/{run.trial} listens on {where}; auth on, TLS off; files in {run.run_dir}"
+        )
         with contextlib.suppress(OSError, ValueError):  # nobody reads stderr any more, or it was closed
             if sys.stderr is not None:
                 print(line, file=sys.stderr, flush=True)
@@ -385,7 +388,11 @@ class Scheduler(ABC):
         return PendingCall(call, worker_id, method, CONTROL_TIMEOUT_S)
 
     def subscribe(self, listener: Listener) -> None:
-        """Calls `listener(topic, facts)` for `exited`, `stalled`, `resumed` and `guard_lost`, on the I/O thread."""
+        """Calls `listener(topic, facts)` for `exited`, `stalled`, `resumed`, `guard_lost` and, on a cluster, `notice`.
+
+        `notice`: the cluster's manager is about to end `role` in about `seconds`; time to save. Listeners run on the
+        I/O thread and must not wait there: let them set an event that the controller looks at.
+        """
         self._watch.listeners.append(listener)
 
     @property
@@ -425,6 +432,10 @@ class Scheduler(ABC):
         for record in reversed(self._table.roles()):
             self._life.end(record, self._grace_s if graceful else 0.0, destroy=graceful)
 
+    def _guard_config(self, name: str, ip: str = "") -> dict[str, Any]:
+        where = self._hub.addresses
+        return guard_config(self._run, name, controller=where, lease_s=self._lease_s, preload=self._preload, ip=ip)
+
     # Starting roles.
 
     def _target_of(self, job: Job) -> RoleRecord:
@@ -455,15 +466,12 @@ class Scheduler(ABC):
 
     def _connect(self, member: Member) -> None:
         worker = member.worker
-        addresses = [f"unix:{member.socket}"] if self._same_host(member.guard) else []
+        addresses = [f"unix:{member.socket}"] if member.guard.here else []
         addresses.append(f"tcp:{worker.ip}:{worker.worker_ports[0]}")
         hello = {"kind": "controller", "name": "controller", "run_id": self._run.run_id, "epoch": 0}
         member.client = Client(
             member.id, addresses, self._run.token, loop=self._io.loop, hello=hello, context=self.home
         )
-
-    def _same_host(self, guard: GuardProxy) -> bool:
-        return bool(guard.info.get("host") == os.uname().nodename)
 
     def _refuse_in_a_child(self) -> None:
         """A forked child shares the connections of its parent: a byte from it would break them."""

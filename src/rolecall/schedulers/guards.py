@@ -5,26 +5,48 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from rolecall.errors import GuardLostError, RolecallError
 from rolecall.rpc.call import fresh
+from rolecall.rpc.hosts import this_host
 from rolecall.rpc.loop import IOThread
 from rolecall.rpc.peer import Call, Peer
 
 log = logging.getLogger("rolecall")
 EventSink = Callable[["GuardProxy", str, dict[str, Any]], None]
+SILENT_LOOKS = 4
+
+
+class Explain(Protocol):
+    """Asks why a guard is gone, and calls `then` with the answer, which may be empty, from any thread."""
+
+    def __call__(self, guard: GuardProxy, then: Callable[[str], None], *, patient: bool) -> None: ...
 
 
 class GuardProxy:
     """One guard as the controller knows it.
 
+    Args:
+        explain: Who knows why it ended; None where only its process could tell.
+
     Attributes:
         info: Its hello: pid, host, ip, cores, memory_gib, devices. Empty until it called.
+        cut: Its connection closed. What it or its workers say from then on belongs to the past.
     """
 
-    def __init__(self, guard_id: str, io: IOThread, on_event: EventSink, on_lost: Callable[[GuardProxy], None]) -> None:
+    def __init__(
+        self,
+        guard_id: str,
+        io: IOThread,
+        on_event: EventSink,
+        on_lost: Callable[[GuardProxy], None],
+        explain: Explain | None = None,
+    ) -> None:
         self.guard_id = guard_id
+        self.cut = False
+        self._explain = explain
+        self._unanswered = 0
         self.info: dict[str, Any] = {}
         self.lost: GuardLostError | None = None
         self.ending = False
@@ -36,6 +58,21 @@ class GuardProxy:
         """It called home; `info` is what it said of itself."""
         self.info = info
         self._arrived.set()
+
+    @property
+    def here(self) -> bool:
+        """True when it is on the controller's own host, whose files and processes they share."""
+        return bool(self.info.get("host_id") == this_host())
+
+    def renew(self) -> None:
+        """Renews its lease. A guard elsewhere that has not answered the last few times is lost."""
+        if not self.info or self.lost is not None or self.cut:
+            return
+        if not self.here and self._unanswered >= SILENT_LOOKS:
+            self._gone("nothing was heard of it: its host or the network failed, or it was stopped", patient=False)
+            return
+        self._unanswered += 1
+        self.peer.notify("lease")
 
     def wait(self, timeout: float) -> bool:
         """Waits until it has called home or was lost; says whether it is there."""
@@ -76,10 +113,20 @@ class GuardProxy:
         if self.ending:  # as it should; who still asks it for something gets no answer any more
             self.peer.fail(GuardLostError(self.guard_id, self.info.get("host", ""), self.info.get("pid"), "it ended"))
         else:
-            self.lose("its connection closed")
+            self._gone("its connection closed", patient=True)
+
+    def _gone(self, reason: str, *, patient: bool) -> None:
+        self.cut = True
+        if self._explain is None:
+            self.lose(reason)
+        else:
+            told = lambda words: self.lose(f"{words} ({reason})" if words else reason)  # noqa: E731
+            self._explain(self, told, patient=patient)
 
     def _notified(self, topic: str, value: Any) -> None:
-        self._on_event(self, topic, value)
+        self._unanswered = 0
+        if topic != "alive":
+            self._on_event(self, topic, value)
 
 
 class Question(NamedTuple):

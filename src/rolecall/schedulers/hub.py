@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 from typing import Any
 
-from rolecall.errors import AuthenticationError
+from rolecall.errors import AuthenticationError, ProtocolError
 from rolecall.guard.proc import read_stat
 from rolecall.rpc.loop import IOThread
 from rolecall.rpc.peer import Peer
 from rolecall.rpc.server import Hello, Server
-from rolecall.schedulers.guards import EventSink, GuardProxy
+from rolecall.schedulers.guards import EventSink, Explain, GuardProxy
 from rolecall.schedulers.run import Run
 
+RENEW_S = 3.0  # a silent guard is lost after five of them at the most
 LOOK_S = 1.0
 STOPPED_LOOKS = 5  # so many in a row: a debugger's short stop is no news
 
@@ -36,6 +36,7 @@ class Hub:
         self._guards: dict[str, GuardProxy] = {}
         self._server = Server(run.token, loop=io.loop, on_peer=self._arrived)
         self._tasks: list[asyncio.Task[None]] = []
+        self.addresses = [f"unix:{run.controller_socket}"]
 
     def open(self) -> None:
         self._io.run(self._open())
@@ -43,23 +44,39 @@ class Hub:
     def close(self) -> None:
         self._io.run(self._close())
 
-    def expect(self, guard_id: str) -> GuardProxy:
-        """Announces a guard that will call."""
-        guard = GuardProxy(guard_id, self._io, self._on_event, self._on_lost)
+    def listen(self, ip: str) -> None:
+        """Listens on an address of this host too, for guards elsewhere.
+
+        Raises:
+            OSError: It is no address of this host.
+        """
+        port = self._io.run(self._listen(ip))
+        self.addresses.append(f"tcp:[{ip}]:{port}" if ":" in ip else f"tcp:{ip}:{port}")
+
+    def expect(self, guard_id: str, explain: Explain | None = None) -> GuardProxy:
+        """Announces a guard that will call. `explain`: who knows why it ended, if anybody does."""
+        guard = GuardProxy(guard_id, self._io, self._on_event, self._on_lost, explain)
         self._guards[guard_id] = guard
         return guard
 
+    def forget(self, guard: GuardProxy) -> None:
+        """Lets go of a guard that has ended."""
+        self._guards.pop(guard.guard_id, None)
+        self._io.run(self._hang_up(guard))
+
     def guards(self) -> list[GuardProxy]:
         return list(self._guards.values())
-
-    @property
-    def addresses(self) -> list[str]:
-        return [f"unix:{self._run.controller_socket}"]
 
     async def _open(self) -> None:
         self._server.listen_unix(str(self._run.controller_socket))
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._renew()), loop.create_task(self._look())]
+
+    async def _listen(self, ip: str) -> int:
+        return self._server.listen_tcp(ip)
+
+    async def _hang_up(self, guard: GuardProxy) -> None:
+        guard.peer.close()
 
     async def _close(self) -> None:
         for task in self._tasks:
@@ -71,9 +88,8 @@ class Hub:
     async def _renew(self) -> None:
         while True:
             for guard in self.guards():
-                if guard.info and guard.lost is None:
-                    guard.peer.notify("lease")
-            await asyncio.sleep(self._lease_s / 4)
+                guard.renew()
+            await asyncio.sleep(min(self._lease_s / 4, RENEW_S))
 
     async def _look(self) -> None:
         """Notices guards of this host that a signal has stopped; they cannot say so themselves."""
@@ -91,12 +107,14 @@ class Hub:
         guard = self._guards.get(str(facts.get("guard_id")))
         if guard is None or facts.get("run_id") != self._run.run_id:
             raise AuthenticationError(str(facts.get("guard_id")), "of another run")
+        if guard.cut or guard.lost is not None:
+            raise ProtocolError("this guard was given up, and what it owned with it; its epoch is over", guard.guard_id)
         guard.arrive(facts)
         return guard.peer
 
 
 def _is_stopped(guard: GuardProxy) -> bool:
-    if not guard.info or guard.lost is not None or guard.info.get("host") != os.uname().nodename:
+    if not guard.here or guard.lost is not None:
         return False
     stat = read_stat(int(guard.info["pid"]))
     return stat is not None and stat.state in "Tt"

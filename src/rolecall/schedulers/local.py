@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rolecall.calls import main_path
-from rolecall.errors import GuardLostError, WorkerConfigurationError, WorkerTimeoutError
-from rolecall.guard.sweep import GUARD, RUN, sweep
+from rolecall.errors import GuardLostError, WorkerTimeoutError
+from rolecall.guard.sweep import sweep
 from rolecall.schedulers.guards import Question, ask_all
+from rolecall.schedulers.launching import marks, python_path
 from rolecall.schedulers.one_host import OneHostScheduler
 from rolecall.schedulers.plan import base_environment
 
@@ -77,9 +77,10 @@ class LocalScheduler(OneHostScheduler):
 
     def _launch(self) -> subprocess.Popen[bytes]:
         """Starts the guard's process. Its configuration, the token in it, goes through a descriptor."""
+        config = self._guard_config(self._guard.guard_id, self._ip)
         fd = _above_stderr(os.memfd_create("rolecall-config", os.MFD_CLOEXEC))
         try:
-            os.write(fd, json.dumps(self._guard_config()).encode())
+            os.write(fd, json.dumps(config).encode())
             os.lseek(fd, 0, os.SEEK_SET)
             with self._guard_log().open("ab") as out:
                 return subprocess.Popen(
@@ -89,44 +90,10 @@ class LocalScheduler(OneHostScheduler):
                     stdout=out,
                     stderr=out,
                     start_new_session=True,
-                    env=base_environment(os.environ, _python_path())
-                    | {RUN: self._run.run_id, GUARD: self._guard.guard_id},  # found by a sweep like all it starts
+                    env=base_environment(os.environ, python_path()) | marks(config),
                 )
         finally:
             os.close(fd)
-
-    def _guard_config(self) -> dict[str, Any]:
-        return {
-            "run_id": self._run.run_id,
-            "guard_id": self._guard.guard_id,
-            "token": self._run.token,
-            "controller": self._hub.addresses,
-            "epoch": 0,
-            "lease_s": self._lease_s,
-            "ip": self._ip,
-            "bind": self._ip,
-            "run_dir": str(self._run.run_dir),
-            "runtime_dir": str(self._run.runtime_dir),
-            "preload": self._preload,
-            "cwd": _current_folder(),
-            "sys_path": _python_path(),
-            "main_path": main_path() or "",
-            "controller_pid": os.getpid(),
-            "controller_start": _start_time(os.getpid()),
-        }
-
-
-def _python_path() -> list[str]:
-    """Where the controller finds modules; `""` (the current folder) by name, since workers must find the same."""
-    return list(dict.fromkeys(p or _current_folder() for p in sys.path))
-
-
-def _current_folder() -> str:
-    try:
-        return str(Path.cwd())
-    except FileNotFoundError as e:
-        what = "the current folder was deleted"
-        raise WorkerConfigurationError(what, None, "change to one that is there; workers start in it too") from e
 
 
 def _above_stderr(fd: int) -> int:
@@ -134,8 +101,3 @@ def _above_stderr(fd: int) -> int:
     moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
     os.close(fd)
     return moved
-
-
-def _start_time(pid: int) -> int:
-    """Start of a process in clock ticks since boot, which tells it from a later one of the same pid."""
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])

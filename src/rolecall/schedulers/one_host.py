@@ -12,7 +12,7 @@ from typing import Any
 from rolecall.schedulers.base import Scheduler
 from rolecall.schedulers.devices import VISIBLE_VARIABLES, DevicePool, parse_visible
 from rolecall.schedulers.guards import GuardProxy
-from rolecall.schedulers.plan import Plan, separate_slots
+from rolecall.schedulers.plan import Plan, separate_slots, with_devices
 from rolecall.types import CLUSTER_FIELDS, Job, worker_id
 
 log = logging.getLogger("rolecall")
@@ -42,7 +42,8 @@ class OneHostScheduler(Scheduler):
     def _plan(self, job: Job) -> Plan:
         wants = {worker_id(job.role, i): spec.gpu for i, spec in enumerate(job.specs())}
         with self._choosing:
-            return Plan(job.role, separate_slots(job, self._pool.preview(wants), os.cpu_count() or 1))
+            devices = self._pool.preview(wants)
+        return Plan(job.role, with_devices(separate_slots(job, os.cpu_count() or 1), devices))
 
     def _place(self, job: Job) -> tuple[Plan, list[GuardProxy]]:
         _warn_of_unused(job)

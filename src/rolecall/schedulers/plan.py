@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
+from rolecall.errors import GPUAllocationError
 from rolecall.types import Job, SchedulingSpec, check_argv, check_module, readiness, worker_id
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -14,10 +17,16 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 
 @dataclass(frozen=True)
 class Slot:
-    """One worker to be started: its share of a host, its environment, and its program if it hosts no engines."""
+    """One worker to be started: its share of a host, its environment, and its program if it hosts no engines.
+
+    Attributes:
+        gpu: How many devices it gets.
+        devices: Their names. A cluster's plan does not know them: its guards say what they were given.
+    """
 
     worker_id: str
     cores: int
+    gpu: int
     devices: tuple[str, ...]
     port_count: int
     env: Mapping[str, str]
@@ -28,11 +37,18 @@ class Slot:
 
 @dataclass(frozen=True)
 class Plan:
-    """A role as it will be started. `script` is the batch script on backends that submit one."""
+    """A role as it will be started.
+
+    Attributes:
+        target: The role in whose slots it lives.
+        guards: For each slot the number of the guard that will own it; empty where there is only one.
+        script: The batch script, on backends that submit one.
+    """
 
     role: str
     slots: tuple[Slot, ...]
     target: str | None = None
+    guards: tuple[int, ...] = ()
     script: str = ""
 
     def __str__(self) -> str:
@@ -40,20 +56,28 @@ class Plan:
             f", forked from {self.target}" if self.target else ""
         )
         rows = [
-            f"  {s.worker_id}: {s.cores} core(s), devices {','.join(s.devices) or 'none'}, {s.port_count} port(s)"
+            f"  {s.worker_id}: {s.cores} core(s), {_devices(s)}, {s.port_count} port(s)"
+            + (f", guard {guard}" if guard is not None else "")
             + (f", runs {' '.join(s.argv)}" if s.argv else "")
-            for s in self.slots
+            for s, guard in zip_longest(self.slots, self.guards)
         ]
         return "\n".join([head, *rows, *([self.script] if self.script else [])])
 
 
-def separate_slots(job: Job, devices: Mapping[str, Sequence[str]], host_cores: int) -> tuple[Slot, ...]:
-    """Slots of a role that gets its own. `devices` by worker id; cores never exceed what the host has."""
+def _devices(slot: Slot) -> str:
+    if slot.devices or not slot.gpu:
+        return f"devices {','.join(slot.devices) or 'none'}"
+    return f"{slot.gpu} device(s)"
+
+
+def separate_slots(job: Job, host_cores: int) -> tuple[Slot, ...]:
+    """Slots of a role that gets its own, their devices not yet chosen; cores never exceed what the host has."""
     return tuple(
         Slot(
             worker_id=worker_id(job.role, i),
             cores=max(1, min(spec.cpu, host_cores)),
-            devices=tuple(devices.get(worker_id(job.role, i), ())),
+            gpu=spec.gpu,
+            devices=(),
             port_count=spec.port_count,
             env=dict(spec.env_vars),
             argv=argv_of(spec.cmd),
@@ -63,12 +87,36 @@ def separate_slots(job: Job, devices: Mapping[str, Sequence[str]], host_cores: i
     )
 
 
+def with_devices(slots: Sequence[Slot], devices: Mapping[str, Sequence[str]]) -> tuple[Slot, ...]:
+    """The slots with the devices of each worker, by its id."""
+    return tuple(replace(slot, devices=tuple(devices.get(slot.worker_id, ()))) for slot in slots)
+
+
+def dealt(plan: Plan, given: Sequence[Sequence[str]]) -> Plan:
+    """The plan with devices: each guard's, in the order it named them, go to its slots in turn.
+
+    Args:
+        given: What each guard was given.
+
+    Raises:
+        GPUAllocationError: A guard was given fewer than its slots need.
+    """
+    left = [list(devices) for devices in given]
+    chosen: dict[str, list[str]] = {}
+    for slot, guard in zip(plan.slots, plan.guards, strict=True):
+        if slot.gpu > len(left[guard]):
+            raise GPUAllocationError(sum(s.gpu for s in plan.slots), list(given[guard]), chosen)
+        chosen[slot.worker_id], left[guard] = left[guard][: slot.gpu], left[guard][slot.gpu :]
+    return replace(plan, slots=with_devices(plan.slots, chosen))
+
+
 def forked_slots(role: str, targets: Sequence[Slot], specs: Sequence[SchedulingSpec]) -> tuple[Slot, ...]:
     """Slots of a role that lives in the slots of another: same cores and devices, own id, ports and variables."""
     return tuple(
         Slot(
             worker_id=worker_id(role, i),
             cores=target.cores,
+            gpu=target.gpu,
             devices=target.devices,
             port_count=max(spec.port_count, target.port_count),
             env=dict(spec.env_vars),
@@ -97,10 +145,23 @@ def rank_environment(index: int, world: int, master: tuple[str, str] | None) -> 
     return env
 
 
+_FOREIGN = ("PMI", "OMPI_", "ROLECALL_")
+# What describes the controller's own host, login session or share of a cluster, and would be wrong on another host.
+_HOSTS_OWN = re.compile(
+    r"PATH|HOME|USER|LOGNAME|SHELL|SHLVL|PWD|OLDPWD|HOSTNAME|HOST|TMPDIR|TMP|TEMP|TERM|DISPLAY|MAIL|_|PS1|LD_\w+"
+    r"|PYTHONHOME|VIRTUAL_ENV|CONDA_\w+|(CUDA|ASCEND_RT)_VISIBLE_DEVICES|(SLURM|SBATCH|SRUN|RAY|SSH|XDG|DBUS)_\w+"
+)
+
+
+def portable_environment(controller: Mapping[str, str], python_path: Sequence[str]) -> dict[str, str]:
+    """The part of the controller's environment that workers on other hosts get over their host's own."""
+    env = base_environment(controller, python_path)
+    return {k: v for k, v in env.items() if not _HOSTS_OWN.fullmatch(k)}
+
+
 def base_environment(controller: Mapping[str, str], python_path: Sequence[str]) -> dict[str, str]:
     """The controller's environment as every worker gets it, without what belongs to another launcher."""
-    foreign = ("PMI", "OMPI_", "ROLECALL_")
-    env = {k: v for k, v in controller.items() if not k.startswith(foreign)}
+    env = {k: v for k, v in controller.items() if not k.startswith(_FOREIGN)}
     env.setdefault("TOKENIZERS_PARALLELISM", "false")
     env.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     env["PYTHONPATH"] = ":".join(python_path)

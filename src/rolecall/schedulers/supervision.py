@@ -6,19 +6,21 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rolecall.errors import WorkerFailedError, WorkerStalledError
-from rolecall.schedulers.guards import GuardProxy
+from rolecall.schedulers.guards import Explain, GuardProxy
 from rolecall.schedulers.run import Run
 from rolecall.schedulers.table import Member, Table
 
 log = logging.getLogger("rolecall")
 Listener = Callable[[str, dict[str, Any]], None]
 LOG_TAIL_BYTES = 4096
+ENDING_SIGNALS = (signal.SIGTERM, signal.SIGKILL)  # how a cluster's manager ends what it has given
 
 
 class Supervision:
@@ -28,20 +30,33 @@ class Supervision:
         self._run, self._table = run, table
         self.listeners: list[Listener] = []
         self.guards: Callable[[], list[GuardProxy]] = list
+        self.explain: Explain | None = None
         self.closing = False
         self._roles: list[dict[str, Any]] = []
         self._writing = threading.Lock()
         self._complained = False
 
     def on_event(self, guard: GuardProxy, topic: str, facts: dict[str, Any]) -> None:
+        if topic == "exited" and self.explain is not None and facts["signal"] in ENDING_SIGNALS:
+            self.explain(guard, lambda words: self._exited(facts, words), patient=False)
+            return
         if topic == "exited":
-            error = exit_error(facts)
-            member = self._table.died(error)
-            if member is not None:
-                self._fail([member], lambda member: error)
-        elif topic == "stalled":
+            self._exited(facts)
+            return
+        if topic == "notice":
+            log.warning("role %s: %s", facts["role"], facts["reason"])
+        if topic == "stalled":
             self._stall(guard, facts)
         self._tell(topic, facts)
+
+    def _exited(self, facts: dict[str, Any], words: str = "") -> None:
+        """A worker has died. `words`: what a cluster's manager says of it."""
+        facts |= {"reason": "; ".join(filter(None, (words, facts["reason"])))}
+        error = exit_error(facts)
+        member = self._table.died(error)
+        if member is not None:
+            self._fail([member], lambda member: error)
+        self._tell("exited", facts)
 
     def on_guard_lost(self, guard: GuardProxy) -> None:
         self._fail(self._table.members_of(guard), lambda member: _lost_with(guard, member))

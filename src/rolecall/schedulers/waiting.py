@@ -21,7 +21,7 @@ class Waiting:
         self._timer = threading.Timer(PATIENCE_S, self._show)
         self._timer.daemon = True
         self._lock = threading.Lock()
-        self._over = False
+        self._over = self._shown = False
 
     def __enter__(self) -> Waiting:
         self._timer.start()
@@ -34,10 +34,20 @@ class Waiting:
             if self._status is not None:
                 self._status.stop()
 
+    def say(self, message: str) -> None:
+        """Shows something else from now on; without a terminal a further line, when it has changed."""
+        with self._lock:
+            news, self._message = message != self._message, message
+            if self._status is not None:
+                self._status.update(message)
+            elif news and self._shown:
+                self._console.print(message, highlight=False)
+
     def _show(self) -> None:
         with self._lock:
             if self._over:
                 return
+            self._shown = True
             if self._console.is_terminal:
                 self._status = self._console.status(self._message)
                 self._status.start()

@@ -1,0 +1,224 @@
+"""What Slurm and Ray share: each role gets guards of its own, placed by the cluster's manager, which call home.
+
+A backend says how to plan, how to ask for what was planned, and how to look at it and end it again. The rest (waiting
+in the queue, devices, ends, why something ended) is here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from abc import abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from rolecall.errors import WorkerConfigurationError, WorkerCreationError, WorkerTimeoutError
+from rolecall.guard.sweep import sweep
+from rolecall.schedulers.base import Scheduler
+from rolecall.schedulers.fates import Fates
+from rolecall.schedulers.guards import GuardProxy, Question, ask_all
+from rolecall.schedulers.plan import Plan, dealt
+from rolecall.schedulers.waiting import Waiting
+from rolecall.types import Job
+
+log = logging.getLogger("rolecall")
+LOOK_S = 0.5
+SHUTDOWN_MARGIN_S = 5.0
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where an allocation stands.
+
+    Attributes:
+        reason: Why it waits, or why it has ended, in the manager's words.
+    """
+
+    state: Literal["queued", "running", "ended"]
+    reason: str = ""
+
+
+class Allocation(Protocol):
+    """What a cluster's manager gives, or will give, for one role. Methods may be called from any thread."""
+
+    def poll(self) -> Standing:
+        """Where it stands; asked about twice a second while its guards are awaited."""
+        ...
+
+    def fate(self, ordinal: int) -> str | None:
+        """What the manager says became of a guard; None while it says that it runs, "" when it knows nothing of it."""
+        ...
+
+    def release(self) -> None:
+        """Ends it, in whatever state it is, and proves it gone, bounded. May be called twice."""
+        ...
+
+
+@dataclass(eq=False)
+class Placed:
+    """A role's allocation and the guards that live, or will live, in it."""
+
+    role: str
+    allocation: Allocation
+    guards: list[GuardProxy]
+    ending: threading.Lock
+
+
+class ClusterScheduler(Scheduler):
+    """Workers on the hosts of a cluster.
+
+    Args:
+        ip: The controller's address as the cluster's hosts see it; found out when None.
+        queue_timeout: Seconds that a role may wait for its place in the cluster; None waits for ever. Time to start
+            (`start_timeout`) is counted from then on.
+        options: Those of `Scheduler`.
+    """
+
+    def __init__(self, *, ip: str | None = None, queue_timeout: float | None = None, **options: Any) -> None:
+        self._ip, self._queue_timeout = ip, queue_timeout
+        self._placed: dict[str, Placed] = {}
+        self._made = 0
+        self._placing = threading.Lock()
+        self._fates = Fates(self._fate)
+        try:
+            super().__init__(**options)
+        except BaseException:
+            self._fates.close()
+            raise
+
+    # What a backend says and does.
+
+    @abstractmethod
+    def _join(self) -> str:
+        """Gets in touch with the cluster's manager; returns this host's address in the cluster."""
+
+    def _leave(self) -> None:
+        """Takes back what `_join` did. Nothing is placed any more."""
+
+    @abstractmethod
+    def _submit(self, name: str, plan: Plan, config: dict[str, Any]) -> Allocation:
+        """Asks for what the plan says and returns at once, or raises and leaves nothing.
+
+        Args:
+            name: Guard `n` of the plan must call itself `<name>-<n>`.
+            config: Its configuration, with `name` for an id.
+        """
+
+    # What the scheduler asks of a backend.
+
+    def _begin(self) -> None:
+        self._watch.explain = self._fates.explain
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._leave)
+            found = self._join()
+            self._listen(self._ip or found)
+            undo.pop_all()
+
+    def _listen(self, ip: str) -> None:
+        try:
+            self._hub.listen(ip)
+        except OSError as e:
+            what = f"the controller cannot listen on {ip}: {e.strerror or e}"
+            raise WorkerConfigurationError(
+                what, None, "pass an address of this host that the cluster reaches: ip=..."
+            ) from e
+
+    def _place(self, job: Job) -> tuple[Plan, list[GuardProxy]]:
+        plan = self._plan(job)
+        placed = self._ask_for(plan)
+        self._await(placed)
+        plan = dealt(plan, [guard.info["devices"] for guard in placed.guards])
+        return plan, [placed.guards[n] for n in plan.guards]
+
+    def _ask_for(self, plan: Plan) -> Placed:
+        with self._placing:
+            self._made += 1
+            name = f"g{self._made}"
+        guards = [self._hub.expect(f"{name}-{n}", self._fates.explain) for n in range(max(plan.guards) + 1)]
+        try:
+            allocation = self._submit(name, plan, self._guard_config(name))
+        except BaseException:
+            for guard in guards:
+                self._hub.forget(guard)
+            raise
+        placed = self._placed[plan.role] = Placed(plan.role, allocation, guards, threading.Lock())
+        return placed
+
+    def _await(self, placed: Placed) -> None:
+        """Returns when all guards have called home.
+
+        Raises:
+            WorkerTimeoutError: Too long in the queue, or too long to start.
+            WorkerCreationError: The manager ended it.
+        """
+        since, running = time.monotonic(), False
+        with Waiting(f"asking the cluster for a place for role {placed.role} ...") as waiting:
+            while not all(guard.info for guard in placed.guards):
+                standing = placed.allocation.poll()
+                if standing.state == "ended":
+                    raise WorkerCreationError(placed.role, f"its place in the cluster is gone: {standing.reason}")
+                if standing.state == "running" and not running:
+                    since, running = time.monotonic(), True
+                waited = time.monotonic() - since
+                self._check_patience(placed, standing, waited)
+                waiting.say(_progress(placed, standing))
+                next(guard for guard in placed.guards if not guard.info).wait(LOOK_S)
+        for guard in placed.guards:
+            guard.check()
+
+    def _check_patience(self, placed: Placed, standing: Standing, waited: float) -> None:
+        what = f"role {placed.role}"
+        if standing.state == "queued" and self._queue_timeout is not None and waited > self._queue_timeout:
+            why = standing.reason or "the manager gives no reason"
+            raise WorkerTimeoutError(what, self._queue_timeout, "a place in the cluster", why)
+        if standing.state == "running" and waited > self._start_timeout:
+            missing = ", ".join(g.guard_id for g in placed.guards if not g.info)
+            where = " or ".join(self._hub.addresses[1:])
+            hint = f"{missing} did not call home to {where}; can their hosts reach it (ip=...)? see {self.run_dir}/logs"
+            raise WorkerTimeoutError(what, self._start_timeout, "its guards", hint)
+
+    def _withdraw(self, members: Sequence[str], role: str) -> None:
+        placed = self._placed.get(role)
+        if placed is not None:
+            self._end(placed, self._grace_s)
+
+    def _end(self, placed: Placed, grace_s: float) -> None:
+        with placed.ending, Waiting(f"giving back the place of role {placed.role} ..."):
+            for guard in placed.guards:
+                guard.ending = True
+            there = [guard for guard in placed.guards if guard.info and guard.lost is None]
+            ask_all([Question(g, "shutdown", {"grace_s": grace_s}, grace_s + SHUTDOWN_MARGIN_S) for g in there])
+            placed.allocation.release()
+            if self._placed.get(placed.role) is placed:
+                del self._placed[placed.role]
+                for guard in placed.guards:
+                    self._hub.forget(guard)
+
+    def _end_guards(self, *, graceful: bool) -> None:
+        with contextlib.ExitStack() as ends:
+            ends.callback(sweep, self._run.run_id)
+            ends.callback(self._fates.close)
+            ends.callback(self._leave)
+            left = list(self._placed.values())
+            if left:
+                with ThreadPoolExecutor(min(len(left), 16), thread_name_prefix="rolecall-ends") as pool:
+                    list(pool.map(lambda placed: self._end(placed, self._grace_s if graceful else 0.0), left))
+
+    def _fate(self, guard: GuardProxy) -> str | None:
+        for placed in list(self._placed.values()):
+            if guard in placed.guards:
+                return placed.allocation.fate(placed.guards.index(guard))
+        return ""
+
+
+def _progress(placed: Placed, standing: Standing) -> str:
+    if standing.state == "queued":
+        return f"role {placed.role} waits for its place in the cluster" + (
+            f": {standing.reason}" if standing.reason else ""
+        )
+    there = sum(bool(guard.info) for guard in placed.guards)
+    return f"role {placed.role}: {there} of {len(placed.guards)} guard(s) have called home ..."
