@@ -72,12 +72,16 @@ def on_loopback(directory: Path, nodes: int) -> Layout:
 def in_namespaces(directory: Path, nodes: int, subnet: int) -> Layout:
     """Each node in a network namespace at 10.213.<subnet>.<10 + n>, slurmctld at 10.213.<subnet>.1 in the main one."""
     ctld_port, node_port = free_ports(directory, 2)
-    bridge = f"rcs{subnet}"
+    bridge = bridge_of(subnet)
     members = tuple(
         Node(f"n{i}", f"10.213.{subnet}.{10 + i}", node_port, f"{bridge}-n{i}", f"{bridge}-n{i}")
         for i in range(1, nodes + 1)
     )
     return Layout(directory, _hostname(), f"10.213.{subnet}.1", ctld_port, members, bridge)
+
+
+def bridge_of(subnet: int) -> str:
+    return f"rcs{subnet}"
 
 
 def _hostname() -> str:
