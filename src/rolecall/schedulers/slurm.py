@@ -29,7 +29,7 @@ from rolecall.types import Job
 
 log = logging.getLogger("rolecall")
 FRESH_S = 0.4  # one question serves all guards of a job, and all threads
-POLL_S = 2.0  # while a job waits; its guards call home by themselves
+LONGEST_POLL_S = 5.0  # while a job waits, for hours perhaps; its guards call home by themselves
 TOLD_S = 4.0  # a job that is ending does not say at once why
 END_S = 2.0  # a job ends by itself when its guards have
 TERM_S = 8.0
@@ -133,13 +133,14 @@ class SlurmAllocation:
         self._slurm, self.job_id, self._output = slurm, job_id, output
         self._lock = threading.Lock()
         self._seen: JobState | None = JobState("PENDING")
-        self._seen_at = self._asked_at = -POLL_S
+        self._seen_at, self._began = float("-inf"), time.monotonic()
         self._gone = False
 
     def poll(self) -> Standing:
         """Slurm that does not answer for a while is no reason to give a place in the queue up."""
         try:
-            state = self._look(POLL_S)
+            waited = time.monotonic() - self._began
+            state = self._look(min(max(FRESH_S, waited / 10), LONGEST_POLL_S))
         except SlurmError as e:
             return Standing("queued", str(e))
         if state is None:
