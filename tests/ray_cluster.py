@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,6 +34,7 @@ class SharedRay:
         """What a run has there: actors, placement groups, jobs, and nodes that it has cost."""
         found = self.census.take()
         mine = {kind: found[kind] for kind in ("actors", "groups", "jobs")}
+        mine["processes"] = [pid for pid in self.nodes.pids() if b"ROLECALL_RUN=" in _environ(pid)]
         mine["dead nodes"] = [node for node in found["nodes"] if not node["Alive"]]
         return {kind: things for kind, things in mine.items() if things}
 
@@ -42,6 +44,13 @@ class SharedRay:
         while (seen := self.left()) and time.monotonic() < deadline:
             threading.Event().wait(0.05)
         assert not seen, f"left on Ray: {seen}"
+
+
+def _environ(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return b""  # it has ended
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ When the other side is gone, so is all that was placed: Ray ends what a driver l
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -15,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def main() -> None:
     lock = threading.Lock()
 
     def say(key: str, value: Any) -> None:
-        with lock:
+        with lock, contextlib.suppress(OSError):  # nobody is there any more
             channel.sendall(json.dumps([key, value]).encode() + b"\n")
 
     orders = (json.loads(line) for line in channel.makefile("rb"))
@@ -95,16 +96,32 @@ def _init_own(how: dict[str, Any], folder: Path) -> None:
 def _obey(orders: Iterator[dict[str, Any]], say: Say) -> None:
     """Carries out orders, each beside the others, since any may have to wait for Ray."""
     placed: dict[str, Allocation] = {}
-    for order in orders:
-        name = order["name"]
-        if order["do"] == "place":
-            placed[name] = Allocation(name, order, say)
-            work: Callable[[], None] = placed[name].place
-        elif order["do"] == "look":
-            work = placed[name].looking(order["ordinal"], order["reply"])
-        else:
-            work = placed[name].release
-        threading.Thread(target=work, name=f"{order['do']} {name}", daemon=True).start()
+    try:
+        for order in orders:
+            name = order["name"]
+            if order["do"] == "place":
+                placed[name] = Allocation(name, order, say)
+                work: Callable[[], None] = placed[name].place
+            elif order["do"] == "look":
+                work = placed[name].looking(order["ordinal"], order["reply"])
+            else:
+                work = placed[name].release
+            _beside(work, f"{order['do']} {name}")
+    finally:
+        _release_all([allocation for allocation in placed.values() if not allocation.released.is_set()])
+
+
+def _release_all(left: Sequence[Allocation]) -> None:
+    """The controller has died. Its guards end too and clean up: Ray gives them no time for it when a driver goes."""
+    releases = [_beside(allocation.release, "release") for allocation in left]
+    for release in releases:
+        release.join(STOP_S)
+
+
+def _beside(work: Callable[[], None], name: str) -> threading.Thread:
+    thread = threading.Thread(target=work, name=name, daemon=True)
+    thread.start()
+    return thread
 
 
 class Allocation:
@@ -125,6 +142,7 @@ class Allocation:
         self._runs: dict[Any, int] = {}
         self._fates: dict[int, str] = {}
         self._releasing = threading.Event()
+        self.released = threading.Event()
         self._idle = threading.Event()
 
     def place(self) -> None:
@@ -266,6 +284,7 @@ class Allocation:
             left = self._end_actors() + self._remove_groups()
         except Exception as e:
             left = [_words(e)]
+        self.released.set()
         self._say(f"released {self._name}", left)
 
     def _end_actors(self) -> list[str]:
