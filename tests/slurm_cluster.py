@@ -21,12 +21,13 @@ CLEAN_WITHIN_S = 10.0
 class SlurmCluster:
     """What tests ask of the cluster, by its own commands."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, exports: dict[str, str]) -> None:
         self.folder = folder
+        self.exports = exports  # variables by which Slurm's commands find it
 
     def ask(self, *command: str) -> list[str]:
         """A command's lines."""
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, env=os.environ | self.exports)
         assert done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout.splitlines()
 
@@ -83,12 +84,8 @@ def running_slurm() -> Iterator[SlurmCluster]:
     if done.returncode == NOT_HERE and not os.environ.get("CI"):
         pytest.skip(f"no Slurm cluster here: {done.stderr.strip()}")
     assert done.returncode == 0, done.stderr
-    before = os.environ.get("SLURM_CONF")
-    os.environ["SLURM_CONF"] = done.stdout.strip().partition("SLURM_CONF=")[2]
+    conf = done.stdout.strip().partition("SLURM_CONF=")[2]
     try:
-        yield SlurmCluster(folder)
+        yield SlurmCluster(folder, {"SLURM_CONF": conf})
     finally:
         subprocess.run([SCRIPT, "down", "--dir", folder], check=True, timeout=180)
-        os.environ.pop("SLURM_CONF")
-        if before is not None:
-            os.environ["SLURM_CONF"] = before

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rolecall.roles import Role as Role
     from rolecall.schedulers.base import Scheduler as Scheduler
     from rolecall.schedulers.local import LocalScheduler as LocalScheduler
+    from rolecall.schedulers.ray import RayScheduler as RayScheduler
     from rolecall.tensors.functions import clear as clear
     from rolecall.tensors.functions import localize as localize
     from rolecall.tensors.functions import remotize as remotize
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from rolecall.types import SchedulingSpec as SchedulingSpec
     from rolecall.types import SchedulingStrategy as SchedulingStrategy
     from rolecall.types import Worker as Worker
+    from rolecall.worker.ray_group import ray_placement_group as ray_placement_group
 
 __version__ = "0.1.0"
 
@@ -28,6 +30,7 @@ _HOMES = {
     "LocalScheduler": "rolecall.schedulers.local",
     "PendingCall": "rolecall.calls",
     "RTensor": "rolecall.tensors.handle",
+    "RayScheduler": "rolecall.schedulers.ray",
     "Role": "rolecall.roles",
     "Scheduler": "rolecall.schedulers.base",
     "SchedulingSpec": "rolecall.types",
@@ -35,6 +38,7 @@ _HOMES = {
     "Worker": "rolecall.types",
     "clear": "rolecall.tensors.functions",
     "localize": "rolecall.tensors.functions",
+    "ray_placement_group": "rolecall.worker.ray_group",
     "remotize": "rolecall.tensors.functions",
     "scheduler": "rolecall.front",
 }

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from rolecall.errors import WorkerConfigurationError
 from rolecall.schedulers.base import Scheduler
 from rolecall.schedulers.local import LocalScheduler
+from rolecall.schedulers.ray import RayScheduler
 from rolecall.schedulers.slurm import SlurmScheduler
 
-BACKENDS: dict[str, type[Scheduler]] = {"local": LocalScheduler, "slurm": SlurmScheduler}
+BACKENDS: dict[str, Callable[..., Scheduler]] = {"local": LocalScheduler, "slurm": SlurmScheduler, "ray": RayScheduler}
 
 
 def scheduler(backend: str = "local", **options: Any) -> Scheduler:
     """Makes the scheduler of a backend.
 
     Args:
-        backend: `local` or `slurm`.
+        backend: `local`, `slurm` or `ray`.
         options: `experiment`, `trial`, `fileroot`, `tensors` and the backend's own.
 
     Raises:

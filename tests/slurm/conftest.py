@@ -6,25 +6,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from slurm_cluster import SlurmCluster, running_slurm
+from slurm_cluster import SlurmCluster
 
 from rolecall.schedulers.slurm import SlurmScheduler
 
 Make = Callable[..., SlurmScheduler]
 
 
-@pytest.fixture(scope="session")
-def one_cluster() -> Iterator[SlurmCluster]:
-    with running_slurm() as cluster:
-        yield cluster
-
-
 @pytest.fixture
-def cluster(one_cluster: SlurmCluster) -> Iterator[SlurmCluster]:
-    """The cluster, clean before the test and found clean after it."""
-    one_cluster.check_clean()
-    yield one_cluster
-    one_cluster.check_clean()
+def cluster(slurm_cluster: SlurmCluster) -> SlurmCluster:
+    return slurm_cluster
 
 
 @pytest.fixture

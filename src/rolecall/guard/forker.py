@@ -22,6 +22,7 @@ from rolecall.guard.template import MAX_CHILDREN, TEMPLATE_NAME
 
 ANSWER_S = 10.0  # a template that has not forked within this is stopped or stuck
 PRELOAD_S = 300.0  # a cold import of torch from a shared file system takes minutes at its worst
+LOOK_S = 1.0
 ATTEMPTS = 3
 _MARKER_ROOM = 128
 
@@ -176,7 +177,7 @@ class Template:
         self._starting = process
         end = self._children.watch(process)
         try:
-            message = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(ours, 1 << 16), PRELOAD_S)
+            message = await _first_word(process, ours)
         except (TimeoutError, OSError):
             message = b""
         finally:
@@ -216,6 +217,22 @@ class Template:
         async with self._lock:
             if self._running:
                 await self._kill(self._running)
+
+
+async def _first_word(process: Process, sock: socket.socket) -> bytes:
+    """What a template says once it has imported everything; nothing when it died, or was stopped meanwhile.
+
+    Raises:
+        TimeoutError: It imports for too long.
+    """
+    async with asyncio.timeout(PRELOAD_S):
+        word = asyncio.ensure_future(asyncio.get_running_loop().sock_recv(sock, 1 << 16))
+        try:
+            while not word.done() and not _stopped(process):
+                await asyncio.wait([word], timeout=LOOK_S)
+            return word.result() if word.done() else b""
+        finally:
+            word.cancel()
 
 
 def _stopped(process: Process) -> bool:

@@ -96,7 +96,7 @@ def dealt(plan: Plan, given: Sequence[Sequence[str]]) -> Plan:
     """The plan with devices: each guard's, in the order it named them, go to its slots in turn.
 
     Args:
-        given: What each guard was given.
+        given: What each guard of the plan was given.
 
     Raises:
         GPUAllocationError: A guard was given fewer than its slots need.

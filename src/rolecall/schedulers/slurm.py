@@ -17,8 +17,9 @@ from typing import Any
 from rolecall.errors import SlurmError, WorkerConfigurationError, WorkerCreationError
 from rolecall.rpc.hosts import address_toward
 from rolecall.schedulers.cluster import ClusterScheduler, Standing
+from rolecall.schedulers.guards import GuardProxy
 from rolecall.schedulers.launching import current_folder, python_path
-from rolecall.schedulers.plan import Plan, base_environment, separate_slots
+from rolecall.schedulers.plan import Plan, base_environment, dealt, separate_slots
 from rolecall.schedulers.slurm_commands import ANSWER_S, Slurm
 from rolecall.schedulers.slurm_options import SlurmOptions, split_options
 from rolecall.schedulers.slurm_packing import MIB, Node, place
@@ -149,6 +150,9 @@ class SlurmAllocation:
         if state.meaning == "ended":
             return Standing("ended", self._words(state) + self._tail())
         return Standing("running", f"job {self.job_id}")
+
+    def settled(self, plan: Plan, guards: Sequence[GuardProxy]) -> Plan | None:
+        return dealt(plan, [g.info["devices"] for g in guards]) if all(g.info for g in guards) else None
 
     def fate(self, ordinal: int) -> str | None:
         deadline = time.monotonic() + TOLD_S

@@ -1,0 +1,270 @@
+"""Ray: a bundle of a placement group for each worker, and guards in actors there. It never imports ray.
+
+What talks to Ray is a process of its own (`ray_driver`), because Ray takes over the process that it is used in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from rolecall.errors import WorkerConfigurationError
+from rolecall.schedulers.cluster import Allocation, ClusterScheduler, Standing
+from rolecall.schedulers.guards import GuardProxy
+from rolecall.schedulers.launching import marks, python_path
+from rolecall.schedulers.plan import Plan, base_environment, portable_environment, separate_slots, with_devices
+from rolecall.schedulers.ray_placement import DEVICE_KEYS, Accelerator, Asking, Placement, held_devices, place
+from rolecall.types import Job
+
+log = logging.getLogger("rolecall")
+JOIN_S = 120.0
+ANSWER_S = 3.0
+RELEASE_S = 45.0  # longer than the driver takes to give up
+LEAVE_S = 15.0
+ENOUGH_CORES = 1 << 16
+NAMESPACE, GROUP = "ROLECALL_RAY_NAMESPACE", "ROLECALL_RAY_PLACEMENT_GROUP"
+IGNORED = ("image", "mount", "nodelist", "exclude", "srun_additional_args", "additional_bash_cmds")
+
+
+@dataclass(frozen=True)
+class RayPlan(Plan):
+    """A plan with what is asked of Ray."""
+
+    placement: Placement = field(default_factory=lambda: Placement("shared", (), ()))
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}\n{self.placement}"
+
+
+class RayScheduler(ClusterScheduler):
+    """Workers on the nodes of a Ray cluster.
+
+    Args:
+        address: Of the cluster's head, `host:port`. None for RAY_ADDRESS, else for a cluster that runs on this host,
+            else for one of our own, which is ended with the run. This host must be one of its nodes.
+        namespace: Ray's namespace of the guards' actors. Their names, and those of placement groups, begin with the
+            run's id, so that any number of runs may share it.
+        accelerator: What a spec's `gpu` counts: `gpu`, `npu`, or `none` on a cluster without devices.
+        n_gpus_per_node: By which `deferred` groups are split; as many as the largest node has when None.
+        reserve_memory: Ask Ray for a spec's `mem` as well. Ray counts memory and enforces nothing, and the default of
+            32 GiB for each worker keeps roles off smaller machines.
+        queue_timeout: Seconds that a role may wait for its placement groups; None waits for ever.
+        init: Further keywords of `ray.init`, for a cluster of our own its size: `{"num_gpus": 4}`.
+        options: `ip` and those of `Scheduler`.
+    """
+
+    def __init__(
+        self,
+        *,
+        address: str | None = None,
+        namespace: str = "rolecall",
+        accelerator: Accelerator = "gpu",
+        n_gpus_per_node: int | None = None,
+        reserve_memory: bool = False,
+        queue_timeout: float | None = 300.0,
+        init: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        if accelerator not in (*DEVICE_KEYS, "none"):
+            raise WorkerConfigurationError("unknown accelerator", accelerator, "use one of gpu, npu, none")
+        self._address, self._namespace, self._init = address, namespace, dict(init or {})
+        self._accelerator: Accelerator = accelerator
+        self._per_node, self._reserve_memory = n_gpus_per_node, reserve_memory
+        self._driver: Driver | None = None
+        super().__init__(queue_timeout=queue_timeout, **options)
+
+    def _device_var(self) -> str:
+        return "ASCEND_RT_VISIBLE_DEVICES" if self._accelerator == "npu" else "CUDA_VISIBLE_DEVICES"
+
+    def _join(self) -> str:
+        if find_spec("ray") is None:
+            raise WorkerConfigurationError("Ray is not installed", None, "pip install 'rolecall[ray]'")
+        run_id = self._run.run_id
+        mark = marks({"run_id": run_id, "guard_id": "ray"})
+        self._driver = Driver(Path(self.run_dir, "logs", "ray-driver.log"), mark)
+        folder = f"/tmp/rc-ray-{run_id}"  # short: a Unix socket's path holds 107 bytes, and Ray needs 79 of them
+        found = self._driver.join(
+            {"address": self._address, "namespace": self._namespace, "init": self._init, "folder": folder}
+        )
+        self._address = found["address"]
+        self.n_gpus_per_node = found["devices"].get(self._kind, 0) if self._per_node is None else self._per_node
+        return str(found["ip"])
+
+    def _leave(self) -> None:
+        if self._driver is not None:
+            self._driver.close()
+
+    @property
+    def _kind(self) -> str:
+        return DEVICE_KEYS.get(self._accelerator, "GPU")
+
+    def _plan(self, job: Job) -> Plan:
+        how = Asking(f"rolecall/{self.run_id}", self._accelerator, self.n_gpus_per_node, self._reserve_memory)
+        placement = place(job, how)
+        slots = tuple(
+            replace(slot, gpu=held_devices(spec, placement.strategy, self._accelerator))
+            for slot, spec in zip(separate_slots(job, ENOUGH_CORES), job.specs(), strict=True)
+        )
+        return RayPlan(job.role, slots, guards=tuple(range(len(slots))), placement=placement)
+
+    def _place(self, job: Job) -> Any:
+        unused = [name for name in IGNORED if any(getattr(spec, name) for spec in job.specs())]
+        if unused:
+            log.warning("role %s: %s mean nothing on Ray and are passed over", job.role, ", ".join(unused))
+        return super()._place(job)
+
+    def _submit(self, name: str, plan: Plan, config: dict[str, Any]) -> Allocation:
+        assert isinstance(plan, RayPlan)
+        assert self._driver is not None
+        actors = []
+        for n, actor in enumerate(plan.placement.actors):
+            group = plan.placement.groups[actor.group].name
+            mine = config | {"guard_id": f"{name}-{n}", "env": self._environment(group)}
+            actors.append(asdict(actor) | {"config": mine, "marks": marks(mine)})
+        groups = [asdict(group) for group in plan.placement.groups]
+        shared = plan.placement.strategy == "shared"
+        self._driver.tell(do="place", name=name, groups=groups, actors=actors, kind=self._kind, shared=shared)
+        return RayAllocation(name, self._driver)
+
+    def _environment(self, group: str) -> dict[str, str]:
+        """The base of workers' environment: the controller's, and by what an engine finds the cluster and its group."""
+        inside = {"RAY_ADDRESS": str(self._address), NAMESPACE: self._namespace, GROUP: group}
+        return portable_environment(os.environ, python_path()) | inside
+
+
+class RayAllocation:
+    """A role's placement groups and actors, as the driver tells of them."""
+
+    def __init__(self, name: str, driver: Driver) -> None:
+        self._name, self._driver = name, driver
+
+    def poll(self) -> Standing:
+        if self._driver.lost is not None:
+            return Standing("ended", self._driver.lost)
+        return Standing(*self._driver.news.get(f"state {self._name}", ("queued", "")))
+
+    def settled(self, plan: Plan, guards: Sequence[GuardProxy]) -> Plan | None:
+        layout = self._driver.news.get(f"layout {self._name}")
+        if layout is None or not all(guards[n].info for n in layout["guards"]):
+            return None
+        devices = {slot.worker_id: given for slot, given in zip(plan.slots, layout["devices"], strict=True)}
+        return replace(plan, guards=tuple(layout["guards"]), slots=with_devices(plan.slots, devices))
+
+    def fate(self, ordinal: int) -> str | None:
+        known: str | None = self._driver.news.get(f"fate {self._name} {ordinal}")
+        if known is not None or self._driver.lost is not None:
+            return known or self._driver.lost
+        reply = f"look {self._name} {ordinal} {time.monotonic_ns()}"
+        self._driver.tell(do="look", name=self._name, ordinal=ordinal, reply=reply)
+        if not self._driver.wait_for(reply, ANSWER_S):
+            return self._driver.lost or "Ray does not answer: its head may be gone"
+        words: str | None = self._driver.news.pop(reply)
+        return words
+
+    def release(self) -> None:
+        self._driver.tell(do="release", name=self._name)
+        if self._driver.wait_for(f"released {self._name}", RELEASE_S):
+            for left in self._driver.news[f"released {self._name}"]:
+                log.warning("Ray did not end %s", left)
+        else:
+            log.warning("Ray did not confirm the end of %s: %s", self._name, self._driver.lost or "it does not answer")
+
+
+class Driver:
+    """The driver's process: orders to it, and the latest news from it, by key.
+
+    Attributes:
+        lost: Why there will be no more news; None while it lives.
+    """
+
+    def __init__(self, log_path: Path, marks: Mapping[str, str]) -> None:
+        self.news: dict[str, Any] = {}
+        self.lost: str | None = None
+        self._log = log_path
+        self._fresh = threading.Condition()
+        self._sending = threading.Lock()
+        self._channel, theirs = socket.socketpair()
+        with theirs, log_path.open("ab") as out:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "rolecall.schedulers.ray_driver", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,  # Ctrl-C is for the controller
+                env={**base_environment(os.environ, python_path()), **marks},
+            )
+        self._reader = threading.Thread(target=self._read, name="rolecall-ray", daemon=True)
+        self._reader.start()
+
+    def join(self, hello: dict[str, Any]) -> dict[str, Any]:
+        """Has it join a cluster; returns what it found there.
+
+        Raises:
+            WorkerConfigurationError: There is none, or it is not for us.
+        """
+        self.tell(**hello)
+        self.wait_for("joined", JOIN_S, "refused")
+        if "joined" in self.news:
+            found: dict[str, Any] = self.news["joined"]
+            return found
+        where = hello["address"] or os.environ.get("RAY_ADDRESS") or "none named"
+        kind, why = self.news.get("refused", ("", self.lost or f"no answer within {JOIN_S:g} s"))
+        raise WorkerConfigurationError(f"the Ray cluster ({where}) cannot be joined: {why}", None, _advice(kind))
+
+    def tell(self, **order: Any) -> None:
+        with self._sending, contextlib.suppress(OSError):  # it has ended, which is news
+            self._channel.sendall(json.dumps(order).encode() + b"\n")
+
+    def wait_for(self, key: str, timeout: float, other: str = "") -> bool:
+        """Waits for one of these news; False when they did not come."""
+        with self._fresh:
+            keys = {key, other}
+            self._fresh.wait_for(lambda: keys & self.news.keys() or self.lost is not None, timeout)
+            return key in self.news
+
+    def close(self) -> None:
+        """Ends the process, and with it all that it has placed. May be called twice."""
+        with contextlib.suppress(OSError):
+            self._channel.shutdown(socket.SHUT_WR)
+        try:
+            self._process.wait(LEAVE_S)
+        except subprocess.TimeoutExpired:
+            log.warning("Ray did not let go within %g s; its driver is killed", LEAVE_S)
+            self._process.kill()
+            self._process.wait()
+        self._reader.join()
+        self._channel.close()
+
+    def _read(self) -> None:
+        with contextlib.suppress(OSError), self._channel.makefile("rb") as lines:
+            for line in lines:
+                key, value = json.loads(line)
+                with self._fresh:
+                    self.news[key] = value
+                    self._fresh.notify_all()
+        with self._fresh:
+            self.lost = f"the connection to Ray is gone: {self._last_words()}"
+            self._fresh.notify_all()
+
+    def _last_words(self) -> str:
+        lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
+        return lines[-1] if lines else f"see {self._log}"
+
+
+def _advice(kind: str) -> str:
+    if kind == "AuthenticationError":
+        return "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH as on the cluster"
+    return "is it running, and is this host one of its nodes (`ray start --address=... --num-cpus=0` makes it one)?"
