@@ -82,7 +82,7 @@ def test_the_time_limit_is_announced_and_then_told(make: Make, cluster: SlurmClu
     assert noticed.wait(60), Path(s.run_dir, "logs", f"slurm-{job}.out").read_text()
     assert role.call("pid") == pids, "the signal reached nobody but the batch script"
     call = role[0].submit("wait")
-    with pytest.raises(WorkerFailedError, match=rf"Slurm says of job {job}: (COMPLETING|TIMEOUT) \(TimeLimit\)"):
+    with pytest.raises(WorkerFailedError, match=rf"Slurm says of job {job}: TIMEOUT \(TimeLimit\)"):
         call.result()
     assert [(facts["role"], facts["seconds"]) for facts in notices] == [("actor", 60)]
     assert f"Slurm is about to end job {job}" in notices[0]["reason"]
@@ -169,7 +169,7 @@ def test_a_node_that_slurm_gives_up_is_told_as_such(s: SlurmScheduler, cluster: 
         assert f"Slurm says of job {job}: NODE_FAIL" in str(failed())
         s.close()
     finally:
-        cluster.ask("scontrol", "update", "NodeName=n2", "State=RESUME")
+        cluster.resume("n2")
 
 
 def test_a_node_where_everything_dies_at_once_is_told_in_time(s: SlurmScheduler, cluster: SlurmCluster) -> None:
