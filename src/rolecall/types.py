@@ -88,7 +88,7 @@ class SchedulingSpec:
 
     Attributes:
         cmd: A program instead of engines: a dotted module, or a list with placeholders
-            `{host} {port} {ports[1]} {role} {index} {devices}`.
+            `{host} {port} {ports[1]} {role} {index} {devices} {python}`.
         ready: When that program counts as ready: an HTTP path such as `"/health"`, `"tcp"`, or `{"log": "regex"}`;
             None waits a moment and sees that it lives.
     """

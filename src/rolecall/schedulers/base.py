@@ -216,7 +216,7 @@ class Scheduler(ABC):
 
         Args:
             command: None hosts engines; a dotted module runs as `python -m module`; a list is a program with
-                placeholders `{host} {port} {ports[1]} {role} {index} {devices}`.
+                placeholders `{host} {port} {ports[1]} {role} {index} {devices} {python}`.
             ready: For commands: an HTTP path, `"tcp"`, or `{"log": "regex"}`; None waits a moment.
 
         Raises:
