@@ -55,6 +55,20 @@ class SlurmCluster:
         self.wait_for(job, "RUNNING")
         return job
 
+    def mend(self) -> None:
+        """Starts daemons that are gone. They outlive the test and so do not bear the mark of what it started."""
+        unmarked = {name: value for name, value in os.environ.items() if name != "RC_TEST_SESSION"}
+        subprocess.run([str(SCRIPT), "up", "--dir", str(self.folder)], env=unmarked, check=True, timeout=120)
+
+    def resume(self, node: str) -> None:
+        """Gives a node back that was taken down by hand, once its jobs have left it."""
+        deadline = time.monotonic() + CLEAN_WITHIN_S
+        while "completing" in self.nodes()[node] or self.jobs():
+            assert time.monotonic() < deadline, f"{node} is {self.nodes()[node]}"
+            threading.Event().wait(0.05)
+        if self.nodes()[node].startswith("down"):  # it may have come back by itself
+            self.ask("scontrol", "update", f"NodeName={node}", "State=RESUME")
+
     def clean(self) -> bool:
         return not self.jobs() and set(self.nodes().values()) == {"idle"}
 

@@ -30,9 +30,9 @@ cat >&$guards_stdin <<'END_OF_CONFIGURATION'
 <configuration of the guards>
 END_OF_CONFIGURATION
 
-noticed=yes
-while [[ $noticed ]]; do
-    noticed= status=0
+status=1
+while kill -0 $guards_pid 2>/dev/null; do
+    status=0
     wait $guards_pid || status=$?
 done
 exit $status
