@@ -89,7 +89,8 @@ def running_slurm() -> Iterator[SlurmCluster]:
     """Brings the cluster up and down. Without Slurm the test is skipped on a developer's machine, and fails in CI."""
     folder = Path(tempfile.mkdtemp(prefix="rct-slurm-", dir="/tmp"))
     folder.chmod(0o755)  # munge wants it so
-    done = subprocess.run([SCRIPT, "up", "--dir", folder], capture_output=True, text=True, timeout=180)
+    command = [str(SCRIPT), "up", f"--dir={folder}", f"--owner={os.getpid()}"]  # gone with us, if we are killed
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
     if done.returncode == NOT_HERE and not os.environ.get("CI"):
         pytest.skip(f"no Slurm cluster here: {done.stderr.strip()}")
     assert done.returncode == 0, done.stderr

@@ -49,7 +49,8 @@ def hosts() -> Iterator[Hosts]:
     with tempfile.TemporaryDirectory(prefix="rcs-", dir="/tmp") as folder:
         Path(folder).chmod(0o755)  # munge's clients must reach its socket
         of_ours = ["--netns", f"--dir={folder}/c"]
-        subprocess.run([sys.executable, CLUSTER, "up", *of_ours], check=True, stdout=subprocess.PIPE)
+        owner = f"--owner={os.getpid()}"  # gone with us, if we are killed
+        subprocess.run([sys.executable, CLUSTER, "up", owner, *of_ours], check=True, stdout=subprocess.PIPE)
         try:
             told = subprocess.run(
                 [sys.executable, CLUSTER, "status", "--json", *of_ours], check=True, stdout=subprocess.PIPE

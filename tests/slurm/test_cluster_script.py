@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from slurm_cluster import NOT_HERE, SCRIPT
 from worker_processes import wait_for
-
-SCRIPT = Path(__file__).parents[1] / "clusters" / "slurm"
-NOT_HERE = 2  # its exit code where the programs are missing or may not be used
 
 Script = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from rolecall.calls import CallOptions, PendingCall, argument_place, engine_path
 from rolecall.errors import EncodeError, WorkerConfigurationError, WorkerNotFoundError
@@ -66,6 +66,7 @@ class Scheduler(ABC):
     """
 
     n_gpus_per_node: int
+    further_options: ClassVar[Sequence[str]] = ()  # beside the keywords of the constructors
 
     def __init__(
         self,

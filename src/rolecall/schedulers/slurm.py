@@ -10,7 +10,7 @@ import sysconfig
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,8 @@ class SlurmScheduler(ClusterScheduler):
     Raises:
         SlurmError: Slurm's commands are not there, or slurmctld does not answer.
     """
+
+    further_options = tuple(field.name for field in fields(SlurmOptions))
 
     def __init__(self, **options: Any) -> None:
         self._slurm = Slurm(_job_environment())
