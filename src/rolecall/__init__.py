@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rolecall.types import SchedulingSpec as SchedulingSpec
     from rolecall.types import SchedulingStrategy as SchedulingStrategy
     from rolecall.types import Worker as Worker
+    from rolecall.worker.ray_group import ray_placement_group as ray_placement_group
 
 __version__ = "0.1.0"
 
@@ -37,6 +38,7 @@ _HOMES = {
     "Worker": "rolecall.types",
     "clear": "rolecall.tensors.functions",
     "localize": "rolecall.tensors.functions",
+    "ray_placement_group": "rolecall.worker.ray_group",
     "remotize": "rolecall.tensors.functions",
     "scheduler": "rolecall.front",
 }

@@ -10,8 +10,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 MARK = "RC_RAY_CLUSTER"  # every process of a cluster inherits it, also what its actors start
@@ -77,14 +78,11 @@ class RayCluster:
 
     def stop(self) -> None:
         """Ends every process and removes every file."""
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            deadline = time.monotonic() + GONE_S / 4
-            _signal(self.pids(), number)
-            while (left := self.pids()) and time.monotonic() < deadline:
-                time.sleep(0.05)
-                if number == signal.SIGKILL:
-                    _signal(left, number)
-        if left := self.pids():
+        deadline = time.monotonic() + GONE_S
+        while (left := self.pids()) and time.monotonic() < deadline:
+            _signal(left, signal.SIGKILL)  # SIGTERM takes a raylet seconds, and nothing here is worth them
+            time.sleep(0.02)
+        if left:
             raise RuntimeError(f"SIGKILL did not end {left}")
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -101,10 +99,10 @@ class RayCluster:
     def _head_address(self) -> str:
         return (self.folder / "ray_current_cluster").read_text().strip()
 
-    def _environment(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
+        """What its processes are started with. Not RAY_ADDRESS: real nodes do not have it either."""
         own = {k: v for k, v in os.environ.items() if not k.startswith(_NOT_INHERITED)}
-        auth = {k: v for k, v in self.exports.items() if k != "RAY_ADDRESS"}  # real nodes do not have it either
-        return own | auth | {MARK: str(self.folder), "RAY_USAGE_STATS_ENABLED": "0"}
+        return own | auth(self) | {MARK: str(self.folder), "RAY_USAGE_STATS_ENABLED": "0"}
 
     def _ray(self, name: str, *args: str) -> None:
         quiet = ("--disable-usage-stats", "--include-log-monitor=false", f"--object-store-memory={self._store_bytes}")
@@ -114,10 +112,26 @@ class RayCluster:
         log = self.folder / f"start-{name}.log"
         with log.open("wb") as out:
             done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=self._environment(), timeout=START_S
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=self.environment(), timeout=START_S
             )
         if done.returncode:
             raise RuntimeError(f"ray start of {name} failed:\n{log.read_text(errors='replace')[-3000:]}")
+
+
+@contextlib.contextmanager
+def started(nodes: int = 2, *, token: bool = False) -> Iterator[RayCluster]:
+    """A cluster for a block of code of this process."""
+    cluster = RayCluster(Path(tempfile.mkdtemp(prefix="rc-ray-", dir="/tmp")))
+    try:
+        cluster.start(nodes, token=token)
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+def auth(cluster: RayCluster) -> dict[str, str]:
+    """Of a cluster's exports those that say who may use it."""
+    return {k: v for k, v in cluster.exports.items() if k != "RAY_ADDRESS"}
 
 
 def _pids() -> Iterable[int]:

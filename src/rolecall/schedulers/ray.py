@@ -195,7 +195,7 @@ class Driver:
                 stdout=out,
                 stderr=out,
                 start_new_session=True,  # Ctrl-C is for the controller
-                env=base_environment(os.environ, python_path()) | marks,
+                env={**base_environment(os.environ, python_path()), **marks},
             )
         self._reader = threading.Thread(target=self._read, name="rolecall-ray", daemon=True)
         self._reader.start()

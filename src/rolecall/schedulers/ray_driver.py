@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def _join(hello: dict[str, Any]) -> dict[str, Any]:
-    """Connects to a cluster: the one that is named, else RAY_ADDRESS's, else one that runs here, else one of our own."""
+    """Connects to the cluster that is named, else RAY_ADDRESS's, else one that runs here, else one of our own."""
     import ray
     from ray._private.services import canonicalize_bootstrap_address
 
@@ -109,7 +109,7 @@ def _obey(orders: Iterator[dict[str, Any]], say: Say) -> None:
 class Allocation:
     """The placement groups and guards' actors of a role.
 
-    News: `state NAME` is [state, reason]; `fate NAME ORDINAL` is how a guard ended; `released NAME` lists what was left.
+    News: `state NAME` is [state, reason], `fate NAME ORDINAL` how a guard ended, `released NAME` a list of what is left.
     """
 
     def __init__(self, name: str, order: dict[str, Any], say: Say) -> None:
@@ -197,7 +197,7 @@ class Allocation:
         self._say(f"state {self._name}", ["ended", f"{self._order['actors'][ordinal]['worker_id']}: {words}"])
 
     def looking(self, ordinal: int, reply: str) -> Callable[[], None]:
-        """Says, as news `reply`, what became of a guard that Ray has not reported: of its group, its node, its raylet."""
+        """Says, as news `reply`, what there is to see of a guard's end before Ray reports it."""
         return lambda: self._say(reply, self._look(ordinal))
 
     def _look(self, ordinal: int) -> str | None:
@@ -291,7 +291,9 @@ def _why(waiting: list[dict[str, Any]], total: int) -> str:
     for node in ray.nodes():
         if node["Alive"]:
             has, left = node["Resources"], free.get(node["NodeID"], {})
-            what = ", ".join(f"{_amount(key, left.get(key, 0))} of {_amount(key, has.get(key, 0))} {key}" for key in keys)
+            what = ", ".join(
+                f"{_amount(key, left.get(key, 0))} of {_amount(key, has.get(key, 0))} {key}" for key in keys
+            )
             rows.append(f"{node['NodeName']} ({node['NodeID'][:6]}) {what}")
     impossible = first["stats"]["scheduling_state"] == "INFEASIBLE"
     return (

@@ -1,0 +1,48 @@
+"""What there is on a Ray cluster, as its head tells: `python ray_census.py ADDRESS`, then a line of JSON for each line.
+
+A process of its own, and no driver: it can be asked in the middle of a test, and a lost head ends nobody but it.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+
+class Census:
+    """The asking side."""
+
+    def __init__(self, address: str, env: Mapping[str, str]) -> None:
+        command = [sys.executable, "-P", __file__, address]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+
+    def take(self) -> dict[str, list[dict[str, Any]]]:
+        """Living actors, placement groups and jobs, and all nodes."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        found: dict[str, list[dict[str, Any]]] = json.loads(self._process.stdout.readline())
+        return found
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+def _answer(address: str) -> None:
+    from ray._private.internal_api import get_state_from_address
+
+    state = get_state_from_address(address)
+    for _ in sys.stdin:
+        actors = [a for a in state.actor_table(None).values() if a["State"] != "DEAD"]
+        groups = [g for g in state.placement_group_table().values() if g["state"] != "REMOVED"]
+        jobs = [j for j in state.job_table() if not j["IsDead"]]
+        found = {"actors": actors, "groups": groups, "jobs": jobs, "nodes": state.node_table()}
+        print(json.dumps(found, default=str), flush=True)
+
+
+if __name__ == "__main__":
+    _answer(sys.argv[1])
