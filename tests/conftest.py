@@ -41,12 +41,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one cluster run one after the other, and else those of one file."""
+    """Tests of a file run one after the other, those on each cluster apart from the others."""
     for item in items:
         for name in CLUSTERS & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.cluster(name))
         cluster = _cluster(item)
-        item.add_marker(pytest.mark.xdist_group(cluster or item.path.stem))
+        item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {cluster or ''}".strip()))
 
 
 def _cluster(item: pytest.Item) -> str | None:
