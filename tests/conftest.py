@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -10,8 +11,14 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from ray_cluster import SharedRay, running_ray
+from schedulers_under_test import BACKENDS, CLUSTERS, Backend, make_scheduler
+from slurm_cluster import SlurmCluster, running_slurm
+
+from rolecall import Scheduler
 
 # Every process that a test starts inherits this mark, however far it strays, and is found by it.
 MARK = "RC_TEST_SESSION"
@@ -20,6 +27,7 @@ GONE_WITHIN_S = 5.0
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "cluster(name): the fixture of the cluster that the test needs")
     os.environ[MARK] = _SESSION
     # Short, since a Unix socket's path holds 107 bytes, and ours alone, so that what is left in it is of this session.
     private = tempfile.mkdtemp(prefix="rct-", dir="/tmp")
@@ -31,6 +39,55 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a file run one after the other, those on each cluster apart from the others."""
+    for item in items:
+        for name in CLUSTERS & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.cluster(name))
+        cluster = _cluster(item)
+        item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {cluster or ''}".strip()))
+
+
+def _cluster(item: pytest.Item) -> str | None:
+    mark = item.get_closest_marker("cluster")
+    return str(mark.args[0]) if mark is not None else None
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster() -> Iterator[SlurmCluster]:
+    """Two nodes of 4 GPUs."""
+    with running_slurm() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[SharedRay]:
+    """Two nodes of 4 GPUs and 4 NPUs."""
+    with running_ray() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def make(backend: str, tmp_path: Path) -> Iterator[Callable[..., Scheduler]]:
+    """Makes schedulers of the backend that the test's file parametrizes, and ends them."""
+    made: list[Scheduler] = []
+
+    def build(**options: Any) -> Scheduler:
+        made.append(make_scheduler(backend, fileroot=tmp_path, **options))
+        return made[-1]
+
+    yield build
+    for scheduler in made:
+        scheduler.close()
+
+
+@pytest.fixture
+def facts(backend: str) -> Backend:
+    """What may differ between backends."""
+    return BACKENDS[backend]
+
+
 @pytest.fixture(autouse=True, scope="session")
 def nothing_left_at_all() -> Iterator[None]:
     """After the last test: nothing that fixtures of modules had started either."""
@@ -38,12 +95,23 @@ def nothing_left_at_all() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
-    """After every test: no process, runtime directory, /dev/shm file or thread that was not there before it."""
-    yield from _clean()
+def nothing_left(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """After every test: no process, runtime directory, /dev/shm file or thread that was not there before it.
+
+    Where it needs a cluster: no job, actor or placement group of ours, and no node that was taken out of service.
+    """
+    name = _cluster(request.node)
+    cluster = request.getfixturevalue(name) if name is not None else None  # before we look what there is
+    if cluster is None:
+        yield from _clean()
+        return
+    for variable, value in cluster.exports.items():
+        monkeypatch.setenv(variable, value)
+    yield from _clean(lambda: _of_runs(tmp_path))
+    cluster.check_clean()
 
 
-def _clean() -> Iterator[None]:
+def _clean(also: Callable[[], list[str]] = list) -> Iterator[None]:
     threads, shm, before = (
         set(threading.enumerate()),
         set(Path("/dev/shm").iterdir()),
@@ -51,7 +119,7 @@ def _clean() -> Iterator[None]:
     )
 
     def left() -> list[str]:
-        found = _processes() + _runtime_dirs() + _shm(shm) + _threads(threads)
+        found = _processes() + _runtime_dirs() + _shm(shm) + _threads(threads) + also()
         return [thing for thing in found if thing not in before]
 
     yield
@@ -65,12 +133,18 @@ def _wait_until_empty(look: Callable[[], list[str]]) -> list[str]:
     return left
 
 
-def _processes() -> list[str]:
+def _of_runs(folder: Path) -> list[str]:
+    """What a cluster has started for runs below a folder: it need not have handed our mark on."""
+    states = (json.loads(path.read_text()) for path in folder.rglob("state.json"))
+    return [line for state in states for line in _processes(f"ROLECALL_RUN={state['run_id']}")]
+
+
+def _processes(mark: str = f"{MARK}={_SESSION}") -> list[str]:
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             try:
-                mine = f"{MARK}={_SESSION}".encode() in (entry / "environ").read_bytes().split(b"\0")
+                mine = mark.encode() in (entry / "environ").read_bytes().split(b"\0")
                 if mine and not _zombie(entry):
                     found.append(f"process {entry.name}: {(entry / 'cmdline').read_bytes()[:200]!r}")
             except OSError:

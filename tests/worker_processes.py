@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import psutil
+
 T = TypeVar("T")
 
 
@@ -34,9 +36,20 @@ def of_worker(run_id: str, worker_id: str) -> list[int]:
     return list(processes(run_id, f"ROLECALL_WORKER={worker_id}"))
 
 
-def template(run_id: str) -> int | None:
-    """The template process, if there is one now."""
-    return next((pid for pid in processes(run_id) if _name(pid) == "rc:template"), None)
+def guard_of(run_id: str, worker_id: str) -> psutil.Process:
+    """The guard that owns a worker, found from below."""
+    above = psutil.Process(of_worker(run_id, worker_id)[0]).parents()
+    return next(process for process in above if process.name() == "rc:guard")
+
+
+def guard_id(run_id: str, worker_id: str) -> str:
+    """What that guard is called, by the worker's environment."""
+    return str(psutil.Process(of_worker(run_id, worker_id)[0]).environ()["ROLECALL_GUARD"])
+
+
+def templates(run_id: str) -> set[int]:
+    """The template processes that there are now, one for each guard."""
+    return {pid for pid in processes(run_id) if _name(pid) == "rc:template"}
 
 
 def _name(pid: int) -> str:
@@ -44,6 +57,22 @@ def _name(pid: int) -> str:
         return Path(f"/proc/{pid}/comm").read_text().strip()
     except OSError:
         return ""
+
+
+def tree(top: psutil.Process) -> list[psutil.Process]:
+    """A process and all below it."""
+    return [top, *top.children(recursive=True)]
+
+
+def living(among: list[psutil.Process]) -> list[psutil.Process]:
+    return [process for process in among if _lives(process)]
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def state(pid: int) -> str:
@@ -59,14 +88,14 @@ def wait_for(look: Callable[[], T], within: float, what: str) -> T:
     return seen
 
 
-def wait_until_gone(run_id: str, within: float) -> float:
-    """Seconds until nothing of the run lives."""
+def wait_until_gone(run_id: str, within: float, *marks: str) -> float:
+    """Seconds until nothing of the run (with these marks) lives."""
     begun = time.monotonic()
-    left = processes(run_id)
+    left = processes(run_id, *marks)
     while left:
         assert time.monotonic() - begun < within, f"alive after {within} s: {left}"
         time.sleep(0.005)
-        left = processes(run_id)
+        left = processes(run_id, *marks)
     return time.monotonic() - begun
 
 

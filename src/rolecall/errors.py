@@ -14,7 +14,8 @@
     │   ├── EngineImportError           an engine's path cannot be imported or is refused
     │   ├── PortAllocationError         too few free ports
     │   ├── GPUAllocationError          more devices asked for than are free
-    │   └── GuardLostError              a guard died or cannot be reached
+    │   ├── GuardLostError              a guard died or cannot be reached
+    │   └── SlurmError                  a command of Slurm's failed, or is not there
     ├── RPCError
     │   ├── RPCConnectionError          the connection is gone
     │   ├── ProtocolError               a frame is oversize, broken or inconsistent
@@ -260,14 +261,22 @@ class GPUAllocationError(SchedulerError):
         wanted: Number of devices asked for.
         free: The free devices.
         holders: Which worker holds which devices.
+        advice: What to do, where it is not what helps on one machine.
     """
 
-    def __init__(self, wanted: int, free: Sequence[str] = (), holders: dict[str, list[str]] | None = None) -> None:
-        self.wanted, self.free, self.holders = wanted, list(free), dict(holders or {})
+    def __init__(
+        self,
+        wanted: int,
+        free: Sequence[str] = (),
+        holders: dict[str, list[str]] | None = None,
+        advice: str = "",
+    ) -> None:
+        self.wanted, self.free, self.holders, self.advice = wanted, list(free), dict(holders or {}), advice
         held = "; ".join(f"{who} holds {_listed(what)}" for who, what in self.holders.items())
-        advice = "ask for fewer, delete a role, or set oversubscribe=True"
-        if not self.free and not self.holders:
-            advice = "none were found here; ask for none, or name them with devices=[...]"
+        if not advice:
+            advice = "ask for fewer, delete a role, or set oversubscribe=True"
+            if not self.free and not self.holders:
+                advice = "none were found here; ask for none, or name them with devices=[...]"
         super().__init__(
             f"{wanted} device(s) wanted, {len(self.free)} free" + (f" ({held})" if held else "") + f"; {advice}"
         )
@@ -280,6 +289,20 @@ class GuardLostError(SchedulerError):
         self.guard, self.host, self.pid, self.reason = guard, host, pid, reason
         place = f" (pid {pid} on {host or 'this host'})" if pid else ""
         super().__init__(f"guard {guard}{place} was lost: {reason or 'its connection closed'}")
+
+
+class SlurmError(SchedulerError):
+    """A command of Slurm's cannot be run, failed, or answered what cannot be understood.
+
+    Attributes:
+        command: The command with its arguments.
+        seen: What it said, or what became of it.
+        advice: What to do.
+    """
+
+    def __init__(self, command: str, seen: str, advice: str = "") -> None:
+        self.command, self.seen, self.advice = command, seen, advice
+        super().__init__(f"`{command}`: {seen}" + (f"; {advice}" if advice else ""))
 
 
 class RPCError(RolecallError):

@@ -11,32 +11,47 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from signal import SIGCONT, SIGINT, SIGKILL, SIGSTOP, SIGTERM, Signals
 from typing import Any
 
+import psutil
 import pytest
 import sample_engines
-from worker_processes import of_worker, processes, send, state, template, wait_for, wait_until_gone
+from schedulers_under_test import OF_PROCESSES, Backend, each
+from worker_processes import (
+    guard_id,
+    guard_of,
+    living,
+    of_worker,
+    processes,
+    send,
+    state,
+    templates,
+    tree,
+    wait_for,
+    wait_until_gone,
+)
 
-from rolecall import LocalScheduler, Role
+from rolecall import Role, Scheduler
 from rolecall.errors import SchedulerError, WorkerCreationError, WorkerFailedError, WorkerStalledError
 
 STATES = ["idle", "call", "starting", "forking"]
 DEADLY = [SIGKILL, SIGTERM, SIGINT]
 SLEEPER = [sys.executable, "-c", "import time; print('sleeping', flush=True); time.sleep(3600)"]
-TOLD_WITHIN_S = 1.0
-GONE_WITHIN_S = 2.0
 STALL_WITHIN_S = 30.0
-# A controller's workers may take longer, since nobody is left to ask for it.
-GONE_WITH_CONTROLLER_S = 5.0
+START_WITHIN_S = 60.0  # a cluster's manager may take its time
+
+
+@pytest.fixture(params=each(OF_PROCESSES))
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture
-def s(tmp_path: Path) -> Iterator[LocalScheduler]:
-    with LocalScheduler(experiment="faults", trial="t", fileroot=tmp_path, preload=[]) as scheduler:
-        yield scheduler
+def s(make: Callable[..., Scheduler]) -> Scheduler:
+    return make()
 
 
 class Outcome:
@@ -61,7 +76,7 @@ class Outcome:
         assert not self._thread.is_alive(), f"the caller was told nothing within {within} s"
 
 
-def begin(s: LocalScheduler, role: Role, at: str) -> Outcome | None:
+def begin(s: Scheduler, role: Role, at: str) -> Outcome | None:
     """Brings the run into a state; returns what the caller waits for in it."""
     if at == "call":
         outcome = Outcome(lambda: role[0].call("wait"))
@@ -71,17 +86,22 @@ def begin(s: LocalScheduler, role: Role, at: str) -> Outcome | None:
         start = lambda: s.start("slow", cmd=SLEEPER, ready="/never")  # noqa: E731
         fork = lambda: role.fork("slow", command=SLEEPER, ready="/never")  # noqa: E731
         outcome = Outcome(start if at == "starting" else fork)
-        wait_for(lambda: "sleeping" in _log(s, "slow/0"), 10, "starting worker")
+        wait_for(lambda: "sleeping" in _log(s, "slow/0"), START_WITHIN_S, "starting worker")
         return outcome
     return None
 
 
-def _log(s: LocalScheduler, worker_id: str) -> str:
+def _log(s: Scheduler, worker_id: str) -> str:
     path = Path(s.run_dir) / "logs" / f"{worker_id.replace('/', '-')}.log"
     return path.read_text() if path.exists() else ""
 
 
-def family(s: LocalScheduler) -> Role:
+def affected(at: str) -> str:
+    """The worker that a fault concerns: the one that is being started, if any is."""
+    return "slow/0" if at in ("starting", "forking") else "actor/0"
+
+
+def family(s: Scheduler) -> Role:
     role = s.start("actor")
     role.create_engine(sample_engines.Parent)
     wait_for(lambda: len(of_worker(s.run_id, "actor/0")) == 4, 5, "worker, child, session child and daemon")
@@ -91,18 +111,18 @@ def family(s: LocalScheduler) -> Role:
 @pytest.mark.parametrize("at", STATES)
 @pytest.mark.parametrize("number", DEADLY, ids=lambda n: n.name)
 def test_a_killed_worker_fails_its_caller_at_once_and_leaves_nothing(
-    s: LocalScheduler, number: Signals, at: str
+    s: Scheduler, facts: Backend, number: Signals, at: str
 ) -> None:
     role = family(s)
     outcome = begin(s, role, at)
-    victim_id = "slow/0" if at in ("starting", "forking") else "actor/0"
+    victim_id = affected(at)
     victim = next(m.pid for m in s._table.members()) if victim_id == "actor/0" else _slow_pid(s)
     killed_at = time.monotonic()
     send(victim, number)
     if outcome is None:
         outcome = Outcome(lambda: role[0].call("wait"))
-    outcome.wait(TOLD_WITHIN_S)
-    assert outcome.ended_at - killed_at < TOLD_WITHIN_S
+    outcome.wait(facts.told_s)
+    assert outcome.ended_at - killed_at < facts.told_s
     if victim_id == "slow/0":
         assert isinstance(outcome.error, WorkerCreationError)
         assert outcome.error.failed == [0]
@@ -114,15 +134,15 @@ def test_a_killed_worker_fails_its_caller_at_once_and_leaves_nothing(
         assert (error.worker_id, error.signal, error.pid) == ("actor/0", number, victim)
         assert error.host == os.uname().nodename
         assert "the family is complete" in error.log_tail
-    wait_for(lambda: not of_worker(s.run_id, victim_id), GONE_WITHIN_S, "end of the worker's family")
+    wait_for(lambda: not of_worker(s.run_id, victim_id), facts.gone_s, "end of the worker's family")
 
 
-def _slow_pid(s: LocalScheduler) -> int:
+def _slow_pid(s: Scheduler) -> int:
     return wait_for(lambda: of_worker(s.run_id, "slow/0"), 5, "starting worker")[0]
 
 
 @pytest.mark.parametrize("at", STATES)
-def test_a_stopped_worker_is_reported_with_stacks(s: LocalScheduler, at: str) -> None:
+def test_a_stopped_worker_is_reported_with_stacks(s: Scheduler, at: str) -> None:
     role = family(s)
     outcome = begin(s, role, at)
     starting = at in ("starting", "forking")
@@ -144,34 +164,38 @@ def test_a_stopped_worker_is_reported_with_stacks(s: LocalScheduler, at: str) ->
 @pytest.mark.parametrize("at", STATES)
 @pytest.mark.parametrize("number", DEADLY, ids=lambda n: n.name)
 def test_a_killed_guard_fails_all_callers_at_once_and_leaves_nothing(
-    s: LocalScheduler, number: Signals, at: str
+    s: Scheduler, facts: Backend, number: Signals, at: str
 ) -> None:
     role = family(s)
     outcome = begin(s, role, at)
-    guard = int(s._guard.info["pid"])
+    guard, mark = guard_of(s.run_id, affected(at)), f"ROLECALL_GUARD={guard_id(s.run_id, affected(at))}"
+    owned = tree(psutil.Process(guard.ppid()))
     worker = s._table.members()[0].pid
-    send(guard, number)
+    send(guard.pid, number)
     if outcome is None:
         outcome = Outcome(lambda: role[0].call("wait"))
-    outcome.wait(TOLD_WITHIN_S)
-    wait_until_gone(s.run_id, GONE_WITHIN_S)
+    wait_for(lambda: not living(owned), facts.gone_s, "end of the guard's tree")
+    wait_until_gone(s.run_id, facts.gone_s, mark)
+    outcome.wait(facts.guard_told_s)
     if at in ("starting", "forking"):
         assert isinstance(outcome.error, WorkerCreationError), outcome.error
-        return
-    error = outcome.error
-    assert isinstance(error, WorkerFailedError), error
-    assert (error.worker_id, error.pid) == ("actor/0", worker)
-    assert error.signal in (SIGKILL, SIGTERM) and error.host
-    assert "the family is complete" in error.log_tail
+    else:
+        error = outcome.error
+        assert isinstance(error, WorkerFailedError), error
+        assert (error.worker_id, error.pid) == ("actor/0", worker)
+        assert error.signal in (SIGKILL, SIGTERM) and error.host
+        assert "the family is complete" in error.log_tail
+    if facts.guards_of_roles and at == "starting":
+        assert role[0].call("pid") == worker, "another role's guard and what it owns live on"
 
 
 @pytest.mark.parametrize("at", STATES)
-def test_a_stopped_guard_is_reported_and_the_run_still_ends(s: LocalScheduler, at: str) -> None:
+def test_a_stopped_guard_is_reported_and_the_run_still_ends(s: Scheduler, at: str) -> None:
     role = family(s)
     events: list[str] = []
     s.subscribe(lambda topic, facts: events.append(topic))
     outcome = begin(s, role, at)
-    send(int(s._guard.info["pid"]), SIGSTOP)
+    send(guard_of(s.run_id, affected(at)).pid, SIGSTOP)
     wait_for(lambda: "guard_stalled" in events, STALL_WITHIN_S, "report of the stopped guard")
     if at in ("starting", "forking") and outcome is not None:
         outcome.wait(STALL_WITHIN_S)
@@ -183,33 +207,37 @@ def test_a_stopped_guard_is_reported_and_the_run_still_ends(s: LocalScheduler, a
 @pytest.mark.parametrize("at", STATES)
 @pytest.mark.parametrize("number", [*DEADLY, SIGSTOP], ids=lambda n: n.name)
 def test_a_template_that_dies_or_stops_harms_no_worker_and_is_replaced(
-    s: LocalScheduler, number: Signals, at: str
+    s: Scheduler, facts: Backend, number: Signals, at: str
 ) -> None:
     role = family(s)
     begun = begin(s, role, "call") if at == "call" else None
-    victim = wait_for(lambda: template(s.run_id), 5, "template")
-    assert victim is not None
-    starts = None
+    there = wait_for(lambda: templates(s.run_id), 5, "template")
+    starts, survivor = None, role
     if at in ("starting", "forking"):
         starts = Outcome(lambda: s.start("more", replicas=8) if at == "starting" else role.fork("more"))
-    send(victim, number)
+    if at == "starting" and facts.guards_of_roles:
+        victims = wait_for(lambda: templates(s.run_id) - there, START_WITHIN_S, "template of the starting role")
+    else:
+        victims = there
+    send(victims.pop(), number)
     if starts is not None:
-        starts.wait(STALL_WITHIN_S)
+        starts.wait(START_WITHIN_S)
         assert starts.error is None or isinstance(starts.error, WorkerCreationError), starts.error
-    later = s.start("later", replicas=2)
+        survivor = starts.value or role
+    later = survivor.fork("later")
     later.create_engine(sample_engines.Echo)
-    assert later.call("greet") == ["hello", "hello"]
+    assert set(later.call("greet")) == {"hello"}
     if begun is not None:
         assert begun.error is None and begun.ended_at == 0.0, "the call goes on"
     else:
         assert role[0].call("pid") == s._table.members()[0].pid
 
 
-def launch(at: str, tmp_path: Path) -> tuple[subprocess.Popen[str], str]:
+def launch(backend: str, at: str, tmp_path: Path) -> tuple[subprocess.Popen[str], str]:
     """A controller of its own in a state; returns it with its run's id."""
     here = Path(__file__).parent
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here.parent), *sys.path])}
-    command = [sys.executable, str(here / "victim_controller.py"), at, str(tmp_path)]
+    command = [sys.executable, str(here / "victim_controller.py"), backend, at, str(tmp_path)]
     controller = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env, start_new_session=True)
     assert controller.stdout is not None
     run_id = json.loads(controller.stdout.readline())["run_id"]
@@ -219,17 +247,19 @@ def launch(at: str, tmp_path: Path) -> tuple[subprocess.Popen[str], str]:
 
 @pytest.mark.parametrize("at", STATES)
 @pytest.mark.parametrize("number", DEADLY, ids=lambda n: n.name)
-def test_a_killed_controller_takes_everything_with_it(tmp_path: Path, number: Signals, at: str) -> None:
-    controller, run_id = launch(at, tmp_path)
+def test_a_killed_controller_takes_everything_with_it(
+    backend: str, facts: Backend, tmp_path: Path, number: Signals, at: str
+) -> None:
+    controller, run_id = launch(backend, at, tmp_path)
     with controller:
         send(controller.pid, number)
-        wait_until_gone(run_id, GONE_WITH_CONTROLLER_S)
-        controller.wait(GONE_WITH_CONTROLLER_S)
+        wait_until_gone(run_id, facts.controller_gone_s)
+        controller.wait(facts.controller_gone_s)
 
 
 @pytest.mark.parametrize("at", STATES)
-def test_a_stopped_controller_is_not_dead(tmp_path: Path, at: str) -> None:
-    controller, run_id = launch(at, tmp_path)
+def test_a_stopped_controller_is_not_dead(backend: str, facts: Backend, tmp_path: Path, at: str) -> None:
+    controller, run_id = launch(backend, at, tmp_path)
     with controller:
         before = set(processes(run_id))
         send(controller.pid, SIGSTOP)
@@ -238,20 +268,20 @@ def test_a_stopped_controller_is_not_dead(tmp_path: Path, at: str) -> None:
         assert set(processes(run_id)) >= before
         send(controller.pid, SIGCONT)
         send(controller.pid, SIGKILL)
-        wait_until_gone(run_id, GONE_WITH_CONTROLLER_S)
+        wait_until_gone(run_id, facts.controller_gone_s)
 
 
-def test_ctrl_c_ends_everything_within_three_seconds(tmp_path: Path) -> None:
+def test_ctrl_c_ends_everything_within_seconds(backend: str, facts: Backend, tmp_path: Path) -> None:
     """As a terminal sends it: to the controller's process group, in which no worker is."""
-    controller, run_id = launch("call", tmp_path)
+    controller, run_id = launch(backend, "call", tmp_path)
     with controller:
         begun = time.monotonic()
         os.killpg(controller.pid, SIGINT)
-        controller.wait(3.0)
-        wait_until_gone(run_id, 3.0 - (time.monotonic() - begun))
+        controller.wait(facts.ctrl_c_s)
+        wait_until_gone(run_id, facts.ctrl_c_s - (time.monotonic() - begun))
 
 
-def test_the_errors_of_a_dead_worker_stay_the_same_for_later_callers(s: LocalScheduler) -> None:
+def test_the_errors_of_a_dead_worker_stay_the_same_for_later_callers(s: Scheduler) -> None:
     role = family(s)
     pending = [role[0].submit("wait") for _ in range(3)]
     send(s._table.members()[0].pid, SIGKILL)
@@ -266,7 +296,7 @@ def test_the_errors_of_a_dead_worker_stay_the_same_for_later_callers(s: LocalSch
     s.start("actor")
 
 
-def test_a_worker_that_leaves_by_itself_is_named_with_exit_code_and_log(s: LocalScheduler) -> None:
+def test_a_worker_that_leaves_by_itself_is_named_with_exit_code_and_log(s: Scheduler) -> None:
     role = s.start("actor")
     role.create_engine(sample_engines.Echo)
     with pytest.raises(WorkerFailedError) as caught:

@@ -8,14 +8,13 @@ import threading
 import time
 
 import sample_engines
-
-import rolecall
+from schedulers_under_test import make_scheduler
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(3600)"]
 
 
-def main(state: str, fileroot: str) -> None:
-    with rolecall.scheduler("local", experiment="faults", trial="controller", fileroot=fileroot, preload=[]) as s:
+def main(backend: str, state: str, fileroot: str) -> None:
+    with make_scheduler(backend, trial="controller", fileroot=fileroot) as s:
         actor = s.start("actor", replicas=2)
         actor.create_engine(sample_engines.Parent)
 

@@ -178,6 +178,15 @@ def test_a_stopped_template_is_replaced(rig: Rig) -> None:
     assert rig.worker("a/1")["ok"] and gone(template)
 
 
+def test_a_template_that_is_stopped_while_it_imports_is_replaced(make_rig: Callable[..., Rig], tmp_path: Path) -> None:
+    once = "import os, pathlib, signal\nfirst = pathlib.Path(__file__).with_name('first')\n"
+    stop = "if not first.exists():\n    first.touch()\n    os.kill(os.getpid(), signal.SIGSTOP)\n"
+    (tmp_path / "stops_once.py").write_text(once + stop)
+    rig = make_rig(preload=["stops_once"], sys_path=[str(tmp_path)])
+    assert rig.worker("a/0")["ok"], "long before its time to import is over"
+    assert (tmp_path / "first").exists()
+
+
 def test_a_template_killed_while_forking_loses_no_start(rig: Rig) -> None:
     """Starts under way when the template dies are made once: by the old template or by the new one."""
     rig.worker("a/0")

@@ -1,62 +1,28 @@
-"""A real Ray cluster for the tests here, and the proof after each of them that nothing of it is left there."""
+"""Schedulers on a real Ray cluster for the tests here."""
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ray_census import Census
-from ray_nodes import RayCluster, auth, started
+from ray_cluster import SharedRay
+from ray_nodes import RayCluster, auth
 
 from rolecall import RayScheduler
 
-GONE_WITHIN_S = 5.0
+
+@pytest.fixture
+def cluster(ray_cluster: SharedRay) -> RayCluster:
+    return ray_cluster.nodes
 
 
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[RayCluster]:
-    """Two nodes of 4 GPUs and 4 NPUs. For this process alone: what others hold would not be free."""
-    with started() as found:
-        yield found
-
-
-@pytest.fixture(scope="session")
-def census(cluster: RayCluster) -> Iterator[Census]:
-    asking = Census(cluster.exports["RAY_ADDRESS"], cluster.environment())
-    yield asking
-    asking.close()
-
-
-@pytest.fixture(autouse=True)
-def nothing_left_on_ray(request: pytest.FixtureRequest) -> Iterator[None]:
-    """After every test: no actor, placement group or job on the cluster, and no process that an actor had started."""
-    if "cluster" not in request.fixturenames:
-        yield
-        return
-    census, cluster = request.getfixturevalue("census"), request.getfixturevalue("cluster")
-    yield
-    deadline = time.monotonic() + GONE_WITHIN_S
-    while (left := _left(census, cluster)) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not left
-
-
-def _left(census: Census, cluster: RayCluster) -> dict[str, Any]:
-    found = census.take()
-    mine: dict[str, Any] = {kind: found[kind] for kind in ("actors", "groups", "jobs")}
-    mine["processes"] = [pid for pid in cluster.pids() if b"ROLECALL_RUN=" in _environ(pid)]
-    return {kind: things for kind, things in mine.items() if things}
-
-
-def _environ(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:
-        return b""
+@pytest.fixture
+def census(ray_cluster: SharedRay) -> Census:
+    return ray_cluster.census
 
 
 @pytest.fixture

@@ -15,8 +15,13 @@ def _read_config(arguments: list[str]) -> bytes:
     """The configuration. Guards that get the same one are told apart by a variable that their launcher sets."""
     match arguments:
         case [*source, "--ordinal-from", variable]:
-            config = json.loads(_read_source(source))
-            return json.dumps(config | {"guard_id": f"{config['guard_id']}-{int(os.environ[variable])}"}).encode()
+            config, ordinal = json.loads(_read_source(source)), int(os.environ[variable])
+            # All of them are told the same on their stdin; one is enough to pass it on.
+            own = {
+                "guard_id": f"{config['guard_id']}-{ordinal}",
+                "notices": bool(config.get("notices") and not ordinal),
+            }
+            return json.dumps(config | own).encode()
         case _:
             return _read_source(arguments)
 
@@ -25,8 +30,7 @@ def _read_source(arguments: list[str]) -> bytes:
     """It holds the run's token, so it comes by a descriptor or a private file that is removed."""
     match arguments:
         case ["--config-fd", number] if number.isdigit():
-            with os.fdopen(int(number), "rb") as pipe:
-                return pipe.read()
+            return _first_line(int(number))
         case ["--config-file", name]:
             path = Path(name)
             status = path.stat()
@@ -37,6 +41,14 @@ def _read_source(arguments: list[str]) -> bytes:
             return raw
         case _:
             sys.exit(USAGE)
+
+
+def _first_line(fd: int) -> bytes:
+    """Not a byte more, since notices may follow."""
+    line = b""
+    while (byte := os.read(fd, 1)) not in (b"", b"\n"):
+        line += byte
+    return line
 
 
 def _guard(config: bytes) -> int:

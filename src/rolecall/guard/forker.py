@@ -22,6 +22,7 @@ from rolecall.guard.template import MAX_CHILDREN, TEMPLATE_NAME
 
 ANSWER_S = 10.0  # a template that has not forked within this is stopped or stuck
 PRELOAD_S = 300.0  # a cold import of torch from a shared file system takes minutes at its worst
+LOOK_S = 1.0
 ATTEMPTS = 3
 _MARKER_ROOM = 128
 
@@ -125,11 +126,9 @@ class Template:
 
     async def _read_births(self, running: _Running, pipe: int) -> str:
         chunks: list[bytes] = []
-        seen = 0
-        while not (ended := await _read_to_end(pipe, chunks, ANSWER_S)) and len(chunks) > seen:
-            seen = len(chunks)  # slow, but it gets on
+        ended = await _read_births(running.process, pipe, chunks)
         if not ended:
-            _log.warning("the template process (pid %d) did not fork within %g s", running.process.pid, ANSWER_S)
+            _log.warning("the template process (pid %d) is stopped, or did not fork in time", running.process.pid)
             await self._kill(running)
             await self._end_births(pipe, chunks)
         return b"".join(chunks).decode()
@@ -176,7 +175,7 @@ class Template:
         self._starting = process
         end = self._children.watch(process)
         try:
-            message = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(ours, 1 << 16), PRELOAD_S)
+            message = await _first_word(process, ours)
         except (TimeoutError, OSError):
             message = b""
         finally:
@@ -218,6 +217,22 @@ class Template:
                 await self._kill(self._running)
 
 
+async def _first_word(process: Process, sock: socket.socket) -> bytes:
+    """What a template says once it has imported everything; nothing when it died, or was stopped meanwhile.
+
+    Raises:
+        TimeoutError: It imports for too long.
+    """
+    async with asyncio.timeout(PRELOAD_S):
+        word = asyncio.ensure_future(asyncio.get_running_loop().sock_recv(sock, 1 << 16))
+        try:
+            while not word.done() and not _stopped(process):
+                await asyncio.wait([word], timeout=LOOK_S)
+            return word.result() if word.done() else b""
+        finally:
+            word.cancel()
+
+
 def _stopped(process: Process) -> bool:
     stat = read_stat(process.pid)
     return stat is not None and stat.state in "Tt"
@@ -230,6 +245,17 @@ def _parse(text: str) -> dict[int, Process | str]:
         index, pid, rest = line.split(" ", 2)
         results[int(index)] = f"fork failed: {rest}" if pid == "-" else Process(int(pid), int(rest))
     return results
+
+
+async def _read_births(template: Process, pipe: int, chunks: list[bytes]) -> bool:
+    """Collects births until the last one; False when the template is stopped, or does not get on."""
+    seen, idle_s = 0, 0.0
+    while not await _read_to_end(pipe, chunks, LOOK_S):
+        idle_s = idle_s + LOOK_S if len(chunks) == seen else 0.0
+        seen = len(chunks)
+        if idle_s >= ANSWER_S or _stopped(template):
+            return False
+    return True
 
 
 async def _read_to_end(pipe: int, chunks: list[bytes], timeout: float) -> bool:

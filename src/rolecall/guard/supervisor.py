@@ -22,6 +22,7 @@ from rolecall.guard.killing import Killer
 from rolecall.guard.launch import Launcher, OnCancel, Parts, Tell
 from rolecall.guard.lease import Lease
 from rolecall.guard.metrics import Counts
+from rolecall.guard.notices import Notices
 from rolecall.guard.ownership import Census
 from rolecall.guard.ports import PortLeases
 from rolecall.guard.proc import Process, alive, send
@@ -82,6 +83,7 @@ class Guard:
         self._controller = Process(config.controller_pid, config.controller_start)
         self._controller_handle = -1
         self.client: Client | None = None
+        self.notices = Notices(loop, lambda notice: self.tell("notice", notice))
 
     # Life
 
@@ -103,6 +105,8 @@ class Guard:
             on_attached=lambda: self.lease.connected(time.monotonic()),
             on_detached=self._cut,
         )
+        if self.config.notices:
+            self.notices.open()
         self.spawn_task(self._warm())
         self.spawn_task(self._every(TICK_S, self._tick))
         self.spawn_task(self._every(LOG_TICK_S, lambda: asyncio.to_thread(self.merged.pump)))
@@ -137,6 +141,7 @@ class Guard:
     async def _close(self) -> None:
         for task in self._tasks:
             task.cancel()
+        self.notices.close()
         if self.client is not None:
             self.client.close()
         if self._controller_handle >= 0:

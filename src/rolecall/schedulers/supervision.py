@@ -43,6 +43,8 @@ class Supervision:
         if topic == "exited":
             self._exited(facts)
             return
+        if topic == "notice":
+            log.warning("role %s: %s", facts["role"], facts["reason"])
         if topic == "stalled":
             self._stall(guard, facts)
         self._tell(topic, facts)

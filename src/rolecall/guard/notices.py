@@ -1,0 +1,52 @@
+"""What the guard is told on its standard input while it lives, for the controller: a cluster's warnings, say."""
+
+import logging
+import os
+from asyncio import AbstractEventLoop
+from collections.abc import Callable
+
+import msgspec
+
+from rolecall.guard.spec import NoticeNote
+
+STDIN = 0
+LONGEST = 64 << 10
+
+_log = logging.getLogger(__name__)
+
+
+class Notices:
+    """Reads notices from standard input, a line of JSON each, and tells them. The end of the input is no news."""
+
+    def __init__(self, loop: AbstractEventLoop, tell: Callable[[NoticeNote], None], fd: int = STDIN) -> None:
+        self._loop, self._tell, self._fd = loop, tell, fd
+        self._left = b""
+
+    def open(self) -> None:
+        os.set_blocking(self._fd, False)
+        self._loop.add_reader(self._fd, self._read)
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._fd)
+
+    def _read(self) -> None:
+        try:
+            chunk = os.read(self._fd, LONGEST)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            _log.warning("no further notices: %s", error)
+            chunk = b""
+        *lines, self._left = (self._left + chunk).split(b"\n")
+        for line in lines:
+            self._notice(line)
+        if not chunk or len(self._left) > LONGEST:
+            self.close()
+
+    def _notice(self, line: bytes) -> None:
+        try:
+            notice = msgspec.json.decode(line, type=NoticeNote)
+        except msgspec.DecodeError as error:
+            _log.warning("passed over on stdin, which is for notices: %r: %s", line[:200], error)
+        else:
+            self._tell(notice)

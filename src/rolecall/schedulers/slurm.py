@@ -1,0 +1,254 @@
+"""Slurm: one job for each role, in it one guard on each node. It runs no command itself and knows no script's text."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import sysconfig
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from rolecall.errors import SlurmError, WorkerConfigurationError, WorkerCreationError
+from rolecall.rpc.call import fresh
+from rolecall.rpc.hosts import address_toward
+from rolecall.schedulers.cluster import ClusterScheduler, Standing
+from rolecall.schedulers.guards import GuardProxy
+from rolecall.schedulers.launching import current_folder, python_path
+from rolecall.schedulers.plan import Plan, base_environment, dealt, separate_slots
+from rolecall.schedulers.slurm_commands import ANSWER_S, Slurm
+from rolecall.schedulers.slurm_options import SlurmOptions, split_options
+from rolecall.schedulers.slurm_packing import MIB, Node, place
+from rolecall.schedulers.slurm_script import Surroundings, filled, job_comment, job_name, render
+from rolecall.schedulers.slurm_states import JobState
+from rolecall.types import Job
+
+log = logging.getLogger("rolecall")
+FRESH_S = 0.4  # one question serves all guards of a job, and all threads
+LONGEST_POLL_S = 5.0  # while a job waits, for hours perhaps; its guards call home by themselves
+TOLD_S = 4.0  # a job that is ending does not say at once why
+END_S = 2.0  # a job ends by itself when its guards have
+TERM_S = 8.0
+GONE_S = 60.0
+MOST_NAMES = 8  # of nodes whose addresses are looked up, until one is found
+TAIL_BYTES = 2000
+
+
+@dataclass(frozen=True)
+class SlurmPlan(Plan):
+    """A role's plan. `python_path`: where the guards' and workers' interpreter finds the controller's modules."""
+
+    python_path: tuple[str, ...] = ()
+
+
+class SlurmScheduler(ClusterScheduler):
+    """Workers in jobs of a Slurm cluster.
+
+    Args:
+        options: Those of `SlurmOptions`, `ClusterScheduler` and `Scheduler`.
+
+    Raises:
+        SlurmError: Slurm's commands are not there, or slurmctld does not answer.
+    """
+
+    further_options = tuple(field.name for field in fields(SlurmOptions))
+
+    def __init__(self, **options: Any) -> None:
+        self._slurm = Slurm(_job_environment())
+        self._wishes = split_options(options, os.environ)
+        self._found = self._known_nodes()
+        self.n_gpus_per_node = max((node.share.gpus for node in self._nodes(self._wishes)), default=0)
+        super().__init__(**options)
+
+    def _known_nodes(self) -> list[Node]:
+        found = self._slurm.nodes(self._wishes.partition, self._wishes.gres)
+        if not found:
+            which = "no default partition" if self._wishes.partition is None else "no node in the partition"
+            raise WorkerConfigurationError(which, self._wishes.partition, "pass partition=...; `sinfo` lists them")
+        return found
+
+    def _join(self) -> str:
+        for node in self._found[:MOST_NAMES]:
+            try:
+                return address_toward(node.address)
+            except OSError:  # a node that is not there now, in the cloud perhaps, has no address yet
+                continue
+        return address_toward(socket.gethostname())
+
+    def _plan(self, job: Job) -> SlurmPlan:
+        wishes = self._wishes.of(job)
+        named = len(self._slurm.hosts(wishes.nodelist)) if wishes.nodelist else 0
+        packing = place(job.role, job.specs(), self._nodes(wishes), named)
+        path = tuple(_portable(python_path()) if wishes.container or wishes.python else python_path())
+        here = Surroundings(
+            experiment=self._run.experiment,
+            run_id=self._run.run_id,
+            log_dir=str(self._run.run_dir / "logs"),
+            cwd=current_folder(),
+            python=wishes.python or ("python3" if wishes.container else sys.executable),
+            python_path=path,
+            binds=[str(self._run.run_dir)],
+        )
+        slots = separate_slots(job, packing.node.cpus)
+        script = render(job.role, packing, wishes, here)
+        return SlurmPlan(job.role, slots, guards=packing.guards, script=script, python_path=path)
+
+    def _submit(self, name: str, plan: Plan, config: dict[str, Any]) -> SlurmAllocation:
+        assert isinstance(plan, SlurmPlan)
+        config |= {"sys_path": list(plan.python_path), "notices": True}
+        try:
+            job_id = self._slurm.submit(filled(plan.script, name, config))
+        except BaseException as e:  # Ctrl-C, or a slurmctld so slow that nobody knows whether it has taken the job
+            self._take_back(plan.role)
+            if isinstance(e, SlurmError):
+                raise WorkerCreationError(plan.role, str(e)) from e
+            raise
+        log.info("role %s is job %s", plan.role, job_id)
+        return SlurmAllocation(self._slurm, job_id, self._run.run_dir / "logs" / f"slurm-{job_id}.out")
+
+    def _take_back(self, role: str) -> None:
+        try:
+            for job_id in self._slurm.named(job_name(self._run.experiment, role), job_comment(self._run.run_id)):
+                SlurmAllocation(self._slurm, job_id).release()
+        except SlurmError as e:
+            log.warning("role %s: a job may be left in the queue, whose guards would end at once: %s", role, e)
+
+    def _nodes(self, wishes: SlurmOptions) -> list[Node]:
+        """The nodes that a job may get, with what the user knows better of them."""
+        only = set(self._slurm.hosts(wishes.nodelist)) if wishes.nodelist else None
+        never = set(self._slurm.hosts(wishes.exclude)) if wishes.exclude else set()
+        found = [node for node in self._found if node.name not in never and (only is None or node.name in only)]
+        return [replace(node, share=_corrected(node, wishes)) for node in found]
+
+
+class SlurmAllocation:
+    """A job.
+
+    Args:
+        output: What its script and its `srun` write, where the controller sees the file too.
+    """
+
+    def __init__(self, slurm: Slurm, job_id: str, output: Path | None = None) -> None:
+        self._slurm, self.job_id, self._output = slurm, job_id, output
+        self._lock = threading.Lock()
+        self._seen: JobState | SlurmError | None = JobState("PENDING")
+        self._seen_at, self._began = float("-inf"), time.monotonic()
+        self._standing = Standing("queued")
+        self._gone = False
+
+    def poll(self) -> Standing:
+        """Where it stood when Slurm last said so: one that does not answer is no reason to give a place up."""
+        waited = time.monotonic() - self._began
+        try:
+            state = self._look(min(max(FRESH_S, waited / 10), LONGEST_POLL_S), TOLD_S)
+        except SlurmError as e:
+            self._standing = replace(self._standing, reason=str(e))
+        else:
+            self._standing = self._stands(state)
+        return self._standing
+
+    def _stands(self, state: JobState | None) -> Standing:
+        if state is None or state.meaning == "ended":
+            return Standing("ended", self._words(state) + self._tail())
+        return Standing(state.meaning, f"job {self.job_id}" + (f": {state.wait}" if state.meaning == "queued" else ""))
+
+    def settled(self, plan: Plan, guards: Sequence[GuardProxy]) -> Plan | None:
+        return dealt(plan, [g.info["devices"] for g in guards]) if all(g.info for g in guards) else None
+
+    def fate(self, ordinal: int) -> str | None:
+        deadline = time.monotonic() + TOLD_S
+        while (state := self._look(FRESH_S, TOLD_S)) is not None and state.meaning != "running":
+            if state.told or time.monotonic() > deadline:
+                return self._words(state)
+            time.sleep(FRESH_S)
+        return None if state is not None else self._words(state)
+
+    def release(self) -> None:
+        """Ends the job by itself, by SIGTERM, by SIGKILL, whichever is first enough, and waits until it is gone."""
+        began = time.monotonic()
+        asked: set[bool] = set()
+        while not self._is_gone():
+            age = time.monotonic() - began
+            by_itself = isinstance(self._seen, JobState) and self._seen.meaning == "running"
+            for kill, due in ((False, END_S if by_itself else 0.0), (True, END_S + TERM_S)):
+                if age >= due and kill not in asked:
+                    asked.add(kill)
+                    self._cancel(kill)
+            if age > GONE_S:
+                log.warning("job %s is still in the queue (%s); see `scontrol show job`", self.job_id, self._seen)
+                return
+            time.sleep(0.1 if age < END_S else FRESH_S)
+
+    def _is_gone(self) -> bool:
+        try:
+            state = None if self._gone else self._look(0.0)
+        except SlurmError as e:
+            log.warning("job %s: %s", self.job_id, e)
+            return False
+        self._gone = state is None or (state.meaning == "ended" and not state.completing)
+        return self._gone
+
+    def _cancel(self, kill: bool) -> None:
+        try:
+            self._slurm.cancel(self.job_id, kill=kill)
+        except SlurmError as e:
+            log.warning("job %s: %s", self.job_id, e)
+
+    def _look(self, age_s: float, answer_s: float = ANSWER_S) -> JobState | None:
+        """The job's state, at most so old. That there was no answer is kept for as long."""
+        with self._lock:
+            if time.monotonic() - self._seen_at >= age_s:
+                try:
+                    self._seen = self._slurm.job(self.job_id, answer_s)
+                except SlurmError as e:
+                    self._seen = e
+                self._seen_at = time.monotonic()
+            if isinstance(self._seen, SlurmError):
+                raise fresh(self._seen)
+            return self._seen
+
+    def _words(self, state: JobState | None) -> str:
+        if state is None:
+            return f"Slurm does not list job {self.job_id} any more"
+        return f"Slurm says of job {self.job_id}: {state}"
+
+    def _tail(self) -> str:
+        """What the script said last."""
+        try:
+            text = self._output.read_text(errors="replace")[-TAIL_BYTES:].strip() if self._output else ""
+        except OSError:  # no file system that both see, or nothing was written
+            text = ""
+        return f"; its output ends with\n{text}" if text else ""
+
+
+def _job_environment() -> dict[str, str]:
+    """The user's environment, for the commands and for the job. Where modules are is in the script."""
+    env = base_environment(os.environ, [])
+    del env["PYTHONPATH"]
+    return env
+
+
+def _corrected(node: Node, wishes: SlurmOptions) -> Any:
+    share, memory = node.share, wishes.mem_per_node
+    return replace(
+        share,
+        cpus=share.cpus if wishes.cpus_per_node is None else wishes.cpus_per_node,
+        mem=share.mem if memory is None else memory * MIB,
+        gpus=share.gpus if wishes.n_gpus_per_node is None else wishes.n_gpus_per_node,
+    )
+
+
+def _portable(path: Sequence[str]) -> list[str]:
+    """Folders of modules without those of this interpreter's installation, which another one cannot use."""
+    own = tuple(str(Path(sysconfig.get_path(name))) for name in ("stdlib", "platstdlib"))
+    theirs = ("site-packages", "dist-packages")
+    return [
+        folder
+        for folder in path
+        if not folder.startswith(own) and not folder.endswith(".zip") and not set(theirs) & set(Path(folder).parts)
+    ]

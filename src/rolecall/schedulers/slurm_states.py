@@ -1,0 +1,96 @@
+"""What Slurm's words for a job's state mean to us. Pure; the words of all versions from 20 to 25 are here."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+log = logging.getLogger("rolecall")
+Meaning = Literal["queued", "running", "ended"]
+
+_QUEUED = {
+    "PENDING",
+    "CONFIGURING",
+    "EXPEDITING",
+    "POWER_UP_NODE",
+    "REQUEUED",
+    "REQUEUE_FED",
+    "REQUEUE_HOLD",
+    "RESV_DEL_HOLD",
+    "SPECIAL_EXIT",
+}
+_RUNNING = {"RUNNING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED", "UPDATE_DB"}
+_ENDED = {
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "COMPLETING",
+    "DEADLINE",
+    "FAILED",
+    "LAUNCH_FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "RECONFIG_FAIL",
+    "REVOKED",
+    "TIMEOUT",
+}
+MEANINGS: dict[str, Meaning] = {
+    **dict.fromkeys(_QUEUED, "queued"),
+    **dict.fromkeys(_RUNNING, "running"),
+    **dict.fromkeys(_ENDED, "ended"),
+}
+_COMPLETING = "COMPLETING"
+_NONE = ("", "None", "N/A", "(null)", "Unknown")
+
+
+@dataclass(frozen=True)
+class JobState:
+    """A job as Slurm shows it.
+
+    Attributes:
+        words: Its state as Slurm writes it: `CANCELLED+`, `CANCELLED by 0`, or several with commas in newer versions.
+        reason: Why it waits or why it has ended, empty for none.
+        start: When it began or is expected to, empty when nothing is known.
+    """
+
+    words: str
+    reason: str = ""
+    start: str = ""
+
+    @property
+    def names(self) -> list[str]:
+        return re.findall(r"[A-Z][A-Z_]+", self.words)
+
+    @property
+    def meaning(self) -> Meaning:
+        """An end beats all, a wait beats running. Unknown words mean that it runs, so that nothing is given up."""
+        found = [MEANINGS[name] for name in self.names if name in MEANINGS]
+        unknown = [name for name in self.names if name not in MEANINGS]
+        if unknown or not found:
+            log.warning("Slurm calls a job %r, which this version does not know; taken for running", self.words)
+        order: tuple[Meaning, ...] = ("ended", "queued")
+        return next((meaning for meaning in order if meaning in found), "running")
+
+    @property
+    def completing(self) -> bool:
+        """It has ended, but its processes or its epilog still hold its nodes."""
+        return _COMPLETING in self.names
+
+    @property
+    def told(self) -> bool:
+        """Whether it says how it ended. COMPLETING hides that for a moment, in older versions."""
+        return self.names != [_COMPLETING]
+
+    def __str__(self) -> str:
+        reason = "" if self.reason in _NONE else f" ({self.reason})"
+        return f"{self.words}{reason}"
+
+    @property
+    def wait(self) -> str:
+        """Why it waits, and until when."""
+        until = "" if self.start in _NONE else f", expected to start at {self.start}"
+        state = "" if "PENDING" in self.names else f"{self.words}: "
+        return f"{state}{'no reason given' if self.reason in _NONE else self.reason}{until}"

@@ -1,0 +1,57 @@
+#!/bin/bash
+#SBATCH --job-name=rolecall-demo-actor
+#SBATCH --comment=rolecall/0123456789ab
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=8
+#SBATCH --mem=32768M
+#SBATCH --gres=gpu:a100:1
+#SBATCH --partition=gpu,gpu-long
+#SBATCH --account=lab-7
+#SBATCH --qos=high
+#SBATCH --reservation=maint
+#SBATCH --time=1-12:00:00
+#SBATCH --constraint=(a100|h100)&ib
+#SBATCH --nodelist=n[1-2]
+#SBATCH --exclude=n3
+#SBATCH --signal=B:URG@300
+#SBATCH --output=/dev/null
+#SBATCH --no-requeue
+#SBATCH --export=ALL
+
+noticed=
+trap noticed=yes URG
+logs=/home/u/.rolecall/demo/t0/logs
+mkdir -p -- "$logs" && exec >>"$logs/slurm-$SLURM_JOB_ID.out" 2>&1
+cd -- /home/u/project || cd /
+
+module load cuda/12.4
+export NCCL_SOCKET_IFNAME="ib0"
+
+set +vx; trap - DEBUG
+export ROLECALL_RUN=0123456789ab
+export ROLECALL_GUARD='<name of the guards>'
+export PYTHONPATH=/home/u/project:/home/u/rolecall/src"${PYTHONPATH:+:$PYTHONPATH}"
+
+exec 3>&1
+coproc guards {
+    exec srun --nodes=1 --ntasks=1 --ntasks-per-node=1 --cpus-per-task=8 --kill-on-bad-exit=1 --input=all --mpi=none --label --cpu-bind=none --comment 'a b' \
+        /opt/venv/bin/python -m rolecall.guard --config-fd 0 --ordinal-from SLURM_PROCID >&3 3>&-
+}
+guards_pid=$! guards_stdin=${guards[1]:-2}
+trap '' PIPE
+cat >&$guards_stdin <<'END_OF_CONFIGURATION'
+<configuration of the guards>
+END_OF_CONFIGURATION
+
+notice() {
+    printf '{"role": "actor", "reason": "Slurm is about to end job %s: it has 300 s until its time limit, or another job needs its place", "seconds": 300}\n' "$SLURM_JOB_ID" >&$guards_stdin
+}
+trap notice URG
+[[ ! $noticed ]] || notice
+status=1
+while kill -0 $guards_pid 2>/dev/null; do
+    status=0
+    wait $guards_pid || status=$?
+done
+exit $status
