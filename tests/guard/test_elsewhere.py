@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from guard_rig import PYTHONPATH, Rig, wait_for
 
@@ -101,5 +102,24 @@ def test_a_guard_ends_with_the_process_that_has_started_it(tmp_path: Path) -> No
         rig.reaper.kill()
         wait_for(lambda: not rig.left(), timeout=5)
         assert not alive(guard)
+    finally:
+        end(rig)
+
+
+def test_a_guard_cleans_up_also_after_a_starter_that_kills_its_children(tmp_path: Path) -> None:
+    """Ray ends an actor's children with it: a daemon that has left guard and session is found all the same."""
+    rig = Started(tmp_path)
+    try:
+        daemon = (
+            "import os, sys, time; os.fork() and sys.exit(); os.setsid(); os.fork() and sys.exit(); time.sleep(3600)"
+        )
+        rig.worker(
+            argv=[sys.executable, "-c", f"import os, time\nif not os.fork():\n    exec({daemon!r})\ntime.sleep(3600)"]
+        )
+        for child in psutil.Process(rig.reaper.pid).children():
+            child.kill()
+        rig.reaper.kill()
+        wait_for(lambda: not rig.left(), timeout=5)
+        assert not Path(rig.runtime_dir, "g0-3").exists()
     finally:
         end(rig)

@@ -18,7 +18,8 @@ class GuardConfig(CarriesToken, frozen=True, kw_only=True):
         main_path: File of the controller's `__main__`, so that classes defined in it can be found.
         controller_host: Identity of the controller's host (`rpc.hosts`); its sockets and pid count there alone.
         controller_pid: The controller's pid and start time (ticks since boot) on its host.
-        starter_pid: The reaper ends, as by SIGTERM, when this process, its parent, dies; 0 when it may outlive it.
+        starter_pid: The reaper ends, as by SIGTERM, when this process dies, which has started it; 0 when it may outlive
+            it.
         stall_s: A worker without heartbeat, CPU time and ended calls for so long is suspected to hang.
         notices: Each further line on the guard's stdin, a JSON object, is a notice for the controller.
         tensor_backend: Which of their backends workers ask first to store a tensor.

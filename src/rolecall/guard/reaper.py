@@ -32,14 +32,13 @@ def run(config: bytes, guard_main: Callable[[bytes], int]) -> int:
         The guard's exit status, 128 + signal when it was killed.
     """
     facts = json.loads(config)
+    if facts.get("starter_pid") and not _stand_apart(facts["starter_pid"]):
+        return 0  # our starter has died already, and nothing was started
     _own_session()
     become_subreaper()
     set_name("rc:reaper")
     reaper = os.getpid()
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # so that none falls between the fork and its handlers
-    starter = facts.get("starter_pid", 0)
-    if starter and not die_with_parent(starter, signal.SIGTERM):
-        return 0  # it has died already, and nothing was started
     guard = os.fork()
     if guard == 0:
         _be_guard(reaper, config, guard_main)
@@ -48,6 +47,24 @@ def run(config: bytes, guard_main: Callable[[bytes], int]) -> int:
     sweep(facts["run_id"], facts["guard_id"])
     runtime.clean(facts["runtime_dir"], facts["guard_id"])
     return status
+
+
+def _stand_apart(starter: int) -> bool:
+    """Puts a process between the starter and us, and returns in ours; False when the starter is gone.
+
+    Ray kills the children of an actor that it ends. It kills the one that stands between, and the kernel tells us.
+    """
+    if not die_with_parent(starter):
+        return False
+    between = os.getpid()
+    reaper = os.fork()
+    if reaper == 0:
+        return die_with_parent(between, signal.SIGTERM)
+    set_name("rc:between")
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda number, _: os.kill(reaper, number))
+    _, status = os.waitpid(reaper, 0)
+    os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
 
 
 def _own_session() -> None:

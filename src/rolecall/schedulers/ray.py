@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -30,9 +31,10 @@ from rolecall.types import Job
 
 log = logging.getLogger("rolecall")
 JOIN_S = 120.0
-ANSWER_S = 3.0
+ANSWER_S, SILENCE_S = 5.0, 15.0  # for what nothing hangs on, and to give a start up
+SILENT = "Ray does not answer: its head may be gone"
 RELEASE_S = 45.0  # longer than the driver takes to give up
-LEAVE_S = 15.0
+LEAVE_S, HURRY_S = 30.0, 2.0
 ENOUGH_CORES = 1 << 16
 NAMESPACE, GROUP = "ROLECALL_RAY_NAMESPACE", "ROLECALL_RAY_PLACEMENT_GROUP"
 IGNORED = ("image", "mount", "nodelist", "exclude", "srun_additional_args", "additional_bash_cmds")
@@ -94,9 +96,9 @@ class RayScheduler(ClusterScheduler):
         run_id = self._run.run_id
         mark = marks({"run_id": run_id, "guard_id": "ray"})
         self._driver = Driver(Path(self.run_dir, "logs", "ray-driver.log"), mark)
-        folder = f"/tmp/rc-ray-{run_id}"  # short: a Unix socket's path holds 107 bytes, and Ray needs 79 of them
+        self._folder = f"/tmp/rc-ray-{run_id}"  # short: a Unix socket's path holds 107 bytes, Ray needs 79 of them
         found = self._driver.join(
-            {"address": self._address, "namespace": self._namespace, "init": self._init, "folder": folder}
+            {"address": self._address, "namespace": self._namespace, "init": self._init, "folder": self._folder}
         )
         self._address = found["address"]
         self.n_gpus_per_node = found["devices"].get(self._kind, 0) if self._per_node is None else self._per_node
@@ -105,6 +107,7 @@ class RayScheduler(ClusterScheduler):
     def _leave(self) -> None:
         if self._driver is not None:
             self._driver.close()
+            shutil.rmtree(self._folder, ignore_errors=True)  # a driver that was killed has left it
 
     @property
     def _kind(self) -> str:
@@ -149,11 +152,15 @@ class RayAllocation:
 
     def __init__(self, name: str, driver: Driver) -> None:
         self._name, self._driver = name, driver
+        self._heard = time.monotonic()
 
     def poll(self) -> Standing:
-        if self._driver.lost is not None:
-            return Standing("ended", self._driver.lost)
-        return Standing(*self._driver.news.get(f"state {self._name}", ("queued", "")))
+        standing = Standing(*self._driver.news.get(f"state {self._name}", ("queued", "")))
+        if standing.state == "queued" and time.monotonic() > self._heard + ANSWER_S:
+            if not self._driver.answers(SILENCE_S):
+                return Standing("ended", self._driver.lost or SILENT)
+            self._heard = time.monotonic()
+        return standing if self._driver.lost is None else Standing("ended", self._driver.lost)
 
     def settled(self, plan: Plan, guards: Sequence[GuardProxy]) -> Plan | None:
         layout = self._driver.news.get(f"layout {self._name}")
@@ -166,20 +173,19 @@ class RayAllocation:
         known: str | None = self._driver.news.get(f"fate {self._name} {ordinal}")
         if known is not None or self._driver.lost is not None:
             return known or self._driver.lost
-        reply = f"look {self._name} {ordinal} {time.monotonic_ns()}"
-        self._driver.tell(do="look", name=self._name, ordinal=ordinal, reply=reply)
-        if not self._driver.wait_for(reply, ANSWER_S):
-            return self._driver.lost or "Ray does not answer: its head may be gone"
-        words: str | None = self._driver.news.pop(reply)
-        return words
+        answered, words = self._driver.ask("look", self._name, ordinal=ordinal)
+        return words if answered else self._driver.lost or SILENT
 
     def release(self) -> None:
         self._driver.tell(do="release", name=self._name)
-        if self._driver.wait_for(f"released {self._name}", RELEASE_S):
-            for left in self._driver.news[f"released {self._name}"]:
+        done, deadline = f"released {self._name}", time.monotonic() + RELEASE_S
+        while not self._driver.wait_for(done, 1.0) and self._driver.answers() and time.monotonic() < deadline:
+            pass  # a guard may need its time to end
+        if done in self._driver.news:
+            for left in self._driver.news[done]:
                 log.warning("Ray did not end %s", left)
         else:
-            log.warning("Ray did not confirm the end of %s: %s", self._name, self._driver.lost or "it does not answer")
+            log.warning("Ray did not confirm the end of %s: %s", self._name, self._driver.lost or SILENT)
 
 
 class Driver:
@@ -192,6 +198,7 @@ class Driver:
     def __init__(self, log_path: Path, marks: Mapping[str, str]) -> None:
         self.news: dict[str, Any] = {}
         self.lost: str | None = None
+        self._silent = False  # who had to wait in vain once does not wait so long again
         self._log = log_path
         self._fresh = threading.Condition()
         self._sending = threading.Lock()
@@ -235,14 +242,27 @@ class Driver:
             self._fresh.wait_for(lambda: keys & self.news.keys() or self.lost is not None, timeout)
             return key in self.news
 
+    def ask(self, do: str, name: str = "", timeout: float = ANSWER_S, **facts: Any) -> tuple[bool, Any]:
+        """Asks something of Ray; returns whether there was an answer, and the answer."""
+        reply = f"{do} {name} {time.monotonic_ns()}"
+        self.tell(do=do, name=name, reply=reply, **facts)
+        answered = self.wait_for(reply, min(timeout, 1.0) if self._silent else timeout)
+        self._silent = not answered
+        return answered, self.news.pop(reply, None)
+
+    def answers(self, timeout: float = ANSWER_S) -> bool:
+        """Whether Ray's head can still be asked."""
+        return self.ask("ping", timeout=timeout)[0]
+
     def close(self) -> None:
         """Ends the process, and with it all that it has placed. May be called twice."""
+        patience = LEAVE_S if "joined" in self.news and self.answers() else HURRY_S
         with contextlib.suppress(OSError):
             self._channel.shutdown(socket.SHUT_WR)
         try:
-            self._process.wait(LEAVE_S)
+            self._process.wait(patience)
         except subprocess.TimeoutExpired:
-            log.warning("Ray did not let go within %g s; its driver is killed", LEAVE_S)
+            log.warning("Ray did not let go within %g s; its driver is killed", patience)
             self._process.kill()
             self._process.wait()
         self._reader.join()

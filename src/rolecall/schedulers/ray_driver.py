@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rolecall.schedulers import ray_guard
+from rolecall.schedulers import ray_guard, ray_words
 
 LOCAL_CPUS = 1024  # of a cluster of our own: on one machine cores set thread counts and keep no worker waiting
 LOCAL_STORE_BYTES = 1 << 30
@@ -119,6 +119,8 @@ def _obey(orders: Iterator[dict[str, Any]], say: Say) -> None:
             if order["do"] == "place":
                 placed[name] = Allocation(name, order, say)
                 work: Callable[[], None] = placed[name].place
+            elif order["do"] == "ping":
+                work = _pong(say, order["reply"])
             elif order["do"] == "look":
                 work = placed[name].looking(order["ordinal"], order["reply"])
             else:
@@ -126,6 +128,12 @@ def _obey(orders: Iterator[dict[str, Any]], say: Say) -> None:
             _beside(work, f"{order['do']} {name}")
     finally:
         _release_all([allocation for allocation in placed.values() if not allocation.released.is_set()])
+
+
+def _pong(say: Say, reply: str) -> Callable[[], None]:
+    import ray
+
+    return lambda: say(reply, len(ray.nodes()))  # which the head has to be asked for
 
 
 def _release_all(left: Sequence[Allocation]) -> None:
@@ -171,7 +179,7 @@ class Allocation:
                 self._start()
                 self._tell_layout()
         except Exception as e:
-            self._say(f"state {self._name}", ["ended", _words(e)])
+            self._say(f"state {self._name}", ["ended", ray_words.ending(e)])
         finally:
             self._idle.set()
         self._watch()
@@ -263,7 +271,7 @@ class Allocation:
         try:
             words = ray.get(run)
         except Exception as e:
-            words = _words(e)
+            words = ray_words.ending(e)
         owner, worker = self._owners[ordinal], self._order["actors"][ordinal]["worker_id"]
         if owner != ordinal:
             words = f"the actor that held the devices of {worker} ended: {words}"
@@ -300,7 +308,7 @@ class Allocation:
         try:
             left = self._end_actors() + self._remove_groups()
         except Exception as e:
-            left = [_words(e)]
+            left = [ray_words.ending(e)]
         self.released.set()
         self._say(f"released {self._name}", left)
 
@@ -357,43 +365,11 @@ def _answers(host: str, port: int) -> bool:
 
 
 def _why(waiting: list[dict[str, Any]], total: int) -> str:
-    """What is asked and what is free, as far as it matters."""
     import ray
     from ray._private.state import available_resources_per_node
 
-    first = waiting[0]
-    keys = sorted({key for bundle in first["bundles"].values() for key in bundle})
-    asked = " + ".join(_amounts(bundle) for bundle in first["bundles"].values())
     free = available_resources_per_node()
-    rows = []
-    for node in ray.nodes():
-        if node["Alive"]:
-            has, left = node["Resources"], free.get(node["NodeID"], {})
-            what = ", ".join(
-                f"{_amount(key, left.get(key, 0))} of {_amount(key, has.get(key, 0))} {key}" for key in keys
-            )
-            rows.append(f"{node['NodeName']} ({node['NodeID'][:6]}) {what}")
-    impossible = first["stats"]["scheduling_state"] == "INFEASIBLE"
-    return (
-        f"{len(waiting)} of {total} placement group(s) not placed"
-        + (", and no nodes are large enough" if impossible else "")
-        + f": {first['name']} asks for {asked}; free: {'; '.join(rows) or 'no node'}"
-    )
-
-
-def _amounts(bundle: dict[str, float]) -> str:
-    return "{" + ", ".join(f"{_amount(key, value)} {key}" for key, value in sorted(bundle.items())) + "}"
-
-
-def _amount(key: str, value: float) -> str:
-    return f"{value / (1 << 30):.3g} GiB" if key == "memory" else f"{value:g}"
-
-
-def _words(error: Exception) -> str:
-    """What Ray says, without its table of identifiers and its general advice."""
-    lines = [line for line in str(error).splitlines() if line and not line.startswith("\t")]
-    said = " ".join(lines[1:] if len(lines) > 1 and lines[0].startswith("The actor died") else lines)
-    return said.partition(" Some common causes")[0].strip() or type(error).__name__
+    return ray_words.why(waiting, total, [node for node in ray.nodes() if node["Alive"]], free)
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ def held_devices(spec: SchedulingSpec, strategy: RayPlacementStrategy, accelerat
 
 def described(resources: Resources) -> str:
     """Resources in words: `8 CPU, 2 GPU, 32 GiB memory`."""
-    words = [f"{v / GIB:g} GiB {k}" if k == "memory" else f"{v:g} {k}" for k, v in resources.items()]
+    words = [f"{v / GIB:.3g} GiB {k}" if k == "memory" else f"{v:g} {k}" for k, v in resources.items()]
     return ", ".join(words) or "nothing"
 
 
