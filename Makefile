@@ -19,7 +19,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -q -c constra
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\): [^#]*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-8s%s\n", $$1, $$2 }'
 
-demo: $(VENV)/.rl ## a small RL run from start to end (SEED=0 SCHEDULER=local ARGS=)
+demo: $(VENV)/.rl $(if $(filter ray,$(SCHEDULER)),$(VENV)/.ray) ## a small RL run from start to end (SEED=0 SCHEDULER=local ARGS=)
 	@$(BIN)/rolecall demo --scheduler $(SCHEDULER) --seed $(SEED) $(ARGS)
 
 test: lint ## ruff, mypy --strict, then the tests (ARGS= goes to pytest)
@@ -52,10 +52,15 @@ $(VENV)/.rl: $(VENV)/.made pyproject.toml constraints.txt
 	@$(PIP) -e '.[rl]'
 	@touch $@
 
+$(VENV)/.ray: $(VENV)/.rl
+	@echo "installing rolecall[ray] into $(VENV) ..."
+	@$(PIP) -e '.[ray]'
+	@touch $@
+
 $(VENV)/.dev: $(VENV)/.made pyproject.toml constraints.txt
 	@echo "installing rolecall[dev] into $(VENV) ..."
 	@$(PIP) -e '.[dev]'
-	@touch $(VENV)/.rl $@
+	@touch $(VENV)/.rl $(VENV)/.ray $@
 
 # PYTHON=... chooses the interpreter; otherwise the first of these that is new enough and can make an environment.
 CANDIDATES := $(or $(PYTHON),python3 python3.11 python3.12 python3.13 python3.14 python)

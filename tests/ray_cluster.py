@@ -33,7 +33,7 @@ class SharedRay:
     def left(self) -> dict[str, Any]:
         """What a run has there: actors, placement groups, jobs, and nodes that it has cost."""
         found = self.census.take()
-        mine = {kind: found[kind] for kind in ("actors", "groups", "jobs")}
+        mine: dict[str, list[Any]] = {kind: found[kind] for kind in ("actors", "groups", "jobs")}
         mine["processes"] = [pid for pid in self.nodes.pids() if b"ROLECALL_RUN=" in _environ(pid)]
         mine["dead nodes"] = [node for node in found["nodes"] if not node["Alive"]]
         return {kind: things for kind, things in mine.items() if things}

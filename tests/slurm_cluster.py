@@ -55,6 +55,20 @@ class SlurmCluster:
         self.wait_for(job, "RUNNING")
         return job
 
+    def mend(self) -> None:
+        """Starts daemons that are gone. They outlive the test and so do not bear the mark of what it started."""
+        unmarked = {name: value for name, value in os.environ.items() if name != "RC_TEST_SESSION"}
+        subprocess.run([str(SCRIPT), "up", "--dir", str(self.folder)], env=unmarked, check=True, timeout=120)
+
+    def resume(self, node: str) -> None:
+        """Gives a node back that was taken down by hand, once its jobs have left it."""
+        deadline = time.monotonic() + CLEAN_WITHIN_S
+        while "completing" in self.nodes()[node] or self.jobs():
+            assert time.monotonic() < deadline, f"{node} is {self.nodes()[node]}"
+            threading.Event().wait(0.05)
+        if self.nodes()[node].startswith("down"):  # it may have come back by itself
+            self.ask("scontrol", "update", f"NodeName={node}", "State=RESUME")
+
     def clean(self) -> bool:
         return not self.jobs() and set(self.nodes().values()) == {"idle"}
 
@@ -75,7 +89,8 @@ def running_slurm() -> Iterator[SlurmCluster]:
     """Brings the cluster up and down. Without Slurm the test is skipped on a developer's machine, and fails in CI."""
     folder = Path(tempfile.mkdtemp(prefix="rct-slurm-", dir="/tmp"))
     folder.chmod(0o755)  # munge wants it so
-    done = subprocess.run([SCRIPT, "up", "--dir", folder], capture_output=True, text=True, timeout=180)
+    command = [str(SCRIPT), "up", f"--dir={folder}", f"--owner={os.getpid()}"]  # gone with us, if we are killed
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
     if done.returncode == NOT_HERE and not os.environ.get("CI"):
         pytest.skip(f"no Slurm cluster here: {done.stderr.strip()}")
     assert done.returncode == 0, done.stderr

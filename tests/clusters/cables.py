@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 
-from slurm_layout import Layout, Node
+from slurm_layout import Layout, Node, bridge_of
 
 
-def free_subnet() -> int:
-    """The x of a 10.213.x.0/24 that no address and no route of this machine touches."""
+def claim_subnet() -> int:
+    """Makes the bridge of the first 10.213.x.0/24 that is free and returns x. Of several who want it, one gets it."""
     links = _ip("-json", "addr")
     taken = {info["local"] for link in json.loads(links) for info in link.get("addr_info", [])}
     taken |= {route.get("dst", "") for route in json.loads(_ip("-json", "route"))}
     for subnet in range(1, 255):
-        if not any(address.startswith(f"10.213.{subnet}.") for address in taken):
+        free = not any(address.startswith(f"10.213.{subnet}.") for address in taken)
+        if free and _succeeds("link", "add", bridge_of(subnet), "type", "bridge"):
             return subnet
-    raise OSError("all of 10.213.1.0/24 to 10.213.254.0/24 are in use; take clusters down or remove their bridges")
+    raise OSError("no bridge in 10.213.1.0/24 to 10.213.254.0/24 can be made; take clusters down, or be root")
 
 
 def lay(layout: Layout) -> None:
@@ -24,17 +25,16 @@ def lay(layout: Layout) -> None:
     bridge = layout.bridge
     if bridge is None:
         return
-    if not _exists("link", "show", bridge):
-        _ip("link", "add", bridge, "type", "bridge")
+    if not any(link.get("addr_info") for link in json.loads(_ip("-json", "-4", "addr", "show", "dev", bridge))):
         _ip("addr", "add", f"{layout.address}/24", "dev", bridge)
-        _ip("link", "set", bridge, "up")
+    _ip("link", "set", bridge, "up")
     for node in layout.nodes:
-        if node.netns and node.veth and not _exists("link", "show", node.veth):
+        if node.netns and node.veth and not _succeeds("link", "show", node.veth):
             _connect(bridge, node, node.netns, node.veth)
 
 
 def _connect(bridge: str, node: Node, netns: str, veth: str) -> None:
-    if not _exists("-n", netns, "link"):
+    if not _succeeds("-n", netns, "link"):
         _ip("netns", "add", netns)
     _ip("link", "add", veth, "type", "veth", "peer", "name", "eth0", "netns", netns)
     _ip("link", "set", veth, "master", bridge, "up")
@@ -46,11 +46,11 @@ def _connect(bridge: str, node: Node, netns: str, veth: str) -> None:
 def remove(layout: Layout) -> None:
     """Removes namespaces, cables and bridge, as far as they are there."""
     for node in layout.nodes:
-        if node.veth and _exists("link", "show", node.veth):
+        if node.veth and _succeeds("link", "show", node.veth):
             _ip("link", "del", node.veth)
-        if node.netns and _exists("-n", node.netns, "link"):
+        if node.netns and _succeeds("-n", node.netns, "link"):
             _ip("netns", "del", node.netns)
-    if layout.bridge and _exists("link", "show", layout.bridge):
+    if layout.bridge and _succeeds("link", "show", layout.bridge):
         _ip("link", "del", layout.bridge)
 
 
@@ -59,7 +59,7 @@ def inside(node: Node, command: tuple[str, ...]) -> tuple[str, ...]:
     return ("nsenter", f"--net=/run/netns/{node.netns}", *command) if node.netns else command
 
 
-def _exists(*args: str) -> bool:
+def _succeeds(*args: str) -> bool:
     return subprocess.run(["ip", *args], capture_output=True).returncode == 0
 
 

@@ -24,7 +24,7 @@ def start_time(pid: int) -> str | None:
 
 @dataclass(frozen=True)
 class Daemon:
-    """One program that runs in the foreground, with its pid file and log below `dir`."""
+    """One program that runs in the foreground, with its pid file and what it prints below `dir`."""
 
     name: str
     command: tuple[str, ...]
@@ -32,7 +32,7 @@ class Daemon:
 
     @property
     def log(self) -> Path:
-        return self.dir / "log" / f"{self.name}.log"
+        return self.dir / "log" / f"{self.name}.out"
 
     @property
     def pid_file(self) -> Path:
@@ -65,11 +65,11 @@ class Daemon:
         self.pid_file.unlink(missing_ok=True)
 
     def last_words(self, lines: int = 15) -> str:
-        """The end of its log, for whoever has to find out why it did not start."""
+        """The end of what it printed, for whoever has to find out why it did not start."""
         try:
             tail = self.log.read_text(errors="replace").splitlines()[-lines:]
         except OSError:
-            tail = ["(no log)"]
+            tail = ["(nothing)"]
         return "\n".join([f"--- {self.name}: {self.log}", *tail])
 
 

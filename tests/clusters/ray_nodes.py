@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 MARK = "RC_RAY_CLUSTER"  # every process of a cluster inherits it, also what its actors start
@@ -31,12 +31,14 @@ class RayCluster:
 
     Args:
         folder: All of its files lie below; `stop` removes it.
+        settings: Further variables of its processes, Ray's own settings for instance.
+        store_bytes: Size of each node's object store.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, str] | None = None, store_bytes: int = STORE_BYTES) -> None:
         if len(str(folder)) > LONGEST_DIR:
             raise ValueError(f"{folder} is too long for the sockets below it; use {LONGEST_DIR} characters or less")
-        self.folder = folder
+        self.folder, self._settings, self._store_bytes = folder, dict(settings or {}), store_bytes
 
     def start(self, nodes: int = 2, *, token: bool = False, devices: int = NODE_DEVICES) -> None:
         """Starts it and returns when every node has joined. A cluster that runs is left as it is."""
@@ -101,10 +103,10 @@ class RayCluster:
     def environment(self) -> dict[str, str]:
         """What its processes are started with. Not RAY_ADDRESS: real nodes do not have it either."""
         own = {k: v for k, v in os.environ.items() if not k.startswith(_NOT_INHERITED)}
-        return own | auth(self) | {MARK: str(self.folder), "RAY_USAGE_STATS_ENABLED": "0"}
+        return own | auth(self) | self._settings | {MARK: str(self.folder), "RAY_USAGE_STATS_ENABLED": "0"}
 
     def _ray(self, name: str, *args: str) -> None:
-        quiet = ("--disable-usage-stats", "--include-log-monitor=false", f"--object-store-memory={STORE_BYTES}")
+        quiet = ("--disable-usage-stats", "--include-log-monitor=false", f"--object-store-memory={self._store_bytes}")
         ports = ("--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0")
         temp = (f"--temp-dir={self.folder}",) if "--head" in args else ()
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", *args, *quiet, *ports, *temp]
@@ -118,9 +120,9 @@ class RayCluster:
 
 
 @contextlib.contextmanager
-def started(nodes: int = 2, *, token: bool = False) -> Iterator[RayCluster]:
+def started(nodes: int = 2, *, token: bool = False, settings: Mapping[str, str] | None = None) -> Iterator[RayCluster]:
     """A cluster for a block of code of this process."""
-    cluster = RayCluster(Path(tempfile.mkdtemp(prefix="rc-ray-", dir="/tmp")))
+    cluster = RayCluster(Path(tempfile.mkdtemp(prefix="rc-ray-", dir="/tmp")), settings)
     try:
         cluster.start(nodes, token=token)
         yield cluster

@@ -72,12 +72,16 @@ def on_loopback(directory: Path, nodes: int) -> Layout:
 def in_namespaces(directory: Path, nodes: int, subnet: int) -> Layout:
     """Each node in a network namespace at 10.213.<subnet>.<10 + n>, slurmctld at 10.213.<subnet>.1 in the main one."""
     ctld_port, node_port = free_ports(directory, 2)
-    bridge = f"rcs{subnet}"
+    bridge = bridge_of(subnet)
     members = tuple(
         Node(f"n{i}", f"10.213.{subnet}.{10 + i}", node_port, f"{bridge}-n{i}", f"{bridge}-n{i}")
         for i in range(1, nodes + 1)
     )
     return Layout(directory, _hostname(), f"10.213.{subnet}.1", ctld_port, members, bridge)
+
+
+def bridge_of(subnet: int) -> str:
+    return f"rcs{subnet}"
 
 
 def _hostname() -> str:
@@ -123,6 +127,8 @@ StateSaveLocation={d}/state
 SlurmdSpoolDir={d}/spool/%n
 SlurmctldPidFile={d}/run/slurmctld.slurm-pid
 SlurmdPidFile={d}/run/%n.slurm-pid
+SlurmctldLogFile={d}/log/slurmctld.log
+SlurmdLogFile={d}/log/slurmd-%n.log
 SlurmctldDebug=verbose
 SlurmdDebug=verbose
 LogTimeFormat=iso8601_ms
@@ -133,9 +139,10 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SwitchType=switch/none
 MpiDefault=none
-# Notices what a job uses beyond its --mem; nothing here is kept in a cgroup.
+# Looks every second, and ends what uses more than its --mem; nothing here is kept in a cgroup.
 JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=1
+JobAcctGatherParams=OverMemoryKill
 
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory

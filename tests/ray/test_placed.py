@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import urllib.request
 from collections.abc import Callable
@@ -12,7 +14,7 @@ from ray_engines import Inside, Spanning
 from ray_nodes import RayCluster
 
 from rolecall import RayScheduler, SchedulingSpec
-from rolecall.errors import WorkerConfigurationError
+from rolecall.errors import WorkerConfigurationError, WorkerFailedError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 SHOW = [
@@ -77,10 +79,32 @@ def test_a_plan_shows_groups_and_bundles_and_asks_for_nothing(s: RayScheduler, c
 
 
 def test_actors_are_guards_named_after_their_workers(s: RayScheduler, census: Census) -> None:
-    s.start("actor", replicas=2, cpu=1)
+    s.start("actor", replicas=2, cpu=1, ray_placement_strategy="separate")
     actors = census.take()["actors"]
     assert sorted(actor["Name"] for actor in actors) == [f"rolecall/{s.run_id}/actor/{i}" for i in (0, 1)]
     assert {actor["ActorClassName"] for actor in actors} == {"Guard"}
+
+
+def test_workers_of_a_shared_group_share_the_guard_of_their_node(s: RayScheduler, census: Census) -> None:
+    """Devices of the others are held by actors that do nothing else; without devices there is nothing to hold."""
+    s.start("actor", replicas=4, cpu=1, gpu=1)
+    s.start("thinker", replicas=4, cpu=1)
+    actors = {actor["Name"].removeprefix(f"rolecall/{s.run_id}/"): actor for actor in census.take()["actors"]}
+    kinds = [actors[f"actor/{i}"]["ActorClassName"] for i in range(4)]
+    assert kinds == ["Guard", "Holder", "Holder", "Holder"]
+    assert [name for name in actors if name.startswith("thinker/")] == ["thinker/0"]
+    assert len({m.guard.guard_id for m in s._table.members()}) == 2
+    assert sorted(d for m in s._table.members() for d in m.slot.devices) == ["0", "1", "2", "3"]
+
+
+def test_who_loses_its_devices_ends(s: RayScheduler, census: Census) -> None:
+    """Ray gives them to others when the actor that held them is killed."""
+    role = s.start("actor", replicas=2, cpu=1, gpu=1)
+    role.create_engine(Inside)
+    (holder,) = [actor for actor in census.take()["actors"] if actor["ActorClassName"] == "Holder"]
+    os.kill(holder["Pid"], signal.SIGKILL)
+    with pytest.raises(WorkerFailedError, match="the actor that held the devices of actor/1 ended"):
+        role[1].call("wait")
 
 
 def test_workers_see_the_devices_that_ray_has_assigned(s: RayScheduler) -> None:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
+
+ANSWERS = {
+    "sinfo": "n1|main*|64|262144|127.0.0.1|gpu:4\n",
+    "sbatch": "7\n",
+    "squeue": "7|RUNNING|2026-11-21T05:00:00|None\n",
+    "scancel": "",
+}
 
 
 class FakeSlurm:
     """A folder for PATH. What each program answers can be changed while it is in use; calls are counted."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, programs: Iterable[str] = ANSWERS) -> None:
         self.folder = folder
         folder.mkdir()
-        self.says("sinfo", "n1|main*|64|262144|127.0.0.1|gpu:4\n")
-        self.says("sbatch", "7\n")
-        self.says("squeue", "7|RUNNING|2026-11-21T05:00:00|None\n")
-        self.says("scancel", "")
+        for program in programs:
+            self.says(program, ANSWERS[program])
 
     @property
     def environment(self) -> dict[str, str]:

@@ -8,24 +8,31 @@ import sys
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sample_engines
 from slurm_cluster import SlurmCluster
 from worker_processes import wait_for
 
-from rolecall import Job, SchedulingSpec
+from rolecall import Job, Role, SchedulingSpec
 from rolecall.errors import GPUAllocationError, SlurmError, WorkerConfigurationError, WorkerNotFoundError
 from rolecall.schedulers.slurm import SlurmScheduler
 
 Echo = sample_engines.Echo
 Make = Callable[..., SlurmScheduler]
-SMALL = {"cpu": 1, "mem": 1}
+SMALL: dict[str, Any] = {"cpu": 1, "mem": 1}
 SERVER = [sys.executable, "-u", "-m", "http.server", "--bind", "{host}", "{port}"]
+APPTAINER = """#!/bin/bash
+printf '%s\\n' "$@" >"$APPTAINER_SEEN"
+while [[ $1 != *.sif ]]; do shift; done
+shift
+exec "$@"
+"""
 
 
-def devices(role: object) -> list[str]:
-    return [seen["CUDA_VISIBLE_DEVICES"] for seen in role.call("environment", "CUDA_VISIBLE_DEVICES")]  # type: ignore[attr-defined]
+def devices(role: Role) -> list[str]:
+    return [seen["CUDA_VISIBLE_DEVICES"] for seen in role.call("environment", "CUDA_VISIBLE_DEVICES")]
 
 
 def nodes_of(s: SlurmScheduler, role: str) -> list[str]:
@@ -177,8 +184,7 @@ def test_a_container_holds_the_guard_and_all_below_it(
     """There is no apptainer here: a program of its name shows how it was called and runs what it was given."""
     tools = tmp_path / "tools"
     tools.mkdir()
-    script = '#!/bin/bash\nprintf "%s\\n" "$@" >"$APPTAINER_SEEN"\nwhile [[ $1 != *.sif ]]; do shift; done\nshift\nexec "$@"\n'
-    (tools / "apptainer").write_text(script)
+    (tools / "apptainer").write_text(APPTAINER)
     (tools / "apptainer").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
     monkeypatch.setenv("APPTAINER_SEEN", str(tmp_path / "seen"))
@@ -237,4 +243,4 @@ def test_a_controller_that_is_killed_leaves_no_job(cluster: SlurmCluster, tmp_pa
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
     done = subprocess.run([sys.executable, program, tmp_path], env=env, capture_output=True, timeout=120)
     assert done.returncode == -9
-    wait_for(lambda: not cluster.jobs(), 30)
+    wait_for(lambda: not cluster.jobs(), 30, "empty queue")

@@ -39,7 +39,7 @@ def test_unknown_words_are_taken_for_running_and_logged(
     ("words", "reason", "completing", "told"),
     [
         ("COMPLETING", "None", True, False),
-        ("COMPLETING", "TimeLimit", True, True),
+        ("COMPLETING", "TimeLimit", True, False),
         ("CANCELLED,COMPLETING", "None", True, True),
         ("CANCELLED", "None", False, True),
     ],

@@ -21,12 +21,12 @@ from rolecall.guard.sweep import sweep
 from rolecall.schedulers.base import Scheduler
 from rolecall.schedulers.fates import Fates
 from rolecall.schedulers.guards import GuardProxy, Question, ask_all
-from rolecall.schedulers.plan import Plan, dealt
+from rolecall.schedulers.plan import Plan
 from rolecall.schedulers.waiting import Waiting
 from rolecall.types import Job
 
 log = logging.getLogger("rolecall")
-LOOK_S = 0.5
+LOOK_S = 0.05
 SHUTDOWN_MARGIN_S = 5.0
 
 
@@ -46,7 +46,11 @@ class Allocation(Protocol):
     """What a cluster's manager gives, or will give, for one role. Methods may be called from any thread."""
 
     def poll(self) -> Standing:
-        """Where it stands; asked about twice a second while its guards are awaited."""
+        """Where it stands. Asked often while its guards are awaited, so what costs the manager something is kept."""
+        ...
+
+    def settled(self, plan: Plan, guards: Sequence[GuardProxy]) -> Plan | None:
+        """The plan with devices and guards as they were given; None until all that it takes has called home."""
         ...
 
     def fate(self, ordinal: int) -> str | None:
@@ -130,8 +134,12 @@ class ClusterScheduler(Scheduler):
     def _place(self, job: Job) -> tuple[Plan, list[GuardProxy]]:
         plan = self._plan(job)
         placed = self._ask_for(plan)
-        self._await(placed)
-        plan = dealt(plan, [guard.info["devices"] for guard in placed.guards])
+        plan = self._await(placed, plan)
+        for n, guard in enumerate(placed.guards):
+            if n in plan.guards:
+                guard.check()
+            else:
+                self._hub.forget(guard)
         return plan, [placed.guards[n] for n in plan.guards]
 
     def _ask_for(self, plan: Plan) -> Placed:
@@ -148,8 +156,8 @@ class ClusterScheduler(Scheduler):
         placed = self._placed[plan.role] = Placed(plan.role, allocation, guards, threading.Lock())
         return placed
 
-    def _await(self, placed: Placed) -> None:
-        """Returns when all guards have called home.
+    def _await(self, placed: Placed, plan: Plan) -> Plan:
+        """Returns the plan as it was filled, when its guards have called home.
 
         Raises:
             WorkerTimeoutError: Too long in the queue, or too long to start.
@@ -157,7 +165,7 @@ class ClusterScheduler(Scheduler):
         """
         since, running = time.monotonic(), False
         with Waiting(f"asking the cluster for a place for role {placed.role} ...") as waiting:
-            while not all(guard.info for guard in placed.guards):
+            while (settled := placed.allocation.settled(plan, placed.guards)) is None:
                 standing = placed.allocation.poll()
                 if standing.state == "ended":
                     raise WorkerCreationError(placed.role, f"its place in the cluster is gone: {standing.reason}")
@@ -166,9 +174,8 @@ class ClusterScheduler(Scheduler):
                 waited = time.monotonic() - since
                 self._check_patience(placed, standing, waited)
                 waiting.say(_progress(placed, standing))
-                next(guard for guard in placed.guards if not guard.info).wait(LOOK_S)
-        for guard in placed.guards:
-            guard.check()
+                time.sleep(LOOK_S)
+        return settled
 
     def _check_patience(self, placed: Placed, standing: Standing, waited: float) -> None:
         what = f"role {placed.role}"
@@ -176,9 +183,9 @@ class ClusterScheduler(Scheduler):
             why = standing.reason or "the manager gives no reason"
             raise WorkerTimeoutError(what, self._queue_timeout, "place in the cluster", why)
         if standing.state == "running" and waited > self._start_timeout:
-            missing = ", ".join(g.guard_id for g in placed.guards if not g.info)
+            there = ", ".join(g.guard_id for g in placed.guards if g.info) or "none"
             where = " or ".join(self._hub.addresses[1:])
-            hint = f"{missing} did not call home to {where}; can their hosts reach it (ip=...)? see {self.run_dir}/logs"
+            hint = f"of all {there} called {where}; can the nodes reach it (ip=...)? see {self.run_dir}/logs"
             raise WorkerTimeoutError(what, self._start_timeout, "call from its guards", hint)
 
     def _withdraw(self, members: Sequence[str], role: str) -> None:
@@ -221,4 +228,4 @@ def _progress(placed: Placed, standing: Standing) -> str:
             f": {standing.reason}" if standing.reason else ""
         )
     there = sum(bool(guard.info) for guard in placed.guards)
-    return f"role {placed.role}: {there} of {len(placed.guards)} guard(s) have called home ..."
+    return f"role {placed.role}: {there} guard(s) have called home ..."

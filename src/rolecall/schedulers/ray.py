@@ -1,4 +1,4 @@
-"""Ray: an actor in a bundle of a placement group for each worker, and in the actor a guard. It never imports ray.
+"""Ray: a bundle of a placement group for each worker, and guards in actors there. It never imports ray.
 
 What talks to Ray is a process of its own (`ray_driver`), because Ray takes over the process that it is used in.
 """
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,8 +22,9 @@ from typing import Any
 
 from rolecall.errors import WorkerConfigurationError
 from rolecall.schedulers.cluster import Allocation, ClusterScheduler, Standing
+from rolecall.schedulers.guards import GuardProxy
 from rolecall.schedulers.launching import marks, python_path
-from rolecall.schedulers.plan import Plan, base_environment, portable_environment, separate_slots
+from rolecall.schedulers.plan import Plan, base_environment, portable_environment, separate_slots, with_devices
 from rolecall.schedulers.ray_placement import DEVICE_KEYS, Accelerator, Asking, Placement, held_devices, place
 from rolecall.types import Job
 
@@ -133,7 +134,8 @@ class RayScheduler(ClusterScheduler):
             mine = config | {"guard_id": f"{name}-{n}", "env": self._environment(group)}
             actors.append(asdict(actor) | {"config": mine, "marks": marks(mine)})
         groups = [asdict(group) for group in plan.placement.groups]
-        self._driver.tell(do="place", name=name, groups=groups, actors=actors, kind=self._kind)
+        shared = plan.placement.strategy == "shared"
+        self._driver.tell(do="place", name=name, groups=groups, actors=actors, kind=self._kind, shared=shared)
         return RayAllocation(name, self._driver)
 
     def _environment(self, group: str) -> dict[str, str]:
@@ -152,6 +154,13 @@ class RayAllocation:
         if self._driver.lost is not None:
             return Standing("ended", self._driver.lost)
         return Standing(*self._driver.news.get(f"state {self._name}", ("queued", "")))
+
+    def settled(self, plan: Plan, guards: Sequence[GuardProxy]) -> Plan | None:
+        layout = self._driver.news.get(f"layout {self._name}")
+        if layout is None or not all(guards[n].info for n in layout["guards"]):
+            return None
+        devices = {slot.worker_id: given for slot, given in zip(plan.slots, layout["devices"], strict=True)}
+        return replace(plan, guards=tuple(layout["guards"]), slots=with_devices(plan.slots, devices))
 
     def fate(self, ordinal: int) -> str | None:
         known: str | None = self._driver.news.get(f"fate {self._name} {ordinal}")

@@ -27,6 +27,7 @@ LOCAL_STORE_BYTES = 1 << 30
 STOP_S = 20.0
 GONE_S = 5.0
 PROBE_S = 0.5
+LOOK_S = 0.2
 Say = Callable[[str, Any], None]
 
 
@@ -126,14 +127,19 @@ def _beside(work: Callable[[], None], name: str) -> threading.Thread:
 class Allocation:
     """The placement groups and guards' actors of a role.
 
-    News: `state NAME` is [state, reason], `fate NAME ORDINAL` how a guard ended, `released NAME` a list of what is left.
+    Where the group is shared, one guard on each node owns the slots of all bundles there: torch is imported once on a
+    node and not in front of each worker. Other bundles' devices are held by actors that do nothing else.
+
+    News: `state NAME` is [state, reason], `layout NAME` each worker's guard and devices, `fate NAME ORDINAL` a guard's
+    end, `released NAME` a list of what is left.
     """
 
     def __init__(self, name: str, order: dict[str, Any], say: Say) -> None:
         self._name, self._order, self._say = name, order, say
         self._groups: list[Any] = []
-        self._actors: list[Any] = []
-        self._runs: list[Any] = []
+        self._owners: list[int] = []  # of each worker's slot: the worker that its guard is named after
+        self._actors: dict[int, Any] = {}
+        self._runs: dict[Any, int] = {}
         self._fates: dict[int, str] = {}
         self._releasing = threading.Event()
         self.released = threading.Event()
@@ -146,6 +152,7 @@ class Allocation:
             if self._wait_for_groups():
                 self._say(f"state {self._name}", ["running", ""])
                 self._start()
+                self._tell_layout()
         except Exception as e:
             self._say(f"state {self._name}", ["ended", _words(e)])
         finally:
@@ -174,34 +181,64 @@ class Allocation:
         return False
 
     def _start(self) -> None:
+        """An actor for each guard, and for each other bundle that has devices."""
+        homes: dict[str, int] = {}
+        for n, actor in enumerate(self._order["actors"]):
+            home = _table(self._groups[actor["group"]])["bundles_to_node_id"][actor["bundle"]]
+            self._owners.append(homes.setdefault(home, n) if self._order["shared"] else n)
+        for n, actor in enumerate(self._order["actors"]):
+            if self._owners[n] == n:
+                self._actors[n] = self._actor(ray_guard.Guard, actor)
+                # The token in it goes to the actor itself; what a constructor is given is kept by Ray's head.
+                run = self._actors[n].run.remote(actor["config"], actor["marks"], self._order["kind"])
+            elif self._has_devices(actor):
+                self._actors[n] = self._actor(ray_guard.Holder, actor)
+                run = self._actors[n].run.remote()
+            else:
+                continue
+            self._runs[run] = n
+
+    def _actor(self, kind: type, actor: dict[str, Any]) -> Any:
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy as InGroup
 
-        actor_class = ray.remote(ray_guard.Guard)
-        for actor in self._order["actors"]:
-            held = dict(actor["resources"])
-            options = {
-                "name": actor["name"],
-                "num_cpus": held.pop("CPU", 0),
-                "num_gpus": held.pop("GPU", 0),
-                "memory": held.pop("memory", None),
-                "resources": held,
-                "max_concurrency": 2,  # `run` and `stop`
-                "max_restarts": 0,
-                "scheduling_strategy": InGroup(self._groups[actor["group"]], actor["bundle"]),
-            }
-            self._actors.append(actor_class.options(**options).remote(actor["worker_id"]))
-            # The token in it goes to the actor itself; what a constructor is given is kept by Ray's head.
-            self._runs.append(self._actors[-1].run.remote(actor["config"], actor["marks"], self._order["kind"]))
+        held = dict(actor["resources"])
+        options = {
+            "name": actor["name"],
+            "num_cpus": held.pop("CPU", 0),
+            "num_gpus": held.pop("GPU", 0),
+            "memory": held.pop("memory", None),
+            "resources": held,
+            "max_concurrency": 3,  # `run`, `devices` and `stop`
+            "max_restarts": 0,
+            "scheduling_strategy": InGroup(self._groups[actor["group"]], actor["bundle"]),
+        }
+        return ray.remote(kind).options(**options).remote(actor["worker_id"])
+
+    def _has_devices(self, actor: dict[str, Any]) -> bool:
+        return bool(actor["resources"].get(self._order["kind"]))
+
+    def _tell_layout(self) -> None:
+        """Which guard and which devices each worker has, as soon as the actors that hold devices are there."""
+        import ray
+
+        kind, actors = self._order["kind"], self._order["actors"]
+        asked = {n: self._actors[n].devices.remote(kind) for n, actor in enumerate(actors) if self._has_devices(actor)}
+        left = list(asked.values())
+        while left and not self._releasing.is_set():
+            _, left = ray.wait(left, num_returns=len(left), timeout=LOOK_S)
+        if not left:
+            devices = [ray.get(asked[n]) if n in asked else [] for n in range(len(actors))]
+            self._say(f"layout {self._name}", {"guards": self._owners, "devices": devices})
 
     def _watch(self) -> None:
         import ray
 
-        left = dict(zip(self._runs, range(len(self._runs)), strict=True))
+        left = list(self._runs)
         while left:
-            ended, _ = ray.wait(list(left), timeout=None)
+            ended, left = ray.wait(left, timeout=None)
             for run in ended:
-                self._note(left.pop(run), run)
+                self._note(self._runs[run], run)
 
     def _note(self, ordinal: int, run: Any) -> None:
         import ray
@@ -210,9 +247,13 @@ class Allocation:
             words = ray.get(run)
         except Exception as e:
             words = _words(e)
-        self._fates[ordinal] = words
-        self._say(f"fate {self._name} {ordinal}", words)
-        self._say(f"state {self._name}", ["ended", f"{self._order['actors'][ordinal]['worker_id']}: {words}"])
+        owner, worker = self._owners[ordinal], self._order["actors"][ordinal]["worker_id"]
+        if owner != ordinal:
+            words = f"the actor that held the devices of {worker} ended: {words}"
+            self._actors[owner].stop.remote()  # Ray gives those devices to others now
+        self._fates.setdefault(owner, words)
+        self._say(f"fate {self._name} {owner}", self._fates[owner])
+        self._say(f"state {self._name}", ["ended", f"{worker}: {words}"])
 
     def looking(self, ordinal: int, reply: str) -> Callable[[], None]:
         """Says, as news `reply`, what there is to see of a guard's end before Ray reports it."""
@@ -249,17 +290,18 @@ class Allocation:
     def _end_actors(self) -> list[str]:
         import ray
 
-        stops = [actor.stop.remote() for actor in self._actors if _state(actor) == "ALIVE"]
+        actors = list(self._actors.values())
+        stops = [actor.stop.remote() for actor in actors if _state(actor) == "ALIVE"]
         if stops:
             ray.wait(stops, num_returns=len(stops), timeout=STOP_S)
-        for actor in self._actors:
+        for actor in actors:
             actor.__ray_terminate__.remote()
-        _until(lambda: all(_state(actor) == "DEAD" for actor in self._actors))
-        for actor in self._actors:
+        _until(lambda: all(_state(actor) == "DEAD" for actor in actors))
+        for actor in actors:
             ray.kill(actor)  # also who is dead: an actor's name is free only then
-        _until(lambda: all(_state(actor) == "DEAD" for actor in self._actors))
-        named = zip(self._order["actors"], self._actors, strict=False)
-        return [f"actor {order['name']}" for order, actor in named if _state(actor) != "DEAD"]
+        _until(lambda: all(_state(actor) == "DEAD" for actor in actors))
+        names = [order["name"] for order in self._order["actors"]]
+        return [f"actor {names[n]}" for n, actor in self._actors.items() if _state(actor) != "DEAD"]
 
     def _remove_groups(self) -> list[str]:
         from ray.util.placement_group import remove_placement_group

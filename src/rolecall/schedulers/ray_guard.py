@@ -1,4 +1,4 @@
-"""The Ray actor around a guard. It starts one, waits for its end, and hosts no engine.
+"""The Ray actors of a role: around a guard, and around nothing but a bundle's devices. They host no engine.
 
 Its code travels to the cluster by value and uses the standard library and ray alone, so that a node needs nothing but
 what the guard itself needs. The guard is a process of its own: an actor's process belongs to Ray.
@@ -22,8 +22,32 @@ PUSHES_S = (8.0, 5.0, 5.0)  # SIGTERM asks the guard, a second one kills it, SIG
 _RAYS_OWN = ("RAY_JOB_ID", "RAY_RAYLET_PID", "RAY_CLIENT_MODE", "RAY_LD_PRELOAD_ON_WORKERS", "SPT_NOENV")
 
 
+class Holder:
+    """Holds the devices of a worker whose guard is in another actor of its node. Methods run in threads of Ray's."""
+
+    def __init__(self, worker: str) -> None:
+        self._worker = worker
+        self._over = threading.Event()
+
+    def __repr__(self) -> str:
+        return f"Holder({self._worker})"
+
+    def devices(self, kind: str) -> list[str]:
+        """What Ray has assigned of a resource, `GPU` or `NPU`."""
+        return assigned(kind)
+
+    def run(self) -> str:
+        """Waits for `stop`. Whoever waits for this learns of our death."""
+        self._over.wait()
+        return ""
+
+    def stop(self) -> bool:
+        self._over.set()
+        return True
+
+
 class Guard:
-    """One guard, for one worker. Methods run in threads of Ray's; `stop` may come at any time."""
+    """One guard, named after the first of its workers. Methods run in threads of Ray's; `stop` may come at any time."""
 
     def __init__(self, worker: str) -> None:
         self._worker = worker
@@ -33,6 +57,10 @@ class Guard:
 
     def __repr__(self) -> str:
         return f"Guard({self._worker})"
+
+    def devices(self, kind: str) -> list[str]:
+        """What Ray has assigned of a resource, `GPU` or `NPU`."""
+        return assigned(kind)
 
     def run(self, config: dict[str, Any], marks: dict[str, str], kind: str) -> str:
         """Starts the guard, waits for its end, and returns how it ended, in words; "" after `stop`.
@@ -91,15 +119,20 @@ class Guard:
             )
 
 
+def assigned(kind: str) -> list[str]:
+    """Names of the devices that Ray has assigned to this actor."""
+    import ray
+
+    found: list[str] = ray.get_runtime_context().get_accelerator_ids().get(kind, [])
+    return found
+
+
 def _environment(ours: dict[str, str], kind: str) -> dict[str, str]:
     """The node's own environment, as its raylet started us, ours over it, and the devices that Ray has assigned.
 
     Ray's changes to `os.environ` since (OMP_NUM_THREADS, for one) are for code that runs in an actor.
     """
-    import ray
-
-    assigned: list[str] = ray.get_runtime_context().get_accelerator_ids().get(kind, [])
     items = (item.partition(b"=") for item in Path("/proc/self/environ").read_bytes().split(b"\0") if item)
     own = {os.fsdecode(name): os.fsdecode(value) for name, _, value in items}
     kept = {name: value for name, value in own.items() if name not in (*_RAYS_OWN, *DEVICE_VARS.values())}
-    return kept | ours | {DEVICE_VARS[kind]: ",".join(assigned)}
+    return kept | ours | {DEVICE_VARS[kind]: ",".join(assigned(kind))}

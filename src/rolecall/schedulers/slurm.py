@@ -10,15 +10,17 @@ import sysconfig
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from rolecall.errors import SlurmError, WorkerConfigurationError, WorkerCreationError
+from rolecall.rpc.call import fresh
 from rolecall.rpc.hosts import address_toward
 from rolecall.schedulers.cluster import ClusterScheduler, Standing
+from rolecall.schedulers.guards import GuardProxy
 from rolecall.schedulers.launching import current_folder, python_path
-from rolecall.schedulers.plan import Plan, base_environment, separate_slots
+from rolecall.schedulers.plan import Plan, base_environment, dealt, separate_slots
 from rolecall.schedulers.slurm_commands import ANSWER_S, Slurm
 from rolecall.schedulers.slurm_options import SlurmOptions, split_options
 from rolecall.schedulers.slurm_packing import MIB, Node, place
@@ -28,11 +30,12 @@ from rolecall.types import Job
 
 log = logging.getLogger("rolecall")
 FRESH_S = 0.4  # one question serves all guards of a job, and all threads
-POLL_S = 2.0  # while a job waits; its guards call home by themselves
+LONGEST_POLL_S = 5.0  # while a job waits, for hours perhaps; its guards call home by themselves
 TOLD_S = 4.0  # a job that is ending does not say at once why
 END_S = 2.0  # a job ends by itself when its guards have
 TERM_S = 8.0
 GONE_S = 60.0
+MOST_NAMES = 8  # of nodes whose addresses are looked up, until one is found
 TAIL_BYTES = 2000
 
 
@@ -53,6 +56,8 @@ class SlurmScheduler(ClusterScheduler):
         SlurmError: Slurm's commands are not there, or slurmctld does not answer.
     """
 
+    further_options = tuple(field.name for field in fields(SlurmOptions))
+
     def __init__(self, **options: Any) -> None:
         self._slurm = Slurm(_job_environment())
         self._wishes = split_options(options, os.environ)
@@ -68,7 +73,7 @@ class SlurmScheduler(ClusterScheduler):
         return found
 
     def _join(self) -> str:
-        for node in self._found:
+        for node in self._found[:MOST_NAMES]:
             try:
                 return address_toward(node.address)
             except OSError:  # a node that is not there now, in the cloud perhaps, has no address yet
@@ -131,23 +136,29 @@ class SlurmAllocation:
     def __init__(self, slurm: Slurm, job_id: str, output: Path | None = None) -> None:
         self._slurm, self.job_id, self._output = slurm, job_id, output
         self._lock = threading.Lock()
-        self._seen: JobState | None = JobState("PENDING")
-        self._seen_at = self._asked_at = -POLL_S
+        self._seen: JobState | SlurmError | None = JobState("PENDING")
+        self._seen_at, self._began = float("-inf"), time.monotonic()
+        self._standing = Standing("queued")
         self._gone = False
 
     def poll(self) -> Standing:
-        """Slurm that does not answer for a while is no reason to give a place in the queue up."""
+        """Where it stood when Slurm last said so: one that does not answer is no reason to give a place up."""
+        waited = time.monotonic() - self._began
         try:
-            state = self._look(POLL_S)
+            state = self._look(min(max(FRESH_S, waited / 10), LONGEST_POLL_S), TOLD_S)
         except SlurmError as e:
-            return Standing("queued", str(e))
-        if state is None:
+            self._standing = replace(self._standing, reason=str(e))
+        else:
+            self._standing = self._stands(state)
+        return self._standing
+
+    def _stands(self, state: JobState | None) -> Standing:
+        if state is None or state.meaning == "ended":
             return Standing("ended", self._words(state) + self._tail())
-        if state.meaning == "queued":
-            return Standing("queued", f"job {self.job_id}: {state.wait}")
-        if state.meaning == "ended":
-            return Standing("ended", self._words(state) + self._tail())
-        return Standing("running", f"job {self.job_id}")
+        return Standing(state.meaning, f"job {self.job_id}" + (f": {state.wait}" if state.meaning == "queued" else ""))
+
+    def settled(self, plan: Plan, guards: Sequence[GuardProxy]) -> Plan | None:
+        return dealt(plan, [g.info["devices"] for g in guards]) if all(g.info for g in guards) else None
 
     def fate(self, ordinal: int) -> str | None:
         deadline = time.monotonic() + TOLD_S
@@ -163,7 +174,8 @@ class SlurmAllocation:
         asked: set[bool] = set()
         while not self._is_gone():
             age = time.monotonic() - began
-            for kill, due in ((False, END_S if self._running() else 0.0), (True, END_S + TERM_S)):
+            by_itself = isinstance(self._seen, JobState) and self._seen.meaning == "running"
+            for kill, due in ((False, END_S if by_itself else 0.0), (True, END_S + TERM_S)):
                 if age >= due and kill not in asked:
                     asked.add(kill)
                     self._cancel(kill)
@@ -181,9 +193,6 @@ class SlurmAllocation:
         self._gone = state is None or (state.meaning == "ended" and not state.completing)
         return self._gone
 
-    def _running(self) -> bool:
-        return self._seen is not None and self._seen.meaning == "running"
-
     def _cancel(self, kill: bool) -> None:
         try:
             self._slurm.cancel(self.job_id, kill=kill)
@@ -191,11 +200,16 @@ class SlurmAllocation:
             log.warning("job %s: %s", self.job_id, e)
 
     def _look(self, age_s: float, answer_s: float = ANSWER_S) -> JobState | None:
-        """The job's state, at most so old."""
+        """The job's state, at most so old. That there was no answer is kept for as long."""
         with self._lock:
             if time.monotonic() - self._seen_at >= age_s:
-                self._seen = self._slurm.job(self.job_id, answer_s)
+                try:
+                    self._seen = self._slurm.job(self.job_id, answer_s)
+                except SlurmError as e:
+                    self._seen = e
                 self._seen_at = time.monotonic()
+            if isinstance(self._seen, SlurmError):
+                raise fresh(self._seen)
             return self._seen
 
     def _words(self, state: JobState | None) -> str:

@@ -3,7 +3,8 @@
 What the script does: it sends its output to the run directory, runs the user's lines, and starts one guard on each
 node by one `srun`, of which it keeps the standard input. The guards' configuration goes there first; nothing else
 brings it to a node, neither an argument nor an environment nor a shared file. Slurm's signal before the time limit
-reaches this shell alone (every worker would die of it), which tells the guards by a further line.
+reaches this shell alone, which tells the guards by a further line. It is SIGURG, which ends nobody that does not expect
+it: the shell before its first line, say.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def directives(role: str, packing: Packing, options: SlurmOptions, here: Surroun
         *([f"mem={node.mem}M"] if node.mem else []),
         *_devices(node.gpus, options),
         *(f"{name}={value}" for name, value in said.items() if value is not None),
-        *([f"signal=B:USR1@{options.signal_s}"] if options.signal_s else []),
+        *([f"signal=B:URG@{options.signal_s}"] if options.signal_s else []),
         "output=/dev/null",  # a node need not have the run directory; the script looks itself
         "no-requeue",
         "export=ALL",
@@ -108,7 +109,7 @@ def _devices(count: int, options: SlurmOptions) -> list[str]:
 
 def _beginning(options: SlurmOptions, here: Surroundings) -> list[str]:
     return [
-        *(["noticed=", "trap noticed=yes USR1"] if options.signal_s else []),  # it may come before there are guards
+        *(["noticed=", "trap noticed=yes URG"] if options.signal_s else []),  # it may come before there are guards
         f"logs={shlex.quote(here.log_dir)}",
         'mkdir -p -- "$logs" && exec >>"$logs/slurm-$SLURM_JOB_ID.out" 2>&1',
         f"cd -- {shlex.quote(here.cwd)} || cd /",
@@ -124,6 +125,7 @@ def _users_lines(options: SlurmOptions) -> list[str]:
 def _guards(role: str, packing: Packing, options: SlurmOptions, here: Surroundings) -> list[str]:
     path = shlex.quote(":".join(here.python_path))
     return [
+        "set +vx; trap - DEBUG",  # a shell that tells what it reads would tell the configuration that follows
         f"export ROLECALL_RUN={shlex.quote(here.run_id)}",
         f"export ROLECALL_GUARD={shlex.quote(NAME)}",
         *([f'export PYTHONPATH={path}"${{PYTHONPATH:+:$PYTHONPATH}}"'] if here.python_path else []),
@@ -140,9 +142,9 @@ def _guards(role: str, packing: Packing, options: SlurmOptions, here: Surroundin
         END,
         "",
         *(_notice(role, options.signal_s) if options.signal_s else []),
-        "noticed=yes",
-        "while [[ $noticed ]]; do",
-        "    noticed= status=0",
+        "status=1",
+        "while kill -0 $guards_pid 2>/dev/null; do",  # a signal ends the wait, not the guards
+        "    status=0",
         "    wait $guards_pid || status=$?",
         "done",
         "exit $status",
@@ -180,9 +182,8 @@ def _notice(role: str, seconds: int) -> list[str]:
     line = json.dumps({"role": role, "reason": reason, "seconds": seconds})
     return [
         "notice() {",
-        "    noticed=yes",
         f"    printf '{line}\\n' \"$SLURM_JOB_ID\" >&$guards_stdin",
         "}",
-        "trap notice USR1",
+        "trap notice URG",
         "[[ ! $noticed ]] || notice",
     ]

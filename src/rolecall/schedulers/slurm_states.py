@@ -81,8 +81,8 @@ class JobState:
 
     @property
     def told(self) -> bool:
-        """Whether it says how it ended. COMPLETING hides that in older versions, unless there is a reason beside it."""
-        return self.names != [_COMPLETING] or self.reason not in _NONE
+        """Whether it says how it ended. COMPLETING hides that for a moment, in older versions."""
+        return self.names != [_COMPLETING]
 
     def __str__(self) -> str:
         reason = "" if self.reason in _NONE else f" ({self.reason})"

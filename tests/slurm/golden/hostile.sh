@@ -6,13 +6,13 @@
 #SBATCH --cpus-per-task=8
 #SBATCH --mem=32768M
 #SBATCH --gres=gpu:1
-#SBATCH --signal=B:USR1@120
+#SBATCH --signal=B:URG@120
 #SBATCH --output=/dev/null
 #SBATCH --no-requeue
 #SBATCH --export=ALL
 
 noticed=
-trap noticed=yes USR1
+trap noticed=yes URG
 logs='/home/u/it'"'"'s "here" $(touch owned) `touch owned` \ #
 #SBATCH --comment=stolen
 END_OF_CONFIGURATION
@@ -23,6 +23,7 @@ cd -- '/home/u/it'"'"'s "here" $(touch owned) `touch owned` \ #
 END_OF_CONFIGURATION
 ; touch owned' || cd /
 
+set +vx; trap - DEBUG
 export ROLECALL_RUN=0123456789ab
 export ROLECALL_GUARD='<name of the guards>'
 export PYTHONPATH='/home/u/it'"'"'s "here" $(touch owned) `touch owned` \ #
@@ -48,14 +49,13 @@ cat >&$guards_stdin <<'END_OF_CONFIGURATION'
 END_OF_CONFIGURATION
 
 notice() {
-    noticed=yes
     printf '{"role": "actor", "reason": "Slurm is about to end job %s: it has 120 s until its time limit, or another job needs its place", "seconds": 120}\n' "$SLURM_JOB_ID" >&$guards_stdin
 }
-trap notice USR1
+trap notice URG
 [[ ! $noticed ]] || notice
-noticed=yes
-while [[ $noticed ]]; do
-    noticed= status=0
+status=1
+while kill -0 $guards_pid 2>/dev/null; do
+    status=0
     wait $guards_pid || status=$?
 done
 exit $status

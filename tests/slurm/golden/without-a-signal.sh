@@ -15,6 +15,7 @@ logs=/home/u/.rolecall/demo/t0/logs
 mkdir -p -- "$logs" && exec >>"$logs/slurm-$SLURM_JOB_ID.out" 2>&1
 cd -- /home/u/project || cd /
 
+set +vx; trap - DEBUG
 export ROLECALL_RUN=0123456789ab
 export ROLECALL_GUARD='<name of the guards>'
 export PYTHONPATH=/home/u/project:/home/u/rolecall/src"${PYTHONPATH:+:$PYTHONPATH}"
@@ -30,9 +31,9 @@ cat >&$guards_stdin <<'END_OF_CONFIGURATION'
 <configuration of the guards>
 END_OF_CONFIGURATION
 
-noticed=yes
-while [[ $noticed ]]; do
-    noticed= status=0
+status=1
+while kill -0 $guards_pid 2>/dev/null; do
+    status=0
     wait $guards_pid || status=$?
 done
 exit $status

@@ -1,0 +1,178 @@
+"""Two hosts for real: each node of a Slurm cluster in a network namespace, its address its own, and a cable to pull."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sample_engines
+from worker_processes import processes, wait_for
+
+from rolecall import Role, Scheduler
+from rolecall.errors import WorkerFailedError
+from rolecall.guard.progress import LAYOUT, Counters
+from rolecall.guard.runtime import page_path
+from rolecall.schedulers.slurm import SlurmScheduler
+
+CLUSTER = Path(__file__).parents[1] / "clusters" / "slurm"
+HALF_A_NODE_AND_MORE: dict[str, Any] = {"cpu": 65, "mem": 1}  # so that two workers are on two nodes
+LEASE_S = 20.0
+TOLD_WITHIN_S = 15.0
+
+
+class Hosts:
+    """The cluster's nodes by their addresses."""
+
+    def __init__(self, layout: dict[str, Any]) -> None:
+        self.conf, self.controller = str(layout["conf"]), str(layout["address"])
+        self.cables = {str(node["address"]): str(node["veth"]) for node in layout["nodes"]}
+
+    def pull(self, address: str) -> None:
+        subprocess.run(["ip", "link", "set", self.cables[address], "down"], check=True)
+
+    def plug(self, address: str) -> None:
+        subprocess.run(["ip", "link", "set", self.cables[address], "up"], check=True)
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[Hosts]:
+    """A cluster of this module's own: who pulls cables must not share them."""
+    with tempfile.TemporaryDirectory(prefix="rcs-", dir="/tmp") as folder:
+        Path(folder).chmod(0o755)  # munge's clients must reach its socket
+        of_ours = ["--netns", f"--dir={folder}/c"]
+        owner = f"--owner={os.getpid()}"  # gone with us, if we are killed
+        subprocess.run([sys.executable, CLUSTER, "up", owner, *of_ours], check=True, stdout=subprocess.PIPE)
+        try:
+            told = subprocess.run(
+                [sys.executable, CLUSTER, "status", "--json", *of_ours], check=True, stdout=subprocess.PIPE
+            )
+            yield Hosts(json.loads(told.stdout))
+        finally:
+            subprocess.run([sys.executable, CLUSTER, "down", *of_ours], check=True)
+
+
+@pytest.fixture
+def s(hosts: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scheduler]:
+    monkeypatch.setenv("SLURM_CONF", hosts.conf)
+    options: dict[str, Any] = {"experiment": "hosts", "trial": "t", "fileroot": tmp_path, "preload": []}
+    with SlurmScheduler(lease_s=LEASE_S, ip=hosts.controller, **options) as scheduler:
+        yield scheduler
+        for address in hosts.cables:
+            hosts.plug(address)
+    jobs = subprocess.run(["squeue", "--noheader"], capture_output=True, text=True, check=True)
+    assert jobs.stdout == ""
+
+
+def pair(s: Scheduler) -> Role:
+    role = s.start("actor", 2, **HALF_A_NODE_AND_MORE)
+    role.create_engine(sample_engines.Echo)
+    return role
+
+
+def addresses(s: Scheduler) -> list[str]:
+    return [worker.ip for worker in s.get_workers("actor")]
+
+
+def on_host(s: Scheduler, index: int) -> Callable[[], dict[int, str]]:
+    """Looks for what the guard of a worker owns, and for itself."""
+    guard = s._table.members()[index].guard
+    pid = int(guard.info["pid"])
+
+    def look() -> dict[int, str]:
+        found = processes(s.run_id, f"ROLECALL_WORKER=actor/{index}")
+        return found | ({pid: "guard"} if Path(f"/proc/{pid}").exists() else {})
+
+    return look
+
+
+def calls_ended(s: Scheduler, index: int) -> Callable[[], int]:
+    """Reads from the page that a worker writes for its guard how many calls it has answered."""
+    member = s._table.members()[index]
+    page = page_path(str(Path(member.socket).parents[1]), member.guard.guard_id, member.id)
+    return lambda: Counters(*LAYOUT.unpack(Path(page).read_bytes()[: LAYOUT.size])).ended
+
+
+def test_workers_of_two_hosts_are_called_over_the_network_and_pass_tensors(s: Scheduler, hosts: Hosts) -> None:
+    """Guards call home, and workers are called, at addresses of their own."""
+    role = pair(s)
+    assert sorted(addresses(s)) == sorted(hosts.cables)
+    assert not any(member.guard.here for member in s._table.members())
+    assert role.call("greet") == ["hello", "hello"]
+    role.with_options(engine="tensors").create_engine(sample_engines.Tensors)
+    first, second = (worker.with_options(engine="tensors") for worker in (role[0], role[1]))
+    made = first.with_options(engine="tensors", tensors="remote").call("make", 1 << 18, 2.0)
+    assert second.call("total", made["x"]) == 2.0 * (1 << 20)
+    fork = role.fork("ref")
+    assert [w.ip for w in s.get_workers("ref")] == addresses(s)
+    fork.create_engine(sample_engines.Echo)
+    assert fork.call("greet") == ["hello", "hello"]
+
+
+def test_a_pulled_cable_fails_the_call_and_the_cut_off_guard_fences_itself(s: Scheduler, hosts: Hosts) -> None:
+    """The caller knows within 15 s; by the lease's end the guard has killed what nobody can reach any more."""
+    role = pair(s)
+    pending = role[1].submit("sleep", 3600.0)
+    owned = on_host(s, 1)
+    assert len(owned()) >= 2
+    pulled = time.monotonic()
+    hosts.pull(addresses(s)[1])
+    with pytest.raises(WorkerFailedError, match="nothing was heard of it"):
+        pending.result()
+    assert time.monotonic() - pulled < TOLD_WITHIN_S
+    assert role[0].call("greet") == "hello"
+    wait_for(lambda: not owned(), LEASE_S + 3, "end of what the cut-off guard owns")
+    assert time.monotonic() - pulled < LEASE_S + 3
+
+
+def test_a_late_answer_of_a_host_that_was_given_up_is_refused(s: Scheduler, hosts: Hosts, tmp_path: Path) -> None:
+    """The cable comes back before the lease lapses, the guard cannot act yet, and the worker answers."""
+    role = pair(s)
+    role.with_options(engine="late").create_engine(sample_engines.Tensors)
+    gate = tmp_path / "gate"
+    pending = role[1].with_options(engine="late").submit("make_late", str(gate))
+    wait_for(gate.with_suffix(".begun").exists, 5, "call that has begun")
+    guard = int(s._table.members()[1].guard.info["pid"])
+    owned, address, ended = on_host(s, 1), addresses(s)[1], calls_ended(s, 1)
+    before = ended()
+    hosts.pull(address)
+    with pytest.raises(WorkerFailedError) as told:
+        pending.result()
+    os.kill(guard, signal.SIGSTOP)
+    try:
+        hosts.plug(address)
+        gate.touch()
+        wait_for(lambda: ended() > before, 5, "worker that has answered")
+        with pytest.raises(WorkerFailedError) as again:
+            pending.result()
+        assert str(again.value) == str(told.value)
+        with pytest.raises(WorkerFailedError):
+            role[1].call("greet")
+    finally:
+        os.kill(guard, signal.SIGCONT)
+    wait_for(lambda: not owned(), LEASE_S, "end of what the guard owns")
+    log = (Path(s.run_dir) / "logs" / f"guard-{s._table.members()[1].guard.guard_id}.log").read_text()
+    assert "ending: the controller" in log
+    assert role[0].call("greet") == "hello"
+
+
+def test_a_role_is_started_again_after_its_host_was_lost(s: Scheduler, hosts: Hosts) -> None:
+    """What is left of it is deleted, the job too, and another one takes its place."""
+    pair(s)
+    address = addresses(s)[1]
+    hosts.pull(address)
+    with pytest.raises(WorkerFailedError):
+        s.call_engine("actor/1", "sleep", None, 3600.0)
+    hosts.plug(address)
+    s.delete_workers("actor")
+    again = s.start("actor", 2, **HALF_A_NODE_AND_MORE)
+    again.create_engine(sample_engines.Echo)
+    assert again.call("greet") == ["hello", "hello"]
