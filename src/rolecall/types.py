@@ -17,6 +17,7 @@ ContainerType = Literal["apptainer", "none"]
 RayPlacementStrategy = Literal["shared", "separate", "deferred"]
 StrategyType = Literal["separation", "colocation"]
 TensorPolicy = Literal["local", "remote"]
+TensorBackend = Literal["shm", "wire", "ray"]
 
 MAX_PORTS = 4096  # of one worker; a guard refuses more, since trying them keeps it busy
 
@@ -43,6 +44,11 @@ def _one_of(what: str, value: str, literal: object) -> None:
 def check_tensors(policy: str) -> None:
     """Refuses what is no `TensorPolicy`."""
     _one_of("tensor policy", policy, TensorPolicy)
+
+
+def check_tensor_backend(backend: str) -> None:
+    """Refuses what is no `TensorBackend`."""
+    _one_of("tensor backend", backend, TensorBackend)
 
 
 def _at_least(what: str, value: float, low: float) -> None:

@@ -20,6 +20,7 @@ from rolecall.schedulers.slurm_options import SlurmOptions, split_options
         {"qos": '"high"'},
         {"constraint": "a100\\"},
         {"nodelist": ""},
+        {"nodelist": "--help"},
         {"exclude": "n1 n2"},
         {"reservation": "ä"},
         {"time": "soon"},
@@ -47,6 +48,7 @@ from rolecall.schedulers.slurm_options import SlurmOptions, split_options
         {"srun_additional_args": "-n8"},
         {"srun_additional_args": "-N 2"},
         {"srun_additional_args": ["--input=none"]},
+        {"srun_additional_args": ["--inp=none"]},
         {"srun_additional_args": ["a\nb"]},
     ],
 )

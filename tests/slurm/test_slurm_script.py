@@ -161,6 +161,17 @@ def test_users_lines_are_no_place_for_the_token() -> None:
     )
 
 
+@pytest.mark.parametrize("line", ["set -v", "set -xv", "trap 'echo $BASH_COMMAND' DEBUG"])
+def test_a_shell_that_tells_what_it_reads_does_not_tell_the_token(line: str, tmp_path: Path) -> None:
+    """Users look for errors in their lines that way, and the output is a file that others may read."""
+    case = replace(CASES["one-node"], options=SlurmOptions(additional_bash_cmds=["exec 2>&1", line, ": heard"]))
+    script = filled(case.script(), "g1", {"token": "f" * 64})
+    log_dir = tmp_path / "logs"
+    _run(script.replace(case.here.log_dir, str(log_dir)), case, tmp_path)
+    told = (log_dir / "slurm-7.out").read_text()
+    assert "heard" in told and "f" * 64 not in told
+
+
 def _run(script: str, case: Case, folder: Path) -> dict[str, Any]:
     """What `srun` saw of the script, which is run as it is but for the folders of its user."""
     tools = folder / "bin"

@@ -347,6 +347,7 @@ class Launcher:
             sys_path=config.sys_path,
             progress=runtime.page_path(config.runtime_dir, config.guard_id, record.worker_id),
             log_path=record.log_path,
+            tensor_backend=config.tensor_backend,
         )
 
     def _result(self, record: Record, error: str = "") -> StartResult:

@@ -38,10 +38,12 @@ from rolecall.tensors.shm import ShmBackend
 from rolecall.types import (
     Job,
     SchedulingSpec,
+    TensorBackend,
     TensorPolicy,
     Worker,
     check_env,
     check_name,
+    check_tensor_backend,
     check_tensors,
     worker_id,
 )
@@ -58,6 +60,8 @@ class Scheduler(ABC):
         trial: Second part; the time of the start when None.
         fileroot: Where run directories are made; `~/.rolecall` when None.
         tensors: What calls do with tensors in results when the call does not say: `local` or `remote`.
+        tensor_backend: Where workers leave tensors: `shm`, which others on the host map, `wire`, which others ask for,
+            or `ray`, the object store of the cluster that RAY_ADDRESS names in the workers' environment.
         preload: Modules that the guards' template processes import before workers are forked from them.
         start_timeout: Seconds within which a role must be ready.
         grace_s: Seconds between SIGTERM and SIGKILL when workers are ended.
@@ -75,6 +79,7 @@ class Scheduler(ABC):
         trial: str | None = None,
         fileroot: str | os.PathLike[str] | None = None,
         tensors: TensorPolicy = "local",
+        tensor_backend: TensorBackend = "shm",
         preload: Sequence[str] = ("torch",),
         start_timeout: float = 120.0,
         grace_s: float = 5.0,
@@ -83,7 +88,9 @@ class Scheduler(ABC):
     ) -> None:
         _refuse_inside_worker()
         check_tensors(tensors)
+        check_tensor_backend(tensor_backend)
         self._tensors: TensorPolicy = tensors
+        self._tensor_backend: TensorBackend = tensor_backend
         self._preload, self._lease_s, self._grace_s = list(preload), lease_s, grace_s
         self._start_timeout = start_timeout
         self._table = Table()
@@ -435,7 +442,8 @@ class Scheduler(ABC):
 
     def _guard_config(self, name: str, ip: str = "") -> dict[str, Any]:
         where = self._hub.addresses
-        return guard_config(self._run, name, controller=where, lease_s=self._lease_s, preload=self._preload, ip=ip)
+        config = guard_config(self._run, name, controller=where, lease_s=self._lease_s, preload=self._preload, ip=ip)
+        return config | {"tensor_backend": self._tensor_backend}
 
     # Starting roles.
 

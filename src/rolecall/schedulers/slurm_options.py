@@ -26,7 +26,7 @@ FROM_SPECS = ("image", "container_type", "mount", "nodelist", "exclude", "additi
 OURS = ("-n", "--ntasks", "-N", "--nodes", "--ntasks-per-node", "-i", "--input", "--multi-prog", "-Z", "--no-allocate")
 MAX_SIGNAL_S = 65535  # sbatch takes no more
 
-_DIRECTIVE = re.compile(r"""[!-~]+(?<!["'\\#])""")
+_DIRECTIVE = re.compile(r"""(?!-)[!-~]+(?<!["'\\#])""")
 _UNQUOTED = re.compile(r"""["'\\#]""")
 _TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}|UNLIMITED|INFINITE", re.IGNORECASE)
 _GRES = re.compile(r"[A-Za-z]\w*(:[\w.-]+)?")
@@ -144,7 +144,7 @@ def _agreed(job: Job, name: str) -> Any:
 def _check_directive(name: str, value: str | None) -> None:
     """A word of an `#SBATCH` line: there is no shell there, but quotes and comments."""
     if value is not None and (not isinstance(value, str) or not _DIRECTIVE.fullmatch(value) or _UNQUOTED.search(value)):
-        expected = "use printable ASCII without spaces, quotes, backslashes and '#'"
+        expected = "use printable ASCII without spaces, quotes, backslashes and '#', and no '-' in front"
         raise WorkerConfigurationError(f"bad {name}", value, expected)
 
 
@@ -176,8 +176,13 @@ def _check_srun(arguments: Sequence[str]) -> None:
             raise WorkerConfigurationError("bad srun_additional_args", argument, "use printable text")
         if "$" in argument or "`" in argument:
             raise WorkerConfigurationError("srun_additional_args pass no shell", argument, "write the value itself")
-        if argument.partition("=")[0] in OURS or re.match(r"-[nNiZ]\d", argument):
+        if _is_ours(argument.partition("=")[0]) or re.match(r"-[nNiZ]\d", argument):
             expected = "the number of nodes and their input follow from the job's specs"
             raise WorkerConfigurationError("an argument of srun that is not yours to give", argument, expected)
     if arguments and (not arguments[0].startswith("-") or "--" in arguments):
         raise WorkerConfigurationError("bad srun_additional_args", list(arguments), "begin each with its option")
+
+
+def _is_ours(option: str) -> bool:
+    """Slurm knows a long option by its beginning too."""
+    return option in OURS or (option.startswith("--") and any(ours.startswith(option) for ours in OURS))

@@ -125,6 +125,7 @@ def _users_lines(options: SlurmOptions) -> list[str]:
 def _guards(role: str, packing: Packing, options: SlurmOptions, here: Surroundings) -> list[str]:
     path = shlex.quote(":".join(here.python_path))
     return [
+        "set +vx; trap - DEBUG",  # a shell that tells what it reads would tell the configuration that follows
         f"export ROLECALL_RUN={shlex.quote(here.run_id)}",
         f"export ROLECALL_GUARD={shlex.quote(NAME)}",
         *([f'export PYTHONPATH={path}"${{PYTHONPATH:+:$PYTHONPATH}}"'] if here.python_path else []),

@@ -28,6 +28,7 @@ cd -- /home/u/project || cd /
 module load cuda/12.4
 export NCCL_SOCKET_IFNAME="ib0"
 
+set +vx; trap - DEBUG
 export ROLECALL_RUN=0123456789ab
 export ROLECALL_GUARD='<name of the guards>'
 export PYTHONPATH=/home/u/project:/home/u/rolecall/src"${PYTHONPATH:+:$PYTHONPATH}"

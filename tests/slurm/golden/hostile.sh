@@ -23,6 +23,7 @@ cd -- '/home/u/it'"'"'s "here" $(touch owned) `touch owned` \ #
 END_OF_CONFIGURATION
 ; touch owned' || cd /
 
+set +vx; trap - DEBUG
 export ROLECALL_RUN=0123456789ab
 export ROLECALL_GUARD='<name of the guards>'
 export PYTHONPATH='/home/u/it'"'"'s "here" $(touch owned) `touch owned` \ #

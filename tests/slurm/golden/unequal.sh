@@ -17,6 +17,7 @@ logs=/home/u/.rolecall/demo/t0/logs
 mkdir -p -- "$logs" && exec >>"$logs/slurm-$SLURM_JOB_ID.out" 2>&1
 cd -- /home/u/project || cd /
 
+set +vx; trap - DEBUG
 export ROLECALL_RUN=0123456789ab
 export ROLECALL_GUARD='<name of the guards>'
 export PYTHONPATH=/home/u/project:/home/u/rolecall/src"${PYTHONPATH:+:$PYTHONPATH}"
