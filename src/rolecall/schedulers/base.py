@@ -42,6 +42,7 @@ from rolecall.types import (
     Worker,
     check_env,
     check_name,
+    check_seconds,
     check_tensors,
     worker_id,
 )
@@ -82,6 +83,9 @@ class Scheduler(ABC):
     ) -> None:
         _refuse_inside_worker()
         check_tensors(tensors)
+        check_seconds("start_timeout", start_timeout)
+        check_seconds("grace_s", grace_s)
+        check_seconds("lease_s", lease_s, 0.1)
         self._tensors: TensorPolicy = tensors
         self._preload, self._lease_s, self._grace_s = list(preload), lease_s, grace_s
         self._start_timeout = start_timeout
