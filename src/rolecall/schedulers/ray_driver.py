@@ -25,6 +25,7 @@ from rolecall.schedulers import ray_guard
 LOCAL_CPUS = 1024  # of a cluster of our own: on one machine cores set thread counts and keep no worker waiting
 LOCAL_STORE_BYTES = 1 << 30
 STOP_S = 20.0
+END_S = 30.0  # after which an end that waits for Ray is no longer waited for
 GONE_S = 5.0
 PROBE_S = 0.5
 LOOK_S = 0.2
@@ -39,7 +40,7 @@ def main() -> None:
         with lock, contextlib.suppress(OSError):  # nobody is there any more
             channel.sendall(json.dumps([key, value]).encode() + b"\n")
 
-    orders = (json.loads(line) for line in channel.makefile("rb"))
+    orders = _orders(channel)
     folder = Path("/nonexistent")
     try:
         hello = next(orders)
@@ -57,6 +58,16 @@ def main() -> None:
 
         ray.shutdown(wait_for_processes=True)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _orders(channel: socket.socket) -> Iterator[dict[str, Any]]:
+    """What the controller wants. When it is gone nobody is left to end us, should Ray not answer either."""
+    try:
+        yield from (json.loads(line) for line in channel.makefile("rb"))
+    finally:
+        end = threading.Timer(END_S, os._exit, [1])
+        end.daemon = True
+        end.start()
 
 
 def _join(hello: dict[str, Any]) -> dict[str, Any]:
