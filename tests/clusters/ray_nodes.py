@@ -119,9 +119,9 @@ class RayCluster:
 
 
 @contextlib.contextmanager
-def started(nodes: int = 2, *, token: bool = False) -> Iterator[RayCluster]:
+def started(nodes: int = 2, *, token: bool = False, store_bytes: int = STORE_BYTES) -> Iterator[RayCluster]:
     """A cluster for a block of code of this process."""
-    cluster = RayCluster(Path(tempfile.mkdtemp(prefix="rc-ray-", dir="/tmp")))
+    cluster = RayCluster(Path(tempfile.mkdtemp(prefix="rc-ray-", dir="/tmp")), store_bytes)
     try:
         cluster.start(nodes, token=token)
         yield cluster
