@@ -288,6 +288,23 @@ def test_a_connected_worker_ends_by_its_signals_and_shows_its_stacks(s: LocalSch
     s.delete_workers("ends")
 
 
+def test_an_engine_may_use_ray_itself(s: LocalScheduler, workers: Role) -> None:
+    """Its connection serves the store too; when it ends that, what lay in the store is lost, and that alone."""
+    there = start(s, "user", 1)
+    there[0].call("join_ray")
+    handle = there[0].call("rows", 1024, 256)
+    assert backends(handle) == ["ray"]
+    assert workers[1].call("total", handle) == there[0].call("total", handle) == 1024 * 256
+    there[0].call("leave_ray")
+    with pytest.raises(ShardNotFoundError, match="has left Ray"):
+        there[0].call("total", handle)
+    with pytest.raises(ShardNotFoundError, match="its owner is gone"):
+        workers[1].call("total", handle)
+    new = there[0].call("rows", 1024, 256)
+    assert backends(new) == ["shm"] and workers[1].call("total", new) == 1024 * 256
+    s.delete_workers("user")
+
+
 def test_workers_on_the_cluster_s_nodes_find_its_store_by_themselves(cluster: RayCluster, tmp_path: Path) -> None:
     """And so do their forks. Nothing says where it is but the scheduler's own name."""
     with run_on(cluster, tmp_path, RayScheduler) as s:
