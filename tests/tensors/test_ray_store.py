@@ -321,6 +321,17 @@ def test_workers_on_the_cluster_s_nodes_find_its_store_by_themselves(cluster: Ra
         assert forks[0].call("total", RTensor.cat(handles)) == 3 * 1024 * 256
 
 
+def test_a_cluster_with_a_token_is_joined_with_it(tmp_path: Path) -> None:
+    """It is in the environment, as for everything that talks to that cluster; without it the store is refused."""
+    with started(nodes=0, token=True) as cluster, run_on(cluster, tmp_path) as s:
+        workers = start(s, "w", 2)
+        handle = workers[0].call("rows", 1024, 256)
+        assert backends(handle) == ["ray"] and workers[1].call("total", handle) == 1024 * 256
+        without = start(s, "without", 1, env_vars={"RAY_AUTH_MODE": "disabled"})
+        with pytest.raises(TensorError, match="no connection to Ray .* token"):
+            without[0].call("rows", 1024, 256)
+
+
 def test_the_raylet_s_death_loses_what_it_held_and_nothing_else(doomed: RayCluster, tmp_path: Path) -> None:
     """Owner, reader and controller live on and say what happened; new tensors take another way."""
     with run_on(doomed, tmp_path) as s:
