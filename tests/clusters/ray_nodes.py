@@ -73,7 +73,7 @@ class RayCluster:
 
     def kill(self, program: str, node: str = "") -> int:
         """SIGKILL to the raylet of a node (the name that it was given), or to the `gcs_server`; returns its pid."""
-        (found,) = [pid for pid in self.pids() if _runs(pid, program, f'"{node}"' if node else "")]
+        (found,) = [pid for pid in self.pids() if _runs(pid, program, f",{node},1," if node else "")]
         os.kill(found, signal.SIGKILL)
         return found
 
@@ -109,7 +109,7 @@ class RayCluster:
         quiet = ("--disable-usage-stats", "--include-log-monitor=false", f"--object-store-memory={self._store_bytes}")
         ports = ("--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0")
         temp = (f"--temp-dir={self.folder}",) if "--head" in args else ()
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *args, *quiet, *ports, *temp]
+        command = [sys.executable, "-P", "-m", "ray.scripts.scripts", "start", *args, *quiet, *ports, *temp]
         log = self.folder / f"start-{name}.log"
         with log.open("wb") as out:
             done = subprocess.run(

@@ -24,6 +24,7 @@ from rolecall.schedulers import ray_guard
 
 LOCAL_CPUS = 1024  # of a cluster of our own: on one machine cores set thread counts and keep no worker waiting
 LOCAL_STORE_BYTES = 1 << 30
+CALL_S = 5.0
 STOP_S = 20.0
 END_S = 30.0  # after which an end that waits for Ray is no longer waited for
 GONE_S = 5.0
@@ -76,10 +77,12 @@ def _join(hello: dict[str, Any]) -> dict[str, Any]:
     from ray._private.services import canonicalize_bootstrap_address
 
     ray.cloudpickle.register_pickle_by_value(ray_guard)
-    address = hello["address"] or canonicalize_bootstrap_address(None)
+    if named := hello["address"] or os.environ.get("RAY_ADDRESS"):
+        _call_on(named)
+    address = canonicalize_bootstrap_address(hello["address"])
     how = {"namespace": hello["namespace"], "log_to_driver": False, "configure_logging": False, **hello["init"]}
     if address is not None:
-        ray.init(address=address, **how)
+        ray.init(address=named or "auto", **how)
     else:
         _init_own(how, Path(hello["folder"]))
     nodes = [node for node in ray.nodes() if node["Alive"]]
@@ -88,6 +91,20 @@ def _join(hello: dict[str, Any]) -> dict[str, Any]:
         "ip": "127.0.0.1" if address is None else ray.util.get_node_ip_address(),
         "devices": {key: int(max(node["Resources"].get(key, 0) for node in nodes)) for key in ("GPU", "NPU")},
     }
+
+
+def _call_on(address: str) -> None:
+    """Sees that a head is there and lets us in; `ray.init` repeats either question for minutes."""
+    from ray import _raylet
+
+    host, colon, port = address.rpartition(":")
+    if "://" in address or not colon:
+        raise ValueError("an address is host:port, and this host must be a node of the cluster")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CALL_S).close()
+    except OSError as e:
+        raise ConnectionError(f"its head does not answer ({e})") from e
+    _raylet.GcsClient(address=address)  # type: ignore[attr-defined]
 
 
 def _init_own(how: dict[str, Any], folder: Path) -> None:

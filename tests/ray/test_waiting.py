@@ -1,0 +1,89 @@
+"""Roles that wait for a place, and what is said when there is none."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from ray_census import Census
+
+from rolecall import RayScheduler
+from rolecall.errors import WorkerConfigurationError, WorkerCreationError
+
+
+def until(condition: Callable[[], object]) -> None:
+    pause = threading.Event()
+    while not condition():
+        pause.wait(0.02)
+
+
+def test_a_group_that_cannot_be_placed_times_out_with_what_is_asked_and_free(
+    make: Callable[..., RayScheduler], census: Census
+) -> None:
+    s = make(queue_timeout=1.5)
+    s.start("actor", replicas=2, gpu=4, cpu=1)
+    with pytest.raises(WorkerCreationError) as caught:
+        s.start("rollout", gpu=3, cpu=1, ray_placement_strategy="separate")
+    text = str(caught.value)
+    assert f"rolecall/{s.run_id}/rollout/0 asks for {{1 CPU, 3 GPU}}" in text
+    assert text.count("127 of 128 CPU, 0 of 4 GPU") == 2
+    assert [group["name"] for group in census.take()["groups"]] == [f"rolecall/{s.run_id}/actor"]
+
+
+def test_a_group_that_no_node_could_ever_hold_is_said_to_be_so(make: Callable[..., RayScheduler]) -> None:
+    with pytest.raises(WorkerCreationError, match=r"no nodes are large enough.*asks for \{1000 CPU\}"):
+        make(queue_timeout=1.5).start("actor", cpu=1000)
+
+
+def test_a_worker_larger_than_a_node_is_refused_at_once(s: RayScheduler) -> None:
+    with pytest.raises(WorkerConfigurationError, match="asks for 5 GPUs of one node, and nodes have 4"):
+        s.start("actor", gpu=5, cpu=1)
+
+
+def test_a_role_waits_until_its_place_is_free(s: RayScheduler, census: Census) -> None:
+    """Also when only a part of its groups was placed at first."""
+    s.start("actor", gpu=4, cpu=1)
+    started = threading.Thread(
+        target=lambda: s.start("rollout", replicas=2, gpu=4, cpu=1, ray_placement_strategy="separate")
+    )
+    started.start()
+    until(lambda: "PENDING" in {group["state"] for group in census.take()["groups"]})
+    s.delete_workers("actor")
+    started.join()
+    assert [worker.id for worker in s.get_workers("rollout")] == ["rollout/0", "rollout/1"]
+
+
+def test_ctrl_c_while_waiting_removes_the_group(s: RayScheduler, census: Census) -> None:
+    """The interrupt arrives as usual, and the scheduler can be used afterwards."""
+
+    def interrupt() -> None:
+        until(lambda: census.take()["groups"])
+        signal.raise_signal(signal.SIGINT)
+
+    other = threading.Thread(target=interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        other.start()
+        s.start("actor", cpu=1000)
+    other.join()
+    assert not census.take()["groups"]
+    s.start("actor", cpu=1)
+
+
+def test_a_guard_that_cannot_start_is_reported_with_its_words(
+    make: Callable[..., RayScheduler], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s = make()
+    (tmp_path / "msgspec.py").write_text("raise ImportError('this node has no msgspec')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(WorkerCreationError, match=r"guard ended with status 1(.|\n)*this node has no msgspec"):
+        s.start("actor", cpu=1)
+
+
+def test_handlers_of_signals_are_the_users(s: RayScheduler) -> None:
+    """Ray takes over SIGTERM in a process that it is used in; ours is another."""
+    s.start("actor", cpu=1)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
