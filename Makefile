@@ -24,7 +24,7 @@ demo: $(VENV)/.rl $(if $(filter ray,$(SCHEDULER)),$(VENV)/.ray) ## a small RL ru
 
 test: lint ## ruff, mypy --strict, then the tests (ARGS= goes to pytest)
 	@echo "== pytest"
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
 lint: $(VENV)/.dev ## ruff and mypy --strict alone
 	@echo "== ruff"

@@ -20,6 +20,7 @@ from rolecall.rpc import codec
 from rolecall.rpc.client import Client
 from rolecall.rpc.frames import Limits, pack
 from rolecall.rpc.loop import IOThread
+from rolecall.schedulers.slurm_commands import Slurm
 
 Example = tuple[str, Callable[[], object]]
 
@@ -87,6 +88,7 @@ def _causes(s: LocalScheduler, folder: Path) -> Iterator[Example]:
     yield "DecodeError", lambda: codec.decode(b"\xc1", [])
     yield "WorkerStalledError", lambda: _stopped(s)
     yield "WorkerFailedError", lambda: actor[0].call("leave", 3)
+    yield "SlurmError", lambda: Slurm({"PATH": str(folder)}).nodes(None, "gpu")
     yield "GuardLostError", lambda: _without_guard(s)
 
 

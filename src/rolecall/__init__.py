@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rolecall.schedulers.base import Scheduler as Scheduler
     from rolecall.schedulers.local import LocalScheduler as LocalScheduler
     from rolecall.schedulers.ray import RayScheduler as RayScheduler
+    from rolecall.schedulers.slurm import SlurmScheduler as SlurmScheduler
     from rolecall.tensors.functions import clear as clear
     from rolecall.tensors.functions import localize as localize
     from rolecall.tensors.functions import remotize as remotize
@@ -35,6 +36,7 @@ _HOMES = {
     "Scheduler": "rolecall.schedulers.base",
     "SchedulingSpec": "rolecall.types",
     "SchedulingStrategy": "rolecall.types",
+    "SlurmScheduler": "rolecall.schedulers.slurm",
     "Worker": "rolecall.types",
     "clear": "rolecall.tensors.functions",
     "localize": "rolecall.tensors.functions",

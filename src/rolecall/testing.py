@@ -33,7 +33,10 @@ class InProcessScheduler(OneHostScheduler):
     """A scheduler without processes. Takes the options of `LocalScheduler`."""
 
     def _begin(self) -> None:
-        self._guard: InProcessGuard = InProcessGuard(self._run, self._io)
+        if self._tensor_backend == "ray":
+            expected = "workers are threads of this process; use LocalScheduler"
+            raise WorkerConfigurationError("the in-process scheduler connects to no Ray", None, expected)
+        self._guard: InProcessGuard = InProcessGuard(self._run, self._io, self._tensor_backend)
 
     def _end_guards(self, *, graceful: bool) -> None:
         self._guard.ask("shutdown").result()
@@ -58,10 +61,10 @@ class _Answer:
 class InProcessGuard(GuardProxy):
     """Answers as a guard does, and keeps worker nodes instead of processes."""
 
-    def __init__(self, run: Run, io: IOThread) -> None:
+    def __init__(self, run: Run, io: IOThread, tensor_backend: str) -> None:
         super().__init__("in-process", io, lambda guard, topic, facts: None, lambda guard: None)
         self.arrive({"host": os.uname().nodename, "host_id": this_host(), "ip": IP, "pid": os.getpid()})
-        self._run, self._io = run, io
+        self._run, self._io, self._tensor_backend = run, io, tensor_backend
         self._ports = PortLeases(run.run_id)
         self._nodes: dict[str, WorkerNode] = {}
         self._env: dict[str, dict[str, str]] = {}
@@ -96,6 +99,7 @@ class InProcessGuard(GuardProxy):
             ip=IP,
             bind=IP,
             port=spec["ports"][0],
+            tensor_backend=self._tensor_backend,
         )
         result = {
             "worker_id": worker_id,

@@ -17,6 +17,7 @@ ContainerType = Literal["apptainer", "none"]
 RayPlacementStrategy = Literal["shared", "separate", "deferred"]
 StrategyType = Literal["separation", "colocation"]
 TensorPolicy = Literal["local", "remote"]
+TensorBackend = Literal["shm", "wire", "ray"]
 
 MAX_PORTS = 4096  # of one worker; a guard refuses more, since trying them keeps it busy
 MAX_SECONDS = 1e9  # a time limit: some thirty years, which every timer can count
@@ -44,6 +45,11 @@ def _one_of(what: str, value: str, literal: object) -> None:
 def check_tensors(policy: str) -> None:
     """Refuses what is no `TensorPolicy`."""
     _one_of("tensor policy", policy, TensorPolicy)
+
+
+def check_tensor_backend(backend: str) -> None:
+    """Refuses what is no `TensorBackend`."""
+    _one_of("tensor backend", backend, TensorBackend)
 
 
 def _at_least(what: str, value: float, low: float) -> None:
@@ -89,7 +95,7 @@ class SchedulingSpec:
 
     Attributes:
         cmd: A program instead of engines: a dotted module, or a list with placeholders
-            `{host} {port} {ports[1]} {role} {index} {devices}`.
+            `{host} {port} {ports[1]} {role} {index} {devices} {python}`.
         ready: When that program counts as ready: an HTTP path such as `"/health"`, `"tcp"`, or `{"log": "regex"}`;
             None waits a moment and sees that it lives.
     """

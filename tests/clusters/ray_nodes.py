@@ -32,12 +32,13 @@ class RayCluster:
     Args:
         folder: All of its files lie below; `stop` removes it.
         settings: Further variables of its processes, Ray's own settings for instance.
+        store_bytes: Size of each node's object store.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, str] | None = None, store_bytes: int = STORE_BYTES) -> None:
         if len(str(folder)) > LONGEST_DIR:
             raise ValueError(f"{folder} is too long for the sockets below it; use {LONGEST_DIR} characters or less")
-        self.folder, self._settings = folder, dict(settings or {})
+        self.folder, self._settings, self._store_bytes = folder, dict(settings or {}), store_bytes
 
     def start(self, nodes: int = 2, *, token: bool = False, devices: int = NODE_DEVICES) -> None:
         """Starts it and returns when every node has joined. A cluster that runs is left as it is."""
@@ -105,7 +106,7 @@ class RayCluster:
         return own | auth(self) | self._settings | {MARK: str(self.folder), "RAY_USAGE_STATS_ENABLED": "0"}
 
     def _ray(self, name: str, *args: str) -> None:
-        quiet = ("--disable-usage-stats", "--include-log-monitor=false", f"--object-store-memory={STORE_BYTES}")
+        quiet = ("--disable-usage-stats", "--include-log-monitor=false", f"--object-store-memory={self._store_bytes}")
         ports = ("--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0")
         temp = (f"--temp-dir={self.folder}",) if "--head" in args else ()
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", *args, *quiet, *ports, *temp]

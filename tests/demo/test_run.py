@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from schedulers_under_test import OF_PROCESSES, each
 
 from rolecall.demo.loop import run_demo
 from rolecall.demo.options import DemoOptions
@@ -51,18 +52,25 @@ def test_a_short_run_writes_its_files_and_says_where(tmp_path: Path) -> None:
     assert str(directory / "reward.png") in out.getvalue()
 
 
+def rewards(folder: Path, trial: str, seed: int = 0, scheduler: str = "local") -> list[float]:
+    """Those of a short run's steps and evaluations."""
+    options = replace(SMALL, recipe=replace(SMALL.recipe, seed=seed), steps=3, fileroot=folder, trial=trial)
+    run_demo(replace(options, scheduler=scheduler), Console(file=io.StringIO()))
+    text = (folder / "demo" / trial / "metrics.jsonl").read_text()
+    return [json.loads(line)["reward"] for line in text.splitlines() if '"step"' in line and "reward" in line]
+
+
 def test_the_seed_decides_the_run(tmp_path: Path) -> None:
     """The same seed gives the same rewards, whatever the machine was doing; another gives others."""
+    first = rewards(tmp_path, "a")
+    assert first == rewards(tmp_path, "b")
+    assert first != rewards(tmp_path, "c", seed=1)
 
-    def rewards(seed: int, trial: str) -> list[float]:
-        recipe = replace(SMALL.recipe, seed=seed)
-        run_demo(replace(SMALL, recipe=recipe, steps=3, fileroot=tmp_path, trial=trial), Console(file=io.StringIO()))
-        text = (tmp_path / "demo" / trial / "metrics.jsonl").read_text()
-        return [json.loads(line)["reward"] for line in text.splitlines() if '"step"' in line and "reward" in line]
 
-    first = rewards(0, "a")
-    assert first == rewards(0, "b")
-    assert first != rewards(1, "c")
+@pytest.mark.parametrize("backend", each([name for name in OF_PROCESSES if name != "local"]))
+def test_the_same_script_learns_the_same_on_a_cluster(tmp_path: Path, backend: str) -> None:
+    """Step by step the rewards of the local run: only the scheduler's name differs."""
+    assert rewards(tmp_path, "cluster", scheduler=backend) == rewards(tmp_path, "local")
 
 
 @pytest.mark.parametrize("moment", ["", "GRPO", "started in", "step   10"])

@@ -16,13 +16,19 @@ from rolecall.errors import WorkerConfigurationError
 from rolecall.guard.command import fill
 
 SERVER = [sys.executable, "-m", "http.server", "--bind", "{host}", "{port}"]
-FACTS: dict[str, Any] = {"host": "10.0.0.1", "ports": [4000, 4001], "worker_id": "proxy/3", "devices": "0,1"}
+FACTS: dict[str, Any] = {
+    "host": "10.0.0.1",
+    "ports": [4000, 4001],
+    "worker_id": "proxy/3",
+    "devices": "0,1",
+    "python": "/opt/python3",
+}
 
 
 def test_placeholders_are_filled() -> None:
     """Every placeholder has its value, also inside an argument."""
-    argv = ["x", "--at={host}:{port}", "{ports[0]},{ports[1]}", "{role}-{index}", "{devices}"]
-    assert fill(argv, **FACTS) == ["x", "--at=10.0.0.1:4000", "4000,4001", "proxy-3", "0,1"]
+    argv = ["x", "--at={host}:{port}", "{ports[0]},{ports[1]}", "{role}-{index}", "{devices}", "{python}"]
+    assert fill(argv, **FACTS) == ["x", "--at=10.0.0.1:4000", "4000,4001", "proxy-3", "0,1", "/opt/python3"]
 
 
 def test_braces_that_are_no_placeholders_stay() -> None:

@@ -44,7 +44,8 @@ class Demo:
         yield Started(self.elapsed(), self.phases.take())
         yield self.evaluate(0)
         step = 0
-        while step < self.options.steps and self.elapsed() < self.options.seconds:
+        end = self.elapsed() + self.options.seconds  # waiting in a cluster's queue is not training
+        while step < self.options.steps and self.elapsed() < end:
             step += 1
             yield self.step(step)
             if step % self.options.eval_every == 0:
@@ -155,4 +156,5 @@ def open_scheduler(options: DemoOptions) -> rolecall.Scheduler:
         fileroot=options.fileroot,
         tensors="remote",
         preload=["torch", ENGINES],
+        **options.scheduler_options,
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
+from typing import Any
 
 from rolecall.demo.recipe import Recipe
 from rolecall.errors import WorkerConfigurationError
@@ -16,11 +18,12 @@ class DemoOptions:
     Attributes:
         recipe: What is trained and how.
         steps: Training ends after this many steps ...
-        seconds: ... or with the step in which this many seconds since the beginning have passed.
+        seconds: ... or with the step in which this many seconds have passed since all workers were there.
         eval_every: Steps between evaluations; there is one before the first and one after the last step in any case.
         actors: Workers of `actor` and of `ref`.
         rollouts: Workers of `rollout` and of `eval-rollout`; each answers as many prompts as the others.
         scheduler: Where it runs, as `rolecall.scheduler` names it; so are fileroot, experiment and trial.
+        scheduler_options: The backend's own options, for instance a partition.
     """
 
     recipe: Recipe = field(default_factory=Recipe)
@@ -33,6 +36,7 @@ class DemoOptions:
     fileroot: str | PathLike[str] | None = None
     experiment: str = "demo"
     trial: str | None = None
+    scheduler_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.steps < 1:

@@ -5,19 +5,21 @@ from collections.abc import Sequence
 
 from rolecall.errors import WorkerConfigurationError
 
-PLACEHOLDERS = ("{host}", "{port}", "{ports[N]}", "{role}", "{index}", "{devices}")
+PLACEHOLDERS = ("{host}", "{port}", "{ports[N]}", "{role}", "{index}", "{devices}", "{python}")
 # Only a bare name in single braces, perhaps with a number in brackets: JSON and templates in an argument are not ours.
 _PLACEHOLDER = re.compile(r"(?<!\{)\{([A-Za-z_]\w*)(?:\[(\d+)\])?\}(?!\})")
 
 
-def fill(argv: Sequence[str], *, host: str, ports: Sequence[int], worker_id: str, devices: str) -> list[str]:
+def fill(
+    argv: Sequence[str], *, host: str, ports: Sequence[int], worker_id: str, devices: str, python: str
+) -> list[str]:
     """Fills the placeholders of a program's arguments.
 
     Raises:
         WorkerConfigurationError: A name in braces is unknown, or `{ports[N]}` asks for more ports than there are.
     """
     role, _, index = worker_id.rpartition("/")
-    values = {"host": host, "role": role, "index": index, "devices": devices}
+    values = {"host": host, "role": role, "index": index, "devices": devices, "python": python}
 
     def value(match: re.Match[str]) -> str:
         name, number = match.groups()

@@ -21,6 +21,7 @@ class GuardConfig(CarriesToken, frozen=True, kw_only=True):
         starter_pid: The reaper ends, as by SIGTERM, when this process, its parent, dies; 0 when it may outlive it.
         stall_s: A worker without heartbeat, CPU time and ended calls for so long is suspected to hang.
         notices: Each further line on the guard's stdin, a JSON object, is a notice for the controller.
+        tensor_backend: Which of their backends workers ask first to store a tensor.
         python: Interpreter of workers; empty for the guard's own.
         entry: What an engine worker runs, `module:function`; it gets the control socket.
         cold_module: The same for a worker that is started cold, as `python -m <cold_module> --control-fd N`.
@@ -48,6 +49,7 @@ class GuardConfig(CarriesToken, frozen=True, kw_only=True):
     starter_pid: int = 0
     stall_s: float = 120.0
     notices: bool = False
+    tensor_backend: str = "shm"
     python: str = ""
     entry: str = "rolecall.worker.main:run"
     cold_module: str = "rolecall.worker"

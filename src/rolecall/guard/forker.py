@@ -126,11 +126,9 @@ class Template:
 
     async def _read_births(self, running: _Running, pipe: int) -> str:
         chunks: list[bytes] = []
-        seen = 0
-        while not (ended := await _read_to_end(pipe, chunks, ANSWER_S)) and len(chunks) > seen:
-            seen = len(chunks)  # slow, but it gets on
+        ended = await _read_births(running.process, pipe, chunks)
         if not ended:
-            _log.warning("the template process (pid %d) did not fork within %g s", running.process.pid, ANSWER_S)
+            _log.warning("the template process (pid %d) is stopped, or did not fork in time", running.process.pid)
             await self._kill(running)
             await self._end_births(pipe, chunks)
         return b"".join(chunks).decode()
@@ -247,6 +245,17 @@ def _parse(text: str) -> dict[int, Process | str]:
         index, pid, rest = line.split(" ", 2)
         results[int(index)] = f"fork failed: {rest}" if pid == "-" else Process(int(pid), int(rest))
     return results
+
+
+async def _read_births(template: Process, pipe: int, chunks: list[bytes]) -> bool:
+    """Collects births until the last one; False when the template is stopped, or does not get on."""
+    seen, idle_s = 0, 0.0
+    while not await _read_to_end(pipe, chunks, LOOK_S):
+        idle_s = idle_s + LOOK_S if len(chunks) == seen else 0.0
+        seen = len(chunks)
+        if idle_s >= ANSWER_S or _stopped(template):
+            return False
+    return True
 
 
 async def _read_to_end(pipe: int, chunks: list[bytes], timeout: float) -> bool:

@@ -231,9 +231,14 @@ class Launcher:
         return ""
 
     def _argv(self, record: Record) -> list[str]:
-        devices = environment.own_env(record.spec, record.env).get(record.spec.device_var, "")
-        ip = self._parts.config.ip
-        return fill(record.spec.argv or [], host=ip, ports=record.ports, worker_id=record.worker_id, devices=devices)
+        return fill(
+            record.spec.argv or [],
+            host=self._parts.config.ip,
+            ports=record.ports,
+            worker_id=record.worker_id,
+            devices=environment.own_env(record.spec, record.env).get(record.spec.device_var, ""),
+            python=record.spec.python or self._python(),
+        )
 
     def _spawn_cold(self, record: Record, log: int) -> None:
         config = self._parts.config
@@ -342,6 +347,7 @@ class Launcher:
             sys_path=config.sys_path,
             progress=runtime.page_path(config.runtime_dir, config.guard_id, record.worker_id),
             log_path=record.log_path,
+            tensor_backend=config.tensor_backend,
         )
 
     def _result(self, record: Record, error: str = "") -> StartResult:

@@ -25,7 +25,7 @@ class ProcessSpec(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         env: Whole environment beyond the guard's base; for forks the target's comes first.
         argv: None hosts engines; else a program, with placeholders
-            `{host} {port} {ports[1]} {role} {index} {devices}`.
+            `{host} {port} {ports[1]} {role} {index} {devices} {python}`.
         target: Fork: in the slot of this living worker, with its devices, cwd and environment as it is now.
         devices: The slot's devices, set as `device_var`; none hides all.
         cores: The slot's cores; 0 leaves thread counts to the libraries.
@@ -84,6 +84,7 @@ class WorkerConfig(CarriesToken, frozen=True, kw_only=True):
     sys_path: list[str]
     progress: str
     log_path: str
+    tensor_backend: str
 
 
 class Configured(msgspec.Struct, frozen=True, kw_only=True):

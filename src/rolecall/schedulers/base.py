@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from rolecall.calls import CallOptions, PendingCall, argument_place, engine_path
 from rolecall.errors import EncodeError, WorkerConfigurationError, WorkerNotFoundError
@@ -38,11 +38,13 @@ from rolecall.tensors.shm import ShmBackend
 from rolecall.types import (
     Job,
     SchedulingSpec,
+    TensorBackend,
     TensorPolicy,
     Worker,
     check_env,
     check_name,
     check_seconds,
+    check_tensor_backend,
     check_tensors,
     worker_id,
 )
@@ -59,6 +61,8 @@ class Scheduler(ABC):
         trial: Second part; the time of the start when None.
         fileroot: Where run directories are made; `~/.rolecall` when None.
         tensors: What calls do with tensors in results when the call does not say: `local` or `remote`.
+        tensor_backend: Where workers leave tensors: `shm`, which others on the host map, `wire`, which others ask for,
+            or `ray`, the object store of the cluster that RAY_ADDRESS names in the workers' environment.
         preload: Modules that the guards' template processes import before workers are forked from them.
         start_timeout: Seconds within which a role must be ready.
         grace_s: Seconds between SIGTERM and SIGKILL when workers are ended.
@@ -67,6 +71,7 @@ class Scheduler(ABC):
     """
 
     n_gpus_per_node: int
+    further_options: ClassVar[Sequence[str]] = ()  # beside the keywords of the constructors
 
     def __init__(
         self,
@@ -75,6 +80,7 @@ class Scheduler(ABC):
         trial: str | None = None,
         fileroot: str | os.PathLike[str] | None = None,
         tensors: TensorPolicy = "local",
+        tensor_backend: TensorBackend = "shm",
         preload: Sequence[str] = ("torch",),
         start_timeout: float = 120.0,
         grace_s: float = 5.0,
@@ -83,10 +89,12 @@ class Scheduler(ABC):
     ) -> None:
         _refuse_inside_worker()
         check_tensors(tensors)
+        check_tensor_backend(tensor_backend)
         check_seconds("start_timeout", start_timeout)
         check_seconds("grace_s", grace_s)
         check_seconds("lease_s", lease_s, 0.1)
         self._tensors: TensorPolicy = tensors
+        self._tensor_backend: TensorBackend = tensor_backend
         self._preload, self._lease_s, self._grace_s = list(preload), lease_s, grace_s
         self._start_timeout = start_timeout
         self._table = Table()
@@ -220,7 +228,7 @@ class Scheduler(ABC):
 
         Args:
             command: None hosts engines; a dotted module runs as `python -m module`; a list is a program with
-                placeholders `{host} {port} {ports[1]} {role} {index} {devices}`.
+                placeholders `{host} {port} {ports[1]} {role} {index} {devices} {python}`.
             ready: For commands: an HTTP path, `"tcp"`, or `{"log": "regex"}`; None waits a moment.
 
         Raises:
@@ -438,7 +446,8 @@ class Scheduler(ABC):
 
     def _guard_config(self, name: str, ip: str = "") -> dict[str, Any]:
         where = self._hub.addresses
-        return guard_config(self._run, name, controller=where, lease_s=self._lease_s, preload=self._preload, ip=ip)
+        config = guard_config(self._run, name, controller=where, lease_s=self._lease_s, preload=self._preload, ip=ip)
+        return config | {"tensor_backend": self._tensor_backend}
 
     # Starting roles.
 

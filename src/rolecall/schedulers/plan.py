@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -129,11 +128,11 @@ def forked_slots(role: str, targets: Sequence[Slot], specs: Sequence[SchedulingS
 
 
 def argv_of(command: str | Sequence[str] | None) -> tuple[str, ...] | None:
-    """A dotted module runs as `python -m module`; a list is a program; None hosts engines."""
+    """A dotted module runs as `-m module` of the worker's interpreter; a list is a program; None hosts engines."""
     if command is None:
         return None
     if isinstance(command, str):
-        return (sys.executable, "-m", check_module(command))
+        return ("{python}", "-m", check_module(command))
     return tuple(check_argv(command))
 
 

@@ -18,10 +18,12 @@ class Backend(Protocol):
         name: What a shard says of itself to be served by this backend.
         private: True when fetched tensors are the caller's own, whose changes the shard never sees. False: they are the
             stored ones, to be read only.
+        waits: True when `fetch` may wait for other processes; it is then not called on an event loop.
     """
 
     name: str
     private: bool
+    waits: bool
 
     def put(self, shard_id: str, tensor: torch.Tensor) -> Where | None:
         """Stores a copy of a dense tensor and says where; None when this backend does not take it."""

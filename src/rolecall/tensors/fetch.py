@@ -99,6 +99,8 @@ class Fetcher:
     ) -> None:
         self.cache = cache
         self._connect, self._backends, self._store, self._timeout = connect, dict(backends), store, timeout
+        named = {**(store.backends if store is not None else {}), **self._backends}
+        self._waiting = {name for name, backend in named.items() if backend.waits}
         self._counts = {"fetches": 0, "mapped_bytes": 0, "wire_bytes": 0, "cached_bytes": 0, "own_bytes": 0}
 
     def fetch(self, handles: Sequence[RTensor]) -> list[torch.Tensor]:
@@ -120,8 +122,8 @@ class Fetcher:
         return self._assemble(plan, handles)
 
     async def afetch(self, handles: Sequence[RTensor]) -> list[torch.Tensor]:
-        """As `fetch`, for a task; long copies are made beside the loop."""
-        heavy = sum(handle.nbytes for handle in handles) > INLINE
+        """As `fetch`, for a task; long copies and waits are made beside the loop."""
+        heavy = sum(handle.nbytes for handle in handles) > INLINE or self._waits(handles)
         plan = await asyncio.to_thread(self._plan, handles) if heavy else self._plan(handles)
         try:
             for batch in plan.batches:
@@ -132,6 +134,9 @@ class Fetcher:
         finally:
             _cancel(plan.batches)
         return await asyncio.to_thread(self._assemble, plan, handles) if heavy else self._assemble(plan, handles)
+
+    def _waits(self, handles: Sequence[RTensor]) -> bool:
+        return bool(self._waiting) and any(p.shard.backend in self._waiting for h in handles for p in h.pieces)
 
     def metrics(self) -> dict[str, Any]:
         return {**self._counts, "cache": self.cache.metrics()}

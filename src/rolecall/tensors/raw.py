@@ -13,13 +13,18 @@ if TYPE_CHECKING:
     import torch
 
 
-def to_bytes(tensor: torch.Tensor) -> bytes:
-    """The elements in row-major order, as the host has them."""
+def laid_out(tensor: torch.Tensor) -> Any:
+    """The elements' bytes in row-major order as a flat numpy array; a copy only where they do not lie so."""
     import torch
 
     dtype_name(tensor.dtype)
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return bytes(flat.view(torch.uint8).numpy().data) if flat.numel() else b""
+    flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy()
+
+
+def to_bytes(tensor: torch.Tensor) -> bytes:
+    """The elements in row-major order, as the host has them."""
+    return bytes(laid_out(tensor).data) if tensor.numel() else b""
 
 
 def from_bytes(data: bytes, dtype: str, shape: Any) -> torch.Tensor:

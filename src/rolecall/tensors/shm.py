@@ -48,6 +48,7 @@ class ShmBackend:
 
     name = "shm"
     private = True
+    waits = False
 
     def __init__(self, budget: int | None = None, limit: int | None = None, mappings: int | None = None) -> None:
         limit = segments.default_limit() if limit is None else limit

@@ -17,6 +17,7 @@ class WireBackend:
 
     name = "wire"
     private = False
+    waits = False
 
     def __init__(self) -> None:
         self._tensors: dict[str, torch.Tensor] = {}  # single dict operations only: atomic under the interpreter's lock

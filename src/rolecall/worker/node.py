@@ -14,6 +14,7 @@ from rolecall.tensors.backends import Backend
 from rolecall.tensors.cache import Cache
 from rolecall.tensors.connections import Connections
 from rolecall.tensors.fetch import Fetcher
+from rolecall.tensors.ray_store import RayBackend
 from rolecall.tensors.service import DataService
 from rolecall.tensors.shm import ShmBackend
 from rolecall.tensors.store import Store
@@ -27,7 +28,12 @@ CACHE_BYTES = 1 << 30
 
 
 class WorkerConfig(CarriesToken, frozen=True):
-    """What the guard tells a worker over the control channel. `socket` is the Unix path to listen on."""
+    """What the guard tells a worker over the control channel.
+
+    Attributes:
+        socket: The Unix path to listen on.
+        tensor_backend: Name of the backend that is asked first to store a tensor.
+    """
 
     worker_id: str
     run_id: str
@@ -40,6 +46,7 @@ class WorkerConfig(CarriesToken, frozen=True):
     progress: str = ""
     main_path: str = ""
     sys_path: list[str] = []
+    tensor_backend: str = "shm"
 
 
 class WorkerNode:
@@ -81,8 +88,10 @@ class WorkerNode:
     def _data_service(self) -> DataService:
         config = self._config
         backends: dict[str, Backend] = {"shm": ShmBackend(), "wire": WireBackend()}
+        if config.tensor_backend == RayBackend.name:
+            backends = {RayBackend.name: RayBackend(), **backends}
         addresses = [f"unix:{config.socket}", f"tcp:{config.ip}:{config.port}"]
-        store = Store(config.worker_id, addresses, backends, default="shm")
+        store = Store(config.worker_id, addresses, backends, default=config.tensor_backend)
         return DataService(store, Fetcher(self._owners, Cache(CACHE_BYTES), backends, store), self._owners)
 
     def _new_peer(self, hello: Hello) -> Peer:

@@ -182,7 +182,7 @@ class WorkerRoutes:
 
     async def _data_get(self, request: Request) -> Response:
         try:
-            (tensor,) = self._service.data.store.get([request.params["id"]])
+            (tensor,) = await asyncio.to_thread(self._service.data.store.get, [request.params["id"]])
         except ShardNotFoundError as e:
             return _error(404, str(e), missing_shard_ids=e.shard_ids)
         headers = {"x-dtype": dtype_name(tensor.dtype), "x-shape": json.dumps(list(tensor.shape))}
@@ -202,7 +202,8 @@ class WorkerRoutes:
         return _json({"shard_id": shard.id, "nbytes": shard.nbytes})
 
     async def _data_batch(self, request: Request) -> Response:
-        encoded = codec.encode(self._service.data.store.get(_body(request, ShardsBody).shard_ids))
+        ids = _body(request, ShardsBody).shard_ids
+        encoded = codec.encode(await asyncio.to_thread(self._service.data.store.get, ids))
         frame = b"".join(pack(encoded.header, encoded.buffers))
         return Response(200, {"content-type": "application/x-rolecall-frame"}, frame)
 

@@ -1,0 +1,308 @@
+"""This process's connection to a Ray cluster, for the object store alone. All of Ray's own interface is in here.
+
+Nothing is unpickled: an object holds one buffer, which is read where Ray's pickle format says that it lies. A reference
+travels as plain values, the object's id and its owner's address, and is checked before Ray sees it, because Ray ends
+the process over a malformed one. It ends the process over more, against which this does what can be done:
+
+- A head that is away for 60 s: the limit is raised.
+- Any use of the store after the raylet's death, the return of a buffer too: the raylet is watched, asked about before
+  every use, and buffers are kept then. A use that is under way while the raylet dies still ends the process.
+
+`ray.init` from a thread of its own leaves Python's signal handlers alone. (Ray writes its stack at a SIGTERM, and then
+ends by that signal as before.)
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import pickle
+import select
+import socket
+import struct
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from rolecall.errors import TensorError
+from rolecall.tensors.shard import Where
+
+ADDRESS = "RAY_ADDRESS"
+REACH_S = 5.0
+CONNECT_S = 60.0  # Ray gives a wrong token up after 20 s; an address that refuses it would try for ever
+RETRY_S = 60.0
+_HEAD_PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
+_FOR_EVER = "1000000"
+_ID = 28  # bytes of an object's, a worker's and a node's id
+
+
+class Lost(NamedTuple):
+    """Why there is no object: the name that Ray has for it."""
+
+    kind: str
+
+
+class GetTimeout(Exception):
+    """Ray did not get the objects in time."""
+
+
+class RaySession:
+    """Connects at the first `open`, as a driver, and not before: a template's children must not share a connection.
+
+    A connection that the process has already, because an engine made one, is used as it is.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._error: TensorError | None = None
+        self._tried = 0.0
+        self._ours = False
+        self._worker: Any = None
+        self._core: Any = None
+        self._cluster = self._id = ""
+        self._raylet = -1
+        self._kept: list[Any] = []
+
+    def open(self) -> None:
+        """Connects, where that was not done.
+
+        Raises:
+            TensorError: It cannot be done; said at once for a while, and then tried again.
+        """
+        if self._core is not None:
+            return
+        with self._lock:
+            if self._core is not None:
+                return
+            if self._error is None or time.monotonic() - self._tried > RETRY_S:
+                self._error = self._open()
+                self._tried = time.monotonic()
+            if self._error is not None:
+                raise self._error.with_traceback(None)
+
+    def _open(self) -> TensorError | None:
+        address = os.environ.get(ADDRESS, "")
+        if not address:
+            return TensorError(f"the tensor backend 'ray' needs a cluster: set {ADDRESS} to its host:port")
+        try:
+            import ray
+        except ImportError:
+            return TensorError("the tensor backend 'ray' needs Ray: pip install 'rolecall[ray]'")
+        failed = None if ray.is_initialized() else self._connect(address)
+        if failed is not None:
+            return TensorError(f"no connection to Ray at {address}: {failed}")
+        return self._adopt(address)
+
+    def _connect(self, address: str) -> str | None:
+        problem = _unreachable(address)
+        if problem:
+            return problem
+        outcome: list[BaseException | None] = []
+        thread = threading.Thread(target=_init, args=(address, outcome), name="rolecall-ray", daemon=True)
+        thread.start()
+        thread.join(CONNECT_S)
+        if not outcome:
+            return f"not within {CONNECT_S:g} s"
+        if outcome[0] is not None:
+            return _told(outcome[0])
+        self._ours = True
+        return None
+
+    def _adopt(self, address: str) -> TensorError | None:
+        from ray._private.worker import global_worker
+
+        connected = str(getattr(global_worker.node, "gcs_address", ""))
+        if connected.rpartition(":")[2] != address.rpartition(":")[2]:  # a host has several names
+            return TensorError(f"this process is connected to Ray at {connected}, and {ADDRESS} says {address}")
+        self._cluster = global_worker.node.cluster_id.hex()
+        self._id = global_worker.worker_id.hex()
+        self._raylet = _watched(global_worker.node.plasma_store_socket_name)
+        self._worker, self._core = global_worker, global_worker.core_worker
+        return None
+
+    @property
+    def problem(self) -> str:
+        """Why the store is out of reach; empty when it is not."""
+        if self._core is None:
+            return str(self._error or "not connected")
+        if getattr(self._worker, "core_worker", None) is not self._core:
+            return "this process has left Ray (ray.shutdown)"
+        if self._raylet >= 0 and select.select([self._raylet], [], [], 0)[0]:
+            return "the raylet of this host has died"
+        return ""
+
+    def put(self, data: Any) -> tuple[Any, Where]:
+        """Copies a buffer into the store.
+
+        Returns:
+            The reference, with whose end the object goes, and where others find it.
+        """
+        reference = self._worker.put_object(pickle.PickleBuffer(data))
+        return reference, {
+            "cluster": self._cluster,
+            "object": reference.hex(),
+            **_plain(self._core.get_owner_address(reference)),
+        }
+
+    def knows(self, where: Where) -> bool:
+        """True for a well-formed place of this cluster."""
+        return where.get("cluster") == self._cluster and _is_place(where)
+
+    def own(self, where: Where) -> bool:
+        """True for a place that this process has put an object to. It must be read by the reference that `put` gave."""
+        return where.get("worker") == self._id
+
+    def reference(self, where: Where) -> Any:
+        """A reference to another process's object, which `knows` has found well-formed."""
+        import ray
+
+        binary, owner = bytes.fromhex(str(where["object"])), _address(where)
+        reference = ray.ObjectRef(binary, owner, "")
+        # Without the object's status, so that the owner is asked for it: what was freed is told from what is there.
+        self._core.deserialize_and_register_object_ref(binary, ray.ObjectRef.nil(), owner, b"")
+        return reference
+
+    def get(self, references: Sequence[Any], timeout: float) -> list[memoryview | Lost]:
+        """The objects' bytes, not copied and not to be changed; they may outlive the objects.
+
+        Raises:
+            GetTimeout: Not all are here in time, or known to be lost.
+        """
+        from ray.exceptions import GetTimeoutError
+
+        try:
+            found = self._core.get_objects(list(references), int(timeout * 1000))
+        except GetTimeoutError as e:
+            raise GetTimeout from e
+        return [self._view(data, metadata) for data, metadata, *_ in found]
+
+    def _view(self, data: Any, metadata: bytes) -> memoryview | Lost:
+        import numpy
+        from ray._private.serialization import split_buffer, unpack_pickle5_buffers
+        from ray.core.generated.common_pb2 import ErrorType
+
+        kind = (metadata or b"").partition(b",")[0]
+        if kind != b"PYTHON":
+            known = kind.isdigit() and int(kind) in ErrorType.values()
+            return Lost(ErrorType.Name(int(kind)) if known else repr(kind))
+        _, pickled = split_buffer(data)
+        _, buffers = unpack_pickle5_buffers(pickled)
+        if len(buffers) != 1:
+            return Lost("another object lies there")
+        address = numpy.frombuffer(buffers[0], numpy.uint8).ctypes.data
+        memory = (ctypes.c_ubyte * buffers[0].nbytes).from_address(address)
+        weakref.finalize(memory, self._give_back, data).atexit = False
+        return memoryview(memory).cast("B")
+
+    def _give_back(self, data: Any) -> None:
+        """Drops a buffer, unless that would end the process."""
+        if self.problem:
+            self._kept.append(data)
+
+    def close(self) -> None:
+        """Disconnects, where it was this that connected. May be called twice."""
+        with self._lock:
+            if self._core is None:
+                return
+            ours = self._ours and getattr(self._worker, "core_worker", None) is self._core
+            self._core = None
+            if ours:
+                import ray
+
+                ray.shutdown()
+            if self._raylet >= 0:
+                os.close(self._raylet)
+                self._raylet = -1
+
+
+def _unreachable(address: str) -> str:
+    """Why nothing is there to talk to; empty when something is."""
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdigit():
+        return "it is no host:port of a head"
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), REACH_S).close()
+    except OSError as e:
+        return e.strerror or str(e)
+    return ""
+
+
+def _init(address: str, outcome: list[BaseException | None]) -> None:
+    import ray
+
+    try:
+        with _undisturbed():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except BaseException as e:
+        outcome.append(e)
+    else:
+        outcome.append(None)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Takes back what `ray.init` does to the process beside connecting."""
+    before, hook = {name: os.environ.get(name) for name in (_HEAD_PATIENCE, "PYTHONBREAKPOINT")}, sys.excepthook
+    os.environ[_HEAD_PATIENCE] = _FOR_EVER
+    try:
+        yield
+    finally:
+        sys.excepthook = hook
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _watched(store: str) -> int:
+    """A descriptor that becomes readable when the raylet behind that socket dies; -1 where the kernel does not tell."""
+    with socket.socket(socket.AF_UNIX) as asking:
+        asking.connect(store)
+        pid, _, _ = struct.unpack("3i", asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    try:
+        return os.pidfd_open(pid)
+    except OSError:  # in another namespace of process ids
+        return -1
+
+
+def _plain(owner: bytes) -> Where:
+    from ray.core.generated.common_pb2 import Address
+
+    found = Address.FromString(owner)
+    return {"ip": found.ip_address, "port": found.port, "worker": found.worker_id.hex(), "node": found.node_id.hex()}
+
+
+def _address(where: Where) -> bytes:
+    """What `_plain` wrote down, as Ray has it."""
+    from ray.core.generated.common_pb2 import Address
+
+    worker, node = bytes.fromhex(str(where["worker"])), bytes.fromhex(str(where["node"]))
+    raw: bytes = Address(ip_address=where["ip"], port=where["port"], worker_id=worker, node_id=node).SerializeToString()
+    return raw
+
+
+def _is_place(where: Where) -> bool:
+    ids = [where.get(name) for name in ("object", "worker", "node")]
+    ip, port = where.get("ip"), where.get("port")
+    return all(map(_is_id, ids)) and isinstance(ip, str) and type(port) is int and 0 < port < 65536
+
+
+def _is_id(text: Any) -> bool:
+    try:
+        return isinstance(text, str) and len(bytes.fromhex(text)) == _ID
+    except ValueError:
+        return False
+
+
+def _told(error: BaseException) -> str:
+    """The cause at the bottom, in one line: Ray wraps it several times, tracebacks included."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1] if lines else ''}"[:500]
