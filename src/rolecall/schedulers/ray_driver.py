@@ -110,6 +110,7 @@ def _call_on(address: str) -> None:
 def _init_own(how: dict[str, Any], folder: Path) -> None:
     """Starts a cluster that nobody else finds: its own folder, and its own token unless the user has said otherwise."""
     import ray
+    from ray import _raylet
 
     folder.mkdir(mode=0o700)
     if "RAY_AUTH_MODE" not in os.environ:
@@ -117,8 +118,11 @@ def _init_own(how: dict[str, Any], folder: Path) -> None:
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+        _raylet.Config.initialize("")  # type: ignore[attr-defined] # Ray has read its variables when it was imported
+        _raylet.AuthenticationTokenLoader.instance().reset_cache()  # type: ignore[attr-defined]
     own = {"num_cpus": LOCAL_CPUS, "object_store_memory": LOCAL_STORE_BYTES, "include_dashboard": False}
-    ray.init(address="local", _temp_dir=str(folder), **{**own, **how})
+    # One below, since Ray opens its own folder to everybody.
+    ray.init(address="local", _temp_dir=str(folder / "r"), **{**own, **how})
 
 
 def _obey(orders: Iterator[dict[str, Any]], say: Say) -> None:
