@@ -209,7 +209,7 @@ class ClusterScheduler(Scheduler):
             there = ", ".join(g.guard_id for g in placed.guards if g.info) or "none"
             where = " or ".join(self._hub.addresses[1:])
             hint = f"of all {there} called {where}; can the nodes reach it (ip=...)? see {self.run_dir}/logs"
-            raise WorkerTimeoutError(what, self._start_timeout, "call from its guards", hint)
+            raise WorkerTimeoutError(what, self._start_timeout, "word of its guards", hint)
 
     def _withdraw(self, members: Sequence[str], role: str) -> None:
         placed = self._placed.get(role)
