@@ -5,8 +5,8 @@ BIN       := $(VENV)/bin
 SEED      ?= 0
 SCHEDULER ?= local
 ARGS      ?=
-# Most tests wait for processes, so two run side by side; JOBS=0 runs one after the other.
-JOBS      ?= 2
+# Most tests wait for processes, so three run side by side; JOBS=0 runs one after the other.
+JOBS      ?= 3
 
 # -q twice: pip keeps quiet unless something is wrong.
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -q -c constraints.txt
@@ -24,7 +24,7 @@ demo: $(VENV)/.rl $(if $(filter ray,$(SCHEDULER)),$(VENV)/.ray) ## a small RL ru
 
 test: lint ## ruff, mypy --strict, then the tests (ARGS= goes to pytest)
 	@echo "== pytest"
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
 lint: $(VENV)/.dev ## ruff and mypy --strict alone
 	@echo "== ruff"

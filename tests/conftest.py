@@ -17,6 +17,7 @@ import pytest
 from ray_cluster import SharedRay, running_ray
 from schedulers_under_test import BACKENDS, CLUSTERS, Backend, make_scheduler
 from slurm_cluster import SlurmCluster, running_slurm
+from xdist.scheduler import LoadScopeScheduling
 
 from rolecall import Scheduler
 
@@ -39,14 +40,26 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    return SideBySide(config, log)
+
+
+class SideBySide(LoadScopeScheduling):
+    """Tests of one file and one backend run one after the other; those of Ray all do, since its cluster is large."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file, _, test = nodeid.partition("::")
+        backend = test.rpartition("[")[2].rstrip("]").split("-")[0]
+        if backend == "ray" or "/ray/" in file:
+            return "ray"
+        return f"{file} {backend}" if backend in BACKENDS else file
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of a file run one after the other, those on each cluster apart from the others."""
     for item in items:
         for name in CLUSTERS & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.cluster(name))
-        cluster = _cluster(item)
-        item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {cluster or ''}".strip()))
 
 
 def _cluster(item: pytest.Item) -> str | None:

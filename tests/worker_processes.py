@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import time
 from collections.abc import Callable
@@ -101,3 +102,14 @@ def wait_until_gone(run_id: str, within: float, *marks: str) -> float:
 
 def send(pid: int, number: signal.Signals) -> None:
     os.kill(pid, number)
+
+
+def kill(pid: int, number: signal.Signals) -> float:
+    """Sends a signal that ends the process; returns when it ended, which takes it a while where it handles it."""
+    handle = os.pidfd_open(pid)
+    try:
+        send(pid, number)
+        assert select.select([handle], [], [], 10.0)[0], f"{number.name} did not end process {pid}"
+    finally:
+        os.close(handle)
+    return time.monotonic()

@@ -20,6 +20,7 @@ TensorPolicy = Literal["local", "remote"]
 TensorBackend = Literal["shm", "wire", "ray"]
 
 MAX_PORTS = 4096  # of one worker; a guard refuses more, since trying them keeps it busy
+MAX_SECONDS = 1e9  # a time limit: some thirty years, which every timer can count
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
@@ -140,6 +141,17 @@ def readiness(ready: str | dict[str, Any] | None) -> dict[str, Any] | None:
     if ready == "tcp":
         return {"tcp": True}
     raise WorkerConfigurationError("bad readiness", ready, "use an HTTP path, 'tcp', or {'log': 'regex'}")
+
+
+def check_seconds(what: str, seconds: float, least: float = 0) -> None:
+    """Refuses a time limit that is none: NaN, with which a wait never ends, or what is no number at all.
+
+    Raises:
+        WorkerConfigurationError: It is one of those.
+    """
+    known = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    if not known or not least <= seconds <= MAX_SECONDS:
+        raise WorkerConfigurationError(f"bad {what}", seconds, f"use a number of seconds, {least:g} to {MAX_SECONDS:g}")
 
 
 def check_argv(argv: Sequence[str]) -> Sequence[str]:

@@ -120,9 +120,15 @@ class RayCluster:
 
 
 @contextlib.contextmanager
-def started(nodes: int = 2, *, token: bool = False, settings: Mapping[str, str] | None = None) -> Iterator[RayCluster]:
+def started(
+    nodes: int = 2,
+    *,
+    token: bool = False,
+    settings: Mapping[str, str] | None = None,
+    store_bytes: int = STORE_BYTES,
+) -> Iterator[RayCluster]:
     """A cluster for a block of code of this process."""
-    cluster = RayCluster(Path(tempfile.mkdtemp(prefix="rc-ray-", dir="/tmp")), settings)
+    cluster = RayCluster(Path(tempfile.mkdtemp(prefix="rc-ray-", dir="/tmp")), settings, store_bytes)
     try:
         cluster.start(nodes, token=token)
         yield cluster

@@ -23,6 +23,7 @@ from schedulers_under_test import OF_PROCESSES, Backend, each
 from worker_processes import (
     guard_id,
     guard_of,
+    kill,
     living,
     of_worker,
     processes,
@@ -117,12 +118,11 @@ def test_a_killed_worker_fails_its_caller_at_once_and_leaves_nothing(
     outcome = begin(s, role, at)
     victim_id = affected(at)
     victim = next(m.pid for m in s._table.members()) if victim_id == "actor/0" else _slow_pid(s)
-    killed_at = time.monotonic()
-    send(victim, number)
+    died_at = kill(victim, number)
     if outcome is None:
         outcome = Outcome(lambda: role[0].call("wait"))
     outcome.wait(facts.told_s)
-    assert outcome.ended_at - killed_at < facts.told_s
+    assert outcome.ended_at - died_at < facts.told_s
     if victim_id == "slow/0":
         assert isinstance(outcome.error, WorkerCreationError)
         assert outcome.error.failed == [0]

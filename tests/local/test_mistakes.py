@@ -83,6 +83,18 @@ def test_options_of_tensors_and_ports_are_checked_where_they_are_given(s: LocalS
         SchedulingSpec(port_count=5000)
 
 
+@pytest.mark.parametrize(
+    "limit",
+    [{"start_timeout": float("nan")}, {"start_timeout": None}, {"grace_s": -1}, {"lease_s": 0}, {"lease_s": "30"}],
+)
+def test_time_limits_with_which_nothing_would_ever_end_are_refused(limit: dict[str, Any], tmp_path: Path) -> None:
+    """Before anything is made: with NaN for a limit a wait goes on for ever."""
+    (name,) = limit
+    with pytest.raises(WorkerConfigurationError, match=f"bad {name}.*seconds"):
+        LocalScheduler(experiment="e", trial="t", fileroot=tmp_path, **limit)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_scheduler_after_its_block_says_so(tmp_path: Path) -> None:
     with LocalScheduler(experiment="mistakes", trial="ended", fileroot=tmp_path, preload=[]) as s:
         role = s.start("actor")

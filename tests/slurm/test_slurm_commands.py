@@ -45,7 +45,7 @@ def test_variables_of_an_outer_allocation_stay_out(fake: FakeSlurm) -> None:
 def test_the_job_keeps_the_users_language_and_the_questions_do_not(fake: FakeSlurm) -> None:
     slurm = Slurm(fake.environment | {"LC_ALL": "de_DE.UTF-8"})
     slurm.submit("")
-    slurm.job("7")
+    slurm.jobs()
     assert fake.environment_of("sbatch")["LC_ALL"] == "de_DE.UTF-8"
     assert fake.environment_of("squeue")["LC_ALL"] == "C"
 
@@ -78,7 +78,7 @@ def test_a_question_is_asked_again_until_slurmctld_answers(fake: FakeSlurm) -> N
 def test_a_slurmctld_that_never_answers_is_given_up(fake: FakeSlurm) -> None:
     fake.says("squeue", after_s=60)
     with pytest.raises(SlurmError, match=r"no answer within 0.3 s; does `scontrol ping` show slurmctld as UP\?"):
-        Slurm(fake.environment).job("7", 0.3)
+        Slurm(fake.environment).jobs(0.3)
 
 
 def test_a_host_without_slurm_is_told_at_once(tmp_path: Path) -> None:
@@ -86,25 +86,26 @@ def test_a_host_without_slurm_is_told_at_once(tmp_path: Path) -> None:
         Slurm({"PATH": str(tmp_path)}).nodes(None, "gpu")
 
 
-def test_a_job_that_slurm_does_not_list_is_none(fake: FakeSlurm) -> None:
+def test_jobs_are_known_by_their_numbers(fake: FakeSlurm) -> None:
     slurm = Slurm(fake.environment)
-    assert slurm.job("7") == JobState("RUNNING", "None", "2026-11-21T05:00:00")
-    assert slurm.job("70") is None
+    fake.says("squeue", "7|RUNNING|2026-11-21T05:00:00|None\n70|CANCELLED by 0|N/A|None\n")
+    running, cancelled = JobState("RUNNING", "None", "2026-11-21T05:00:00"), JobState("CANCELLED by 0", "None", "N/A")
+    assert slurm.jobs() == {"7": running, "70": cancelled}
     fake.says("squeue", "")
-    assert slurm.job("7") is None
+    assert slurm.jobs() == {}
 
 
 def test_a_reason_may_hold_anything(fake: FakeSlurm) -> None:
     reason = "ReqNodeNotAvail, UnavailableNodes:n[1-2] | (see 7|RUNNING|N/A|None)"
     fake.says("squeue", f"7|PENDING|N/A|{reason}\n")
-    assert Slurm(fake.environment).job("7") == JobState("PENDING", reason, "N/A")
+    assert Slurm(fake.environment).jobs() == {"7": JobState("PENDING", reason, "N/A")}
 
 
 @pytest.mark.parametrize("answer", ["7|RUNNING\n", "slurm_load_jobs: something new\n", "{}\n"])
 def test_lines_that_are_no_jobs_are_an_error_and_no_guess(fake: FakeSlurm, answer: str) -> None:
     fake.says("squeue", answer)
     with pytest.raises(SlurmError, match="an answer that cannot be read"):
-        Slurm(fake.environment).job("7")
+        Slurm(fake.environment).jobs()
 
 
 @pytest.mark.parametrize(

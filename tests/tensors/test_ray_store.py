@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,11 +15,11 @@ from typing import Any
 
 import pytest
 import torch
-from ray_nodes import RayCluster
-from storing_engines import Tensors, digest, random_bits
+from ray_nodes import RayCluster, started
+from stored_engines import Tensors, digest, random_bits
 
 import rolecall
-from rolecall import LocalScheduler, RTensor
+from rolecall import LocalScheduler, RayScheduler, RTensor
 from rolecall.errors import ShardNotFoundError, TensorError, WorkerConfigurationError, WorkerFailedError
 from rolecall.roles import Role
 from rolecall.tensors.cache import Cache
@@ -52,34 +50,25 @@ def nothing_left() -> Iterator[None]:
     assert not [t.name for t in set(threading.enumerate()) - before if not t.name.startswith("asyncio_")]
 
 
-def started_cluster() -> Iterator[RayCluster]:
-    folder = Path(tempfile.mkdtemp(prefix="rc-rt-", dir="/tmp"))
-    cluster = RayCluster(folder, store_bytes=STORE_BYTES)
-    try:
-        cluster.start(nodes=0)
-        yield cluster
-    finally:
-        cluster.stop()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RayCluster]:
-    yield from started_cluster()
+    with started(nodes=1, store_bytes=STORE_BYTES) as found:
+        yield found
 
 
 @pytest.fixture
 def doomed() -> Iterator[RayCluster]:
     """A cluster of one test's own, to be damaged."""
-    yield from started_cluster()
+    with started(nodes=0, store_bytes=STORE_BYTES) as found:
+        yield found
 
 
-def run_on(cluster: RayCluster, fileroot: Path, **options: Any) -> LocalScheduler:
+def run_on(cluster: RayCluster, fileroot: Path, kind: type[Any] = LocalScheduler, **options: Any) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in cluster.exports.items():
             patch.setenv(name, value)
         known = {"tensors": "remote", "tensor_backend": "ray", "preload": ["torch"], "quiet": True}
-        return LocalScheduler(fileroot=fileroot, experiment="ray-store", trial="t", **{**known, **options})
+        return kind(fileroot=fileroot, experiment="ray-store", trial="t", **{**known, **options})
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +99,7 @@ def until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
 def test_every_dtype_keeps_its_bits(workers: Role) -> None:
     """From worker to worker and to the controller."""
     dtypes = list(ITEMSIZE)
@@ -223,6 +213,10 @@ def test_an_object_that_ray_no_longer_has_is_named(workers: Role) -> None:
         {"object": 5},
         {"worker": "00" * 27},
         {"node": "é" * 28},
+        {"object": "ff" * 28},
+        {"worker": "ff" * 28},
+        {"node": "ff" * 28},
+        {"ip": "é"},
         {"ip": 1},
         {"port": 0},
         {"port": "80"},
@@ -290,12 +284,52 @@ def test_a_connected_worker_ends_by_its_signals_and_shows_its_stacks(s: LocalSch
     pid = there[0].call("pid")
     there[0].call("rows", 1024, 256)
     busy = there[0].submit("sleep", 100.0)
-    until(lambda: "storing_engines.py" in s.stacks("ends/0"), "the engine's frame")
+    until(lambda: "stored_engines.py" in s.stacks("ends/0"), "the engine's frame")
     os.kill(pid, signal.SIGTERM)
     with pytest.raises(WorkerFailedError) as failed:
         busy.result()
     assert failed.value.signal == signal.SIGTERM
     s.delete_workers("ends")
+
+
+def test_an_engine_may_use_ray_itself(s: LocalScheduler, workers: Role) -> None:
+    """Its connection serves the store too; when it ends that, what lay in the store is lost, and that alone."""
+    there = start(s, "user", 1)
+    there[0].call("join_ray")
+    handle = there[0].call("rows", 1024, 256)
+    assert backends(handle) == ["ray"]
+    assert workers[1].call("total", handle) == there[0].call("total", handle) == 1024 * 256
+    there[0].call("leave_ray")
+    with pytest.raises(ShardNotFoundError, match="has left Ray"):
+        there[0].call("total", handle)
+    with pytest.raises(ShardNotFoundError, match="its owner is gone"):
+        workers[1].call("total", handle)
+    new = there[0].call("rows", 1024, 256)
+    assert backends(new) == ["shm"] and workers[1].call("total", new) == 1024 * 256
+    s.delete_workers("user")
+
+
+def test_workers_on_the_cluster_s_nodes_find_its_store_by_themselves(cluster: RayCluster, tmp_path: Path) -> None:
+    """And so do their forks. Nothing says where it is but the scheduler's own name."""
+    with run_on(cluster, tmp_path, RayScheduler) as s:
+        workers = start(s, "on-ray", 2)
+        handle = workers[0].call("rows", 1024, 256)
+        forks = workers.fork("forked")
+        forks.create_engine(Tensors)
+        handles = [handle, workers[1].call("rows", 1024, 256), forks[1].call("rows", 1024, 256)]
+        assert backends(*handles) == ["ray"] * 3
+        assert forks[0].call("total", RTensor.cat(handles)) == 3 * 1024 * 256
+
+
+def test_a_cluster_with_a_token_is_joined_with_it(tmp_path: Path) -> None:
+    """It is in the environment, as for everything that talks to that cluster; without it the store is refused."""
+    with started(nodes=0, token=True) as cluster, run_on(cluster, tmp_path) as s:
+        workers = start(s, "w", 2)
+        handle = workers[0].call("rows", 1024, 256)
+        assert backends(handle) == ["ray"] and workers[1].call("total", handle) == 1024 * 256
+        without = start(s, "without", 1, env_vars={"RAY_AUTH_MODE": "disabled"})
+        with pytest.raises(TensorError, match=r"no connection to Ray .* token"):
+            without[0].call("rows", 1024, 256)
 
 
 def test_the_raylet_s_death_loses_what_it_held_and_nothing_else(doomed: RayCluster, tmp_path: Path) -> None:

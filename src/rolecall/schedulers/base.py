@@ -43,6 +43,7 @@ from rolecall.types import (
     Worker,
     check_env,
     check_name,
+    check_seconds,
     check_tensor_backend,
     check_tensors,
     worker_id,
@@ -89,6 +90,9 @@ class Scheduler(ABC):
         _refuse_inside_worker()
         check_tensors(tensors)
         check_tensor_backend(tensor_backend)
+        check_seconds("start_timeout", start_timeout)
+        check_seconds("grace_s", grace_s)
+        check_seconds("lease_s", lease_s, 0.1)
         self._tensors: TensorPolicy = tensors
         self._tensor_backend: TensorBackend = tensor_backend
         self._preload, self._lease_s, self._grace_s = list(preload), lease_s, grace_s

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -23,11 +23,12 @@ from rolecall.schedulers.fates import Fates
 from rolecall.schedulers.guards import GuardProxy, Question, ask_all
 from rolecall.schedulers.plan import Plan
 from rolecall.schedulers.waiting import Waiting
-from rolecall.types import Job
+from rolecall.types import Job, check_seconds
 
 log = logging.getLogger("rolecall")
 LOOK_S = 0.05
 SHUTDOWN_MARGIN_S = 5.0
+SUBMIT_S = 30.0  # a role that is being asked for while all ends
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,14 @@ class ClusterScheduler(Scheduler):
     """
 
     def __init__(self, *, ip: str | None = None, queue_timeout: float | None = None, **options: Any) -> None:
+        if queue_timeout is not None:
+            check_seconds("queue_timeout", queue_timeout)
         self._ip, self._queue_timeout = ip, queue_timeout
         self._placed: dict[str, Placed] = {}
         self._made = 0
-        self._placing = threading.Lock()
-        self._fates = Fates(self._fate)
+        self._placing, self._asking = threading.Condition(), 0
+        # Answers are delivered on the I/O thread, like all other news: listeners are called there, one at a time.
+        self._fates = Fates(self._fate, lambda then, words: self._io.call_soon(then, words))
         try:
             super().__init__(**options)
         except BaseException:
@@ -143,18 +147,37 @@ class ClusterScheduler(Scheduler):
         return plan, [placed.guards[n] for n in plan.guards]
 
     def _ask_for(self, plan: Plan) -> Placed:
-        with self._placing:
-            self._made += 1
-            name = f"g{self._made}"
-        guards = [self._hub.expect(f"{name}-{n}", self._fates.explain) for n in range(max(plan.guards) + 1)]
-        try:
-            allocation = self._submit(name, plan, self._guard_config(name))
-        except BaseException:
-            for guard in guards:
-                self._hub.forget(guard)
-            raise
-        placed = self._placed[plan.role] = Placed(plan.role, allocation, guards, threading.Lock())
+        with self._submitting(plan.role) as name:
+            guards = [self._hub.expect(f"{name}-{n}", self._fates.explain) for n in range(max(plan.guards) + 1)]
+            allocation: Allocation | None = None
+            try:
+                allocation = self._submit(name, plan, self._guard_config(name))
+                placed = self._placed[plan.role] = Placed(plan.role, allocation, guards, threading.Lock())
+            except BaseException:  # Ctrl-C too, which may come between the two
+                if allocation is not None:
+                    allocation.release()
+                for guard in guards:
+                    self._hub.forget(guard)
+                raise
+        if self._closed:  # and may not have seen it
+            raise WorkerCreationError(plan.role, "the scheduler was closed meanwhile")
         return placed
+
+    @contextlib.contextmanager
+    def _submitting(self, role: str) -> Iterator[str]:
+        """A name for the guards; `close` waits for the end of this, so that it sees all that there is to end."""
+        with self._placing:
+            if self._closed:
+                raise WorkerCreationError(role, "the scheduler was closed meanwhile")
+            self._made += 1
+            self._asking += 1
+            name = f"g{self._made}"
+        try:
+            yield name
+        finally:
+            with self._placing:
+                self._asking -= 1
+                self._placing.notify_all()
 
     def _await(self, placed: Placed, plan: Plan) -> Plan:
         """Returns the plan as it was filled, when its guards have called home.
@@ -186,7 +209,7 @@ class ClusterScheduler(Scheduler):
             there = ", ".join(g.guard_id for g in placed.guards if g.info) or "none"
             where = " or ".join(self._hub.addresses[1:])
             hint = f"of all {there} called {where}; can the nodes reach it (ip=...)? see {self.run_dir}/logs"
-            raise WorkerTimeoutError(what, self._start_timeout, "call from its guards", hint)
+            raise WorkerTimeoutError(what, self._start_timeout, "word of its guards", hint)
 
     def _withdraw(self, members: Sequence[str], role: str) -> None:
         placed = self._placed.get(role)
@@ -210,6 +233,8 @@ class ClusterScheduler(Scheduler):
             ends.callback(sweep, self._run.run_id)
             ends.callback(self._fates.close)
             ends.callback(self._leave)
+            with self._placing:
+                self._placing.wait_for(lambda: not self._asking, SUBMIT_S)
             left = list(self._placed.values())
             if left:
                 with ThreadPoolExecutor(min(len(left), 16), thread_name_prefix="rolecall-ends") as pool:

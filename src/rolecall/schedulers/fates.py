@@ -20,23 +20,26 @@ class Fates:
 
     Args:
         ask: Says it of one guard; None while its manager says that it runs, "" when it will never say anything.
+        deliver: Calls a function with an argument where answers are wanted, on the I/O thread.
     """
 
-    def __init__(self, ask: Callable[[GuardProxy], str | None]) -> None:
-        self._ask_manager = ask
+    def __init__(
+        self, ask: Callable[[GuardProxy], str | None], deliver: Callable[[Callable[[str], None], str], None]
+    ) -> None:
+        self._ask_manager, self._deliver = ask, deliver
         self._pool = ThreadPoolExecutor(8, thread_name_prefix="rolecall-fates")
         self._closing = threading.Event()
 
     def explain(self, guard: GuardProxy, then: Callable[[str], None], *, patient: bool) -> None:
-        """Calls `then` with what became of a guard, or of what it owned.
+        """Has `then` called with what became of a guard, or of what it owned.
 
         Args:
             patient: Give the manager a moment to notice, where it is sure that something ended.
         """
         try:
-            self._pool.submit(lambda: then(self._wait(guard, PATIENCE_S if patient else 0.0)))
+            self._pool.submit(lambda: self._deliver(then, self._wait(guard, PATIENCE_S if patient else 0.0)))
         except RuntimeError:  # closed
-            then("")
+            self._deliver(then, "")
 
     def close(self) -> None:
         """Answers what is still asked, with nothing."""

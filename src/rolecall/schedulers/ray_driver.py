@@ -26,6 +26,7 @@ LOCAL_CPUS = 1024  # of a cluster of our own: on one machine cores set thread co
 LOCAL_STORE_BYTES = 1 << 30
 CALL_S = 5.0
 STOP_S = 20.0
+END_S = 30.0  # after which an end that waits for Ray is no longer waited for
 GONE_S = 5.0
 PROBE_S = 0.5
 LOOK_S = 0.2
@@ -40,7 +41,7 @@ def main() -> None:
         with lock, contextlib.suppress(OSError):  # nobody is there any more
             channel.sendall(json.dumps([key, value]).encode() + b"\n")
 
-    orders = (json.loads(line) for line in channel.makefile("rb"))
+    orders = _orders(channel)
     folder = Path("/nonexistent")
     try:
         hello = next(orders)
@@ -58,6 +59,16 @@ def main() -> None:
 
         ray.shutdown(wait_for_processes=True)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _orders(channel: socket.socket) -> Iterator[dict[str, Any]]:
+    """What the controller wants. When it is gone nobody is left to end us, should Ray not answer either."""
+    try:
+        yield from (json.loads(line) for line in channel.makefile("rb"))
+    finally:
+        end = threading.Timer(END_S, os._exit, [1])
+        end.daemon = True
+        end.start()
 
 
 def _join(hello: dict[str, Any]) -> dict[str, Any]:
@@ -99,6 +110,7 @@ def _call_on(address: str) -> None:
 def _init_own(how: dict[str, Any], folder: Path) -> None:
     """Starts a cluster that nobody else finds: its own folder, and its own token unless the user has said otherwise."""
     import ray
+    from ray import _raylet
 
     folder.mkdir(mode=0o700)
     if "RAY_AUTH_MODE" not in os.environ:
@@ -106,8 +118,11 @@ def _init_own(how: dict[str, Any], folder: Path) -> None:
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+        _raylet.Config.initialize("")  # type: ignore[attr-defined] # Ray has read its variables when it was imported
+        _raylet.AuthenticationTokenLoader.instance().reset_cache()  # type: ignore[attr-defined]
     own = {"num_cpus": LOCAL_CPUS, "object_store_memory": LOCAL_STORE_BYTES, "include_dashboard": False}
-    ray.init(address="local", _temp_dir=str(folder), **{**own, **how})
+    # One below, since Ray opens its own folder to everybody.
+    ray.init(address="local", _temp_dir=str(folder / "r"), **{**own, **how})
 
 
 def _obey(orders: Iterator[dict[str, Any]], say: Say) -> None:

@@ -7,7 +7,6 @@ import os
 import socket
 import sys
 import sysconfig
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from rolecall.errors import SlurmError, WorkerConfigurationError, WorkerCreationError
-from rolecall.rpc.call import fresh
 from rolecall.rpc.hosts import address_toward
 from rolecall.schedulers.cluster import ClusterScheduler, Standing
 from rolecall.schedulers.guards import GuardProxy
@@ -24,12 +22,14 @@ from rolecall.schedulers.plan import Plan, base_environment, dealt, separate_slo
 from rolecall.schedulers.slurm_commands import ANSWER_S, Slurm
 from rolecall.schedulers.slurm_options import SlurmOptions, split_options
 from rolecall.schedulers.slurm_packing import MIB, Node, place
+from rolecall.schedulers.slurm_queue import Queue
 from rolecall.schedulers.slurm_script import Surroundings, filled, job_comment, job_name, render
 from rolecall.schedulers.slurm_states import JobState
 from rolecall.types import Job
 
 log = logging.getLogger("rolecall")
-FRESH_S = 0.4  # one question serves all guards of a job, and all threads
+FRESH_S = 0.4
+SHORTEST_PAUSE_S = 0.1
 LONGEST_POLL_S = 5.0  # while a job waits, for hours perhaps; its guards call home by themselves
 TOLD_S = 4.0  # a job that is ending does not say at once why
 END_S = 2.0  # a job ends by itself when its guards have
@@ -60,6 +60,7 @@ class SlurmScheduler(ClusterScheduler):
 
     def __init__(self, **options: Any) -> None:
         self._slurm = Slurm(_job_environment())
+        self._queue = Queue(self._slurm)
         self._wishes = split_options(options, os.environ)
         self._found = self._known_nodes()
         self.n_gpus_per_node = max((node.share.gpus for node in self._nodes(self._wishes)), default=0)
@@ -103,18 +104,22 @@ class SlurmScheduler(ClusterScheduler):
         config |= {"sys_path": list(plan.python_path), "notices": True}
         try:
             job_id = self._slurm.submit(filled(plan.script, name, config))
+            log.info("role %s is job %s", plan.role, job_id)
+            return self._allocation(job_id)
         except BaseException as e:  # Ctrl-C, or a slurmctld so slow that nobody knows whether it has taken the job
             self._take_back(plan.role)
             if isinstance(e, SlurmError):
                 raise WorkerCreationError(plan.role, str(e)) from e
             raise
-        log.info("role %s is job %s", plan.role, job_id)
-        return SlurmAllocation(self._slurm, job_id, self._run.run_dir / "logs" / f"slurm-{job_id}.out")
+
+    def _allocation(self, job_id: str) -> SlurmAllocation:
+        output = self._run.run_dir / "logs" / f"slurm-{job_id}.out"
+        return SlurmAllocation(self._slurm, self._queue, job_id, output)
 
     def _take_back(self, role: str) -> None:
         try:
             for job_id in self._slurm.named(job_name(self._run.experiment, role), job_comment(self._run.run_id)):
-                SlurmAllocation(self._slurm, job_id).release()
+                self._allocation(job_id).release()
         except SlurmError as e:
             log.warning("role %s: a job may be left in the queue, whose guards would end at once: %s", role, e)
 
@@ -133,11 +138,9 @@ class SlurmAllocation:
         output: What its script and its `srun` write, where the controller sees the file too.
     """
 
-    def __init__(self, slurm: Slurm, job_id: str, output: Path | None = None) -> None:
-        self._slurm, self.job_id, self._output = slurm, job_id, output
-        self._lock = threading.Lock()
-        self._seen: JobState | SlurmError | None = JobState("PENDING")
-        self._seen_at, self._began = float("-inf"), time.monotonic()
+    def __init__(self, slurm: Slurm, queue: Queue, job_id: str, output: Path | None = None) -> None:
+        self._slurm, self._queue, self.job_id, self._output = slurm, queue, job_id, output
+        self._began = time.monotonic()
         self._standing = Standing("queued")
         self._gone = False
 
@@ -162,7 +165,7 @@ class SlurmAllocation:
 
     def fate(self, ordinal: int) -> str | None:
         deadline = time.monotonic() + TOLD_S
-        while (state := self._look(FRESH_S, TOLD_S)) is not None and state.meaning != "running":
+        while (state := self._look(FRESH_S, TOLD_S)) is not None and not state.runs:
             if state.told or time.monotonic() > deadline:
                 return self._words(state)
             time.sleep(FRESH_S)
@@ -170,47 +173,42 @@ class SlurmAllocation:
 
     def release(self) -> None:
         """Ends the job by itself, by SIGTERM, by SIGKILL, whichever is first enough, and waits until it is gone."""
-        began = time.monotonic()
-        asked: set[bool] = set()
-        while not self._is_gone():
-            age = time.monotonic() - began
-            by_itself = isinstance(self._seen, JobState) and self._seen.meaning == "running"
-            for kill, due in ((False, END_S if by_itself else 0.0), (True, END_S + TERM_S)):
-                if age >= due and kill not in asked:
-                    asked.add(kill)
-                    self._cancel(kill)
-            if age > GONE_S:
-                log.warning("job %s is still in the queue (%s); see `scontrol show job`", self.job_id, self._seen)
+        began, pause, asked = time.monotonic(), SHORTEST_PAUSE_S, set[bool]()
+        while not self._gone:
+            state = self._state()
+            if self._gone:
                 return
-            time.sleep(0.1 if age < END_S else FRESH_S)
+            age = time.monotonic() - began
+            ends_by_itself = isinstance(state, JobState) and state.meaning != "queued"
+            for kill, due in ((False, END_S if ends_by_itself else 0.0), (True, END_S + TERM_S)):
+                if age >= due and kill not in asked and self._cancel(kill):
+                    asked.add(kill)
+            if age > GONE_S:
+                log.warning("job %s is still in the queue (%s); see `scontrol show job`", self.job_id, state)
+                return
+            time.sleep(pause)
+            pause = min(1.5 * pause, 1.0)
 
-    def _is_gone(self) -> bool:
+    def _state(self) -> JobState | SlurmError | None:
+        """What Slurm says now; notes when the job is gone."""
         try:
-            state = None if self._gone else self._look(0.0)
+            state = self._look(0.0)
         except SlurmError as e:
-            log.warning("job %s: %s", self.job_id, e)
-            return False
+            return e
         self._gone = state is None or (state.meaning == "ended" and not state.completing)
-        return self._gone
+        return state
 
-    def _cancel(self, kill: bool) -> None:
+    def _cancel(self, kill: bool) -> bool:
         try:
             self._slurm.cancel(self.job_id, kill=kill)
-        except SlurmError as e:
-            log.warning("job %s: %s", self.job_id, e)
+        except SlurmError as e:  # it ended by itself just now, or slurmctld is restarting
+            log.info("job %s: %s", self.job_id, e)
+            return False
+        return True
 
     def _look(self, age_s: float, answer_s: float = ANSWER_S) -> JobState | None:
-        """The job's state, at most so old. That there was no answer is kept for as long."""
-        with self._lock:
-            if time.monotonic() - self._seen_at >= age_s:
-                try:
-                    self._seen = self._slurm.job(self.job_id, answer_s)
-                except SlurmError as e:
-                    self._seen = e
-                self._seen_at = time.monotonic()
-            if isinstance(self._seen, SlurmError):
-                raise fresh(self._seen)
-            return self._seen
+        """The job's state, at most so old, and never older than the job."""
+        return self._queue.job(self.job_id, max(self._began, time.monotonic() - age_s), answer_s)
 
     def _words(self, state: JobState | None) -> str:
         if state is None:

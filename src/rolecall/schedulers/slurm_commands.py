@@ -69,10 +69,10 @@ class Slurm:
         """The names in a host list: `n[1-2]` is n1 and n2."""
         return self._ask(["scontrol", "show", "hostnames", expression]).split()
 
-    def job(self, job_id: str, answer_s: float = ANSWER_S) -> JobState | None:
-        """A job's state; None when Slurm does not know it, or no longer. Asked once, since who asks will ask again."""
+    def jobs(self, answer_s: float = ANSWER_S) -> dict[str, JobState]:
+        """This user's jobs by id, those that ended a little while ago too. Asked once: who asks will ask again."""
         rows = self._jobs("%A|%T|%S|%r", 4, answer_s=answer_s, within_s=0.0)
-        return next((JobState(state, reason, start) for found, state, start, reason in rows if found == job_id), None)
+        return {job_id: JobState(state, reason, start) for job_id, state, start, reason in rows}
 
     def named(self, name: str, comment: str) -> list[str]:
         """The jobs of this name and comment that have not ended."""

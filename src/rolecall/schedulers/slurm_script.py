@@ -111,7 +111,8 @@ def _beginning(options: SlurmOptions, here: Surroundings) -> list[str]:
     return [
         *(["noticed=", "trap noticed=yes URG"] if options.signal_s else []),  # it may come before there are guards
         f"logs={shlex.quote(here.log_dir)}",
-        'mkdir -p -- "$logs" && exec >>"$logs/slurm-$SLURM_JOB_ID.out" 2>&1',
+        "output=$logs/slurm-$SLURM_JOB_ID.out",
+        'mkdir -p -- "$logs" && (umask 077 && : >>"$output") && exec >>"$output" 2>&1',
         f"cd -- {shlex.quote(here.cwd)} || cd /",
         "",
     ]

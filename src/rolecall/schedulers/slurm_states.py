@@ -43,6 +43,7 @@ MEANINGS: dict[str, Meaning] = {
     **dict.fromkeys(_ENDED, "ended"),
 }
 _COMPLETING = "COMPLETING"
+_HALTED = {"SUSPENDED", "STOPPED"}
 _NONE = ("", "None", "N/A", "(null)", "Unknown")
 
 
@@ -73,6 +74,11 @@ class JobState:
             log.warning("Slurm calls a job %r, which this version does not know; taken for running", self.words)
         order: tuple[Meaning, ...] = ("ended", "queued")
         return next((meaning for meaning in order if meaning in found), "running")
+
+    @property
+    def runs(self) -> bool:
+        """It runs, and is not halted: its processes do not move then, and its guards fall silent."""
+        return self.meaning == "running" and not _HALTED & set(self.names)
 
     @property
     def completing(self) -> bool:

@@ -39,6 +39,7 @@ RETRY_S = 60.0
 _HEAD_PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
 _FOR_EVER = "1000000"
 _ID = 28  # bytes of an object's, a worker's and a node's id
+_NIL = b"\xff" * _ID  # Ray's id of nothing
 
 
 class Lost(NamedTuple):
@@ -59,7 +60,7 @@ class RaySession:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._error: TensorError | None = None
+        self._failed = ""
         self._tried = 0.0
         self._ours = False
         self._worker: Any = None
@@ -79,26 +80,28 @@ class RaySession:
         with self._lock:
             if self._core is not None:
                 return
-            if self._error is None or time.monotonic() - self._tried > RETRY_S:
-                self._error = self._open()
+            if not self._failed or time.monotonic() - self._tried > RETRY_S:
+                self._failed = self._open()
                 self._tried = time.monotonic()
-            if self._error is not None:
-                raise self._error.with_traceback(None)
+            if self._failed:
+                raise TensorError(self._failed)
 
-    def _open(self) -> TensorError | None:
+    def _open(self) -> str:
+        """What went wrong."""
         address = os.environ.get(ADDRESS, "")
         if not address:
-            return TensorError(f"the tensor backend 'ray' needs a cluster: set {ADDRESS} to its host:port")
+            return f"the tensor backend 'ray' needs a cluster: set {ADDRESS} to its host:port"
         try:
             import ray
         except ImportError:
-            return TensorError("the tensor backend 'ray' needs Ray: pip install 'rolecall[ray]'")
-        failed = None if ray.is_initialized() else self._connect(address)
-        if failed is not None:
-            return TensorError(f"no connection to Ray at {address}: {failed}")
-        return self._adopt(address)
+            return "the tensor backend 'ray' needs Ray: pip install 'rolecall[ray]'"
+        try:
+            failed = "" if ray.is_initialized() else self._connect(address)
+            return f"no connection to Ray at {address}: {failed}" if failed else self._adopt(address)
+        except Exception as e:  # its inside, which changes between versions
+            return f"Ray {ray.__version__} is not as it is known here: {_told(e)}"
 
-    def _connect(self, address: str) -> str | None:
+    def _connect(self, address: str) -> str:
         problem = _unreachable(address)
         if problem:
             return problem
@@ -111,28 +114,28 @@ class RaySession:
         if outcome[0] is not None:
             return _told(outcome[0])
         self._ours = True
-        return None
+        return ""
 
-    def _adopt(self, address: str) -> TensorError | None:
+    def _adopt(self, address: str) -> str:
         from ray._private.worker import global_worker
 
         connected = str(getattr(global_worker.node, "gcs_address", ""))
         if connected.rpartition(":")[2] != address.rpartition(":")[2]:  # a host has several names
-            return TensorError(f"this process is connected to Ray at {connected}, and {ADDRESS} says {address}")
+            return f"this process is connected to Ray at {connected or 'no head'}, and {ADDRESS} says {address}"
         self._cluster = global_worker.node.cluster_id.hex()
         self._id = global_worker.worker_id.hex()
         self._raylet = _watched(global_worker.node.plasma_store_socket_name)
         self._worker, self._core = global_worker, global_worker.core_worker
-        return None
+        return ""
 
     @property
     def problem(self) -> str:
         """Why the store is out of reach; empty when it is not."""
         if self._core is None:
-            return str(self._error or "not connected")
+            return self._failed or "not connected"
         if getattr(self._worker, "core_worker", None) is not self._core:
             return "this process has left Ray (ray.shutdown)"
-        if self._raylet >= 0 and select.select([self._raylet], [], [], 0)[0]:
+        if self._raylet >= 0 and _ready(self._raylet):
             return "the raylet of this host has died"
         return ""
 
@@ -271,6 +274,12 @@ def _watched(store: str) -> int:
         return -1
 
 
+def _ready(descriptor: int) -> bool:
+    look = select.poll()
+    look.register(descriptor, select.POLLIN)
+    return bool(look.poll(0))
+
+
 def _plain(owner: bytes) -> Where:
     from ray.core.generated.common_pb2 import Address
 
@@ -290,12 +299,12 @@ def _address(where: Where) -> bytes:
 def _is_place(where: Where) -> bool:
     ids = [where.get(name) for name in ("object", "worker", "node")]
     ip, port = where.get("ip"), where.get("port")
-    return all(map(_is_id, ids)) and isinstance(ip, str) and type(port) is int and 0 < port < 65536
+    return all(map(_is_id, ids)) and isinstance(ip, str) and ip.isascii() and type(port) is int and 0 < port < 65536
 
 
 def _is_id(text: Any) -> bool:
     try:
-        return isinstance(text, str) and len(bytes.fromhex(text)) == _ID
+        return isinstance(text, str) and len(bytes.fromhex(text)) == _ID and bytes.fromhex(text) != _NIL
     except ValueError:
         return False
 

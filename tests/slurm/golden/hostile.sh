@@ -17,7 +17,8 @@ logs='/home/u/it'"'"'s "here" $(touch owned) `touch owned` \ #
 #SBATCH --comment=stolen
 END_OF_CONFIGURATION
 ; touch owned/logs'
-mkdir -p -- "$logs" && exec >>"$logs/slurm-$SLURM_JOB_ID.out" 2>&1
+output=$logs/slurm-$SLURM_JOB_ID.out
+mkdir -p -- "$logs" && (umask 077 && : >>"$output") && exec >>"$output" 2>&1
 cd -- '/home/u/it'"'"'s "here" $(touch owned) `touch owned` \ #
 #SBATCH --comment=stolen
 END_OF_CONFIGURATION

@@ -14,7 +14,8 @@
 noticed=
 trap noticed=yes URG
 logs=/home/u/.rolecall/demo/t0/logs
-mkdir -p -- "$logs" && exec >>"$logs/slurm-$SLURM_JOB_ID.out" 2>&1
+output=$logs/slurm-$SLURM_JOB_ID.out
+mkdir -p -- "$logs" && (umask 077 && : >>"$output") && exec >>"$output" 2>&1
 cd -- /home/u/project || cd /
 
 set +vx; trap - DEBUG

@@ -98,6 +98,16 @@ class Tensors:
             "tasks": len(list(Path("/proc/self/task").iterdir())),
         }
 
+    def join_ray(self) -> None:
+        import ray
+
+        ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level="ERROR")
+
+    def leave_ray(self) -> None:
+        import ray
+
+        ray.shutdown()
+
     def pid(self) -> int:
         return os.getpid()
 
