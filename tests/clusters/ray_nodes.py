@@ -35,7 +35,9 @@ class RayCluster:
         store_bytes: Size of each node's object store.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, str] | None = None, store_bytes: int = STORE_BYTES) -> None:
+    def __init__(
+        self, folder: Path, *, settings: Mapping[str, str] | None = None, store_bytes: int = STORE_BYTES
+    ) -> None:
         if len(str(folder)) > LONGEST_DIR:
             raise ValueError(f"{folder} is too long for the sockets below it; use {LONGEST_DIR} characters or less")
         self.folder, self._settings, self._store_bytes = folder, dict(settings or {}), store_bytes
@@ -128,7 +130,9 @@ def started(
     store_bytes: int = STORE_BYTES,
 ) -> Iterator[RayCluster]:
     """A cluster for a block of code of this process."""
-    cluster = RayCluster(Path(tempfile.mkdtemp(prefix="rc-ray-", dir="/tmp")), settings, store_bytes)
+    cluster = RayCluster(
+        Path(tempfile.mkdtemp(prefix="rc-ray-", dir="/tmp")), settings=settings, store_bytes=store_bytes
+    )
     try:
         cluster.start(nodes, token=token)
         yield cluster
