@@ -74,15 +74,13 @@ def _orders(channel: socket.socket) -> Iterator[dict[str, Any]]:
 def _join(hello: dict[str, Any]) -> dict[str, Any]:
     """Connects to the cluster that is named, else RAY_ADDRESS's, else one that runs here, else one of our own."""
     import ray
-    from ray._private.services import canonicalize_bootstrap_address
 
     ray.cloudpickle.register_pickle_by_value(ray_guard)
-    if named := hello["address"] or os.environ.get("RAY_ADDRESS"):
-        _call_on(named)
-    address = canonicalize_bootstrap_address(hello["address"])
+    address = hello["address"] or os.environ.get("RAY_ADDRESS") or _running_here()
     how = {"namespace": hello["namespace"], "log_to_driver": False, "configure_logging": False, **hello["init"]}
     if address is not None:
-        ray.init(address=named or "auto", **how)
+        _call_on(address)
+        ray.init(address=address, **how)
     else:
         _init_own(how, Path(hello["folder"]))
     nodes = [node for node in ray.nodes() if node["Alive"]]
@@ -93,15 +91,35 @@ def _join(hello: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _running_here() -> str | None:
+    """The cluster that this user has started on this host, if it still answers.
+
+    It is known from a file, in a folder that others may write to: theirs would get the run's token.
+    """
+    from ray._private.utils import get_ray_address_file
+
+    file = Path(get_ray_address_file(None))
+    try:
+        address = file.read_text().strip() if file.lstat().st_uid == os.getuid() else ""
+        _dial(address)
+    except (OSError, ValueError):
+        return None
+    return address
+
+
+def _dial(address: str) -> None:
+    host, colon, port = address.rpartition(":")
+    if "://" in address or not colon:
+        raise ValueError("an address is host:port, and this host must be a node of the cluster")
+    socket.create_connection((host.strip("[]"), int(port)), CALL_S).close()
+
+
 def _call_on(address: str) -> None:
     """Sees that a head is there and lets us in; `ray.init` repeats either question for minutes."""
     from ray import _raylet
 
-    host, colon, port = address.rpartition(":")
-    if "://" in address or not colon:
-        raise ValueError("an address is host:port, and this host must be a node of the cluster")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), CALL_S).close()
+        _dial(address)
     except OSError as e:
         raise ConnectionError(f"its head does not answer ({e})") from e
     _raylet.GcsClient(address=address)  # type: ignore[attr-defined]
