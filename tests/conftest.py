@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -29,6 +30,8 @@ GONE_WITHIN_S = 5.0
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cluster(name): the fixture of the cluster that the test needs")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it runs in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # else every controller of a test would ignore it too
     os.environ[MARK] = _SESSION
     # Short, since a Unix socket's path holds 107 bytes, and ours alone, so that what is left in it is of this session.
     private = tempfile.mkdtemp(prefix="rct-", dir="/tmp")

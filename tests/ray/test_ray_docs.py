@@ -13,8 +13,8 @@ import pytest
 from ray_nodes import RayCluster
 
 from rolecall.front import options_of
-from rolecall.schedulers.cluster import ClusterScheduler
 from rolecall.schedulers.ray import RayScheduler
+from rolecall.schedulers.slurm import SlurmScheduler
 from rolecall.types import RayPlacementStrategy
 
 ROOT = Path(__file__).parents[2]
@@ -39,7 +39,7 @@ def test_every_option_and_strategy_is_in_its_table_and_no_other() -> None:
     def named(table: str) -> set[str]:
         return set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE))
 
-    own = options_of(RayScheduler) - options_of(ClusterScheduler) | {"queue_timeout", "ip"}
+    own = options_of(RayScheduler) - options_of(SlurmScheduler) | {"n_gpus_per_node", "queue_timeout", "ip"}
     assert named(TEXT.partition("## Options")[2].partition("\n\n`tensor_backend")[0]) == own
     assert named(TEXT.partition("| `ray_placement_strategy`")[2].partition("- Names")[0]) == set(
         get_args(RayPlacementStrategy)
