@@ -115,7 +115,13 @@ class RayCluster:
         log = self.folder / f"start-{name}.log"
         with log.open("wb") as out:
             done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=self.environment(), timeout=START_S
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,  # what is for those who use it, Ctrl-C for one, is not for it
+                env=self.environment(),
+                timeout=START_S,
             )
         if done.returncode:
             raise RuntimeError(f"ray start of {name} failed:\n{log.read_text(errors='replace')[-3000:]}")
@@ -129,15 +135,23 @@ def started(
     settings: Mapping[str, str] | None = None,
     store_bytes: int = STORE_BYTES,
 ) -> Iterator[RayCluster]:
-    """A cluster for a block of code of this process."""
-    cluster = RayCluster(
-        Path(tempfile.mkdtemp(prefix="rc-ray-", dir="/tmp")), settings=settings, store_bytes=store_bytes
-    )
+    """A cluster for a block of code of this process. It goes down with the process too, however that ends."""
+    folder = Path(tempfile.mkdtemp(prefix="rc-ray-", dir="/tmp"))
+    cluster = RayCluster(folder, settings=settings, store_bytes=store_bytes)
+    keeper = _keeper(cluster.folder)
     try:
         cluster.start(nodes, token=token)
         yield cluster
     finally:
         cluster.stop()
+        keeper.communicate()
+
+
+def _keeper(folder: Path) -> subprocess.Popen[bytes]:
+    """A process that takes the cluster down when we close its input, or die."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(_NOT_INHERITED)}
+    command = [sys.executable, "-P", __file__, str(folder)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, env=env, cwd="/")
 
 
 def auth(cluster: RayCluster) -> dict[str, str]:
@@ -170,3 +184,8 @@ def _signal(pids: Iterable[int], number: signal.Signals) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
+
+
+if __name__ == "__main__":
+    sys.stdin.read()
+    RayCluster(Path(sys.argv[1])).stop()
