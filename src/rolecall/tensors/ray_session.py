@@ -5,8 +5,8 @@ travels as plain values, the object's id and its owner's address, and is checked
 the process over a malformed one. It ends the process over more, against which this does what can be done:
 
 - A head that is away for 60 s: the limit is raised.
-- Any use of the store after the raylet's death, the return of a buffer too: the raylet is watched, asked about before
-  every use, and buffers are kept then. A use that is under way while the raylet dies still ends the process.
+- Any use of the store after the raylet's death, the return of a buffer too: the raylet is looked at before every use,
+  and buffers are kept then. A use that is under way while the raylet dies still ends the process.
 
 `ray.init` from a thread of its own leaves Python's signal handlers alone. (Ray writes its stack at a SIGTERM, and then
 ends by that signal as before.)
@@ -18,7 +18,6 @@ import ctypes
 import logging
 import os
 import pickle
-import select
 import socket
 import struct
 import sys
@@ -135,7 +134,7 @@ class RaySession:
             return self._failed or "not connected"
         if getattr(self._worker, "core_worker", None) is not self._core:
             return "this process has left Ray (ray.shutdown)"
-        if self._raylet >= 0 and _ready(self._raylet):
+        if self._raylet >= 0 and _dying(self._raylet):
             return "the raylet of this host has died"
         return ""
 
@@ -264,20 +263,22 @@ def _undisturbed() -> Iterator[None]:
 
 
 def _watched(store: str) -> int:
-    """A descriptor that becomes readable when the raylet behind that socket dies; -1 where the kernel does not tell."""
+    """A descriptor of the raylet behind that socket, for `_dying`; -1 where its process cannot be seen."""
     with socket.socket(socket.AF_UNIX) as asking:
         asking.connect(store)
         pid, _, _ = struct.unpack("3i", asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     try:
-        return os.pidfd_open(pid)
+        return os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:  # in another namespace of process ids
         return -1
 
 
-def _ready(descriptor: int) -> bool:
-    look = select.poll()
-    look.register(descriptor, select.POLLIN)
-    return bool(look.poll(0))
+def _dying(statm: int) -> bool:
+    """True as soon as a process has no memory any more: with much to give back, that is long before it has ended."""
+    try:
+        return os.pread(statm, 2, 0) == b"0 "
+    except OSError:  # it has ended
+        return True
 
 
 def _plain(owner: bytes) -> Where:
