@@ -84,7 +84,7 @@ class WorkerConfig(CarriesToken, frozen=True, kw_only=True):
     sys_path: list[str]
     progress: str
     log_path: str
-    tensor_backend: str
+    tensor_backend: str = "shm"
 
 
 class Configured(msgspec.Struct, frozen=True, kw_only=True):
