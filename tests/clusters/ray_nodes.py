@@ -57,11 +57,11 @@ class RayCluster:
             self.stop()
             raise
 
-    def add_node(self, name: str, devices: int = NODE_DEVICES) -> None:
-        """One more node; returns when it has joined."""
+    def add_node(self, name: str, devices: int = NODE_DEVICES, *args: str) -> None:
+        """One more node, with further arguments for `ray start`; returns when it has joined."""
         resources = json.dumps({"NPU": devices, name: 1}) if devices else json.dumps({name: 1})
         size = (f"--num-cpus={NODE_CPUS}", f"--num-gpus={devices}", f"--resources={resources}")
-        self._ray(name, f"--address={self.exports['RAY_ADDRESS']}", *size)
+        self._ray(name, f"--address={self.exports['RAY_ADDRESS']}", *size, *args)
 
     @property
     def exports(self) -> dict[str, str]:

@@ -27,14 +27,14 @@ def census(ray_cluster: SharedRay) -> Census:
 
 @pytest.fixture
 def make(cluster: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., RayScheduler]]:
-    """Makes schedulers on the cluster; what a test leaves open is closed after it."""
+    """Makes schedulers on the cluster, or `on` another, with Ray's `settings`; what a test leaves open is closed."""
     made: list[RayScheduler] = []
 
     def build(**options: Any) -> RayScheduler:
-        on = options.pop("on", cluster)
+        on, settings = options.pop("on", cluster), options.pop("settings", {})
         for name in [name for name in os.environ if name.startswith("RAY_")]:
             monkeypatch.delenv(name)
-        for name, value in auth(on).items():
+        for name, value in {**auth(on), **settings}.items():
             monkeypatch.setenv(name, value)
         known = {"fileroot": tmp_path, "experiment": "ray", "preload": [], "quiet": True, "queue_timeout": 60.0}
         made.append(RayScheduler(**{"address": on.exports["RAY_ADDRESS"], **known, **options}))

@@ -7,11 +7,11 @@ import signal
 import sys
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from ray_census import Census
 from ray_engines import Inside, Spanning
-from ray_nodes import RayCluster
 
 from rolecall import RayScheduler, SchedulingSpec
 from rolecall.errors import WorkerConfigurationError, WorkerFailedError
@@ -182,9 +182,10 @@ def test_two_schedulers_share_a_cluster(make: Callable[..., RayScheduler]) -> No
     assert len(set(roles[1].call("pid"))) == 2
 
 
-def test_a_cluster_of_our_own_ends_with_the_run(make: Callable[..., RayScheduler], cluster: RayCluster) -> None:
+def test_a_cluster_of_our_own_ends_with_the_run(make: Callable[..., RayScheduler], tmp_path: Path) -> None:
     """Where none is named and none runs, one is started; nobody else finds it, and its workers need no CPUs of it."""
-    s = make(address=None, init={"num_gpus": 2})
+    nobody = {"RAY_TMPDIR": str(tmp_path)}  # where Ray would find a cluster of this host
+    s = make(address=None, init={"num_gpus": 2}, settings=nobody)
     assert s.n_gpus_per_node == 2
     role = s.start("actor", replicas=2, gpu=1)
     role.create_engine(Inside)
