@@ -19,7 +19,7 @@ BACKENDS = {
 }
 PLANNERS = {"slurm_script.py", "slurm_packing.py", "slurm_options.py", "ray_placement.py"}
 BLOCK = 6
-ABOUT_500 = 560  # Ray's has 504
+LINES = 500
 
 
 def statements(path: Path) -> dict[int, str]:
@@ -53,7 +53,7 @@ def blocks(name: str) -> dict[tuple[str, ...], str]:
     return {tuple(line for _, line in run): f"{name}:{run[0][0]}" for run in runs}
 
 
-@pytest.mark.parametrize(("one", "other"), itertools.combinations(BACKENDS, 2))
+@pytest.mark.parametrize(("one", "other"), list(itertools.combinations(BACKENDS, 2)))
 def test_no_block_of_lines_stands_in_two_backends(one: str, other: str) -> None:
     """What two worlds share belongs to the base, or to what clusters share."""
     for mine, theirs in itertools.product(BACKENDS[one], BACKENDS[other]):
@@ -74,7 +74,7 @@ def test_a_backend_is_small_without_its_planner(backend: str) -> None:
     """Counted in lines that say something: comments, docstrings, imports and blank lines are free."""
     names = [name for name in BACKENDS[backend] if name not in PLANNERS]
     counted = {name: len(statements(SCHEDULERS / name)) for name in names}
-    assert sum(counted.values()) <= ABOUT_500, counted
+    assert sum(counted.values()) <= LINES, counted
 
 
 def test_every_planner_belongs_to_a_backend() -> None:

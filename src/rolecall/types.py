@@ -154,6 +154,16 @@ def check_seconds(what: str, seconds: float, least: float = 0) -> None:
         raise WorkerConfigurationError(f"bad {what}", seconds, f"use a number of seconds, {least:g} to {MAX_SECONDS:g}")
 
 
+def check_count(what: str, count: int | None, most: int = 1 << 40) -> None:
+    """Refuses what is neither None nor a whole number from 0 to `most`.
+
+    Raises:
+        WorkerConfigurationError: It is something else.
+    """
+    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= most):
+        raise WorkerConfigurationError(f"bad {what}", count, f"use a whole number, 0 to {most}")
+
+
 def check_argv(argv: Sequence[str]) -> Sequence[str]:
     """Returns a program and its arguments when the kernel can take them as they are."""
     if not argv or not all(isinstance(part, str) and "\0" not in part for part in argv):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import sample_engines
 from schedulers_under_test import BACKENDS, DEVICES, Backend, each
@@ -38,6 +41,25 @@ def backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def s(make: Callable[..., Scheduler]) -> Scheduler:
     return make()
+
+
+# Beginning
+
+
+class InterruptedWhileWriting(io.StringIO):
+    def write(self, text: str) -> int:
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_as_a_run_says_where_it_listens_leaves_nothing(
+    make: Callable[..., Scheduler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {process.pid for process in psutil.Process().children(recursive=True)}
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", InterruptedWhileWriting())
+        with pytest.raises(KeyboardInterrupt):
+            make(quiet=False)
+    assert {process.pid for process in psutil.Process().children(recursive=True)} <= before
 
 
 # Jobs

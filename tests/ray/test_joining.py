@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ray_engines import Inside
@@ -43,6 +44,12 @@ def test_an_address_is_a_host_and_a_port(tmp_path: Path, address: str) -> None:
 def test_an_unknown_accelerator_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WorkerConfigurationError, match="unknown accelerator: 'tpu'; use one of gpu, npu, none"):
         RayScheduler(accelerator="tpu", fileroot=tmp_path)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("count", [-1, 1.5, True, "4"])
+def test_devices_of_a_node_are_a_whole_number(tmp_path: Path, count: Any) -> None:
+    with pytest.raises(WorkerConfigurationError, match=r"bad n_gpus_per_node: .*; use a whole number"):
+        RayScheduler(n_gpus_per_node=count, fileroot=tmp_path)
 
 
 def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

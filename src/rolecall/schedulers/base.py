@@ -104,8 +104,11 @@ class Scheduler(ABC):
         with contextlib.ExitStack() as undo:  # Ctrl-C may come at any line of this
             self._open(undo)
             self._begin()
-            if not quiet:
-                self._announce()
+            with contextlib.ExitStack() as ends:
+                ends.callback(self._end_guards, graceful=False)
+                if not quiet:
+                    self._announce()
+                ends.pop_all()
             self._undo = undo.pop_all()
 
     def _open(self, undo: contextlib.ExitStack) -> None:

@@ -5,15 +5,9 @@ What talks to Ray is a process of its own (`ray_driver`), because Ray takes over
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import os
 import shutil
-import socket
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -25,14 +19,14 @@ from rolecall.errors import WorkerConfigurationError
 from rolecall.schedulers.cluster import Allocation, ClusterScheduler, Standing
 from rolecall.schedulers.guards import GuardProxy
 from rolecall.schedulers.launching import marks, python_path
-from rolecall.schedulers.plan import Plan, base_environment, portable_environment, separate_slots, with_devices
+from rolecall.schedulers.plan import Plan, portable_environment, separate_slots, with_devices
 from rolecall.schedulers.ray_placement import DEVICE_KEYS, Accelerator, Asking, Placement, held_devices, place
-from rolecall.types import Job
+from rolecall.schedulers.sidecar import ANSWER_S, Sidecar
+from rolecall.types import Job, check_count
 
 log = logging.getLogger("rolecall")
 JOIN_S = 120.0
-ANSWER_S, SILENCE_S = 5.0, 15.0  # for what nothing hangs on, and to give a start up
-SILENT = "Ray does not answer: its head may be gone"
+SILENCE_S = 15.0  # after which a start is given up
 RELEASE_S = 45.0  # longer than the driver takes to give up
 LEAVE_S, HURRY_S = 30.0, 2.0
 ENOUGH_CORES = 1 << 16
@@ -81,10 +75,11 @@ class RayScheduler(ClusterScheduler):
     ) -> None:
         if accelerator not in (*DEVICE_KEYS, "none"):
             raise WorkerConfigurationError("unknown accelerator", accelerator, "use one of gpu, npu, none")
+        check_count("n_gpus_per_node", n_gpus_per_node)
         self._address, self._namespace, self._init = address, namespace, dict(init or {})
         self._accelerator: Accelerator = accelerator
         self._per_node, self._reserve_memory = n_gpus_per_node, reserve_memory
-        self._driver: Driver | None = None
+        self._driver: Sidecar | None = None
         super().__init__(queue_timeout=queue_timeout, **options)
 
     def _device_var(self) -> str:
@@ -93,21 +88,36 @@ class RayScheduler(ClusterScheduler):
     def _join(self) -> str:
         if find_spec("ray") is None:
             raise WorkerConfigurationError("Ray is not installed", None, "pip install 'rolecall[ray]'")
-        run_id = self._run.run_id
-        mark = marks({"run_id": run_id, "guard_id": "ray"})
-        self._driver = Driver(Path(self.run_dir, "logs", "ray-driver.log"), mark)
-        self._folder = f"/tmp/rc-ray-{run_id}"  # short: a Unix socket's path holds 107 bytes, Ray needs 79 of them
-        found = self._driver.join(
-            {"address": self._address, "namespace": self._namespace, "init": self._init, "folder": self._folder}
-        )
+        mark = marks({"run_id": self.run_id, "guard_id": "ray"})
+        self._driver = Sidecar("rolecall.schedulers.ray_driver", Path(self.run_dir, "logs", "ray-driver.log"), mark)
+        found = self._enter(self._driver)
         self._address = found["address"]
         self.n_gpus_per_node = found["devices"].get(self._kind, 0) if self._per_node is None else self._per_node
         return str(found["ip"])
 
+    def _enter(self, driver: Sidecar) -> dict[str, Any]:
+        """Has the driver join a cluster; returns what it found there."""
+        driver.tell(address=self._address, namespace=self._namespace, init=self._init, folder=self._folder)
+        driver.wait_for("joined", JOIN_S, unless="refused")
+        if "joined" in driver.news:
+            found: dict[str, Any] = driver.news["joined"]
+            return found
+        where = self._address or os.environ.get("RAY_ADDRESS") or "none named"
+        kind, why = driver.news.get("refused", ("", driver.lost or f"no answer within {JOIN_S:g} s"))
+        raise WorkerConfigurationError(f"the Ray cluster ({where}) cannot be joined: {why}", None, _advice(kind))
+
     def _leave(self) -> None:
-        if self._driver is not None:
-            self._driver.close()
-            shutil.rmtree(self._folder, ignore_errors=True)  # a driver that was killed has left it
+        if self._driver is None:
+            return
+        patience = LEAVE_S if "joined" in self._driver.news and _answers(self._driver) else HURRY_S
+        if not self._driver.close(patience):
+            log.warning("Ray did not let go within %g s; its driver was killed", patience)
+        shutil.rmtree(self._folder, ignore_errors=True)  # a driver that was killed has left it
+
+    @property
+    def _folder(self) -> str:
+        """Of a cluster of our own. Short: a Unix socket's path holds 107 bytes, Ray needs 79 of them."""
+        return f"/tmp/rc-ray-{self.run_id}"
 
     @property
     def _kind(self) -> str:
@@ -150,17 +160,17 @@ class RayScheduler(ClusterScheduler):
 class RayAllocation:
     """A role's placement groups and actors, as the driver tells of them."""
 
-    def __init__(self, name: str, driver: Driver) -> None:
+    def __init__(self, name: str, driver: Sidecar) -> None:
         self._name, self._driver = name, driver
         self._heard = time.monotonic()
 
     def poll(self) -> Standing:
         standing = Standing(*self._driver.news.get(f"state {self._name}", ("queued", "")))
         if standing.state == "queued" and time.monotonic() > self._heard + ANSWER_S:
-            if not self._driver.answers(SILENCE_S):
-                return Standing("ended", self._driver.lost or SILENT)
+            if not _answers(self._driver, SILENCE_S):
+                return Standing("ended", _silence(self._driver))
             self._heard = time.monotonic()
-        return standing if self._driver.lost is None else Standing("ended", self._driver.lost)
+        return standing if self._driver.lost is None else Standing("ended", _silence(self._driver))
 
     def settled(self, plan: Plan, guards: Sequence[GuardProxy]) -> Plan | None:
         layout = self._driver.news.get(f"layout {self._name}")
@@ -171,117 +181,32 @@ class RayAllocation:
 
     def fate(self, ordinal: int) -> str | None:
         known: str | None = self._driver.news.get(f"fate {self._name} {ordinal}")
-        if known is not None or self._driver.lost is not None:
-            return known or self._driver.lost
-        answered, words = self._driver.ask("look", self._name, ordinal=ordinal)
-        return words if answered else self._driver.lost or SILENT
+        if known is not None:
+            return known
+        answered, words = self._driver.ask("look", name=self._name, ordinal=ordinal)
+        return words if answered else _silence(self._driver)
 
     def release(self) -> None:
         self._driver.tell(do="release", name=self._name)
         done, deadline = f"released {self._name}", time.monotonic() + RELEASE_S
-        while not self._driver.wait_for(done, 1.0) and self._driver.answers() and time.monotonic() < deadline:
+        while not self._driver.wait_for(done, 1.0) and _answers(self._driver) and time.monotonic() < deadline:
             pass  # a guard may need its time to end
         if done in self._driver.news:
             for left in self._driver.news[done]:
                 log.warning("Ray did not end %s", left)
         else:
-            log.warning("Ray did not confirm the end of %s: %s", self._name, self._driver.lost or SILENT)
+            log.warning("Ray did not confirm the end of %s: %s", self._name, _silence(self._driver))
 
 
-class Driver:
-    """The driver's process: orders to it, and the latest news from it, by key.
+def _answers(driver: Sidecar, timeout: float = ANSWER_S) -> bool:
+    """Whether Ray's head can still be asked."""
+    return driver.ask("ping", timeout=timeout)[0]
 
-    Attributes:
-        lost: Why there will be no more news; None while it lives.
-    """
 
-    def __init__(self, log_path: Path, marks: Mapping[str, str]) -> None:
-        self.news: dict[str, Any] = {}
-        self.lost: str | None = None
-        self._silent = False  # who had to wait in vain once does not wait so long again
-        self._log = log_path
-        self._fresh = threading.Condition()
-        self._sending = threading.Lock()
-        self._channel, theirs = socket.socketpair()
-        with theirs, log_path.open("ab") as out:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "rolecall.schedulers.ray_driver", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                start_new_session=True,  # Ctrl-C is for the controller
-                env={**base_environment(os.environ, python_path()), **marks},
-            )
-        self._reader = threading.Thread(target=self._read, name="rolecall-ray", daemon=True)
-        self._reader.start()
-
-    def join(self, hello: dict[str, Any]) -> dict[str, Any]:
-        """Has it join a cluster; returns what it found there.
-
-        Raises:
-            WorkerConfigurationError: There is none, or it is not for us.
-        """
-        self.tell(**hello)
-        self.wait_for("joined", JOIN_S, "refused")
-        if "joined" in self.news:
-            found: dict[str, Any] = self.news["joined"]
-            return found
-        where = hello["address"] or os.environ.get("RAY_ADDRESS") or "none named"
-        kind, why = self.news.get("refused", ("", self.lost or f"no answer within {JOIN_S:g} s"))
-        raise WorkerConfigurationError(f"the Ray cluster ({where}) cannot be joined: {why}", None, _advice(kind))
-
-    def tell(self, **order: Any) -> None:
-        with self._sending, contextlib.suppress(OSError):  # it has ended, which is news
-            self._channel.sendall(json.dumps(order).encode() + b"\n")
-
-    def wait_for(self, key: str, timeout: float, other: str = "") -> bool:
-        """Waits for one of these news; False when they did not come."""
-        with self._fresh:
-            keys = {key, other}
-            self._fresh.wait_for(lambda: keys & self.news.keys() or self.lost is not None, timeout)
-            return key in self.news
-
-    def ask(self, do: str, name: str = "", timeout: float = ANSWER_S, **facts: Any) -> tuple[bool, Any]:
-        """Asks something of Ray; returns whether there was an answer, and the answer."""
-        reply = f"{do} {name} {time.monotonic_ns()}"
-        self.tell(do=do, name=name, reply=reply, **facts)
-        answered = self.wait_for(reply, min(timeout, 1.0) if self._silent else timeout)
-        self._silent = not answered
-        return answered, self.news.pop(reply, None)
-
-    def answers(self, timeout: float = ANSWER_S) -> bool:
-        """Whether Ray's head can still be asked."""
-        return self.ask("ping", timeout=timeout)[0]
-
-    def close(self) -> None:
-        """Ends the process, and with it all that it has placed. May be called twice."""
-        patience = LEAVE_S if "joined" in self.news and self.answers() else HURRY_S
-        with contextlib.suppress(OSError):
-            self._channel.shutdown(socket.SHUT_WR)
-        try:
-            self._process.wait(patience)
-        except subprocess.TimeoutExpired:
-            log.warning("Ray did not let go within %g s; its driver is killed", patience)
-            self._process.kill()
-            self._process.wait()
-        self._reader.join()
-        self._channel.close()
-
-    def _read(self) -> None:
-        with contextlib.suppress(OSError), self._channel.makefile("rb") as lines:
-            for line in lines:
-                key, value = json.loads(line)
-                with self._fresh:
-                    self.news[key] = value
-                    self._fresh.notify_all()
-        with self._fresh:
-            self.lost = f"the connection to Ray is gone: {self._last_words()}"
-            self._fresh.notify_all()
-
-    def _last_words(self) -> str:
-        lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
-        return lines[-1] if lines else f"see {self._log}"
+def _silence(driver: Sidecar) -> str:
+    if driver.lost is None:
+        return "Ray does not answer: its head may be gone"
+    return f"the connection to Ray is gone: {driver.lost}"
 
 
 def _advice(kind: str) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from rolecall.errors import WorkerConfigurationError
-from rolecall.types import ContainerType, Job, SchedulingSpec
+from rolecall.types import ContainerType, Job, SchedulingSpec, check_count
 
 GpuRequest = Literal["gres", "gpus-per-node"]
 
@@ -80,8 +80,9 @@ class SlurmOptions:
         for name in ("partition", "account", "qos", "nodelist", "exclude", "constraint", "reservation"):
             _check_directive(name, getattr(self, name))
         _check_time(self.time)
-        for name in ("n_gpus_per_node", "cpus_per_node", "mem_per_node", "signal_s"):
-            _check_count(name, getattr(self, name))
+        for name in ("n_gpus_per_node", "cpus_per_node", "mem_per_node"):
+            check_count(name, getattr(self, name))
+        check_count("signal_s", self.signal_s, MAX_SIGNAL_S)
         if not isinstance(self.gres, str) or not _GRES.fullmatch(self.gres):
             raise WorkerConfigurationError("bad gres", self.gres, "use a name, or a name and a type: gpu:a100")
         for name, kind in (("container_type", ContainerType), ("gpu_request", GpuRequest)):
@@ -152,12 +153,6 @@ def _check_time(time: str | int | None) -> None:
     if time is not None and (isinstance(time, bool) or not _TIME.fullmatch(str(time))):
         expected = "use minutes, or 'hours:minutes:seconds', or 'days-hours:minutes:seconds'"
         raise WorkerConfigurationError("bad time", time, expected)
-
-
-def _check_count(name: str, value: int | None) -> None:
-    high = MAX_SIGNAL_S if name == "signal_s" else 1 << 40
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= high):
-        raise WorkerConfigurationError(f"bad {name}", value, f"use a whole number, 0 to {high}")
 
 
 def _check_word(name: str, value: str | None) -> None:

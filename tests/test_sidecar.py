@@ -1,0 +1,117 @@
+"""A process beside the controller: what it is told, what it tells, and how either side's end ends the other."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rolecall.schedulers.sidecar import Sidecar
+
+LONG_S = 30.0
+SHORT_S = 0.2
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "sidecar.log"
+
+
+@pytest.fixture
+def sidecar(log: Path) -> Iterator[Sidecar]:
+    made = Sidecar("sidecar_program", log, {})
+    yield made
+    made.close(patience=0.1)
+
+
+def test_a_question_is_answered(sidecar: Sidecar) -> None:
+    assert sidecar.ask("echo", value={"a": [1, "ü"]}, timeout=LONG_S) == (True, {"a": [1, "ü"]})
+    assert sidecar.ask("echo", value=None) == (True, None)
+    assert sidecar.news == {}
+
+
+def test_news_are_the_latest_of_each_key(sidecar: Sidecar) -> None:
+    sidecar.tell(do="say", key="state", value="queued")
+    sidecar.tell(do="say", key="state", value="running")
+    assert sidecar.wait_for("state", LONG_S)
+    assert sidecar.ask("echo", value=0, timeout=LONG_S)[0]
+    assert sidecar.news == {"state": "running"}
+
+
+def test_what_is_waited_for_may_come_as_something_else(sidecar: Sidecar) -> None:
+    sidecar.tell(do="say", key="refused", value="no")
+    assert not sidecar.wait_for("joined", LONG_S, unless="refused")
+    assert sidecar.news == {"refused": "no"}
+
+
+def test_who_has_waited_in_vain_waits_shorter_until_there_is_an_answer(sidecar: Sidecar) -> None:
+    assert sidecar.ask("echo", value=1, timeout=LONG_S) == (True, 1)
+    assert sidecar.ask("nothing", timeout=SHORT_S) == (False, None)
+    begun = time.monotonic()
+    assert sidecar.ask("nothing", timeout=LONG_S) == (False, None)
+    assert time.monotonic() - begun < LONG_S
+    assert sidecar.ask("echo", value=2, timeout=LONG_S) == (True, 2)
+
+
+def test_its_end_is_news_with_its_last_words(sidecar: Sidecar) -> None:
+    """And whoever waits for something of it waits no longer."""
+    sidecar.tell(do="crash", words="the library has had enough")
+    assert not sidecar.wait_for("joined", LONG_S)
+    assert sidecar.lost == "the library has had enough"
+    assert sidecar.ask("echo", value=1, timeout=LONG_S) == (False, None)
+    sidecar.tell(do="say", key="state", value="lost, and no error")
+
+
+def test_the_end_of_one_that_says_nothing_points_to_its_log(sidecar: Sidecar, log: Path) -> None:
+    sidecar.tell(do="crash", words="")
+    assert not sidecar.wait_for("joined", LONG_S)
+    assert sidecar.lost == f"see {log}"
+
+
+def test_closing_lets_it_end_by_itself(sidecar: Sidecar, log: Path) -> None:
+    """Twice is once."""
+    assert sidecar.close(LONG_S)
+    assert log.read_text() == "ended well\n"
+    assert sidecar.close(LONG_S)
+
+
+def test_one_that_hangs_is_killed(sidecar: Sidecar) -> None:
+    sidecar.tell(do="hang")
+    assert not sidecar.close(SHORT_S)
+    assert sidecar.lost is not None
+
+
+CONTROLLER = """
+import sys
+from pathlib import Path
+from rolecall.schedulers.sidecar import Sidecar
+
+sidecar = Sidecar("sidecar_program", Path(sys.argv[1]), {})
+assert sidecar.ask("echo", value=1, timeout=30) == (True, 1)
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_it_ends_when_the_controller_is_killed(log: Path) -> None:
+    path = os.pathsep.join(sys.path)
+    with subprocess.Popen(
+        [sys.executable, "-c", CONTROLLER, str(log)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": path},
+        text=True,
+    ) as controller:
+        assert controller.stdout is not None
+        assert controller.stdout.readline() == "ready\n"
+        controller.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + LONG_S
+    while "ended well" not in log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert log.read_text() == "ended well\n"
