@@ -6,9 +6,12 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from rolecall.errors import TensorError
+from rolecall.rpc.frames import allocate
 
 if TYPE_CHECKING:
     import torch
+
+MAPPED = 32 << 20  # torch gets memory of this size afresh each time, in small pages, which cost more than filling them
 
 ITEMSIZE: dict[str, int] = {
     "bool": 1,
@@ -81,5 +84,7 @@ def empty(dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
     """A new tensor of that dtype and shape with undefined values."""
     import torch
 
-    flat = torch.empty(math.prod(shape) * ITEMSIZE[dtype], dtype=torch.uint8)
+    size = math.prod(shape) * ITEMSIZE[dtype]
+    huge = size >= MAPPED
+    flat = torch.frombuffer(allocate(size), dtype=torch.uint8) if huge else torch.empty(size, dtype=torch.uint8)
     return flat.view(torch_dtype(dtype)).view(shape)  # by way of bytes: torch warns of some dtypes otherwise

@@ -244,7 +244,7 @@ def _tensor(plan: _Plan, handle: RTensor) -> torch.Tensor:
         shard, start, stop = handle.pieces[0]
         block = plan.block(shard, start, stop)
         part = block.tensor[start - block.start : stop - block.start].view(handle.shape)
-        return part if block.private else part.clone()
+        return part if block.private else empty(handle.dtype_name, handle.shape).copy_(part)
     out = empty(handle.dtype_name, handle.shape)
     flat, at = out.view(-1), 0
     for shard, start, stop in handle.pieces:
