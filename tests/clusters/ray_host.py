@@ -13,7 +13,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-
 READY = b"ready"
 
 

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import cables
 from ray_host import READY, in_namespaces
-from ray_nodes import NODE_DEVICES, START_S, RayCluster
+from ray_nodes import NODE_DEVICES, RayCluster
 from slurm_layout import Layout, Node, bridge_of
 
 

@@ -30,6 +30,9 @@ LONGEST_DIR = 28  # below it come 79 bytes of session and socket, and the path o
 _NOT_INHERITED = ("RAY_", "RC_TEST_", "TMPDIR", "ROLECALL_")  # a cluster belongs to no test that uses it
 
 
+C = TypeVar("C", bound="RayCluster")
+
+
 class RayCluster:
     """A head without resources, and nodes with CPUs, GPUs and NPUs.
 
@@ -147,9 +150,6 @@ class RayCluster:
         return done.returncode == 0
 
 
-C = TypeVar("C", bound=RayCluster)
-
-
 @contextlib.contextmanager
 def started(
     nodes: int = 2,
@@ -157,11 +157,19 @@ def started(
     token: bool = False,
     settings: Mapping[str, str] | None = None,
     store_bytes: int = STORE_BYTES,
-    kind: type[C] = RayCluster,  # type: ignore[assignment]  # a default that is of every type
-) -> Iterator[C]:
-    """A cluster for a block of code of this process. It goes down with the process too, however that ends."""
-    folder = Path(tempfile.mkdtemp(prefix="rc-ray-", dir="/tmp"))
-    cluster = kind(folder, settings=settings, store_bytes=store_bytes)
+) -> Iterator[RayCluster]:
+    """A cluster for a block of code of this process."""
+    with running(RayCluster(new_folder(), settings=settings, store_bytes=store_bytes), nodes, token=token) as cluster:
+        yield cluster
+
+
+def new_folder() -> Path:
+    return Path(tempfile.mkdtemp(prefix="rc-ray-", dir="/tmp"))
+
+
+@contextlib.contextmanager
+def running(cluster: C, nodes: int = 2, *, token: bool = False) -> Iterator[C]:
+    """Brings a cluster up and down. It goes down with the process too, however that ends."""
     keeper = _keeper(cluster.folder)
     try:
         cluster.start(nodes, token=token)
