@@ -1,12 +1,9 @@
-"""Two hosts for real: each node of a Slurm cluster in a network namespace, its address its own, and a cable to pull."""
+"""Two hosts for real: each node of a cluster in a network namespace, its address its own, and a cable to pull."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -15,61 +12,39 @@ from typing import Any
 
 import pytest
 import sample_engines
+from hosts_under_test import KINDS, Hosts
 from worker_processes import processes, wait_for
 
 from rolecall import Role, Scheduler
 from rolecall.errors import WorkerFailedError
 from rolecall.guard.progress import LAYOUT, Counters
 from rolecall.guard.runtime import page_path
-from rolecall.schedulers.slurm import SlurmScheduler
 
-CLUSTER = Path(__file__).parents[1] / "clusters" / "slurm"
 HALF_A_NODE_AND_MORE: dict[str, Any] = {"cpu": 65, "mem": 1}  # so that two workers are on two nodes
 LEASE_S = 20.0
 TOLD_WITHIN_S = 15.0
 
 
-class Hosts:
-    """The cluster's nodes by their addresses."""
-
-    def __init__(self, layout: dict[str, Any]) -> None:
-        self.conf, self.controller = str(layout["conf"]), str(layout["address"])
-        self.cables = {str(node["address"]): str(node["veth"]) for node in layout["nodes"]}
-
-    def pull(self, address: str) -> None:
-        subprocess.run(["ip", "link", "set", self.cables[address], "down"], check=True)
-
-    def plug(self, address: str) -> None:
-        subprocess.run(["ip", "link", "set", self.cables[address], "up"], check=True)
-
-
-@pytest.fixture(scope="module")
-def hosts() -> Iterator[Hosts]:
+@pytest.fixture(scope="module", params=list(KINDS))
+def hosts(request: pytest.FixtureRequest) -> Iterator[Hosts]:
     """A cluster of this module's own: who pulls cables must not share them."""
-    with tempfile.TemporaryDirectory(prefix="rcs-", dir="/tmp") as folder:
-        Path(folder).chmod(0o755)  # munge's clients must reach its socket
-        of_ours = ["--netns", f"--dir={folder}/c"]
-        owner = f"--owner={os.getpid()}"  # gone with us, if we are killed
-        subprocess.run([sys.executable, CLUSTER, "up", owner, *of_ours], check=True, stdout=subprocess.PIPE)
-        try:
-            told = subprocess.run(
-                [sys.executable, CLUSTER, "status", "--json", *of_ours], check=True, stdout=subprocess.PIPE
-            )
-            yield Hosts(json.loads(told.stdout))
-        finally:
-            subprocess.run([sys.executable, CLUSTER, "down", *of_ours], check=True)
+    with KINDS[request.param]() as found:
+        yield found
 
 
 @pytest.fixture
 def s(hosts: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scheduler]:
-    monkeypatch.setenv("SLURM_CONF", hosts.conf)
+    """Nothing of it is left on the cluster, nor on a host that could be reached to the end, nor on one that was not."""
     options: dict[str, Any] = {"experiment": "hosts", "trial": "t", "fileroot": tmp_path, "preload": []}
-    with SlurmScheduler(lease_s=LEASE_S, ip=hosts.controller, **options) as scheduler:
+    with hosts.scheduler(monkeypatch, lease_s=LEASE_S, **options) as scheduler:
         yield scheduler
+        folders = [hosts.root(address) / scheduler._run.runtime_dir.relative_to("/") for address in hosts.cables]
         for address in hosts.cables:
             hosts.plug(address)
-    jobs = subprocess.run(["squeue", "--noheader"], capture_output=True, text=True, check=True)
-    assert jobs.stdout == ""
+    wait_for(lambda: not processes(scheduler.run_id), LEASE_S, "end of what was cut off")
+    assert [folder for folder in folders if folder.exists()] == []
+    assert hosts.left() == []
+    hosts.mend()
 
 
 def pair(s: Scheduler) -> Role:
@@ -83,22 +58,22 @@ def addresses(s: Scheduler) -> list[str]:
 
 
 def on_host(s: Scheduler, index: int) -> Callable[[], dict[int, str]]:
-    """Looks for what the guard of a worker owns, and for itself."""
-    guard = s._table.members()[index].guard
-    pid = int(guard.info["pid"])
-
-    def look() -> dict[int, str]:
-        found = processes(s.run_id, f"ROLECALL_WORKER=actor/{index}")
-        return found | ({pid: "guard"} if Path(f"/proc/{pid}").exists() else {})
-
-    return look
+    """Looks for the guard of a worker, for its reaper, and for what it owns."""
+    guard = s._table.members()[index].guard.guard_id
+    return lambda: processes(s.run_id, f"ROLECALL_GUARD={guard}")
 
 
-def calls_ended(s: Scheduler, index: int) -> Callable[[], int]:
+def guard_process(s: Scheduler, index: int) -> int:
+    """The guard of a worker, by the pid that it has here: on its own host it may have another."""
+    (pid,) = [pid for pid in on_host(s, index)() if Path(f"/proc/{pid}/comm").read_text() == "rc:guard\n"]
+    return pid
+
+
+def calls_ended(s: Scheduler, index: int, root: Path) -> Callable[[], int]:
     """Reads from the page that a worker writes for its guard how many calls it has answered."""
     member = s._table.members()[index]
     page = page_path(str(Path(member.socket).parents[1]), member.guard.guard_id, member.id)
-    return lambda: Counters(*LAYOUT.unpack(Path(page).read_bytes()[: LAYOUT.size])).ended
+    return lambda: Counters(*LAYOUT.unpack((root / page[1:]).read_bytes()[: LAYOUT.size])).ended
 
 
 def test_workers_of_two_hosts_are_called_over_the_network_and_pass_tensors(s: Scheduler, hosts: Hosts) -> None:
@@ -133,15 +108,22 @@ def test_a_pulled_cable_fails_the_call_and_the_cut_off_guard_fences_itself(s: Sc
     assert time.monotonic() - pulled < LEASE_S + 3
 
 
-def test_a_late_answer_of_a_host_that_was_given_up_is_refused(s: Scheduler, hosts: Hosts, tmp_path: Path) -> None:
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A folder that all hosts see."""
+    with tempfile.TemporaryDirectory(prefix="rct-shared-", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def test_a_late_answer_of_a_host_that_was_given_up_is_refused(s: Scheduler, hosts: Hosts, shared: Path) -> None:
     """The cable comes back before the lease lapses, the guard cannot act yet, and the worker answers."""
     role = pair(s)
     role.with_options(engine="late").create_engine(sample_engines.Tensors)
-    gate = tmp_path / "gate"
+    gate = shared / "gate"
     pending = role[1].with_options(engine="late").submit("make_late", str(gate))
     wait_for(gate.with_suffix(".begun").exists, 5, "call that has begun")
-    guard = int(s._table.members()[1].guard.info["pid"])
-    owned, address, ended = on_host(s, 1), addresses(s)[1], calls_ended(s, 1)
+    guard, address = guard_process(s, 1), addresses(s)[1]
+    owned, ended = on_host(s, 1), calls_ended(s, 1, hosts.root(address))
     before = ended()
     hosts.pull(address)
     with pytest.raises(WorkerFailedError) as told:
@@ -159,8 +141,8 @@ def test_a_late_answer_of_a_host_that_was_given_up_is_refused(s: Scheduler, host
     finally:
         os.kill(guard, signal.SIGCONT)
     wait_for(lambda: not owned(), LEASE_S, "end of what the guard owns")
-    log = (Path(s.run_dir) / "logs" / f"guard-{s._table.members()[1].guard.guard_id}.log").read_text()
-    assert "ending: the controller" in log
+    log = Path(s.run_dir, "logs", f"guard-{s._table.members()[1].guard.guard_id}.log")
+    assert "ending: the controller" in (hosts.root(address) / log.relative_to("/")).read_text()
     assert role[0].call("greet") == "hello"
 
 
