@@ -18,6 +18,7 @@ from ray_census import Census, census_of
 from ray_cluster import needs_ray
 from ray_hosts import RayHosts
 from ray_nodes import new_folder, running
+from worker_processes import wait_for
 
 from rolecall import Scheduler
 from rolecall.schedulers.ray import RayScheduler
@@ -76,7 +77,7 @@ class OfRay(Hosts):
     """Networks, pids and temporary files of their own."""
 
     def __init__(self, cluster: RayHosts, census: Census) -> None:
-        self.cluster, self._census = cluster, census
+        self.cluster, self._census, self._pulled = cluster, census, set[str]()
         self.cables = {node.address: str(node.veth) for node in cluster.layout.nodes}
 
     def scheduler(self, patch: pytest.MonkeyPatch, **options: Any) -> Scheduler:
@@ -94,13 +95,22 @@ class OfRay(Hosts):
         found = self._census.take()
         return [*found["actors"], *found["groups"], *found["jobs"]]
 
+    def pull(self, address: str) -> None:
+        self._pulled.add(address)
+        super().pull(address)
+
     def mend(self) -> None:
-        """Ray lets no node back that it has given up: hosts that were cut off for long are made anew."""
+        """Ray gives up who was cut off, now or in a moment, and lets nobody back: these hosts are made anew."""
         super().mend()
-        for node in self.cluster.layout.nodes:
-            if not any(n["Alive"] and n["NodeManagerAddress"] == node.address for n in self._census.take()["nodes"]):
-                self.cluster.crash(node.name)
-                self.cluster.add_node(node.name)
+        gone = [node["NodeID"] for node in self._nodes() if node["NodeManagerAddress"] in self._pulled]
+        for address in self._pulled:
+            self.cluster.crash(self.name(address))
+            self.cluster.add_node(self.name(address))
+        wait_for(lambda: not any(n["Alive"] and n["NodeID"] in gone for n in self._nodes()), 60, "end of lost nodes")
+        self._pulled.clear()
+
+    def _nodes(self) -> list[dict[str, Any]]:
+        return self._census.take()["nodes"]
 
 
 @contextlib.contextmanager

@@ -21,8 +21,9 @@ OUTSIDE = Path(__file__).parents[1] / "ray" / "outside.py"
 TOLD_WITHIN_S = 15.0
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def hosts() -> Iterator[OfRay]:
+    """Of one test's own, since none of them leaves it whole."""
     with of_ray() as found:
         yield found
 
@@ -34,7 +35,6 @@ def s(hosts: OfRay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         yield scheduler
     assert not processes(scheduler.run_id)
     assert hosts.left() == []
-    hosts.mend()
 
 
 def strike(s: Scheduler, hosts: OfRay, blow: Callable[[str], object]) -> WorkerFailedError:
@@ -43,6 +43,7 @@ def strike(s: Scheduler, hosts: OfRay, blow: Callable[[str], object]) -> WorkerF
     role.create_engine(sample_engines.Echo)
     here, there = (worker.ip for worker in s.get_workers("actor"))
     pending = role[0].submit("sleep", 3600.0)
+    assert folder(s, hosts, here) and folder(s, hosts, there)
     begun = time.monotonic()
     blow(here)
     with pytest.raises(WorkerFailedError) as told:
@@ -82,7 +83,7 @@ def test_an_actor_that_somebody_kills_on_another_host(s: Scheduler, hosts: OfRay
 
     def blow(address: str) -> None:
         struck.append(address)
-        command = [sys.executable, OUTSIDE, "kill-actor", f"rolecall/{s.run_id}/actor/0"]
+        command = [sys.executable, str(OUTSIDE), "kill-actor", f"rolecall/{s.run_id}/actor/0"]
         subprocess.run(command, env=os.environ | hosts.cluster.exports, check=True, timeout=60)
 
     assert "killed by `ray.kill`" in strike(s, hosts, blow).reason
