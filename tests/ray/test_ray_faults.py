@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import sample_engines
 from ray_census import Census, census_of
+from ray_cluster import check_clean
 from ray_engines import Inside
 from ray_nodes import RayCluster, started
 from worker_processes import of_worker, wait_for
@@ -153,6 +154,8 @@ def test_a_node_that_dies(make: Callable[..., RayScheduler], own: RayCluster) ->
     s.delete_workers("rollout")
     own.add_node("n3")
     assert len(on_both_nodes(s).call("pid")) == 2
+    s.close()
+    check_clean(own)
 
 
 def test_a_head_that_is_lost(make: Callable[..., RayScheduler], own: RayCluster) -> None:
