@@ -226,6 +226,13 @@ def test_an_object_that_ray_no_longer_has_is_named(workers: Role) -> None:
             read()
 
 
+def test_what_lies_in_the_store_is_seen_from_outside(workers: Role, census: Census) -> None:
+    """As what a test leaves there would be."""
+    handle = workers[0].call("rows", 1024, 1024)
+    until(lambda: bool(census.take()["objects"]), "object that the census sees")
+    assert handle.localize().sum() == MIB
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
