@@ -66,7 +66,7 @@ def _shown(state: Any, actor: dict[str, Any]) -> dict[str, Any]:
     from ray import ActorID
     from ray.core.generated.gcs_pb2 import ActorTableData
 
-    found = state.global_state_accessor.get_actor_info(ActorID(bytes.fromhex(actor["ActorID"])))
+    found = state._connect_and_get_accessor().get_actor_info(ActorID(bytes.fromhex(actor["ActorID"])))
     return {"ReprName": ActorTableData.FromString(found).repr_name}
 
 
