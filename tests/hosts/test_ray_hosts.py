@@ -113,9 +113,10 @@ def test_an_actor_that_somebody_kills_on_another_host(s: Scheduler, hosts: OfRay
 
 
 CONTROLLER = """
-import rolecall, sample_engines
+import rolecall, sample_engines, tempfile
 if __name__ == "__main__":
-    with rolecall.scheduler("ray", experiment="hosts", trial="t", preload=[], quiet=True) as s:
+    known = {"experiment": "hosts", "trial": "t", "fileroot": tempfile.gettempdir(), "preload": [], "quiet": True}
+    with rolecall.scheduler("ray", **known) as s:
         role = s.start("actor", replicas=2, cpu=65, mem=1)
         role.create_engine(sample_engines.Echo)
         print(sorted(worker.ip for worker in s.get_workers("actor")), role.call("greet"), s._hub.addresses[1])

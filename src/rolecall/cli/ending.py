@@ -6,11 +6,13 @@ It signals only processes of this user that bear the run's id.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from rolecall.cli.census import REAPER_NAME, Marked, marked
 from rolecall.cli.live import NoAnswerError, private
@@ -18,6 +20,7 @@ from rolecall.cli.rundir import State
 from rolecall.cli.runs import Chosen, state_of
 from rolecall.guard import runtime
 from rolecall.guard.proc import send
+from rolecall.schedulers.ray_joining import folder_of
 
 KILL_MARGIN_S = 15.0  # beyond the grace: SIGKILL, and seeing everything dead
 LEAVE_S = 3.0  # a guard that was asked, or a reaper whose guard was killed, is gone in milliseconds
@@ -78,6 +81,8 @@ def end_run(run: Chosen, grace_s: float) -> Ending:
     ending.foreign = [f"{i.describe()} of uid {i.uid}" for i in marked(run.run_id) if i.uid != os.getuid()]
     ending.elsewhere = _elsewhere(run)
     ending.runtime_dir = _clean(run)
+    if not remaining:
+        _clean_cluster(run.run_id)
     return ending
 
 
@@ -130,6 +135,13 @@ def _elsewhere(run: Chosen) -> list[str]:
     state = state_of(run.directory) if run.directory else State()
     hosts = {guard.host for guard in state.guards} - {"", os.uname().nodename}
     return [] if state.controller.ended else sorted(hosts)
+
+
+def _clean_cluster(run_id: str) -> None:
+    """Removes the files of a Ray cluster of the run's own. Its driver does that, unless it was killed."""
+    folder = folder_of(run_id)
+    if folder.parent == Path("/tmp") and private(folder):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _clean(run: Chosen) -> str:

@@ -20,6 +20,7 @@ from rolecall.schedulers.cluster import Allocation, ClusterScheduler, Standing
 from rolecall.schedulers.guards import GuardProxy
 from rolecall.schedulers.launching import marks, python_path
 from rolecall.schedulers.plan import Plan, portable_environment, separate_slots, with_devices
+from rolecall.schedulers.ray_joining import folder_of
 from rolecall.schedulers.ray_placement import DEVICE_KEYS, Accelerator, Asking, Placement, held_devices, place
 from rolecall.schedulers.sidecar import ANSWER_S, Sidecar
 from rolecall.types import Job, check_count
@@ -97,7 +98,9 @@ class RayScheduler(ClusterScheduler):
 
     def _enter(self, driver: Sidecar) -> dict[str, Any]:
         """Has the driver join a cluster; returns what it found there."""
-        driver.tell(address=self._address, namespace=self._namespace, init=self._init, folder=self._folder)
+        driver.tell(
+            address=self._address, namespace=self._namespace, init=self._init, folder=str(folder_of(self.run_id))
+        )
         driver.wait_for("joined", JOIN_S, unless="refused")
         if "joined" in driver.news:
             found: dict[str, Any] = driver.news["joined"]
@@ -112,12 +115,7 @@ class RayScheduler(ClusterScheduler):
         patience = LEAVE_S if "joined" in self._driver.news and _answers(self._driver) else HURRY_S
         if not self._driver.close(patience):
             log.warning("Ray did not let go within %g s; its driver was killed", patience)
-        shutil.rmtree(self._folder, ignore_errors=True)  # a driver that was killed has left it
-
-    @property
-    def _folder(self) -> str:
-        """Of a cluster of our own. Short: a Unix socket's path holds 107 bytes, Ray needs 79 of them."""
-        return f"/tmp/rc-ray-{self.run_id}"
+        shutil.rmtree(folder_of(self.run_id), ignore_errors=True)  # a driver that was killed has left it
 
     @property
     def _kind(self) -> str:
