@@ -123,7 +123,8 @@ class RayCluster:
     def environment(self) -> dict[str, str]:
         """What its processes are started with. Not RAY_ADDRESS: real nodes do not have it either."""
         own = {k: v for k, v in os.environ.items() if not k.startswith(_NOT_INHERITED)}
-        return own | auth(self) | self._settings | {MARK: str(self.folder), "RAY_USAGE_STATS_ENABLED": "0"}
+        found = {MARK: str(self.folder), "SPT_NOENV": "1"}  # no title takes the room of the mark
+        return own | auth(self) | self._settings | found | {"RAY_USAGE_STATS_ENABLED": "0"}
 
     def _ray(self, name: str, *args: str) -> None:
         quiet = ("--disable-usage-stats", "--include-log-monitor=false", f"--object-store-memory={self._store_bytes}")

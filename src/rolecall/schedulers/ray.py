@@ -89,7 +89,8 @@ class RayScheduler(ClusterScheduler):
     def _join(self) -> str:
         if find_spec("ray") is None:
             raise WorkerConfigurationError("Ray is not installed", None, "pip install 'rolecall[ray]'")
-        mark = marks({"run_id": self.run_id, "guard_id": "ray"})
+        # The second: Ray's agents give themselves titles, which would take the room of their first variables.
+        mark = marks({"run_id": self.run_id, "guard_id": "ray"}) | {"SPT_NOENV": "1"}
         self._driver = Sidecar("rolecall.schedulers.ray_driver", Path(self.run_dir, "logs", "ray-driver.log"), mark)
         found = self._enter(self._driver)
         self._address = found["address"]
