@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import sample_engines
 from hosts_under_test import KINDS, Hosts
-from worker_processes import processes, wait_for
+from worker_processes import guard_of, living, processes, wait_for
 
 from rolecall import Role, Scheduler
 from rolecall.errors import WorkerFailedError
@@ -58,15 +58,14 @@ def addresses(s: Scheduler) -> list[str]:
 
 
 def on_host(s: Scheduler, index: int) -> Callable[[], dict[int, str]]:
-    """Looks for the guard of a worker, for its reaper, and for what it owns."""
-    guard = s._table.members()[index].guard.guard_id
-    return lambda: processes(s.run_id, f"ROLECALL_GUARD={guard}")
+    """Looks for what the guard of a worker owns, and for itself."""
+    guard = guard_of(s.run_id, f"actor/{index}")
 
+    def look() -> dict[int, str]:
+        found = processes(s.run_id, f"ROLECALL_WORKER=actor/{index}")
+        return found | ({guard.pid: "guard"} if living([guard]) else {})
 
-def guard_process(s: Scheduler, index: int) -> int:
-    """The guard of a worker, by the pid that it has here: on its own host it may have another."""
-    (pid,) = [pid for pid in on_host(s, index)() if Path(f"/proc/{pid}/comm").read_text() == "rc:guard\n"]
-    return pid
+    return look
 
 
 def calls_ended(s: Scheduler, index: int, root: Path) -> Callable[[], int]:
@@ -122,13 +121,13 @@ def test_a_late_answer_of_a_host_that_was_given_up_is_refused(s: Scheduler, host
     gate = shared / "gate"
     pending = role[1].with_options(engine="late").submit("make_late", str(gate))
     wait_for(gate.with_suffix(".begun").exists, 5, "call that has begun")
-    guard, address = guard_process(s, 1), addresses(s)[1]
+    guard, address = guard_of(s.run_id, "actor/1"), addresses(s)[1]
     owned, ended = on_host(s, 1), calls_ended(s, 1, hosts.root(address))
     before = ended()
     hosts.pull(address)
     with pytest.raises(WorkerFailedError) as told:
         pending.result()
-    os.kill(guard, signal.SIGSTOP)
+    os.kill(guard.pid, signal.SIGSTOP)
     try:
         hosts.plug(address)
         gate.touch()
@@ -139,7 +138,7 @@ def test_a_late_answer_of_a_host_that_was_given_up_is_refused(s: Scheduler, host
         with pytest.raises(WorkerFailedError):
             role[1].call("greet")
     finally:
-        os.kill(guard, signal.SIGCONT)
+        os.kill(guard.pid, signal.SIGCONT)
     wait_for(lambda: not owned(), LEASE_S, "end of what the guard owns")
     log = Path(s.run_dir, "logs", f"guard-{s._table.members()[1].guard.guard_id}.log")
     assert "ending: the controller" in (hosts.root(address) / log.relative_to("/")).read_text()
