@@ -28,7 +28,7 @@ def fake(tmp_path: Path) -> FakeSlurm:
 @pytest.fixture
 def job(fake: FakeSlurm) -> SlurmAllocation:
     slurm = Slurm(fake.environment)
-    return SlurmAllocation(slurm, Queue(slurm), "7")
+    return SlurmAllocation(slurm, Queue(slurm), "7", "rolecall/0123")
 
 
 def shows(fake: FakeSlurm, state: str, reason: str = "None", start: str = "N/A") -> None:

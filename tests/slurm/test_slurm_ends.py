@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -17,7 +18,7 @@ from fake_slurm import FakeSlurm
 from slurm_cluster import SlurmCluster
 from worker_processes import processes, wait_for
 
-from rolecall import Role
+from rolecall import PendingCall, Role
 from rolecall.errors import WorkerFailedError
 from rolecall.schedulers.slurm import SlurmScheduler
 
@@ -35,15 +36,16 @@ def waiting_call(role: Role) -> Callable[[], WorkerFailedError]:
     """Begins a call that never answers; returns what waits for its error, which must come in time."""
     role.create_engine(sample_engines.Parent)
     call = role[0].submit("wait")
+    return lambda: known_in_time(call)
 
-    def failed() -> WorkerFailedError:
-        begun = time.monotonic()
-        with pytest.raises(WorkerFailedError) as caught:
-            call.result()
-        assert time.monotonic() - begun < KNOWN_WITHIN_S
-        return caught.value
 
-    return failed
+def known_in_time(call: PendingCall) -> WorkerFailedError:
+    """How a call fails that something has ended just now."""
+    begun = time.monotonic()
+    with pytest.raises(WorkerFailedError) as caught:
+        call.result()
+    assert time.monotonic() - begun < KNOWN_WITHIN_S
+    return caught.value
 
 
 def guards(s: SlurmScheduler) -> list[int]:
@@ -157,6 +159,17 @@ def halted_slurmctld(cluster: SlurmCluster) -> Iterator[Callable[[], None]]:
     pid = int((cluster.folder / "run" / "slurmctld.pid").read_text().split()[0])
     yield lambda: os.kill(pid, signal.SIGSTOP)
     os.kill(pid, signal.SIGCONT)
+
+
+def test_more_memory_than_was_asked_for_is_told_in_slurms_words(s: SlurmScheduler, cluster: SlurmCluster) -> None:
+    """The job's state tells no more than that its script failed; Slurm says why to the script alone."""
+    role = s.start("actor", replicas=2, gpu=4, **SMALL)
+    role.create_engine(sample_engines.Hungry)
+    error = str(known_in_time(role[0].submit("eat", 2048)))
+    assert re.search(r"Slurm says of job \d+: FAILED \(NonZeroExitCode\): .*slurmstepd.*exceeded memory limit", error)
+    with pytest.raises(WorkerFailedError, match="exceeded memory limit"):
+        role[1].call("eat", 1)
+    s.delete_workers("actor")
 
 
 def test_a_node_that_slurm_gives_up_is_told_as_such(s: SlurmScheduler, cluster: SlurmCluster) -> None:

@@ -114,11 +114,11 @@ class SlurmScheduler(ClusterScheduler):
 
     def _allocation(self, job_id: str) -> SlurmAllocation:
         output = self._run.run_dir / "logs" / f"slurm-{job_id}.out"
-        return SlurmAllocation(self._slurm, self._queue, job_id, output)
+        return SlurmAllocation(self._slurm, self._queue, job_id, job_comment(self._run.run_id), output)
 
     def _take_back(self, role: str) -> None:
         try:
-            for job_id in self._slurm.named(job_name(self._run.experiment, role), job_comment(self._run.run_id)):
+            for job_id in self._slurm.of_run(job_comment(self._run.run_id), job_name(self._run.experiment, role)):
                 self._allocation(job_id).release()
         except SlurmError as e:
             log.warning("role %s: a job may be left in the queue, whose guards would end at once: %s", role, e)
@@ -135,11 +135,13 @@ class SlurmAllocation:
     """A job.
 
     Args:
+        comment: What it was submitted with; its script may have added to it.
         output: What its script and its `srun` write, where the controller sees the file too.
     """
 
-    def __init__(self, slurm: Slurm, queue: Queue, job_id: str, output: Path | None = None) -> None:
-        self._slurm, self._queue, self.job_id, self._output = slurm, queue, job_id, output
+    def __init__(self, slurm: Slurm, queue: Queue, job_id: str, comment: str, output: Path | None = None) -> None:
+        self._slurm, self._queue, self.job_id = slurm, queue, job_id
+        self._comment, self._output = comment, output
         self._began = time.monotonic()
         self._standing = Standing("queued")
         self._gone = False
@@ -157,7 +159,7 @@ class SlurmAllocation:
 
     def _stands(self, state: JobState | None) -> Standing:
         if state is None or state.meaning == "ended":
-            return Standing("ended", self._words(state) + self._tail())
+            return Standing("ended", self._words(state) + (self._tail() or self._said()))
         return Standing(state.meaning, f"job {self.job_id}" + (f": {state.wait}" if state.meaning == "queued" else ""))
 
     def settled(self, plan: Plan, guards: Sequence[GuardProxy]) -> Plan | None:
@@ -167,7 +169,7 @@ class SlurmAllocation:
         deadline = time.monotonic() + TOLD_S
         while (state := self._look(FRESH_S, TOLD_S)) is not None and not state.runs:
             if state.told or time.monotonic() > deadline:
-                return self._words(state)
+                return self._words(state) + ((self._said() or self._tail()) if state.failed else "")
             time.sleep(FRESH_S)
         return None if state is not None else self._words(state)
 
@@ -215,8 +217,16 @@ class SlurmAllocation:
             return f"Slurm does not list job {self.job_id} any more"
         return f"Slurm says of job {self.job_id}: {state}"
 
+    def _said(self) -> str:
+        """What Slurm told the script when `srun` failed: that there was not enough memory, for instance."""
+        try:
+            words = self._slurm.said(self.job_id, self._comment)
+        except SlurmError:  # it is an addition to what is known already
+            words = ""
+        return f": {words}" if words else ""
+
     def _tail(self) -> str:
-        """What the script said last."""
+        """What the script wrote last."""
         try:
             text = self._output.read_text(errors="replace")[-TAIL_BYTES:].strip() if self._output else ""
         except OSError:  # no file system that both see, or nothing was written

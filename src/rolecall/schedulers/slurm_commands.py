@@ -13,12 +13,14 @@ from typing import NoReturn
 
 from rolecall.errors import SlurmError
 from rolecall.schedulers.slurm_packing import Node, Share
+from rolecall.schedulers.slurm_script import SAID
 from rolecall.schedulers.slurm_states import JobState
 
 ANSWER_S = 20.0  # slurmctld's clients wait for it 10 s by default, and once more for a backup
 PATIENCE_S = 60.0
 PAUSE_S, LONGEST_PAUSE_S = 0.25, 5.0
 SUBMIT_S = 120.0
+SAID_S = 4.0
 
 # Variables of an outer allocation and of a user's preferences change what the commands do and how they answer.
 _MEDDLING = re.compile(r"(SLURM|SLURMD|SBATCH|SRUN|SALLOC|SQUEUE|SINFO|SCANCEL|SCONTROL)_\w+")
@@ -71,23 +73,34 @@ class Slurm:
 
     def jobs(self, answer_s: float = ANSWER_S) -> dict[str, JobState]:
         """This user's jobs by id, those that ended a little while ago too. Asked once: who asks will ask again."""
-        rows = self._jobs("%A|%T|%S|%r", 4, answer_s=answer_s, within_s=0.0)
+        rows = self._table(self._squeue("%A|%T|%S|%r"), 4, answer_s=answer_s, within_s=0.0)
         return {job_id: JobState(state, reason, start) for job_id, state, start, reason in rows}
 
-    def named(self, name: str, comment: str) -> list[str]:
-        """The jobs of this name and comment that have not ended."""
-        rows = self._jobs("%A|%j|%k", 3, states="PENDING,RUNNING")
-        return [job for job, *said in rows if said == [name, comment]]
+    def of_run(self, comment: str, name: str | None = None) -> list[str]:
+        """The jobs of this comment, and of this name, that have not ended."""
+        lines = self._ask(self._squeue("%A|%T|%j|%k")).splitlines()
+        rows = [
+            line.split("|", 3) for line in lines if line.count("|") >= 3
+        ]  # other jobs' comments may have more lines
+        return [
+            job
+            for job, state, its, says in rows
+            if says.partition(SAID)[0] == comment and name in (None, its) and JobState(state).meaning != "ended"
+        ]
+
+    def said(self, job_id: str, comment: str) -> str:
+        """What a job's script has added to its comment."""
+        first, _, words = self._run([*self._squeue("%k"), f"--jobs={job_id}"], SAID_S).strip().partition(SAID)
+        return words if first == comment else ""
 
     def cancel(self, job_id: str, *, kill: bool = False) -> None:
         """Ends a job in whatever state; `kill`: its processes get SIGKILL now, the batch shell included."""
         how = ["--full", "--signal=KILL"] if kill else []
         self._run(["scancel", *how, job_id], ANSWER_S)
 
-    def _jobs(self, columns: str, count: int, *, states: str = "all", **patience: float) -> list[list[str]]:
+    def _squeue(self, columns: str) -> list[str]:
         """All jobs of this user, since a question for one that is gone is an error like any other."""
-        command = ["squeue", "--noheader", f"--user={os.getuid()}", f"--states={states}", f"--format={columns}"]
-        return self._table(command, count, **patience)
+        return ["squeue", "--noheader", f"--user={os.getuid()}", "--states=all", f"--format={columns}"]
 
     def _table(self, command: list[str], columns: int, **patience: float) -> list[list[str]]:
         """Lines of fields with bars between them, the last of which may hold bars."""

@@ -90,6 +90,11 @@ class JobState:
         """Whether it says how it ended. COMPLETING hides that for a moment, in older versions."""
         return self.names != [_COMPLETING]
 
+    @property
+    def failed(self) -> bool:
+        """Its script ended badly, which says nothing of the cause."""
+        return "FAILED" in self.names
+
     def __str__(self) -> str:
         reason = "" if self.reason in _NONE else f" ({self.reason})"
         return f"{self.words}{reason}"
