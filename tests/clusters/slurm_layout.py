@@ -31,7 +31,11 @@ class Node:
 
 @dataclass(frozen=True)
 class Layout:
-    """A cluster as it is written to `cluster.json`, from which everything else follows."""
+    """A cluster as it is written to `cluster.json`, from which everything else follows.
+
+    Attributes:
+        private: Folders that nodes do not share: each has another one in their place, empty at first.
+    """
 
     dir: Path
     hostname: str
@@ -39,6 +43,7 @@ class Layout:
     port: int
     nodes: tuple[Node, ...]
     bridge: str | None = None
+    private: tuple[str, ...] = ()
 
     @property
     def conf(self) -> Path:
@@ -59,7 +64,7 @@ class Layout:
     def from_json(cls, text: str) -> Layout:
         known = json.loads(text)
         nodes = tuple(Node(**node) for node in known.pop("nodes"))
-        return cls(dir=Path(known.pop("dir")), nodes=nodes, **known)
+        return cls(dir=Path(known.pop("dir")), nodes=nodes, private=tuple(known.pop("private")), **known)
 
 
 def on_loopback(directory: Path, nodes: int) -> Layout:

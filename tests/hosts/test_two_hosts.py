@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,61 +11,31 @@ from typing import Any
 
 import pytest
 import sample_engines
+from slurm_hosts import Hosts, running_hosts, scheduler_on
 from worker_processes import processes, wait_for
 
 from rolecall import Role, Scheduler
 from rolecall.errors import WorkerFailedError
 from rolecall.guard.progress import LAYOUT, Counters
 from rolecall.guard.runtime import page_path
-from rolecall.schedulers.slurm import SlurmScheduler
 
-CLUSTER = Path(__file__).parents[1] / "clusters" / "slurm"
 HALF_A_NODE_AND_MORE: dict[str, Any] = {"cpu": 65, "mem": 1}  # so that two workers are on two nodes
 LEASE_S = 20.0
 TOLD_WITHIN_S = 15.0
 
 
-class Hosts:
-    """The cluster's nodes by their addresses."""
-
-    def __init__(self, layout: dict[str, Any]) -> None:
-        self.conf, self.controller = str(layout["conf"]), str(layout["address"])
-        self.cables = {str(node["address"]): str(node["veth"]) for node in layout["nodes"]}
-
-    def pull(self, address: str) -> None:
-        subprocess.run(["ip", "link", "set", self.cables[address], "down"], check=True)
-
-    def plug(self, address: str) -> None:
-        subprocess.run(["ip", "link", "set", self.cables[address], "up"], check=True)
-
-
 @pytest.fixture(scope="module")
 def hosts() -> Iterator[Hosts]:
     """A cluster of this module's own: who pulls cables must not share them."""
-    with tempfile.TemporaryDirectory(prefix="rcs-", dir="/tmp") as folder:
-        Path(folder).chmod(0o755)  # munge's clients must reach its socket
-        of_ours = ["--netns", f"--dir={folder}/c"]
-        owner = f"--owner={os.getpid()}"  # gone with us, if we are killed
-        subprocess.run([sys.executable, CLUSTER, "up", owner, *of_ours], check=True, stdout=subprocess.PIPE)
-        try:
-            told = subprocess.run(
-                [sys.executable, CLUSTER, "status", "--json", *of_ours], check=True, stdout=subprocess.PIPE
-            )
-            yield Hosts(json.loads(told.stdout))
-        finally:
-            subprocess.run([sys.executable, CLUSTER, "down", *of_ours], check=True)
+    with running_hosts() as found:
+        yield found
 
 
 @pytest.fixture
 def s(hosts: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scheduler]:
-    monkeypatch.setenv("SLURM_CONF", hosts.conf)
-    options: dict[str, Any] = {"experiment": "hosts", "trial": "t", "fileroot": tmp_path, "preload": []}
-    with SlurmScheduler(lease_s=LEASE_S, ip=hosts.controller, **options) as scheduler:
+    hosts.use(monkeypatch)
+    with scheduler_on(hosts, tmp_path, lease_s=LEASE_S) as scheduler:
         yield scheduler
-        for address in hosts.cables:
-            hosts.plug(address)
-    jobs = subprocess.run(["squeue", "--noheader"], capture_output=True, text=True, check=True)
-    assert jobs.stdout == ""
 
 
 def pair(s: Scheduler) -> Role:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from slurm_cluster import NOT_HERE, SCRIPT
+from slurm_cluster import SCRIPT, skip_if_missing
 from worker_processes import wait_for
 
 Script = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -33,8 +33,7 @@ def place() -> Iterator[Path]:
 def script(place: Path) -> Script:
     def run(*args: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run([SCRIPT, *args, "--dir", place], capture_output=True, text=True, timeout=120)
-        if done.returncode == NOT_HERE and not os.environ.get("CI"):
-            pytest.skip(f"no Slurm cluster here: {done.stderr.strip()}")
+        skip_if_missing(done)
         return done
 
     return run
