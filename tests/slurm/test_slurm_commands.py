@@ -160,17 +160,21 @@ def test_the_jobs_of_a_run_are_known_by_their_comments(fake: FakeSlurm) -> None:
 
 
 @pytest.mark.parametrize(
-    ("comment", "said"),
+    ("comment", "preempted", "told"),
     [
-        ("rolecall/0123: srun: error: x | y", "srun: error: x | y"),
-        ("rolecall/0123", ""),
-        ("", ""),
-        ("mine: not ours", ""),
+        ("rolecall/0123: srun: error: x | y", "None", "srun: error: x | y"),
+        ("rolecall/0123: srun: error: x", "2026-11-21T05:00:00", "preempted at 2026-11-21T05:00:00; srun: error: x"),
+        ("rolecall/0123", "2026-11-21T05:00:00", "preempted at 2026-11-21T05:00:00"),
+        ("rolecall/0123", "None", ""),
+        ("", "None", ""),
+        ("mine: not ours", "None", ""),
     ],
 )
-def test_what_a_script_adds_to_its_comment_is_told(fake: FakeSlurm, comment: str, said: str) -> None:
-    fake.says("squeue", f"{comment}\n")
-    assert Slurm(fake.environment).said("7", "rolecall/0123") == said
+def test_what_is_known_beside_a_state_is_told(fake: FakeSlurm, comment: str, preempted: str, told: str) -> None:
+    """The script's addition to its comment, and that the job was preempted."""
+    times = f"PreemptEligibleTime=2026-11-21T04:00:00 PreemptTime={preempted}"
+    fake.says("scontrol", f"JobId=7 JobName=x\n   JobState=FAILED\n   {times}\n   Comment={comment} \n   Power=\n")
+    assert Slurm(fake.environment).told_beside("7", "rolecall/0123") == told
 
 
 def test_a_job_is_ended_and_then_killed_with_its_shell(fake: FakeSlurm) -> None:

@@ -159,7 +159,7 @@ class SlurmAllocation:
 
     def _stands(self, state: JobState | None) -> Standing:
         if state is None or state.meaning == "ended":
-            return Standing("ended", self._words(state) + (self._tail() or self._said()))
+            return Standing("ended", self._words(state) + (self._tail() or self._beside()))
         return Standing(state.meaning, f"job {self.job_id}" + (f": {state.wait}" if state.meaning == "queued" else ""))
 
     def settled(self, plan: Plan, guards: Sequence[GuardProxy]) -> Plan | None:
@@ -169,7 +169,7 @@ class SlurmAllocation:
         deadline = time.monotonic() + TOLD_S
         while (state := self._look(FRESH_S, TOLD_S)) is not None and not state.runs:
             if state.told or time.monotonic() > deadline:
-                return self._words(state) + ((self._said() or self._tail()) if state.failed else "")
+                return self._words(state) + ((self._beside() or self._tail()) if state.mute else "")
             time.sleep(FRESH_S)
         return None if state is not None else self._words(state)
 
@@ -217,10 +217,10 @@ class SlurmAllocation:
             return f"Slurm does not list job {self.job_id} any more"
         return f"Slurm says of job {self.job_id}: {state}"
 
-    def _said(self) -> str:
-        """What Slurm told the script when `srun` failed: that there was not enough memory, for instance."""
+    def _beside(self) -> str:
+        """That it was preempted, or what Slurm told the script when `srun` failed: a lack of memory, for instance."""
         try:
-            words = self._slurm.said(self.job_id, self._comment)
+            words = self._slurm.told_beside(self.job_id, self._comment)
         except SlurmError:  # it is an addition to what is known already
             words = ""
         return f": {words}" if words else ""

@@ -20,7 +20,7 @@ ANSWER_S = 20.0  # slurmctld's clients wait for it 10 s by default, and once mor
 PATIENCE_S = 60.0
 PAUSE_S, LONGEST_PAUSE_S = 0.25, 5.0
 SUBMIT_S = 120.0
-SAID_S = 4.0
+BESIDE_S = 4.0
 
 # Variables of an outer allocation and of a user's preferences change what the commands do and how they answer.
 _MEDDLING = re.compile(r"(SLURM|SLURMD|SBATCH|SRUN|SALLOC|SQUEUE|SINFO|SCANCEL|SCONTROL)_\w+")
@@ -28,6 +28,8 @@ _NEEDED = {"SLURM_CONF", "SLURM_JWT"}
 _DEVICES = re.compile(r"(CUDA|ASCEND_RT|HIP|ROCR|ZE)_(VISIBLE_DEVICES|AFFINITY_MASK)|GPU_DEVICE_ORDINAL")
 _COUNT = re.compile(r"\d+")
 _JOB = re.compile(r"(\d+)(;\w+)?")
+_COMMENT = re.compile(r"^\s*Comment=(.*)$", re.MULTILINE)
+_PREEMPTED = re.compile(r"\bPreemptTime=(\d\S*)")
 _HERE = "is Slurm installed on this host, and are its commands on PATH?"
 _THERE = "does `scontrol ping` show slurmctld as UP?"
 
@@ -88,10 +90,13 @@ class Slurm:
             if says.partition(SAID)[0] == comment and name in (None, its) and JobState(state).meaning != "ended"
         ]
 
-    def said(self, job_id: str, comment: str) -> str:
-        """What a job's script has added to its comment."""
-        first, _, words = self._run([*self._squeue("%k"), f"--jobs={job_id}"], SAID_S).strip().partition(SAID)
-        return words if first == comment else ""
+    def told_beside(self, job_id: str, comment: str) -> str:
+        """What is known of a job's end beside its state: what its script has added to its comment, a preemption."""
+        shown = self._run(["scontrol", "show", "job", job_id], BESIDE_S)
+        comments, preempted = _COMMENT.search(shown), _PREEMPTED.search(shown)
+        first, _, said = comments[1].strip().partition(SAID) if comments else ("", "", "")
+        known = [f"preempted at {preempted[1]}" if preempted else "", said if first == comment else ""]
+        return "; ".join(filter(None, known))
 
     def cancel(self, job_id: str, *, kill: bool = False) -> None:
         """Ends a job in whatever state; `kill`: its processes get SIGKILL now, the batch shell included."""

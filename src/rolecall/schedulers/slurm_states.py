@@ -43,6 +43,7 @@ MEANINGS: dict[str, Meaning] = {
     **dict.fromkeys(_ENDED, "ended"),
 }
 _COMPLETING = "COMPLETING"
+_MUTE = {"COMPLETED", "FAILED"}
 _HALTED = {"SUSPENDED", "STOPPED"}
 _NONE = ("", "None", "N/A", "(null)", "Unknown")
 
@@ -91,9 +92,9 @@ class JobState:
         return self.names != [_COMPLETING]
 
     @property
-    def failed(self) -> bool:
-        """Its script ended badly, which says nothing of the cause."""
-        return "FAILED" in self.names
+    def mute(self) -> bool:
+        """It says how the script ended, and not what ended the guards."""
+        return bool(_MUTE & set(self.names))
 
     def __str__(self) -> str:
         reason = "" if self.reason in _NONE else f" ({self.reason})"
