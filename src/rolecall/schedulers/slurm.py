@@ -56,6 +56,7 @@ class SlurmScheduler(ClusterScheduler):
         SlurmError: Slurm's commands are not there, or slurmctld does not answer.
     """
 
+    backend = "slurm"
     further_options = tuple(field.name for field in fields(SlurmOptions))
 
     def __init__(self, **options: Any) -> None:

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from rolecall.errors import SlurmError
 from rolecall.schedulers.slurm_packing import Node, Share
-from rolecall.schedulers.slurm_script import SAID
+from rolecall.schedulers.slurm_script import COMMENT, SAID
 from rolecall.schedulers.slurm_states import JobState
 
 ANSWER_S = 20.0  # slurmctld's clients wait for it 10 s by default, and once more for a backup
@@ -78,17 +78,22 @@ class Slurm:
         rows = self._table(self._squeue("%A|%T|%S|%r"), 4, answer_s=answer_s, within_s=0.0)
         return {job_id: JobState(state, reason, start) for job_id, state, start, reason in rows}
 
-    def of_run(self, comment: str, name: str | None = None) -> list[str]:
-        """The jobs of this comment, and of this name, that have not ended."""
-        lines = self._ask(self._squeue("%A|%T|%j|%k")).splitlines()
+    def left(self, **patience: float) -> list[tuple[str, str, str]]:
+        """Id, name and comment of this user's jobs of all runs that have not ended, without what a script has added."""
+        lines = self._ask(self._squeue("%A|%T|%j|%k"), **patience).splitlines()
         rows = [
             line.split("|", 3) for line in lines if line.count("|") >= 3
         ]  # other jobs' comments may have more lines
-        return [
-            job
-            for job, state, its, says in rows
-            if says.partition(SAID)[0] == comment and name in (None, its) and JobState(state).meaning != "ended"
+        mine = [
+            (job, name, says.partition(SAID)[0], JobState(state))
+            for job, state, name, says in rows
+            if says.startswith(COMMENT)
         ]
+        return [(job, name, comment) for job, name, comment, state in mine if state.meaning != "ended"]
+
+    def of_run(self, comment: str, name: str | None = None) -> list[str]:
+        """The jobs of this comment, and of this name, that have not ended."""
+        return [job for job, its, says in self.left() if says == comment and name in (None, its)]
 
     def told_beside(self, job_id: str, comment: str) -> str:
         """What is known of a job's end beside its state: what its script has added to its comment, a preemption."""

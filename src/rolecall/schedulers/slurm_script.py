@@ -22,6 +22,7 @@ NAME = "<name of the guards>"
 CONFIGURATION = "<configuration of the guards>"
 END = "END_OF_CONFIGURATION"
 COMPLAINT = r"s/^([0-9]+: )?((srun|slurmstepd)[^ ]*: error: )/\2/p"  # `srun --label` puts the task's number in front
+COMMENT = "rolecall/"
 SAID = ": "  # between the comment that a job is given and what its script adds
 
 
@@ -53,7 +54,7 @@ def job_name(experiment: str, role: str) -> str:
 
 def job_comment(run_id: str) -> str:
     """The job's comment, by which a run's jobs are told from another's of the same name."""
-    return f"rolecall/{run_id}"
+    return f"{COMMENT}{run_id}"
 
 
 def render(role: str, packing: Packing, options: SlurmOptions, here: Surroundings) -> str:
