@@ -21,6 +21,11 @@ def main() -> None:
             case {"do": "crash", "words": words}:
                 print(words, flush=True)
                 os._exit(3)
+            case {"do": "pause", "seconds": seconds}:
+                time.sleep(seconds)
+            case {"do": "half a line"}:
+                os.write(int(sys.argv[1]), b'["half", ')
+                os._exit(3)
             case {"do": "hang"}:
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
                 time.sleep(600)

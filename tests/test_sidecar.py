@@ -59,6 +59,31 @@ def test_who_has_waited_in_vain_waits_shorter_until_there_is_an_answer(sidecar: 
     assert sidecar.ask("echo", value=2, timeout=LONG_S) == (True, 2)
 
 
+def test_an_answer_that_comes_too_late_is_nobodys(sidecar: Sidecar) -> None:
+    assert sidecar.ask("echo", value=1, timeout=0.0) == (False, None)
+    assert sidecar.ask("echo", value=2, timeout=LONG_S)[1] in (2, None)
+    assert sidecar.ask("echo", value=3, timeout=LONG_S)[1] in (3, None)
+    assert sidecar.news == {}
+
+
+def test_an_order_is_sent_whole_though_ctrl_c_comes(sidecar: Sidecar) -> None:
+    """More than the channel holds, to a process that is not reading."""
+    assert sidecar.ask("echo", value=0, timeout=LONG_S) == (True, 0)
+    sidecar.tell(do="pause", seconds=SHORT_S)
+    with pytest.raises(KeyboardInterrupt):
+        sidecar.tell(do="say", key="large", value="x" * (4 << 20))
+        signal.raise_signal(signal.SIGINT)
+    assert sidecar.wait_for("large", LONG_S)
+    assert sidecar.ask("echo", value=1, timeout=LONG_S) == (True, 1)
+
+
+def test_its_end_in_the_middle_of_a_line_is_an_end(sidecar: Sidecar) -> None:
+    sidecar.tell(do="half a line")
+    assert not sidecar.wait_for("half", LONG_S)
+    assert sidecar.lost is not None
+    assert sidecar.news == {}
+
+
 def test_its_end_is_news_with_its_last_words(sidecar: Sidecar) -> None:
     """And whoever waits for something of it waits no longer."""
     sidecar.tell(do="crash", words="the library has had enough")

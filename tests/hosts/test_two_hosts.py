@@ -100,11 +100,17 @@ def test_a_pulled_cable_fails_the_call_and_the_cut_off_guard_fences_itself(s: Sc
 
 
 def test_a_late_answer_of_a_host_that_was_given_up_is_refused(s: Scheduler, hosts: Hosts, tmp_path: Path) -> None:
-    """The cable comes back before the lease lapses, the guard cannot act yet, and the worker answers."""
+    """The cable comes back before the lease lapses, the guard cannot act yet, and the worker answers: with a handle,
+    which the controller would adopt.
+    """
     role = pair(s)
-    role.with_options(engine="late").create_engine(sample_engines.Tensors)
+    late = role.with_options(engine="late", tensors="remote")
+    late.create_engine(sample_engines.Tensors)
+    made = late.call("make", 3)
+    adopted = s.home.metrics()["adopted"]
+    assert adopted == len({shard.id for handles in made for handle in handles.values() for shard in handle.shards})
     gate = tmp_path / "gate"
-    pending = role[1].with_options(engine="late").submit("make_late", str(gate))
+    pending = late[1].submit("make_late", str(gate))
     wait_for(gate.with_suffix(".begun").exists, 5, "call that has begun")
     guard = int(s._table.members()[1].guard.info["pid"])
     owned, address, ended = on_host(s, 1), addresses(s)[1], calls_ended(s, 1)
@@ -120,13 +126,15 @@ def test_a_late_answer_of_a_host_that_was_given_up_is_refused(s: Scheduler, host
         with pytest.raises(WorkerFailedError) as again:
             pending.result()
         assert str(again.value) == str(told.value)
+        assert s.home.metrics()["adopted"] == adopted
         with pytest.raises(WorkerFailedError):
             role[1].call("greet")
     finally:
         os.kill(guard, signal.SIGCONT)
     wait_for(lambda: not owned(), LEASE_S, "end of what the guard owns")
     log = (Path(s.run_dir) / "logs" / f"guard-{s._table.members()[1].guard.guard_id}.log").read_text()
-    assert "ending: the controller" in log
+    assert "ending: the controller's connection closed" in log  # told to end, before its lease would have lapsed
+    assert s.home.metrics()["adopted"] == adopted
     assert role[0].call("greet") == "hello"
 
 

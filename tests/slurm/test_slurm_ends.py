@@ -194,7 +194,7 @@ def test_a_job_that_another_one_displaces_is_told_as_preempted(
     (other,) = cluster.ask("sbatch", "--parsable", "--partition=urgent", "--wrap=exec sleep 600", *ALL_DEVICES)
     try:
         cluster.wait_for(job, "COMPLETING", "PREEMPTED", "COMPLETED")
-        assert re.search(rf"Slurm says of job {job}: {told} \(", str(failed()))
+        assert re.search(rf"Slurm says of job {job}: {told}[ )]", str(failed()))
         cluster.wait_for(other, "RUNNING")
         s.close()
     finally:

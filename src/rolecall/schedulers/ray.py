@@ -17,6 +17,7 @@ from typing import Any
 
 from rolecall.errors import WorkerConfigurationError
 from rolecall.schedulers.cluster import Allocation, ClusterScheduler, Standing
+from rolecall.schedulers.fates import RUNS, Fate
 from rolecall.schedulers.guards import GuardProxy
 from rolecall.schedulers.launching import marks, python_path
 from rolecall.schedulers.plan import Plan, portable_environment, separate_slots, with_devices
@@ -179,12 +180,14 @@ class RayAllocation:
         devices = {slot.worker_id: given for slot, given in zip(plan.slots, layout["devices"], strict=True)}
         return replace(plan, guards=tuple(layout["guards"]), slots=with_devices(plan.slots, devices))
 
-    def fate(self, ordinal: int) -> str | None:
+    def fate(self, ordinal: int) -> Fate:
         known: str | None = self._driver.news.get(f"fate {self._name} {ordinal}")
         if known is not None:
-            return known
+            return Fate(True, known)
         answered, words = self._driver.ask("look", name=self._name, ordinal=ordinal)
-        return words if answered else _silence(self._driver)
+        if not answered:
+            return Fate(True, _silence(self._driver))
+        return RUNS if words is None else Fate(True, words)
 
     def release(self) -> None:
         self._driver.tell(do="release", name=self._name)

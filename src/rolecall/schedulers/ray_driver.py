@@ -24,6 +24,7 @@ def main() -> None:
     hello = next(orders, None)
     if hello is None:
         return  # nobody is there any more
+    post.last = lambda: shutil.rmtree(hello["folder"], ignore_errors=True)
     try:
         found = join(hello)
     except Exception as e:
@@ -35,7 +36,7 @@ def main() -> None:
         import ray
 
         ray.shutdown(wait_for_processes=True)
-        shutil.rmtree(hello["folder"], ignore_errors=True)
+        post.last()
 
 
 def _obey(orders: Iterator[dict[str, Any]], say: Say) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from rolecall.errors import SlurmError, WorkerConfigurationError, WorkerCreationError
 from rolecall.rpc.hosts import address_toward
 from rolecall.schedulers.cluster import ClusterScheduler, Standing
+from rolecall.schedulers.fates import RUNS, Fate
 from rolecall.schedulers.guards import GuardProxy
 from rolecall.schedulers.launching import current_folder, python_path
 from rolecall.schedulers.plan import Plan, base_environment, dealt, separate_slots
@@ -31,7 +32,7 @@ log = logging.getLogger("rolecall")
 FRESH_S = 0.4
 SHORTEST_PAUSE_S = 0.1
 LONGEST_POLL_S = 5.0  # while a job waits, for hours perhaps; its guards call home by themselves
-TOLD_S = 4.0  # a job that is ending does not say at once why
+TOLD_S = 4.0  # for an answer that somebody waits for
 END_S = 2.0  # a job ends by itself when its guards have
 TERM_S = 8.0
 GONE_S = 60.0
@@ -146,6 +147,7 @@ class SlurmAllocation:
         self._began = time.monotonic()
         self._standing = Standing("queued")
         self._gone = False
+        self._why: str | None = None
 
     def poll(self) -> Standing:
         """Where it stood when Slurm last said so: one that does not answer is no reason to give a place up."""
@@ -166,13 +168,11 @@ class SlurmAllocation:
     def settled(self, plan: Plan, guards: Sequence[GuardProxy]) -> Plan | None:
         return dealt(plan, [g.info["devices"] for g in guards]) if all(g.info for g in guards) else None
 
-    def fate(self, ordinal: int) -> str | None:
-        deadline = time.monotonic() + TOLD_S
-        while (state := self._look(FRESH_S, TOLD_S)) is not None and not state.runs:
-            if state.told or time.monotonic() > deadline:
-                return self._words(state) + ((self._beside() or self._tail()) if state.mute else "")
-            time.sleep(FRESH_S)
-        return None if state is not None else self._words(state)
+    def fate(self, ordinal: int) -> Fate:
+        state = self._look(FRESH_S, TOLD_S)
+        if state is not None and state.runs:
+            return RUNS
+        return Fate(True, self._words(state) + self._cause(state), final=state is None or state.told)
 
     def release(self) -> None:
         """Ends the job by itself, by SIGTERM, by SIGKILL, whichever is first enough, and waits until it is gone."""
@@ -217,6 +217,14 @@ class SlurmAllocation:
         if state is None:
             return f"Slurm does not list job {self.job_id} any more"
         return f"Slurm says of job {self.job_id}: {state}"
+
+    def _cause(self, state: JobState | None) -> str:
+        """What the state keeps back. Looked for once: a job may have many guards."""
+        if state is None or not state.mute:
+            return ""
+        if self._why is None:
+            self._why = self._beside() or self._tail()
+        return self._why
 
     def _beside(self) -> str:
         """That it was preempted, or what Slurm told the script when `srun` failed: a lack of memory, for instance."""
