@@ -177,7 +177,7 @@ def test_more_memory_than_was_asked_for_is_told_in_slurms_words(s: SlurmSchedule
     ("partition", "signal_s", "told"),
     [
         ("yielding", 120, "PREEMPTED"),
-        ("yielding", 0, r"COMPLETED: preempted at [\d:T-]+"),  # its step is ended at once, its script is not
+        ("yielding", 0, r"(RUNNING|COMPLETED): preempted at [\d:T-]+"),  # its step is ended at once, its script is not
         ("ousted", 0, "PREEMPTED"),
     ],
 )
