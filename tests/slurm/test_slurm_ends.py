@@ -238,7 +238,7 @@ def fail_node(cluster: SlurmCluster, node: str, run_id: str) -> None:
 
 @pytest.mark.parametrize(
     ("state", "reason"),
-    [("NODE_FAIL", "NodeDown"), ("OUT_OF_MEMORY", "OutOfMemory"), ("PREEMPTED", "Preempted"), ("BOOT_FAIL", "None")],
+    [("OUT_OF_MEMORY", "OutOfMemory"), ("BOOT_FAIL", "None"), ("DEADLINE", "DeadLine")],
 )
 def test_every_end_is_told_in_slurms_words(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, reason: str
