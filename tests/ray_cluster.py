@@ -53,11 +53,16 @@ def _environ(pid: int) -> bytes:
         return b""  # it has ended
 
 
-@contextlib.contextmanager
-def running_ray() -> Iterator[SharedRay]:
-    """Brings the cluster up and down. Without Ray the test is skipped on a developer's machine, and fails in CI."""
+def needs_ray() -> None:
+    """Without Ray the test is skipped on a developer's machine, and fails in CI."""
     if find_spec("ray") is None and not os.environ.get("CI"):
         pytest.skip("no Ray here: pip install 'rolecall[ray]'")
+
+
+@contextlib.contextmanager
+def running_ray() -> Iterator[SharedRay]:
+    """Brings the cluster up and down."""
+    needs_ray()
     with started() as nodes:
         cluster = SharedRay(nodes)
         try:

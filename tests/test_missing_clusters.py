@@ -8,9 +8,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+from hosts_under_test import of_slurm
 from ray_cluster import running_ray
 from slurm_cluster import running_slurm
-from slurm_hosts import running_hosts
 
 Cluster = Callable[[], AbstractContextManager[object]]
 HOW = r"no .*sbatch.* here: apt-get install slurm-wlm munge iproute2"
@@ -26,7 +26,7 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("running", "line"),
-    [(running_slurm, HOW), (running_hosts, HOW), (running_ray, r"no Ray here: pip install 'rolecall\[ray\]'")],
+    [(running_slurm, HOW), (of_slurm, HOW), (running_ray, r"no Ray here: pip install 'rolecall\[ray\]'")],
 )
 def test_a_developers_machine_is_told_how_to_get_it(
     bare: None, monkeypatch: pytest.MonkeyPatch, running: Cluster, line: str
@@ -36,7 +36,7 @@ def test_a_developers_machine_is_told_how_to_get_it(
         pytest.fail("there is a cluster")
 
 
-@pytest.mark.parametrize("running", [running_slurm, running_hosts])
+@pytest.mark.parametrize("running", [running_slurm, of_slurm])
 def test_in_ci_it_is_a_failure(bare: None, monkeypatch: pytest.MonkeyPatch, running: Cluster) -> None:
     monkeypatch.setenv("CI", "1")
     with pytest.raises(AssertionError, match=HOW), running():

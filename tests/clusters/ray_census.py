@@ -5,11 +5,15 @@ A process of its own, and no driver: it can be asked in the middle of a test, an
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ray_nodes import RayCluster
 
 
 class Census:
@@ -30,6 +34,13 @@ class Census:
     def close(self) -> None:
         self._process.kill()
         self._process.communicate()
+
+
+@contextlib.contextmanager
+def census_of(cluster: RayCluster) -> Iterator[Census]:
+    """A census of a cluster, for a block of code."""
+    with contextlib.closing(Census(cluster.exports["RAY_ADDRESS"], cluster.environment())) as census:
+        yield census
 
 
 def _answer(address: str) -> None:

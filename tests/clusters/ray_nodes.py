@@ -14,6 +14,10 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+import cables
+from slurm_layout import Layout
 
 MARK = "RC_RAY_CLUSTER"  # every process of a cluster inherits it, also what its actors start
 # Enough for sixteen workers of the default size on each node; Ray believes it, nobody uses it.
@@ -24,6 +28,9 @@ START_S = 120.0
 GONE_S = 20.0
 LONGEST_DIR = 28  # below it come 79 bytes of session and socket, and the path of a Unix socket holds 107
 _NOT_INHERITED = ("RAY_", "RC_TEST_", "TMPDIR", "ROLECALL_")  # a cluster belongs to no test that uses it
+
+
+C = TypeVar("C", bound="RayCluster")
 
 
 class RayCluster:
@@ -49,13 +56,17 @@ class RayCluster:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._write_exports(token)
         try:
-            self._ray("head", "--head", "--port=0", "--num-cpus=0", "--num-gpus=0", "--include-dashboard=false")
+            self.add_head()
             self._write_exports(token, self._head_address())
             for number in range(1, nodes + 1):  # not side by side: on one host they would choose the same sockets
                 self.add_node(f"n{number}", devices)
         except BaseException:
             self.stop()
             raise
+
+    def add_head(self, *args: str) -> None:
+        """Starts the head, with further arguments for `ray start`."""
+        self._ray("head", "--head", "--port=0", "--num-cpus=0", "--num-gpus=0", "--include-dashboard=false", *args)
 
     def add_node(self, name: str, devices: int = NODE_DEVICES, *args: str) -> None:
         """One more node, with further arguments for `ray start`; returns when it has joined."""
@@ -87,7 +98,14 @@ class RayCluster:
             time.sleep(0.02)
         if left:
             raise RuntimeError(f"SIGKILL did not end {left}")
+        with contextlib.suppress(FileNotFoundError):
+            cables.remove(Layout.from_json(self.cables.read_text()))
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def cables(self) -> Path:
+        """Says what its hosts are connected by, where they have networks of their own."""
+        return self.folder / "cables.json"
 
     def _write_exports(self, token: bool, address: str = "") -> None:
         # Said in so many words, since `ray start --head` turns authentication on by itself where it finds a token.
@@ -114,17 +132,22 @@ class RayCluster:
         command = [sys.executable, "-P", "-m", "ray.scripts.scripts", "start", *args, *quiet, *ports, *temp]
         log = self.folder / f"start-{name}.log"
         with log.open("wb") as out:
-            done = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                start_new_session=True,  # what is for those who use it, Ctrl-C for one, is not for it
-                env=self.environment(),
-                timeout=START_S,
-            )
-        if done.returncode:
+            succeeded = self._carry_out(name, command, out)
+        if not succeeded:
             raise RuntimeError(f"ray start of {name} failed:\n{log.read_text(errors='replace')[-3000:]}")
+
+    def _carry_out(self, name: str, command: list[str], out: BinaryIO) -> bool:
+        """Runs `ray start` for a node."""
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,  # what is for those who use it, Ctrl-C for one, is not for it
+            env=self.environment(),
+            timeout=START_S,
+        )
+        return done.returncode == 0
 
 
 @contextlib.contextmanager
@@ -135,9 +158,18 @@ def started(
     settings: Mapping[str, str] | None = None,
     store_bytes: int = STORE_BYTES,
 ) -> Iterator[RayCluster]:
-    """A cluster for a block of code of this process. It goes down with the process too, however that ends."""
-    folder = Path(tempfile.mkdtemp(prefix="rc-ray-", dir="/tmp"))
-    cluster = RayCluster(folder, settings=settings, store_bytes=store_bytes)
+    """A cluster for a block of code of this process."""
+    with running(RayCluster(new_folder(), settings=settings, store_bytes=store_bytes), nodes, token=token) as cluster:
+        yield cluster
+
+
+def new_folder() -> Path:
+    return Path(tempfile.mkdtemp(prefix="rc-ray-", dir="/tmp"))
+
+
+@contextlib.contextmanager
+def running(cluster: C, nodes: int = 2, *, token: bool = False) -> Iterator[C]:
+    """Brings a cluster up and down. It goes down with the process too, however that ends."""
     keeper = _keeper(cluster.folder)
     try:
         cluster.start(nodes, token=token)
@@ -150,7 +182,7 @@ def started(
 def _keeper(folder: Path) -> subprocess.Popen[bytes]:
     """A process that takes the cluster down when we close its input, or die."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(_NOT_INHERITED)}
-    command = [sys.executable, "-P", __file__, str(folder)]
+    command = [sys.executable, __file__, str(folder)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, env=env, cwd="/")
 
 

@@ -1,4 +1,4 @@
-"""Hosts that share no file with the controller but rolecall and the user's code: the connection carries the rest."""
+"""OfSlurm that share no file with the controller but rolecall and the user's code: the connection carries the rest."""
 
 from __future__ import annotations
 
@@ -10,36 +10,41 @@ from typing import Any
 
 import pytest
 import sample_engines
-from slurm_hosts import Hosts, running_hosts, scheduler_on
+from hosts_under_test import OfSlurm, of_slurm
 from worker_processes import processes
 
 from rolecall import Role, Scheduler
 from rolecall.errors import EngineCallError, WorkerCreationError, WorkerFailedError
 from rolecall.guard.runtime import PAGE
 
+OPTIONS: dict[str, Any] = {"experiment": "hosts", "trial": "t", "preload": []}
 HALF_A_NODE_AND_MORE: dict[str, Any] = {"cpu": 65, "mem": 1}  # so that two workers are on two nodes
 
 
 @pytest.fixture(scope="module")
-def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OfSlurm]:
     """Neither run directories nor runtime directories are shared."""
     private = (tmp_path_factory.getbasetemp(), os.environ["TMPDIR"])
-    with running_hosts(*(f"--private={folder}" for folder in private)) as found:
+    with of_slurm(*(f"--private={folder}" for folder in private)) as found:
         yield found
 
 
 @pytest.fixture
-def s(hosts: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scheduler]:
+def s(hosts: OfSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scheduler]:
     """Afterwards the nodes have logs, but no socket of the run."""
-    hosts.use(monkeypatch)
-    with scheduler_on(hosts, tmp_path / "root") as scheduler:
+    with hosts.scheduler(monkeypatch, **OPTIONS, fileroot=tmp_path / "root") as scheduler:
         yield scheduler
     assert left_on(hosts) == []
 
 
-def left_on(hosts: Hosts) -> list[Path]:
+def seen_on(hosts: OfSlurm, address: str, path: str | Path) -> Path:
+    """Where a path of a host can be read from here."""
+    return hosts.root(address) / Path(path).relative_to("/")
+
+
+def left_on(hosts: OfSlurm) -> list[Path]:
     """Runtime directories."""
-    places = [hosts.as_seen_on(address, os.environ["TMPDIR"]) for address in hosts.cables]
+    places = [seen_on(hosts, address, os.environ["TMPDIR"]) for address in hosts.cables]
     return [found for place in places for found in place.glob("rolecall-*/*")]
 
 
@@ -47,7 +52,7 @@ def pair(s: Scheduler) -> Role:
     return s.start("actor", 2, **HALF_A_NODE_AND_MORE)
 
 
-def test_calls_work_and_tensors_come_back_and_pass_from_host_to_host(s: Scheduler, hosts: Hosts) -> None:
+def test_calls_work_and_tensors_come_back_and_pass_from_host_to_host(s: Scheduler, hosts: OfSlurm) -> None:
     role = pair(s)
     assert sorted(worker.ip for worker in s.get_workers("actor")) == sorted(hosts.cables)
     role.create_engine(sample_engines.Tensors)
@@ -60,10 +65,10 @@ def test_calls_work_and_tensors_come_back_and_pass_from_host_to_host(s: Schedule
     assert fork.call("greet") == ["hello", "hello"]
 
 
-def test_logs_lie_on_the_hosts_in_the_folders_that_they_would_have_here(s: Scheduler, hosts: Hosts) -> None:
+def test_logs_lie_on_the_hosts_in_the_folders_that_they_would_have_here(s: Scheduler, hosts: OfSlurm) -> None:
     pair(s)
     logs, first, second = Path(s.run_dir, "logs"), *(worker.ip for worker in s.get_workers("actor"))
-    there = {address: {path.name for path in hosts.as_seen_on(address, logs).iterdir()} for address in (first, second)}
+    there = {address: {path.name for path in seen_on(hosts, address, logs).iterdir()} for address in (first, second)}
     assert there[first] >= {"actor-0.log", "guard-g1-0.log"} and any(name.startswith("slurm-") for name in there[first])
     assert there[second] >= {"actor-1.log", "guard-g1-1.log"}
     assert list(logs.iterdir()) == []
@@ -80,7 +85,7 @@ def test_errors_and_ends_are_told_with_what_the_worker_wrote(s: Scheduler) -> No
     assert role[0].call("greet") == "hello"
 
 
-def test_the_end_of_a_job_is_told_with_slurms_complaint(s: Scheduler, hosts: Hosts) -> None:
+def test_the_end_of_a_job_is_told_with_slurms_complaint(s: Scheduler, hosts: OfSlurm) -> None:
     """Its output lies where it cannot be read from. Where all was killed at once, sockets stay, but no secret."""
     role = pair(s)
     role.create_engine(sample_engines.Hungry)
@@ -94,15 +99,17 @@ def test_the_end_of_a_job_is_told_with_slurms_complaint(s: Scheduler, hosts: Hos
         shutil.rmtree(place)
 
 
-def test_a_job_that_cannot_start_is_told_with_slurms_complaint(hosts: Hosts, tmp_path: Path, s: Scheduler) -> None:
+def test_a_job_that_cannot_start_is_told_with_slurms_complaint(
+    hosts: OfSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with (
-        scheduler_on(hosts, tmp_path / "other", python="/no/such/python") as other,
+        hosts.scheduler(monkeypatch, **OPTIONS, fileroot=tmp_path, python="/no/such/python") as other,
         pytest.raises(WorkerCreationError, match=r"FAILED \(NonZeroExitCode\): .*/no/such/python: No such file"),
     ):
         other.start("actor", cpu=1, mem=1)
 
 
-def test_nothing_is_left_on_the_hosts_after_a_delete(s: Scheduler, hosts: Hosts) -> None:
+def test_nothing_is_left_on_the_hosts_after_a_delete(s: Scheduler, hosts: OfSlurm) -> None:
     role = pair(s)
     role.create_engine(sample_engines.Parent)
     assert processes(s.run_id, "ROLECALL_WORKER=actor/0")

@@ -1,9 +1,10 @@
-"""Two hosts for real: each node of a Slurm cluster in a network namespace, its address its own, and a cable to pull."""
+"""Two hosts for real: each node of a cluster in a network namespace, its address its own, and a cable to pull."""
 
 from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 import sample_engines
-from slurm_hosts import Hosts, running_hosts, scheduler_on
+from hosts_under_test import KINDS, Hosts
 from worker_processes import processes, wait_for
 
 from rolecall import Role, Scheduler
@@ -24,18 +25,26 @@ LEASE_S = 20.0
 TOLD_WITHIN_S = 15.0
 
 
-@pytest.fixture(scope="module")
-def hosts() -> Iterator[Hosts]:
+@pytest.fixture(scope="module", params=list(KINDS))
+def hosts(request: pytest.FixtureRequest) -> Iterator[Hosts]:
     """A cluster of this module's own: who pulls cables must not share them."""
-    with running_hosts() as found:
+    with KINDS[request.param]() as found:
         yield found
 
 
 @pytest.fixture
 def s(hosts: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scheduler]:
-    hosts.use(monkeypatch)
-    with scheduler_on(hosts, tmp_path, lease_s=LEASE_S) as scheduler:
+    """Nothing of it is left on the cluster, nor on a host that could be reached to the end, nor on one that was not."""
+    options: dict[str, Any] = {"experiment": "hosts", "trial": "t", "fileroot": tmp_path, "preload": []}
+    with hosts.scheduler(monkeypatch, lease_s=LEASE_S, **options) as scheduler:
         yield scheduler
+        folders = [hosts.root(address) / scheduler._run.runtime_dir.relative_to("/") for address in hosts.cables]
+        for address in hosts.cables:
+            hosts.plug(address)
+    wait_for(lambda: not processes(scheduler.run_id), LEASE_S, "end of what was cut off")
+    assert [folder for folder in folders if folder.exists()] == []
+    assert hosts.left() == []
+    hosts.mend()
 
 
 def pair(s: Scheduler) -> Role:
@@ -49,22 +58,22 @@ def addresses(s: Scheduler) -> list[str]:
 
 
 def on_host(s: Scheduler, index: int) -> Callable[[], dict[int, str]]:
-    """Looks for what the guard of a worker owns, and for itself."""
-    guard = s._table.members()[index].guard
-    pid = int(guard.info["pid"])
-
-    def look() -> dict[int, str]:
-        found = processes(s.run_id, f"ROLECALL_WORKER=actor/{index}")
-        return found | ({pid: "guard"} if Path(f"/proc/{pid}").exists() else {})
-
-    return look
+    """Looks for the guard of a worker, for its reaper, and for what it owns."""
+    guard = s._table.members()[index].guard.guard_id
+    return lambda: processes(s.run_id, f"ROLECALL_GUARD={guard}")
 
 
-def calls_ended(s: Scheduler, index: int) -> Callable[[], int]:
+def guard_process(s: Scheduler, index: int) -> int:
+    """The guard of a worker, by the pid that it has here: on its own host it may have another."""
+    (pid,) = [pid for pid in on_host(s, index)() if Path(f"/proc/{pid}/comm").read_text() == "rc:guard\n"]
+    return pid
+
+
+def calls_ended(s: Scheduler, index: int, root: Path) -> Callable[[], int]:
     """Reads from the page that a worker writes for its guard how many calls it has answered."""
     member = s._table.members()[index]
     page = page_path(str(Path(member.socket).parents[1]), member.guard.guard_id, member.id)
-    return lambda: Counters(*LAYOUT.unpack(Path(page).read_bytes()[: LAYOUT.size])).ended
+    return lambda: Counters(*LAYOUT.unpack((root / page[1:]).read_bytes()[: LAYOUT.size])).ended
 
 
 def test_workers_of_two_hosts_are_called_over_the_network_and_pass_tensors(s: Scheduler, hosts: Hosts) -> None:
@@ -99,7 +108,14 @@ def test_a_pulled_cable_fails_the_call_and_the_cut_off_guard_fences_itself(s: Sc
     assert time.monotonic() - pulled < LEASE_S + 3
 
 
-def test_a_late_answer_of_a_host_that_was_given_up_is_refused(s: Scheduler, hosts: Hosts, tmp_path: Path) -> None:
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A folder that all hosts see."""
+    with tempfile.TemporaryDirectory(prefix="rct-shared-", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def test_a_late_answer_of_a_host_that_was_given_up_is_refused(s: Scheduler, hosts: Hosts, shared: Path) -> None:
     """The cable comes back before the lease lapses, the guard cannot act yet, and the worker answers: with a handle,
     which the controller would adopt.
     """
@@ -109,11 +125,11 @@ def test_a_late_answer_of_a_host_that_was_given_up_is_refused(s: Scheduler, host
     made = late.call("make", 3)
     adopted = s.home.metrics()["adopted"]
     assert adopted == len({shard.id for handles in made for handle in handles.values() for shard in handle.shards})
-    gate = tmp_path / "gate"
+    gate = shared / "gate"
     pending = late[1].submit("make_late", str(gate))
     wait_for(gate.with_suffix(".begun").exists, 5, "call that has begun")
-    guard = int(s._table.members()[1].guard.info["pid"])
-    owned, address, ended = on_host(s, 1), addresses(s)[1], calls_ended(s, 1)
+    guard, address = guard_process(s, 1), addresses(s)[1]
+    owned, ended = on_host(s, 1), calls_ended(s, 1, hosts.root(address))
     before = ended()
     hosts.pull(address)
     with pytest.raises(WorkerFailedError) as told:
@@ -132,8 +148,9 @@ def test_a_late_answer_of_a_host_that_was_given_up_is_refused(s: Scheduler, host
     finally:
         os.kill(guard, signal.SIGCONT)
     wait_for(lambda: not owned(), LEASE_S, "end of what the guard owns")
-    log = (Path(s.run_dir) / "logs" / f"guard-{s._table.members()[1].guard.guard_id}.log").read_text()
-    assert "ending: the controller's connection closed" in log  # told to end, before its lease would have lapsed
+    log = Path(s.run_dir, "logs", f"guard-{s._table.members()[1].guard.guard_id}.log")
+    said = (hosts.root(address) / log.relative_to("/")).read_text()
+    assert "ending: the controller's connection closed" in said  # told to end, before its lease would have lapsed
     assert s.home.metrics()["adopted"] == adopted
     assert role[0].call("greet") == "hello"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 import sample_engines
-from ray_census import Census
+from ray_census import Census, census_of
 from ray_engines import Inside
 from ray_nodes import RayCluster, started
 from worker_processes import of_worker, wait_for
@@ -48,7 +47,7 @@ def on_both_nodes(s: RayScheduler) -> Role:
 
 def node_of(cluster: RayCluster, name: str) -> str:
     """The name of the node on which an actor is."""
-    with contextlib.closing(Census(cluster.exports["RAY_ADDRESS"], cluster.environment())) as census:
+    with census_of(cluster) as census:
         home = actor(census, name)["Address"]["NodeID"]
         (node,) = [node for node in census.take()["nodes"] if node["NodeID"] == home]
     return next(str(key) for key in node["Resources"] if key.startswith("n") and key[1:].isdigit())

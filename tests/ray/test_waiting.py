@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ray_census import Census
+from ray_engines import Inside
 
 from rolecall import RayScheduler
 from rolecall.errors import WorkerConfigurationError, WorkerCreationError
@@ -70,6 +73,57 @@ def test_ctrl_c_while_waiting_removes_the_group(s: RayScheduler, census: Census)
     other.join()
     assert not census.take()["groups"]
     s.start("actor", cpu=1)
+
+
+def test_ctrl_c_as_the_order_was_sent_takes_it_back(s: RayScheduler, census: Census) -> None:
+    """And as it is being sent: an order that never came is taken back as well."""
+    driver = s._driver
+    assert driver is not None
+    told = driver.tell
+
+    def interrupted(**order: Any) -> None:
+        if order["do"] != "place":
+            return told(**order)
+        if order["groups"][0]["name"].endswith("/sent"):
+            told(**order)
+        signal.raise_signal(signal.SIGINT)
+
+    driver.tell = interrupted  # type: ignore[method-assign]
+    for role in ("sent", "unsent"):
+        with pytest.raises(KeyboardInterrupt):
+            s.start(role, cpu=1)
+        assert not census.take()["groups"] and not census.take()["actors"]
+    driver.tell = told  # type: ignore[method-assign]
+    s.start("sent", cpu=1)
+
+
+def test_an_order_says_the_environment_once_however_many_workers(s: RayScheduler) -> None:
+    """And each guard gets it, with the group of its own."""
+    driver = s._driver
+    assert driver is not None
+    sent: list[str] = []
+    told = driver.tell
+
+    def weighed(**order: Any) -> None:
+        sent.append(json.dumps(order))
+        told(**order)
+
+    driver.tell = weighed  # type: ignore[method-assign]
+    role = s.start("actor", replicas=2, cpu=1, ray_placement_strategy="separate")
+    role.create_engine(Inside)
+    assert "".join(sent).count('"PYTHONPATH"') == 1
+    groups = [
+        found["ROLECALL_RAY_PLACEMENT_GROUP"] for found in role.call("environment", "ROLECALL_RAY_PLACEMENT_GROUP")
+    ]
+    assert groups == [f"rolecall/{s.run_id}/actor/{i}" for i in (0, 1)]
+
+
+def test_what_cannot_be_looked_at_is_answered_in_words(s: RayScheduler) -> None:
+    """Who asks for a guard's fate must not take an error of Ray's for silence."""
+    s.start("actor", cpu=1)
+    assert s._driver is not None
+    answered, words = s._driver.ask("look", name="g1", ordinal=7)
+    assert answered and "out of range" in words
 
 
 def test_a_guard_that_cannot_start_is_reported_with_its_words(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rolecall.schedulers.ray_words import ending, why
+from rolecall.schedulers.ray_words import ending, lost, why
 
 NODES = [
     {"NodeID": "aaaaaaaa", "NodeName": "10.0.0.1", "Resources": {"CPU": 8.0, "GPU": 4.0, "memory": 64.0 * 2**30}},
@@ -36,6 +36,14 @@ def test_what_can_never_be_placed_and_a_cluster_without_nodes() -> None:
     said = why([table({"CPU": 1.0}, state="INFEASIBLE")], 2, [], {})
     assert said.startswith("1 of 2 placement group(s) not placed, and no nodes are large enough: ")
     assert said.endswith("free: no node")
+
+
+def test_a_node_that_died_and_one_that_ray_has_forgotten() -> None:
+    nodes = [{"NodeID": "aaaaaaaa", "NodeManagerAddress": "10.0.0.1", "DeathReasonMessage": "health check failed"}]
+    assert lost("aaaaaaaa", nodes) == "its Ray node 10.0.0.1 died: health check failed"
+    nodes[0]["DeathReasonMessage"] = ""
+    assert lost("aaaaaaaa", nodes) == "its Ray node 10.0.0.1 died: no reason known"
+    assert lost("bbbbbbbb", nodes) == "its Ray node (bbbbbb) is gone from Ray's list"
 
 
 DIED = """The actor died unexpectedly before finishing this task.

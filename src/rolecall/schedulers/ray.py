@@ -31,7 +31,7 @@ SILENCE_S = 15.0  # after which a start is given up
 RELEASE_S = 45.0  # longer than the driver takes to give up
 LEAVE_S, HURRY_S = 30.0, 2.0
 ENOUGH_CORES = 1 << 16
-NAMESPACE, GROUP = "ROLECALL_RAY_NAMESPACE", "ROLECALL_RAY_PLACEMENT_GROUP"
+NAMESPACE = "ROLECALL_RAY_NAMESPACE"
 IGNORED = ("image", "mount", "nodelist", "exclude", "srun_additional_args", "additional_bash_cmds")
 
 
@@ -142,19 +142,18 @@ class RayScheduler(ClusterScheduler):
     def _submit(self, name: str, plan: Plan, config: dict[str, Any]) -> Allocation:
         assert isinstance(plan, RayPlan)
         assert self._driver is not None
-        actors = []
-        for n, actor in enumerate(plan.placement.actors):
-            group = plan.placement.groups[actor.group].name
-            mine = config | {"guard_id": f"{name}-{n}", "env": self._environment(group)}
-            actors.append(asdict(actor) | {"config": mine, "marks": marks(mine)})
-        groups = [asdict(group) for group in plan.placement.groups]
-        shared = plan.placement.strategy == "shared"
-        self._driver.tell(do="place", name=name, groups=groups, actors=actors, kind=self._kind, shared=shared)
-        return RayAllocation(name, self._driver)
+        allocation = RayAllocation(name, self._driver)
+        try:
+            config |= {"env": self._environment()}
+            self._driver.tell(do="place", name=name, config=config, kind=self._kind, **asdict(plan.placement))
+        except BaseException:  # Ctrl-C, when the driver may have the order already
+            allocation.release()
+            raise
+        return allocation
 
-    def _environment(self, group: str) -> dict[str, str]:
-        """The base of workers' environment: the controller's, and by what an engine finds the cluster and its group."""
-        inside = {"RAY_ADDRESS": str(self._address), NAMESPACE: self._namespace, GROUP: group}
+    def _environment(self) -> dict[str, str]:
+        """The base of workers' environment: the controller's, and by what an engine finds the cluster."""
+        inside = {"RAY_ADDRESS": str(self._address), NAMESPACE: self._namespace}
         return portable_environment(os.environ, python_path()) | inside
 
 

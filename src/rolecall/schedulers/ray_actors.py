@@ -9,11 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 from rolecall.schedulers import ray_guard, ray_words
+from rolecall.schedulers.launching import marks
 
 STOP_S = 20.0
 GONE_S = 5.0
 PROBE_S = 0.5
 LOOK_S = 0.2
+GROUP = "ROLECALL_RAY_PLACEMENT_GROUP"  # by which an engine finds its own
 Say = Callable[[str, Any], None]
 
 
@@ -30,6 +32,7 @@ class RoleActors:
     def __init__(self, order: dict[str, Any], say: Say) -> None:
         self._name, self._order, self._say = order["name"], order, say
         self._groups: list[Any] = []
+        self._homes: list[str] = []  # the node of each worker's bundle
         self._owners: list[int] = []  # of each worker's slot: the worker that its guard is named after
         self._actors: dict[int, Any] = {}
         self._runs: dict[Any, int] = {}
@@ -75,21 +78,28 @@ class RoleActors:
 
     def _start(self) -> None:
         """An actor for each guard, and for each other bundle that has devices."""
-        homes: dict[str, int] = {}
-        for n, actor in enumerate(self._order["actors"]):
-            home = _table(self._groups[actor["group"]])["bundles_to_node_id"][actor["bundle"]]
-            self._owners.append(homes.setdefault(home, n) if self._order["shared"] else n)
-        for n, actor in enumerate(self._order["actors"]):
+        actors, shared = self._order["actors"], self._order["strategy"] == "shared"
+        nodes = [_table(group)["bundles_to_node_id"] for group in self._groups]
+        self._homes = [nodes[actor["group"]][actor["bundle"]] for actor in actors]
+        self._owners = [self._homes.index(home) if shared else n for n, home in enumerate(self._homes)]
+        for n, actor in enumerate(actors):
             if self._owners[n] == n:
                 self._actors[n] = self._actor(ray_guard.Guard, actor)
+                config = self._config(n, actor)
                 # The token in it goes to the actor itself; what a constructor is given is kept by Ray's head.
-                run = self._actors[n].run.remote(actor["config"], actor["marks"], self._order["kind"])
+                run = self._actors[n].run.remote(config, marks(config), self._order["kind"])
             elif self._has_devices(actor):
                 self._actors[n] = self._actor(ray_guard.Holder, actor)
                 run = self._actors[n].run.remote()
             else:
                 continue
             self._runs[run] = n
+
+    def _config(self, n: int, actor: dict[str, Any]) -> dict[str, Any]:
+        """A guard's own configuration: what is said of all, its id, and the group that its workers are in."""
+        of_all: dict[str, Any] = self._order["config"]
+        group = self._order["groups"][actor["group"]]
+        return of_all | {"guard_id": f"{self._name}-{n}", "env": of_all["env"] | {GROUP: group["name"]}}
 
     def _actor(self, kind: type, actor: dict[str, Any]) -> Any:
         import ray
@@ -136,10 +146,7 @@ class RoleActors:
     def _note(self, ordinal: int, run: Any) -> None:
         import ray
 
-        try:
-            words = ray.get(run)
-        except Exception as e:
-            words = ray_words.ending(e)
+        words = ray_words.in_words(ray.get, run)
         owner, worker = self._owners[ordinal], self._order["actors"][ordinal]["worker_id"]
         if owner != ordinal:
             words = f"the actor that held the devices of {worker} ended: {words}"
@@ -154,16 +161,16 @@ class RoleActors:
 
         if ordinal in self._fates:
             return self._fates[ordinal]
-        actor = self._order["actors"][ordinal]
-        table = _table(self._groups[actor["group"]])
+        table = _table(self._groups[self._order["actors"][ordinal]["group"]])
         if table["state"] == "REMOVED":
             return f"its placement group {table['name']} was removed"
-        home = table["bundles_to_node_id"][actor["bundle"]]
-        (node,) = [node for node in ray.nodes() if node["NodeID"] == home]
-        if not node["Alive"]:
-            return f"its Ray node {node['NodeManagerAddress']} died: {node['DeathReasonMessage'] or 'no reason known'}"
-        if not _answers(node["NodeManagerAddress"], node["NodeManagerPort"]):
-            return f"the raylet of its Ray node {node['NodeManagerAddress']} does not answer"
+        nodes, home = ray.nodes(), self._homes[ordinal]
+        living = [node for node in nodes if node["NodeID"] == home and node["Alive"]]
+        if not living:
+            return ray_words.lost(home, nodes)
+        where = living[0]["NodeManagerAddress"]
+        if not _answers(where, living[0]["NodeManagerPort"]):
+            return f"the raylet of its Ray node {where} does not answer"
         return None
 
     def release(self) -> None:

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from rolecall.schedulers import ray_words
 from rolecall.schedulers.ray_actors import STOP_S, RoleActors, Say
 from rolecall.schedulers.ray_joining import join
 from rolecall.schedulers.sidecar import Post
@@ -62,9 +63,11 @@ def _carry_out(order: dict[str, Any], roles: Mapping[str, RoleActors], say: Say)
         case {"do": "place", "name": name}:
             roles[name].place()
         case {"do": "look", "name": name, "ordinal": ordinal, "reply": reply}:
-            say(reply, roles[name].look(ordinal))
-        case {"do": "release", "name": name}:
+            say(reply, ray_words.in_words(roles[name].look, ordinal))  # who asks waits, whatever Ray does
+        case {"do": "release", "name": name} if name in roles:
             roles[name].release()
+        case {"do": "release", "name": name}:
+            say(f"released {name}", [])  # its order never came
 
 
 def _beside(work: Callable[..., None], *args: Any) -> threading.Thread:

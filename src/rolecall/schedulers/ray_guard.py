@@ -22,19 +22,26 @@ PUSHES_S = (8.0, 5.0, 5.0)  # SIGTERM asks the guard, a second one kills it, SIG
 _RAYS_OWN = ("RAY_JOB_ID", "RAY_RAYLET_PID", "RAY_CLIENT_MODE", "RAY_LD_PRELOAD_ON_WORKERS", "SPT_NOENV")
 
 
-class Holder:
-    """Holds the devices of a worker whose guard is in another actor of its node. Methods run in threads of Ray's."""
+class Tenant:
+    """An actor of a worker, with devices of its bundle. Methods run in threads of Ray's."""
 
     def __init__(self, worker: str) -> None:
         self._worker = worker
-        self._over = threading.Event()
 
     def __repr__(self) -> str:
-        return f"Holder({self._worker})"
+        return f"{type(self).__name__}({self._worker})"
 
     def devices(self, kind: str) -> list[str]:
         """What Ray has assigned of a resource, `GPU` or `NPU`."""
         return assigned(kind)
+
+
+class Holder(Tenant):
+    """Holds the devices of a worker whose guard is in another actor of its node."""
+
+    def __init__(self, worker: str) -> None:
+        super().__init__(worker)
+        self._over = threading.Event()
 
     def run(self) -> str:
         """Waits for `stop`. Whoever waits for this learns of our death."""
@@ -46,21 +53,14 @@ class Holder:
         return True
 
 
-class Guard:
-    """One guard, named after the first of its workers. Methods run in threads of Ray's; `stop` may come at any time."""
+class Guard(Tenant):
+    """One guard, named after the first of its workers. `stop` may come at any time."""
 
     def __init__(self, worker: str) -> None:
-        self._worker = worker
+        super().__init__(worker)
         self._lock = threading.Lock()
         self._stopped = False
         self._process: subprocess.Popen[bytes] | None = None
-
-    def __repr__(self) -> str:
-        return f"Guard({self._worker})"
-
-    def devices(self, kind: str) -> list[str]:
-        """What Ray has assigned of a resource, `GPU` or `NPU`."""
-        return assigned(kind)
 
     def run(self, config: dict[str, Any], marks: dict[str, str], kind: str) -> str:
         """Starts the guard, waits for its end, and returns how it ended, in words; "" after `stop`.

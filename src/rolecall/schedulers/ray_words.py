@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from rolecall.schedulers.ray_placement import Resources, described
+
+T = TypeVar("T")
 
 
 def why(waiting: Sequence[Mapping[str, Any]], total: int, nodes: Sequence[Mapping[str, Any]], free: Any) -> str:
@@ -40,6 +42,27 @@ def _row(node: Mapping[str, Any], free: Resources, keys: Sequence[str]) -> str:
 
 def _listed(bundle: Resources) -> str:
     return "{" + described(dict(sorted(bundle.items()))) + "}"
+
+
+def lost(home: str, nodes: Sequence[Mapping[str, Any]]) -> str:
+    """What became of a node that does not live, or of which Ray has forgotten even that.
+
+    Args:
+        home: Its id.
+        nodes: Ray's table of all nodes.
+    """
+    for node in nodes:
+        if node["NodeID"] == home:
+            return f"its Ray node {node['NodeManagerAddress']} died: {node['DeathReasonMessage'] or 'no reason known'}"
+    return f"its Ray node ({home[:6]}) is gone from Ray's list"
+
+
+def in_words(work: Callable[..., T], *args: Any) -> T | str:
+    """What some work with Ray comes to, or in words the error that it ends with."""
+    try:
+        return work(*args)
+    except Exception as e:  # whatever Ray raises
+        return ending(e)
 
 
 def ending(error: Exception) -> str:

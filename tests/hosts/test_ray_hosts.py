@@ -1,0 +1,90 @@
+"""What happens to a whole host of a Ray cluster, and to what Ray runs there: the caller knows, and nothing is left."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import sample_engines
+from hosts_under_test import OfRay, of_ray
+from worker_processes import processes, wait_for
+
+from rolecall import Scheduler
+from rolecall.errors import WorkerFailedError
+
+OUTSIDE = Path(__file__).parents[1] / "ray" / "outside.py"
+TOLD_WITHIN_S = 15.0
+
+
+@pytest.fixture
+def hosts() -> Iterator[OfRay]:
+    """Of one test's own, since none of them leaves it whole."""
+    with of_ray() as found:
+        yield found
+
+
+@pytest.fixture
+def s(hosts: OfRay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scheduler]:
+    options = {"experiment": "hosts", "trial": "t", "fileroot": tmp_path, "preload": []}
+    with hosts.scheduler(monkeypatch, **options) as scheduler:
+        yield scheduler
+    assert not processes(scheduler.run_id)
+    assert hosts.left() == []
+
+
+def strike(s: Scheduler, hosts: OfRay, blow: Callable[[str], object]) -> WorkerFailedError:
+    """What the first of two workers on two hosts says when its host is struck; the other one goes on, and ends."""
+    role = s.start("actor", 2, cpu=65, mem=1)
+    role.create_engine(sample_engines.Echo)
+    here, there = (worker.ip for worker in s.get_workers("actor"))
+    pending = role[0].submit("sleep", 3600.0)
+    assert folder(s, hosts, here) and folder(s, hosts, there)
+    begun = time.monotonic()
+    blow(here)
+    with pytest.raises(WorkerFailedError) as told:
+        pending.result()
+    assert time.monotonic() - begun < TOLD_WITHIN_S
+    assert role[1].call("greet") == "hello"
+    s.delete_workers("actor")
+    assert folder(s, hosts, there) == []
+    return told.value
+
+
+def folder(s: Scheduler, hosts: OfRay, address: str) -> list[Path]:
+    """What there is of the run in its runtime directory on a host."""
+    return sorted((hosts.root(address) / s._run.runtime_dir.relative_to("/")).glob("**"))
+
+
+def test_a_host_that_crashes(s: Scheduler, hosts: OfRay) -> None:
+    """All of its processes are gone at the same moment, and none is left to say so."""
+    error = strike(s, hosts, lambda address: hosts.cluster.crash(hosts.name(address)))
+    assert "Ray node" in error.reason
+    assert "does not answer" in error.reason or "died" in error.reason
+
+
+def test_a_raylet_that_is_killed_takes_all_along(s: Scheduler, hosts: OfRay) -> None:
+    struck: list[str] = []
+
+    def blow(address: str) -> None:
+        struck.append(address)
+        hosts.cluster.kill("raylet", hosts.name(address))
+
+    assert "Ray node" in strike(s, hosts, blow).reason
+    wait_for(lambda: folder(s, hosts, struck[0]) == [], TOLD_WITHIN_S, "end of the run's directory there")
+
+
+def test_an_actor_that_somebody_kills_on_another_host(s: Scheduler, hosts: OfRay) -> None:
+    struck: list[str] = []
+
+    def blow(address: str) -> None:
+        struck.append(address)
+        command = [sys.executable, str(OUTSIDE), "kill-actor", f"rolecall/{s.run_id}/actor/0"]
+        subprocess.run(command, env=os.environ | hosts.cluster.exports, check=True, timeout=60)
+
+    assert "killed by `ray.kill`" in strike(s, hosts, blow).reason
+    wait_for(lambda: folder(s, hosts, struck[0]) == [], TOLD_WITHIN_S, "end of the run's directory there")
