@@ -100,7 +100,7 @@ def test_what_a_state_keeps_back_is_told_behind_it(fake: FakeSlurm, job: SlurmAl
     shows(fake, state)
     fake.says("scontrol", "JobId=7\n   PreemptTime=2026-11-21T05:00:00\n   Comment=rolecall/0123: srun: error: x\n")
     words = f"Slurm says of job 7: {state}: preempted at 2026-11-21T05:00:00; srun: error: x"
-    assert [job.fate(n) for n in range(4)] == [Fate(True, words)] * 4
+    assert [job.fate(n) for n in range(4)] == [Fate(True, words, final=state != "RUNNING")] * 4
     assert len(fake.calls("scontrol")) == 1
 
 

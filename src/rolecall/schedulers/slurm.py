@@ -173,7 +173,7 @@ class SlurmAllocation:
         cause = self._cause(state)
         if state is not None and state.runs and not cause:
             return RUNS
-        return Fate(True, self._words(state) + cause, final=state is None or state.told)
+        return Fate(True, self._words(state) + cause, final=state is None or (state.told and not state.runs))
 
     def release(self) -> None:
         """Ends the job by itself, by SIGTERM, by SIGKILL, whichever is first enough, and waits until it is gone."""
