@@ -1,4 +1,4 @@
-"""OfSlurm that share no file with the controller but rolecall and the user's code: the connection carries the rest."""
+"""Hosts that share no file with the controller but rolecall and the user's code: the connection carries the rest."""
 
 from __future__ import annotations
 

@@ -94,6 +94,22 @@ def test_a_suspended_job_is_told_as_why_its_guards_are_silent(fake: FakeSlurm, j
     assert job.fate(0) == Fate(True, "Slurm says of job 7: SUSPENDED")
 
 
+@pytest.mark.parametrize("state", ["RUNNING", "COMPLETED", "FAILED"])
+def test_what_a_state_keeps_back_is_told_behind_it(fake: FakeSlurm, job: SlurmAllocation, state: str) -> None:
+    """A job that has time to end still runs when Slurm has ended its workers already. Slurm is asked once for all."""
+    shows(fake, state)
+    fake.says("scontrol", "JobId=7\n   PreemptTime=2026-11-21T05:00:00\n   Comment=rolecall/0123: srun: error: x\n")
+    words = f"Slurm says of job 7: {state}: preempted at 2026-11-21T05:00:00; srun: error: x"
+    assert [job.fate(n) for n in range(4)] == [Fate(True, words, final=state != "RUNNING")] * 4
+    assert len(fake.calls("scontrol")) == 1
+
+
+def test_a_state_that_tells_all_is_told_alone(fake: FakeSlurm, job: SlurmAllocation) -> None:
+    shows(fake, "TIMEOUT", "TimeLimit")
+    assert job.fate(0) == Fate(True, "Slurm says of job 7: TIMEOUT (TimeLimit)")
+    assert fake.calls("scontrol") == []
+
+
 def test_a_pending_job_is_cancelled_at_once(fake: FakeSlurm, job: SlurmAllocation) -> None:
     shows(fake, "PENDING")
     fake.does("scancel", f"echo '7|CANCELLED|N/A|None' >{fake.folder}/squeue.answer")

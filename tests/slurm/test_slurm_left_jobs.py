@@ -11,11 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sample_engines
 from slurm_cluster import SlurmCluster
 from worker_processes import wait_for
 
+from rolecall.errors import WorkerFailedError
+from rolecall.schedulers.slurm import SlurmScheduler
+
 SRC = Path(__file__).parents[2] / "src"
 ALL_DEVICES = ("--nodes=2", "--ntasks-per-node=1", "--gres=gpu:4", "--mem=1G")
+SMALL: dict[str, Any] = {"cpu": 1, "mem": 1}
 PROGRAM = """
 import sys, rolecall
 if __name__ == "__main__":
@@ -36,6 +41,23 @@ def rolecall(command: str, fileroot: Path, *arguments: str) -> tuple[int, Any]:
 
 def stop(fileroot: Path) -> tuple[int, Any]:
     return rolecall("stop", fileroot, "--run", "left/t", "--yes")
+
+
+def test_stop_ends_the_jobs_of_a_run_whose_controller_lives(
+    s: SlurmScheduler, cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    """It is told like any other loss, and can start the role again."""
+    role = s.start("actor", replicas=2, gpu=4, **SMALL)
+    role.create_engine(sample_engines.Echo)
+    code, report = rolecall("stop", tmp_path / "root", "--run", "slurm/t0", "--yes")
+    assert (code, report["clean"], report["elsewhere"]) == (0, True, []), report
+    assert cluster.jobs() == {}
+    with pytest.raises(WorkerFailedError, match="killed through the guard's socket"):
+        role[0].call("greet")
+    s.delete_workers("actor")
+    again = s.start("actor", **SMALL)
+    again.create_engine(sample_engines.Echo)
+    assert again.call("greet") == ["hello"]
 
 
 @pytest.fixture

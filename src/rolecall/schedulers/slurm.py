@@ -147,7 +147,7 @@ class SlurmAllocation:
         self._began = time.monotonic()
         self._standing = Standing("queued")
         self._gone = False
-        self._why: str | None = None
+        self._why, self._why_asked = "", float("-inf")
 
     def poll(self) -> Standing:
         """Where it stood when Slurm last said so: one that does not answer is no reason to give a place up."""
@@ -170,9 +170,10 @@ class SlurmAllocation:
 
     def fate(self, ordinal: int) -> Fate:
         state = self._look(FRESH_S, TOLD_S)
-        if state is not None and state.runs:
+        cause = self._cause(state)
+        if state is not None and state.runs and not cause:
             return RUNS
-        return Fate(True, self._words(state) + self._cause(state), final=state is None or state.told)
+        return Fate(True, self._words(state) + cause, final=state is None or (state.told and not state.runs))
 
     def release(self) -> None:
         """Ends the job by itself, by SIGTERM, by SIGKILL, whichever is first enough, and waits until it is gone."""
@@ -219,12 +220,12 @@ class SlurmAllocation:
         return f"Slurm says of job {self.job_id}: {state}"
 
     def _cause(self, state: JobState | None) -> str:
-        """What the state keeps back. Looked for once: a job may have many guards."""
+        """What the state keeps back. Slurm is asked no more often for many guards than for one."""
         if state is None or not state.mute:
             return ""
-        if self._why is None:
-            self._why = self._beside() or self._tail()
-        return self._why
+        if not self._why and time.monotonic() - self._why_asked > FRESH_S:
+            self._why, self._why_asked = self._beside(), time.monotonic()
+        return self._why or ("" if state.runs else self._tail())
 
     def _beside(self) -> str:
         """That it was preempted, or what Slurm told the script when `srun` failed: a lack of memory, for instance."""

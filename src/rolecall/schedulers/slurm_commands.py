@@ -20,7 +20,7 @@ ANSWER_S = 20.0  # slurmctld's clients wait for it 10 s by default, and once mor
 PATIENCE_S = 60.0
 PAUSE_S, LONGEST_PAUSE_S = 0.25, 5.0
 SUBMIT_S = 120.0
-BESIDE_S = 4.0
+BESIDE_S = 2.0
 
 # Variables of an outer allocation and of a user's preferences change what the commands do and how they answer.
 _MEDDLING = re.compile(r"(SLURM|SLURMD|SBATCH|SRUN|SALLOC|SQUEUE|SINFO|SCANCEL|SCONTROL)_\w+")

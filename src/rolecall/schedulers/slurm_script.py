@@ -162,7 +162,7 @@ def _last_words(here: Surroundings) -> list[str]:
     """What srun and slurmstepd complained of, by the one way that is left when the guards are gone."""
     return [
         "if ((status)); then",
-        f"    said=$(sed -nE '{COMPLAINT}' -- \"$output\" | tail -n 5 | cut -c -300)",
+        f"    said=$(sed -nE '{COMPLAINT}' -- \"$output\" | awk '!seen[$0]++' | tail -n 5 | cut -c -300)",
         "    said=${said//$'\\n'/; }",
         f'    [[ ! $said ]] || scontrol update JobId=$SLURM_JOB_ID "Comment={job_comment(here.run_id)}{SAID}$said"',
         "fi",

@@ -43,7 +43,7 @@ MEANINGS: dict[str, Meaning] = {
     **dict.fromkeys(_ENDED, "ended"),
 }
 _COMPLETING = "COMPLETING"
-_MUTE = {"COMPLETED", "FAILED"}
+_MUTE = {"COMPLETED", "FAILED", "RUNNING"}
 _HALTED = {"SUSPENDED", "STOPPED"}
 _NONE = ("", "None", "N/A", "(null)", "Unknown")
 
@@ -93,7 +93,7 @@ class JobState:
 
     @property
     def mute(self) -> bool:
-        """It says how the script ended, and not what ended the guards."""
+        """It says how the script ended, or that it has not, and not what ended guards or workers."""
         return bool(_MUTE & set(self.names))
 
     def __str__(self) -> str:

@@ -43,7 +43,7 @@ while kill -0 $guards_pid 2>/dev/null; do
     wait $guards_pid || status=$?
 done
 if ((status)); then
-    said=$(sed -nE 's/^([0-9]+: )?((srun|slurmstepd)[^ ]*: error: )/\2/p' -- "$output" | tail -n 5 | cut -c -300)
+    said=$(sed -nE 's/^([0-9]+: )?((srun|slurmstepd)[^ ]*: error: )/\2/p' -- "$output" | awk '!seen[$0]++' | tail -n 5 | cut -c -300)
     said=${said//$'\n'/; }
     [[ ! $said ]] || scontrol update JobId=$SLURM_JOB_ID "Comment=rolecall/0123456789ab: $said"
 fi
