@@ -103,7 +103,7 @@ class OfRay(Hosts):
 
     def left(self) -> list[Any]:
         found = self._census.take()
-        return [*found["actors"], *found["groups"], *found["jobs"]]
+        return [*found["actors"], *found["groups"], *found["jobs"], *found["objects"]]
 
     def pull(self, address: str) -> None:
         self._pulled.add(address)

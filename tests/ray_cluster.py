@@ -6,13 +6,13 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ray_census import Census
+from ray_census import Census, census_of
 from ray_nodes import RayCluster, started
 
 CLEAN_WITHIN_S = 10.0
@@ -31,19 +31,33 @@ class SharedRay:
         return self.nodes.exports
 
     def left(self) -> dict[str, Any]:
-        """What a run has there: actors, placement groups, jobs, and nodes that it has cost."""
+        """What a run has there, and nodes that it has cost."""
         found = self.census.take()
-        mine: dict[str, list[Any]] = {kind: found[kind] for kind in ("actors", "groups", "jobs")}
-        mine["processes"] = [pid for pid in self.nodes.pids() if b"ROLECALL_RUN=" in _environ(pid)]
-        mine["dead nodes"] = [node for node in found["nodes"] if not node["Alive"]]
-        return {kind: things for kind, things in mine.items() if things}
+        return left_of(found, self.nodes) | {"dead nodes": [node for node in found["nodes"] if not node["Alive"]]}
 
     def check_clean(self) -> None:
-        """No actor, placement group or job is there, and no node was lost."""
-        deadline = time.monotonic() + CLEAN_WITHIN_S
-        while (seen := self.left()) and time.monotonic() < deadline:
-            threading.Event().wait(0.05)
-        assert not seen, f"left on Ray: {seen}"
+        """No actor, placement group, job or object is there, and no node was lost."""
+        check_none(self.left)
+
+
+def left_of(found: Mapping[str, list[Any]], nodes: RayCluster) -> dict[str, list[Any]]:
+    """What a census found of runs: actors, placement groups, jobs, objects; and their processes."""
+    mine = {kind: found[kind] for kind in ("actors", "groups", "jobs", "objects")}
+    return mine | {"processes": [pid for pid in nodes.pids() if b"ROLECALL_RUN=" in _environ(pid)]}
+
+
+def check_none(look: Callable[[], Mapping[str, Any]]) -> None:
+    """Fails when something is still there after a while, of which there are lists by kind."""
+    deadline = time.monotonic() + CLEAN_WITHIN_S
+    while (seen := {kind: things for kind, things in look().items() if things}) and time.monotonic() < deadline:
+        threading.Event().wait(0.05)
+    assert not seen, f"left on Ray: {seen}"
+
+
+def check_clean(nodes: RayCluster) -> None:
+    """No run has anything on a cluster of a test's own, which may have lost nodes."""
+    with census_of(nodes) as census:
+        check_none(lambda: left_of(census.take(), nodes))
 
 
 def _environ(pid: int) -> bytes:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from ray_nodes import RayCluster
 
 
+STORE = "object_store_memory"
+
+
 class Census:
     """The asking side."""
 
@@ -24,7 +27,7 @@ class Census:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
 
     def take(self) -> dict[str, list[dict[str, Any]]]:
-        """Living actors, placement groups and jobs, and all nodes."""
+        """Living actors, placement groups and jobs, all nodes, and the bytes in each object store that is not empty."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
@@ -48,11 +51,23 @@ def _answer(address: str) -> None:
 
     state = get_state_from_address(address)
     for _ in sys.stdin:
-        actors = [a for a in state.actor_table(None).values() if a["State"] != "DEAD"]
+        actors = [a | _shown(state, a) for a in state.actor_table(None).values() if a["State"] != "DEAD"]
         groups = [g for g in state.placement_group_table().values() if g["state"] != "REMOVED"]
         jobs = [j for j in state.job_table() if not j["IsDead"]]
-        found = {"actors": actors, "groups": groups, "jobs": jobs, "nodes": state.node_table()}
+        nodes, free = state.node_table(), state.available_resources_per_node()
+        used = {n["NodeID"]: n["Resources"][STORE] - free[n["NodeID"]][STORE] for n in nodes if n["NodeID"] in free}
+        objects = [{"NodeID": node, "bytes": count} for node, count in used.items() if count]
+        found = {"actors": actors, "groups": groups, "jobs": jobs, "nodes": nodes, "objects": objects}
         print(json.dumps(found, default=str), flush=True)
+
+
+def _shown(state: Any, actor: dict[str, Any]) -> dict[str, Any]:
+    """What `ray list actors --detail` shows of an actor besides."""
+    from ray import ActorID
+    from ray.core.generated.gcs_pb2 import ActorTableData
+
+    found = state._connect_and_get_accessor().get_actor_info(ActorID(bytes.fromhex(actor["ActorID"])))
+    return {"ReprName": ActorTableData.FromString(found).repr_name}
 
 
 if __name__ == "__main__":

@@ -15,10 +15,11 @@ from hosts_under_test import OfRay, of_ray
 from worker_processes import processes, wait_for
 
 from rolecall import Scheduler
-from rolecall.errors import WorkerFailedError
+from rolecall.errors import RolecallError, ShardNotFoundError, WorkerFailedError
 
 OUTSIDE = Path(__file__).parents[1] / "ray" / "outside.py"
 TOLD_WITHIN_S = 15.0
+NODE_LOST_S = 30.0  # Ray takes 20 s to give up what a node held
 
 
 @pytest.fixture
@@ -55,6 +56,27 @@ def strike(s: Scheduler, hosts: OfRay, blow: Callable[[str], object]) -> WorkerF
     return told.value
 
 
+def test_what_lay_in_the_store_of_a_host_is_lost_with_it(
+    hosts: OfRay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until then another host reads it from Ray; who reads it afterwards is told that it is gone, in bounded time."""
+    options = {"experiment": "hosts", "trial": "t", "fileroot": tmp_path, "tensor_backend": "ray"}
+    with hosts.scheduler(monkeypatch, **options) as s:
+        role = s.start("actor", 2, cpu=65, mem=1)
+        role.create_engine(sample_engines.Tensors)
+        made = role[0].with_options(tensors="remote").call("make", 1 << 18, 2.0)
+        assert [shard.backend for shard in made["x"].shards] == ["ray"]
+        assert role[1].call("total", made["x"]) == 2.0 * (1 << 20)
+        hosts.cluster.crash(hosts.name(s.get_workers("actor")[0].ip))
+        begun = time.monotonic()
+        with pytest.raises(ShardNotFoundError, match="its owner is gone"):
+            role[1].call("total", made["x"])
+        with pytest.raises(RolecallError, match="actor/0"):
+            made["x"].localize()
+        assert time.monotonic() - begun < NODE_LOST_S
+    assert hosts.left() == []
+
+
 def folder(s: Scheduler, hosts: OfRay, address: str) -> list[Path]:
     """What there is of the run in its runtime directory on a host."""
     return sorted((hosts.root(address) / s._run.runtime_dir.relative_to("/")).glob("**"))
@@ -88,3 +110,25 @@ def test_an_actor_that_somebody_kills_on_another_host(s: Scheduler, hosts: OfRay
 
     assert "killed by `ray.kill`" in strike(s, hosts, blow).reason
     wait_for(lambda: folder(s, hosts, struck[0]) == [], TOLD_WITHIN_S, "end of the run's directory there")
+
+
+CONTROLLER = """
+import rolecall, sample_engines
+if __name__ == "__main__":
+    with rolecall.scheduler("ray", experiment="hosts", trial="t", preload=[], quiet=True) as s:
+        role = s.start("actor", replicas=2, cpu=65, mem=1)
+        role.create_engine(sample_engines.Echo)
+        print(sorted(worker.ip for worker in s.get_workers("actor")), role.call("greet"), s._hub.addresses[1])
+"""
+
+
+def test_a_controller_on_a_host_that_is_not_the_head_s(hosts: OfRay) -> None:
+    """It is one of the nodes, without a word about which; guards here and there call it at its own address."""
+    own, other = hosts.cables
+    inside = ["nsenter", f"--target={hosts.cluster.first(hosts.name(own))}", "--net", "--mount", "--pid"]
+    env = os.environ | hosts.cluster.exports | {"PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run(
+        [*inside, sys.executable, "-c", CONTROLLER], env=env, capture_output=True, text=True, timeout=100
+    )
+    assert done.stdout.startswith(f"{sorted([own, other])} ['hello', 'hello'] tcp:{own}:"), done.stderr
+    assert hosts.left() == []

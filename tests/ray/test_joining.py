@@ -13,7 +13,6 @@ from ray_nodes import RayCluster, started
 
 from rolecall import RayScheduler
 from rolecall.errors import WorkerConfigurationError
-from rolecall.schedulers.ray_guard import Guard, Holder
 
 SECOND = "127.0.0.2"
 
@@ -33,6 +32,18 @@ def test_a_controller_on_a_node_that_is_not_the_head(make: Callable[..., RaySche
 def test_ray_address_names_the_cluster(make: Callable[..., RayScheduler], cluster: RayCluster) -> None:
     address = cluster.exports["RAY_ADDRESS"]
     assert make(address=None, settings={"RAY_ADDRESS": address})._address == address
+
+
+def test_a_cluster_that_this_user_has_running_here_is_joined(
+    make: Callable[..., RayScheduler], cluster: RayCluster, tmp_path: Path
+) -> None:
+    """It is known from the note that `ray start` leaves, below RAY_TMPDIR here so that no other one is found."""
+    note = tmp_path / "ray" / "ray_current_cluster"
+    note.parent.mkdir()
+    note.write_bytes((cluster.folder / note.name).read_bytes())
+    s = make(address=None, settings={"RAY_TMPDIR": str(tmp_path)})
+    assert s._address == cluster.exports["RAY_ADDRESS"]
+    assert s.start("actor", cpu=1).name == "actor"
 
 
 @pytest.mark.parametrize("address", ["ray://head:10001", "head"])
@@ -56,9 +67,3 @@ def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(WorkerConfigurationError, match=r"pip install 'rolecall\[ray\]'"):
         RayScheduler(fileroot=tmp_path)
-
-
-def test_actors_say_whose_they_are() -> None:
-    """As Ray shows them in its logs and lists."""
-    assert repr(Guard("actor/0")) == "Guard(actor/0)"
-    assert repr(Holder("actor/1")) == "Holder(actor/1)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from ray_engines import Inside, Spanning
 from rolecall import RayScheduler, SchedulingSpec
 from rolecall.errors import WorkerConfigurationError, WorkerFailedError
 
+KNOWN_WITHIN_S = 15.0
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 SHOW = [
     sys.executable,
@@ -83,6 +85,7 @@ def test_actors_are_guards_named_after_their_workers(s: RayScheduler, census: Ce
     actors = census.take()["actors"]
     assert sorted(actor["Name"] for actor in actors) == [f"rolecall/{s.run_id}/actor/{i}" for i in (0, 1)]
     assert {actor["ActorClassName"] for actor in actors} == {"Guard"}
+    assert sorted(actor["ReprName"] for actor in actors) == ["Guard(actor/0)", "Guard(actor/1)"]
 
 
 def test_workers_of_a_shared_group_share_the_guard_of_their_node(s: RayScheduler, census: Census) -> None:
@@ -92,6 +95,7 @@ def test_workers_of_a_shared_group_share_the_guard_of_their_node(s: RayScheduler
     actors = {actor["Name"].removeprefix(f"rolecall/{s.run_id}/"): actor for actor in census.take()["actors"]}
     kinds = [actors[f"actor/{i}"]["ActorClassName"] for i in range(4)]
     assert kinds == ["Guard", "Holder", "Holder", "Holder"]
+    assert actors["actor/3"]["ReprName"] == "Holder(actor/3)"
     assert [name for name in actors if name.startswith("thinker/")] == ["thinker/0"]
     assert len({m.guard.guard_id for m in s._table.members()}) == 2
     assert sorted(d for m in s._table.members() for d in m.slot.devices) == ["0", "1", "2", "3"]
@@ -102,9 +106,11 @@ def test_who_loses_its_devices_ends(s: RayScheduler, census: Census) -> None:
     role = s.start("actor", replicas=2, cpu=1, gpu=1)
     role.create_engine(Inside)
     (holder,) = [actor for actor in census.take()["actors"] if actor["ActorClassName"] == "Holder"]
+    begun = time.monotonic()
     os.kill(holder["Pid"], signal.SIGKILL)
     with pytest.raises(WorkerFailedError, match="the actor that held the devices of actor/1 ended"):
         role[1].call("wait")
+    assert time.monotonic() - begun < KNOWN_WITHIN_S
 
 
 def test_workers_see_the_devices_that_ray_has_assigned(s: RayScheduler) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import sample_engines
 from ray_census import Census, census_of
+from ray_cluster import check_clean
 from ray_engines import Inside
 from ray_nodes import RayCluster, started
 from worker_processes import of_worker, wait_for
@@ -23,6 +24,7 @@ from rolecall.errors import WorkerConfigurationError, WorkerCreationError, Worke
 from rolecall.roles import Role
 
 KNOWN_WITHIN_S = 15.0
+HEADLESS_S = 10.0  # so long Ray's nodes go on without a head; 60 unless they are told otherwise
 END_WITHIN_S = 45.0
 OUTSIDE = Path(__file__).with_name("outside.py")
 
@@ -35,7 +37,7 @@ def two(s: RayScheduler) -> Role:
 @pytest.fixture(scope="module")
 def own() -> Iterator[RayCluster]:
     """A cluster to break."""
-    with started(2, settings={"RAY_gcs_rpc_server_reconnect_timeout_s": "10"}) as found:
+    with started(2, settings={"RAY_gcs_rpc_server_reconnect_timeout_s": f"{HEADLESS_S:g}"}) as found:
         yield found
 
 
@@ -116,10 +118,12 @@ def test_a_driver_that_is_killed_ends_what_it_had_placed(two: Role, s: RaySchedu
     """Ray ends the actors of a lost driver; calls fail with the reason, and so do starts and nothing else."""
     pending = two.submit("wait")
     (job,) = census.take()["jobs"]
+    begun = time.monotonic()
     os.kill(job["DriverPid"], signal.SIGKILL)
     for call in pending:
         with pytest.raises(WorkerFailedError, match=r"connection to Ray is gone|driver"):
             call.result()
+    assert time.monotonic() - begun < KNOWN_WITHIN_S
     with pytest.raises(WorkerCreationError, match="connection to Ray is gone"):
         s.start("again", cpu=1)
 
@@ -153,6 +157,8 @@ def test_a_node_that_dies(make: Callable[..., RayScheduler], own: RayCluster) ->
     s.delete_workers("rollout")
     own.add_node("n3")
     assert len(on_both_nodes(s).call("pid")) == 2
+    s.close()
+    check_clean(own)
 
 
 def test_a_head_that_is_lost(make: Callable[..., RayScheduler], own: RayCluster) -> None:
@@ -161,10 +167,12 @@ def test_a_head_that_is_lost(make: Callable[..., RayScheduler], own: RayCluster)
     role = s.start("actor", replicas=2, cpu=1)
     role.create_engine(Inside)
     pending = role[0].submit("wait")
+    begun = time.monotonic()
     own.kill("gcs_server")
     assert role[1].call("pid")
     with pytest.raises(WorkerFailedError) as caught:
         pending.result()
+    assert time.monotonic() - begun < HEADLESS_S + KNOWN_WITHIN_S
     assert "Ray" in caught.value.reason
     begun = time.monotonic()
     with pytest.raises(WorkerCreationError, match=r"Ray does not answer|connection to Ray is gone"):

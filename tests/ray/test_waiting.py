@@ -112,10 +112,8 @@ def test_an_order_says_the_environment_once_however_many_workers(s: RayScheduler
     role = s.start("actor", replicas=2, cpu=1, ray_placement_strategy="separate")
     role.create_engine(Inside)
     assert "".join(sent).count('"PYTHONPATH"') == 1
-    groups = [
-        found["ROLECALL_RAY_PLACEMENT_GROUP"] for found in role.call("environment", "ROLECALL_RAY_PLACEMENT_GROUP")
-    ]
-    assert groups == [f"rolecall/{s.run_id}/actor/{i}" for i in (0, 1)]
+    name = "ROLECALL_RAY_PLACEMENT_GROUP"
+    assert role.call("environment", name) == [{name: f"rolecall/{s.run_id}/actor/{i}"} for i in (0, 1)]
 
 
 def test_what_cannot_be_looked_at_is_answered_in_words(s: RayScheduler) -> None:

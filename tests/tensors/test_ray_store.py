@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -15,6 +16,8 @@ from typing import Any
 
 import pytest
 import torch
+from ray_census import Census, census_of
+from ray_cluster import check_clean, check_none
 from ray_nodes import RayCluster, started
 from stored_engines import Tensors, digest, random_bits
 
@@ -43,16 +46,30 @@ threading.Event().wait(120)
 
 
 @pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
-    """No thread; descriptors come and go here while a run lives, which looks at its guard all the time."""
+def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No thread, and no object in the cluster that tests share.
+
+    Descriptors come and go here while a run lives, which looks at its guard all the time.
+    """
+    census = request.getfixturevalue("census") if "cluster" in request.fixturenames else None
     before = set(threading.enumerate())
     yield
+    if census is not None:
+        gc.collect()  # handles in a traceback, which refers to itself
+        check_none(lambda: {"objects": census.take()["objects"]})
     assert not [t.name for t in set(threading.enumerate()) - before if not t.name.startswith("asyncio_")]
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RayCluster]:
     with started(nodes=1, store_bytes=STORE_BYTES) as found:
+        yield found
+        check_clean(found)
+
+
+@pytest.fixture(scope="module")
+def census(cluster: RayCluster) -> Iterator[Census]:
+    with census_of(cluster) as found:
         yield found
 
 
@@ -207,6 +224,13 @@ def test_an_object_that_ray_no_longer_has_is_named(workers: Role) -> None:
     for read in (lambda: workers[1].call("total", handle), handle.localize):
         with pytest.raises(ShardNotFoundError, match=r"1 shard\(s\) not on w/0"):
             read()
+
+
+def test_what_lies_in_the_store_is_seen_from_outside(workers: Role, census: Census) -> None:
+    """As what a test leaves there would be."""
+    handle = workers[0].call("rows", 1024, 1024)
+    until(lambda: bool(census.take()["objects"]), "object that the census sees")
+    assert handle.localize().sum() == MIB
 
 
 @pytest.mark.parametrize(
