@@ -2,10 +2,10 @@
 
     python benchmarks/tensor_backends.py [--rounds 5] [--repeat 30] [--only wire,shm,ray] [--json FILE]
 
-`wire`, `shm` and `ray` are between workers of one host. `wire-nodes` and `ray-nodes` are between workers on two nodes
-of a Ray cluster, each with an object store of its own: Ray copies the tensor from store to store. In every round each
-contender's workers are started, measured and ended while no others run; the order rotates. The cluster is on this
-machine, unless RAY_ADDRESS names another. Medians of:
+`wire`, `shm` and `ray` are between workers of one host. `wire-hosts` and `ray-hosts` are between two nodes of a Ray
+cluster, each with an object store of its own: Ray copies the tensor from store to store, and the wire goes by TCP. In
+every round each contender's workers are started, measured and ended while no others run; the order rotates. The
+cluster's hosts are network namespaces of this machine (root is needed), unless RAY_ADDRESS names others. Medians of:
 
 first_ms    the first hand-over: connections, fresh memory, and for ray the import of Ray
 leave_ms    the call that leaves the tensor on its worker and returns the handle
@@ -32,8 +32,8 @@ from benchmarks import clusters, rounds
 from benchmarks.peers.ours_engine import Worker
 from benchmarks.peers.protocol import TENSOR_BYTES, expect
 
-NODES = "-nodes"
-CONTENDERS = ("wire", "shm", "ray", "wire" + NODES, "ray" + NODES)
+HOSTS = "-hosts"
+CONTENDERS = ("wire", "shm", "ray", "wire" + HOSTS, "ray" + HOSTS)
 MEASURES = ("first_ms", "leave_ms", "read_ms", "gb_s")
 STORE_BYTES = 1_000_000_000
 WHOLE_NODE: dict[str, Any] = {"cpu": 1, "gpu": 4}  # of the tests' cluster, so that two workers are on two nodes
@@ -51,12 +51,12 @@ def main() -> None:
     }
     with contextlib.ExitStack() as up:
         if set(options.only) - {"wire", "shm"}:
-            up.enter_context(clusters.ray(f"--store-bytes={STORE_BYTES}"))
+            up.enter_context(clusters.ray("--hosts", f"--store-bytes={STORE_BYTES}"))
         contest.run(measured, options)
 
 
 def _measured(contender: str, repeat: int) -> dict[str, float]:
-    backend: Any = contender.removesuffix(NODES)
+    backend: Any = contender.removesuffix(HOSTS)
     where, size = ("local", {"cpu": 1}) if backend == contender else ("ray", WHOLE_NODE)
     with rolecall.scheduler(where, experiment="bench", tensor_backend=backend, quiet=True) as scheduler:
         workers = scheduler.start("worker", 2, **size)
