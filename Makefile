@@ -7,6 +7,8 @@ SCHEDULER ?= local
 ARGS      ?=
 # Most tests wait for processes, so three run side by side; JOBS=0 runs one after the other.
 JOBS      ?= 3
+# What `make bench` runs: files of benchmarks/.
+OF        ?= run backends tensor_backends
 
 # -q twice: pip keeps quiet unless something is wrong.
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -q -c constraints.txt
@@ -33,8 +35,12 @@ lint: $(VENV)/.dev ## ruff and mypy --strict alone
 	@echo "== mypy --strict"
 	@$(BIN)/mypy
 
-bench: $(VENV)/.dev ## side by side with Ray and Monarch (ARGS='--quick --json FILE')
-	@$(BIN)/python benchmarks/run.py $(ARGS)
+bench: $(VENV)/.dev ## side by side with Ray and Monarch, the backends, the tensor backends (OF=run ARGS=--quick)
+	@mkdir -p build/bench
+	@for name in $(OF); do \
+	    echo "== $$name"; \
+	    $(BIN)/python benchmarks/$$name.py --json build/bench/$$name.json $(ARGS) || exit 1; \
+	done
 
 docs: $(VENV)/.dev ## the API reference, in build/docs/api
 	@rm -rf build/docs/api

@@ -1,9 +1,9 @@
 """The backends side by side in one run, and a plain group of Ray actors beside them.
 
-    python benchmarks/backends.py [--rounds 5] [--workers 16] [--backends local,slurm,ray,actors] [--json FILE]
+    python benchmarks/backends.py [--rounds 5] [--workers 16] [--only local,slurm,ray,actors] [--json FILE]
 
 In every round each backend is brought up, measured and taken down again while no other one runs; the order rotates.
-Slurm and Ray must be there: `eval "$(tests/clusters/slurm up)"`, `eval "$(tests/clusters/ray up)"`. Medians of:
+Slurm and Ray are clusters on this machine, unless SLURM_CONF and RAY_ADDRESS name others. Medians of:
 
 open_s      scheduler made; for Slurm and Ray it has found its cluster, for local its guard has begun
 start_s     the role asked for until an engine of every worker, torch imported in it, has answered one call
@@ -14,51 +14,41 @@ end_s       the role ended and seen gone
 
 from __future__ import annotations
 
-import argparse
-import json
+import contextlib
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).parent.parent)
 
-from rich.console import Console
-from rich.table import Table
-
-from benchmarks import machine
+from benchmarks import clusters, rounds
 from benchmarks.peers.ours_engine import Worker
 
 ACTORS = "actors"
+CONTENDERS = ("local", "slurm", "ray", ACTORS)
 MEASURES = ("open_s", "start_s", "call_ms", "per_s", "end_s")
 CALLS = 2000
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = rounds.parser(__doc__, CONTENDERS)
     parser.add_argument("--workers", type=int, default=16)
-    parser.add_argument("--backends", default="local,slurm,ray,actors", help="some of these, separated by commas")
-    parser.add_argument("--json", type=Path, help="write every round and the medians to this file")
-    options = parser.parse_args()
-    backends = options.backends.split(",")
-    seen: dict[str, list[dict[str, float]]] = {backend: [] for backend in backends}
-    for number in range(options.rounds):
-        turn = number % len(backends)
-        for backend in backends[turn:] + backends[:turn]:
-            measured = _actors(options.workers) if backend == ACTORS else _backend(backend, options.workers)
-            seen[backend].append(measured)
-            print(f"round {number}, {backend}: {measured}", file=sys.stderr, flush=True)
-    medians = {
-        backend: {m: statistics.median(v[m] for v in rounds) for m in MEASURES} for backend, rounds in seen.items()
+    options = rounds.parsed(parser, CONTENDERS)
+    contest = rounds.Contest(MEASURES, "call_ms", "local", {"workers": options.workers})
+    measured: dict[str, Callable[[], dict[str, float]]] = {
+        name: partial(_actors if name == ACTORS else partial(_backend, name), options.workers) for name in CONTENDERS
     }
-    if options.json:
-        about = {"machine": machine.describe(), "workers": options.workers}
-        options.json.write_text(json.dumps({**about, "medians": medians, "rounds": seen}, indent=1))
-    _show(medians)
+    with contextlib.ExitStack() as up:
+        if "slurm" in options.only:
+            up.enter_context(clusters.slurm())
+        if {"ray", ACTORS} & set(options.only):
+            up.enter_context(clusters.ray())
+        contest.run(measured, options)
 
 
 def _backend(name: str, workers: int) -> dict[str, float]:
@@ -115,16 +105,6 @@ def _p50_ms(call: Callable[[], Any]) -> float:
         call()
         times.append(time.perf_counter() - begun)
     return statistics.median(times) * 1e3
-
-
-def _show(medians: dict[str, dict[str, float]]) -> None:
-    table = Table("backend", *MEASURES, *(["call vs local"] if "local" in medians else []))
-    for backend, values in medians.items():
-        cells = [f"{values[m]:.3g}" for m in MEASURES]
-        if "local" in medians:
-            cells.append(f"{values['call_ms'] / medians['local']['call_ms']:.2f}x")
-        table.add_row(backend, *cells)
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 
 if __name__ == "__main__":

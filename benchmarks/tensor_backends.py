@@ -1,9 +1,11 @@
-"""A 64 MiB float32 tensor from one worker to another on the same host, by each of the tensor backends, in one run.
+"""A 64 MiB float32 tensor from one worker to another by each of the tensor backends, in one run.
 
-    python benchmarks/tensor_backends.py [--rounds 5] [--repeat 30] [--backends wire,shm,ray] [--json FILE]
+    python benchmarks/tensor_backends.py [--rounds 5] [--repeat 30] [--only wire,shm,ray] [--json FILE]
 
-In every round each backend's workers are started, measured and ended while no others run; the order rotates. For `ray`
-a cluster must be there: `eval "$(tests/clusters/ray up --store-bytes 1000000000)"`. Medians of:
+`wire`, `shm` and `ray` are between workers of one host. `wire-hosts` and `ray-hosts` are between two nodes of a Ray
+cluster, each with an object store of its own: Ray copies the tensor from store to store, and the wire goes by TCP. In
+every round each contender's workers are started, measured and ended while no others run; the order rotates. The
+cluster's hosts are network namespaces of this machine (root is needed), unless RAY_ADDRESS names others. Medians of:
 
 first_ms    the first hand-over: connections, fresh memory, and for ray the import of Ray
 leave_ms    the call that leaves the tensor on its worker and returns the handle
@@ -13,56 +15,51 @@ gb_s        both one after the other
 
 from __future__ import annotations
 
-import argparse
-import json
+import contextlib
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).parent.parent)
 
-from rich.console import Console
-from rich.table import Table
-
 import rolecall
-from benchmarks import machine
+from benchmarks import clusters, rounds
 from benchmarks.peers.ours_engine import Worker
 from benchmarks.peers.protocol import TENSOR_BYTES, expect
 
+HOSTS = "-hosts"
+CONTENDERS = ("wire", "shm", "ray", "wire" + HOSTS, "ray" + HOSTS)
 MEASURES = ("first_ms", "leave_ms", "read_ms", "gb_s")
+STORE_BYTES = 1_000_000_000
+WHOLE_NODE: dict[str, Any] = {"cpu": 1, "gpu": 4}  # of the tests' cluster, so that two workers are on two nodes
+REPEAT, QUICK_REPEAT = 30, 10
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--repeat", type=int, default=30)
-    parser.add_argument("--backends", default="wire,shm,ray", help="some of these, separated by commas")
-    parser.add_argument("--json", type=Path, help="write every round and the medians to this file")
-    options = parser.parse_args()
-    backends = options.backends.split(",")
-    about = machine.describe()
-    seen: dict[str, list[dict[str, float]]] = {backend: [] for backend in backends}
-    for number in range(options.rounds):
-        turn = number % len(backends)
-        for backend in backends[turn:] + backends[:turn]:
-            measured = _measured(backend, options.repeat)
-            seen[backend].append(measured)
-            print(f"round {number}, {backend}: {measured}", file=sys.stderr, flush=True)
-    medians = {
-        backend: {m: statistics.median(v[m] for v in rounds) for m in MEASURES} for backend, rounds in seen.items()
+    parser = rounds.parser(__doc__, CONTENDERS)
+    parser.add_argument("--repeat", type=int, help=f"hand-overs in a round ({REPEAT}; with --quick {QUICK_REPEAT})")
+    options = rounds.parsed(parser, CONTENDERS)
+    repeat = options.repeat or (QUICK_REPEAT if options.quick else REPEAT)
+    contest = rounds.Contest(MEASURES, "gb_s", "wire", {"bytes": TENSOR_BYTES, "repeat": repeat})
+    measured: dict[str, Callable[[], dict[str, float]]] = {
+        name: partial(_measured, name, repeat) for name in CONTENDERS
     }
-    if options.json:
-        facts = {"machine": about, "bytes": TENSOR_BYTES, "repeat": options.repeat}
-        options.json.write_text(json.dumps({**facts, "medians": medians, "rounds": seen}, indent=1))
-    _show(medians)
+    with contextlib.ExitStack() as up:
+        if set(options.only) - {"wire", "shm"}:
+            up.enter_context(clusters.ray("--hosts", f"--store-bytes={STORE_BYTES}"))
+        contest.run(measured, options)
 
 
-def _measured(backend: Any, repeat: int) -> dict[str, float]:
-    with rolecall.scheduler("local", experiment="bench", tensor_backend=backend, quiet=True) as scheduler:
-        workers = scheduler.start("worker", 2, cpu=1)
+def _measured(contender: str, repeat: int) -> dict[str, float]:
+    backend: Any = contender.removesuffix(HOSTS)
+    where, size = ("local", {"cpu": 1}) if backend == contender else ("ray", WHOLE_NODE)
+    with rolecall.scheduler(where, experiment="bench", tensor_backend=backend, quiet=True) as scheduler:
+        workers = scheduler.start("worker", 2, **size)
         workers.create_engine(Worker)
         expect(workers.call("ping", 0), [0, 0])
         giver, reader = workers[0].with_options(tensors="remote"), workers[1]
@@ -82,16 +79,6 @@ def _measured(backend: Any, repeat: int) -> dict[str, float]:
     both = statistics.median(a + b for a, b in zip(left[1:], read[1:], strict=True))
     values = (left[0] + read[0], statistics.median(left[1:]), statistics.median(read[1:]), TENSOR_BYTES / both / 1e6)
     return {name: round(value, 3) for name, value in zip(MEASURES, values, strict=True)}
-
-
-def _show(medians: dict[str, dict[str, float]]) -> None:
-    table = Table("backend", *MEASURES, *(["vs wire"] if "wire" in medians else []))
-    for backend, values in medians.items():
-        cells = [f"{values[m]:.3g}" for m in MEASURES]
-        if "wire" in medians:
-            cells.append(f"{values['gb_s'] / medians['wire']['gb_s']:.2f}x")
-        table.add_row(backend, *cells)
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 
 if __name__ == "__main__":

@@ -139,6 +139,14 @@ class Parent:
         return "waited"
 
 
+class Hungry:
+    """Takes memory and keeps it."""
+
+    def eat(self, mib: int) -> None:
+        self.eaten = b"x" * (mib << 20)
+        time.sleep(3600.0)
+
+
 class BadConstructor:
     def __init__(self) -> None:
         raise RuntimeError("no such model")

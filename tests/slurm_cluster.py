@@ -72,9 +72,9 @@ class SlurmCluster:
     def clean(self) -> bool:
         return not self.jobs() and set(self.nodes().values()) == {"idle"}
 
-    def check_clean(self) -> None:
+    def check_clean(self, within_s: float = CLEAN_WITHIN_S) -> None:
         """Nothing is in the queue, and no node drained, down or still busy."""
-        deadline = time.monotonic() + CLEAN_WITHIN_S
+        deadline = time.monotonic() + within_s
         while not self.clean() and time.monotonic() < deadline:
             threading.Event().wait(0.05)
         jobs, nodes = self.jobs(), self.nodes()
@@ -84,18 +84,32 @@ class SlurmCluster:
         assert set(nodes.values()) == {"idle"}, f"nodes are {nodes}: {self.ask('sinfo', '-R')}"
 
 
-@contextlib.contextmanager
-def running_slurm() -> Iterator[SlurmCluster]:
-    """Brings the cluster up and down. Without Slurm the test is skipped on a developer's machine, and fails in CI."""
-    folder = Path(tempfile.mkdtemp(prefix="rct-slurm-", dir="/tmp"))
-    folder.chmod(0o755)  # munge wants it so
-    command = [str(SCRIPT), "up", f"--dir={folder}", f"--owner={os.getpid()}"]  # gone with us, if we are killed
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
+def skip_if_missing(done: subprocess.CompletedProcess[str]) -> None:
+    """Skips where the script says that its programs are missing or may not be used; in CI that is a failure."""
     if done.returncode == NOT_HERE and not os.environ.get("CI"):
         pytest.skip(f"no Slurm cluster here: {done.stderr.strip()}")
-    assert done.returncode == 0, done.stderr
-    conf = done.stdout.strip().partition("SLURM_CONF=")[2]
+
+
+@contextlib.contextmanager
+def running_slurm(*options: str) -> Iterator[SlurmCluster]:
+    """Brings a cluster up and down. Without Slurm the test is skipped on a developer's machine, and fails in CI.
+
+    Args:
+        options: Further ones of the script.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="rct-slurm-", dir="/tmp"))
+    folder.chmod(0o755)  # munge wants it so
+    command = [
+        str(SCRIPT),
+        "up",
+        f"--dir={folder}",
+        f"--owner={os.getpid()}",
+        *options,
+    ]  # gone with us, if we are killed
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
     try:
-        yield SlurmCluster(folder, {"SLURM_CONF": conf})
+        skip_if_missing(done)
+        assert done.returncode == 0, done.stderr
+        yield SlurmCluster(folder, {"SLURM_CONF": done.stdout.strip().partition("SLURM_CONF=")[2]})
     finally:
         subprocess.run([SCRIPT, "down", "--dir", folder], check=True, timeout=180)

@@ -17,7 +17,15 @@ BACKENDS = {
     "slurm": sorted(path.name for path in SCHEDULERS.glob("slurm*.py")),
     "ray": sorted(path.name for path in SCHEDULERS.glob("ray*.py")),
 }
-PLANNERS = {"slurm_script.py", "slurm_packing.py", "slurm_options.py", "ray_placement.py"}
+# Pure: values come in, values go out.
+PLANNERS = {
+    "slurm_script.py",
+    "slurm_packing.py",
+    "slurm_options.py",
+    "slurm_states.py",
+    "ray_placement.py",
+    "ray_words.py",
+}
 BLOCK = 6
 LINES = 500
 

@@ -129,12 +129,16 @@ def test_a_silent_guard_of_this_host_is_not_given_up(controller: Controller) -> 
 
 def test_what_the_manager_says_is_in_the_error(controller: Controller) -> None:
     """It is asked before anybody is told."""
-    guard = controller.hub.expect("g1-0", lambda guard, then, *, patient: then(f"CANCELLED, patient={patient}"))
+
+    def explain(guard: GuardProxy, then: Callable[[str], None], *, patient: bool, limit_s: float) -> None:
+        then(f"CANCELLED, patient={patient} for {limit_s:g} s")
+
+    guard = controller.hub.expect("g1-0", explain)
     client = controller.call_home("g1-0", host="elsewhere")
     assert guard.wait(5)
     client.close()
     assert controller.told.wait(5)
-    assert "CANCELLED, patient=True (its connection closed)" in controller.lost[0]
+    assert "CANCELLED, patient=True for 10 s (its connection closed)" in controller.lost[0]
 
 
 def test_nobody_gets_in_without_the_token(controller: Controller) -> None:

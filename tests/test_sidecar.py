@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from rolecall.rpc.loop import IOThread
 from rolecall.schedulers.sidecar import Sidecar
 
 LONG_S = 30.0
@@ -25,9 +26,11 @@ def log(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sidecar(log: Path) -> Iterator[Sidecar]:
-    made = Sidecar("sidecar_program", log, {})
+    io = IOThread("test-io")
+    made = Sidecar("sidecar_program", log, {}, io)
     yield made
     made.close(patience=0.1)
+    io.close()
 
 
 def test_a_question_is_answered(sidecar: Sidecar) -> None:
@@ -37,17 +40,11 @@ def test_a_question_is_answered(sidecar: Sidecar) -> None:
 
 
 def test_news_are_the_latest_of_each_key(sidecar: Sidecar) -> None:
-    sidecar.tell(do="say", key="state", value="queued")
-    sidecar.tell(do="say", key="state", value="running")
+    assert sidecar.ask("say", key="state", value="queued", timeout=LONG_S)[0]
+    assert sidecar.ask("say", key="state", value="running")[0]
     assert sidecar.wait_for("state", LONG_S)
-    assert sidecar.ask("echo", value=0, timeout=LONG_S)[0]
+    assert sidecar.ask("echo", value=0)[0]
     assert sidecar.news == {"state": "running"}
-
-
-def test_what_is_waited_for_may_come_as_something_else(sidecar: Sidecar) -> None:
-    sidecar.tell(do="say", key="refused", value="no")
-    assert not sidecar.wait_for("joined", LONG_S, unless="refused")
-    assert sidecar.news == {"refused": "no"}
 
 
 def test_who_has_waited_in_vain_waits_shorter_until_there_is_an_answer(sidecar: Sidecar) -> None:
@@ -59,17 +56,34 @@ def test_who_has_waited_in_vain_waits_shorter_until_there_is_an_answer(sidecar: 
     assert sidecar.ask("echo", value=2, timeout=LONG_S) == (True, 2)
 
 
+def test_what_fails_takes_nothing_with_it(sidecar: Sidecar) -> None:
+    with pytest.raises(ZeroDivisionError):
+        sidecar.ask("fail", timeout=LONG_S)
+    with pytest.raises(KeyError, match="no such question"):
+        sidecar.ask("no such question", timeout=LONG_S)
+    sidecar.tell("fail")
+    sidecar.tell("no such order")
+    assert sidecar.ask("echo", value=1, timeout=LONG_S) == (True, 1)
+
+
 def test_its_end_is_news_with_its_last_words(sidecar: Sidecar) -> None:
     """And whoever waits for something of it waits no longer."""
-    sidecar.tell(do="crash", words="the library has had enough")
+    sidecar.tell("crash", words="the library has had enough")
     assert not sidecar.wait_for("joined", LONG_S)
     assert sidecar.lost == "the library has had enough"
     assert sidecar.ask("echo", value=1, timeout=LONG_S) == (False, None)
-    sidecar.tell(do="say", key="state", value="lost, and no error")
+    sidecar.tell("say", key="state", value="lost, and no error")
+
+
+def test_a_question_under_way_ends_with_it(sidecar: Sidecar) -> None:
+    begun = time.monotonic()
+    assert sidecar.ask("crash", words="no more", timeout=LONG_S) == (False, None)
+    assert time.monotonic() - begun < LONG_S
+    assert sidecar.lost == "no more"
 
 
 def test_the_end_of_one_that_says_nothing_points_to_its_log(sidecar: Sidecar, log: Path) -> None:
-    sidecar.tell(do="crash", words="")
+    sidecar.tell("crash", words="")
     assert not sidecar.wait_for("joined", LONG_S)
     assert sidecar.lost == f"see {log}"
 
@@ -82,17 +96,18 @@ def test_closing_lets_it_end_by_itself(sidecar: Sidecar, log: Path) -> None:
 
 
 def test_one_that_hangs_is_killed(sidecar: Sidecar) -> None:
-    sidecar.tell(do="hang")
+    assert sidecar.ask("hang", timeout=LONG_S)[0]
     assert not sidecar.close(SHORT_S)
-    assert sidecar.lost is not None
+    assert sidecar.ask("echo", value=1) == (False, None)
 
 
 CONTROLLER = """
 import sys
 from pathlib import Path
+from rolecall.rpc.loop import IOThread
 from rolecall.schedulers.sidecar import Sidecar
 
-sidecar = Sidecar("sidecar_program", Path(sys.argv[1]), {})
+sidecar = Sidecar("sidecar_program", Path(sys.argv[1]), {}, IOThread())
 assert sidecar.ask("echo", value=1, timeout=30) == (True, 1)
 print("ready", flush=True)
 sys.stdin.read()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 
 from slurm_layout import Layout, Node, bridge_of
@@ -54,9 +55,12 @@ def remove(layout: Layout) -> None:
         _ip("link", "del", layout.bridge)
 
 
-def inside(node: Node, command: tuple[str, ...]) -> tuple[str, ...]:
-    """The command, run in the node's network and in nothing else of its own: /tmp, /sys and /proc stay shared."""
-    return ("nsenter", f"--net=/run/netns/{node.netns}", *command) if node.netns else command
+def inside(layout: Layout, node: Node, command: tuple[str, ...]) -> tuple[str, ...]:
+    """The command, run in the node's network and with its private folders; /tmp, /sys and /proc stay shared."""
+    network = ("nsenter", f"--net=/run/netns/{node.netns}") if node.netns else ()
+    mounts = [f"mount -t tmpfs -o mode=755 none {shlex.quote(folder)}" for folder in layout.private]
+    folders = ("unshare", "--mount", "--propagation=slave", "sh", "-c", " && ".join([*mounts, 'exec "$@"']), "sh")
+    return (*network, *(folders if mounts else ()), *command)
 
 
 def _succeeds(*args: str) -> bool:

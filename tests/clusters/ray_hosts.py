@@ -25,6 +25,7 @@ class RayHosts(RayCluster):
     def start(self, nodes: int = 2, *, token: bool = False, devices: int = NODE_DEVICES) -> None:
         if token:
             raise ValueError("a token is in a file that these hosts do not see")
+        self.folder.mkdir(parents=True, exist_ok=True)
         subnet = cables.claim_subnet()
         bridge = bridge_of(subnet)
         hosts = (self._host(bridge, f"10.213.{subnet}", n) for n in range(1, nodes + 1))

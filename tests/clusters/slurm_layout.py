@@ -12,6 +12,7 @@ from pathlib import Path
 NODE_CPUS = 128
 NODE_MEMORY_MIB = 512 * 1024
 NODE_GPUS = 4
+GPU_TYPE = "a100"
 # Room for sockets below the directory: the path of a Unix socket holds 107 bytes.
 LONGEST_DIR = 64
 # Below the ports that rolecall leases (10000 and more) and those the kernel gives away by itself.
@@ -31,7 +32,11 @@ class Node:
 
 @dataclass(frozen=True)
 class Layout:
-    """A cluster as it is written to `cluster.json`, from which everything else follows."""
+    """A cluster as it is written to `cluster.json`, from which everything else follows.
+
+    Attributes:
+        private: Folders that nodes do not share: each has another one in their place, empty at first.
+    """
 
     dir: Path
     hostname: str
@@ -39,6 +44,7 @@ class Layout:
     port: int
     nodes: tuple[Node, ...]
     bridge: str | None = None
+    private: tuple[str, ...] = ()
 
     @property
     def conf(self) -> Path:
@@ -59,7 +65,7 @@ class Layout:
     def from_json(cls, text: str) -> Layout:
         known = json.loads(text)
         nodes = tuple(Node(**node) for node in known.pop("nodes"))
-        return cls(dir=Path(known.pop("dir")), nodes=nodes, **known)
+        return cls(dir=Path(known.pop("dir")), nodes=nodes, private=tuple(known.pop("private")), **known)
 
 
 def on_loopback(directory: Path, nodes: int) -> Layout:
@@ -151,6 +157,8 @@ DefMemPerCPU=1024
 SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1,bf_window=1440
 PriorityType=priority/basic
+PreemptType=preempt/partition_prio
+PreemptMode=CANCEL
 
 JobRequeue=0
 ReturnToService=2
@@ -168,8 +176,13 @@ SlurmdTimeout=15
 
 GresTypes=gpu
 SlurmdParameters=config_overrides
+SlurmctldParameters=preempt_send_user_signal
 {"".join(_node_line(layout, node) for node in layout.nodes)}
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=INFINITE State=UP
+# Jobs in `urgent` take the place of those in `yielding`, which get a few seconds to end, and of those in `ousted`.
+PartitionName=yielding Nodes=ALL PriorityTier=1 GraceTime=4 State=UP
+PartitionName=ousted Nodes=ALL PriorityTier=1 GraceTime=0 State=UP
+PartitionName=urgent Nodes=ALL PriorityTier=9 State=UP
 # For the reasons why a job waits: one node and one minute at most; a partition that starts nothing.
 PartitionName=tiny Nodes={layout.nodes[0].name} MaxTime=1 DefaultTime=1 State=UP
 PartitionName=closed Nodes=ALL MaxTime=INFINITE State=DOWN
@@ -179,11 +192,12 @@ PartitionName=closed Nodes=ALL MaxTime=INFINITE State=DOWN
 def _node_line(layout: Layout, node: Node) -> str:
     return (
         f"NodeName={node.name} NodeHostname={layout.hostname} NodeAddr={node.address} Port={node.port} "
-        f"CPUs={NODE_CPUS} RealMemory={NODE_MEMORY_MIB} Gres=gpu:{NODE_GPUS} State=UNKNOWN\n"
+        f"CPUs={NODE_CPUS} RealMemory={NODE_MEMORY_MIB} Gres=gpu:{GPU_TYPE}:{NODE_GPUS} Feature=any,only-{node.name} "
+        "State=UNKNOWN\n"
     )
 
 
 def gres_conf(layout: Layout) -> str:
     """The text of gres.conf: logical devices over plain device nodes. Real ones are not looked for."""
     names = ",".join(node.name for node in layout.nodes)
-    return f"AutoDetect=off\nNodeName={names} Name=gpu File={layout.dir}/dev/gpu[0-{NODE_GPUS - 1}]\n"
+    return f"AutoDetect=off\nNodeName={names} Name=gpu Type={GPU_TYPE} File={layout.dir}/dev/gpu[0-{NODE_GPUS - 1}]\n"

@@ -83,9 +83,9 @@ def test_release_gives_back(lock: Path) -> None:
 
 def test_the_range_keeps_clear_of_the_kernels() -> None:
     """Leases come from below the ephemeral range, or above it, and from among it only when it leaves no room."""
-    assert lease_range((32768, 60999)) == (10000, 32767)
+    assert lease_range((32768, 60999)) == (20000, 32767)
     assert lease_range((1024, 50000)) == (50001, 65535)
-    assert lease_range((1024, 65535)) == (10000, 65535)
+    assert lease_range((1024, 65535)) == (20000, 65535)
 
 
 def test_a_link_in_place_of_the_lock_file_is_refused(tmp_path: Path, lock: Path) -> None:

@@ -115,11 +115,17 @@ def shared() -> Iterator[Path]:
 
 
 def test_a_late_answer_of_a_host_that_was_given_up_is_refused(s: Scheduler, hosts: Hosts, shared: Path) -> None:
-    """The cable comes back before the lease lapses, the guard cannot act yet, and the worker answers."""
+    """The cable comes back before the lease lapses, the guard cannot act yet, and the worker answers: with a handle,
+    which the controller would adopt.
+    """
     role = pair(s)
-    role.with_options(engine="late").create_engine(sample_engines.Tensors)
+    late = role.with_options(engine="late", tensors="remote")
+    late.create_engine(sample_engines.Tensors)
+    made = late.call("make", 3)
+    adopted = s.home.metrics()["adopted"]
+    assert adopted == len({shard.id for handles in made for handle in handles.values() for shard in handle.shards})
     gate = shared / "gate"
-    pending = role[1].with_options(engine="late").submit("make_late", str(gate))
+    pending = late[1].submit("make_late", str(gate))
     wait_for(gate.with_suffix(".begun").exists, 5, "call that has begun")
     guard, address = guard_of(s.run_id, "actor/1"), addresses(s)[1]
     owned, ended = on_host(s, 1), calls_ended(s, 1, hosts.root(address))
@@ -135,13 +141,16 @@ def test_a_late_answer_of_a_host_that_was_given_up_is_refused(s: Scheduler, host
         with pytest.raises(WorkerFailedError) as again:
             pending.result()
         assert str(again.value) == str(told.value)
+        assert s.home.metrics()["adopted"] == adopted
         with pytest.raises(WorkerFailedError):
             role[1].call("greet")
     finally:
         os.kill(guard.pid, signal.SIGCONT)
     wait_for(lambda: not owned(), LEASE_S, "end of what the guard owns")
     log = Path(s.run_dir, "logs", f"guard-{s._table.members()[1].guard.guard_id}.log")
-    assert "ending: the controller" in (hosts.root(address) / log.relative_to("/")).read_text()
+    said = (hosts.root(address) / log.relative_to("/")).read_text()
+    assert "ending: the controller's connection closed" in said  # told to end, before its lease would have lapsed
+    assert s.home.metrics()["adopted"] == adopted
     assert role[0].call("greet") == "hello"
 
 

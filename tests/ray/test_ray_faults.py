@@ -103,8 +103,9 @@ def test_an_actor_whose_process_is_killed_takes_its_guard_and_worker_along(
 
 
 def test_a_placement_group_that_is_removed_under_us(two: Role, s: RayScheduler, cluster: RayCluster) -> None:
-    error = fails(two, 1, lambda: outside(cluster, "remove-group", f"rolecall/{s.run_id}/rollout/1"))
-    assert "placement group was removed" in error.reason
+    name = f"rolecall/{s.run_id}/rollout/1"
+    error = fails(two, 1, lambda: outside(cluster, "remove-group", name))
+    assert f"its placement group {name} was removed" in error.reason
 
 
 def test_a_worker_that_somebody_kills_is_no_fault_of_rays(two: Role) -> None:

@@ -81,11 +81,11 @@ def test_ctrl_c_as_the_order_was_sent_takes_it_back(s: RayScheduler, census: Cen
     assert driver is not None
     told = driver.tell
 
-    def interrupted(**order: Any) -> None:
-        if order["do"] != "place":
-            return told(**order)
-        if order["groups"][0]["name"].endswith("/sent"):
-            told(**order)
+    def interrupted(method: str, **facts: Any) -> None:
+        if method != "place":
+            return told(method, **facts)
+        if facts["groups"][0]["name"].endswith("/sent"):
+            told(method, **facts)
         signal.raise_signal(signal.SIGINT)
 
     driver.tell = interrupted  # type: ignore[method-assign]
@@ -104,9 +104,9 @@ def test_an_order_says_the_environment_once_however_many_workers(s: RayScheduler
     sent: list[str] = []
     told = driver.tell
 
-    def weighed(**order: Any) -> None:
-        sent.append(json.dumps(order))
-        told(**order)
+    def weighed(method: str, **facts: Any) -> None:
+        sent.append(json.dumps(facts))
+        told(method, **facts)
 
     driver.tell = weighed  # type: ignore[method-assign]
     role = s.start("actor", replicas=2, cpu=1, ray_placement_strategy="separate")

@@ -12,6 +12,7 @@ ANSWERS = {
     "sbatch": "7\n",
     "squeue": "7|RUNNING|2026-11-21T05:00:00|None\n",
     "scancel": "",
+    "scontrol": "JobId=7 JobName=x\n   PreemptEligibleTime=N/A PreemptTime=None\n   Comment=rolecall/0123 \n",
 }
 
 

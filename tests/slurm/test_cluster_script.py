@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from slurm_cluster import NOT_HERE, SCRIPT
+from slurm_cluster import SCRIPT, skip_if_missing
 from worker_processes import wait_for
 
 Script = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -33,8 +33,7 @@ def place() -> Iterator[Path]:
 def script(place: Path) -> Script:
     def run(*args: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run([SCRIPT, *args, "--dir", place], capture_output=True, text=True, timeout=120)
-        if done.returncode == NOT_HERE and not os.environ.get("CI"):
-            pytest.skip(f"no Slurm cluster here: {done.stderr.strip()}")
+        skip_if_missing(done)
         return done
 
     return run
@@ -98,6 +97,26 @@ def test_a_cluster_goes_down_when_its_owner_is_killed(script: Script, place: Pat
         owner.kill()
     wait_for(lambda: not place.exists(), 30, "end of the cluster")
     assert not alive(seen)
+
+
+def test_nodes_share_no_private_folder(script: Script, place: Path, tmp_path: Path) -> None:
+    """What a job writes there, the other node and this machine do not see; nor does it see what lies there here."""
+    (tmp_path / "here").touch()
+    seen = script("up", "--netns", f"--private={tmp_path}")
+    assert seen.returncode == 0, seen.stderr
+    conf = status(script)["conf"]
+    command = [
+        "srun",
+        "--nodes=2",
+        "--mem=1G",
+        "--chdir=/",
+        "bash",
+        "-c",
+        f"ls {tmp_path}; touch {tmp_path}/there; ls {tmp_path}",
+    ]
+    done = subprocess.run(command, env=os.environ | {"SLURM_CONF": conf}, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("there\nthere\n", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
 
 
 def test_a_folder_with_other_things_in_it_is_left_alone(script: Script, place: Path) -> None:

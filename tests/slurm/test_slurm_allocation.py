@@ -14,6 +14,7 @@ from fake_slurm import FakeSlurm
 from rolecall.errors import SlurmError
 from rolecall.schedulers import slurm as slurm_module
 from rolecall.schedulers.cluster import Standing
+from rolecall.schedulers.fates import RUNS, Fate
 from rolecall.schedulers.slurm import SlurmAllocation
 from rolecall.schedulers.slurm_commands import Slurm
 from rolecall.schedulers.slurm_queue import Queue
@@ -28,7 +29,7 @@ def fake(tmp_path: Path) -> FakeSlurm:
 @pytest.fixture
 def job(fake: FakeSlurm) -> SlurmAllocation:
     slurm = Slurm(fake.environment)
-    return SlurmAllocation(slurm, Queue(slurm), "7")
+    return SlurmAllocation(slurm, Queue(slurm), "7", "rolecall/0123")
 
 
 def shows(fake: FakeSlurm, state: str, reason: str = "None", start: str = "N/A") -> None:
@@ -49,14 +50,14 @@ def test_an_unknown_state_runs(fake: FakeSlurm, job: SlurmAllocation, caplog: py
     """Nothing is given up, and a line says that there is a word that this version does not know."""
     shows(fake, "DREAMING")
     assert job.poll() == Standing("running", "job 7")
-    assert job.fate(0) is None
+    assert job.fate(0) == RUNS
     assert "'DREAMING', which this version does not know" in caplog.text
 
 
 def test_a_job_that_is_not_listed_any_more_has_ended(fake: FakeSlurm, job: SlurmAllocation) -> None:
     fake.says("squeue", "")
     assert job.poll() == Standing("ended", "Slurm does not list job 7 any more")
-    assert job.fate(0) == "Slurm does not list job 7 any more"
+    assert job.fate(0) == Fate(True, "Slurm does not list job 7 any more")
     job.release()
     assert fake.calls("scancel") == []
 
@@ -80,28 +81,33 @@ def wait_until(look: Callable[[], bool]) -> None:
         threading.Event().wait(0.05)
 
 
-def test_what_completing_hides_is_waited_for(fake: FakeSlurm, job: SlurmAllocation) -> None:
-    """The third look shows it."""
-    fake.does(
-        "squeue",
-        f"if [[ $(wc -l <{fake.folder}/squeue.calls) -ge 3 ]]; then echo '7|TIMEOUT|N/A|TimeLimit'\n"
-        "else echo '7|COMPLETING|N/A|TimeLimit'; fi",
-    )
-    assert job.fate(0) == "Slurm says of job 7: TIMEOUT (TimeLimit)"
-
-
-def test_and_told_as_it_is_when_it_stays(
-    fake: FakeSlurm, job: SlurmAllocation, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(slurm_module, "TOLD_S", 0.2)
+def test_what_completing_hides_may_come_later(fake: FakeSlurm, job: SlurmAllocation) -> None:
     shows(fake, "COMPLETING", "NodeDown")
-    assert job.fate(0) == "Slurm says of job 7: COMPLETING (NodeDown)"
+    assert job.fate(0) == Fate(True, "Slurm says of job 7: COMPLETING (NodeDown)", final=False)
+    shows(fake, "NODE_FAIL", "NodeDown")
+    wait_until(lambda: job.fate(0) == Fate(True, "Slurm says of job 7: NODE_FAIL (NodeDown)"))
 
 
 def test_a_suspended_job_is_told_as_why_its_guards_are_silent(fake: FakeSlurm, job: SlurmAllocation) -> None:
     shows(fake, "SUSPENDED")
     assert job.poll().state == "running"
-    assert job.fate(0) == "Slurm says of job 7: SUSPENDED"
+    assert job.fate(0) == Fate(True, "Slurm says of job 7: SUSPENDED")
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "COMPLETED", "FAILED"])
+def test_what_a_state_keeps_back_is_told_behind_it(fake: FakeSlurm, job: SlurmAllocation, state: str) -> None:
+    """A job that has time to end still runs when Slurm has ended its workers already. Slurm is asked once for all."""
+    shows(fake, state)
+    fake.says("scontrol", "JobId=7\n   PreemptTime=2026-11-21T05:00:00\n   Comment=rolecall/0123: srun: error: x\n")
+    words = f"Slurm says of job 7: {state}: preempted at 2026-11-21T05:00:00; srun: error: x"
+    assert [job.fate(n) for n in range(4)] == [Fate(True, words, final=state != "RUNNING")] * 4
+    assert len(fake.calls("scontrol")) == 1
+
+
+def test_a_state_that_tells_all_is_told_alone(fake: FakeSlurm, job: SlurmAllocation) -> None:
+    shows(fake, "TIMEOUT", "TimeLimit")
+    assert job.fate(0) == Fate(True, "Slurm says of job 7: TIMEOUT (TimeLimit)")
+    assert fake.calls("scontrol") == []
 
 
 def test_a_pending_job_is_cancelled_at_once(fake: FakeSlurm, job: SlurmAllocation) -> None:

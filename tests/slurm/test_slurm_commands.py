@@ -141,9 +141,40 @@ def test_a_node_without_numbers_is_an_error(fake: FakeSlurm) -> None:
         Slurm(fake.environment).nodes(None, "gpu")
 
 
-def test_jobs_of_another_run_are_not_found_by_name(fake: FakeSlurm) -> None:
-    fake.says("squeue", "7|rolecall-a-b|rolecall/0123\n8|rolecall-a-b|rolecall/4567\n9|other|rolecall/0123\n")
-    assert Slurm(fake.environment).named("rolecall-a-b", "rolecall/0123") == ["7"]
+def test_the_jobs_of_a_run_are_known_by_their_comments(fake: FakeSlurm) -> None:
+    """In whatever state they are, as long as they have not ended; and whatever else is in the queue."""
+    mine = ["7|PENDING", "8|CONFIGURING", "9|RUNNING", "10|COMPLETED", "11|CANCELLED by 0", "12|SUSPENDED"]
+    others = ["70|RUNNING|rolecall-a-b|rolecall/4567", "71|RUNNING|x|several\nlines | of it\n|", "72|RUNNING|x|"]
+    said = "13|RUNNING|rolecall-a-b|rolecall/0123: srun: error: n1: task 0: Killed"
+    rows = [
+        *(f"{job}|rolecall-a-b|rolecall/0123" for job in mine),
+        *others,
+        said,
+        "14|PENDING|rolecall-a-c|rolecall/0123",
+    ]
+    fake.says("squeue", "\n".join(rows) + "\n")
+    slurm = Slurm(fake.environment)
+    assert slurm.of_run("rolecall/0123") == ["7", "8", "9", "12", "13", "14"]
+    assert slurm.of_run("rolecall/0123", "rolecall-a-b") == ["7", "8", "9", "12", "13"]
+    assert "--states=all" in fake.calls("squeue")[-1]
+
+
+@pytest.mark.parametrize(
+    ("comment", "preempted", "told"),
+    [
+        ("rolecall/0123: srun: error: x | y", "None", "srun: error: x | y"),
+        ("rolecall/0123: srun: error: x", "2026-11-21T05:00:00", "preempted at 2026-11-21T05:00:00; srun: error: x"),
+        ("rolecall/0123", "2026-11-21T05:00:00", "preempted at 2026-11-21T05:00:00"),
+        ("rolecall/0123", "None", ""),
+        ("", "None", ""),
+        ("mine: not ours", "None", ""),
+    ],
+)
+def test_what_is_known_beside_a_state_is_told(fake: FakeSlurm, comment: str, preempted: str, told: str) -> None:
+    """The script's addition to its comment, and that the job was preempted."""
+    times = f"PreemptEligibleTime=2026-11-21T04:00:00 PreemptTime={preempted}"
+    fake.says("scontrol", f"JobId=7 JobName=x\n   JobState=FAILED\n   {times}\n   Comment={comment} \n   Power=\n")
+    assert Slurm(fake.environment).told_beside("7", "rolecall/0123") == told
 
 
 def test_a_job_is_ended_and_then_killed_with_its_shell(fake: FakeSlurm) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -17,13 +18,14 @@ from fake_slurm import FakeSlurm
 from slurm_cluster import SlurmCluster
 from worker_processes import processes, wait_for
 
-from rolecall import Role
+from rolecall import PendingCall, Role
 from rolecall.errors import WorkerFailedError
 from rolecall.schedulers.slurm import SlurmScheduler
 
 Make = Callable[..., SlurmScheduler]
 SMALL: dict[str, Any] = {"cpu": 1, "mem": 1}
 KNOWN_WITHIN_S = 15.0
+ALL_DEVICES = ("--nodes=2", "--ntasks-per-node=1", "--gres=gpu:4", "--mem=1G", "--output=/dev/null")
 
 
 def job_of(cluster: SlurmCluster) -> str:
@@ -35,15 +37,16 @@ def waiting_call(role: Role) -> Callable[[], WorkerFailedError]:
     """Begins a call that never answers; returns what waits for its error, which must come in time."""
     role.create_engine(sample_engines.Parent)
     call = role[0].submit("wait")
+    return lambda: known_in_time(call)
 
-    def failed() -> WorkerFailedError:
-        begun = time.monotonic()
-        with pytest.raises(WorkerFailedError) as caught:
-            call.result()
-        assert time.monotonic() - begun < KNOWN_WITHIN_S
-        return caught.value
 
-    return failed
+def known_in_time(call: PendingCall) -> WorkerFailedError:
+    """How a call fails whose worker Slurm has just ended."""
+    begun = time.monotonic()
+    with pytest.raises(WorkerFailedError) as caught:
+        call.result()
+    assert time.monotonic() - begun < KNOWN_WITHIN_S
+    return caught.value
 
 
 def guards(s: SlurmScheduler) -> list[int]:
@@ -82,8 +85,8 @@ def test_the_time_limit_is_announced_and_then_told(make: Make, cluster: SlurmClu
     assert noticed.wait(60), Path(s.run_dir, "logs", f"slurm-{job}.out").read_text()
     assert role.call("pid") == pids, "the signal reached nobody but the batch script"
     call = role[0].submit("wait")
-    with pytest.raises(WorkerFailedError, match=rf"Slurm says of job {job}: TIMEOUT \(TimeLimit\)"):
-        call.result()
+    cluster.wait_for(job, "COMPLETING", "TIMEOUT", within_s=120)
+    assert f"Slurm says of job {job}: TIMEOUT (TimeLimit)" in str(known_in_time(call))
     assert [(facts["role"], facts["seconds"]) for facts in notices] == [("actor", 60)]
     assert f"Slurm is about to end job {job}" in notices[0]["reason"]
     events = [json.loads(line) for line in Path(s.run_dir, "events.jsonl").read_text().splitlines()]
@@ -159,6 +162,46 @@ def halted_slurmctld(cluster: SlurmCluster) -> Iterator[Callable[[], None]]:
     os.kill(pid, signal.SIGCONT)
 
 
+def test_more_memory_than_was_asked_for_is_told_in_slurms_words(s: SlurmScheduler, cluster: SlurmCluster) -> None:
+    """The job's state tells no more than that its script failed; Slurm says why to the script alone."""
+    role = s.start("actor", replicas=2, gpu=4, **SMALL)
+    role.create_engine(sample_engines.Hungry)
+    error = str(known_in_time(role[0].submit("eat", 2048)))
+    assert re.search(r"Slurm says of job \d+: FAILED \(NonZeroExitCode\): .*slurmstepd.*exceeded memory limit", error)
+    with pytest.raises(WorkerFailedError, match="exceeded memory limit"):
+        role[1].call("eat", 1)
+    s.delete_workers("actor")
+
+
+@pytest.mark.parametrize(
+    ("partition", "signal_s", "told"),
+    [
+        ("yielding", 120, "PREEMPTED"),
+        ("yielding", 0, r"(RUNNING|COMPLETED): preempted at [\d:T-]+"),  # its step is ended at once, its script is not
+        ("ousted", 0, "PREEMPTED"),
+    ],
+)
+def test_a_job_that_another_one_displaces_is_told_as_preempted(
+    make: Make, cluster: SlurmCluster, partition: str, signal_s: int, told: str
+) -> None:
+    """Where Slurm gives it time, and a signal was asked for, the notice comes before."""
+    s = make(partition=partition, signal_s=signal_s)
+    news: list[str] = []
+    s.subscribe(lambda topic, facts: news.append(topic))
+    role = s.start("actor", replicas=2, gpu=4, **SMALL)
+    failed = waiting_call(role)
+    job = job_of(cluster)
+    (other,) = cluster.ask("sbatch", "--parsable", "--partition=urgent", "--wrap=exec sleep 600", *ALL_DEVICES)
+    try:
+        cluster.wait_for(job, "COMPLETING", "PREEMPTED", "COMPLETED")
+        assert re.search(rf"Slurm says of job {job}: {told}[ )]", str(failed()))
+        cluster.wait_for(other, "RUNNING")
+        s.close()
+    finally:
+        cluster.ask("scancel", other)
+    assert (news[0] == "notice") == bool(signal_s)
+
+
 def test_a_node_that_slurm_gives_up_is_told_as_such(s: SlurmScheduler, cluster: SlurmCluster) -> None:
     """Slurm ends a job that loses one of its nodes."""
     role = s.start("wide", replicas=2, nodelist="n[1-2]", **SMALL)
@@ -195,7 +238,7 @@ def fail_node(cluster: SlurmCluster, node: str, run_id: str) -> None:
 
 @pytest.mark.parametrize(
     ("state", "reason"),
-    [("NODE_FAIL", "NodeDown"), ("OUT_OF_MEMORY", "OutOfMemory"), ("PREEMPTED", "Preempted"), ("BOOT_FAIL", "None")],
+    [("OUT_OF_MEMORY", "OutOfMemory"), ("BOOT_FAIL", "None"), ("DEADLINE", "DeadLine")],
 )
 def test_every_end_is_told_in_slurms_words(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, reason: str

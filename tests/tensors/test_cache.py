@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from rolecall.tensors.cache import Block, Cache
+from rolecall.tensors import cache as cache_module
+from rolecall.tensors.cache import LARGE, Block, Cache
 
 KEY, OTHER, THIRD = ("a", "1"), ("a", "2"), ("b", "1")
 
@@ -46,3 +48,25 @@ def test_a_larger_block_replaces_those_inside_it() -> None:
     assert cache.metrics()["bytes"] == 10 + 35
     cache.discard([KEY, OTHER])
     assert cache.metrics()["bytes"] == cache.metrics()["shards"] == 0
+
+
+def test_a_large_block_is_kept_when_it_is_fetched_again() -> None:
+    """Most are read once: keeping those would cost a copy of each, and memory."""
+    cache = Cache(4 * LARGE)
+    large = Block(0, LARGE, torch.zeros(LARGE, dtype=torch.uint8), private=True)
+    assert not cache.put(KEY, large)
+    assert not cache.put(OTHER, large)
+    assert cache.get(KEY, 0, 1) is None
+    assert cache.put(KEY, large)
+    assert cache.get(KEY, 0, 1) is not None
+    assert cache.metrics()["bytes"] == LARGE
+
+
+def test_what_was_fetched_once_is_forgotten_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module, "REMEMBERED", 2)
+    monkeypatch.setattr(cache_module, "LARGE", 10)
+    cache = Cache(100)
+    for key in (KEY, OTHER, THIRD):
+        assert not cache.put(key, _block(0, 10))
+    assert not cache.put(KEY, _block(0, 10))
+    assert cache.put(THIRD, _block(0, 10))

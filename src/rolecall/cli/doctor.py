@@ -12,6 +12,7 @@ from rolecall.cli.checks.attaching import check_attaching
 from rolecall.cli.checks.clusters import check_ray, check_slurm
 from rolecall.cli.checks.devices import check_devices
 from rolecall.cli.checks.finding import Finding, Severity, warning
+from rolecall.cli.checks.left_jobs import check_left_jobs
 from rolecall.cli.checks.leftovers import check_leftovers
 from rolecall.cli.checks.limits import check_limits
 from rolecall.cli.checks.paths import check_paths
@@ -64,6 +65,7 @@ def checks(fileroot: Path) -> list[tuple[str, Check]]:
         ("py-spy", check_attaching),
         ("versions", check_versions),
         ("slurm", check_slurm),
+        ("slurm", lambda: check_left_jobs(fileroot)),
         ("ray", check_ray),
     ]
 

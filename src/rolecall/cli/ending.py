@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rolecall.cli.census import REAPER_NAME, Marked, marked
+from rolecall.cli.jobs import Jobs, end_jobs, may_have_jobs
 from rolecall.cli.live import NoAnswerError, private
 from rolecall.cli.rundir import State
 from rolecall.cli.runs import Chosen, state_of
@@ -38,6 +39,7 @@ class Ending:
         survivors: The same of those that are not.
         foreign: Processes with the run's id that belong to other users; they were left alone.
         elsewhere: Hosts with guards of a run that has not ended; nothing is done there.
+        jobs: The run's jobs in Slurm's queue, if it is one of Slurm's; their end is that of guards elsewhere.
         runtime_dir: What became of the runtime directory: `removed`, `kept` or `none`.
     """
 
@@ -47,15 +49,16 @@ class Ending:
     survivors: list[str] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
     elsewhere: list[str] = field(default_factory=list)
+    jobs: Jobs = field(default_factory=Jobs)
     runtime_dir: str = "none"
 
     @property
     def clean(self) -> bool:
-        return not (self.survivors or self.foreign or self.elsewhere)
+        return self.jobs.clean and not (self.survivors or self.foreign or self.elsewhere)
 
 
 def end_run(run: Chosen, grace_s: float) -> Ending:
-    """Asks the guards, then their reapers, then kills whoever is left, and looks again.
+    """Asks the guards, then their reapers, ends jobs, then kills whoever is left, and looks again.
 
     Args:
         grace_s: Seconds that workers get between SIGTERM and SIGKILL.
@@ -72,6 +75,8 @@ def end_run(run: Chosen, grace_s: float) -> Ending:
     ending.guards, all_answered = _ask_guards(run, grace_s)
     if all_answered:
         _ask_reapers(left())
+    if may_have_jobs(run):
+        ending.jobs = end_jobs(run)
     if not (all_answered and _gone(left, LEAVE_S)):
         _kill(left)
     remaining = left()
@@ -79,7 +84,7 @@ def end_run(run: Chosen, grace_s: float) -> Ending:
     alive = {item.process for item in remaining}
     ending.ended = [item.describe() for key, item in seen.items() if key not in alive]
     ending.foreign = [f"{i.describe()} of uid {i.uid}" for i in marked(run.run_id) if i.uid != os.getuid()]
-    ending.elsewhere = _elsewhere(run)
+    ending.elsewhere = [] if may_have_jobs(run) and ending.jobs.clean else _elsewhere(run)
     ending.runtime_dir = _clean(run)
     if not remaining:
         _clean_cluster(run.run_id)

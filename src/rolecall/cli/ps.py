@@ -101,6 +101,7 @@ def _run_row(run: RunDir) -> dict[str, Any]:
         "run_id": found.run_id,
         "state": "running" if pid else "orphaned" if left or is_running(run) else "ended",
         "controller_pid": pid,
+        "scheduler": state.scheduler,
         "workers": len(state.workers()),
         "changed": run.changed(),
         "run_dir": os.fspath(run.path),

@@ -68,6 +68,7 @@ class State(msgspec.Struct):
     runtime_dir: str = ""
     experiment: str = ""
     trial: str = ""
+    scheduler: str = ""
     controller: ControllerState = msgspec.field(default_factory=ControllerState)
     guards: list[GuardState] = []
     roles: list[RoleState] = []

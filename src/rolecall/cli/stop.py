@@ -40,11 +40,11 @@ def stop(
     grace: Annotated[float, typer.Option(min=0, help="Seconds between SIGTERM and SIGKILL.")] = 5.0,
     json: JsonOption = False,
 ) -> None:
-    """Ends all guards, workers and programs of a run and proves that none is left.
+    """Ends all guards, workers and programs of a run, and its Slurm jobs, and proves that none is left.
 
-    Works when the controller or a guard is stuck or gone. Touches only processes of this user that bear the run's id;
-    the controller is no such process: it lives on, and its calls fail with GuardLostError. Ends with 1 when something
-    could not be ended.
+    Works when the controller or a guard is stuck or gone. Touches only processes and jobs of this user that bear the
+    run's id; the controller is no such process: it lives on, and its calls fail with GuardLostError. Ends with 1 when
+    something could not be ended.
 
     Example: rolecall stop --run demo/t0 --yes
     """
@@ -77,6 +77,12 @@ def _print(run: Chosen, ending: Ending, controller: int | None) -> None:
         print(f"guard {guard}: {answer}")
     for item in ending.ended:
         print(f"ended {item}")
+    for job in ending.jobs.ended:
+        print(f"ended job {job}")
+    for job in ending.jobs.left:
+        remark(f"job {job} is still in Slurm's queue; see `scontrol show job {job}`")
+    if ending.jobs.unknown:
+        remark(f"whether Slurm has jobs of it is not known: {ending.jobs.unknown}")
     for item in ending.survivors:
         remark(f"still there after SIGKILL: {item}; it hangs in the kernel, see /proc/{item.split()[0]}/wchan")
     for item in ending.foreign:
@@ -86,4 +92,5 @@ def _print(run: Chosen, ending: Ending, controller: int | None) -> None:
     if controller:
         print(f"controller {controller} lives on without workers; end it with: kill {controller}")
     if ending.clean:
-        print(f"{run.name}: nothing is left" if ending.ended else f"{run.name}: nothing was running")
+        was_there = ending.ended or ending.jobs.ended
+        print(f"{run.name}: nothing is left" if was_there else f"{run.name}: nothing was running")

@@ -66,6 +66,7 @@ class RunView:
     state: str
     controller_pid: int | None
     controller: str
+    scheduler: str = ""
     guards: list[GuardView] = field(default_factory=list)
     workers: list[WorkerView] = field(default_factory=list)
 
@@ -84,6 +85,7 @@ def view(run: Chosen) -> RunView:
         state="running" if pid else "orphaned" if processes or _any_answers(guards) else "ended",
         controller_pid=pid or state.controller.pid or None,
         controller=_controller(state, pid),
+        scheduler=state.scheduler,
         guards=guards,
         workers=workers,
     )

@@ -71,6 +71,7 @@ class Scheduler(ABC):
     """
 
     n_gpus_per_node: int
+    backend: ClassVar[str] = ""  # in the run's state, for who ends it from outside
     further_options: ClassVar[Sequence[str]] = ()  # beside the keywords of the constructors
 
     def __init__(
@@ -99,7 +100,7 @@ class Scheduler(ABC):
         self._start_timeout = start_timeout
         self._table = Table()
         self._closed = False
-        self._run = Run(experiment, trial, fileroot)
+        self._run = Run(experiment, trial, fileroot, self.backend)
         self._pid = os.getpid()
         with contextlib.ExitStack() as undo:  # Ctrl-C may come at any line of this
             self._open(undo)

@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 from rolecall.errors import WorkerConfigurationError, WorkerCreationError, WorkerTimeoutError
 from rolecall.guard.sweep import sweep
 from rolecall.schedulers.base import Scheduler
-from rolecall.schedulers.fates import Fates
+from rolecall.schedulers.fates import Fate, Fates
 from rolecall.schedulers.guards import GuardProxy, Question, ask_all
 from rolecall.schedulers.plan import Plan
 from rolecall.schedulers.waiting import Waiting
@@ -54,8 +54,8 @@ class Allocation(Protocol):
         """The plan with devices and guards as they were given; None until all that it takes has called home."""
         ...
 
-    def fate(self, ordinal: int) -> str | None:
-        """What the manager says became of a guard; None while it says that it runs, "" when it knows nothing of it."""
+    def fate(self, ordinal: int) -> Fate:
+        """What the manager says now became of a guard. It waits for nothing but the manager's answer."""
         ...
 
     def release(self) -> None:
@@ -90,13 +90,7 @@ class ClusterScheduler(Scheduler):
         self._placed: dict[str, Placed] = {}
         self._made = 0
         self._placing, self._asking = threading.Condition(), 0
-        # Answers are delivered on the I/O thread, like all other news: listeners are called there, one at a time.
-        self._fates = Fates(self._fate, lambda then, words: self._io.call_soon(then, words))
-        try:
-            super().__init__(**options)
-        except BaseException:
-            self._fates.close()
-            raise
+        super().__init__(**options)
 
     # What a backend says and does.
 
@@ -119,8 +113,10 @@ class ClusterScheduler(Scheduler):
     # What the scheduler asks of a backend.
 
     def _begin(self) -> None:
-        self._watch.explain = self._fates.explain
         with contextlib.ExitStack() as undo:
+            self._fates = Fates(self._fate, self._io)
+            undo.callback(self._fates.close)
+            self._watch.explain = self._fates.explain
             undo.callback(self._leave)
             found = self._join()
             self._listen(self._ip or found)
@@ -240,11 +236,11 @@ class ClusterScheduler(Scheduler):
                 with ThreadPoolExecutor(min(len(left), 16), thread_name_prefix="rolecall-ends") as pool:
                     list(pool.map(lambda placed: self._end(placed, self._grace_s if graceful else 0.0), left))
 
-    def _fate(self, guard: GuardProxy) -> str | None:
+    def _fate(self, guard: GuardProxy) -> Fate:
         for placed in list(self._placed.values()):
             if guard in placed.guards:
                 return placed.allocation.fate(placed.guards.index(guard))
-        return ""
+        return Fate(ended=True)
 
 
 def _progress(placed: Placed, standing: Standing) -> str:

@@ -15,13 +15,15 @@ from rolecall.rpc.peer import Call, Peer
 
 log = logging.getLogger("rolecall")
 EventSink = Callable[["GuardProxy", str, dict[str, Any]], None]
-SILENT_LOOKS = 4
+SILENT_LOOKS = 3
+# A caller knows within 15 s what happened: silence is noticed after 12 s at the most, a closed connection at once.
+SILENT_TOLD_S, CLOSED_TOLD_S = 2.0, 10.0
 
 
 class Explain(Protocol):
-    """Asks why a guard is gone, and calls `then` with the answer, which may be empty, from any thread."""
+    """Asks why a guard is gone, and has `then` called on the I/O thread with the answer, which may be empty."""
 
-    def __call__(self, guard: GuardProxy, then: Callable[[str], None], *, patient: bool) -> None: ...
+    def __call__(self, guard: GuardProxy, then: Callable[[str], None], *, patient: bool, limit_s: float) -> None: ...
 
 
 class GuardProxy:
@@ -69,7 +71,7 @@ class GuardProxy:
         if not self.info or self.lost is not None or self.cut:
             return
         if not self.here and self._unanswered >= SILENT_LOOKS:
-            self._gone("nothing was heard of it: its host or the network failed, or it was stopped", patient=False)
+            self._gone("nothing was heard of it: its host or the network failed, or it was stopped", SILENT_TOLD_S)
             return
         self._unanswered += 1
         self.peer.notify("lease")
@@ -113,15 +115,15 @@ class GuardProxy:
         if self.ending:  # as it should; who still asks it for something gets no answer any more
             self.peer.fail(GuardLostError(self.guard_id, self.info.get("host", ""), self.info.get("pid"), "it ended"))
         else:
-            self._gone("its connection closed", patient=True)
+            self._gone("its connection closed", CLOSED_TOLD_S, patient=True)
 
-    def _gone(self, reason: str, *, patient: bool) -> None:
+    def _gone(self, reason: str, limit_s: float, *, patient: bool = False) -> None:
         self.cut = True
         if self._explain is None:
             self.lose(reason)
         else:
             told = lambda words: self.lose(f"{words} ({reason})" if words else reason)  # noqa: E731
-            self._explain(self, told, patient=patient)
+            self._explain(self, told, patient=patient, limit_s=limit_s)
 
     def _notified(self, topic: str, value: Any) -> None:
         self._unanswered = 0

@@ -14,7 +14,7 @@ from rolecall.rpc.server import Hello, Server
 from rolecall.schedulers.guards import EventSink, Explain, GuardProxy
 from rolecall.schedulers.run import Run
 
-RENEW_S = 3.0  # a silent guard is lost after five of them at the most
+RENEW_S = 3.0  # a silent guard is lost after four of them at the most
 LOOK_S = 1.0
 STOPPED_LOOKS = 5  # so many in a row: a debugger's short stop is no news
 

@@ -31,6 +31,8 @@ class LocalScheduler(OneHostScheduler):
         options: `devices`, `oversubscribe` and those of `Scheduler`.
     """
 
+    backend = "local"
+
     def __init__(self, *, ip: str = "127.0.0.1", **options: Any) -> None:
         self._ip = ip
         super().__init__(**options)

@@ -17,6 +17,7 @@ from typing import Any
 
 from rolecall.errors import WorkerConfigurationError
 from rolecall.schedulers.cluster import Allocation, ClusterScheduler, Standing
+from rolecall.schedulers.fates import RUNS, Fate
 from rolecall.schedulers.guards import GuardProxy
 from rolecall.schedulers.launching import marks, python_path
 from rolecall.schedulers.plan import Plan, portable_environment, separate_slots, with_devices
@@ -81,6 +82,7 @@ class RayScheduler(ClusterScheduler):
         self._accelerator: Accelerator = accelerator
         self._per_node, self._reserve_memory = n_gpus_per_node, reserve_memory
         self._driver: Sidecar | None = None
+        self._joined = False
         super().__init__(queue_timeout=queue_timeout, **options)
 
     def _device_var(self) -> str:
@@ -91,7 +93,8 @@ class RayScheduler(ClusterScheduler):
             raise WorkerConfigurationError("Ray is not installed", None, "pip install 'rolecall[ray]'")
         # The second: Ray's agents give themselves titles, which would take the room of their first variables.
         mark = marks({"run_id": self.run_id, "guard_id": "ray"}) | {"SPT_NOENV": "1"}
-        self._driver = Sidecar("rolecall.schedulers.ray_driver", Path(self.run_dir, "logs", "ray-driver.log"), mark)
+        log_path = Path(self.run_dir, "logs", "ray-driver.log")
+        self._driver = Sidecar("rolecall.schedulers.ray_driver", log_path, mark, self._io)
         found = self._enter(self._driver)
         self._address = found["address"]
         self.n_gpus_per_node = found["devices"].get(self._kind, 0) if self._per_node is None else self._per_node
@@ -99,21 +102,20 @@ class RayScheduler(ClusterScheduler):
 
     def _enter(self, driver: Sidecar) -> dict[str, Any]:
         """Has the driver join a cluster; returns what it found there."""
-        driver.tell(
-            address=self._address, namespace=self._namespace, init=self._init, folder=str(folder_of(self.run_id))
-        )
-        driver.wait_for("joined", JOIN_S, unless="refused")
-        if "joined" in driver.news:
-            found: dict[str, Any] = driver.news["joined"]
-            return found
-        where = self._address or os.environ.get("RAY_ADDRESS") or "none named"
-        kind, why = driver.news.get("refused", ("", driver.lost or f"no answer within {JOIN_S:g} s"))
-        raise WorkerConfigurationError(f"the Ray cluster ({where}) cannot be joined: {why}", None, _advice(kind))
+        hello = {"address": self._address, "namespace": self._namespace, "init": self._init}
+        _, answer = driver.ask("join", timeout=JOIN_S, folder=str(folder_of(self.run_id)), **hello)
+        found: dict[str, Any] = answer or {"refused": ["", driver.lost or f"no answer within {JOIN_S:g} s"]}
+        if "refused" in found:
+            where = self._address or os.environ.get("RAY_ADDRESS") or "none named"
+            kind, why = found["refused"]
+            raise WorkerConfigurationError(f"the Ray cluster ({where}) cannot be joined: {why}", None, _advice(kind))
+        self._joined = True
+        return found
 
     def _leave(self) -> None:
         if self._driver is None:
             return
-        patience = LEAVE_S if "joined" in self._driver.news and _answers(self._driver) else HURRY_S
+        patience = LEAVE_S if self._joined and _answers(self._driver) else HURRY_S
         if not self._driver.close(patience):
             log.warning("Ray did not let go within %g s; its driver was killed", patience)
         shutil.rmtree(folder_of(self.run_id), ignore_errors=True)  # a driver that was killed has left it
@@ -143,7 +145,7 @@ class RayScheduler(ClusterScheduler):
         allocation = RayAllocation(name, self._driver)
         try:
             config |= {"env": self._environment()}
-            self._driver.tell(do="place", name=name, config=config, kind=self._kind, **asdict(plan.placement))
+            self._driver.tell("place", name=name, config=config, kind=self._kind, **asdict(plan.placement))
         except BaseException:  # Ctrl-C, when the driver may have the order already
             allocation.release()
             raise
@@ -177,15 +179,17 @@ class RayAllocation:
         devices = {slot.worker_id: given for slot, given in zip(plan.slots, layout["devices"], strict=True)}
         return replace(plan, guards=tuple(layout["guards"]), slots=with_devices(plan.slots, devices))
 
-    def fate(self, ordinal: int) -> str | None:
+    def fate(self, ordinal: int) -> Fate:
         known: str | None = self._driver.news.get(f"fate {self._name} {ordinal}")
         if known is not None:
-            return known
+            return Fate(True, known)
         answered, words = self._driver.ask("look", name=self._name, ordinal=ordinal)
-        return words if answered else _silence(self._driver)
+        if not answered:
+            return Fate(True, _silence(self._driver))
+        return RUNS if words is None else Fate(True, words)
 
     def release(self) -> None:
-        self._driver.tell(do="release", name=self._name)
+        self._driver.tell("release", name=self._name)
         done, deadline = f"released {self._name}", time.monotonic() + RELEASE_S
         while not self._driver.wait_for(done, 1.0) and _answers(self._driver) and time.monotonic() < deadline:
             pass  # a guard may need its time to end
@@ -198,7 +202,7 @@ class RayAllocation:
 
 def _answers(driver: Sidecar, timeout: float = ANSWER_S) -> bool:
     """Whether Ray's head can still be asked."""
-    return driver.ask("ping", timeout=timeout)[0]
+    return bool(driver.ask("ping", timeout=timeout)[1])
 
 
 def _silence(driver: Sidecar) -> str:

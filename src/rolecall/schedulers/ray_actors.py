@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -60,7 +61,9 @@ class RoleActors:
 
         for group in self._order["groups"]:
             if not self._releasing.is_set():
-                self._groups.append(placement_group(group["bundles"], strategy=group["strategy"], name=group["name"]))
+                self._groups.append(
+                    placement_group(list(group["bundles"]), strategy=group["strategy"], name=group["name"])
+                )
 
     def _wait_for_groups(self) -> bool:
         """True when all are placed; False when they are no longer wanted."""
@@ -147,6 +150,8 @@ class RoleActors:
         import ray
 
         words = ray_words.in_words(ray.get, run)
+        with contextlib.suppress(Exception):  # whatever Ray raises, there are words already
+            words = (not self._releasing.is_set() and self._cause(ordinal)) or words
         owner, worker = self._owners[ordinal], self._order["actors"][ordinal]["worker_id"]
         if owner != ordinal:
             words = f"the actor that held the devices of {worker} ended: {words}"
@@ -156,11 +161,13 @@ class RoleActors:
         self._say(f"state {self._name}", ["ended", f"{worker}: {words}"])
 
     def look(self, ordinal: int) -> str | None:
-        """What there is to see of a guard's end before Ray reports it."""
+        """What is known of a guard's end, or to be seen of it before Ray reports it."""
+        return self._fates.get(ordinal) or self._cause(ordinal)
+
+    def _cause(self, ordinal: int) -> str | None:
+        """What has taken a guard with it: a dying node kills it before anything is heard of the node."""
         import ray
 
-        if ordinal in self._fates:
-            return self._fates[ordinal]
         table = _table(self._groups[self._order["actors"][ordinal]["group"]])
         if table["state"] == "REMOVED":
             return f"its placement group {table['name']} was removed"

@@ -7,72 +7,97 @@ a driver leaves behind.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from rolecall.schedulers import ray_words
-from rolecall.schedulers.ray_actors import STOP_S, RoleActors, Say
+from rolecall.schedulers.ray_actors import STOP_S, RoleActors
 from rolecall.schedulers.ray_joining import join
-from rolecall.schedulers.sidecar import Post
+from rolecall.schedulers.sidecar import Post, beside
+
+SILENCE_S = 15.0
+PAUSE_S = 0.5
 
 
 def main() -> None:
-    post = Post(int(sys.argv[1]))
-    orders = post.orders()
-    hello = next(orders, None)
-    if hello is None:
-        return  # nobody is there any more
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    driver = Driver(Post(int(sys.argv[1])))
     try:
-        found = join(hello)
-    except Exception as e:
-        post.say("refused", [type(e).__name__, str(e)])
-    else:
-        post.say("joined", found)
-        _obey(orders, post.say)
+        driver.serve()
     finally:
+        driver.close()
+
+
+class Driver:
+    """What the controller orders and asks.
+
+    `join` answers with what was found, or `refused` with an error's kind and words; `ping` with the number of nodes;
+    `look` with what there is to see of a guard's end. `place` and `release` are answered by news of `RoleActors`.
+    """
+
+    def __init__(self, post: Post) -> None:
+        self._post = post
+        self._roles: dict[str, RoleActors] = {}
+        self._folder = "/nonexistent"
+        self._thread = ThreadPoolExecutor(1)  # processes that Ray starts die with the thread that has started them
+
+    def serve(self) -> None:
+        """Until the controller is gone."""
+        self._post.serve(self._order, self._remove_folder)
+
+    def _order(self, method: str, facts: dict[str, Any]) -> Callable[[], Any]:
+        if method == "join":
+            return self._thread.submit(self._join, facts).result
+        if method == "ping":
+            return _count_nodes
+        name = facts["name"]
+        if method == "place":
+            self._roles[name] = RoleActors(facts, self._post.say)
+            return self._roles[name].place
+        if method == "look":
+            return partial(ray_words.in_words, self._roles[name].look, facts["ordinal"])
+        if name not in self._roles:  # its order never came
+            return partial(self._post.say, f"released {name}", [])
+        return self._roles[name].release
+
+    def _join(self, hello: dict[str, Any]) -> dict[str, Any]:
+        self._folder = hello["folder"]
+        try:
+            return join(hello)
+        except Exception as e:
+            return {"refused": [type(e).__name__, str(e)]}
+
+    def close(self) -> None:
+        """Its guards end too and clean up, for which Ray gives them no time."""
         import ray
 
-        ray.shutdown(wait_for_processes=True)
-        shutil.rmtree(hello["folder"], ignore_errors=True)
-
-
-def _obey(orders: Iterator[dict[str, Any]], say: Say) -> None:
-    """Carries out orders, each beside the others, since any may have to wait for Ray."""
-    roles: dict[str, RoleActors] = {}
-    try:
-        for order in orders:
-            if order["do"] == "place":
-                roles[order["name"]] = RoleActors(order, say)
-            _beside(_carry_out, order, roles, say)
-    finally:  # the controller has died; its guards end too and clean up, for which Ray gives them no time
-        releases = [_beside(role.release) for role in roles.values() if not role.released.is_set()]
+        releases = [beside(role.release) for role in self._roles.values() if not role.released.is_set()]
         for release in releases:
             release.join(STOP_S)
+        self._thread.submit(ray.shutdown, wait_for_processes=True).result()
+        self._remove_folder()
+
+    def _remove_folder(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _carry_out(order: dict[str, Any], roles: Mapping[str, RoleActors], say: Say) -> None:
+def _count_nodes() -> int:
+    """Of which the head has to be asked, for a while, since it may have been restarted. 0: it said nothing."""
     import ray
 
-    match order:
-        case {"do": "ping", "reply": reply}:
-            say(reply, len(ray.nodes()))  # which the head has to be asked for
-        case {"do": "place", "name": name}:
-            roles[name].place()
-        case {"do": "look", "name": name, "ordinal": ordinal, "reply": reply}:
-            say(reply, ray_words.in_words(roles[name].look, ordinal))  # who asks waits, whatever Ray does
-        case {"do": "release", "name": name} if name in roles:
-            roles[name].release()
-        case {"do": "release", "name": name}:
-            say(f"released {name}", [])  # its order never came
-
-
-def _beside(work: Callable[..., None], *args: Any) -> threading.Thread:
-    thread = threading.Thread(target=work, args=args, daemon=True)
-    thread.start()
-    return thread
+    deadline = time.monotonic() + SILENCE_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(Exception):
+            return len(ray.nodes())
+        time.sleep(PAUSE_S)
+    return 0
 
 
 if __name__ == "__main__":

@@ -28,7 +28,10 @@ class Run:
         runtime_dir: `<tmp>/rolecall-<uid>/<run_id>/`, mode 0700; short, since a Unix path holds 107 bytes.
     """
 
-    def __init__(self, experiment: str, trial: str | None, fileroot: str | os.PathLike[str] | None) -> None:
+    def __init__(
+        self, experiment: str, trial: str | None, fileroot: str | os.PathLike[str] | None, scheduler: str = ""
+    ) -> None:
+        self._scheduler = scheduler
         self.experiment = check_name("experiment", experiment)
         self._named = trial is not None
         self.trial = check_name("trial", trial if trial is not None else time.strftime("%Y%m%d-%H%M%S"))
@@ -74,7 +77,7 @@ class Run:
 
     def write_state(self, state: dict[str, Any]) -> None:
         """Replaces `state.json`, whole or not at all. One writer at a time."""
-        head = {"experiment": self.experiment, "trial": self.trial, "run_id": self.run_id}
+        head = {"experiment": self.experiment, "trial": self.trial, "run_id": self.run_id, "scheduler": self._scheduler}
         body = json.dumps({**head, "runtime_dir": str(self.runtime_dir), **state}, indent=1)
         fresh = self.run_dir / "state.json.new"
         fresh.write_text(body)

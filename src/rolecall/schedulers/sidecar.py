@@ -1,53 +1,56 @@
-"""A process beside the controller, for a library that must not live in it. Orders go in, news come out.
+"""A process beside the controller, for a library that must not live in it. It is told and asked, and tells news.
 
-Both travel as lines of JSON over a pair of sockets: an order is an object, a piece of news is `[key, value]`. The
-process ends when the controller is gone, and the controller learns of its end as of any other news.
+It ends when the controller is gone, and the controller learns of its end as of any other news.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
-import json
 import os
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rolecall.errors import RolecallError, RPCConnectionError
+from rolecall.rpc.incoming import Incoming
+from rolecall.rpc.link import Link
+from rolecall.rpc.loop import IOThread
+from rolecall.rpc.peer import Peer
 from rolecall.schedulers.launching import python_path
 from rolecall.schedulers.plan import base_environment
 
 ANSWER_S = 5.0
 SHORT_S = 1.0  # once an answer did not come
 END_S = 30.0  # after which an end that waits for the library is no longer waited for
+Order = Callable[[str, dict[str, Any]], Callable[[], Any]]
 
 
 class Sidecar:
-    """The controller's end. Methods may be called from any thread.
+    """The controller's end. Methods may be called from any thread but the I/O thread.
 
     Args:
         module: Run as `python -m module N`, where N is the descriptor of its end.
         log_path: Takes all that it prints.
         env: Variables of its environment, beside the controller's own.
+        io: Where the conversation takes place: Ctrl-C interrupts nothing there.
 
     Attributes:
         news: The latest of each key.
         lost: Why there will be no more news; None while it lives.
     """
 
-    def __init__(self, module: str, log_path: Path, env: Mapping[str, str]) -> None:
+    def __init__(self, module: str, log_path: Path, env: Mapping[str, str], io: IOThread) -> None:
         self.news: dict[str, Any] = {}
         self.lost: str | None = None
-        self._asked = itertools.count(1)
         self._patience: float | None = None
-        self._log = log_path
+        self._log, self._io = log_path, io
         self._fresh = threading.Condition()
-        self._sending = threading.Lock()
-        self._channel, theirs = socket.socketpair()
+        self._peer = Peer(module, loop=io.loop, on_notify=self._learn, on_detached=self._detached)
+        ours, theirs = socket.socketpair()
         with theirs, log_path.open("ab") as out:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", module, str(theirs.fileno())],
@@ -58,81 +61,125 @@ class Sidecar:
                 start_new_session=True,  # Ctrl-C is for the controller
                 env={**base_environment(os.environ, python_path()), **env},
             )
-        self._reader = threading.Thread(target=self._read, name="rolecall-sidecar", daemon=True)
-        self._reader.start()
+        io.run(_attach(self._peer, ours))
 
-    def tell(self, **order: Any) -> None:
-        """Sends an order; one that it can no longer take is lost."""
-        with self._sending, contextlib.suppress(OSError):  # it has ended, which is news
-            self._channel.sendall(json.dumps(order).encode() + b"\n")
+    def tell(self, method: str, **facts: Any) -> None:
+        """Sends an order; one that the process can no longer take is lost."""
+        self._io.call_soon(self._tell, method, facts)
 
-    def wait_for(self, key: str, timeout: float, *, unless: str = "") -> bool:
-        """Waits for news of a key, no longer than until there are news of the other; False when they did not come."""
-        with self._fresh:
-            keys = {key, unless}
-            self._fresh.wait_for(lambda: keys & self.news.keys() or self.lost is not None, timeout)
-            return key in self.news
-
-    def ask(self, do: str, *, timeout: float = ANSWER_S, **facts: Any) -> tuple[bool, Any]:
-        """Sends an order that is answered; returns whether an answer came in time, and the answer.
+    def ask(self, method: str, *, timeout: float = ANSWER_S, **facts: Any) -> tuple[bool, Any]:
+        """Returns whether there was an answer in time, and the answer, or raises what the process failed with.
 
         Who has once waited in vain does not wait so long again.
         """
-        reply = f"answer {next(self._asked)}"
-        self.tell(do=do, reply=reply, **facts)
-        answered = self.wait_for(reply, timeout if self._patience is None else min(timeout, self._patience))
-        self._patience = None if answered else SHORT_S
-        return answered, self.news.pop(reply, None)
+        limit = timeout if self._patience is None else min(timeout, self._patience)
+        try:
+            answer = self._io.run(self._request(method, facts), limit)
+        except (TimeoutError, RPCConnectionError):
+            self._patience = SHORT_S
+            return False, None
+        self._patience = None
+        return True, answer
+
+    def wait_for(self, key: str, timeout: float) -> bool:
+        """Waits for news of a key; False when they did not come."""
+        with self._fresh:
+            self._fresh.wait_for(lambda: key in self.news or self.lost is not None, timeout)
+            return key in self.news
 
     def close(self, patience: float) -> bool:
         """Ends it; False when it had to be killed. May be called twice."""
-        with contextlib.suppress(OSError):
-            self._channel.shutdown(socket.SHUT_WR)
+        self._peer.close()
         try:
             self._process.wait(patience)
-            ended = True
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-            ended = False
-        self._reader.join()
-        self._channel.close()
-        return ended
+            return False
+        return True
 
-    def _read(self) -> None:
-        with contextlib.suppress(OSError), self._channel.makefile("rb") as lines:
-            for line in lines:
-                key, value = json.loads(line)
-                with self._fresh:
-                    self.news[key] = value
-                    self._fresh.notify_all()
+    def _tell(self, method: str, facts: dict[str, Any]) -> None:
+        with contextlib.suppress(RolecallError):  # it has ended, which is news
+            self._peer.notify(method, facts)
+
+    async def _request(self, method: str, facts: dict[str, Any]) -> Any:
+        return await self._peer.request(method, facts)
+
+    def _learn(self, key: str, value: Any) -> None:
         with self._fresh:
-            self.lost = self._last_words()
+            self.news[key] = value
             self._fresh.notify_all()
 
-    def _last_words(self) -> str:
+    def _detached(self, error: Exception | None) -> None:
         lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
-        return lines[-1] if lines else f"see {self._log}"
+        with self._fresh:
+            self.lost = lines[-1] if lines else f"see {self._log}"
+            self._fresh.notify_all()
+        self._peer.fail(RPCConnectionError(self._peer.name, self.lost))
 
 
 class Post:
-    """The sidecar's own end: what comes from the controller, and what goes to it."""
+    """The sidecar's own end. `fd`: the descriptor that it was started with."""
 
     def __init__(self, fd: int) -> None:
         self._channel = socket.socket(fileno=fd)
-        self._sending = threading.Lock()
+        self._channel.set_inheritable(False)
+        self._gone = threading.Event()
+        self._io = IOThread("rolecall-post")
+        self._peer = Peer("controller", loop=self._io.loop, handler=self, on_notify=self._told, on_detached=self._over)
 
-    def orders(self) -> Iterator[dict[str, Any]]:
-        """What the controller wants, until it is gone. The process then has END_S to end by itself."""
-        try:
-            with contextlib.suppress(ConnectionError):
-                yield from (json.loads(line) for line in self._channel.makefile("rb"))
-        finally:
-            end = threading.Timer(END_S, os._exit, [1])
-            end.daemon = True
-            end.start()
+    def serve(self, order: Order, last: Callable[[], object]) -> None:
+        """Returns when the controller is gone. The process then has END_S to end by itself.
+
+        Args:
+            order: Says what an order or a question means, one after the other as they come, without waiting. What it
+                returns is then done in a thread of its own, since it may have to wait for the library.
+            last: Called before the process is ended because it did not.
+        """
+        self._order, self._last = order, last
+        self._io.run(_attach(self._peer, self._channel))
+        self._gone.wait()
 
     def say(self, key: str, value: Any) -> None:
         """Sends news. From any thread."""
-        with self._sending, contextlib.suppress(OSError):  # nobody is there any more
-            self._channel.sendall(json.dumps([key, value]).encode() + b"\n")
+        with contextlib.suppress(RolecallError):  # nobody is there any more
+            self._peer.notify(key, value)
+
+    def dispatch(self, incoming: Incoming) -> None:
+        work = self._order(incoming.method, incoming.args())
+        beside(lambda: _answer(incoming, work))
+
+    def _told(self, method: str, facts: dict[str, Any]) -> None:
+        beside(self._order(method, facts))
+
+    def _over(self, error: Exception | None) -> None:
+        self._gone.set()
+        end = threading.Timer(END_S, self._end)
+        end.daemon = True
+        end.start()
+
+    def _end(self) -> None:
+        try:
+            self._last()
+        finally:
+            os._exit(1)
+
+
+def beside(work: Callable[[], object]) -> threading.Thread:
+    """Does something in a thread that nobody needs to wait for."""
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
+
+
+def _answer(incoming: Incoming, work: Callable[[], Any]) -> None:
+    try:
+        answer = work()
+    except Exception as e:
+        incoming.fail(e)
+    else:
+        incoming.finish(answer)
+
+
+async def _attach(peer: Peer, channel: socket.socket) -> None:
+    peer.attach(Link(channel, loop=peer.loop))

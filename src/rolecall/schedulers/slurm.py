@@ -16,6 +16,7 @@ from typing import Any
 from rolecall.errors import SlurmError, WorkerConfigurationError, WorkerCreationError
 from rolecall.rpc.hosts import address_toward
 from rolecall.schedulers.cluster import ClusterScheduler, Standing
+from rolecall.schedulers.fates import RUNS, Fate
 from rolecall.schedulers.guards import GuardProxy
 from rolecall.schedulers.launching import current_folder, python_path
 from rolecall.schedulers.plan import Plan, base_environment, dealt, separate_slots
@@ -31,7 +32,7 @@ log = logging.getLogger("rolecall")
 FRESH_S = 0.4
 SHORTEST_PAUSE_S = 0.1
 LONGEST_POLL_S = 5.0  # while a job waits, for hours perhaps; its guards call home by themselves
-TOLD_S = 4.0  # a job that is ending does not say at once why
+TOLD_S = 4.0  # for an answer that somebody waits for
 END_S = 2.0  # a job ends by itself when its guards have
 TERM_S = 8.0
 GONE_S = 60.0
@@ -56,6 +57,7 @@ class SlurmScheduler(ClusterScheduler):
         SlurmError: Slurm's commands are not there, or slurmctld does not answer.
     """
 
+    backend = "slurm"
     further_options = tuple(field.name for field in fields(SlurmOptions))
 
     def __init__(self, **options: Any) -> None:
@@ -114,11 +116,11 @@ class SlurmScheduler(ClusterScheduler):
 
     def _allocation(self, job_id: str) -> SlurmAllocation:
         output = self._run.run_dir / "logs" / f"slurm-{job_id}.out"
-        return SlurmAllocation(self._slurm, self._queue, job_id, output)
+        return SlurmAllocation(self._slurm, self._queue, job_id, job_comment(self._run.run_id), output)
 
     def _take_back(self, role: str) -> None:
         try:
-            for job_id in self._slurm.named(job_name(self._run.experiment, role), job_comment(self._run.run_id)):
+            for job_id in self._slurm.of_run(job_comment(self._run.run_id), job_name(self._run.experiment, role)):
                 self._allocation(job_id).release()
         except SlurmError as e:
             log.warning("role %s: a job may be left in the queue, whose guards would end at once: %s", role, e)
@@ -135,14 +137,17 @@ class SlurmAllocation:
     """A job.
 
     Args:
+        comment: What it was submitted with; its script may have added to it.
         output: What its script and its `srun` write, where the controller sees the file too.
     """
 
-    def __init__(self, slurm: Slurm, queue: Queue, job_id: str, output: Path | None = None) -> None:
-        self._slurm, self._queue, self.job_id, self._output = slurm, queue, job_id, output
+    def __init__(self, slurm: Slurm, queue: Queue, job_id: str, comment: str, output: Path | None = None) -> None:
+        self._slurm, self._queue, self.job_id = slurm, queue, job_id
+        self._comment, self._output = comment, output
         self._began = time.monotonic()
         self._standing = Standing("queued")
         self._gone = False
+        self._why, self._why_asked = "", float("-inf")
 
     def poll(self) -> Standing:
         """Where it stood when Slurm last said so: one that does not answer is no reason to give a place up."""
@@ -157,19 +162,18 @@ class SlurmAllocation:
 
     def _stands(self, state: JobState | None) -> Standing:
         if state is None or state.meaning == "ended":
-            return Standing("ended", self._words(state) + self._tail())
+            return Standing("ended", self._words(state) + (self._tail() or self._beside()))
         return Standing(state.meaning, f"job {self.job_id}" + (f": {state.wait}" if state.meaning == "queued" else ""))
 
     def settled(self, plan: Plan, guards: Sequence[GuardProxy]) -> Plan | None:
         return dealt(plan, [g.info["devices"] for g in guards]) if all(g.info for g in guards) else None
 
-    def fate(self, ordinal: int) -> str | None:
-        deadline = time.monotonic() + TOLD_S
-        while (state := self._look(FRESH_S, TOLD_S)) is not None and not state.runs:
-            if state.told or time.monotonic() > deadline:
-                return self._words(state)
-            time.sleep(FRESH_S)
-        return None if state is not None else self._words(state)
+    def fate(self, ordinal: int) -> Fate:
+        state = self._look(FRESH_S, TOLD_S)
+        cause = self._cause(state)
+        if state is not None and state.runs and not cause:
+            return RUNS
+        return Fate(True, self._words(state) + cause, final=state is None or (state.told and not state.runs))
 
     def release(self) -> None:
         """Ends the job by itself, by SIGTERM, by SIGKILL, whichever is first enough, and waits until it is gone."""
@@ -215,8 +219,24 @@ class SlurmAllocation:
             return f"Slurm does not list job {self.job_id} any more"
         return f"Slurm says of job {self.job_id}: {state}"
 
+    def _cause(self, state: JobState | None) -> str:
+        """What the state keeps back. Slurm is asked no more often for many guards than for one."""
+        if state is None or not state.mute:
+            return ""
+        if not self._why and time.monotonic() - self._why_asked > FRESH_S:
+            self._why, self._why_asked = self._beside(), time.monotonic()
+        return self._why or ("" if state.runs else self._tail())
+
+    def _beside(self) -> str:
+        """That it was preempted, or what Slurm told the script when `srun` failed: a lack of memory, for instance."""
+        try:
+            words = self._slurm.told_beside(self.job_id, self._comment)
+        except SlurmError:  # it is an addition to what is known already
+            words = ""
+        return f": {words}" if words else ""
+
     def _tail(self) -> str:
-        """What the script said last."""
+        """What the script wrote last."""
         try:
             text = self._output.read_text(errors="replace")[-TAIL_BYTES:].strip() if self._output else ""
         except OSError:  # no file system that both see, or nothing was written

@@ -13,12 +13,14 @@ from typing import NoReturn
 
 from rolecall.errors import SlurmError
 from rolecall.schedulers.slurm_packing import Node, Share
+from rolecall.schedulers.slurm_script import COMMENT, SAID
 from rolecall.schedulers.slurm_states import JobState
 
 ANSWER_S = 20.0  # slurmctld's clients wait for it 10 s by default, and once more for a backup
 PATIENCE_S = 60.0
 PAUSE_S, LONGEST_PAUSE_S = 0.25, 5.0
 SUBMIT_S = 120.0
+BESIDE_S = 2.0
 
 # Variables of an outer allocation and of a user's preferences change what the commands do and how they answer.
 _MEDDLING = re.compile(r"(SLURM|SLURMD|SBATCH|SRUN|SALLOC|SQUEUE|SINFO|SCANCEL|SCONTROL)_\w+")
@@ -26,6 +28,8 @@ _NEEDED = {"SLURM_CONF", "SLURM_JWT"}
 _DEVICES = re.compile(r"(CUDA|ASCEND_RT|HIP|ROCR|ZE)_(VISIBLE_DEVICES|AFFINITY_MASK)|GPU_DEVICE_ORDINAL")
 _COUNT = re.compile(r"\d+")
 _JOB = re.compile(r"(\d+)(;\w+)?")
+_COMMENT = re.compile(r"^\s*Comment=(.*)$", re.MULTILINE)
+_PREEMPTED = re.compile(r"\bPreemptTime=(\d\S*)")
 _HERE = "is Slurm installed on this host, and are its commands on PATH?"
 _THERE = "does `scontrol ping` show slurmctld as UP?"
 
@@ -71,23 +75,42 @@ class Slurm:
 
     def jobs(self, answer_s: float = ANSWER_S) -> dict[str, JobState]:
         """This user's jobs by id, those that ended a little while ago too. Asked once: who asks will ask again."""
-        rows = self._jobs("%A|%T|%S|%r", 4, answer_s=answer_s, within_s=0.0)
+        rows = self._table(self._squeue("%A|%T|%S|%r"), 4, answer_s=answer_s, within_s=0.0)
         return {job_id: JobState(state, reason, start) for job_id, state, start, reason in rows}
 
-    def named(self, name: str, comment: str) -> list[str]:
-        """The jobs of this name and comment that have not ended."""
-        rows = self._jobs("%A|%j|%k", 3, states="PENDING,RUNNING")
-        return [job for job, *said in rows if said == [name, comment]]
+    def left(self, **patience: float) -> list[tuple[str, str, str]]:
+        """Id, name and comment of this user's jobs of all runs that have not ended, without what a script has added."""
+        lines = self._ask(self._squeue("%A|%T|%j|%k"), **patience).splitlines()
+        rows = [
+            line.split("|", 3) for line in lines if line.count("|") >= 3
+        ]  # other jobs' comments may have more lines
+        mine = [
+            (job, name, says.partition(SAID)[0], JobState(state))
+            for job, state, name, says in rows
+            if says.startswith(COMMENT)
+        ]
+        return [(job, name, comment) for job, name, comment, state in mine if state.meaning != "ended"]
+
+    def of_run(self, comment: str, name: str | None = None) -> list[str]:
+        """The jobs of this comment, and of this name, that have not ended."""
+        return [job for job, its, says in self.left() if says == comment and name in (None, its)]
+
+    def told_beside(self, job_id: str, comment: str) -> str:
+        """What is known of a job's end beside its state: what its script has added to its comment, a preemption."""
+        shown = self._run(["scontrol", "show", "job", job_id], BESIDE_S)
+        comments, preempted = _COMMENT.search(shown), _PREEMPTED.search(shown)
+        first, _, said = comments[1].strip().partition(SAID) if comments else ("", "", "")
+        known = [f"preempted at {preempted[1]}" if preempted else "", said if first == comment else ""]
+        return "; ".join(filter(None, known))
 
     def cancel(self, job_id: str, *, kill: bool = False) -> None:
         """Ends a job in whatever state; `kill`: its processes get SIGKILL now, the batch shell included."""
         how = ["--full", "--signal=KILL"] if kill else []
         self._run(["scancel", *how, job_id], ANSWER_S)
 
-    def _jobs(self, columns: str, count: int, *, states: str = "all", **patience: float) -> list[list[str]]:
+    def _squeue(self, columns: str) -> list[str]:
         """All jobs of this user, since a question for one that is gone is an error like any other."""
-        command = ["squeue", "--noheader", f"--user={os.getuid()}", f"--states={states}", f"--format={columns}"]
-        return self._table(command, count, **patience)
+        return ["squeue", "--noheader", f"--user={os.getuid()}", "--states=all", f"--format={columns}"]
 
     def _table(self, command: list[str], columns: int, **patience: float) -> list[list[str]]:
         """Lines of fields with bars between them, the last of which may hold bars."""

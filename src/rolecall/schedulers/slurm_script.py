@@ -4,7 +4,8 @@ What the script does: it sends its output to the run directory, runs the user's 
 node by one `srun`, of which it keeps the standard input. The guards' configuration goes there first; nothing else
 brings it to a node, neither an argument nor an environment nor a shared file. Slurm's signal before the time limit
 reaches this shell alone, which tells the guards by a further line. It is SIGURG, which ends nobody that does not expect
-it: the shell before its first line, say.
+it: the shell before its first line, say. When `srun` has failed, what Slurm said last is added to the job's comment:
+its state says no more than that a script ended, and the controller need not see the script's output.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from rolecall.schedulers.slurm_packing import Packing
 NAME = "<name of the guards>"
 CONFIGURATION = "<configuration of the guards>"
 END = "END_OF_CONFIGURATION"
+COMPLAINT = r"s/^([0-9]+: )?((srun|slurmstepd)[^ ]*: error: )/\2/p"  # `srun --label` puts the task's number in front
+COMMENT = "rolecall/"
+SAID = ": "  # between the comment that a job is given and what its script adds
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ def job_name(experiment: str, role: str) -> str:
 
 def job_comment(run_id: str) -> str:
     """The job's comment, by which a run's jobs are told from another's of the same name."""
-    return f"rolecall/{run_id}"
+    return f"{COMMENT}{run_id}"
 
 
 def render(role: str, packing: Packing, options: SlurmOptions, here: Surroundings) -> str:
@@ -148,8 +152,20 @@ def _guards(role: str, packing: Packing, options: SlurmOptions, here: Surroundin
         "    status=0",
         "    wait $guards_pid || status=$?",
         "done",
+        *_last_words(here),
         "exit $status",
         "",
+    ]
+
+
+def _last_words(here: Surroundings) -> list[str]:
+    """What srun and slurmstepd complained of, by the one way that is left when the guards are gone."""
+    return [
+        "if ((status)); then",
+        f"    said=$(sed -nE '{COMPLAINT}' -- \"$output\" | awk '!seen[$0]++' | tail -n 5 | cut -c -300)",
+        "    said=${said//$'\\n'/; }",
+        f'    [[ ! $said ]] || scontrol update JobId=$SLURM_JOB_ID "Comment={job_comment(here.run_id)}{SAID}$said"',
+        "fi",
     ]
 
 

@@ -43,6 +43,7 @@ MEANINGS: dict[str, Meaning] = {
     **dict.fromkeys(_ENDED, "ended"),
 }
 _COMPLETING = "COMPLETING"
+_MUTE = {"COMPLETED", "FAILED", "RUNNING"}
 _HALTED = {"SUSPENDED", "STOPPED"}
 _NONE = ("", "None", "N/A", "(null)", "Unknown")
 
@@ -89,6 +90,11 @@ class JobState:
     def told(self) -> bool:
         """Whether it says how it ended. COMPLETING hides that for a moment, in older versions."""
         return self.names != [_COMPLETING]
+
+    @property
+    def mute(self) -> bool:
+        """It says how the script ended, or that it has not, and not what ended guards or workers."""
+        return bool(_MUTE & set(self.names))
 
     def __str__(self) -> str:
         reason = "" if self.reason in _NONE else f" ({self.reason})"

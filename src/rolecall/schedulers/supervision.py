@@ -20,6 +20,7 @@ from rolecall.schedulers.table import Member, Table
 log = logging.getLogger("rolecall")
 Listener = Callable[[str, dict[str, Any]], None]
 LOG_TAIL_BYTES = 4096
+WORDS_S = 5.0  # for a cluster's manager to say why it ended a worker
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGKILL)  # how a cluster's manager ends what it has given
 
 
@@ -38,7 +39,7 @@ class Supervision:
 
     def on_event(self, guard: GuardProxy, topic: str, facts: dict[str, Any]) -> None:
         if topic == "exited" and self.explain is not None and facts["signal"] in ENDING_SIGNALS:
-            self.explain(guard, lambda words: self._exited(facts, words), patient=False)
+            self.explain(guard, lambda words: self._exited(facts, words), patient=False, limit_s=WORDS_S)
             return
         if topic == "exited":
             self._exited(facts)

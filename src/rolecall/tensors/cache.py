@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import torch
 
 Key = tuple[str, str]  # owner and id of a shard
+LARGE = 1 << 20  # bytes from which on a copy to keep takes longer than a small fetch
+REMEMBERED = 4096  # large blocks that were fetched once
 
 
 class Block(NamedTuple):
@@ -30,8 +32,9 @@ class Block(NamedTuple):
 
 
 class Cache:
-    """Least recently used shards go first. Mapped shards are not kept: they cost nothing to map again, and keeping them
-    would keep their owner from reusing the memory.
+    """Least recently used shards go first. Large blocks are kept from their second fetch on: most are read once, and
+    what is kept must be copied for whoever reads it. Mapped shards are not kept: they cost nothing to map again, and
+    keeping them would keep their owner from reusing the memory.
 
     Args:
         budget: Bytes to keep; 0 keeps nothing.
@@ -41,6 +44,7 @@ class Cache:
         self.budget = budget
         self._lock = threading.Lock()
         self._blocks: OrderedDict[Key, list[Block]] = OrderedDict()
+        self._once: OrderedDict[tuple[Key, int, int], None] = OrderedDict()
         self._bytes = 0
         self._counts = {"hits": 0, "misses": 0, "evicted": 0, "evicted_bytes": 0}
 
@@ -56,11 +60,13 @@ class Cache:
             return None
 
     def put(self, key: Key, block: Block) -> bool:
-        """Keeps a block if it fits into the budget at all; True when it did, and then it belongs to the cache."""
+        """Keeps a block if it fits into the budget and is worth it; True when it did: then it belongs to the cache."""
         size = block.tensor.nbytes
         if size > self.budget:
             return False
         with self._lock:
+            if size >= LARGE and not self._wanted_again((key, block.start, block.stop)):
+                return False
             kept = self._blocks.setdefault(key, [])
             inside = [old for old in kept if block.covers(old.start, old.stop)]
             kept[:] = [old for old in kept if not block.covers(old.start, old.stop)]
@@ -70,6 +76,14 @@ class Cache:
             while self._bytes > self.budget:
                 self._evict(next(iter(self._blocks)))
         return True
+
+    def _wanted_again(self, what: tuple[Key, int, int]) -> bool:
+        if what in self._once:
+            return True
+        self._once[what] = None
+        if len(self._once) > REMEMBERED:
+            self._once.popitem(last=False)
+        return False
 
     def discard(self, keys: Iterable[Key]) -> None:
         """Drops what is kept of these shards."""
@@ -88,6 +102,7 @@ class Cache:
     def clear(self) -> None:
         with self._lock:
             self._blocks.clear()
+            self._once.clear()
             self._bytes = 0
 
     def metrics(self) -> dict[str, Any]:

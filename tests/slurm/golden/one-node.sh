@@ -44,4 +44,9 @@ while kill -0 $guards_pid 2>/dev/null; do
     status=0
     wait $guards_pid || status=$?
 done
+if ((status)); then
+    said=$(sed -nE 's/^([0-9]+: )?((srun|slurmstepd)[^ ]*: error: )/\2/p' -- "$output" | awk '!seen[$0]++' | tail -n 5 | cut -c -300)
+    said=${said//$'\n'/; }
+    [[ ! $said ]] || scontrol update JobId=$SLURM_JOB_ID "Comment=rolecall/0123456789ab: $said"
+fi
 exit $status

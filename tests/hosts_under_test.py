@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
-import sys
-import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ from ray_census import Census, census_of
 from ray_cluster import needs_ray
 from ray_hosts import RayHosts
 from ray_nodes import new_folder, running
+from slurm_cluster import SCRIPT, SlurmCluster, running_slurm
 from worker_processes import wait_for
 
 from rolecall import Scheduler
 from rolecall.schedulers.ray import RayScheduler
 from rolecall.schedulers.slurm import SlurmScheduler
 
-SLURM = Path(__file__).parents[1] / "clusters" / "slurm"
+BACK_WITHIN_S = 60.0  # slurmctld asks a node that did not answer again by and by
 
 
 class Hosts(ABC):
@@ -55,22 +56,31 @@ class Hosts(ABC):
 
 
 class OfSlurm(Hosts):
-    """Networks of their own; files and pids are the machine's."""
+    """Networks of their own, and folders where `of_slurm` says so; pids are the machine's."""
 
-    def __init__(self, layout: dict[str, Any]) -> None:
-        self._conf, self._controller = str(layout["conf"]), str(layout["address"])
+    def __init__(self, cluster: SlurmCluster) -> None:
+        command = [str(SCRIPT), "status", "--json", f"--dir={cluster.folder}"]
+        layout = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+        self.cluster, self._controller = cluster, str(layout["address"])
         self.cables = {str(node["address"]): str(node["veth"]) for node in layout["nodes"]}
+        self._slurmds = {str(node["address"]): layout["daemons"][f"slurmd-{node['name']}"] for node in layout["nodes"]}
 
     def scheduler(self, patch: pytest.MonkeyPatch, **options: Any) -> Scheduler:
-        patch.setenv("SLURM_CONF", self._conf)
-        return SlurmScheduler(ip=self._controller, **options)
+        for name, value in self.cluster.exports.items():
+            patch.setenv(name, value)
+        return SlurmScheduler(**{"ip": self._controller, **options})
 
     def root(self, address: str) -> Path:
-        return Path("/")
+        return Path(f"/proc/{self._slurmds[address]}/root")
 
     def left(self) -> list[Any]:
-        jobs = subprocess.run(["squeue", "--noheader"], capture_output=True, text=True, check=True)
-        return jobs.stdout.splitlines()
+        return list(self.cluster.jobs().items())
+
+    def check_clean(self) -> None:
+        """All nodes are back and idle, whatever became of their cables, and none is drained or down."""
+        for slurmd in self._slurmds.values():
+            os.kill(slurmd, signal.SIGHUP)  # it says that it is there, instead of waiting until it is asked
+        self.cluster.check_clean(BACK_WITHIN_S)
 
 
 class OfRay(Hosts):
@@ -114,19 +124,12 @@ class OfRay(Hosts):
 
 
 @contextlib.contextmanager
-def of_slurm() -> Iterator[Hosts]:
-    with tempfile.TemporaryDirectory(prefix="rcs-", dir="/tmp") as folder:
-        Path(folder).chmod(0o755)  # munge's clients must reach its socket
-        of_ours = ["--netns", f"--dir={folder}/c"]
-        owner = f"--owner={os.getpid()}"  # gone with us, if we are killed
-        subprocess.run([sys.executable, SLURM, "up", owner, *of_ours], check=True, stdout=subprocess.PIPE)
-        try:
-            told = subprocess.run(
-                [sys.executable, SLURM, "status", "--json", *of_ours], check=True, stdout=subprocess.PIPE
-            )
-            yield OfSlurm(json.loads(told.stdout))
-        finally:
-            subprocess.run([sys.executable, SLURM, "down", *of_ours], check=True)
+def of_slurm(*options: str) -> Iterator[OfSlurm]:
+    """Up and down again, which must be in order at the end. `options`: further ones of the cluster's script."""
+    with running_slurm("--netns", *options) as cluster:
+        hosts = OfSlurm(cluster)
+        yield hosts
+        hosts.check_clean()
 
 
 @contextlib.contextmanager
@@ -136,4 +139,4 @@ def of_ray() -> Iterator[OfRay]:
         yield OfRay(cluster, census)
 
 
-KINDS = {"slurm": of_slurm, "ray": of_ray}
+KINDS: dict[str, Callable[[], AbstractContextManager[Hosts]]] = {"slurm": of_slurm, "ray": of_ray}

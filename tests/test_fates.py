@@ -1,0 +1,164 @@
+"""Why a guard has ended: who is asked, how often, and that whoever waits is answered in time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from rolecall.rpc.loop import IOThread
+from rolecall.schedulers.fates import RUNS, Fate, Fates
+from rolecall.schedulers.guards import GuardProxy
+
+LONG_S = 30.0
+SHORT_S = 0.3
+
+
+class Manager:
+    """Says what it is told to say, one answer after the other; the last one again and again."""
+
+    def __init__(self, *answers: Fate) -> None:
+        self.answers = list(answers)
+        self.asked: list[str] = []
+        self.silent = threading.Event()
+        self.silent.set()
+
+    def __call__(self, guard: GuardProxy) -> Fate:
+        self.asked.append(guard.guard_id)
+        self.silent.wait(LONG_S)
+        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+
+
+class Waiter:
+    """Somebody who wants to know."""
+
+    def __init__(self) -> None:
+        self.words: list[str] = []
+        self.threads: list[str] = []
+        self.told = threading.Event()
+
+    def __call__(self, words: str) -> None:
+        self.words.append(words)
+        self.threads.append(threading.current_thread().name)
+        self.told.set()
+
+
+@pytest.fixture
+def io() -> Iterator[IOThread]:
+    made = IOThread("test-io")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def fates_of(io: IOThread) -> Iterator[Callable[[Manager], Fates]]:
+    made: list[Fates] = []
+
+    def make(manager: Manager) -> Fates:
+        made.append(Fates(manager, io))
+        return made[-1]
+
+    yield make
+    for fates in made:
+        fates.close()
+
+
+def guard(io: IOThread, name: str = "g0") -> GuardProxy:
+    return GuardProxy(name, io, lambda *_: None, lambda _: None)
+
+
+def test_words_come_once_and_on_the_io_thread(io: IOThread, fates_of: Callable[[Manager], Fates]) -> None:
+    waiter = Waiter()
+    fates_of(Manager(Fate(True, "cancelled"))).explain(guard(io), waiter, patient=True, limit_s=SHORT_S)
+    assert waiter.told.wait(LONG_S)
+    time.sleep(2 * SHORT_S)  # the limit passes too
+    assert (waiter.words, waiter.threads) == (["cancelled"], ["test-io"])
+
+
+def test_who_is_patient_waits_until_the_manager_has_noticed(io: IOThread, fates_of: Callable[[Manager], Fates]) -> None:
+    waiter = Waiter()
+    manager = Manager(RUNS, RUNS, Fate(True, "COMPLETING", final=False), Fate(True, "TIMEOUT"))
+    fates_of(manager).explain(guard(io), waiter, patient=True, limit_s=LONG_S)
+    assert waiter.told.wait(LONG_S)
+    assert waiter.words == ["TIMEOUT"]
+    assert len(manager.asked) == 4
+
+
+def test_who_is_not_patient_is_answered_when_the_manager_says_that_it_runs(
+    io: IOThread, fates_of: Callable[[Manager], Fates]
+) -> None:
+    waiter = Waiter()
+    manager = Manager(RUNS)
+    fates_of(manager).explain(guard(io), waiter, patient=False, limit_s=LONG_S)
+    assert waiter.told.wait(LONG_S)
+    assert (waiter.words, manager.asked) == ([""], ["g0"])
+
+
+@pytest.mark.parametrize(
+    ("says", "words"), [(RUNS, ""), (Fate(True, "COMPLETING", final=False), "COMPLETING")], ids=["runs", "ending"]
+)
+def test_at_the_limit_whoever_waits_gets_what_is_known(
+    io: IOThread, fates_of: Callable[[Manager], Fates], says: Fate, words: str
+) -> None:
+    waiter = Waiter()
+    fates_of(Manager(says)).explain(guard(io), waiter, patient=True, limit_s=SHORT_S)
+    assert waiter.told.wait(LONG_S)
+    assert waiter.words == [words]
+
+
+def test_a_silent_manager_keeps_nobody_waiting(io: IOThread, fates_of: Callable[[Manager], Fates]) -> None:
+    """However many wait: the limit is everybody's own."""
+    manager = Manager(Fate(True, "too late"))
+    manager.silent.clear()
+    fates = fates_of(manager)
+    waiters = [Waiter() for _ in range(50)]
+    for n, waiter in enumerate(waiters):
+        fates.explain(guard(io, f"g{n}"), waiter, patient=True, limit_s=SHORT_S)
+    assert all(waiter.told.wait(LONG_S) for waiter in waiters)
+    assert [waiter.words for waiter in waiters] == [[""]] * 50
+    assert manager.asked == ["g0"]
+    manager.silent.set()
+
+
+def test_all_guards_of_a_lost_job_are_told_together(io: IOThread, fates_of: Callable[[Manager], Fates]) -> None:
+    """A manager that takes its time to notice is asked for all of them, not for some after the others."""
+    noticed = threading.Event()
+
+    def ask(guard: GuardProxy) -> Fate:
+        return Fate(True, "NODE_FAIL") if noticed.is_set() else RUNS
+
+    fates = Fates(ask, io)
+    waiters = [Waiter() for _ in range(200)]
+    for n, waiter in enumerate(waiters):
+        fates.explain(guard(io, f"g{n}"), waiter, patient=True, limit_s=LONG_S)
+    noticed.set()
+    assert all(waiter.told.wait(LONG_S) for waiter in waiters)
+    assert {word for waiter in waiters for word in waiter.words} == {"NODE_FAIL"}
+    fates.close()
+
+
+def test_an_error_of_the_managers_tools_is_no_answer(
+    io: IOThread, fates_of: Callable[[Manager], Fates], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(Manager):
+        def __call__(self, guard: GuardProxy) -> Fate:
+            raise OSError("no such cluster")
+
+    waiter = Waiter()
+    fates_of(Broken()).explain(guard(io), waiter, patient=True, limit_s=LONG_S)
+    assert waiter.told.wait(LONG_S)
+    assert waiter.words == [""]
+    assert "guard g0: its cluster did not say what became of it: no such cluster" in caplog.text
+
+
+def test_closing_answers_who_waits_and_who_comes_later(io: IOThread, fates_of: Callable[[Manager], Fates]) -> None:
+    early, late = Waiter(), Waiter()
+    fates = fates_of(Manager(RUNS))
+    fates.explain(guard(io), early, patient=True, limit_s=LONG_S)
+    fates.close()
+    fates.explain(guard(io), late, patient=True, limit_s=LONG_S)
+    assert early.told.wait(LONG_S)
+    assert late.told.wait(LONG_S)
+    assert (early.words, late.words) == ([""], [""])

@@ -1,0 +1,43 @@
+"""Where a cluster cannot be had, its tests are skipped with a line that says how to get it; in CI they fail."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+from hosts_under_test import of_slurm
+from ray_cluster import running_ray
+from slurm_cluster import running_slurm
+
+Cluster = Callable[[], AbstractContextManager[object]]
+HOW = r"no .*sbatch.* here: apt-get install slurm-wlm munge iproute2"
+
+
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with Python and nothing else."""
+    (tmp_path / "python3").symlink_to(sys.executable)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "ray", None)
+
+
+@pytest.mark.parametrize(
+    ("running", "line"),
+    [(running_slurm, HOW), (of_slurm, HOW), (running_ray, r"no Ray here: pip install 'rolecall\[ray\]'")],
+)
+def test_a_developers_machine_is_told_how_to_get_it(
+    bare: None, monkeypatch: pytest.MonkeyPatch, running: Cluster, line: str
+) -> None:
+    monkeypatch.delenv("CI", raising=False)
+    with pytest.raises(pytest.skip.Exception, match=line), running():
+        pytest.fail("there is a cluster")
+
+
+@pytest.mark.parametrize("running", [running_slurm, of_slurm])
+def test_in_ci_it_is_a_failure(bare: None, monkeypatch: pytest.MonkeyPatch, running: Cluster) -> None:
+    monkeypatch.setenv("CI", "1")
+    with pytest.raises(AssertionError, match=HOW), running():
+        pytest.fail("there is a cluster")
