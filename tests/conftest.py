@@ -49,13 +49,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 
 
 class SideBySide(LoadScopeScheduling):
-    """Tests of one file and one backend run one after the other; those of Ray all do, since its cluster is large."""
+    """Tests of one file and one backend run one after the other. Ray's cluster is large, so the suites of all backends
+    share one, and the tests of Ray alone another; tests of hosts have clusters of their own.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
         file, _, test = nodeid.partition("::")
         backend = test.rpartition("[")[2].rstrip("]").split("-")[0]
-        if backend == "ray" or "/ray/" in file:
-            return "ray"
+        if "/ray/" in file:
+            return "tests of ray alone"
+        if backend == "ray" and "/hosts/" not in file:
+            return "suites on ray"
         return f"{file} {backend}" if backend in BACKENDS else file
 
 

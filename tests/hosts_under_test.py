@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 from abc import ABC, abstractmethod
@@ -132,9 +133,17 @@ def of_slurm(*options: str) -> Iterator[OfSlurm]:
         hosts.check_clean()
 
 
+def needs_networks() -> None:
+    """Where hosts cannot be made the test is skipped on a developer's machine, and fails in CI."""
+    missing = [name for name in ("ip", "nsenter", "unshare") if shutil.which(name) is None]
+    if (missing or os.geteuid() != 0) and not os.environ.get("CI"):
+        pytest.skip(f"no {', '.join(missing) or 'root'} here: apt-get install iproute2 util-linux, and run it as root")
+
+
 @contextlib.contextmanager
 def of_ray() -> Iterator[OfRay]:
     needs_ray()
+    needs_networks()
     with running(RayHosts(new_folder())) as cluster, census_of(cluster) as census:
         yield OfRay(cluster, census)
 

@@ -63,6 +63,8 @@ class RayScheduler(ClusterScheduler):
         options: `ip` and those of `Scheduler`.
     """
 
+    backend = "ray"
+
     def __init__(
         self,
         *,
