@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from rolecall.rpc.loop import IOThread
-from rolecall.schedulers.fates import RUNS, Fate, Fates
+from rolecall.schedulers.fates import LOOK_S, RUNS, Fate, Fates
 from rolecall.schedulers.guards import GuardProxy
 
 LONG_S = 30.0
@@ -139,18 +139,31 @@ def test_all_guards_of_a_lost_job_are_told_together(io: IOThread, fates_of: Call
     fates.close()
 
 
-def test_an_error_of_the_managers_tools_is_no_answer(
-    io: IOThread, fates_of: Callable[[Manager], Fates], caplog: pytest.LogCaptureFixture
-) -> None:
-    class Broken(Manager):
-        def __call__(self, guard: GuardProxy) -> Fate:
-            raise OSError("no such cluster")
+class Broken(Manager):
+    """Its second answer is an error of its tools."""
 
+    def __call__(self, guard: GuardProxy) -> Fate:
+        self.asked.append(guard.guard_id)
+        if len(self.asked) == 2:
+            raise OSError("no such cluster")
+        return self.answers.pop(0)
+
+
+def test_an_error_of_the_managers_tools_is_no_answer(io: IOThread, fates_of: Callable[[Manager], Fates]) -> None:
+    """It is asked again."""
     waiter = Waiter()
-    fates_of(Broken()).explain(guard(io), waiter, patient=True, limit_s=LONG_S)
+    manager = Broken(Fate(True, "COMPLETING", final=False), Fate(True, "TIMEOUT"))
+    fates_of(manager).explain(guard(io), waiter, patient=False, limit_s=LONG_S)
     assert waiter.told.wait(LONG_S)
-    assert waiter.words == [""]
-    assert "guard g0: its cluster did not say what became of it: no such cluster" in caplog.text
+    assert waiter.words == ["TIMEOUT"]
+
+
+def test_and_takes_nothing_back(io: IOThread, fates_of: Callable[[Manager], Fates]) -> None:
+    waiter = Waiter()
+    manager = Broken(Fate(True, "COMPLETING", final=False), Fate(True, "", final=False), RUNS)
+    fates_of(manager).explain(guard(io), waiter, patient=True, limit_s=3 * LOOK_S)
+    assert waiter.told.wait(LONG_S)
+    assert waiter.words == ["COMPLETING"]
 
 
 def test_closing_answers_who_waits_and_who_comes_later(io: IOThread, fates_of: Callable[[Manager], Fates]) -> None:

@@ -15,7 +15,7 @@ NODE_GPUS = 4
 GPU_TYPE = "a100"
 # Room for sockets below the directory: the path of a Unix socket holds 107 bytes.
 LONGEST_DIR = 64
-# Below the ports that rolecall leases (10000 and more) and those the kernel gives away by itself.
+# Below the ports that rolecall leases (20000 and more) and those the kernel gives away by itself.
 PORTS = range(7000, 9900)
 
 

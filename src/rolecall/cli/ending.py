@@ -1,6 +1,6 @@
 """Ends what is left of a run from outside, and proves it.
 
-It signals only processes of this user that bear the run's id.
+It signals only processes of this user that bear the run's id, and cancels only jobs of this user that do.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ def end_run(run: Chosen, grace_s: float) -> Ending:
     ending.guards, all_answered = _ask_guards(run, grace_s)
     if all_answered:
         _ask_reapers(left())
-    if may_have_jobs(run):
+    asks_slurm = may_have_jobs(run)
+    if asks_slurm:
         ending.jobs = end_jobs(run)
     if not (all_answered and _gone(left, LEAVE_S)):
         _kill(left)
@@ -84,7 +85,7 @@ def end_run(run: Chosen, grace_s: float) -> Ending:
     alive = {item.process for item in remaining}
     ending.ended = [item.describe() for key, item in seen.items() if key not in alive]
     ending.foreign = [f"{i.describe()} of uid {i.uid}" for i in marked(run.run_id) if i.uid != os.getuid()]
-    ending.elsewhere = [] if may_have_jobs(run) and ending.jobs.clean else _elsewhere(run)
+    ending.elsewhere = [] if asks_slurm and ending.jobs.ended and ending.jobs.clean else _elsewhere(run)
     ending.runtime_dir = _clean(run)
     if not remaining:
         _clean_cluster(run.run_id)

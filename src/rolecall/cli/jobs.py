@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -36,9 +37,11 @@ class Jobs:
 
 
 def may_have_jobs(run: Chosen) -> bool:
-    """Whether the run is one of Slurm's and its controller has not ended it, by what that wrote."""
+    """Whether Slurm is to be asked. A controller that ended may have had to leave a job, and a run may be unknown."""
     state = state_of(run.directory) if run.directory else State()
-    return state.scheduler == SlurmScheduler.backend and not state.controller.ended
+    if state.scheduler == SlurmScheduler.backend and not state.controller.ended:
+        return True
+    return state.scheduler in ("", SlurmScheduler.backend) and shutil.which("squeue") is not None
 
 
 def end_jobs(run: Chosen) -> Jobs:

@@ -66,10 +66,18 @@ def stop(
 def _confirm(run: Chosen, controller: int | None) -> None:
     if not sys.stdin.isatty():
         raise UnconfirmedError(run.name)
-    whose = f"controller {controller} lives" if controller else "no controller"
+    whose = f"controller {controller} lives" if controller else _nobody(run)
     question = f"End {run.name} ({whose}, {len(marked(run.run_id))} processes)?"
     if not typer.confirm(question, err=True):
         raise UnconfirmedError(run.name)
+
+
+def _nobody(run: Chosen) -> str:
+    """What is to be said of a controller that is not to be seen here."""
+    there = state_of(run.directory).controller if run.directory else None
+    if there is None or there.ended or there.host in ("", os.uname().nodename):
+        return "no controller"
+    return f"its controller was on {there.host}, which cannot be seen from here"
 
 
 def _print(run: Chosen, ending: Ending, controller: int | None) -> None:

@@ -110,7 +110,7 @@ class Fates:
         if question.answered or self._closing:
             return True
         fate = self._look(question.guard)
-        question.words = fate.words
+        question.words = fate.words or question.words
         if fate.final and (fate.ended or not question.patient):
             self._io.call_soon(question.answer)
             return True
@@ -120,5 +120,5 @@ class Fates:
         try:
             return self._ask_manager(guard)
         except Exception as e:  # whatever the manager's tools do, the caller must learn of the loss
-            log.warning("guard %s: its cluster did not say what became of it: %s", guard.guard_id, e)
-            return Fate(ended=True)
+            log.info("guard %s: its cluster did not say what became of it: %s", guard.guard_id, e)
+            return Fate(ended=True, final=False)  # it may say so yet

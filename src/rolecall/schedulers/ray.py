@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rolecall.errors import WorkerConfigurationError
+from rolecall.guard.sweep import sweep
 from rolecall.schedulers.cluster import Allocation, ClusterScheduler, Standing
 from rolecall.schedulers.fates import RUNS, Fate
 from rolecall.schedulers.guards import GuardProxy
@@ -28,7 +29,7 @@ from rolecall.types import Job, check_count
 
 log = logging.getLogger("rolecall")
 JOIN_S = 120.0
-SILENCE_S = 15.0  # after which a start is given up
+SILENCE_S, SHORT_S = 15.0, 1.0  # after the first a start is given up
 RELEASE_S = 45.0  # longer than the driver takes to give up
 LEAVE_S, HURRY_S = 30.0, 2.0
 ENOUGH_CORES = 1 << 16
@@ -120,6 +121,7 @@ class RayScheduler(ClusterScheduler):
         patience = LEAVE_S if self._joined and _answers(self._driver) else HURRY_S
         if not self._driver.close(patience):
             log.warning("Ray did not let go within %g s; its driver was killed", patience)
+            sweep(self.run_id)
         shutil.rmtree(folder_of(self.run_id), ignore_errors=True)  # a driver that was killed has left it
 
     @property
@@ -185,6 +187,8 @@ class RayAllocation:
         known: str | None = self._driver.news.get(f"fate {self._name} {ordinal}")
         if known is not None:
             return Fate(True, known)
+        if self._driver.silent:  # who asks for the next guard need not wait as well
+            return Fate(True, _silence(self._driver))
         answered, words = self._driver.ask("look", name=self._name, ordinal=ordinal)
         if not answered:
             return Fate(True, _silence(self._driver))
@@ -202,9 +206,9 @@ class RayAllocation:
             log.warning("Ray did not confirm the end of %s: %s", self._name, _silence(self._driver))
 
 
-def _answers(driver: Sidecar, timeout: float = ANSWER_S) -> bool:
-    """Whether Ray's head can still be asked."""
-    return bool(driver.ask("ping", timeout=timeout)[1])
+def _answers(driver: Sidecar, timeout: float | None = None) -> bool:
+    """Whether Ray's head can still be asked. Who has waited in vain does not wait so long again."""
+    return bool(driver.ask("ping", timeout=timeout or (SHORT_S if driver.silent else ANSWER_S))[1])
 
 
 def _silence(driver: Sidecar) -> str:

@@ -230,9 +230,10 @@ def _state(actor: Any) -> str:
 
 
 def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + GONE_S
+    deadline, pause = time.monotonic() + GONE_S, 0.01
     while not condition() and time.monotonic() < deadline:
-        time.sleep(0.01)
+        time.sleep(pause)
+        pause = min(1.5 * pause, 0.2)
 
 
 def _answers(host: str, port: int) -> bool:

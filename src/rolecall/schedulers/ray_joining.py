@@ -49,7 +49,8 @@ def _running_here() -> str | None:
 
     file = Path(get_ray_address_file(None))
     try:
-        address = file.read_text().strip() if file.lstat().st_uid == os.getuid() else ""
+        with os.fdopen(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)) as note:
+            address = note.read().strip() if os.fstat(note.fileno()).st_uid == os.getuid() else ""
         _dial(address)
     except (OSError, ValueError):
         return None

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from rolecall.schedulers.launching import python_path
 from rolecall.schedulers.plan import base_environment
 
 ANSWER_S = 5.0
-SHORT_S = 1.0  # once an answer did not come
+SILENT_S = 5.0
 END_S = 30.0  # after which an end that waits for the library is no longer waited for
 Order = Callable[[str, dict[str, Any]], Callable[[], Any]]
 
@@ -46,7 +48,7 @@ class Sidecar:
     def __init__(self, module: str, log_path: Path, env: Mapping[str, str], io: IOThread) -> None:
         self.news: dict[str, Any] = {}
         self.lost: str | None = None
-        self._patience: float | None = None
+        self._vain_at = float("-inf")
         self._log, self._io = log_path, io
         self._fresh = threading.Condition()
         self._peer = Peer(module, loop=io.loop, on_notify=self._learn, on_detached=self._detached)
@@ -68,18 +70,19 @@ class Sidecar:
         self._io.call_soon(self._tell, method, facts)
 
     def ask(self, method: str, *, timeout: float = ANSWER_S, **facts: Any) -> tuple[bool, Any]:
-        """Returns whether there was an answer in time, and the answer, or raises what the process failed with.
-
-        Who has once waited in vain does not wait so long again.
-        """
-        limit = timeout if self._patience is None else min(timeout, self._patience)
+        """Returns whether there was an answer in time, and the answer, or raises what the process failed with."""
         try:
-            answer = self._io.run(self._request(method, facts), limit)
+            answer = self._io.run(self._request(method, facts), timeout)
         except (TimeoutError, RPCConnectionError):
-            self._patience = SHORT_S
+            self._vain_at = time.monotonic()
             return False, None
-        self._patience = None
+        self._vain_at = float("-inf")
         return True, answer
+
+    @property
+    def silent(self) -> bool:
+        """Whether somebody has waited in vain just now, so that the next one need not."""
+        return time.monotonic() < self._vain_at + SILENT_S
 
     def wait_for(self, key: str, timeout: float) -> bool:
         """Waits for news of a key; False when they did not come."""
@@ -111,11 +114,17 @@ class Sidecar:
             self._fresh.notify_all()
 
     def _detached(self, error: Exception | None) -> None:
-        lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
         with self._fresh:
-            self.lost = lines[-1] if lines else f"see {self._log}"
+            self.lost = self._last_words() or f"see {self._log}"
             self._fresh.notify_all()
         self._peer.fail(RPCConnectionError(self._peer.name, self.lost))
+
+    def _last_words(self) -> str:
+        try:
+            lines = self._log.read_text(errors="replace").splitlines()
+        except OSError:  # somebody has removed it
+            return ""
+        return next((line for line in reversed(lines) if line.strip()), "")
 
 
 class Post:
@@ -137,6 +146,7 @@ class Post:
             last: Called before the process is ended because it did not.
         """
         self._order, self._last = order, last
+        beside(self._watch_parent)
         self._io.run(_attach(self._peer, self._channel))
         self._gone.wait()
 
@@ -152,7 +162,16 @@ class Post:
     def _told(self, method: str, facts: dict[str, Any]) -> None:
         beside(self._order(method, facts))
 
-    def _over(self, error: Exception | None) -> None:
+    def _watch_parent(self) -> None:
+        """The connection outlives the controller where that had forked, as `multiprocessing` does."""
+        look = select.poll()
+        look.register(os.pidfd_open(os.getppid()), select.POLLIN)
+        look.poll()
+        self._over()
+
+    def _over(self, error: Exception | None = None) -> None:
+        if self._gone.is_set():
+            return
         self._gone.set()
         end = threading.Timer(END_S, self._end)
         end.daemon = True

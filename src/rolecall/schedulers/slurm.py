@@ -147,7 +147,7 @@ class SlurmAllocation:
         self._began = time.monotonic()
         self._standing = Standing("queued")
         self._gone = False
-        self._why, self._why_asked = "", float("-inf")
+        self._why, self._why_asked = "", (float("-inf"), "")
 
     def poll(self) -> Standing:
         """Where it stood when Slurm last said so: one that does not answer is no reason to give a place up."""
@@ -223,8 +223,9 @@ class SlurmAllocation:
         """What the state keeps back. Slurm is asked no more often for many guards than for one."""
         if state is None or not state.mute:
             return ""
-        if not self._why and time.monotonic() - self._why_asked > FRESH_S:
-            self._why, self._why_asked = self._beside(), time.monotonic()
+        asked_at, of_state = self._why_asked
+        if not self._why and (time.monotonic() - asked_at > FRESH_S or str(state) != of_state):
+            self._why, self._why_asked = self._beside(), (time.monotonic(), str(state))
         return self._why or ("" if state.runs else self._tail())
 
     def _beside(self) -> str:

@@ -51,7 +51,7 @@ class Slurm:
         """Gives a job to the queue, once; returns its id. The script goes by standard input.
 
         Raises:
-            SlurmError: It was refused, or nobody knows; then `named` may find it.
+            SlurmError: It was refused, or nobody knows; then `of_run` may find it.
         """
         command = ["sbatch", "--parsable"]
         answer = self._run(command, SUBMIT_S, script, language="")
@@ -80,16 +80,13 @@ class Slurm:
 
     def left(self, **patience: float) -> list[tuple[str, str, str]]:
         """Id, name and comment of this user's jobs of all runs that have not ended, without what a script has added."""
-        lines = self._ask(self._squeue("%A|%T|%j|%k"), **patience).splitlines()
-        rows = [
-            line.split("|", 3) for line in lines if line.count("|") >= 3
-        ]  # other jobs' comments may have more lines
-        mine = [
-            (job, name, says.partition(SAID)[0], JobState(state))
-            for job, state, name, says in rows
-            if says.startswith(COMMENT)
-        ]
-        return [(job, name, comment) for job, name, comment, state in mine if state.meaning != "ended"]
+        found = []
+        for line in self._ask(self._squeue("%A|%T|%j|%k"), **patience).splitlines():
+            job, state, name, comment = [*line.split("|", 3), "", "", ""][:4]
+            # Comments of others' making may have more lines, of any shape.
+            if comment.startswith(COMMENT) and JobState(state).meaning != "ended":
+                found.append((job, name, comment.partition(SAID)[0]))
+        return found
 
     def of_run(self, comment: str, name: str | None = None) -> list[str]:
         """The jobs of this comment, and of this name, that have not ended."""

@@ -65,7 +65,7 @@ class Cache:
         if size > self.budget:
             return False
         with self._lock:
-            if size >= LARGE and not self._wanted_again((key, block.start, block.stop)):
+            if size >= LARGE and not self._noted_before((key, block.start, block.stop)):
                 return False
             kept = self._blocks.setdefault(key, [])
             inside = [old for old in kept if block.covers(old.start, old.stop)]
@@ -77,7 +77,7 @@ class Cache:
                 self._evict(next(iter(self._blocks)))
         return True
 
-    def _wanted_again(self, what: tuple[Key, int, int]) -> bool:
+    def _noted_before(self, what: tuple[Key, int, int]) -> bool:
         if what in self._once:
             return True
         self._once[what] = None

@@ -11,7 +11,9 @@ from rolecall.rpc.frames import allocate
 if TYPE_CHECKING:
     import torch
 
-MAPPED = 32 << 20  # torch gets memory of this size afresh each time, in small pages, which cost more than filling them
+HUGE_FROM = (
+    32 << 20
+)  # torch gets memory of this size afresh each time, in small pages, which cost more than filling them
 
 ITEMSIZE: dict[str, int] = {
     "bool": 1,
@@ -81,10 +83,14 @@ def over(buffer: Any, dtype: str, count: int, offset: int = 0) -> torch.Tensor:
 
 
 def empty(dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """A new tensor of that dtype and shape with undefined values."""
+    """A new tensor of that dtype and shape with undefined values; a large one cannot be resized to more.
+
+    Raises:
+        ProtocolError: The system does not give that much memory.
+    """
     import torch
 
     size = math.prod(shape) * ITEMSIZE[dtype]
-    huge = size >= MAPPED
+    huge = size >= HUGE_FROM
     flat = torch.frombuffer(allocate(size), dtype=torch.uint8) if huge else torch.empty(size, dtype=torch.uint8)
     return flat.view(torch_dtype(dtype)).view(shape)  # by way of bytes: torch warns of some dtypes otherwise

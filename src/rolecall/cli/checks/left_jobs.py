@@ -25,6 +25,8 @@ def check_left_jobs(fileroot: Path) -> Iterator[Finding]:
         left = Slurm().left(answer_s=TIMEOUT_S, within_s=0.0) if shutil.which("squeue") else []
     except SlurmError:
         return
+    if not left:
+        return
     for job, _, comment in left:
         groups[comment].append(job)
     directories = {job_comment(chosen(run).run_id): run for run in find_runs(fileroot)}
@@ -34,7 +36,8 @@ def check_left_jobs(fileroot: Path) -> Iterator[Finding]:
 
 def _judge(comment: str, jobs: str, directory: RunDir | None) -> Finding:
     if directory is None:
-        return info(SLURM, f"job(s) {jobs} are of {comment}, a run with its directory under another fileroot")
+        where = "with its directory under another fileroot, or replaced by a later one of its name"
+        return info(SLURM, f"job(s) {jobs} are of {comment}, a run {where}; scancel ends them")
     state = state_of(directory)
     if directory.controller(state) is not None:
         return ok(SLURM, f"run {directory.name}: job(s) {jobs}, and its controller lives")
