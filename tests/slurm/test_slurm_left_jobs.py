@@ -93,7 +93,7 @@ def test_stop_takes_the_jobs_of_a_run_out_of_the_queue_and_no_others(
     assert waiting in report["jobs"]["ended"] and report["jobs"]["left"] == []
     assert list(cluster.jobs()) == [blocker]
     code, report = stop(left)
-    assert (code, report["jobs"]) == (0, {"ended": [], "left": [], "unknown": ""})
+    assert (code, report["jobs"]) == (0, {"asked": True, "ended": [], "left": [], "unknown": ""})
 
 
 def test_doctor_names_the_jobs_and_the_command_that_ends_them(cluster: SlurmCluster, left: Path) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rolecall.cli.census import REAPER_NAME, Marked, marked
-from rolecall.cli.jobs import Jobs, end_jobs, may_have_jobs
+from rolecall.cli.jobs import Jobs, end_jobs
 from rolecall.cli.live import NoAnswerError, private
 from rolecall.cli.rundir import State
 from rolecall.cli.runs import Chosen, state_of
@@ -75,9 +75,7 @@ def end_run(run: Chosen, grace_s: float) -> Ending:
     ending.guards, all_answered = _ask_guards(run, grace_s)
     if all_answered:
         _ask_reapers(left())
-    asks_slurm = may_have_jobs(run)
-    if asks_slurm:
-        ending.jobs = end_jobs(run)
+    ending.jobs = end_jobs(run)
     if not (all_answered and _gone(left, LEAVE_S)):
         _kill(left)
     remaining = left()
@@ -85,7 +83,7 @@ def end_run(run: Chosen, grace_s: float) -> Ending:
     alive = {item.process for item in remaining}
     ending.ended = [item.describe() for key, item in seen.items() if key not in alive]
     ending.foreign = [f"{i.describe()} of uid {i.uid}" for i in marked(run.run_id) if i.uid != os.getuid()]
-    ending.elsewhere = [] if asks_slurm and ending.jobs.ended and ending.jobs.clean else _elsewhere(run)
+    ending.elsewhere = [] if ending.jobs.asked and ending.jobs.clean else _elsewhere(run)
     ending.runtime_dir = _clean(run)
     if not remaining:
         _clean_cluster(run.run_id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 from rolecall.cli.rundir import State
 from rolecall.cli.runs import Chosen, state_of
@@ -15,6 +16,7 @@ from rolecall.schedulers.slurm_queue import Queue
 from rolecall.schedulers.slurm_script import job_comment
 
 AT_ONCE = 16
+BRIEF_S = 5.0
 
 
 @dataclass
@@ -22,11 +24,13 @@ class Jobs:
     """What was done about them.
 
     Attributes:
+        asked: Slurm was asked and has answered.
         ended: Ids of those that are gone now.
         left: Ids of those that are not.
-        unknown: Why Slurm could not be asked; empty when it was.
+        unknown: Why Slurm, which has jobs of the run or had some, could not be asked; empty when it was.
     """
 
+    asked: bool = False
     ended: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     unknown: str = ""
@@ -36,23 +40,28 @@ class Jobs:
         return not (self.left or self.unknown)
 
 
-def may_have_jobs(run: Chosen) -> bool:
-    """Whether Slurm is to be asked. A controller that ended may have had to leave a job, and a run may be unknown."""
-    state = state_of(run.directory) if run.directory else State()
-    if state.scheduler == SlurmScheduler.backend and not state.controller.ended:
-        return True
-    return state.scheduler in ("", SlurmScheduler.backend) and shutil.which("squeue") is not None
-
-
 def end_jobs(run: Chosen) -> Jobs:
-    """Ends the run's jobs, waiting ones and running ones, and asks again whether any is left."""
+    """Ends the run's jobs, waiting ones and running ones, and asks again whether any is left.
+
+    Slurm is asked too where a run is not known here, and where its controller has ended and may have had to leave a
+    job; but then it need not answer.
+    """
+    state = state_of(run.directory) if run.directory else State()
+    surely = state.scheduler == SlurmScheduler.backend and not state.controller.ended
+    if not surely and (state.scheduler not in ("", SlurmScheduler.backend) or shutil.which("squeue") is None):
+        return Jobs()
     slurm, comment = Slurm(), job_comment(run.run_id)
-    queue = Queue(slurm)
+    patience: dict[str, Any] = {} if surely else {"answer_s": BRIEF_S, "within_s": 0.0}
     try:
-        found = slurm.of_run(comment)
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            list(pool.map(lambda job: SlurmAllocation(slurm, queue, job, comment).release(), found))
-        left = slurm.of_run(comment)
+        found = slurm.of_run(comment, **patience)
+        return _end(slurm, comment, found) if found else Jobs(asked=True)
     except SlurmError as e:
-        return Jobs(unknown=str(e))
-    return Jobs([job for job in found if job not in left], left)
+        return Jobs(unknown=str(e)) if surely else Jobs()
+
+
+def _end(slurm: Slurm, comment: str, found: list[str]) -> Jobs:
+    queue = Queue(slurm)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(lambda job: SlurmAllocation(slurm, queue, job, comment).release(), found))
+    left = slurm.of_run(comment)
+    return Jobs(True, [job for job in found if job not in left], left)

@@ -88,9 +88,9 @@ class Slurm:
                 found.append((job, name, comment.partition(SAID)[0]))
         return found
 
-    def of_run(self, comment: str, name: str | None = None) -> list[str]:
+    def of_run(self, comment: str, name: str | None = None, **patience: float) -> list[str]:
         """The jobs of this comment, and of this name, that have not ended."""
-        return [job for job, its, says in self.left() if says == comment and name in (None, its)]
+        return [job for job, its, says in self.left(**patience) if says == comment and name in (None, its)]
 
     def told_beside(self, job_id: str, comment: str) -> str:
         """What is known of a job's end beside its state: what its script has added to its comment, a preemption."""
