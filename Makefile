@@ -5,8 +5,8 @@ BIN       := $(VENV)/bin
 SEED      ?= 0
 SCHEDULER ?= local
 ARGS      ?=
-# Most tests wait for processes, so three run side by side; JOBS=0 runs one after the other.
-JOBS      ?= 3
+# Most tests wait for processes, so four run side by side; JOBS=0 runs one after the other.
+JOBS      ?= 4
 # What `make bench` runs: files of benchmarks/.
 OF        ?= run backends tensor_backends
 

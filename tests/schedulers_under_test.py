@@ -70,7 +70,7 @@ def _ray(**options: Any) -> Scheduler:
 
 ON_A_CLUSTER: dict[str, Any] = {
     "guards_of_roles": True,
-    "told_s": 2.0,
+    "told_s": 7.0,  # a manager that may have sent SIGTERM is asked for 5 s
     "guard_told_s": 15.0,
     "gone_s": 5.0,
     "controller_gone_s": 15.0,

@@ -39,7 +39,8 @@ class Supervision:
 
     def on_event(self, guard: GuardProxy, topic: str, facts: dict[str, Any]) -> None:
         if topic == "exited" and self.explain is not None and facts["signal"] in ENDING_SIGNALS:
-            self.explain(guard, lambda words: self._exited(facts, words), patient=False, limit_s=WORDS_S)
+            by_manager = facts["signal"] == signal.SIGTERM  # likely, and then it says so in a moment
+            self.explain(guard, lambda words: self._exited(facts, words), patient=by_manager, limit_s=WORDS_S)
             return
         if topic == "exited":
             self._exited(facts)
