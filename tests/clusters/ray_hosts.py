@@ -53,17 +53,6 @@ class RayHosts(RayCluster):
     def add_node(self, name: str, devices: int = NODE_DEVICES, *args: str) -> None:
         super().add_node(name, devices, f"--node-ip-address={self.at(name).address}", *args)
 
-    def pull(self, name: str) -> None:
-        """Takes the cable of a host out."""
-        self._cable(name, "down")
-
-    def plug(self, name: str) -> None:
-        """Puts it in again."""
-        self._cable(name, "up")
-
-    def _cable(self, name: str, state: str) -> None:
-        subprocess.run(["ip", "link", "set", str(self.at(name).veth), state], check=True)
-
     def crash(self, name: str) -> None:
         """Ends all processes of a host at the same moment."""
         os.kill(self.first(name), signal.SIGKILL)
