@@ -17,7 +17,7 @@ from pathlib import Path
 from rolecall.cli.census import REAPER_NAME, Marked, marked
 from rolecall.cli.jobs import Jobs, end_jobs
 from rolecall.cli.live import NoAnswerError, private
-from rolecall.cli.rundir import State
+from rolecall.cli.rundir import State, elsewhere
 from rolecall.cli.runs import Chosen, state_of
 from rolecall.guard import runtime
 from rolecall.guard.proc import send
@@ -137,7 +137,7 @@ def _gone(left: Callable[[], list[Marked]], patience: float) -> bool:
 
 def _elsewhere(run: Chosen) -> list[str]:
     state = state_of(run.directory) if run.directory else State()
-    hosts = {guard.host for guard in state.guards} - {"", os.uname().nodename}
+    hosts = {guard.host for guard in state.guards if elsewhere(guard.host)}
     return [] if state.controller.ended else sorted(hosts)
 
 

@@ -78,6 +78,11 @@ class State(msgspec.Struct):
         return list({worker.id: worker for role in self.roles for worker in role.workers}.values())
 
 
+def elsewhere(host: str) -> bool:
+    """Whether a host, as a run's state names it, is another one than this. It names none before anybody was there."""
+    return host not in ("", os.uname().nodename)
+
+
 @dataclass(frozen=True)
 class RunDir:
     """`<fileroot>/<experiment>/<trial>/`."""

@@ -13,6 +13,7 @@ from rolecall.cli.census import marked
 from rolecall.cli.ending import Ending, end_run
 from rolecall.cli.options import FilerootOption, JsonOption, RunOption
 from rolecall.cli.output import print_json, remark
+from rolecall.cli.rundir import elsewhere
 from rolecall.cli.runs import Chosen, choose, state_of
 from rolecall.errors import RolecallError
 
@@ -75,7 +76,7 @@ def _confirm(run: Chosen, controller: int | None) -> None:
 def _nobody(run: Chosen) -> str:
     """What is to be said of a controller that is not to be seen here."""
     there = state_of(run.directory).controller if run.directory else None
-    if there is None or there.ended or there.host in ("", os.uname().nodename):
+    if there is None or there.ended or not elsewhere(there.host):
         return "no controller"
     return f"its controller was on {there.host}, which cannot be seen from here"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from typing import Any
 
 from rolecall.cli.census import GUARD_NAME, Marked, marked, usage
 from rolecall.cli.live import NoAnswerError
-from rolecall.cli.rundir import State, WorkerState
+from rolecall.cli.rundir import State, WorkerState, elsewhere
 from rolecall.cli.runs import Chosen, state_of
 from rolecall.errors import describe_exit
 from rolecall.guard.progress import LAYOUT, Counters
@@ -96,7 +95,7 @@ def _controller(state: State, pid: int | None) -> str:
     if pid or state.controller.ended:
         return "running" if pid else "ended"
     host = state.controller.host
-    return f"on {host}" if host not in ("", os.uname().nodename) else "gone"
+    return f"on {host}" if elsewhere(host) else "gone"
 
 
 def _any_answers(guards: list[GuardView]) -> bool:
@@ -115,8 +114,8 @@ def _ask_guards(run: Chosen, state: State, processes: list[Marked]) -> tuple[lis
             for row in run.live.table(guard_id):
                 rows[row["worker"]] = {**row, "guard": guard_id}
         except NoAnswerError as e:
-            elsewhere = said is not None and said.host not in ("", os.uname().nodename)
-            found.state = "stuck" if guard_id in alive else "on another host" if elsewhere else "gone"
+            is_elsewhere = said is not None and elsewhere(said.host)
+            found.state = "stuck" if guard_id in alive else "on another host" if is_elsewhere else "gone"
             found.why = e.reason
         views.append(found)
     return views, rows
@@ -165,7 +164,7 @@ class _Workers:
             return "running" if state == "ready" else state
         if self._processes.get(name):
             return "orphaned" if not self._rows and self._controller_gone() else "running"
-        if said.host not in ("", os.uname().nodename) and not self._ended:
+        if elsewhere(said.host) and not self._ended:
             return f"{said.state} (last known)"
         return "failed" if said.state == "failed" else "ended"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 from collections import defaultdict
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from rolecall.cli.checks.clusters import SLURM, TIMEOUT_S
 from rolecall.cli.checks.finding import Finding, info, ok, warning
-from rolecall.cli.rundir import RunDir
+from rolecall.cli.rundir import RunDir, elsewhere
 from rolecall.cli.runs import chosen, find_runs, state_of
 from rolecall.errors import SlurmError
 from rolecall.schedulers.slurm_commands import Slurm
@@ -41,7 +40,7 @@ def _judge(comment: str, jobs: str, directory: RunDir | None) -> Finding:
     state = state_of(directory)
     if directory.controller(state) is not None:
         return ok(SLURM, f"run {directory.name}: job(s) {jobs}, and its controller lives")
-    if state.controller.host not in ("", os.uname().nodename):
+    if elsewhere(state.controller.host):
         return info(SLURM, f"run {directory.name}: job(s) {jobs}, and a controller on {state.controller.host}")
     advice = "those that wait would end as soon as they start; end them now"
     stop = f"rolecall stop --run {shlex.quote(str(directory.path))} --yes"
