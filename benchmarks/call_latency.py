@@ -23,18 +23,18 @@ from pathlib import Path
 
 import torch
 
-from rolecall.rpc.client import Client
-from rolecall.rpc.loop import IOThread
-from rolecall.rpc.peer import Incoming, Peer
-from rolecall.rpc.server import Server
-from rolecall.rpc.sessions import Sessions
+from rolecall.transport.client import Client
+from rolecall.transport.loop import IOThread
+from rolecall.transport.peer import Incoming, Peer
+from rolecall.transport.server import Server
+from rolecall.transport.sessions import Sessions
 
 TOKEN = "benchmark"
 CALLS = 20_000
 TENSOR_BYTES = 64 << 20
 
 
-class Lane:
+class EngineThread:
     """One thread that answers with what it was given."""
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Lane:
 def serve(path: str, uvloop: bool) -> None:
     """The other process; ends with its stdin."""
     with IOThread(uvloop=uvloop) as io:
-        lane = Lane()
+        lane = EngineThread()
 
         async def listen() -> Server:
             sessions = Sessions(lambda hello: Peer("caller", loop=io.loop, handler=lane))

@@ -14,8 +14,8 @@ import timeit
 from collections.abc import Callable
 from typing import Any
 
-from rolecall.rpc.codec import decode, encode
-from rolecall.rpc.frames import FrameReader, pack
+from rolecall.transport.codec import decode, encode
+from rolecall.transport.frames import FrameReader, pack
 
 SMALL = {"method": "f", "args": (1, 2.0, "x", [1, 2, 3])}
 _SOCKET_BUFFER = 4 << 20

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rolecall.rpc.loop import IOThread
+from rolecall.transport.loop import IOThread
 
 _PREFIX = struct.Struct("!4sIIQ")
 

@@ -16,11 +16,11 @@ import rolecall
 from rolecall import LocalScheduler
 from rolecall.errors import RolecallError, WorkerCreationError
 from rolecall.guard.ports import PortLeases
-from rolecall.rpc import codec
-from rolecall.rpc.client import Client
-from rolecall.rpc.frames import Limits, pack
-from rolecall.rpc.loop import IOThread
-from rolecall.schedulers.slurm_commands import Slurm
+from rolecall.placement.slurm.commands import Slurm
+from rolecall.transport import codec
+from rolecall.transport.client import Client
+from rolecall.transport.frames import Limits, pack
+from rolecall.transport.loop import IOThread
 
 Example = tuple[str, Callable[[], object]]
 

@@ -23,8 +23,8 @@ from slurm_cluster import SCRIPT, SlurmCluster, running_slurm
 from worker_processes import wait_for
 
 from rolecall import Scheduler
-from rolecall.schedulers.ray import RayScheduler
-from rolecall.schedulers.slurm import SlurmScheduler
+from rolecall.placement.ray.ray import RayScheduler
+from rolecall.placement.slurm.slurm import SlurmScheduler
 
 BACK_WITHIN_S = 60.0  # slurmctld asks a node that did not answer again by and by
 

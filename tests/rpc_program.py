@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rolecall.rpc.http import Request, Response, Routes, json_response
-from rolecall.rpc.loop import IOThread
-from rolecall.rpc.peer import Incoming, Peer
-from rolecall.rpc.server import Hello, Server
-from rolecall.rpc.sessions import Sessions
+from rolecall.transport.http import Request, Response, Routes, json_response
+from rolecall.transport.loop import IOThread
+from rolecall.transport.peer import Incoming, Peer
+from rolecall.transport.server import Hello, Server
+from rolecall.transport.sessions import Sessions
 
 TOKEN = "a-token-that-must-never-show-0123456789abcdef"
 

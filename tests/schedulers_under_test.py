@@ -12,8 +12,8 @@ from _pytest.mark.structures import ParameterSet
 
 from rolecall import LocalScheduler, Scheduler
 from rolecall.errors import GPUAllocationError, RolecallError, WorkerCreationError
-from rolecall.schedulers.ray import RayScheduler
-from rolecall.schedulers.slurm import SlurmScheduler
+from rolecall.placement.ray.ray import RayScheduler
+from rolecall.placement.slurm.slurm import SlurmScheduler
 from rolecall.testing import InProcessScheduler
 
 DEVICES = 8  # what each backend has for a test to give out, so that one job fits all of them

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from rolecall.schedulers.sidecar import Post
+from rolecall.placement.sidecar import Post
 
 
 def main() -> None:

@@ -11,8 +11,8 @@ from chaos_proxy import ChaosProxy
 from rpc_program import TOKEN, Running, running, until
 
 from rolecall.errors import RPCConnectionError
-from rolecall.rpc.client import Client
-from rolecall.rpc.loop import IOThread
+from rolecall.transport.client import Client
+from rolecall.transport.loop import IOThread
 
 
 @pytest.fixture

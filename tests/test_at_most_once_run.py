@@ -13,8 +13,8 @@ import sample_engines
 from chaos_proxy import ChaosProxy
 
 from rolecall import LocalScheduler, Role
-from rolecall.rpc.client import Client
-from rolecall.rpc.loop import IOThread
+from rolecall.transport.client import Client
+from rolecall.transport.loop import IOThread
 
 CALLS = 1000
 LOSSES = [(0.25, 0.0), (0.2, 0.05), (0.0, 0.25)]  # shares of the frames, each way, that vanish and that are cut

@@ -11,20 +11,20 @@ from pathlib import Path
 
 import pytest
 
-SCHEDULERS = Path(__file__).parents[1] / "src" / "rolecall" / "schedulers"
+PLACEMENT = Path(__file__).parents[1] / "src" / "rolecall" / "placement"
 BACKENDS = {
     "local": ["local.py", "one_host.py"],
-    "slurm": sorted(path.name for path in SCHEDULERS.glob("slurm*.py")),
-    "ray": sorted(path.name for path in SCHEDULERS.glob("ray*.py")),
+    "slurm": sorted(f"slurm/{path.name}" for path in PLACEMENT.glob("slurm/*.py")),
+    "ray": sorted(f"ray/{path.name}" for path in PLACEMENT.glob("ray/*.py")),
 }
 # Pure: values come in, values go out.
 PLANNERS = {
-    "slurm_script.py",
-    "slurm_packing.py",
-    "slurm_options.py",
-    "slurm_states.py",
-    "ray_placement.py",
-    "ray_words.py",
+    "slurm/script.py",
+    "slurm/packing.py",
+    "slurm/options.py",
+    "slurm/states.py",
+    "ray/groups.py",
+    "ray/words.py",
 }
 BLOCK = 6
 LINES = 500
@@ -56,7 +56,7 @@ def is_text(value: ast.expr) -> bool:
 
 def blocks(name: str) -> dict[tuple[str, ...], str]:
     """Every run of so many lines of a file, and where it begins."""
-    numbered = list(statements(SCHEDULERS / name).items())
+    numbered = list(statements(PLACEMENT / name).items())
     runs = (numbered[i : i + BLOCK] for i in range(len(numbered) - BLOCK + 1))
     return {tuple(line for _, line in run): f"{name}:{run[0][0]}" for run in runs}
 
@@ -69,7 +69,7 @@ def test_no_block_of_lines_stands_in_two_backends(one: str, other: str) -> None:
         assert {found[block]: again[block] for block in found.keys() & again.keys()} == {}
 
 
-@pytest.mark.parametrize("shared", ["base.py", "cluster.py"])
+@pytest.mark.parametrize("shared", ["../scheduler/scheduler.py", "cluster.py"])
 def test_no_backend_repeats_what_it_inherits(shared: str) -> None:
     above = blocks(shared)
     for name in itertools.chain(*BACKENDS.values()):
@@ -81,7 +81,7 @@ def test_no_backend_repeats_what_it_inherits(shared: str) -> None:
 def test_a_backend_is_small_without_its_planner(backend: str) -> None:
     """Counted in lines that say something: comments, docstrings, imports and blank lines are free."""
     names = [name for name in BACKENDS[backend] if name not in PLANNERS]
-    counted = {name: len(statements(SCHEDULERS / name)) for name in names}
+    counted = {name: len(statements(PLACEMENT / name)) for name in names}
     assert sum(counted.values()) <= LINES, counted
 
 
@@ -94,5 +94,5 @@ def test_lines_that_are_shared_are_found(tmp_path: Path, monkeypatch: pytest.Mon
     six = [f"call_{i}(x)" for i in range(BLOCK)]
     (tmp_path / "a.py").write_text("import os\n" + "\n".join(six))
     (tmp_path / "b.py").write_text("def f(x):\n    # why\n" + "\n".join(f"    {line}  # {line}" for line in six))
-    monkeypatch.setitem(globals(), "SCHEDULERS", tmp_path)
+    monkeypatch.setitem(globals(), "PLACEMENT", tmp_path)
     assert blocks("a.py").keys() & blocks("b.py").keys() == {tuple(six)}

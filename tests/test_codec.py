@@ -27,12 +27,12 @@ import torch
 
 from rolecall import errors
 from rolecall.errors import DecodeError, EncodeError, RemoteError
-from rolecall.rpc import codec
-from rolecall.rpc.codec import decode, encode, extension
-from rolecall.rpc.frames import FrameReader, pack
-from rolecall.rpc.plain_codec import SLICE
-from rolecall.rpc.type_codec import DATACLASS, ENUM
-from rolecall.rpc.walk import DECODERS, Writer
+from rolecall.transport import codec
+from rolecall.transport.codec import decode, encode, extension
+from rolecall.transport.codec.plain import SLICE
+from rolecall.transport.codec.user_types import DATACLASS, ENUM
+from rolecall.transport.codec.walk import DECODERS, Writer
+from rolecall.transport.frames import FrameReader, pack
 
 T = TypeVar("T")
 
@@ -690,7 +690,7 @@ def test_types_of_the_program_are_found_in_main(tmp_path: Path) -> None:
         "import runpy, sys, types, importlib.util as u\n"
         f"spec = u.spec_from_file_location('__rolecall_main__', {str(script)!r})\n"
         "m = u.module_from_spec(spec); sys.modules['__main__'] = m; spec.loader.exec_module(m)\n"
-        "from rolecall.rpc.codec import encode, decode\n"
+        "from rolecall.transport.codec import encode, decode\n"
         "header = encode(m.Args(5)).header\n"
         "assert b'__main__:Args' in header and b'rolecall_main' not in header\n"
         "assert decode(header).x == 5 and type(decode(header)) is m.Args\n"
@@ -701,7 +701,7 @@ def test_types_of_the_program_are_found_in_main(tmp_path: Path) -> None:
 def test_importing_the_codec_is_light() -> None:
     """The guard imports it and must not pay for torch; neither may a plain value."""
     code = (
-        "import sys; from rolecall.rpc.codec import encode, decode; decode(*encode({'a': (1, {2})}))\n"
+        "import sys; from rolecall.transport.codec import encode, decode; decode(*encode({'a': (1, {2})}))\n"
         "assert not {'torch', 'numpy', 'pydantic', 'pickle'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

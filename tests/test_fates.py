@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from rolecall.rpc.loop import IOThread
-from rolecall.schedulers.fates import LOOK_S, RUNS, Fate, Fates
-from rolecall.schedulers.guards import GuardProxy
+from rolecall.placement.exit_causes import LOOK_S, RUNS, ExitCause, ExitCauses
+from rolecall.scheduler.guards import GuardProxy
+from rolecall.transport.loop import IOThread
 
 LONG_S = 30.0
 SHORT_S = 0.3
@@ -19,13 +19,13 @@ SHORT_S = 0.3
 class Manager:
     """Says what it is told to say, one answer after the other; the last one again and again."""
 
-    def __init__(self, *answers: Fate) -> None:
+    def __init__(self, *answers: ExitCause) -> None:
         self.answers = list(answers)
         self.asked: list[str] = []
         self.silent = threading.Event()
         self.silent.set()
 
-    def __call__(self, guard: GuardProxy) -> Fate:
+    def __call__(self, guard: GuardProxy) -> ExitCause:
         self.asked.append(guard.guard_id)
         self.silent.wait(LONG_S)
         return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
@@ -53,11 +53,11 @@ def io() -> Iterator[IOThread]:
 
 
 @pytest.fixture
-def fates_of(io: IOThread) -> Iterator[Callable[[Manager], Fates]]:
-    made: list[Fates] = []
+def fates_of(io: IOThread) -> Iterator[Callable[[Manager], ExitCauses]]:
+    made: list[ExitCauses] = []
 
-    def make(manager: Manager) -> Fates:
-        made.append(Fates(manager, io))
+    def make(manager: Manager) -> ExitCauses:
+        made.append(ExitCauses(manager, io))
         return made[-1]
 
     yield make
@@ -69,17 +69,19 @@ def guard(io: IOThread, name: str = "g0") -> GuardProxy:
     return GuardProxy(name, io, lambda *_: None, lambda _: None)
 
 
-def test_words_come_once_and_on_the_io_thread(io: IOThread, fates_of: Callable[[Manager], Fates]) -> None:
+def test_words_come_once_and_on_the_io_thread(io: IOThread, fates_of: Callable[[Manager], ExitCauses]) -> None:
     waiter = Waiter()
-    fates_of(Manager(Fate(True, "cancelled"))).explain(guard(io), waiter, patient=True, limit_s=SHORT_S)
+    fates_of(Manager(ExitCause(True, "cancelled"))).explain(guard(io), waiter, patient=True, limit_s=SHORT_S)
     assert waiter.told.wait(LONG_S)
     time.sleep(2 * SHORT_S)  # the limit passes too
     assert (waiter.words, waiter.threads) == (["cancelled"], ["test-io"])
 
 
-def test_who_is_patient_waits_until_the_manager_has_noticed(io: IOThread, fates_of: Callable[[Manager], Fates]) -> None:
+def test_who_is_patient_waits_until_the_manager_has_noticed(
+    io: IOThread, fates_of: Callable[[Manager], ExitCauses]
+) -> None:
     waiter = Waiter()
-    manager = Manager(RUNS, RUNS, Fate(True, "COMPLETING", final=False), Fate(True, "TIMEOUT"))
+    manager = Manager(RUNS, RUNS, ExitCause(True, "COMPLETING", final=False), ExitCause(True, "TIMEOUT"))
     fates_of(manager).explain(guard(io), waiter, patient=True, limit_s=LONG_S)
     assert waiter.told.wait(LONG_S)
     assert waiter.words == ["TIMEOUT"]
@@ -87,7 +89,7 @@ def test_who_is_patient_waits_until_the_manager_has_noticed(io: IOThread, fates_
 
 
 def test_who_is_not_patient_is_answered_when_the_manager_says_that_it_runs(
-    io: IOThread, fates_of: Callable[[Manager], Fates]
+    io: IOThread, fates_of: Callable[[Manager], ExitCauses]
 ) -> None:
     waiter = Waiter()
     manager = Manager(RUNS)
@@ -97,10 +99,10 @@ def test_who_is_not_patient_is_answered_when_the_manager_says_that_it_runs(
 
 
 @pytest.mark.parametrize(
-    ("says", "words"), [(RUNS, ""), (Fate(True, "COMPLETING", final=False), "COMPLETING")], ids=["runs", "ending"]
+    ("says", "words"), [(RUNS, ""), (ExitCause(True, "COMPLETING", final=False), "COMPLETING")], ids=["runs", "ending"]
 )
 def test_at_the_limit_whoever_waits_gets_what_is_known(
-    io: IOThread, fates_of: Callable[[Manager], Fates], says: Fate, words: str
+    io: IOThread, fates_of: Callable[[Manager], ExitCauses], says: ExitCause, words: str
 ) -> None:
     waiter = Waiter()
     fates_of(Manager(says)).explain(guard(io), waiter, patient=True, limit_s=SHORT_S)
@@ -108,9 +110,9 @@ def test_at_the_limit_whoever_waits_gets_what_is_known(
     assert waiter.words == [words]
 
 
-def test_a_silent_manager_keeps_nobody_waiting(io: IOThread, fates_of: Callable[[Manager], Fates]) -> None:
+def test_a_silent_manager_keeps_nobody_waiting(io: IOThread, fates_of: Callable[[Manager], ExitCauses]) -> None:
     """However many wait: the limit is everybody's own."""
-    manager = Manager(Fate(True, "too late"))
+    manager = Manager(ExitCause(True, "too late"))
     manager.silent.clear()
     fates = fates_of(manager)
     waiters = [Waiter() for _ in range(50)]
@@ -122,14 +124,14 @@ def test_a_silent_manager_keeps_nobody_waiting(io: IOThread, fates_of: Callable[
     manager.silent.set()
 
 
-def test_all_guards_of_a_lost_job_are_told_together(io: IOThread, fates_of: Callable[[Manager], Fates]) -> None:
+def test_all_guards_of_a_lost_job_are_told_together(io: IOThread, fates_of: Callable[[Manager], ExitCauses]) -> None:
     """A manager that takes its time to notice is asked for all of them, not for some after the others."""
     noticed = threading.Event()
 
-    def ask(guard: GuardProxy) -> Fate:
-        return Fate(True, "NODE_FAIL") if noticed.is_set() else RUNS
+    def ask(guard: GuardProxy) -> ExitCause:
+        return ExitCause(True, "NODE_FAIL") if noticed.is_set() else RUNS
 
-    fates = Fates(ask, io)
+    fates = ExitCauses(ask, io)
     waiters = [Waiter() for _ in range(200)]
     for n, waiter in enumerate(waiters):
         fates.explain(guard(io, f"g{n}"), waiter, patient=True, limit_s=LONG_S)
@@ -142,31 +144,31 @@ def test_all_guards_of_a_lost_job_are_told_together(io: IOThread, fates_of: Call
 class Broken(Manager):
     """Its second answer is an error of its tools."""
 
-    def __call__(self, guard: GuardProxy) -> Fate:
+    def __call__(self, guard: GuardProxy) -> ExitCause:
         self.asked.append(guard.guard_id)
         if len(self.asked) == 2:
             raise OSError("no such cluster")
         return self.answers.pop(0)
 
 
-def test_an_error_of_the_managers_tools_is_no_answer(io: IOThread, fates_of: Callable[[Manager], Fates]) -> None:
+def test_an_error_of_the_managers_tools_is_no_answer(io: IOThread, fates_of: Callable[[Manager], ExitCauses]) -> None:
     """It is asked again."""
     waiter = Waiter()
-    manager = Broken(Fate(True, "COMPLETING", final=False), Fate(True, "TIMEOUT"))
+    manager = Broken(ExitCause(True, "COMPLETING", final=False), ExitCause(True, "TIMEOUT"))
     fates_of(manager).explain(guard(io), waiter, patient=False, limit_s=LONG_S)
     assert waiter.told.wait(LONG_S)
     assert waiter.words == ["TIMEOUT"]
 
 
-def test_and_takes_nothing_back(io: IOThread, fates_of: Callable[[Manager], Fates]) -> None:
+def test_and_takes_nothing_back(io: IOThread, fates_of: Callable[[Manager], ExitCauses]) -> None:
     waiter = Waiter()
-    manager = Broken(Fate(True, "COMPLETING", final=False), Fate(True, "", final=False), RUNS)
+    manager = Broken(ExitCause(True, "COMPLETING", final=False), ExitCause(True, "", final=False), RUNS)
     fates_of(manager).explain(guard(io), waiter, patient=True, limit_s=3 * LOOK_S)
     assert waiter.told.wait(LONG_S)
     assert waiter.words == ["COMPLETING"]
 
 
-def test_closing_answers_who_waits_and_who_comes_later(io: IOThread, fates_of: Callable[[Manager], Fates]) -> None:
+def test_closing_answers_who_waits_and_who_comes_later(io: IOThread, fates_of: Callable[[Manager], ExitCauses]) -> None:
     early, late = Waiter(), Waiter()
     fates = fates_of(Manager(RUNS))
     fates.explain(guard(io), early, patient=True, limit_s=LONG_S)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rolecall.errors import ProtocolError
-from rolecall.rpc.frames import MAGIC, Frame, FrameReader, Limits, allocate, pack
+from rolecall.transport.frames import MAGIC, Frame, FrameReader, Limits, allocate, pack
 
 PREFIX = struct.Struct("!4sIIQ")
 

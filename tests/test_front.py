@@ -6,7 +6,7 @@ import pytest
 
 import rolecall
 from rolecall.errors import WorkerConfigurationError
-from rolecall.front import BACKENDS, options_of
+from rolecall.scheduler.front import BACKENDS, options_of
 
 
 def test_an_unknown_scheduler_names_those_that_there_are() -> None:

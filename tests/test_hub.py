@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from rolecall.errors import AuthenticationError, GuardLostError, ProtocolError, RPCError
-from rolecall.rpc.client import Client
-from rolecall.rpc.hosts import this_host
-from rolecall.rpc.loop import IOThread
-from rolecall.schedulers.guards import GuardProxy
-from rolecall.schedulers.hub import Hub
-from rolecall.schedulers.run import Run
+from rolecall.scheduler.guards import GuardProxy
+from rolecall.scheduler.listener import GuardListener
+from rolecall.scheduler.run import Run
+from rolecall.transport.client import Client
+from rolecall.transport.hosts import this_host
+from rolecall.transport.loop import IOThread
 
 LEASE_S = 0.4  # renewed four times as often
 Notified = Callable[[str, Any], None]
@@ -30,7 +30,7 @@ class Controller:
         self.io = IOThread("rolecall-hub-test")
         self.lost: list[str] = []
         self.told = threading.Event()
-        self.hub = Hub(self.run, self.io, lease_s=LEASE_S, on_event=lambda *event: None, on_lost=self._lost)
+        self.hub = GuardListener(self.run, self.io, lease_s=LEASE_S, on_event=lambda *event: None, on_lost=self._lost)
         self.hub.open()
         self.hub.listen("127.0.0.1")
         self.dialled: list[Client] = []

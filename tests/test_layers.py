@@ -19,18 +19,25 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "__init__": EVERYTHING,  # the front door only re-exports
     "errors": (),
     "types": ("errors",),
-    "rpc": ("errors", "types"),
-    "tensors": ("rpc", "errors", "types"),
-    "guard": ("rpc", "errors", "types"),
-    "worker": ("tensors", "rpc", "errors", "types"),
-    "calls": ("rpc", "errors", "types"),
-    # A role knows its scheduler only as a protocol of its own, so a scheduler can hand out roles.
-    "roles": ("calls", "errors", "types"),
-    # A scheduler is its run's home of tensors; of the guard it shares how processes are named and swept.
-    "schedulers": ("roles", "calls", "tensors", "guard.proc", "guard.sweep", "rpc", "errors", "types"),
-    "front": ("schedulers", "errors", "types"),
-    "controllers": ("roles", "tensors", "errors", "types"),
-    "proxy": ("rpc", "errors", "types"),
+    "protocol": ("errors", "types"),
+    "transport": ("protocol", "errors", "types"),
+    "tensors": ("transport", "protocol", "errors", "types"),
+    "guard": ("transport", "protocol", "errors", "types"),
+    "worker": ("tensors", "transport", "protocol", "errors", "types"),
+    # A placement shares with the guard how processes are named and swept.
+    "placement": ("scheduler", "guard.proc", "guard.sweep", "transport", "protocol", "errors", "types"),
+    # A scheduler is its run's home of tensors.
+    "scheduler": (
+        "placement",
+        "tensors",
+        "guard.proc",
+        "guard.sweep",
+        "transport",
+        "protocol",
+        "errors",
+        "types",
+    ),
+    "proxy": ("worker", "protocol", "errors", "types"),
     "rl": EVERYTHING,
     "demo": EVERYTHING,
     "cli": EVERYTHING,
@@ -38,7 +45,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 }
 
 # Backends share what stands in the base and know nothing of each other.
-STRANGERS = [("schedulers.local", "schedulers.slurm", "schedulers.ray")]
+STRANGERS = [("placement.local", "placement.slurm", "placement.ray")]
 
 BASE = {"h11", "msgspec", "psutil", "rich", "typer", "uvloop"}
 
@@ -90,7 +97,7 @@ def imports_of(tree: ast.AST, package: str) -> Iterator[Import]:
 
 
 def targets(node: ast.ImportFrom, package: str) -> list[str]:
-    """Modules that a `from` import reaches; `from rolecall import rpc` reaches rolecall.rpc."""
+    """Modules that a `from` import reaches; `from rolecall import transport` reaches rolecall.transport."""
     base = node.module or ""
     if node.level:
         above = package.split(".")[: len(package.split(".")) - node.level + 1]
@@ -175,14 +182,14 @@ def test_every_part_is_in_the_table() -> None:
 @pytest.mark.parametrize(
     ("own", "text", "allowed"),
     [
-        ("rpc.link", "from rolecall.errors import RPCError", True),
-        ("rpc.link", "from rolecall.worker import host", False),
-        ("rpc.link", "from ..worker import host", False),
-        ("rpc.link", "from .codec import encode", True),
-        ("roles", "from rolecall.calls import CallOptions", True),
-        ("roles", "from rolecall.schedulers.local import LocalScheduler", False),
-        ("schedulers.ray_placement", "from rolecall.schedulers.slurm_script import x", False),
-        ("schedulers.local", "from rolecall.schedulers.base import Scheduler", True),
+        ("transport.link", "from rolecall.errors import RPCError", True),
+        ("transport.link", "from rolecall.worker import host", False),
+        ("transport.link", "from ..worker import host", False),
+        ("transport.link", "from .codec import encode", True),
+        ("scheduler.roles", "from rolecall.scheduler.calls import CallOptions", True),
+        ("transport.link", "from rolecall.placement.local import LocalScheduler", False),
+        ("placement.ray.groups", "from rolecall.placement.slurm.script import x", False),
+        ("placement.local", "from rolecall.scheduler.scheduler import Scheduler", True),
         ("tensors.handle", "import torch", False),
         ("tensors.handle", "def f():\n    import torch", True),
         ("tensors.handle", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch", True),

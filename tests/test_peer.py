@@ -24,12 +24,12 @@ from rolecall.errors import (
     RPCConnectionError,
     WorkerFailedError,
 )
-from rolecall.rpc.client import Client
-from rolecall.rpc.link import Link
-from rolecall.rpc.loop import IOThread
-from rolecall.rpc.peer import Incoming, Peer
-from rolecall.rpc.sequences import SequenceSet
-from rolecall.rpc.token import Token
+from rolecall.protocol.token import Token
+from rolecall.transport.client import Client
+from rolecall.transport.link import Link
+from rolecall.transport.loop import IOThread
+from rolecall.transport.peer import Incoming, Peer
+from rolecall.transport.session.sequences import SequenceSet
 
 
 @pytest.fixture(scope="module", params=["uvloop", "asyncio"])

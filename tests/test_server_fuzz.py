@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from rpc_program import TOKEN, Running, running
 
 from rolecall.errors import ProtocolError
-from rolecall.rpc import messages
-from rolecall.rpc.client import Client
-from rolecall.rpc.frames import MAGIC, pack
-from rolecall.rpc.loop import IOThread
+from rolecall.transport.client import Client
+from rolecall.transport.frames import MAGIC, pack
+from rolecall.transport.loop import IOThread
+from rolecall.transport.session import messages
 
 FUZZ = settings(
     derandomize=True,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from rpc_program import TOKEN, Running, running
 
-from rolecall.rpc.http import Response, http_get
+from rolecall.transport.http import Response, http_get
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "REPORT", "RCX"]
 PATHS = ["/health", "/echo", "/data/7", "/boom", "/unknown", "/", "/health/../x"]

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from rolecall.rpc.loop import IOThread
-from rolecall.schedulers.sidecar import Sidecar
+from rolecall.placement.sidecar import Sidecar
+from rolecall.transport.loop import IOThread
 
 LONG_S = 30.0
 SHORT_S = 0.2
@@ -110,8 +110,8 @@ def test_one_that_hangs_is_killed(sidecar: Sidecar) -> None:
 CONTROLLER = """
 import os, sys
 from pathlib import Path
-from rolecall.rpc.loop import IOThread
-from rolecall.schedulers.sidecar import Sidecar
+from rolecall.transport.loop import IOThread
+from rolecall.placement.sidecar import Sidecar
 
 sidecar = Sidecar("sidecar_program", Path(sys.argv[1]), {}, IOThread())
 assert sidecar.ask("echo", value=1, timeout=30) == (True, 1)

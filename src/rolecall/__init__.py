@@ -7,13 +7,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rolecall.calls import PendingCall as PendingCall
-    from rolecall.front import scheduler as scheduler
-    from rolecall.roles import Role as Role
-    from rolecall.schedulers.base import Scheduler as Scheduler
-    from rolecall.schedulers.local import LocalScheduler as LocalScheduler
-    from rolecall.schedulers.ray import RayScheduler as RayScheduler
-    from rolecall.schedulers.slurm import SlurmScheduler as SlurmScheduler
+    from rolecall.placement.local import LocalScheduler as LocalScheduler
+    from rolecall.placement.ray.ray import RayScheduler as RayScheduler
+    from rolecall.placement.slurm.slurm import SlurmScheduler as SlurmScheduler
+    from rolecall.scheduler.calls import PendingCall as PendingCall
+    from rolecall.scheduler.front import scheduler as scheduler
+    from rolecall.scheduler.roles import Role as Role
+    from rolecall.scheduler.scheduler import Scheduler as Scheduler
     from rolecall.tensors.functions import clear as clear
     from rolecall.tensors.functions import localize as localize
     from rolecall.tensors.functions import remotize as remotize
@@ -28,21 +28,21 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Job": "rolecall.types",
-    "LocalScheduler": "rolecall.schedulers.local",
-    "PendingCall": "rolecall.calls",
+    "LocalScheduler": "rolecall.placement.local",
+    "PendingCall": "rolecall.scheduler.calls",
     "RTensor": "rolecall.tensors.handle",
-    "RayScheduler": "rolecall.schedulers.ray",
-    "Role": "rolecall.roles",
-    "Scheduler": "rolecall.schedulers.base",
+    "RayScheduler": "rolecall.placement.ray.ray",
+    "Role": "rolecall.scheduler.roles",
+    "Scheduler": "rolecall.scheduler.scheduler",
     "SchedulingSpec": "rolecall.types",
     "SchedulingStrategy": "rolecall.types",
-    "SlurmScheduler": "rolecall.schedulers.slurm",
+    "SlurmScheduler": "rolecall.placement.slurm.slurm",
     "Worker": "rolecall.types",
     "clear": "rolecall.tensors.functions",
     "localize": "rolecall.tensors.functions",
     "ray_placement_group": "rolecall.worker.ray_group",
     "remotize": "rolecall.tensors.functions",
-    "scheduler": "rolecall.front",
+    "scheduler": "rolecall.scheduler.front",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]

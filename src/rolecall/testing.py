@@ -19,11 +19,11 @@ from typing import Any
 from rolecall.errors import RolecallError, WorkerConfigurationError, WorkerNotFoundError
 from rolecall.guard import runtime
 from rolecall.guard.ports import PortLeases
-from rolecall.rpc.hosts import this_host
-from rolecall.rpc.loop import IOThread
-from rolecall.schedulers.guards import GuardProxy
-from rolecall.schedulers.one_host import OneHostScheduler
-from rolecall.schedulers.run import Run
+from rolecall.placement.one_host import OneHostScheduler
+from rolecall.scheduler.guards import GuardProxy
+from rolecall.scheduler.run import Run
+from rolecall.transport.hosts import this_host
+from rolecall.transport.loop import IOThread
 from rolecall.worker.node import WorkerConfig, WorkerNode
 
 IP = "127.0.0.1"

@@ -18,9 +18,9 @@ from typing import Any
 from rolecall.guard import runtime
 from rolecall.guard.proc import Process, alive, identify
 from rolecall.guard.sweep import find
-from rolecall.rpc.loop import IOThread
-from rolecall.rpc.peer import Peer
-from rolecall.rpc.server import Hello, Server
+from rolecall.transport.loop import IOThread
+from rolecall.transport.peer import Peer
+from rolecall.transport.server import Hello, Server
 
 HERE = Path(__file__).parent
 SOURCES = HERE.parents[1] / "src"

@@ -11,9 +11,9 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from rolecall.rpc.link import Link
-from rolecall.rpc.loop import IOThread
-from rolecall.rpc.peer import Incoming, Peer
+from rolecall.transport.link import Link
+from rolecall.transport.loop import IOThread
+from rolecall.transport.peer import Incoming, Peer
 
 
 class Worker:

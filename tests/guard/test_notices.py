@@ -5,7 +5,7 @@ import contextlib
 import os
 
 from rolecall.guard.notices import LONGEST, Notices
-from rolecall.guard.spec import NoticeNote
+from rolecall.protocol.guard import NoticeNote
 
 LINE = b'{"role": "actor", "reason": "the time limit", "seconds": 120}\n'
 NOTICE = NoticeNote(role="actor", reason="the time limit", seconds=120)

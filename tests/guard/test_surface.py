@@ -11,7 +11,7 @@ import pytest
 from guard_rig import Rig, wait_for
 
 from rolecall.errors import WorkerConfigurationError, WorkerNotFoundError
-from rolecall.rpc.client import Client
+from rolecall.transport.client import Client
 
 
 def request(rig: Rig, method: str, path: str, body: Any = None, token: str | None = None) -> tuple[int, Any]:

@@ -17,7 +17,7 @@ from worker_processes import of_worker, processes, wait_for
 
 from rolecall import Job, LocalScheduler, SchedulingSpec
 from rolecall.errors import SchedulerError, WorkerConfigurationError, WorkerCreationError, WorkerFailedError
-from rolecall.schedulers.starting import Group, take_back
+from rolecall.scheduler.starting import Group, take_back
 
 Echo = sample_engines.Echo
 NEVER_READY = [sys.executable, "-c", "import time; print('sleeping', flush=True); time.sleep(3600)"]

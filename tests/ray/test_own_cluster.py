@@ -14,7 +14,7 @@ import sample_engines
 from worker_processes import processes
 
 from rolecall import RayScheduler
-from rolecall.schedulers.ray_joining import folder_of
+from rolecall.placement.ray.joining import folder_of
 
 WITH_SOURCE = {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
 STRANGER = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False)"

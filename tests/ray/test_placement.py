@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rolecall import Job, SchedulingSpec
 from rolecall.errors import WorkerConfigurationError
-from rolecall.schedulers.ray_placement import GIB, LEAST_CPU, Asking, Placement, held_devices, place, shares
+from rolecall.placement.ray.groups import GIB, LEAST_CPU, Asking, Placement, held_devices, place, shares
 
 HOW = Asking("rc/1", per_node=8)
 NPU = Asking("rc/1", accelerator="npu", per_node=8)

@@ -12,9 +12,9 @@ from typing import get_args
 import pytest
 from ray_nodes import RayCluster
 
-from rolecall.front import options_of
-from rolecall.schedulers.ray import RayScheduler
-from rolecall.schedulers.slurm import SlurmScheduler
+from rolecall.placement.ray.ray import RayScheduler
+from rolecall.placement.slurm.slurm import SlurmScheduler
+from rolecall.scheduler.front import options_of
 from rolecall.types import RayPlacementStrategy
 
 ROOT = Path(__file__).parents[2]

@@ -21,7 +21,7 @@ from worker_processes import of_worker, wait_for
 
 from rolecall import RayScheduler
 from rolecall.errors import WorkerConfigurationError, WorkerCreationError, WorkerFailedError
-from rolecall.roles import Role
+from rolecall.scheduler.roles import Role
 
 KNOWN_WITHIN_S = 15.0
 HEADLESS_S = 10.0  # so long Ray's nodes go on without a head; 60 unless they are told otherwise

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rolecall.schedulers.ray_words import ending, lost, why
+from rolecall.placement.ray.words import ending, lost, why
 
 NODES = [
     {"NodeID": "aaaaaaaa", "NodeName": "10.0.0.1", "Resources": {"CPU": 8.0, "GPU": 4.0, "memory": 64.0 * 2**30}},

@@ -21,8 +21,8 @@ from live_run import LiveRun, live_run
 
 import rolecall
 from rolecall.errors import EncodeError, EngineCallError
-from rolecall.rpc.array_codec import ARRAY, DTYPE, SCALAR
-from rolecall.rpc.walk import DECODERS
+from rolecall.transport.codec.arrays import ARRAY, DTYPE, SCALAR
+from rolecall.transport.codec.walk import DECODERS
 
 SOURCE = Path(rolecall.__file__).parent
 POSTS = (

@@ -23,7 +23,7 @@ from worker_processes import processes
 
 from rolecall import Scheduler
 from rolecall.errors import EngineCallError, WorkerCreationError
-from rolecall.rpc import address
+from rolecall.transport import address
 
 
 @pytest.fixture(params=each(["slurm", "ray"]))

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from live_run import LiveRun, live_run
 
-from rolecall.rpc import codec
+from rolecall.transport import codec
 
 EXAMPLES = 2000
 GROWTH = 96 << 20  # bytes; what a fuzzed process may take more than before

@@ -22,9 +22,9 @@ from rich.pretty import pretty_repr
 
 from rolecall import LocalScheduler
 from rolecall.errors import EngineCallError, EngineCreationError, WorkerCreationError, WorkerFailedError
-from rolecall.guard.config import GuardConfig
-from rolecall.guard.spec import WorkerConfig as GuardsWorkerConfig
-from rolecall.rpc.token import Token
+from rolecall.protocol.guard import WorkerConfig as GuardsWorkerConfig
+from rolecall.protocol.guard_config import GuardConfig
+from rolecall.protocol.token import Token
 from rolecall.worker.node import WorkerConfig
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from slurm_cluster import SlurmCluster
 
-from rolecall.schedulers.slurm import SlurmScheduler
+from rolecall.placement.slurm.slurm import SlurmScheduler
 
 Make = Callable[..., SlurmScheduler]
 

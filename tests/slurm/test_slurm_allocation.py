@@ -12,13 +12,13 @@ import pytest
 from fake_slurm import FakeSlurm
 
 from rolecall.errors import SlurmError
-from rolecall.schedulers import slurm as slurm_module
-from rolecall.schedulers.cluster import Standing
-from rolecall.schedulers.fates import RUNS, Fate
-from rolecall.schedulers.slurm import SlurmAllocation
-from rolecall.schedulers.slurm_commands import Slurm
-from rolecall.schedulers.slurm_queue import Queue
-from rolecall.schedulers.slurm_states import JobState
+from rolecall.placement.cluster import AllocationStatus
+from rolecall.placement.exit_causes import RUNS, ExitCause
+from rolecall.placement.slurm import slurm as slurm_module
+from rolecall.placement.slurm.commands import Slurm
+from rolecall.placement.slurm.queue import Queue
+from rolecall.placement.slurm.slurm import SlurmAllocation
+from rolecall.placement.slurm.states import JobState
 
 
 @pytest.fixture
@@ -38,26 +38,26 @@ def shows(fake: FakeSlurm, state: str, reason: str = "None", start: str = "N/A")
 
 def test_where_a_job_stands(fake: FakeSlurm, job: SlurmAllocation) -> None:
     shows(fake, "PENDING", "Priority", "2026-11-21T05:00:00")
-    assert job.poll() == Standing("queued", "job 7: Priority, expected to start at 2026-11-21T05:00:00")
+    assert job.poll() == AllocationStatus("queued", "job 7: Priority, expected to start at 2026-11-21T05:00:00")
 
 
 def test_nodes_that_are_being_booted_count_as_queue(fake: FakeSlurm, job: SlurmAllocation) -> None:
     shows(fake, "CONFIGURING")
-    assert job.poll() == Standing("queued", "job 7: CONFIGURING: no reason given")
+    assert job.poll() == AllocationStatus("queued", "job 7: CONFIGURING: no reason given")
 
 
 def test_an_unknown_state_runs(fake: FakeSlurm, job: SlurmAllocation, caplog: pytest.LogCaptureFixture) -> None:
     """Nothing is given up, and a line says that there is a word that this version does not know."""
     shows(fake, "DREAMING")
-    assert job.poll() == Standing("running", "job 7")
+    assert job.poll() == AllocationStatus("running", "job 7")
     assert job.fate(0) == RUNS
     assert "'DREAMING', which this version does not know" in caplog.text
 
 
 def test_a_job_that_is_not_listed_any_more_has_ended(fake: FakeSlurm, job: SlurmAllocation) -> None:
     fake.says("squeue", "")
-    assert job.poll() == Standing("ended", "Slurm does not list job 7 any more")
-    assert job.fate(0) == Fate(True, "Slurm does not list job 7 any more")
+    assert job.poll() == AllocationStatus("ended", "Slurm does not list job 7 any more")
+    assert job.fate(0) == ExitCause(True, "Slurm does not list job 7 any more")
     job.release()
     assert fake.calls("scancel") == []
 
@@ -83,15 +83,15 @@ def wait_until(look: Callable[[], bool]) -> None:
 
 def test_what_completing_hides_may_come_later(fake: FakeSlurm, job: SlurmAllocation) -> None:
     shows(fake, "COMPLETING", "NodeDown")
-    assert job.fate(0) == Fate(True, "Slurm says of job 7: COMPLETING (NodeDown)", final=False)
+    assert job.fate(0) == ExitCause(True, "Slurm says of job 7: COMPLETING (NodeDown)", final=False)
     shows(fake, "NODE_FAIL", "NodeDown")
-    wait_until(lambda: job.fate(0) == Fate(True, "Slurm says of job 7: NODE_FAIL (NodeDown)"))
+    wait_until(lambda: job.fate(0) == ExitCause(True, "Slurm says of job 7: NODE_FAIL (NodeDown)"))
 
 
 def test_a_suspended_job_is_told_as_why_its_guards_are_silent(fake: FakeSlurm, job: SlurmAllocation) -> None:
     shows(fake, "SUSPENDED")
     assert job.poll().state == "running"
-    assert job.fate(0) == Fate(True, "Slurm says of job 7: SUSPENDED")
+    assert job.fate(0) == ExitCause(True, "Slurm says of job 7: SUSPENDED")
 
 
 @pytest.mark.parametrize("state", ["RUNNING", "COMPLETED", "FAILED"])
@@ -100,13 +100,13 @@ def test_what_a_state_keeps_back_is_told_behind_it(fake: FakeSlurm, job: SlurmAl
     shows(fake, state)
     fake.says("scontrol", "JobId=7\n   PreemptTime=2026-11-21T05:00:00\n   Comment=rolecall/0123: srun: error: x\n")
     words = f"Slurm says of job 7: {state}: preempted at 2026-11-21T05:00:00; srun: error: x"
-    assert [job.fate(n) for n in range(4)] == [Fate(True, words, final=state != "RUNNING")] * 4
+    assert [job.fate(n) for n in range(4)] == [ExitCause(True, words, final=state != "RUNNING")] * 4
     assert len(fake.calls("scontrol")) == 1
 
 
 def test_a_state_that_tells_all_is_told_alone(fake: FakeSlurm, job: SlurmAllocation) -> None:
     shows(fake, "TIMEOUT", "TimeLimit")
-    assert job.fate(0) == Fate(True, "Slurm says of job 7: TIMEOUT (TimeLimit)")
+    assert job.fate(0) == ExitCause(True, "Slurm says of job 7: TIMEOUT (TimeLimit)")
     assert fake.calls("scontrol") == []
 
 

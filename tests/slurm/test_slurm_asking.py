@@ -10,7 +10,7 @@ import sample_engines
 from slurm_cluster import SlurmCluster
 
 from rolecall.errors import GPUAllocationError, WorkerCreationError
-from rolecall.schedulers.slurm import SlurmScheduler
+from rolecall.placement.slurm.slurm import SlurmScheduler
 
 Make = Callable[..., SlurmScheduler]
 SMALL: dict[str, Any] = {"cpu": 1, "mem": 1}

@@ -8,9 +8,9 @@ import pytest
 from fake_slurm import FakeSlurm
 
 from rolecall.errors import SlurmError
-from rolecall.schedulers.slurm_commands import Slurm
-from rolecall.schedulers.slurm_packing import Node, Share
-from rolecall.schedulers.slurm_states import JobState
+from rolecall.placement.slurm.commands import Slurm
+from rolecall.placement.slurm.packing import Node, Share
+from rolecall.placement.slurm.states import JobState
 
 
 @pytest.fixture

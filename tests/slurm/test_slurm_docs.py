@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from slurm_cluster import SlurmCluster
 
-from rolecall.schedulers.slurm_options import SlurmOptions
+from rolecall.placement.slurm.options import SlurmOptions
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "slurm.md").read_text()

@@ -20,7 +20,7 @@ from worker_processes import processes, wait_for
 
 from rolecall import PendingCall, Role
 from rolecall.errors import WorkerFailedError
-from rolecall.schedulers.slurm import SlurmScheduler
+from rolecall.placement.slurm.slurm import SlurmScheduler
 
 Make = Callable[..., SlurmScheduler]
 SMALL: dict[str, Any] = {"cpu": 1, "mem": 1}

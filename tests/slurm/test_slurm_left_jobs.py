@@ -16,7 +16,7 @@ from slurm_cluster import SlurmCluster
 from worker_processes import wait_for
 
 from rolecall.errors import WorkerFailedError
-from rolecall.schedulers.slurm import SlurmScheduler
+from rolecall.placement.slurm.slurm import SlurmScheduler
 
 SRC = Path(__file__).parents[2] / "src"
 ALL_DEVICES = ("--nodes=2", "--ntasks-per-node=1", "--gres=gpu:4", "--mem=1G")

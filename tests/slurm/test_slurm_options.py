@@ -8,7 +8,7 @@ import pytest
 
 from rolecall import Job, SchedulingSpec
 from rolecall.errors import WorkerConfigurationError
-from rolecall.schedulers.slurm_options import SlurmOptions, split_options
+from rolecall.placement.slurm.options import SlurmOptions, split_options
 
 
 @pytest.mark.parametrize(

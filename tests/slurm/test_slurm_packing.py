@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rolecall import SchedulingSpec
 from rolecall.errors import GPUAllocationError, WorkerConfigurationError
-from rolecall.schedulers.slurm_packing import Node, Packing, Share, need, pack, place, tighten
+from rolecall.placement.slurm.packing import Node, Packing, Share, need, pack, place, tighten
 
 SHARES = st.builds(Share, st.integers(1, 16), st.integers(0, 64), st.integers(0, 4))
 SHAPES = st.builds(Share, st.integers(16, 64), st.integers(64, 256), st.integers(4, 8))

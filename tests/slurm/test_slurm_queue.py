@@ -19,8 +19,8 @@ from slurm_cluster import SlurmCluster
 from worker_processes import wait_for
 
 from rolecall.errors import WorkerCreationError
-from rolecall.schedulers import slurm_commands
-from rolecall.schedulers.slurm import SlurmScheduler
+from rolecall.placement.slurm import commands as slurm_commands
+from rolecall.placement.slurm.slurm import SlurmScheduler
 
 Make = Callable[..., SlurmScheduler]
 SMALL: dict[str, Any] = {"cpu": 1, "mem": 1}

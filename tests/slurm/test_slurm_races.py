@@ -15,7 +15,7 @@ from slurm_cluster import SlurmCluster
 from worker_processes import wait_for
 
 from rolecall.errors import WorkerConfigurationError, WorkerCreationError
-from rolecall.schedulers.slurm import SlurmScheduler
+from rolecall.placement.slurm.slurm import SlurmScheduler
 
 Make = Callable[..., SlurmScheduler]
 SMALL: dict[str, Any] = {"cpu": 1, "mem": 1}

@@ -17,7 +17,7 @@ from worker_processes import wait_for
 
 from rolecall import Job, Role, SchedulingSpec
 from rolecall.errors import GPUAllocationError, SlurmError, WorkerConfigurationError, WorkerNotFoundError
-from rolecall.schedulers.slurm import SlurmScheduler
+from rolecall.placement.slurm.slurm import SlurmScheduler
 
 Echo = sample_engines.Echo
 Make = Callable[..., SlurmScheduler]

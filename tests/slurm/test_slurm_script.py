@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from rolecall import SchedulingSpec
-from rolecall.schedulers.slurm_options import SlurmOptions
-from rolecall.schedulers.slurm_packing import Node, Share, place
-from rolecall.schedulers.slurm_script import Surroundings, filled, render
+from rolecall.placement.slurm.options import SlurmOptions
+from rolecall.placement.slurm.packing import Node, Share, place
+from rolecall.placement.slurm.script import Surroundings, filled, render
 
 GOLDEN = Path(__file__).parent / "golden"
 NODES = [Node(f"n{i}", f"10.0.0.{i}", Share(cpus=64, mem=512 * 1024, gpus=8)) for i in range(1, 5)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rolecall.schedulers.slurm_states import JobState
+from rolecall.placement.slurm.states import JobState
 
 QUEUED = ["PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"]
 RUNNING = ["RUNNING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "STAGE_OUT"]

@@ -12,9 +12,9 @@ import pytest
 import torch
 from open_files import open_descriptors
 
-from rolecall.tensors.shm import ShmBackend
+from rolecall.tensors.backends.shm import ShmBackend
+from rolecall.tensors.backends.wire import WireBackend
 from rolecall.tensors.store import Store
-from rolecall.tensors.wire import WireBackend
 
 torch.set_num_threads(1)  # on a busy machine torch's threads spin for each other longer than the tests take
 

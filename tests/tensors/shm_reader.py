@@ -7,8 +7,8 @@ import sys
 
 import torch
 
+from rolecall.tensors.backends.shm import ShmBackend
 from rolecall.tensors.shard import Shard
-from rolecall.tensors.shm import ShmBackend
 
 
 def main() -> None:

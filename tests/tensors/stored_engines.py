@@ -13,10 +13,10 @@ import torch
 from open_files import open_descriptors
 
 from rolecall.errors import ShardNotFoundError
+from rolecall.tensors.backends.ray import RayBackend
 from rolecall.tensors.binding import binding
 from rolecall.tensors.dtypes import torch_dtype
 from rolecall.tensors.raw import laid_out
-from rolecall.tensors.ray_store import RayBackend
 from rolecall.tensors.service import DataService
 from rolecall.tensors.shard import Shard
 from rolecall.tensors.store import Store

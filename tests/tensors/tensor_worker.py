@@ -15,17 +15,17 @@ from typing import Any
 import torch
 from open_files import open_descriptors
 
-from rolecall.rpc.loop import IOThread
-from rolecall.rpc.peer import Incoming, Peer
-from rolecall.rpc.server import Server
 from rolecall.tensors import functions
+from rolecall.tensors.backends.shm import ShmBackend
+from rolecall.tensors.backends.wire import WireBackend
 from rolecall.tensors.cache import Cache
 from rolecall.tensors.connections import Connections
 from rolecall.tensors.fetch import Fetcher
 from rolecall.tensors.service import DataService
-from rolecall.tensors.shm import ShmBackend
 from rolecall.tensors.store import Store
-from rolecall.tensors.wire import WireBackend
+from rolecall.transport.loop import IOThread
+from rolecall.transport.peer import Incoming, Peer
+from rolecall.transport.server import Server
 
 TOKEN = "0123456789abcdef" * 4
 

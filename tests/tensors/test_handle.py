@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rolecall.errors import DecodeError
+from rolecall.tensors.backends.wire import WireBackend
 from rolecall.tensors.cache import Cache
 from rolecall.tensors.dtypes import ITEMSIZE, torch_dtype
 from rolecall.tensors.fetch import Fetcher
@@ -21,7 +22,6 @@ from rolecall.tensors.handle import Piece, RTensor
 from rolecall.tensors.owners import Requester
 from rolecall.tensors.shard import Shard
 from rolecall.tensors.store import Store
-from rolecall.tensors.wire import WireBackend
 
 
 class World:

@@ -24,12 +24,12 @@ from stored_engines import Tensors, digest, random_bits
 import rolecall
 from rolecall import LocalScheduler, RayScheduler, RTensor
 from rolecall.errors import ShardNotFoundError, TensorError, WorkerConfigurationError, WorkerFailedError
-from rolecall.roles import Role
+from rolecall.scheduler.roles import Role
+from rolecall.tensors.backends.ray import SMALLEST
+from rolecall.tensors.backends.segments import MIB
 from rolecall.tensors.cache import Cache
 from rolecall.tensors.dtypes import ITEMSIZE
 from rolecall.tensors.fetch import Fetcher
-from rolecall.tensors.ray_store import SMALLEST
-from rolecall.tensors.segments import MIB
 from rolecall.tensors.shard import Shard, Where
 from rolecall.testing import InProcessScheduler
 

@@ -16,11 +16,11 @@ import pytest
 import torch
 from open_files import open_descriptors
 
-from rolecall.tensors.segments import MIB, Pool, size_class
+from rolecall.tensors.backends.segments import MIB, Pool, size_class
+from rolecall.tensors.backends.shm import PACKED, SLAB, ShmBackend
+from rolecall.tensors.backends.wire import WireBackend
 from rolecall.tensors.shard import Shard
-from rolecall.tensors.shm import PACKED, SLAB, ShmBackend
 from rolecall.tensors.store import Store
-from rolecall.tensors.wire import WireBackend
 
 
 class Reader:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rolecall.errors import ShardNotFoundError, TensorError
-from rolecall.tensors.shm import PACKED, SMALLEST
+from rolecall.tensors.backends.shm import PACKED, SMALLEST
 from rolecall.tensors.store import Store
 
 SIZES = [0, 1, SMALLEST - 1, SMALLEST, PACKED - 1, PACKED, 3 * PACKED + 5]

@@ -17,14 +17,14 @@ from open_files import open_descriptors
 from tensor_worker import TOKEN
 
 from rolecall import errors
-from rolecall.rpc.loop import IOThread
 from rolecall.tensors import functions
+from rolecall.tensors.backends.shm import ShmBackend
 from rolecall.tensors.cache import Cache
 from rolecall.tensors.connections import Connections
 from rolecall.tensors.fetch import Fetcher
 from rolecall.tensors.handle import RTensor
 from rolecall.tensors.lifetime import Home
-from rolecall.tensors.shm import ShmBackend
+from rolecall.transport.loop import IOThread
 
 NAMES = ("a", "b", "far")  # the last one as if on another host
 PROGRAM = Path(__file__).with_name("tensor_worker.py")

@@ -21,7 +21,7 @@ from rolecall.cli.rundir import State, elsewhere
 from rolecall.cli.runs import Chosen, state_of
 from rolecall.guard import runtime
 from rolecall.guard.proc import send
-from rolecall.schedulers.ray_joining import folder_of
+from rolecall.placement.ray.joining import folder_of
 
 KILL_MARGIN_S = 15.0  # beyond the grace: SIGKILL, and seeing everything dead
 LEAVE_S = 3.0  # a guard that was asked, or a reaper whose guard was killed, is gone in milliseconds

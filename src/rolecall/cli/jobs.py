@@ -10,10 +10,10 @@ from typing import Any
 from rolecall.cli.rundir import State
 from rolecall.cli.runs import Chosen, state_of
 from rolecall.errors import SlurmError
-from rolecall.schedulers.slurm import SlurmAllocation, SlurmScheduler
-from rolecall.schedulers.slurm_commands import Slurm
-from rolecall.schedulers.slurm_queue import Queue
-from rolecall.schedulers.slurm_script import job_comment
+from rolecall.placement.slurm.commands import Slurm
+from rolecall.placement.slurm.queue import Queue
+from rolecall.placement.slurm.script import job_comment
+from rolecall.placement.slurm.slurm import SlurmAllocation, SlurmScheduler
 
 AT_ONCE = 16
 BRIEF_S = 5.0

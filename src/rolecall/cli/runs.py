@@ -13,7 +13,7 @@ from rolecall.cli.live import Live, listening
 from rolecall.cli.output import remark
 from rolecall.cli.rundir import BrokenStateError, RunDir, State
 from rolecall.errors import RolecallError
-from rolecall.schedulers.run import private_root
+from rolecall.scheduler.run import private_root
 
 DEFAULT_FILEROOT = Path("~/.rolecall")
 

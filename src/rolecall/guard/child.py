@@ -12,15 +12,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
 
-from rolecall.guard.birth import Birth
 from rolecall.guard.kernel import die_with_parent, overwrite_marker, set_name
 from rolecall.guard.proc import open_files
 from rolecall.guard.sweep import WORKER
+from rolecall.protocol.fork import ForkSpec
 
 _OPENBLAS_SETTERS = ("scipy_openblas_set_num_threads64_", "openblas_set_num_threads64_", "openblas_set_num_threads")
 
 
-def become_worker(birth: Birth, control: int, keep: set[int]) -> None:
+def become_worker(birth: ForkSpec, control: int, keep: set[int]) -> None:
     """Turns this fresh fork, already handed over to the guard, into the worker of `birth`.
 
     Args:

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from rolecall.errors import PortAllocationError, RolecallError, WorkerConfigurationError, WorkerNotFoundError
 from rolecall.guard import runtime
-from rolecall.guard.config import GuardConfig
 from rolecall.guard.metrics import exposition
 from rolecall.guard.service import ControllerService, LocalService
-from rolecall.rpc.http import HttpError, Request, Response, Routes, json_response
-from rolecall.rpc.peer import Peer
-from rolecall.rpc.server import Hello, Server
+from rolecall.protocol.guard_config import GuardConfig
+from rolecall.transport.http import HttpError, Request, Response, Routes, json_response
+from rolecall.transport.peer import Peer
+from rolecall.transport.server import Hello, Server
 
 if TYPE_CHECKING:
     from rolecall.guard.supervisor import Guard

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from rolecall.guard.spec import ProcessSpec
 from rolecall.guard.sweep import GUARD, RUN, WORKER
+from rolecall.protocol.guard import ProcessSpec
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _NOT_INHERITED = ("ROLECALL_", "PMI", "OMPI_")  # an MPI library that finds its launcher's names takes over the process

@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 import msgspec
 
-from rolecall.guard.birth import Birth, TemplateReady, encode
 from rolecall.guard.children import Children, Exit
-from rolecall.guard.config import GuardConfig
 from rolecall.guard.environment import THREADS
 from rolecall.guard.proc import Process, below, read_stat, send, snapshot
 from rolecall.guard.spawn import spawn
 from rolecall.guard.sweep import WORKER
 from rolecall.guard.template import MAX_CHILDREN, TEMPLATE_NAME
+from rolecall.protocol.fork import ForkSpec, TemplateReady, encode
+from rolecall.protocol.guard_config import GuardConfig
 
 ANSWER_S = 10.0  # a template that has not forked within this is stopped or stuck
 PRELOAD_S = 300.0  # a cold import of torch from a shared file system takes minutes at its worst
@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 class Request(NamedTuple):
     """One child to fork: its birth and its end of the control channel."""
 
-    birth: Birth
+    birth: ForkSpec
     control: int
 
 

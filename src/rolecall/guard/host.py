@@ -10,9 +10,9 @@ from typing import Any
 
 import msgspec
 
-from rolecall.guard.config import GuardConfig
-from rolecall.rpc import address
-from rolecall.rpc.hosts import address_toward, this_host
+from rolecall.protocol.guard_config import GuardConfig
+from rolecall.transport import address
+from rolecall.transport.hosts import address_toward, this_host
 
 HOST_CORES = len(os.sched_getaffinity(0))
 DEVICE_VARS = ("CUDA_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES")

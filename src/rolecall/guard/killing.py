@@ -10,8 +10,8 @@ from rolecall.errors import describe_exit
 from rolecall.guard.ownership import census_of
 from rolecall.guard.ports import PortLeases
 from rolecall.guard.proc import Process, read_stat, send
-from rolecall.guard.spec import KillReport
 from rolecall.guard.table import Record, State, Table
+from rolecall.protocol.guard import KillReport
 
 KILL_S = 10.0  # after SIGKILL; only the kernel's uninterruptible sleep outlasts it
 REAP_S = 5.0  # between a process's death and the news of it

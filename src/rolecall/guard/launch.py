@@ -14,10 +14,8 @@ import msgspec
 
 from rolecall.errors import RolecallError, WorkerConfigurationError, describe_exit
 from rolecall.guard import environment, logs, runtime
-from rolecall.guard.birth import Birth
 from rolecall.guard.children import Children
 from rolecall.guard.command import fill
-from rolecall.guard.config import GuardConfig
 from rolecall.guard.forker import Request, Template, TemplateError
 from rolecall.guard.host import HOST_CORES
 from rolecall.guard.killing import Killer
@@ -25,10 +23,12 @@ from rolecall.guard.ports import PortLeases
 from rolecall.guard.proc import Process
 from rolecall.guard.readiness import wait_until_ready
 from rolecall.guard.spawn import spawn
-from rolecall.guard.spec import Configured, ProcessSpec, StartResult, WorkerConfig
 from rolecall.guard.table import Record, State, Table
-from rolecall.rpc.link import Link
-from rolecall.rpc.peer import Peer
+from rolecall.protocol.fork import ForkSpec
+from rolecall.protocol.guard import Configured, ProcessSpec, StartResult, WorkerConfig
+from rolecall.protocol.guard_config import GuardConfig
+from rolecall.transport.link import Link
+from rolecall.transport.peer import Peer
 from rolecall.types import check_argv, check_env, check_name
 
 INDEX_DIGITS = 6  # of a worker's index, which becomes part of a socket's path
@@ -201,9 +201,9 @@ class Launcher:
         control.close()
         return child
 
-    def _birth(self, record: Record) -> Birth:
+    def _birth(self, record: Record) -> ForkSpec:
         env = self.environment(record)
-        return Birth(
+        return ForkSpec(
             worker_id=record.worker_id,
             guard=os.getpid(),
             env={os.fsencode(name): os.fsencode(value) for name, value in env.items()},

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from rolecall.guard.spec import NoticeNote
+from rolecall.protocol.guard import NoticeNote
 
 STDIN = 0
 LONGEST = 64 << 10

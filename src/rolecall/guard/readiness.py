@@ -4,12 +4,12 @@ import asyncio
 import re
 
 from rolecall.guard import logs
-from rolecall.guard.config import GuardConfig
 from rolecall.guard.ownership import Census
 from rolecall.guard.sockets import holders, listener_inodes
-from rolecall.guard.spec import Ready
 from rolecall.guard.table import Record
-from rolecall.rpc.http import http_get
+from rolecall.protocol.guard import Ready
+from rolecall.protocol.guard_config import GuardConfig
+from rolecall.transport.http import http_get
 
 SETTLE_S = 0.3  # a program that cannot start (wrong arguments, a missing file) ends within this
 _FIRST_POLL_S = 0.01

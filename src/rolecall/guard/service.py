@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import msgspec
 
 from rolecall.errors import CallCancelledError, WorkerConfigurationError, WorkerCreationError, WorkerNotFoundError
-from rolecall.guard.spec import ProcessSpec, StartResult
 from rolecall.guard.table import Record
-from rolecall.rpc.peer import Incoming
+from rolecall.protocol.guard import ProcessSpec, StartResult
+from rolecall.transport.peer import Incoming
 from rolecall.types import MAX_PORTS, check_module, check_name
 
 if TYPE_CHECKING:

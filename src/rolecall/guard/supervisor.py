@@ -15,7 +15,6 @@ import msgspec
 from rolecall.errors import RolecallError
 from rolecall.guard import environment, host, logs, probe, runtime
 from rolecall.guard.children import Children, Exit
-from rolecall.guard.config import GuardConfig
 from rolecall.guard.endpoints import Endpoints
 from rolecall.guard.forker import Template, TemplateError
 from rolecall.guard.killing import Killer
@@ -28,13 +27,14 @@ from rolecall.guard.ports import PortLeases
 from rolecall.guard.proc import Process, alive, send
 from rolecall.guard.progress import ProgressPage
 from rolecall.guard.service import ControllerService, WorkerService
-from rolecall.guard.spec import ExitNote, KillReport, ProcessSpec, ShutdownReport, StartResult
 from rolecall.guard.sweep import sweep
 from rolecall.guard.table import Record, State, Table
 from rolecall.guard.watching import Watcher
-from rolecall.rpc.client import Client
-from rolecall.rpc.loop import new_loop
-from rolecall.rpc.peer import Peer
+from rolecall.protocol.guard import ExitNote, KillReport, ProcessSpec, ShutdownReport, StartResult
+from rolecall.protocol.guard_config import GuardConfig
+from rolecall.transport.client import Client
+from rolecall.transport.loop import new_loop
+from rolecall.transport.peer import Peer
 from rolecall.types import check_env
 
 TICK_S = 1.0
@@ -85,7 +85,7 @@ class Guard:
         self.client: Client | None = None
         self.notices = Notices(loop, lambda notice: self.tell("notice", notice))
 
-    # Life
+    # RoleLifecycle
 
     async def run(self) -> None:
         """Serves until the controller, a signal or the lease ends it."""

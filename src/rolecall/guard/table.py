@@ -12,10 +12,10 @@ from rolecall.guard.children import Exit
 from rolecall.guard.logs import Source
 from rolecall.guard.proc import Process
 from rolecall.guard.progress import ProgressPage
-from rolecall.guard.spec import ProcessSpec
+from rolecall.protocol.guard import ProcessSpec
 
 if TYPE_CHECKING:
-    from rolecall.rpc.peer import Peer
+    from rolecall.transport.peer import Peer
 
 
 class State(StrEnum):

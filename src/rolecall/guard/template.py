@@ -16,10 +16,10 @@ import time
 
 import msgspec
 
-from rolecall.guard.birth import Birth, TemplateReady, decode
 from rolecall.guard.child import become_worker, openblas_setters, run_entry
 from rolecall.guard.kernel import set_name
 from rolecall.guard.proc import identify, numbers, open_files
+from rolecall.protocol.fork import ForkSpec, TemplateReady, decode
 
 MAX_CHILDREN = 200  # the kernel passes at most 253 descriptors in one message
 TEMPLATE_NAME = "rc:template"  # also of a child until it is a worker
@@ -44,7 +44,7 @@ def _preload(names: list[str]) -> TemplateReady:
 class Newborn(Exception):
     """Unwinds the child out of the template's loop, so that it ends as any interpreter does."""
 
-    def __init__(self, birth: Birth, control: int, keep: set[int]) -> None:
+    def __init__(self, birth: ForkSpec, control: int, keep: set[int]) -> None:
         self.birth, self.control, self.keep = birth, control, keep
 
 

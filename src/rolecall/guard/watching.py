@@ -12,9 +12,9 @@ from rolecall.guard.children import Children
 from rolecall.guard.metrics import Counts
 from rolecall.guard.oom import OomWatch
 from rolecall.guard.ownership import Census
-from rolecall.guard.spec import ResumeNote, StallNote
 from rolecall.guard.stall import Resumed, Stalled, StallWatch
 from rolecall.guard.table import Record, State, Table
+from rolecall.protocol.guard import ResumeNote, StallNote
 
 Tell = Callable[[str, msgspec.Struct], None]
 Spawn = Callable[[Coroutine[Any, Any, Any]], None]

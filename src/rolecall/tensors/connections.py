@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from rolecall.errors import RPCConnectionError
-from rolecall.rpc.client import Client
-from rolecall.rpc.peer import Peer
-from rolecall.rpc.token import Token
+from rolecall.protocol.token import Token
+from rolecall.transport.client import Client
+from rolecall.transport.peer import Peer
 
 PATIENCE_S = 10.0  # for an owner on another host, whose death looks like a slow network
 LOOK_S = 0.1

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from rolecall.errors import TensorError
-from rolecall.rpc.frames import allocate
+from rolecall.transport.frames import allocate
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rolecall.errors import ProtocolError, RPCConnectionError, ShardNotFoundError, WorkerFailedError, WorkerTimeoutError
-from rolecall.tensors.backends import Backend
+from rolecall.tensors.backends.base import Backend
 from rolecall.tensors.cache import Block, Cache, Key
 from rolecall.tensors.dtypes import empty
 from rolecall.tensors.handle import RTensor

@@ -14,10 +14,10 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, SupportsIndex
 
 from rolecall.errors import DecodeError
-from rolecall.rpc import codec
 from rolecall.tensors.binding import binding
 from rolecall.tensors.dtypes import ITEMSIZE, empty, torch_dtype
 from rolecall.tensors.shard import Shard, shape_of
+from rolecall.transport import codec
 
 if TYPE_CHECKING:
     import torch

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rolecall.errors import ShardNotFoundError, TensorError
-from rolecall.tensors.backends import Backend
+from rolecall.tensors.backends.base import Backend
 from rolecall.tensors.dtypes import dtype_name, storable
 from rolecall.tensors.shard import Shard
 

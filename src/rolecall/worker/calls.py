@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from rolecall.errors import CallCancelledError, EngineCallError, RolecallError
-from rolecall.rpc.peer import Incoming
 from rolecall.tensors import functions, tree
 from rolecall.tensors.binding import binding
 from rolecall.tensors.handle import RTensor
 from rolecall.tensors.service import DataService
+from rolecall.transport.peer import Incoming
 from rolecall.worker.host import META, EngineHost, Kind, Method
 
 

@@ -11,7 +11,7 @@ from functools import partialmethod, singledispatchmethod
 from typing import Any
 
 from rolecall.errors import EngineCreationError, EngineNotFoundError
-from rolecall.worker.lane import Lane
+from rolecall.worker.engine_thread import EngineThread
 from rolecall.worker.progress import Progress
 
 META = "rpc_meta"
@@ -32,7 +32,7 @@ class Hosted:
 
     name: str
     engine: Any
-    lane: Lane
+    lane: EngineThread
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Method:
 
     call: Callable[..., Any]
     kind: Kind
-    lane: Lane
+    lane: EngineThread
     static: Any = None
     takes_meta: bool = False
 
@@ -64,7 +64,7 @@ class EngineHost:
         self.worker_id = worker_id
         self.progress = progress
         self._engines: dict[str, Hosted] = {}
-        self._reserved: dict[str, Lane] = {}
+        self._reserved: dict[str, EngineThread] = {}
         self._methods: dict[tuple[str, str], Method] = {}
         self._lock = threading.Lock()
 
@@ -75,7 +75,7 @@ class EngineHost:
         """Calls that wait for their lane."""
         return sum(h.lane.waiting for h in list(self._engines.values()))
 
-    def reserve(self, name: str) -> Lane:
+    def reserve(self, name: str) -> EngineThread:
         """Takes the name and gives the lane on which the engine is to be made.
 
         Raises:
@@ -86,7 +86,7 @@ class EngineHost:
                 raise EngineCreationError(
                     self.worker_id, name, "there is one of that name already; pass another engine_name"
                 )
-            lane = self._reserved[name] = Lane(name, self.progress)
+            lane = self._reserved[name] = EngineThread(name, self.progress)
             return lane
 
     def add(self, name: str, engine: Any) -> None:

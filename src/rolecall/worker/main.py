@@ -12,10 +12,10 @@ from typing import Any
 
 import msgspec
 
-from rolecall.rpc.link import Link
-from rolecall.rpc.loop import new_loop
-from rolecall.rpc.peer import Incoming, Peer
 from rolecall.tensors.binding import binding
+from rolecall.transport.link import Link
+from rolecall.transport.loop import new_loop
+from rolecall.transport.peer import Incoming, Peer
 from rolecall.worker.loading import ScriptModule
 from rolecall.worker.node import WorkerConfig, WorkerNode
 

@@ -6,19 +6,19 @@ import asyncio
 import os
 from typing import Any
 
-from rolecall.rpc.peer import Peer
-from rolecall.rpc.server import Hello, Server
-from rolecall.rpc.sessions import Sessions
-from rolecall.rpc.token import CarriesToken
-from rolecall.tensors.backends import Backend
+from rolecall.protocol.token import CarriesToken
+from rolecall.tensors.backends.base import Backend
+from rolecall.tensors.backends.ray import RayBackend
+from rolecall.tensors.backends.shm import ShmBackend
+from rolecall.tensors.backends.wire import WireBackend
 from rolecall.tensors.cache import Cache
 from rolecall.tensors.connections import Connections
 from rolecall.tensors.fetch import Fetcher
-from rolecall.tensors.ray_store import RayBackend
 from rolecall.tensors.service import DataService
-from rolecall.tensors.shm import ShmBackend
 from rolecall.tensors.store import Store
-from rolecall.tensors.wire import WireBackend
+from rolecall.transport.peer import Peer
+from rolecall.transport.server import Hello, Server
+from rolecall.transport.sessions import Sessions
 from rolecall.worker.host import EngineHost
 from rolecall.worker.progress import Progress
 from rolecall.worker.routes import AskGuard, WorkerRoutes

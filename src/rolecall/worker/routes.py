@@ -23,11 +23,11 @@ from rolecall.errors import (
     ShardNotFoundError,
     WorkerNotFoundError,
 )
-from rolecall.rpc import codec
-from rolecall.rpc.frames import pack
-from rolecall.rpc.http import Request, Response, Routes
 from rolecall.tensors import raw
 from rolecall.tensors.dtypes import dtype_name
+from rolecall.transport import codec
+from rolecall.transport.frames import pack
+from rolecall.transport.http import Request, Response, Routes
 from rolecall.worker.calls import engine_error
 from rolecall.worker.host import Kind
 from rolecall.worker.loading import load_engine_class

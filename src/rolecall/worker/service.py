@@ -22,13 +22,13 @@ from rolecall.errors import (
     RolecallError,
     WorkerConfigurationError,
 )
-from rolecall.rpc.peer import Incoming
 from rolecall.tensors import functions
 from rolecall.tensors.binding import binding
 from rolecall.tensors.service import DataService
+from rolecall.transport.peer import Incoming
 from rolecall.worker.calls import Calls, engine_error
+from rolecall.worker.engine_thread import EngineThread
 from rolecall.worker.host import EngineHost
-from rolecall.worker.lane import Lane
 from rolecall.worker.loading import load_engine_class
 
 DESTROY_TIMEOUT_S = 10.0
@@ -187,7 +187,7 @@ class WorkerService:
         }
 
 
-async def on_lane(lane: Lane, fn: Callable[[], Any], loop: asyncio.AbstractEventLoop) -> Any:
+async def on_lane(lane: EngineThread, fn: Callable[[], Any], loop: asyncio.AbstractEventLoop) -> Any:
     done: asyncio.Future[Any] = loop.create_future()
 
     def settle(value: Any, error: BaseException | None) -> None:

@@ -13,8 +13,8 @@ from rolecall.cli.checks.finding import Finding, info, ok, warning
 from rolecall.cli.rundir import RunDir, elsewhere
 from rolecall.cli.runs import chosen, find_runs, state_of
 from rolecall.errors import SlurmError
-from rolecall.schedulers.slurm_commands import Slurm
-from rolecall.schedulers.slurm_script import job_comment
+from rolecall.placement.slurm.commands import Slurm
+from rolecall.placement.slurm.script import job_comment
 
 
 def check_left_jobs(fileroot: Path) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from rolecall.cli import units
 from rolecall.cli.checks.finding import Finding, error, info, ok, warning
 from rolecall.guard.runtime import worker_socket
-from rolecall.schedulers.run import private_root
+from rolecall.scheduler.run import private_root
 
 CHECK = "paths"
 SOCKET_PATH = 107  # sun_path holds 108 bytes with its NUL

@@ -13,7 +13,7 @@ from rolecall.cli.census import marked
 from rolecall.cli.checks.finding import Finding, error, ok, warning
 from rolecall.cli.live import listening
 from rolecall.cli.rundir import age
-from rolecall.schedulers.run import private_root
+from rolecall.scheduler.run import private_root
 
 CHECK = "runtime directories"
 YOUNG_S = 60.0  # a run that is just starting has a directory before it has a process

@@ -1,0 +1,1 @@
+"""Where guards go, and nothing else. A backend places guards and never imports another one."""

@@ -1,0 +1,1 @@
+"""Ray: guards in actors of placement groups."""

@@ -1,0 +1,253 @@
+"""A role's placement groups on Ray, and the actors in them, as the run's driver holds them."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rolecall.placement.launching import marks
+from rolecall.placement.ray import guard as ray_guard
+from rolecall.placement.ray import words as ray_words
+
+STOP_S = 20.0
+GONE_S = 5.0
+PROBE_S = 0.5
+LOOK_S = 0.2
+GROUP = "ROLECALL_RAY_PLACEMENT_GROUP"  # by which an engine finds its own
+Say = Callable[[str, Any], None]
+
+
+class RoleActors:
+    """The placement groups and guards' actors of a role.
+
+    Where the group is shared, one guard on each node owns the slots of all bundles there: torch is imported once on a
+    node and not in front of each worker. Other bundles' devices are held by actors that do nothing else.
+
+    News: `state NAME` is [state, reason], `layout NAME` each worker's guard and devices, `fate NAME ORDINAL` a guard's
+    end, `released NAME` a list of what is left.
+    """
+
+    def __init__(self, order: dict[str, Any], say: Say) -> None:
+        self._name, self._order, self._say = order["name"], order, say
+        self._groups: list[Any] = []
+        self._homes: list[str] = []  # the node of each worker's bundle
+        self._owners: list[int] = []  # of each worker's slot: the worker that its guard is named after
+        self._actors: dict[int, Any] = {}
+        self._runs: dict[Any, int] = {}
+        self._fates: dict[int, str] = {}
+        self._releasing = threading.Event()
+        self.released = threading.Event()
+        self._idle = threading.Event()
+
+    def place(self) -> None:
+        """Asks for the groups, waits for them, starts the guards in them, and reports those that end."""
+        try:
+            self._ask()
+            if self._wait_for_groups():
+                self._say(f"state {self._name}", ["running", ""])
+                self._start()
+                self._tell_layout()
+        except Exception as e:
+            self._say(f"state {self._name}", ["ended", ray_words.ending(e)])
+        finally:
+            self._idle.set()
+        self._watch()
+
+    def _ask(self) -> None:
+        from ray.util.placement_group import placement_group
+
+        for group in self._order["groups"]:
+            if not self._releasing.is_set():
+                self._groups.append(
+                    placement_group(list(group["bundles"]), strategy=group["strategy"], name=group["name"])
+                )
+
+    def _wait_for_groups(self) -> bool:
+        """True when all are placed; False when they are no longer wanted."""
+        pause, told = 0.02, ""
+        while not self._releasing.wait(pause):
+            tables = [_table(group) for group in self._groups]
+            waiting = [table for table in tables if table["state"] != "CREATED"]
+            if not waiting:
+                return True
+            reason = _why(waiting, len(tables))
+            if reason != told:
+                self._say(f"state {self._name}", ["queued", reason])
+            pause, told = min(pause * 2, 0.5), reason
+        return False
+
+    def _start(self) -> None:
+        """An actor for each guard, and for each other bundle that has devices."""
+        actors, shared = self._order["actors"], self._order["strategy"] == "shared"
+        nodes = [_table(group)["bundles_to_node_id"] for group in self._groups]
+        self._homes = [nodes[actor["group"]][actor["bundle"]] for actor in actors]
+        self._owners = [self._homes.index(home) if shared else n for n, home in enumerate(self._homes)]
+        for n, actor in enumerate(actors):
+            if self._owners[n] == n:
+                self._actors[n] = self._actor(ray_guard.Guard, actor)
+                config = self._config(n, actor)
+                # The token in it goes to the actor itself; what a constructor is given is kept by Ray's head.
+                run = self._actors[n].run.remote(config, marks(config), self._order["kind"])
+            elif self._has_devices(actor):
+                self._actors[n] = self._actor(ray_guard.Holder, actor)
+                run = self._actors[n].run.remote()
+            else:
+                continue
+            self._runs[run] = n
+
+    def _config(self, n: int, actor: dict[str, Any]) -> dict[str, Any]:
+        """A guard's own configuration: what is said of all, its id, and the group that its workers are in."""
+        of_all: dict[str, Any] = self._order["config"]
+        group = self._order["groups"][actor["group"]]
+        return of_all | {"guard_id": f"{self._name}-{n}", "env": of_all["env"] | {GROUP: group["name"]}}
+
+    def _actor(self, kind: type, actor: dict[str, Any]) -> Any:
+        import ray
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy as InGroup
+
+        held = dict(actor["resources"])
+        options = {
+            "name": actor["name"],
+            "num_cpus": held.pop("CPU", 0),
+            "num_gpus": held.pop("GPU", 0),
+            "memory": held.pop("memory", None),
+            "resources": held,
+            "max_concurrency": 3,  # `run`, `devices` and `stop`
+            "max_restarts": 0,
+            "scheduling_strategy": InGroup(self._groups[actor["group"]], actor["bundle"]),
+        }
+        return ray.remote(kind).options(**options).remote(actor["worker_id"])
+
+    def _has_devices(self, actor: dict[str, Any]) -> bool:
+        return bool(actor["resources"].get(self._order["kind"]))
+
+    def _tell_layout(self) -> None:
+        """Which guard and which devices each worker has, as soon as the actors that hold devices are there."""
+        import ray
+
+        kind, actors = self._order["kind"], self._order["actors"]
+        asked = {n: self._actors[n].devices.remote(kind) for n, actor in enumerate(actors) if self._has_devices(actor)}
+        left = list(asked.values())
+        while left and not self._releasing.is_set():
+            _, left = ray.wait(left, num_returns=len(left), timeout=LOOK_S)
+        if not left:
+            devices = [ray.get(asked[n]) if n in asked else [] for n in range(len(actors))]
+            self._say(f"layout {self._name}", {"guards": self._owners, "devices": devices})
+
+    def _watch(self) -> None:
+        import ray
+
+        left = list(self._runs)
+        while left:
+            ended, left = ray.wait(left, timeout=None)
+            for run in ended:
+                self._note(self._runs[run], run)
+
+    def _note(self, ordinal: int, run: Any) -> None:
+        import ray
+
+        words = ray_words.in_words(ray.get, run)
+        with contextlib.suppress(Exception):  # whatever Ray raises, there are words already
+            words = (not self._releasing.is_set() and self._cause(ordinal)) or words
+        owner, worker = self._owners[ordinal], self._order["actors"][ordinal]["worker_id"]
+        if owner != ordinal:
+            words = f"the actor that held the devices of {worker} ended: {words}"
+            self._actors[owner].stop.remote()  # Ray gives those devices to others now
+        self._fates.setdefault(owner, words)
+        self._say(f"fate {self._name} {owner}", self._fates[owner])
+        self._say(f"state {self._name}", ["ended", f"{worker}: {words}"])
+
+    def look(self, ordinal: int) -> str | None:
+        """What is known of a guard's end, or to be seen of it before Ray reports it."""
+        return self._fates.get(ordinal) or self._cause(ordinal)
+
+    def _cause(self, ordinal: int) -> str | None:
+        """What has taken a guard with it: a dying node kills it before anything is heard of the node."""
+        import ray
+
+        table = _table(self._groups[self._order["actors"][ordinal]["group"]])
+        if table["state"] == "REMOVED":
+            return f"its placement group {table['name']} was removed"
+        nodes, home = ray.nodes(), self._homes[ordinal]
+        living = [node for node in nodes if node["NodeID"] == home and node["Alive"]]
+        if not living:
+            return ray_words.lost(home, nodes)
+        where = living[0]["NodeManagerAddress"]
+        if not _answers(where, living[0]["NodeManagerPort"]):
+            return f"the raylet of its Ray node {where} does not answer"
+        return None
+
+    def release(self) -> None:
+        """Ends guards, actors and groups, and reports what of them is left."""
+        self._releasing.set()
+        self._idle.wait()
+        try:
+            left = self._end_actors() + self._remove_groups()
+        except Exception as e:
+            left = [ray_words.ending(e)]
+        self.released.set()
+        self._say(f"released {self._name}", left)
+
+    def _end_actors(self) -> list[str]:
+        import ray
+
+        actors = list(self._actors.values())
+        stops = [actor.stop.remote() for actor in actors if _state(actor) == "ALIVE"]
+        if stops:
+            ray.wait(stops, num_returns=len(stops), timeout=STOP_S)
+        for actor in actors:
+            actor.__ray_terminate__.remote()
+        _until(lambda: all(_state(actor) == "DEAD" for actor in actors))
+        for actor in actors:
+            ray.kill(actor)  # also who is dead: an actor's name is free only then
+        _until(lambda: all(_state(actor) == "DEAD" for actor in actors))
+        names = [order["name"] for order in self._order["actors"]]
+        return [f"actor {names[n]}" for n, actor in self._actors.items() if _state(actor) != "DEAD"]
+
+    def _remove_groups(self) -> list[str]:
+        from ray.util.placement_group import remove_placement_group
+
+        for group in self._groups:
+            remove_placement_group(group)
+        _until(lambda: all(_table(group)["state"] == "REMOVED" for group in self._groups))
+        return [f"placement group {t['name']}" for t in map(_table, self._groups) if t["state"] != "REMOVED"]
+
+
+def _table(group: Any) -> dict[str, Any]:
+    from ray.util.placement_group import placement_group_table
+
+    found: dict[str, Any] = placement_group_table(group)
+    return found
+
+
+def _state(actor: Any) -> str:
+    from ray._private.state import actors
+
+    return str(actors(actor._actor_id.hex()).get("State", "DEAD"))
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline, pause = time.monotonic() + GONE_S, 0.01
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(pause)
+        pause = min(1.5 * pause, 0.2)
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), PROBE_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def _why(waiting: list[dict[str, Any]], total: int) -> str:
+    import ray
+    from ray._private.state import available_resources_per_node
+
+    free = available_resources_per_node()
+    return ray_words.why(waiting, total, [node for node in ray.nodes() if node["Alive"]], free)

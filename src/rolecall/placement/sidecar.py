@@ -1,0 +1,204 @@
+"""A process beside the controller, for a library that must not live in it. It is told and asked, and tells news.
+
+It ends when the controller is gone, and the controller learns of its end as of any other news.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rolecall.errors import RolecallError, RPCConnectionError
+from rolecall.placement.launching import python_path
+from rolecall.placement.plan import base_environment
+from rolecall.transport.incoming import Incoming
+from rolecall.transport.link import Link
+from rolecall.transport.loop import IOThread
+from rolecall.transport.peer import Peer
+
+ANSWER_S = 5.0
+SILENT_S = 5.0
+END_S = 30.0  # after which an end that waits for the library is no longer waited for
+Order = Callable[[str, dict[str, Any]], Callable[[], Any]]
+
+
+class Sidecar:
+    """The controller's end. Methods may be called from any thread but the I/O thread.
+
+    Args:
+        module: Run as `python -m module N`, where N is the descriptor of its end.
+        log_path: Takes all that it prints.
+        env: Variables of its environment, beside the controller's own.
+        io: Where the conversation takes place: Ctrl-C interrupts nothing there.
+
+    Attributes:
+        news: The latest of each key.
+        lost: Why there will be no more news; None while it lives.
+    """
+
+    def __init__(self, module: str, log_path: Path, env: Mapping[str, str], io: IOThread) -> None:
+        self.news: dict[str, Any] = {}
+        self.lost: str | None = None
+        self._vain_at = float("-inf")
+        self._log, self._io = log_path, io
+        self._fresh = threading.Condition()
+        self._peer = Peer(module, loop=io.loop, on_notify=self._learn, on_detached=self._detached)
+        ours, theirs = socket.socketpair()
+        with theirs, log_path.open("ab") as out:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", module, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,  # Ctrl-C is for the controller
+                env={**base_environment(os.environ, python_path()), **env},
+            )
+        io.run(_attach(self._peer, ours))
+
+    def tell(self, method: str, **facts: Any) -> None:
+        """Sends an order; one that the process can no longer take is lost."""
+        self._io.call_soon(self._tell, method, facts)
+
+    def ask(self, method: str, *, timeout: float = ANSWER_S, **facts: Any) -> tuple[bool, Any]:
+        """Returns whether there was an answer in time, and the answer, or raises what the process failed with."""
+        try:
+            answer = self._io.run(self._request(method, facts), timeout)
+        except (TimeoutError, RPCConnectionError):
+            self._vain_at = time.monotonic()
+            return False, None
+        self._vain_at = float("-inf")
+        return True, answer
+
+    @property
+    def silent(self) -> bool:
+        """Whether somebody has waited in vain just now, so that the next one need not."""
+        return time.monotonic() < self._vain_at + SILENT_S
+
+    def wait_for(self, key: str, timeout: float) -> bool:
+        """Waits for news of a key; False when they did not come."""
+        with self._fresh:
+            self._fresh.wait_for(lambda: key in self.news or self.lost is not None, timeout)
+            return key in self.news
+
+    def close(self, patience: float) -> bool:
+        """Ends it; False when it had to be killed. May be called twice."""
+        self._peer.close()
+        try:
+            self._process.wait(patience)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            return False
+        return True
+
+    def _tell(self, method: str, facts: dict[str, Any]) -> None:
+        with contextlib.suppress(RolecallError):  # it has ended, which is news
+            self._peer.notify(method, facts)
+
+    async def _request(self, method: str, facts: dict[str, Any]) -> Any:
+        return await self._peer.request(method, facts)
+
+    def _learn(self, key: str, value: Any) -> None:
+        with self._fresh:
+            self.news[key] = value
+            self._fresh.notify_all()
+
+    def _detached(self, error: Exception | None) -> None:
+        with self._fresh:
+            self.lost = self._last_words() or f"see {self._log}"
+            self._fresh.notify_all()
+        self._peer.fail(RPCConnectionError(self._peer.name, self.lost))
+
+    def _last_words(self) -> str:
+        try:
+            lines = self._log.read_text(errors="replace").splitlines()
+        except OSError:  # somebody has removed it
+            return ""
+        return next((line for line in reversed(lines) if line.strip()), "")
+
+
+class Post:
+    """The sidecar's own end. `fd`: the descriptor that it was started with."""
+
+    def __init__(self, fd: int) -> None:
+        self._channel = socket.socket(fileno=fd)
+        self._channel.set_inheritable(False)
+        self._gone = threading.Event()
+        self._io = IOThread("rolecall-post")
+        self._peer = Peer("controller", loop=self._io.loop, handler=self, on_notify=self._told, on_detached=self._over)
+
+    def serve(self, order: Order, last: Callable[[], object]) -> None:
+        """Returns when the controller is gone. The process then has END_S to end by itself.
+
+        Args:
+            order: Says what an order or a question means, one after the other as they come, without waiting. What it
+                returns is then done in a thread of its own, since it may have to wait for the library.
+            last: Called before the process is ended because it did not.
+        """
+        self._order, self._last = order, last
+        beside(self._watch_parent)
+        self._io.run(_attach(self._peer, self._channel))
+        self._gone.wait()
+
+    def say(self, key: str, value: Any) -> None:
+        """Sends news. From any thread."""
+        with contextlib.suppress(RolecallError):  # nobody is there any more
+            self._peer.notify(key, value)
+
+    def dispatch(self, incoming: Incoming) -> None:
+        work = self._order(incoming.method, incoming.args())
+        beside(lambda: _answer(incoming, work))
+
+    def _told(self, method: str, facts: dict[str, Any]) -> None:
+        beside(self._order(method, facts))
+
+    def _watch_parent(self) -> None:
+        """The connection outlives the controller where that had forked, as `multiprocessing` does."""
+        look = select.poll()
+        look.register(os.pidfd_open(os.getppid()), select.POLLIN)
+        look.poll()
+        self._over()
+
+    def _over(self, error: Exception | None = None) -> None:
+        if self._gone.is_set():
+            return
+        self._gone.set()
+        end = threading.Timer(END_S, self._end)
+        end.daemon = True
+        end.start()
+
+    def _end(self) -> None:
+        try:
+            self._last()
+        finally:
+            os._exit(1)
+
+
+def beside(work: Callable[[], object]) -> threading.Thread:
+    """Does something in a thread that nobody needs to wait for."""
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
+
+
+def _answer(incoming: Incoming, work: Callable[[], Any]) -> None:
+    try:
+        answer = work()
+    except Exception as e:
+        incoming.fail(e)
+    else:
+        incoming.finish(answer)
+
+
+async def _attach(peer: Peer, channel: socket.socket) -> None:
+    peer.attach(Link(channel, loop=peer.loop))

@@ -1,0 +1,1 @@
+"""Every value that crosses the border of a process, each defined once. Pure: structs, names and layouts."""

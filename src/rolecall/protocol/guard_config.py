@@ -1,0 +1,56 @@
+"""A guard's configuration: what the scheduler tells it before it can ask anybody."""
+
+from rolecall.protocol.token import CarriesToken
+
+
+class GuardConfig(CarriesToken, frozen=True, kw_only=True):
+    """Comes as JSON through an inherited descriptor or a 0600 file, because it holds the run's token.
+
+    Attributes:
+        controller: Addresses that the guard dials, `unix:/path` or `tcp:host:port`, best first.
+        epoch: Number of the controller's incarnation; calls with an older one are refused.
+        lease_s: The guard ends with all it owns when the controller was not heard of for so long.
+        reattach_s: How long a closed connection may take to come back; 0 ends the guard at once.
+        ip: This host as the controller and other hosts see it; empty for its address on the way to the controller.
+        bind: Address that TCP listeners of workers bind; empty for `ip`.
+        env: Base environment of workers, over the guard's own.
+        sys_path: The controller's `sys.path`, for modules to preload and for workers.
+        main_path: File of the controller's `__main__`, so that classes defined in it can be found.
+        controller_host: Identity of the controller's host (`rpc.hosts`); its sockets and pid count there alone.
+        controller_pid: The controller's pid and start time (ticks since boot) on its host.
+        starter_pid: The reaper ends, as by SIGTERM, when this process dies, which has started it; 0 when it may outlive
+            it.
+        stall_s: A worker without heartbeat, CPU time and ended calls for so long is suspected to hang.
+        notices: Each further line on the guard's stdin, a JSON object, is a notice for the controller.
+        tensor_backend: Which of their backends workers ask first to store a tensor.
+        python: Interpreter of workers; empty for the guard's own.
+        entry: What an engine worker runs, `module:function`; it gets the control socket.
+        cold_module: The same for a worker that is started cold, as `python -m <cold_module> --control-fd N`.
+    """
+
+    run_id: str
+    guard_id: str
+    token: str
+    controller: list[str]
+    run_dir: str
+    runtime_dir: str
+    epoch: int = 0
+    lease_s: float = 30.0
+    reattach_s: float = 0.0
+    ip: str = ""
+    bind: str = ""
+    preload: list[str] = []
+    env: dict[str, str] = {}
+    cwd: str = ""
+    sys_path: list[str] = []
+    main_path: str = ""
+    controller_host: str = ""
+    controller_pid: int = 0
+    controller_start: int = 0
+    starter_pid: int = 0
+    stall_s: float = 120.0
+    notices: bool = False
+    tensor_backend: str = "shm"
+    python: str = ""
+    entry: str = "rolecall.worker.main:run"
+    cold_module: str = "rolecall.worker"

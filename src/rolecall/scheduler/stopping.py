@@ -1,0 +1,55 @@
+"""Ending workers: their engines' `destroy()` together, then their processes, seen dead."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+
+from rolecall.errors import RolecallError
+from rolecall.scheduler.guards import Question, ask_all
+from rolecall.scheduler.table import Member, RoleRecord
+from rolecall.scheduler.waiting import Waiting
+from rolecall.transport.peer import Call
+
+log = logging.getLogger("rolecall")
+DESTROY_TIMEOUT_S = 10.0
+MARGIN_S = 20.0
+
+
+def destroy_engines(record: RoleRecord, timeout: float = DESTROY_TIMEOUT_S) -> None:
+    """Asks all members at the same time, since ending a process group is a collective; bounded."""
+    calls: list[tuple[Member, Call]] = []
+    for i, member in enumerate(record.members):
+        engines = [f"{record.name}/{i}"] if record.borrowed else None
+        wanted = {"engines": engines, "timeout": timeout}
+        with suppress(RolecallError):  # it died meanwhile
+            if member.client is not None:
+                calls.append((member, member.client.peer.request("destroy", wanted, timeout=timeout + 1)))
+    for member, call in calls:
+        _report(member, call)
+
+
+def _report(member: Member, call: Call) -> None:
+    try:
+        problems: dict[str, str] = call.result()
+    except (RolecallError, TimeoutError) as e:
+        log.warning("%s: its engines were not asked to destroy() themselves: %s", member.id, e)
+        return
+    for engine, problem in problems.items():
+        log.warning("%s: engine %s: %s", member.id, engine, problem)
+
+
+def kill(members: Sequence[Member], grace_s: float) -> None:
+    """SIGTERM, grace, SIGKILL by the guards, each for its own, all at once. What outlives that is logged."""
+    by_guard: dict[str, list[Member]] = {}
+    for member in members:
+        by_guard.setdefault(member.guard.guard_id, []).append(member)
+    questions = []
+    for group in by_guard.values():
+        wanted = {"workers": [m.id for m in group], "grace_s": grace_s}
+        questions.append(Question(group[0].guard, "kill", wanted, grace_s + MARGIN_S))
+    with Waiting(f"ending {', '.join(m.id for m in members[:4])} ..."):
+        for report in ask_all(questions):
+            for survivor in (report or {}).get("survivors", ()):
+                log.warning("SIGKILL did not end %s; its devices may still be in use", survivor)

@@ -1,0 +1,235 @@
+"""The controller's table of roles and workers. Look-ups under one lock; nothing here waits or talks to anyone."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+from rolecall.errors import WorkerCreationError, WorkerFailedError, WorkerNotFoundError, WorkerTimeoutError
+from rolecall.placement.plan import Slot
+from rolecall.scheduler.guards import GuardProxy
+from rolecall.transport.client import Client
+from rolecall.types import Worker
+
+
+@dataclass(eq=False)
+class Member:
+    """A living (or failed, not yet deleted) worker.
+
+    Attributes:
+        timeline: Seconds from the request to its guard until it was forked, connected and ready.
+        leaving: It is being deleted, so its exit is no news.
+    """
+
+    worker: Worker
+    slot: Slot
+    guard: GuardProxy
+    pid: int
+    socket: str
+    log_path: str
+    client: Client | None = None
+    failed: WorkerFailedError | None = None
+    timeline: dict[str, float] = field(default_factory=dict)
+    leaving: bool = False  # it is being deleted, so its exit is no news
+
+    @property
+    def id(self) -> str:
+        return self.worker.id
+
+    def fail(self, error: WorkerFailedError) -> None:
+        """Pending and later calls raise `error`."""
+        self.failed = error
+        if self.client is not None:
+            self.client.fail(error)
+
+    def row(self) -> dict[str, Any]:
+        """What the command line shows of it."""
+        return {
+            "id": self.id,
+            "ip": self.worker.ip,
+            "ports": list(self.worker.worker_ports),
+            "pid": self.pid,
+            "host": self.guard.info.get("host", ""),
+            "guard": self.guard.guard_id,
+            "devices": list(self.slot.devices),
+            "target": self.slot.target,
+            "command": list(self.slot.argv) if self.slot.argv else None,
+            "log": self.log_path,
+            "state": "failed" if self.failed else "running",
+            "timeline": self.timeline,
+        }
+
+
+@dataclass(eq=False)
+class RoleRecord:
+    """A role: its members, and the role in whose slots they live.
+
+    Attributes:
+        borrowed: True for colocation without a fork: the members are the target's own.
+        leaving: It is being deleted, so nothing may be forked from it any more.
+        ending: Held by whoever ends it; others who want the same wait, and find it gone.
+    """
+
+    name: str
+    members: list[Member]
+    target: str | None = None
+    borrowed: bool = False
+    leaving: bool = False
+    ending: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def slots(self) -> list[Slot]:
+        return [member.slot for member in self.members]
+
+
+@dataclass(eq=False)
+class Start:
+    """A role that is being started.
+
+    Attributes:
+        target: The role in whose slots it will live.
+        deaths: Workers that died before their role was in the table.
+        record: The role, once it is there.
+    """
+
+    role: str
+    target: RoleRecord | None = None
+    deaths: list[WorkerFailedError] = field(default_factory=list)
+    record: RoleRecord | None = None
+
+
+class Table:
+    """All roles of a run, in the order they were made."""
+
+    def __init__(self) -> None:
+        self._roles: dict[str, RoleRecord] = {}
+        self._members: dict[str, Member] = {}
+        self._starting: dict[str, Start] = {}
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+
+    # Starts
+
+    def begin(self, start: Start) -> None:
+        """Reserves a role's name while it is being started.
+
+        Raises:
+            WorkerCreationError: The name is taken.
+            WorkerNotFoundError: Its target is gone, or going.
+        """
+        with self._lock:
+            if start.role in self._roles or start.role in self._starting:
+                reason = "there is a role of that name already; delete it or choose another"
+                raise WorkerCreationError(start.role, reason)
+            target = start.target
+            if target is not None and (target.leaving or self._roles.get(target.name) is not target):
+                raise WorkerNotFoundError(target.name, [r.name for r in self._roles.values() if not r.leaving])
+            self._starting[start.role] = start
+
+    def add(self, start: Start, record: RoleRecord) -> None:
+        """Puts a started role in the table.
+
+        Raises:
+            WorkerCreationError: A member has died since it was ready; the role is not in the table.
+        """
+        with self._lock:
+            pids = {m.id: m.pid for m in record.members}
+            for death in start.deaths:
+                if death.pid == pids.get(death.worker_id):
+                    index = int(death.worker_id.rpartition("/")[2])
+                    raise WorkerCreationError(record.name, death.summary, [index], {index: death.log_tail})
+            start.record = self._roles[record.name] = record
+            if not record.borrowed:
+                self._members.update({m.id: m for m in record.members})
+            self._end_start(start)
+
+    def cancel(self, start: Start) -> None:
+        """Forgets a start that has failed, also one whose role has just been added. May be called twice."""
+        with self._lock:
+            self._end_start(start)
+            if start.record is not None:
+                self.remove(start.record)
+
+    def _end_start(self, start: Start) -> None:
+        if self._starting.get(start.role) is start:  # the name may be another's by now, or have been so before
+            del self._starting[start.role]
+        self._changed.notify_all()
+
+    # Ends
+
+    def died(self, error: WorkerFailedError) -> Member | None:
+        """The member that has died; when its role is still being started, the start is told instead."""
+        with self._lock:
+            member = self._members.get(error.worker_id)
+            start = self._starting.get(error.worker_id.rpartition("/")[0])
+            if member is None and start is not None:
+                start.deaths.append(error)
+            return member if member is not None and member.pid == error.pid else None
+
+    def retire(self, record: RoleRecord, *, wait: bool) -> list[RoleRecord]:
+        """Lets nothing begin in the slots of a role any more; returns the roles that live there.
+
+        Args:
+            wait: Wait for those that are being started there, so that they are among them.
+        """
+        with self._changed:
+            record.leaving = True
+            if wait:
+                self._changed.wait_for(lambda: all(s.target is not record for s in self._starting.values()))
+            return [r for r in self._roles.values() if r.target == record.name and r is not record]
+
+    def holds(self, record: RoleRecord) -> bool:
+        """Whether this very role is still there, and not another one of its name."""
+        return self._roles.get(record.name) is record
+
+    def remove(self, record: RoleRecord) -> None:
+        """Forgets a role; nothing happens when that was done before."""
+        with self._lock:
+            if self.holds(record):
+                del self._roles[record.name]
+                for member in [] if record.borrowed else record.members:
+                    self._members.pop(member.id, None)
+
+    # Look-ups
+
+    def wait_for(self, name: str, timeout: float | None) -> RoleRecord:
+        """The role, once it is no longer being started.
+
+        Raises:
+            WorkerNotFoundError: No such role.
+            WorkerTimeoutError: Not ready in time.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: name not in self._starting, timeout):
+                raise WorkerTimeoutError(name, timeout or 0.0, "ready workers")
+            return self.role(name)
+
+    def role(self, name: str) -> RoleRecord:
+        with self._lock:
+            if name not in self._roles:
+                raise WorkerNotFoundError(name, list(self._roles))
+            return self._roles[name]
+
+    def member(self, worker_id: str) -> Member:
+        found = self._members.get(worker_id)
+        if found is None:
+            raise WorkerNotFoundError(worker_id, self.ids())
+        return found
+
+    def find(self, worker_id: str) -> Member | None:
+        return self._members.get(worker_id)
+
+    def ids(self) -> list[str]:
+        with self._lock:
+            return list(self._members)
+
+    def roles(self) -> list[RoleRecord]:
+        with self._lock:
+            return list(self._roles.values())
+
+    def members(self) -> list[Member]:
+        with self._lock:
+            return list(self._members.values())
+
+    def members_of(self, guard: GuardProxy) -> list[Member]:
+        return [m for m in self.members() if m.guard is guard]

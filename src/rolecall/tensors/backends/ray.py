@@ -1,0 +1,153 @@
+"""Bytes in Ray's object store: any process on a node of the cluster reads them, and Ray moves them between nodes.
+
+Chosen by option and never in the way: what Ray does not take goes to the next backend, and whoever cannot reach the
+store asks the owner. The owner's reference keeps an object, readers count for nothing; what they have read stays whole.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rolecall.errors import ShardNotFoundError, TensorError, WorkerTimeoutError
+from rolecall.tensors.backends.ray_session import GetTimeout, Lost, RaySession
+from rolecall.tensors.dtypes import over
+from rolecall.tensors.raw import laid_out
+from rolecall.tensors.shard import Shard, Where
+
+if TYPE_CHECKING:
+    import torch
+
+SMALLEST = 128 << 10  # Ray keeps objects under 100 KiB in their owner's memory, not in the store
+TIMEOUT_S = 300.0  # for a whole fetch; Ray says within 2 s that a process has died, and within 20 s that a node has
+
+log = logging.getLogger(__name__)
+
+
+class RayBackend:
+    """The object store of the cluster that RAY_ADDRESS names, connected to when first needed.
+
+    Args:
+        timeout: Seconds to wait for objects.
+    """
+
+    name = "ray"
+    private = False
+    waits = True
+
+    def __init__(self, timeout: float = TIMEOUT_S) -> None:
+        self._timeout = timeout
+        self._session = RaySession()
+        self._own: dict[str, tuple[Any, int]] = {}  # single dict operations only, as those of the wire backend
+        self._counts = {"read": 0, "read_bytes": 0, "unreachable": 0}
+        self._told = ""
+
+    def put(self, shard_id: str, tensor: torch.Tensor) -> Where | None:
+        """As the protocol says.
+
+        Raises:
+            TensorError: There was never a connection to Ray.
+        """
+        if tensor.nbytes < SMALLEST:
+            return None
+        self._session.open()
+        problem = self._session.problem
+        if not problem:
+            try:
+                reference, where = self._session.put(laid_out(tensor))
+            except Exception as e:  # no room on disk either, say; whatever Ray's reason, another backend takes it
+                problem = f"{type(e).__name__}: {e}"
+            else:
+                self._own[shard_id] = reference, tensor.nbytes
+                return where
+        self._tell(problem)
+        return None
+
+    def fetch(self, shards: Sequence[Shard]) -> list[torch.Tensor | None]:
+        """As the protocol says.
+
+        Raises:
+            ShardNotFoundError: Ray has lost them, or their owner is gone.
+            WorkerTimeoutError: Ray got them neither in time, nor knows that they are lost.
+        """
+        if not shards:
+            return []
+        if problem := self._problem():
+            self._tell(problem)
+            _refuse([(shard, problem) for shard in shards if shard.id in self._own])
+            self._counts["unreachable"] += len(shards)
+            return [None] * len(shards)
+        references = [(shard, self._reference(shard)) for shard in shards]
+        known = [(shard, reference) for shard, reference in references if reference is not None]
+        found = {shard.id: tensor for (shard, _), tensor in zip(known, self._read(known), strict=True)}
+        self._counts["unreachable"] += len(shards) - len(known)
+        return [found.get(shard.id) for shard in shards]
+
+    def _reference(self, shard: Shard) -> Any:
+        """None for what is not of this cluster."""
+        own = self._own.get(shard.id)
+        if own is not None:
+            return own[0]
+        if not self._session.knows(shard.where):
+            return None
+        if self._session.own(shard.where):
+            _refuse([(shard, "OBJECT_DELETED")])
+        return self._session.reference(shard.where)
+
+    def _read(self, known: Sequence[tuple[Shard, Any]]) -> list[torch.Tensor]:
+        if not known:
+            return []
+        shards = [shard for shard, _ in known]
+        try:
+            found = self._session.get([reference for _, reference in known], self._timeout)
+        except GetTimeout as e:
+            raise WorkerTimeoutError(shards[0].owner, self._timeout, "tensors in Ray's object store") from e
+        except Exception as e:  # Ray raises its own kinds and Python's
+            _refuse([(shard, f"{type(e).__name__}: {e}") for shard in shards], e)
+            raise
+        pairs = list(zip(shards, found, strict=True))
+        _refuse([(shard, got.kind) for shard, got in pairs if isinstance(got, Lost)])
+        whole = [(shard, got) for shard, got in pairs if not isinstance(got, Lost)]
+        _refuse([(shard, "another object lies there") for shard, got in whole if got.nbytes != shard.nbytes])
+        self._counts["read"] += len(whole)
+        self._counts["read_bytes"] += sum(shard.nbytes for shard, _ in whole)
+        return [over(got, shard.dtype, shard.numel) for shard, got in whole]
+
+    def _problem(self) -> str:
+        try:
+            self._session.open()
+        except TensorError as e:
+            return str(e)
+        return self._session.problem
+
+    def _tell(self, problem: str) -> None:
+        if problem != self._told:
+            self._told = problem
+            log.warning("Ray's object store is out of reach, so tensors take other ways: %s", problem)
+
+    def delete(self, shards: Sequence[Shard]) -> None:
+        for shard in shards:
+            self._own.pop(shard.id, None)
+
+    def metrics(self) -> dict[str, Any]:
+        sizes = [nbytes for _, nbytes in list(self._own.values())]
+        return {"shards": len(sizes), "bytes": sum(sizes), "connected": not self._session.problem, **self._counts}
+
+    def close(self) -> None:
+        self._own.clear()
+        self._session.close()
+
+
+def _refuse(lost: Sequence[tuple[Shard, str]], cause: BaseException | None = None) -> None:
+    """Raises for the shards of the first owner, if there are any."""
+    if lost:
+        first, kind = lost[0]
+        ids = [shard.id for shard, _ in lost if shard.owner == first.owner]
+        raise ShardNotFoundError(ids, first.owner, _reason(kind)) from cause
+
+
+def _reason(kind: str) -> str:
+    if kind in ("OBJECT_DELETED", "OBJECT_FREED"):
+        return ""  # they were cleared
+    return "its owner is gone (Ray: OWNER_DIED)" if kind == "OWNER_DIED" else f"Ray's object store lost them: {kind}"

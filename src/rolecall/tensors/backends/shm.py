@@ -1,0 +1,205 @@
+"""Bytes in shared memory: on the same host they are mapped, not copied. Elsewhere the fetcher asks the owner.
+
+The owner opens nothing by name: a shard says `/proc/<pid>/fd/<n>` and the file's inode, and in front of its elements
+stands its id, so that a process id, a descriptor or a segment that meanwhile serves another is noticed.
+
+Readers map privately (copy on write) through a descriptor that was opened for reading: a tensor can be changed in
+place, the change is the reader's own, and the owner's bytes cannot be reached by it. Shards under 1 MiB share segments
+and are copied out, because a mapping would keep the whole segment from reuse and cost a descriptor.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rolecall.tensors.backends import segments
+from rolecall.tensors.backends.mappings import Hold, Mappings, host_identity
+from rolecall.tensors.backends.segments import HEADER, MIB, Pool, Segment
+from rolecall.tensors.dtypes import over
+from rolecall.tensors.shard import Shard, Where
+
+if TYPE_CHECKING:
+    import torch
+
+SMALLEST = 64 << 10  # below, a round trip costs less than opening and mapping
+PACKED = MIB  # below, shards share segments
+SLAB = 16 * MIB
+
+
+@dataclass
+class _Slab:
+    segment: Segment
+    used: int = 0
+    shards: set[str] = field(default_factory=set)
+
+
+class ShmBackend:
+    """Shared memory of this host.
+
+    Args:
+        budget: Bytes of segments to keep for reuse, default a 32nd of the memory, at most 4 GiB.
+        limit: Number of segments; beyond it `put` takes nothing more and shards go to the next backend.
+        mappings: Number of tensors that readers here may have mapped at a time; further ones are copied.
+    """
+
+    name = "shm"
+    private = True
+    waits = False
+
+    def __init__(self, budget: int | None = None, limit: int | None = None, mappings: int | None = None) -> None:
+        limit = segments.default_limit() if limit is None else limit
+        budget = segments.default_budget() if budget is None else budget
+        self._pool = Pool(budget, limit)
+        self._mappings = Mappings(budget // 2)
+        self._limit = limit if mappings is None else mappings
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._own: dict[str, Segment] = {}
+        self._packed: dict[str, tuple[_Slab, int]] = {}
+        self._slab: _Slab | None = None
+        self._counts = {"mapped": 0, "copied": 0, "unreachable": 0}
+
+    def put(self, shard_id: str, tensor: torch.Tensor) -> Where | None:
+        if tensor.nbytes < SMALLEST or not segments.available():
+            return None
+        place = self._place(shard_id, tensor.nbytes)
+        if place is None:
+            return None
+        segment, offset = place
+        name = str(tensor.dtype).removeprefix("torch.")
+        try:
+            over(segment.memory, name, tensor.numel(), offset).view(tensor.shape).copy_(tensor.detach())
+        except BaseException:
+            with self._lock:
+                self._free(shard_id)
+            raise
+        segment.mark(offset, shard_id)
+        return {
+            "host": host_identity(),
+            "pid": self._pid,
+            "fd": segment.fd,
+            "inode": segment.inode,
+            "offset": offset,
+        }
+
+    def _place(self, shard_id: str, nbytes: int) -> tuple[Segment, int] | None:
+        with self._lock:
+            if nbytes < PACKED:
+                return self._place_packed(shard_id, nbytes)
+            segment = self._pool.take(HEADER + nbytes)
+            if segment is None:
+                return None
+            self._own[shard_id] = segment
+            return segment, HEADER
+
+    def _place_packed(self, shard_id: str, nbytes: int) -> tuple[Segment, int] | None:
+        room = HEADER + -(-nbytes // HEADER) * HEADER
+        slab = self._slab
+        if slab is None or slab.used + room > slab.segment.capacity:
+            segment = self._pool.take(SLAB)
+            if segment is None:
+                return None
+            if slab is not None and not slab.shards:
+                self._pool.give_back(slab.segment)
+            slab = self._slab = _Slab(segment)
+        offset = slab.used + HEADER
+        slab.used += room
+        slab.shards.add(shard_id)
+        self._packed[shard_id] = (slab, offset)
+        return slab.segment, offset
+
+    def delete(self, shards: Sequence[Shard]) -> None:
+        with self._lock:
+            for shard in shards:
+                self._free(shard.id)
+
+    def _free(self, shard_id: str) -> None:
+        if (segment := self._own.pop(shard_id, None)) is not None:
+            segment.wipe(HEADER)
+            self._pool.give_back(segment)
+        elif (packed := self._packed.pop(shard_id, None)) is not None:
+            slab, offset = packed
+            slab.segment.wipe(offset)
+            slab.shards.discard(shard_id)
+            if not slab.shards and slab is not self._slab:
+                self._pool.give_back(slab.segment)
+
+    def fetch(self, shards: Sequence[Shard]) -> list[torch.Tensor | None]:
+        """Maps large shards and copies packed ones; None for what lies on another host or cannot be opened."""
+        found: dict[str, torch.Tensor | None] = {}
+        slabs: dict[tuple[Any, Any], Hold | None] = {}  # each is opened once for all its shards
+        for shard in shards:
+            if shard.id in found:
+                continue
+            if shard.nbytes >= PACKED:
+                found[shard.id] = self._map_whole(shard)
+                continue
+            at = (shard.where.get("pid"), shard.where.get("inode"))
+            if at not in slabs:
+                slabs[at] = self._mappings.hold(shard.where)
+            found[shard.id] = self._copy_out(slabs[at], shard)
+        for slab in slabs.values():
+            if slab is not None:
+                slab.close()
+        return [self._read_held(shard) if found[shard.id] is None else found[shard.id] for shard in shards]
+
+    def _read_held(self, shard: Shard) -> torch.Tensor | None:
+        """A copy of an own shard, when it cannot be mapped again (no descriptor left, `/proc` out of sight)."""
+        with self._lock:  # against its being freed meanwhile
+            if (segment := self._own.get(shard.id)) is not None:
+                return over(segment.memory, shard.dtype, shard.numel, HEADER).clone()
+            if (packed := self._packed.get(shard.id)) is not None:
+                slab, offset = packed
+                return over(slab.segment.memory, shard.dtype, shard.numel, offset).clone()
+        return None
+
+    def _map_whole(self, shard: Shard) -> torch.Tensor | None:
+        hold = self._mappings.hold(shard.where)
+        if hold is None or len(self._mappings) > self._limit:
+            tensor = self._copy_out(hold, shard)
+        elif (offset := _offset(hold, shard)) is not None:
+            self._counts["mapped"] += 1
+            return over(hold.view(), shard.dtype, shard.numel, offset)
+        else:
+            self._counts["unreachable"] += 1
+            tensor = None
+        if hold is not None:
+            hold.close()
+        return tensor
+
+    def _copy_out(self, hold: Hold | None, shard: Shard) -> torch.Tensor | None:
+        offset = None if hold is None else _offset(hold, shard)
+        self._counts["unreachable" if offset is None else "copied"] += 1
+        if hold is None or offset is None:
+            return None
+        return over(hold.span.view(), shard.dtype, shard.numel, offset).clone()
+
+    def metrics(self) -> dict[str, Any]:
+        with self._lock:
+            shards = len(self._own) + len(self._packed)
+        return {"shards": shards, **self._mappings.metrics(), **self._counts, **self._pool.metrics()}
+
+    def close(self) -> None:
+        with self._lock:
+            for segment in self._own.values():
+                segment.wipe(HEADER)
+            for slab, offset in self._packed.values():
+                slab.segment.wipe(offset)
+            self._own.clear()
+            self._packed.clear()
+            self._slab = None
+            self._pool.close()
+        self._mappings.close()
+
+
+def _offset(hold: Hold, shard: Shard) -> int | None:
+    """Where the shard's elements lie, or None when another shard or none lies there now."""
+    offset = shard.where.get("offset")
+    if not isinstance(offset, int) or offset < HEADER or offset % HEADER or offset + shard.nbytes > hold.span.size:
+        return None
+    marked = hold.span.view()[offset - HEADER : offset - HEADER + 16] == bytes.fromhex(shard.id)
+    return offset if marked else None

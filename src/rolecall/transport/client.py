@@ -1,0 +1,158 @@
+"""Client keeps a peer connected: it dials, says hello, attaches the link, and dials again when the link is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+from rolecall.errors import RPCConnectionError
+from rolecall.protocol.token import Token
+from rolecall.transport import address, handshake
+from rolecall.transport.call import fresh
+from rolecall.transport.frames import Limits
+from rolecall.transport.handshake import HELLO_S, Hello
+from rolecall.transport.link import Link, widen
+from rolecall.transport.peer import Handler, Peer
+
+FIRST_BACKOFF_S = 0.005
+LAST_BACKOFF_S = 1.0
+
+
+class Client:
+    """Dials as soon as it is made, until `close()` or `fail()`. `peer` may be used at once, from any thread.
+
+    Args:
+        name: The other side's name, for messages.
+        addresses: Where it may listen, tried in order in each round: Unix first, then TCP.
+        hello: What this side says of itself; its `epoch` (default 0) is compared by the server.
+
+    A refusal (wrong token, older epoch) is for good: the peer fails with it and nothing is dialled again.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        addresses: Sequence[str],
+        token: str | bytes | Token,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        hello: dict[str, Any] | None = None,
+        handler: Handler | None = None,
+        context: Any = None,
+        on_notify: Callable[[str, Any], None] | None = None,
+        on_attached: Callable[[], None] | None = None,
+        on_detached: Callable[[Exception | None], None] | None = None,
+        window: int = 16,
+        probe: float = 1.0,
+        limits: Limits | None = None,
+    ) -> None:
+        self.name = name
+        self._addresses = sorted(map(address.parse, addresses), key=lambda a: not a.is_unix)
+        self._token, self._loop, self._limits = Token(token), loop, limits or Limits()
+        self._info = dict(hello or {})
+        self._on_detached = on_detached
+        self.peer = Peer(
+            name,
+            loop=loop,
+            handler=handler,
+            context=context,
+            on_notify=on_notify,
+            on_attached=on_attached,
+            on_detached=self._lost,
+            window=window,
+            probe=probe,
+        )
+        self._task: asyncio.Task[None] | None = None
+        self._gone: asyncio.Event | None = None
+        self._last_error = "not tried yet"
+        self._settled = threading.Event()
+        loop.call_soon_threadsafe(self._start)
+
+    def wait_connected(self, timeout: float | None = None) -> None:
+        """Blocks until the first link is attached.
+
+        Raises:
+            TimeoutError: That took longer than `timeout` seconds.
+            AuthenticationError, ProtocolError: The other side refused for good.
+        """
+        if not self._settled.wait(timeout):
+            raise TimeoutError(f"{self.name}: no connection within {timeout:g} s; {self._last_error}")
+        if self.peer.failure is not None:
+            raise fresh(self.peer.failure)
+
+    def close(self) -> None:
+        """Ends the conversation and the dialling. Any thread, any number of times."""
+        self.fail(RPCConnectionError(self.name, "closed on this side"))
+
+    def fail(self, exc: BaseException) -> None:
+        """As `close`, with what pending and later calls raise."""
+        self.peer.fail(exc)
+        self._settled.set()
+        try:
+            self._loop.call_soon_threadsafe(self._stop)
+        except RuntimeError:  # the loop is closed, and its tasks with it
+            self._task = None
+
+    def _start(self) -> None:
+        if not self.peer.closed:
+            self._gone = asyncio.Event()
+            self._task = self._loop.create_task(self._keep_connected())
+
+    def _stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def _lost(self, exc: Exception | None) -> None:
+        if self._gone is not None:
+            self._gone.set()
+        if self._on_detached is not None:
+            self._on_detached(exc)
+
+    async def _keep_connected(self) -> None:
+        backoff = FIRST_BACKOFF_S
+        gone = self._gone
+        assert gone is not None
+        while not self.peer.closed:
+            try:
+                gone.clear()
+                if await self._connect():
+                    backoff = FIRST_BACKOFF_S
+                    await gone.wait()
+            except Exception as e:  # refused for good, or a mistake of ours; either way no call may hang on it
+                self.fail(e)
+                return
+            await asyncio.sleep(backoff)
+            backoff = min(backoff * 2, LAST_BACKOFF_S)
+
+    async def _connect(self) -> bool:
+        for where in self._addresses:
+            try:
+                async with asyncio.timeout(HELLO_S):
+                    await self._connect_to(where)
+            except (OSError, RPCConnectionError, TimeoutError) as e:
+                self._last_error = f"{where}: {e or type(e).__name__}"
+                continue
+            self._settled.set()
+            return True
+        return False
+
+    async def _connect_to(self, where: address.Address) -> None:
+        sock = await address.dial(where, self._loop)
+        try:
+            widen(sock)
+            hello = Hello(self.peer.session, int(self._info.get("epoch", 0)), self._info)
+            welcome = await handshake.say_hello(sock, hello, self._token, self._limits, self._loop)
+            link = Link(sock, loop=self._loop, limits=self._limits)
+        except BaseException:
+            sock.close()
+            raise
+        self.peer.attach(link, welcome.session)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()

@@ -1,0 +1,136 @@
+"""Values to bytes and back, into a closed set of types. It never pickles and never runs a callable that a peer names.
+
+    header, buffers = encode({"method": "step", "args": (batch,)})
+    value = decode(header, buffers)
+
+The header is msgpack (see `walk`); large memory travels beside it in `buffers`, which view the sender's arrays and
+tensors without a copy: they must not change until the frame is written. What is decoded views the received buffers, so
+they belong to the value from then on.
+
+What travels: None, bool, int of any size, float, str, bytes, bytearray, memoryview, complex, slice, range, Ellipsis;
+list, tuple, named tuple, set, frozenset, dict with any keys, OrderedDict, defaultdict, deque; Enum, dataclass, msgspec
+Struct, pydantic model; datetime, date, time, timedelta, timezone, ZoneInfo; Path, Decimal, UUID; exceptions; numpy
+arrays, scalars and dtypes; torch tensors, dtypes, devices and sizes; and what another layer adds with `extension`.
+Subclasses of these that are not named here do not travel, because they would arrive as something else.
+
+Types by name are looked up under the rules of `type_names`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from rolecall.errors import DecodeError, EncodeError, RolecallError
+from rolecall.transport.codec import arrays as array_codec
+from rolecall.transport.codec import exceptions as exception_codec
+from rolecall.transport.codec import plain as plain_codec
+from rolecall.transport.codec import tensors as tensor_codec
+from rolecall.transport.codec import user_types as type_codec
+from rolecall.transport.codec.exceptions import full_name
+from rolecall.transport.codec.walk import DECODERS, Reader, Refused, Swap, Writer, leaf, pack_plain, unpack_plain
+from rolecall.transport.frames import DEFAULT_LIMITS
+
+_RULES = (plain_codec, type_codec, exception_codec, array_codec, tensor_codec)  # importing them adds their rules
+_CODES = range(1, 128)
+_extensions: dict[int, type] = {}
+_SEEN = 200  # characters that an error shows of what a peer sent
+_LONGEST = 1000
+
+
+class Encoded(NamedTuple):
+    """A value ready for `frames.pack`."""
+
+    header: bytes
+    buffers: list[memoryview]
+
+
+def encode(value: Any, place: str = "value", *, swap: Swap | None = None) -> Encoded:
+    """Returns `value` as a header and the large memory beside it.
+
+    Args:
+        value: What to send.
+        place: What the value is called in an error, for instance `args`.
+        swap: Called once with every object inside that is neither a container nor a None, bool, int, float or str. What
+            it returns is sent instead; it is not swapped again.
+
+    Raises:
+        EncodeError: Something inside does not travel; the error says where it lies.
+    """
+    writer = Writer(swap)
+    try:
+        try:
+            header = pack_plain(writer.plain(value))
+        except (OverflowError, UnicodeEncodeError):  # an int beyond 64 bits, a lone surrogate: both are rare
+            writer.start_over()
+            header = pack_plain(writer.plain(value))
+    except Refused as refused:
+        kind = full_name(type(refused.value))
+        raise EncodeError(refused.place(place), kind, refused.hint or _hint(refused.value)) from refused.__cause__
+    except RecursionError as e:
+        raise EncodeError(place, full_name(type(value)), "it is nested too deep") from e
+    if len(header) > DEFAULT_LIMITS.max_header or len(writer.buffers) > DEFAULT_LIMITS.max_buffers:
+        raise EncodeError(place, full_name(type(value)), _too_large(len(header), len(writer.buffers)))
+    return Encoded(header, writer.buffers)
+
+
+def decode(header: bytes | memoryview, buffers: Sequence[Any] = (), *, context: Any = None) -> Any:
+    """Returns the value that `encode` made `header` and `buffers` from.
+
+    Args:
+        header: Is copied from, not kept.
+        buffers: Writable memory; arrays and tensors will view it.
+        context: Handed to the `decode` of extensions. Tensors go to `context.tensor_device` where it has one.
+
+    Raises:
+        DecodeError: These are no bytes of ours, or they name a type that is refused.
+    """
+    try:
+        return unpack_plain(header, ext_hook=Reader(buffers, context).hook)
+    except DecodeError as e:
+        raise e if len(str(e)) <= _LONGEST else DecodeError(e.what[:_SEEN], str(e.seen)[:_SEEN]) from None
+    except RolecallError:  # an extension's own
+        raise
+    except Exception as e:  # hostile content can trip any check in the constructors of datetime, numpy, torch, ...
+        raise DecodeError("not a value of ours", f"{type(e).__name__}: {e}"[:_SEEN]) from e
+
+
+def extension(code: int, cls: type, encode: Callable[[Any], Any], decode: Callable[[Any, Any], Any]) -> None:
+    """Adds a type of another layer.
+
+    Args:
+        code: From 1 to 127, one for each type, the same on both sides.
+        cls: Exactly this class, not its subclasses.
+        encode: Returns a value that travels.
+        decode: Gets that value and the `context` of `rolecall.transport.codec.decode`; returns the object.
+
+    Raises:
+        ValueError: The code is taken by another class, or out of range.
+    """
+    if code not in _CODES:
+        raise ValueError(f"code {code} of {cls.__qualname__} is not from 1 to 127")
+    taken = _extensions.setdefault(code, cls)
+    if full_name(taken) != full_name(cls):  # the same class of a module loaded again is fine
+        raise ValueError(f"code {code} of {cls.__qualname__} is taken by {taken.__qualname__}")
+    leaf(cls, lambda writer, value: writer.extension(code, writer.plain(encode(value))))
+    DECODERS[code] = lambda reader, data: decode(reader.value(data), reader.context)
+
+
+def _hint(value: Any) -> str:
+    if callable(value):
+        return "functions and classes stay where they are; send a name that the other side knows"
+    if hasattr(value, "__next__") or hasattr(value, "__aiter__"):
+        return "make it a list, or stream it from a generator method"
+    if isinstance(value, dict | list | tuple | str | bytes | int | float):
+        return f"make it a plain {next(k.__name__ for k in _PLAIN if isinstance(value, k))}"
+    return "make it a dataclass, or send what it is made from"
+
+
+_PLAIN = (dict, list, tuple, str, bytes, int, float)
+
+
+def _too_large(header: int, buffers: int) -> str:
+    return (
+        f"it has {header} bytes beside its {buffers} buffers (limits {DEFAULT_LIMITS.max_header} and "
+        f"{DEFAULT_LIMITS.max_buffers}); put long lists into arrays or tensors, or send it in parts"
+    )

@@ -1,0 +1,194 @@
+"""Rules for exceptions: as themselves where type and state travel, else as a `RemoteError` with what can be said.
+
+- An error of our tree travels as its facts and is made again from them; a fact that does not travel becomes its `repr`.
+- Any other `Exception` whose type may be named (see `type_names`) travels as `args` and attributes, and is put
+  together from them without its own `__init__`.
+- Everything else, also what is found not to be rebuildable only where it arrives, becomes a `RemoteError`. So does what
+  is no `Exception` (`SystemExit`, `KeyboardInterrupt`, `CancelledError`): a remote one must not end the receiver.
+
+The traceback's text travels along and is the attribute `remote_traceback` of the decoded exception.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from rolecall.errors import CodecError, DecodeError, RemoteError, RolecallError
+from rolecall.transport.codec.places import shown
+from rolecall.transport.codec.type_names import resolve
+from rolecall.transport.codec.user_types import named, own_attributes, set_attributes
+from rolecall.transport.codec.walk import DECODERS, RESOLVERS, Encode, Reader, Refused, Writer, pack_plain
+
+EXCEPTION, OWN_ERROR, STAND_IN = -35, -36, -37
+
+_TRACEBACK = "remote_traceback"
+_LONGEST = 64 << 10  # characters of a message or traceback, the end of it counts
+# What built-in exceptions keep neither in args nor in __dict__. AttributeError.obj and NameError's frame stay behind.
+_KEPT_APART: dict[type[Exception], tuple[str, ...]] = {
+    ImportError: ("name", "path"),
+    NameError: ("name",),
+    AttributeError: ("name",),
+    OSError: ("filename", "filename2"),
+}
+
+
+def full_name(kind: type) -> str:
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def describe(exc: BaseException) -> tuple[str, str, str]:
+    """Returns an exception's type, message and traceback as text. It never fails, whatever `__str__` does."""
+    try:
+        message = str(exc)
+    except Exception:  # the user's __str__ may do anything
+        message = shown(exc)
+    return full_name(type(exc)), _clean(message), _clean(traceback_text(exc))
+
+
+def traceback_text(exc: BaseException) -> str:
+    """The traceback as text: of the process where it was raised, if that was another one."""
+    remote = exc.__dict__.get(_TRACEBACK, "")
+    if exc.__traceback__ is None or remote:
+        return str(remote)
+    return "".join(traceback.format_exception(exc))
+
+
+def _clean(text: str) -> str:
+    return text[-_LONGEST:].encode("utf-8", "backslashreplace").decode()
+
+
+def _is_builtin(cls: type) -> bool:
+    return cls.__module__ == "builtins"
+
+
+def _attempt(writer: Writer, make: Callable[[], Any]) -> Any:
+    """Returns `make()`, or None when something in it does not travel; then its buffers are taken back."""
+    count = len(writer.buffers)
+    try:
+        return make()
+    except Refused:
+        del writer.buffers[count:]
+        return None
+
+
+# --- errors of our tree ---
+
+
+def _own_error(writer: Writer, exc: RolecallError, name: str) -> Any:
+    args, kwargs = exc._facts
+    facts = [_fact(writer, fact) for fact in args], {key: _fact(writer, fact) for key, fact in kwargs.items()}
+    notes = list(map(str, getattr(exc, "__notes__", ())))
+    return writer.extension(OWN_ERROR, [name, *facts, _clean(traceback_text(exc)), notes])
+
+
+def _fact(writer: Writer, fact: Any) -> Any:
+    if fact is None:
+        return None
+    plain = _attempt(writer, lambda: writer.plain(fact))
+    return shown(fact) if plain is None else plain
+
+
+def _is_own_error(cls: type) -> bool:
+    return issubclass(cls, RolecallError)
+
+
+def _decode_own_error(reader: Reader, data: memoryview) -> Any:
+    name, args, kwargs, trace, notes = reader.items(data, 5)
+    cls = resolve(name, _is_own_error, "RolecallError")
+    if any(type(fact) is range for fact in (*args, *kwargs.values())):  # a constructor may make a list of it
+        raise DecodeError("a range as a fact of an error", name)
+    exc = cls(*args, **kwargs)
+    return _with_traceback(exc, trace, notes)
+
+
+def _with_traceback(exc: Any, trace: str, notes: list[str] | None = None) -> Any:
+    if trace:
+        exc.__dict__[_TRACEBACK] = trace
+    for note in notes or ():
+        exc.add_note(note)
+    return exc
+
+
+# --- all others ---
+
+
+def _exception(writer: Writer, exc: Exception, name: str) -> Any:
+    attributes = own_attributes(exc, (_TRACEBACK,))
+    attributes |= {name: getattr(exc, name) for name in _kept_apart(exc) if getattr(exc, name) is not None}
+    # Packed apart, so that the receiver can still say what happened where a type inside is unknown to it.
+    state = _attempt(writer, lambda: pack_plain([writer.plain(exc.args), writer.plain(attributes)]))
+    if state is None:
+        return _stand_in(writer, exc)
+    return writer.extension(EXCEPTION, [name, *describe(exc)[1:], state])
+
+
+def _kept_apart(exc: Exception) -> set[str]:
+    return {name for kind, names in _KEPT_APART.items() if isinstance(exc, kind) for name in names}
+
+
+def _stand_in(writer: Writer, exc: BaseException) -> Any:
+    return writer.extension(STAND_IN, list(describe(exc)))
+
+
+def _is_exception(cls: type) -> bool:
+    return issubclass(cls, Exception)
+
+
+def _decode_exception(reader: Reader, data: memoryview) -> Any:
+    name, message, trace, state = reader.items(data, 4)
+    try:
+        cls = resolve(name, _is_exception, "Exception")
+        args, attributes = reader.items(state, 2)
+        return _with_traceback(_rebuilt(cls, args, attributes), trace)
+    except CodecError:
+        _check_text(name, message, trace)
+        return RemoteError(name.replace(":", "."), message, trace)
+
+
+def _check_text(*parts: Any) -> None:
+    if not all(type(part) is str for part in parts):
+        raise DecodeError("description of an exception is no text")
+
+
+def _rebuilt(cls: type[Exception], args: tuple[Any, ...], attributes: dict[str, Any]) -> Exception:
+    if type(args) is not tuple or type(attributes) is not dict:
+        raise DecodeError("state of an exception is not a tuple and a dict")
+    native: Any = next(base for base in cls.__mro__ if _is_builtin(base))
+    try:
+        exc = cls.__new__(cls, *args)
+        native.__init__(exc, *args)  # fills what the built-in type keeps in C, without the user's own __init__
+        exc.args = args
+        for name in _kept_apart(exc) & attributes.keys():
+            setattr(exc, name, attributes.pop(name))
+    except Exception as e:  # a type may refuse any arguments
+        raise DecodeError(f"a {cls.__qualname__} cannot be made again", str(e)) from e
+    set_attributes(exc, attributes)
+    return exc
+
+
+def _decode_stand_in(reader: Reader, data: memoryview) -> Any:
+    parts = reader.items(data, 3)
+    _check_text(*parts)
+    return RemoteError(*parts)
+
+
+def _rule_of(kind: type) -> tuple[Encode, bool] | None:
+    if not issubclass(kind, BaseException):
+        return None
+    if not issubclass(kind, Exception):
+        return _stand_in, True
+    by_name = named(kind, _own_error if issubclass(kind, RolecallError) else _exception)
+    return lambda writer, exc: _by_name_or_stand_in(writer, exc, by_name), True
+
+
+def _by_name_or_stand_in(writer: Writer, exc: Exception, by_name: Encode) -> Any:
+    found = _attempt(writer, lambda: by_name(writer, exc))
+    return _stand_in(writer, exc) if found is None else found
+
+
+RESOLVERS.insert(0, _rule_of)  # before the user's types: an exception may be a dataclass as well
+DECODERS[EXCEPTION] = _decode_exception
+DECODERS[OWN_ERROR] = _decode_own_error
+DECODERS[STAND_IN] = _decode_stand_in

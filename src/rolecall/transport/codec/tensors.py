@@ -1,0 +1,192 @@
+"""Rules for torch: tensors, dtypes, devices, sizes. It never imports torch unless one of these arrives.
+
+Every dtype keeps its bits. A tensor that lies in order in host memory is viewed, not copied: it must not change until
+the frame is written. One on an accelerator goes through host memory and arrives on the CPU, unless the receiver's
+`context.tensor_device` says otherwise. `requires_grad` and the graph stay behind; an `nn.Parameter` arrives as a
+tensor, a meta tensor as a meta tensor. Sparse tensors travel as their parts, which torch checks when they arrive.
+Quantised and nested tensors and subclasses of Tensor do not travel. Two references to one tensor arrive as two tensors.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from functools import cache
+from math import prod
+from typing import Any
+
+from rolecall.errors import DecodeError
+from rolecall.transport.codec.arrays import INLINE, checked_shape
+from rolecall.transport.codec.walk import DECODERS, RESOLVERS, Encode, Reader, Refused, Writer
+
+TENSOR, META, SPARSE, TORCH_DTYPE, DEVICE, SIZE = -50, -51, -52, -53, -54, -55
+
+_PARTS = {
+    "sparse_coo": ("_indices", "_values"),
+    "sparse_csr": ("crow_indices", "col_indices", "values"),
+    "sparse_csc": ("ccol_indices", "row_indices", "values"),
+    "sparse_bsr": ("crow_indices", "col_indices", "values"),
+    "sparse_bsc": ("ccol_indices", "row_indices", "values"),
+}
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError as e:
+        raise DecodeError("a tensor arrived, but torch is not installed here; pip install 'rolecall[torch]'") from e
+    return torch
+
+
+@cache
+def _dtypes() -> dict[str, Any]:
+    """The dtypes whose bits stand for themselves. A quantised one made from bytes crashes the process."""
+    torch = _torch()
+    found = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
+    return {name[len("torch.") :]: dtype for name, dtype in found.items() if not name.startswith("torch.q")}
+
+
+@cache
+def _dtype_names() -> dict[Any, str]:
+    return {dtype: name for name, dtype in _dtypes().items()}
+
+
+def _dtype_of(name: Any) -> Any:
+    dtype = _dtypes().get(name) if type(name) is str else None
+    if dtype is None:
+        raise DecodeError("no dtype of that name in this torch", name)
+    return dtype
+
+
+# --- tensors ---
+
+
+def _tensor(writer: Writer, value: Any) -> Any:
+    torch = sys.modules["torch"]
+    if value.layout is not torch.strided:
+        return _sparse(writer, value)
+    name = _dtype_names().get(value.dtype)
+    if name is None or value.is_nested:
+        raise Refused(value, "nested and quantised tensors stay where they are; send dequantize() or a list")
+    if value.is_meta:
+        return writer.extension(META, [name, list(value.shape)])
+    try:
+        settled = _in_order(value)
+    except RuntimeError as e:  # also NotImplementedError: a dtype that torch cannot copy
+        raise Refused(value, str(e)) from e
+    return writer.extension(TENSOR, [name, list(value.shape), writer.buffer(_memory(settled), INLINE)])
+
+
+def _in_order(value: Any) -> Any:
+    """The same values in host memory, one after another, with no view of them left to be applied."""
+    value = value.detach()
+    if value.is_conj() or value.is_neg():
+        value = value.resolve_conj().resolve_neg()
+    if not value.is_cpu:
+        value = value.cpu()
+    return value.contiguous()
+
+
+def _memory(value: Any) -> memoryview:
+    """Views a tensor's memory without numpy, which has no bfloat16 and no float8. The view keeps the tensor alive."""
+    size = value.numel() * value.element_size()
+    if size == 0:
+        return memoryview(b"")
+    array = (ctypes.c_ubyte * size).from_address(value.data_ptr())
+    array.owner = value
+    return memoryview(array).cast("B")
+
+
+def _decode_tensor(reader: Reader, data: memoryview) -> Any:
+    name, shape, ref = reader.items(data, 3)
+    dtype, memory = _dtype_of(name), reader.buffer(ref)
+    shape = checked_shape(shape, dtype.itemsize, memory)
+    torch = _torch()
+    value = torch.frombuffer(memory, dtype=dtype).view(shape) if len(memory) else torch.empty(shape, dtype=dtype)
+    device = getattr(reader.context, "tensor_device", None)
+    return value if device is None else value.to(device)
+
+
+def _decode_meta(reader: Reader, data: memoryview) -> Any:
+    name, shape = reader.items(data, 2)
+    dtype = _dtype_of(name)
+    if type(shape) is not list or prod(shape) * dtype.itemsize >= 1 << 63:
+        raise DecodeError("bad shape", shape)
+    return _torch().empty(shape, dtype=dtype, device="meta")
+
+
+# --- sparse tensors ---
+
+
+def _sparse(writer: Writer, value: Any) -> Any:
+    layout = str(value.layout).removeprefix("torch.")
+    if layout not in _PARTS:
+        raise Refused(value, f"its layout is {layout}; send to_dense()")
+    value = value.detach()
+    parts = [_tensor(writer, getattr(value, part)()) for part in _PARTS[layout]]  # never swapped one by one
+    coalesced = layout == "sparse_coo" and value.is_coalesced()
+    return writer.extension(SPARSE, [layout, list(value.shape), coalesced, *parts])
+
+
+def _decode_sparse(reader: Reader, data: memoryview) -> Any:
+    layout, shape, coalesced, *parts = reader.items(data)
+    torch = _torch()
+    if layout not in _PARTS or len(parts) != len(_PARTS[layout]):
+        raise DecodeError("not a sparse layout, or not its parts", layout)
+    if not all(type(part) is torch.Tensor for part in parts):
+        raise DecodeError("parts of a sparse tensor are no tensors", layout)
+    if layout != "sparse_coo":
+        kind = getattr(torch, layout)
+        return torch.sparse_compressed_tensor(*parts, size=shape, layout=kind, check_invariants=True)
+    value = torch.sparse_coo_tensor(*parts, size=shape, check_invariants=True)
+    return value.coalesce() if coalesced else value
+
+
+# --- dtypes, devices, sizes ---
+
+
+def _torch_dtype(writer: Writer, value: Any) -> Any:
+    return writer.extension(TORCH_DTYPE, str(value).removeprefix("torch."))
+
+
+def _decode_torch_dtype(reader: Reader, data: memoryview) -> Any:
+    found = vars(_torch()).get(reader.text(data))
+    if not isinstance(found, _torch().dtype):
+        raise DecodeError("no dtype of that name in this torch", str(found))
+    return found
+
+
+def _rule_of(kind: type) -> tuple[Encode, bool] | None:
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not hasattr(torch, "nn"):  # the latter while another thread imports it
+        return None
+    if kind in (torch.Tensor, torch.nn.Parameter, getattr(torch.nn, "Buffer", None)):
+        return _tensor, True
+    if issubclass(kind, torch.Tensor):
+        return _refuse_subclass, True
+    if issubclass(kind, torch.nn.Module):
+        return _refuse_module, True
+    return _SMALL.get(f"{kind.__module__}.{kind.__qualname__}")
+
+
+def _refuse_subclass(writer: Writer, value: Any) -> Any:
+    raise Refused(value, "subclasses of Tensor do not travel; send full_tensor() or as_subclass(torch.Tensor)")
+
+
+def _refuse_module(writer: Writer, value: Any) -> Any:
+    raise Refused(value, "modules do not travel; send state_dict()")
+
+
+_SMALL: dict[str, tuple[Encode, bool]] = {
+    "torch.dtype": (_torch_dtype, True),
+    "torch.device": (lambda writer, value: writer.extension(DEVICE, str(value)), True),
+    "torch.Size": (lambda writer, value: writer.extension(SIZE, list(value)), True),
+}
+
+RESOLVERS.insert(0, _rule_of)  # before the user's types: torch.Size is a tuple
+DECODERS[TENSOR] = _decode_tensor
+DECODERS[META] = _decode_meta
+DECODERS[SPARSE] = _decode_sparse
+DECODERS[TORCH_DTYPE] = _decode_torch_dtype
+DECODERS[DEVICE] = lambda reader, data: _torch().device(reader.text(data))
+DECODERS[SIZE] = lambda reader, data: _torch().Size(reader.items(data))

@@ -1,0 +1,237 @@
+"""Rules for the user's own types: enums, named tuples, dataclasses, msgspec Structs, pydantic models.
+
+An object travels as its type's name and its state. It is put together again as a pickle would do it, from the state:
+no `__init__`, no `__post_init__`, no validator runs (a Struct's `__post_init__` does, as msgspec has no way around it).
+Attributes beside the fields travel too; what a `cached_property` keeps does not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterable
+from enum import Enum, Flag
+from functools import cached_property
+from inspect import getattr_static
+from typing import Any
+
+import msgspec
+
+from rolecall.errors import DecodeError
+from rolecall.transport.codec.type_names import name_of, resolve
+from rolecall.transport.codec.walk import DECODERS, RESOLVERS, Encode, Reader, Refused, Writer
+
+ENUM, NAMEDTUPLE, DATACLASS, STRUCT, MODEL = -30, -31, -32, -33, -34
+
+_BUILT_IN_BASES = (dict, list, tuple, set, frozenset, str, bytes, bytearray, int, float, complex)
+_UNSENT = object()
+
+
+def named(kind: type, encode: Callable[[Writer, Any, str], Any]) -> Encode:
+    """Makes the rule of a type that travels by name. A type without a usable name is refused when a value is met."""
+    try:
+        name = name_of(kind)
+    except LookupError:  # it may get one, when the module that is being run now comes to its end
+        return lambda writer, value: encode(writer, value, _name_or_refuse(value))
+    return lambda writer, value: encode(writer, value, name)
+
+
+def _name_or_refuse(value: Any) -> str:
+    try:
+        return name_of(type(value))
+    except LookupError as e:
+        raise Refused(value, str(e)) from None
+
+
+def own_attributes(value: Any, fields: Iterable[str]) -> dict[str, Any]:
+    """What an object's `__dict__` holds beside its fields, without what can be computed again."""
+    attributes: dict[str, Any] = getattr(value, "__dict__", {})
+    if attributes.keys() <= set(fields):
+        return {}
+    kind = type(value)
+    return {
+        name: item
+        for name, item in attributes.items()
+        if name not in fields
+        and not (name.startswith("__") and name != "__notes__")
+        and not isinstance(getattr_static(kind, name, None), cached_property)
+    }
+
+
+def set_attributes(value: Any, attributes: dict[str, Any]) -> None:
+    """Puts attributes that are no fields back, unless they would hide what the class defines."""
+    kind = type(value)
+    for name, item in attributes.items():
+        defined = getattr_static(kind, name, None)
+        special = type(name) is not str or (name.startswith("__") and name != "__notes__")
+        if special or callable(defined) or hasattr(type(defined), "__get__"):
+            raise DecodeError(f"attribute of a {kind.__qualname__} refused", name)
+        value.__dict__[name] = item
+
+
+def _state(found: Any) -> dict[str, Any]:
+    if type(found) is not dict:
+        raise DecodeError("state of an object is no dict", type(found).__name__)
+    return found
+
+
+def _plain_values(writer: Writer, state: dict[str, Any]) -> dict[str, Any]:
+    plain = writer.plain
+    return {name: plain(item) for name, item in state.items()}
+
+
+# --- enums ---
+
+
+def is_enum(cls: type) -> bool:
+    return issubclass(cls, Enum)
+
+
+def _enum(writer: Writer, value: Enum, name: str) -> Any:
+    if type(value).__members__.get(value.name) is value:  # a combination of flags has no member of its own
+        return writer.extension(ENUM, [name, value.name])
+    return writer.extension(ENUM, [name, writer.plain(value.value)])
+
+
+def _decode_enum(reader: Reader, data: memoryview) -> Any:
+    name, member = reader.items(data, 2)
+    cls = resolve(name, is_enum, "Enum")
+    if type(member) is int and issubclass(cls, Flag):
+        return cls(member)
+    if type(member) is not str or member not in cls.__members__:
+        raise DecodeError(f"{name} has no member of that name", member)
+    return cls.__members__[member]
+
+
+# --- named tuples ---
+
+
+def is_named_tuple(cls: type) -> bool:
+    return issubclass(cls, tuple) and isinstance(getattr(cls, "_fields", None), tuple) and hasattr(cls, "_make")
+
+
+def _named_tuple(writer: Writer, value: tuple[Any, ...], name: str) -> Any:
+    return writer.extension(NAMEDTUPLE, [name, *map(writer.plain, value)])
+
+
+def _decode_named_tuple(reader: Reader, data: memoryview) -> Any:
+    name, *items = reader.items(data)
+    cls = resolve(name, is_named_tuple, "named tuple")
+    if len(items) != len(cls._fields):
+        raise DecodeError(f"{name} has another number of fields", len(items))
+    return tuple.__new__(cls, items)
+
+
+# --- dataclasses ---
+
+
+def is_dataclass(cls: type) -> bool:
+    return dataclasses.is_dataclass(cls) and not issubclass(cls, _BUILT_IN_BASES)
+
+
+def _dataclass_rule(cls: type) -> Encode:
+    names = tuple(field.name for field in dataclasses.fields(cls))
+
+    def encode(writer: Writer, value: Any, name: str) -> Any:
+        plain = writer.plain
+        state = {}
+        for field in names:
+            item = getattr(value, field, _UNSENT)  # a field with init=False may not be set yet
+            if item is not _UNSENT:
+                state[field] = plain(item)
+        extra = own_attributes(value, names)
+        return writer.extension(DATACLASS, [name, state, _plain_values(writer, extra)] if extra else [name, state])
+
+    return named(cls, encode)
+
+
+def _decode_dataclass(reader: Reader, data: memoryview) -> Any:
+    name, state, *extra = reader.items(data)
+    cls = resolve(name, is_dataclass, "dataclass")
+    value = object.__new__(cls)
+    fields = {field.name for field in dataclasses.fields(cls)}
+    for field, item in _state(state).items():
+        if field not in fields:
+            raise DecodeError(f"{name} has no field of that name", field)
+        object.__setattr__(value, field, item)
+    for attributes in extra:
+        set_attributes(value, _state(attributes))
+    return value
+
+
+# --- msgspec Structs ---
+
+
+def is_struct(cls: type) -> bool:
+    return issubclass(cls, msgspec.Struct)
+
+
+def _struct_rule(cls: type) -> Encode:
+    names = cls.__struct_fields__  # type: ignore[attr-defined]
+
+    def encode(writer: Writer, value: Any, name: str) -> Any:
+        return writer.extension(STRUCT, [name, {field: writer.plain(getattr(value, field)) for field in names}])
+
+    return named(cls, encode)
+
+
+def _decode_struct(reader: Reader, data: memoryview) -> Any:
+    name, state = reader.items(data, 2)
+    return resolve(name, is_struct, "Struct")(**_state(state))
+
+
+# --- pydantic models ---
+
+
+def is_model(cls: type) -> bool:
+    main = sys.modules.get("pydantic.main")
+    return main is not None and issubclass(cls, main.BaseModel)
+
+
+def _model(writer: Writer, value: Any, name: str) -> Any:
+    fields = type(value).model_fields
+    state = {field: writer.plain(item) for field, item in value.__dict__.items() if field in fields}
+    extra, private = (
+        None if found is None else _plain_values(writer, found)
+        for found in (value.__pydantic_extra__, value.__pydantic_private__)
+    )
+    return writer.extension(MODEL, [name, state, sorted(value.__pydantic_fields_set__), extra, private])
+
+
+def _decode_model(reader: Reader, data: memoryview) -> Any:
+    name, state, fields_set, extra, private = reader.items(data, 5)
+    cls = resolve(name, is_model, "pydantic model")
+    if (extra is not None) != (cls.model_config.get("extra") == "allow"):
+        raise DecodeError(f"{name} takes no extra fields, or must have them", extra)
+    for names, known in ((_state(state), cls.model_fields), (_state(private or {}), cls.__private_attributes__)):
+        if not names.keys() <= known.keys():
+            raise DecodeError(f"{name} has no fields of these names", sorted(names.keys() - known.keys()))
+    value = cls.__new__(cls)
+    object.__setattr__(value, "__dict__", state)
+    object.__setattr__(value, "__pydantic_fields_set__", set(fields_set))
+    object.__setattr__(value, "__pydantic_extra__", extra)
+    object.__setattr__(value, "__pydantic_private__", private)
+    return value
+
+
+def _rule_of(kind: type) -> tuple[Encode, bool] | None:
+    """The rule for a user's type; all but enums hold values, so a swap goes into them."""
+    if is_enum(kind):
+        return named(kind, _enum), True
+    if is_named_tuple(kind):
+        return named(kind, _named_tuple), False
+    if is_struct(kind):
+        return _struct_rule(kind), False
+    if is_model(kind):
+        return named(kind, _model), False
+    if is_dataclass(kind):
+        return _dataclass_rule(kind), False
+    return None
+
+
+RESOLVERS.append(_rule_of)
+DECODERS[ENUM] = _decode_enum
+DECODERS[NAMEDTUPLE] = _decode_named_tuple
+DECODERS[DATACLASS] = _decode_dataclass
+DECODERS[STRUCT] = _decode_struct
+DECODERS[MODEL] = _decode_model

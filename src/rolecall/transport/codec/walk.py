@@ -1,0 +1,199 @@
+"""The walk over a value, both ways, and the table of rules it follows. It knows no type beyond what msgpack has.
+
+A value becomes msgpack. What msgpack has no form for is an extension of ours: a code and, inside, msgpack again. Large
+memory stays outside, in buffers that the inside names by number. Which type has which code and form is in the files
+around this one (`plain_codec`, `type_codec`, `exception_codec`, `array_codec`, `tensor_codec`), which add their rules
+to the tables here. Codes below 0 are ours, codes above 0 belong to `codec.extension`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import NoneType
+from typing import Any, TypeAlias
+
+from msgspec import msgpack
+
+from rolecall.errors import DecodeError
+from rolecall.transport.codec.places import step
+from rolecall.transport.frames import MAX_DEPTH
+
+Encode: TypeAlias = "Callable[[Writer, Any], Any]"
+Decode: TypeAlias = "Callable[[Reader, memoryview], Any]"
+Swap: TypeAlias = Callable[[Any], Any]
+
+NATIVE = frozenset({NoneType, bool, int, float, str})
+CAREFUL = NATIVE - {int, str}  # what msgpack takes whatever its value is
+
+ENCODERS: dict[type, tuple[Encode, bool]] = {}
+DECODERS: dict[int, Decode] = {}
+RESOLVERS: list[Callable[[type], tuple[Encode, bool] | None]] = []
+
+pack_plain = msgpack.Encoder().encode
+unpack_plain = msgpack.decode
+
+TOO_DEEP = f"it contains itself, or is nested deeper than {MAX_DEPTH} levels"
+
+
+class Refused(Exception):
+    """A value does not travel. On its way up it learns where the value lies; nothing is spent on that otherwise."""
+
+    def __init__(self, value: Any, hint: str = "") -> None:
+        self.value, self.hint = value, hint
+        self._child = value
+        self._steps: list[tuple[int, str]] = []  # innermost first: the parent's identity, the step down from it
+
+    def rise(self, parent: Any, original: Any) -> None:
+        """Notes the step from `parent` to where the refusal is now. `original` is what `parent` was before a swap."""
+        if parent is not self._child:
+            self._steps.append((id(parent), step(parent, self._child)))
+        self._child = original
+
+    def place(self, root: str) -> str:
+        seen: set[int] = set()
+        for parent, text in reversed(self._steps):
+            if parent in seen:  # a cycle: once around says it all
+                break
+            seen.add(parent)
+            root += text
+        return root
+
+
+def leaf(kind: type, encode: Encode) -> None:
+    """Adds the rule for a type without values of the user's inside; `swap` is applied to it."""
+    ENCODERS[kind] = (encode, True)
+
+
+def container(kind: type, encode: Encode) -> None:
+    """Adds the rule for a type that holds values; `swap` is applied to those, not to it."""
+    ENCODERS[kind] = (encode, False)
+
+
+def _refuse(writer: Writer, value: Any) -> Any:
+    raise Refused(value)
+
+
+def _find(kind: type) -> tuple[Encode, bool]:
+    for resolve in RESOLVERS:
+        found = resolve(kind)
+        if found is not None:
+            ENCODERS[kind] = found
+            return found
+    return _refuse, True
+
+
+class Writer:
+    """Turns one value into what msgspec can encode, and collects its buffers."""
+
+    __slots__ = ("_depth", "_swap", "_swapped", "buffers", "native")
+
+    def __init__(self, swap: Swap | None = None) -> None:
+        self.buffers: list[memoryview] = []
+        self.native = NATIVE
+        self._swap = swap
+        self._swapped: dict[int, tuple[Any, Any]] = {}
+        self._depth = 0
+
+    def start_over(self) -> None:
+        """Makes the writer look at every int and str as well. What was swapped stays swapped."""
+        self.buffers, self.native, self._depth = [], CAREFUL, 0
+
+    def plain(self, value: Any) -> Any:
+        """Returns `value` in a form that msgspec encodes.
+
+        Raises:
+            Refused: It, or something in it, does not travel.
+        """
+        kind = type(value)
+        if kind in self.native:
+            return value
+        encode, is_leaf = ENCODERS.get(kind) or _find(kind)
+        original = value
+        if is_leaf and self._swap is not None:
+            value = self._swap_once(value)
+            if value is not original:
+                kind = type(value)
+                if kind in self.native:
+                    return value
+                encode, _ = ENCODERS.get(kind) or _find(kind)
+        if self._depth >= MAX_DEPTH:
+            raise Refused(value, TOO_DEEP)
+        self._depth += 1
+        try:
+            return encode(self, value)
+        except Refused as refused:
+            refused.rise(value, original)
+            raise
+        finally:
+            self._depth -= 1
+
+    def extension(self, code: int, payload: Any) -> msgpack.Ext:
+        """Wraps `payload`, which must be plain already."""
+        return msgpack.Ext(code, pack_plain(payload))
+
+    def buffer(self, memory: memoryview, inline: int) -> int | bytes:
+        """Hands over flat `memory`. Returns what stands for it: a number, or the bytes when there are few."""
+        if len(memory) <= inline:
+            return memory.tobytes()
+        self.buffers.append(memory)
+        return len(self.buffers) - 1
+
+    def _swap_once(self, value: Any) -> Any:
+        assert self._swap is not None
+        known = self._swapped.get(id(value))
+        if known is None:
+            known = self._swapped[id(value)] = (value, self._swap(value))
+        return known[1]
+
+
+class Reader:
+    """Turns msgpack back into one value.
+
+    Nesting is bounded by `MAX_DEPTH` for extensions and by the interpreter's recursion limit for plain lists and dicts,
+    which msgspec reads without us. Counts are bounded by the input: it takes memory for an item when it has read it.
+    """
+
+    __slots__ = ("_buffers", "_depth", "context")
+
+    def __init__(self, buffers: Sequence[Any], context: Any = None) -> None:
+        self.context = context
+        self._buffers = buffers
+        self._depth = 0
+
+    def hook(self, code: int, data: memoryview) -> Any:
+        decode = DECODERS.get(code)
+        if decode is None:
+            raise DecodeError("unknown code of an extension", code)
+        if self._depth > MAX_DEPTH:
+            raise DecodeError("nested too deep", self._depth)
+        self._depth += 1
+        try:
+            return decode(self, data)
+        finally:
+            self._depth -= 1
+
+    def value(self, data: memoryview | bytes) -> Any:
+        """Decodes what `Writer.extension` wrapped."""
+        return unpack_plain(data, ext_hook=self.hook)
+
+    def items(self, data: memoryview | bytes, count: int | None = None) -> list[Any]:
+        """The same, where it must be a list (of `count` items)."""
+        found = self.value(data)
+        if type(found) is not list or (count is not None and len(found) != count):
+            raise DecodeError("an extension's content is not the list that it must be")
+        return found
+
+    def text(self, data: memoryview | bytes) -> str:
+        """The same, where it must be a str."""
+        found = self.value(data)
+        if type(found) is not str:
+            raise DecodeError("an extension's content is not the text that it must be", type(found).__name__)
+        return found
+
+    def buffer(self, ref: Any) -> memoryview:
+        """The memory that `Writer.buffer` stood for, flat and, when it was received, writable."""
+        if type(ref) is bytes:
+            return memoryview(bytearray(ref))
+        if type(ref) is not int or not 0 <= ref < len(self._buffers):
+            raise DecodeError("no buffer of that number", ref)
+        return memoryview(self._buffers[ref]).cast("B")

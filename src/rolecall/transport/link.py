@@ -1,0 +1,318 @@
+"""Link owns one connected socket that carries frames. It knows nothing of calls and never reconnects.
+
+Any thread sends: when nothing is queued the frame goes to the kernel right there, without a hop to the loop. What the
+kernel does not take is queued and written by the loop, many frames in one system call. Reading happens on the loop,
+straight into the memory that `FrameReader` names. The socket is used directly rather than through an asyncio
+transport, because transports may only be written to from the loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from asyncio.events import _get_running_loop
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rolecall.errors import RolecallError, RPCConnectionError
+from rolecall.transport.frames import FrameReader, Limits
+from rolecall.transport.waiting import Waitable
+
+SOCKET_BUFFER = 4 << 20  # a 64 MiB tensor needs few system calls and wake-ups
+HIGH_WATER = 64 << 20  # unsent bytes above which threads wait before they add more
+IOV_MAX = 512
+FEW_BYTES = 1 << 20  # queued frames written by one system call
+SPIN_FROM = 1 << 20
+READS_PER_TURN = 16  # other connections of the loop get their turn after so many
+FLUSH_S = 5.0  # how long a closing link tries to write what is queued
+
+
+class Link(Waitable):
+    """One connection. `on_frame` and `on_closed` are called on the loop's thread; set them before `start()`.
+
+    Attributes:
+        position: Bytes given to `send` so far.
+        written: Bytes the kernel has taken so far.
+    """
+
+    __slots__ = (
+        "_armed",
+        "_closing",
+        "_corked",
+        "_lock",
+        "_loop",
+        "_queue",
+        "_reader",
+        "_reading",
+        "_sock",
+        "closed",
+        "on_closed",
+        "on_frame",
+        "position",
+        "written",
+    )
+
+    def __init__(self, sock: socket.socket, *, loop: asyncio.AbstractEventLoop, limits: Limits | None = None) -> None:
+        super().__init__()
+        sock.setblocking(False)
+        widen(sock)
+        self._sock, self._loop = sock, loop
+        self._reader = FrameReader(limits or Limits())
+        self._lock = threading.Lock()
+        self._queue: deque[memoryview] = deque()
+        self._armed = self._closing = self._corked = self._reading = False
+        self.closed = False
+        self.position = self.written = 0
+        self.on_frame: Callable[[bytes | memoryview, list[memoryview]], None] = _ignore_frame
+        self.on_closed: Callable[[Exception | None], None] = _ignore_closed
+
+    def start(self) -> None:
+        """Begins to read. On the loop's thread."""
+        self.resume_reading()
+
+    # Writing
+
+    def send(self, parts: Sequence[bytes | memoryview]) -> int:
+        """Sends one frame; any thread, frames never interleave.
+
+        Returns:
+            The position behind the frame: once `written` has reached it, the kernel has all of it. A closed link
+            takes frames and drops them, as a cable would.
+        """
+        with self._lock:
+            size = sum(map(len, parts)) if len(parts) > 1 else len(parts[0])
+            self.position += size
+            if self.closed or self._closing:
+                return self.position
+            if self._queue or self._corked:
+                self._enqueue(parts, 0)
+            else:
+                self._send_now(parts, size)
+            return self.position
+
+    def _send_now(self, parts: Sequence[bytes | memoryview], size: int) -> None:
+        done = 0
+        try:
+            done = self._sock.send(parts[0]) if len(parts) == 1 else self._sock.sendmsg(parts[:IOV_MAX])
+        except (BlockingIOError, InterruptedError):
+            pass
+        except OSError as e:
+            self._abort_soon(e)
+            return
+        except BaseException as e:  # Ctrl-C between the system call and its count: the stream can no longer be trusted
+            self._abort_soon(OSError(f"interrupted by {type(e).__name__}"))
+            raise
+        self.written += done
+        if done < size:
+            self._enqueue(parts, done)
+            self._arm_from_anywhere()
+
+    def _enqueue(self, parts: Sequence[bytes | memoryview], skip: int) -> None:
+        for part in parts:
+            if skip >= len(part):
+                skip -= len(part)
+            else:
+                self._queue.append(memoryview(part)[skip:] if skip else memoryview(part))
+                skip = 0
+
+    def _arm_from_anywhere(self) -> None:
+        if self._armed:
+            return
+        self._armed = True
+        if _get_running_loop() is self._loop:
+            self._loop.add_writer(self._sock.fileno(), self._writable)
+        else:
+            self._call_soon(self._arm)
+
+    def _arm(self) -> None:
+        with self._lock:
+            if self._armed and not self.closed:  # else the queue was emptied meanwhile, and the loop would spin
+                self._loop.add_writer(self._sock.fileno(), self._writable)
+
+    def _writable(self) -> None:
+        error: OSError | None = None
+        with self._lock:
+            if self.closed:
+                return
+            try:
+                self._write_queued()
+            except (BlockingIOError, InterruptedError):
+                pass
+            except OSError as e:
+                error = e
+            if not self._queue:
+                self._disarm()
+        if error is not None:
+            self._finish(_lost(error))
+        elif not self._queue and self._closing:
+            self._finish(None)
+        elif self.position - self.written < HIGH_WATER // 2:
+            self.wake()
+
+    def _write_queued(self) -> None:
+        queue = self._queue
+        while queue:
+            batch: list[memoryview] = []
+            size = 0
+            for part in queue:
+                batch.append(part)
+                size += len(part)
+                if len(batch) == IOV_MAX or size >= FEW_BYTES:
+                    break
+            done = self._sock.sendmsg(batch) if len(batch) > 1 else self._sock.send(batch[0])
+            self.written += done
+            self._forget(done)
+            if done < size:
+                return
+
+    def _forget(self, done: int) -> None:
+        queue = self._queue
+        while done:
+            part = queue.popleft()
+            if done < len(part):
+                queue.appendleft(part[done:])
+                return
+            done -= len(part)
+
+    def _disarm(self) -> None:
+        if self._armed:
+            self._armed = False
+            self._loop.remove_writer(self._sock.fileno())
+
+    def wait_for_room(self) -> None:
+        """Blocks the calling thread while more than `HIGH_WATER` bytes are unsent. The loop's thread never waits."""
+        if self.position - self.written > HIGH_WATER and _get_running_loop() is None:
+            self.wait(lambda: self.closed or self.position - self.written <= HIGH_WATER)
+
+    # Reading
+
+    def pause(self) -> None:
+        """Stops reading: the sender's bytes stay in the kernel. On the loop's thread."""
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(self._sock.fileno())
+
+    def resume_reading(self) -> None:
+        """Reads again. On the loop's thread."""
+        if not self._reading and not self.closed:
+            self._reading = True
+            self._loop.add_reader(self._sock.fileno(), self._readable)
+
+    def _readable(self) -> None:
+        self._corked = True  # answers given while a batch of frames is handled leave in one system call
+        try:
+            ended = self._read_some()
+        except (BlockingIOError, InterruptedError):
+            ended = False
+        except RolecallError as e:
+            self._finish(e)
+            return
+        except OSError as e:
+            self._finish(_lost(e))
+            return
+        finally:
+            self._uncork()
+        if ended:
+            self._finish(None)
+
+    def _read_some(self) -> bool:
+        reader, sock = self._reader, self._sock
+        for _ in range(READS_PER_TURN):
+            buffer = reader.get_buffer(-1)
+            count = sock.recv_into(buffer)
+            if not count:
+                return True
+            for header, buffers in reader.buffer_updated(count):
+                self.on_frame(header, buffers)
+            if (count < len(buffer) and len(buffer) < SPIN_FROM) or not self._reading:
+                return False  # a short read of a large buffer is tried again: its sender is writing at this moment
+        return False
+
+    def _uncork(self) -> None:
+        with self._lock:
+            self._corked = False
+            pending = bool(self._queue) and not self._armed and not self.closed
+        if pending:
+            self._writable_or_arm()
+
+    def _writable_or_arm(self) -> None:
+        self._writable()
+        with self._lock:
+            if self._queue and not self.closed:
+                self._arm_from_anywhere()
+
+    # Ending
+
+    def close(self) -> None:
+        """Writes what is queued, within a few seconds, then closes. Any thread, any number of times."""
+        if _get_running_loop() is self._loop:
+            self._close()
+        else:
+            self._call_soon(self._close)
+
+    def abort(self, exc: Exception | None = None) -> None:
+        """Closes now; what is queued is lost. Any thread."""
+        if _get_running_loop() is self._loop:
+            self._finish(exc)
+        else:
+            self._call_soon(self._finish, exc)
+
+    def _close(self) -> None:
+        with self._lock:
+            self._closing = True
+            queued = bool(self._queue) and not self.closed
+        if queued:
+            self._loop.call_later(FLUSH_S, self._finish, None)
+        else:
+            self._finish(None)
+
+    def _abort_soon(self, error: OSError) -> None:
+        self._closing = True
+        self._call_soon(self._finish, _lost(error))
+
+    def _finish(self, exc: Exception | None) -> None:
+        with self._lock:  # under the lock: a thread that is writing must not meet another file with the same number
+            if self.closed:
+                return
+            self._disarm()
+            self.pause()
+            self.closed = True
+            self._sock.close()
+            self._queue.clear()
+        self.wake()
+        self.on_closed(exc)
+
+    def _call_soon(self, fn: Callable[..., object], *args: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(fn, *args)
+        except RuntimeError:  # the loop is closed: nobody else can be using the socket
+            self.closed = True
+            self._sock.close()
+
+
+def widen(sock: socket.socket) -> None:
+    """Gives a socket large kernel buffers as far as the host allows, and no delay on TCP."""
+    for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+        sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER)
+    if sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # a host that vanished is noticed in about 30 s
+        for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):
+            if hasattr(socket, name):
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _lost(error: OSError) -> RPCConnectionError:
+    lost = RPCConnectionError("the other side", str(error))
+    lost.__cause__ = error
+    return lost
+
+
+def _ignore_frame(header: bytes | memoryview, buffers: list[memoryview]) -> None:
+    return None
+
+
+def _ignore_closed(exc: Exception | None) -> None:
+    return None

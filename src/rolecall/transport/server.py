@@ -1,0 +1,234 @@
+"""Server owns listening sockets and the connections on them until they have shown the token.
+
+One listener speaks both: frames begin with a magic word, everything else is HTTP. It knows nothing of calls: a link
+goes to the peer that `on_peer` names, an HTTP request to its route.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+from rolecall.errors import ProtocolError, RPCConnectionError, RPCError
+from rolecall.protocol.token import Token
+from rolecall.transport import handshake
+from rolecall.transport.frames import MAGIC, Limits
+from rolecall.transport.handshake import HELLO_S, Hello
+from rolecall.transport.http import HttpConnection, Routes
+from rolecall.transport.link import Link
+from rolecall.transport.peer import Peer
+
+MAX_STRANGERS = 256  # connections that have not shown the token
+BACKLOG = 1024
+
+__all__ = ["Hello", "Server"]
+
+
+class Server:
+    """Listens on a Unix path and on TCP addresses. All methods on the loop's thread.
+
+    Args:
+        token: The run's secret.
+        on_peer: Names the peer that a hello (re)attaches to; an error of ours raised here refuses it.
+        http: The routes; without them every authenticated request is 404.
+        epoch: A hello with an older one is refused; a newer one closes the links of the older.
+        hosts: Further names that HTTP's `Host` may have, beside loopback and the bound address.
+    """
+
+    def __init__(
+        self,
+        token: str | bytes | Token,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        on_peer: Callable[[Hello], Peer] | None = None,
+        http: Routes | None = None,
+        limits: Limits | None = None,
+        epoch: int = 0,
+        hosts: tuple[str, ...] = (),
+    ) -> None:
+        self._token, self._loop, self._on_peer = Token(token), loop, on_peer
+        self._routes = http or Routes()
+        self._limits = limits or Limits()
+        self.epoch = epoch
+        self._hosts = {"localhost", "127.0.0.1", "::1", *(h.lower() for h in hosts)}
+        self._listeners: list[socket.socket] = []
+        self._paths: list[Path] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._strangers: dict[asyncio.Task[None], None] = {}  # connections without the token yet, oldest first
+        self._links: dict[Link, int] = {}
+        self.closed = False
+
+    def listen_unix(self, path: str | Path) -> None:
+        """Listens on a socket file that only this user may open; a stale one is replaced."""
+        path = Path(path)
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISSOCK(path.lstat().st_mode):
+                raise FileExistsError(f"{path} is there and is no socket")
+            path.unlink()
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.bind(str(path))
+            path.chmod(0o600)  # nobody can connect before listen()
+            self._listen(sock)
+        except BaseException:
+            sock.close()
+            raise
+        self._paths.append(path)
+
+    def listen_tcp(self, host: str = "127.0.0.1", port: int = 0) -> int:
+        """Listens on an address and returns its port."""
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((host, port))
+            self._listen(sock)
+        except BaseException:
+            sock.close()
+            raise
+        self._hosts.add(host.lower())
+        return int(sock.getsockname()[1])
+
+    def adopt(self, sock: socket.socket) -> None:
+        """Listens on a socket that is bound already, for instance an inherited one."""
+        self._listen(sock)
+
+    def _listen(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        sock.listen(BACKLOG)
+        self._loop.add_reader(sock.fileno(), self._accept, sock)
+        self._listeners.append(sock)
+
+    async def close(self) -> None:
+        """Stops listening, ends the connections and waits for their tasks. May be called twice."""
+        self.closed = True
+        for sock in self._listeners:
+            self._loop.remove_reader(sock.fileno())
+            sock.close()
+        self._listeners.clear()
+        for path in self._paths:
+            path.unlink(missing_ok=True)
+        self._paths.clear()
+        for link in list(self._links):
+            link.close()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _accept(self, listener: socket.socket) -> None:
+        for _ in range(64):
+            try:
+                sock, _ = listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as e:  # out of descriptors, say: the listener stays, the next wake-up tries again
+                self._loop.call_exception_handler({"message": "accept failed", "exception": e})
+                self._rest(listener)
+                return
+            if len(self._strangers) >= MAX_STRANGERS:
+                self._turn_oldest_away()
+            sock.setblocking(False)
+            task = self._loop.create_task(self._serve(sock))
+            self._strangers[task] = None
+            self._tasks.add(task)
+            task.add_done_callback(self._ended)
+
+    def _turn_oldest_away(self) -> None:
+        """Whoever has the token shows it at once, so idle connections must not keep out the next one."""
+        oldest = next(iter(self._strangers))
+        del self._strangers[oldest]
+        oldest.cancel()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._strangers.pop(task, None)
+
+    def _known(self) -> None:
+        """The connection of the running task has shown the token."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._strangers.pop(task, None)
+
+    def _rest(self, listener: socket.socket) -> None:
+        """Leaves the listener alone for a moment; it stays readable, and the loop would spin."""
+        self._loop.remove_reader(listener.fileno())
+
+        def again() -> None:
+            if listener in self._listeners:
+                self._loop.add_reader(listener.fileno(), self._accept, listener)
+
+        self._loop.call_later(0.1, again)
+
+    async def _serve(self, sock: socket.socket) -> None:
+        try:
+            async with asyncio.timeout(HELLO_S):
+                begun = await handshake.read_exactly(sock, 1, self._loop)
+                if begun == MAGIC[:1]:
+                    begun += await handshake.read_exactly(sock, len(MAGIC) - 1, self._loop)
+                if begun == MAGIC:
+                    await self._frames(sock, begun)
+                    return
+            await HttpConnection(
+                sock, begun, self._loop, self._token, self._routes, frozenset(self._hosts), self._known
+            ).run()
+            sock.close()
+        except (RPCError, OSError, TimeoutError):
+            sock.close()
+        except Exception as e:  # a mistake of ours ends this connection and is told, but not the listener
+            sock.close()
+            self._loop.call_exception_handler({"message": "serving a connection failed", "exception": e})
+        except BaseException:
+            sock.close()
+            raise
+
+    async def _frames(self, sock: socket.socket, begun: bytes) -> None:
+        try:
+            hello = await handshake.read_hello(sock, begun, self._token, self._limits, self._loop)
+            peer = self._peer_of(hello)
+        except RPCConnectionError:
+            raise
+        except RPCError as e:
+            await self._loop.sock_sendall(sock, handshake.refusal(e))
+            await self._drain(sock)
+            raise
+        await self._loop.sock_sendall(sock, handshake.welcome(peer.session, self.epoch))
+        if self.closed or hello.epoch < self.epoch:
+            raise RPCConnectionError("the server", "closing, or a newer controller took over meanwhile")
+        link = Link(sock, loop=self._loop, limits=self._limits)
+        peer.attach(link, hello.session)
+        if link.closed:  # the peer has ended
+            return
+        self._links[link] = hello.epoch
+        forward = link.on_closed
+
+        def on_closed(exc: Exception | None) -> None:
+            self._links.pop(link, None)
+            forward(exc)
+
+        link.on_closed = on_closed
+
+    async def _drain(self, sock: socket.socket) -> None:
+        """Lets the refusal be read: closing with unread bytes would reset the connection and lose it."""
+        sock.shutdown(socket.SHUT_WR)
+        for _ in range(16):
+            if not await self._loop.sock_recv(sock, 4096):
+                return
+
+    def _peer_of(self, hello: Hello) -> Peer:
+        if hello.epoch < self.epoch:
+            raise ProtocolError(
+                "an older controller was replaced; its epoch is no longer served", hello.epoch, self.epoch
+            )
+        if self._on_peer is None:
+            raise ProtocolError("this listener speaks HTTP only")
+        if hello.epoch > self.epoch:
+            self.epoch = hello.epoch
+            for link, epoch in list(self._links.items()):
+                if epoch < self.epoch:
+                    link.abort(ProtocolError("a newer controller took over", epoch, self.epoch))
+        return self._on_peer(hello)

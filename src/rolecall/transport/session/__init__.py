@@ -1,0 +1,1 @@
+"""At-most-once conversations as state."""
