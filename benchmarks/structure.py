@@ -14,7 +14,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 SHORT = 50
 LONG = 500
@@ -113,7 +113,7 @@ def measure(root: Path) -> dict[str, Any]:
     }
 
 
-def _is_test(node: ast.AST) -> Any:
+def _is_test(node: ast.AST) -> TypeGuard[ast.FunctionDef | ast.AsyncFunctionDef]:
     return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_")
 
 
