@@ -269,7 +269,7 @@ class Scheduler(ABC):
     async def create_engine(
         self, worker_id: str, engine: str | type, engine_name: str | None = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """Makes an engine on a worker, on the lane that its methods will run on.
+        """Makes an engine on a worker, on the engine thread that its methods will run on.
 
         Raises:
             EngineImportError: The class cannot be imported there, or is refused.
