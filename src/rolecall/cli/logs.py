@@ -12,10 +12,9 @@ from typing import Annotated
 import typer
 
 from rolecall.cli.follow import Followers, Line
-from rolecall.cli.options import FilerootOption, JsonOption, RunOption
-from rolecall.cli.output import print_json, remark
 from rolecall.cli.rundir import RunDir
-from rolecall.cli.runs import RunNotFoundError, choose, is_running
+from rolecall.cli.runs import RunNotFoundError, is_running, select_run
+from rolecall.cli.terminal import FilerootOption, JsonOption, RunOption, print_json, remark
 from rolecall.errors import RolecallError
 
 POLL_S = 0.2
@@ -27,10 +26,11 @@ _MERGED_LINE = re.compile(r"\[(?P<worker>[^]\s]+/\d+)\] ?(?P<text>.*)", re.DOTAL
 
 
 class NoLogError(RolecallError):
-    """Nothing in the run's directory is a log of what was asked for."""
+    """The run has no log of that role or worker."""
 
     def __init__(self, wanted: str, known: list[str]) -> None:
-        super().__init__(f"no log of {wanted!r}; there are logs of: {', '.join(known) or 'nobody yet'}")
+        self.wanted, self.known = wanted, known
+        super().__init__(f"no log of {wanted!r} (logs: {', '.join(known) or 'none yet'})")
 
 
 def logs(
@@ -51,7 +51,7 @@ def logs(
 
     Example: rolecall logs -f actor/0
     """
-    found = choose(run, fileroot)
+    found = select_run(run, fileroot)
     if found.directory is None:
         raise RunNotFoundError(found.run_id, "any known fileroot (only processes of it are left)")
     reader = _Reader(found.directory, target, json)

@@ -1,4 +1,4 @@
-"""Finds runs and chooses one: by path, by `experiment/trial`, by run id, or the newest. It reads only."""
+"""Finds runs and selects one: by path, by `experiment/trial`, by run id, or the newest. It only reads."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from rolecall.cli.census import marked
-from rolecall.cli.live import Live, listening
-from rolecall.cli.output import remark
+from rolecall.cli.client import RunClient, is_listening
+from rolecall.cli.processes import run_processes
 from rolecall.cli.rundir import BrokenStateError, RunDir, State
+from rolecall.cli.terminal import remark
 from rolecall.errors import RolecallError
 from rolecall.scheduler.run import private_root
 
@@ -19,18 +19,19 @@ DEFAULT_FILEROOT = Path("~/.rolecall")
 
 
 class RunNotFoundError(RolecallError):
-    """No run fits what was asked for."""
+    """No run matches `--run`, or there is none."""
 
     def __init__(self, wanted: str, fileroot: str, known: Iterable[str] = ()) -> None:
-        names = ", ".join(known)
+        self.wanted, self.fileroot, self.known = wanted, fileroot, list(known)
         what = f"no run {wanted!r}" if wanted else "no run"
-        advice = f"there are: {names}" if names else "name its run directory with --run, or another --fileroot"
+        names = ", ".join(self.known)
+        advice = f"known runs: {names}" if names else "pass its run directory with --run, or another --fileroot"
         super().__init__(f"{what} under {fileroot}; {advice}")
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """A run to work on. The directory is None for one of which only processes are left."""
+class SelectedRun:
+    """The run that a command works on. `directory` is None for a run of which only processes are left."""
 
     run_id: str
     runtime_dir: Path
@@ -41,23 +42,23 @@ class Chosen:
         return self.directory.name if self.directory else f"run {self.run_id}"
 
     @property
-    def live(self) -> Live:
-        return Live(self.runtime_dir)
+    def client(self) -> RunClient:
+        return RunClient(self.runtime_dir)
 
 
 def find_runs(fileroot: Path) -> list[RunDir]:
-    """All runs under a fileroot and all of this user that live on this host, newest first."""
+    """All runs under a fileroot, and all runs of this user that are running on this host, newest first."""
     paths = {p.parent for name in (".lock", "state.json") for p in fileroot.glob(f"*/*/{name}")}
-    paths |= set(_living().values())
+    paths |= set(_run_directories().values())
     runs = [run for run in map(RunDir, paths) if run.exists()]
     return sorted(runs, key=RunDir.changed, reverse=True)
 
 
-def choose(wanted: str | None, fileroot: Path | None) -> Chosen:
-    """The run that a command is about; says on stderr which one when nobody named it.
+def select_run(wanted: str | None, fileroot: Path | None) -> SelectedRun:
+    """The run that `wanted` names, or else the newest; which one that is goes to stderr.
 
     Raises:
-        RunNotFoundError: None fits.
+        RunNotFoundError: No run matches.
     """
     root = (fileroot or DEFAULT_FILEROOT).expanduser().absolute()
     if wanted is not None:
@@ -67,11 +68,11 @@ def choose(wanted: str | None, fileroot: Path | None) -> Chosen:
         raise RunNotFoundError("", str(root))
     run = next((run for run in runs if is_running(run)), runs[0])
     remark(f"{run.name} ({'running' if is_running(run) else 'ended'}), {run.path}")
-    return _checked(chosen(run))
+    return _checked(selected(run))
 
 
-def _checked(found: Chosen) -> Chosen:
-    """Says once when the state cannot be read; the commands then do without it."""
+def _checked(found: SelectedRun) -> SelectedRun:
+    """Prints a message when `state.json` cannot be read; the commands continue without it."""
     if found.directory is not None:
         try:
             found.directory.state()
@@ -80,15 +81,15 @@ def _checked(found: Chosen) -> Chosen:
     return found
 
 
-def chosen(run: RunDir) -> Chosen:
-    """A run with what its state says, as far as that can be read."""
+def selected(run: RunDir) -> SelectedRun:
+    """A run with the facts of its `state.json`, if that can be read."""
     state = state_of(run)
     runtime_dir = Path(state.runtime_dir) if state.runtime_dir else _runtime_dir_of(run)
-    return Chosen(state.run_id or runtime_dir.name, runtime_dir, run)
+    return SelectedRun(state.run_id or runtime_dir.name, runtime_dir, run)
 
 
 def state_of(run: RunDir) -> State:
-    """The state, empty where it cannot be read."""
+    """The contents of `state.json`; an empty state when it cannot be read."""
     try:
         return run.state()
     except BrokenStateError:
@@ -96,41 +97,41 @@ def state_of(run: RunDir) -> State:
 
 
 def is_running(run: RunDir) -> bool:
-    """True while the controller has the run open, or a guard of it listens."""
-    found = chosen(run)
+    """True while the controller has the run's lock file open, or one of the run's guards listens."""
+    found = selected(run)
     if run.controller(state_of(run)) is not None:
         return True
-    return any(listening(found.live.guard_socket(guard)) for guard in found.live.guard_ids())
+    return any(is_listening(found.client.guard_socket(guard)) for guard in found.client.guard_ids())
 
 
-def _named(wanted: str, root: Path) -> Chosen:
-    if not wanted:  # an unset variable in a script must not mean the newest run
+def _named(wanted: str, root: Path) -> SelectedRun:
+    if not wanted:  # an unset variable in a script must not select the newest run
         raise RunNotFoundError("", str(root))
     for path in (Path(wanted).expanduser().resolve(), root / wanted):
         if RunDir(path).exists():
-            return chosen(RunDir(path))
+            return selected(RunDir(path))
     runs = find_runs(root)
     of_experiment = [run for run in runs if wanted in (run.path.parent.name, run.name)]
     if of_experiment:
-        return chosen(next(filter(is_running, of_experiment), of_experiment[0]))
+        return selected(next(filter(is_running, of_experiment), of_experiment[0]))
     for run in runs:
-        if chosen(run).run_id == wanted:
-            return chosen(run)
+        if selected(run).run_id == wanted:
+            return selected(run)
     runtime_dir = private_root() / wanted
-    if os.sep not in wanted and (runtime_dir.is_dir() or marked(wanted)):
-        return Chosen(wanted, runtime_dir)
+    if os.sep not in wanted and (runtime_dir.is_dir() or run_processes(wanted)):
+        return SelectedRun(wanted, runtime_dir)
     raise RunNotFoundError(wanted, str(root), [run.name for run in runs[:8]])
 
 
 def _runtime_dir_of(run: RunDir) -> Path:
-    """For a run that has not written its state yet: the runtime directory that points back to it."""
-    return next((where for where, path in _living().items() if path == run.path), private_root() / "none")
+    """For a run that has not written its state yet: the runtime directory whose file `run` names it."""
+    return next((where for where, path in _run_directories().items() if path == run.path), private_root() / "none")
 
 
-def _living() -> dict[Path, Path]:
-    """Run directories by runtime directory, of the runs of this user that have not been cleaned away."""
+def _run_directories() -> dict[Path, Path]:
+    """Run directories by runtime directory, of the runs of this user whose runtime directory still exists."""
     found = {}
     for file in private_root().glob("*/run"):
-        with suppress(OSError):  # it ended while we looked
+        with suppress(OSError):  # the run ended in the meantime
             found[file.parent] = Path(file.read_text())
     return found
