@@ -61,7 +61,7 @@ def encode(value: Any, place: str = "value", *, swap: Swap | None = None) -> Enc
     try:
         try:
             header = pack_plain(writer.plain(value))
-        except (OverflowError, UnicodeEncodeError):  # an int beyond 64 bits, a lone surrogate: both are rare
+        except (Refused, OverflowError, UnicodeEncodeError, RecursionError):  # big ints and lone surrogates are rare
             writer.start_over()
             header = pack_plain(writer.plain(value))
     except Refused as refused:

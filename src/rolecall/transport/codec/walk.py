@@ -9,27 +9,29 @@ to the tables here. Codes below 0 are ours, codes above 0 belong to `codec.exten
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import NoneType
 from typing import Any, TypeAlias
 
-from msgspec import msgpack
+from msgspec import Raw, msgpack
 
 from rolecall.errors import DecodeError
+from rolecall.transport.codec.native import MANY, NATIVE, floats, foreign_level
+from rolecall.transport.codec.native import encode as pack_plain
 from rolecall.transport.codec.places import step
 from rolecall.transport.frames import MAX_DEPTH
 
 Encode: TypeAlias = "Callable[[Writer, Any], Any]"
 Decode: TypeAlias = "Callable[[Reader, memoryview], Any]"
 Swap: TypeAlias = Callable[[Any], Any]
+Rows: TypeAlias = "Callable[[Writer, list[Any]], Any]"
 
-NATIVE = frozenset({NoneType, bool, int, float, str})
 CAREFUL = NATIVE - {int, str}  # what msgpack takes whatever its value is
 
 ENCODERS: dict[type, tuple[Encode, bool]] = {}
 DECODERS: dict[int, Decode] = {}
 RESOLVERS: list[Callable[[type], tuple[Encode, bool] | None]] = []
+ROWS: dict[type, Rows] = {}  # for lists of one type; a rule returns None for a list that it does not take
+FEW = 4  # items from which on columns are the faster form
 
-pack_plain = msgpack.Encoder().encode
 unpack_plain = msgpack.decode
 
 TOO_DEEP = f"it contains itself, or is nested deeper than {MAX_DEPTH} levels"
@@ -83,9 +85,13 @@ def _find(kind: type) -> tuple[Encode, bool]:
 
 
 class Writer:
-    """Turns one value into what msgspec can encode, and collects its buffers."""
+    """Turns one value into what msgspec can encode, and collects its buffers.
 
-    __slots__ = ("_depth", "_swap", "_swapped", "buffers", "native")
+    At first it decides for many values at a time what msgpack holds as it is, and writes lists of like items as
+    columns. After a refusal it starts over, looks at every value, and so finds what is refused and where it lies.
+    """
+
+    __slots__ = ("_depth", "_swap", "_swapped", "_walked", "buffers", "native")
 
     def __init__(self, swap: Swap | None = None) -> None:
         self.buffers: list[memoryview] = []
@@ -93,9 +99,10 @@ class Writer:
         self._swap = swap
         self._swapped: dict[int, tuple[Any, Any]] = {}
         self._depth = 0
+        self._walked = 0  # levels above this one were looked at already and hold something foreign
 
     def start_over(self) -> None:
-        """Makes the writer look at every int and str as well. What was swapped stays swapped."""
+        """Makes the writer look at every value by itself, int and str as well. What was swapped stays swapped."""
         self.buffers, self.native, self._depth = [], CAREFUL, 0
 
     def plain(self, value: Any) -> Any:
@@ -124,6 +131,53 @@ class Writer:
         except Refused as refused:
             refused.rise(value, original)
             raise
+        finally:
+            self._depth -= 1
+
+    def column(self, values: Sequence[Any]) -> Any:
+        """`values` in a form that arrives as a list of them."""
+        if self.native is CAREFUL or not values:
+            return self._each(values)
+        if type(values[0]) is float and len(values) >= MANY:
+            packed = floats(values)
+            if packed is not None:
+                return Raw(packed)
+        if self.fit(values):
+            return values
+        found = self._rows(values) if len(values) >= FEW else None
+        return self._each(values) if found is None else found
+
+    def fit(self, values: Sequence[Any]) -> bool:
+        """Whether msgpack holds all of these as they are."""
+        if self.native is CAREFUL:
+            return self.native.issuperset(map(type, values))
+        if not values:
+            return True
+        if self._depth < self._walked:
+            return False
+        level = foreign_level(values, MAX_DEPTH - self._depth)
+        if level is None:
+            return True
+        self._walked = self._depth + level
+        return False
+
+    def _each(self, values: Sequence[Any]) -> Sequence[Any]:
+        plain = self.plain
+        return [plain(value) for value in values]
+
+    def _rows(self, values: Sequence[Any]) -> Any:
+        kinds = set(map(type, values))
+        if len(kinds) > 1 or self._depth >= MAX_DEPTH:
+            return None
+        [kind] = kinds
+        if kind not in ENCODERS:
+            _find(kind)
+        rule = ROWS.get(kind)
+        if rule is None:
+            return None
+        self._depth += 1
+        try:
+            return rule(self, list(values))
         finally:
             self._depth -= 1
 
