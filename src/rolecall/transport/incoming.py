@@ -78,11 +78,15 @@ class Incoming(Waitable):
         Raises:
             CodecError: They are not a value of ours.
         """
+        return self.received().value()
+
+    def received(self) -> codec.Received:
+        """As `args`, up to the value, so that something else may be put in the places of what it refers to."""
         if self._body is None:
             raise ProtocolError("the arguments of a call were taken twice", self.method)
         body, buffers = self._body, self._buffers
         self._body, self._buffers = None, []
-        return codec.decode(body, buffers, context=self._peer.context)
+        return codec.Received(body, buffers, context=self._peer.context)
 
     def on_cancel(self, fn: Callable[[], object]) -> None:
         """Calls `fn` on the loop's thread when the caller gives up; at once, here, when it already has."""

@@ -23,10 +23,10 @@ from typing import Any
 import msgspec
 
 NATIVE = frozenset({NoneType, bool, int, float, str})
+NATIVE_CONTAINERS = NATIVE | {list, dict}
 MANY = 16  # items from which on the checks in C are the cheaper ones
 MOST = 1 << 22  # items looked at in one go
 
-_CONTAINERS = NATIVE | {list, dict}
 _LISTS: dict[type, Any] = {int: list[int], str: list[str]}
 _FLOAT = b"\xcb"  # what msgpack writes before the 8 bytes of a float
 
@@ -77,7 +77,7 @@ def foreign_level(items: Sequence[Any], room: int) -> int | None:
         kinds = set(map(type, items))
         if kinds <= NATIVE:
             return None
-        if not kinds <= _CONTAINERS:
+        if not kinds <= NATIVE_CONTAINERS:
             return level
         found = _inside(items, kinds)
         if found is None:

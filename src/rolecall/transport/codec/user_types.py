@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum, Flag
 from functools import cached_property
 from inspect import getattr_static
@@ -19,7 +19,6 @@ from typing import Any
 import msgspec
 
 from rolecall.errors import DecodeError
-from rolecall.transport.codec.rows import columns
 from rolecall.transport.codec.type_names import name_of, resolve
 from rolecall.transport.codec.walk import DECODERS, RESOLVERS, ROWS, Encode, Reader, Refused, Rows, Writer
 
@@ -166,7 +165,7 @@ def _dataclass_rows(cls: type) -> Rows:
     names = [field.name for field in dataclasses.fields(cls)]
     getters, known = [attrgetter(name) for name in names], frozenset(names)
 
-    def encode(writer: Writer, rows: list[Any]) -> Any:
+    def encode(writer: Writer, rows: Sequence[Any]) -> Any:
         if not names or (cls.__dictoffset__ and not all(map(known.issuperset, map(vars, rows)))):
             return None
         try:
@@ -185,7 +184,7 @@ def _decode_dataclasses(reader: Reader, data: memoryview) -> Any:
         raise DecodeError(f"{name} has another number of columns than names of fields", len(found))
     if not {field.name for field in dataclasses.fields(cls)}.issuperset(names):
         raise DecodeError(f"{name} has no fields of these names", names)
-    values = [object.__new__(cls) for _ in columns(found)[0]]
+    values = [object.__new__(cls) for _ in reader.columns(found)[0]]
     assign = object.__setattr__
     for field, column in zip(names, found, strict=True):
         for value, item in zip(values, column, strict=True):

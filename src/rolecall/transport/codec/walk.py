@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from msgspec import Raw, msgpack
 
 from rolecall.errors import DecodeError
-from rolecall.transport.codec.native import MANY, NATIVE, floats, foreign_level
+from rolecall.transport.codec.native import MANY, NATIVE, NATIVE_CONTAINERS, floats, foreign_level
 from rolecall.transport.codec.native import encode as pack_plain
 from rolecall.transport.codec.places import step
 from rolecall.transport.frames import MAX_DEPTH
@@ -22,15 +22,17 @@ from rolecall.transport.frames import MAX_DEPTH
 Encode: TypeAlias = "Callable[[Writer, Any], Any]"
 Decode: TypeAlias = "Callable[[Reader, memoryview], Any]"
 Swap: TypeAlias = Callable[[Any], Any]
-Rows: TypeAlias = "Callable[[Writer, list[Any]], Any]"
+Rows: TypeAlias = "Callable[[Writer, Sequence[Any]], Any]"
 
 CAREFUL = NATIVE - {int, str}  # what msgpack takes whatever its value is
 
 ENCODERS: dict[type, tuple[Encode, bool]] = {}
 DECODERS: dict[int, Decode] = {}
+TABLE, LISTED = -64, -65  # objects that lie in a list before the value, and what stands for one in the value
 RESOLVERS: list[Callable[[type], tuple[Encode, bool] | None]] = []
 ROWS: dict[type, Rows] = {}  # for lists of one type; a rule returns None for a list that it does not take
 FEW = 4  # items from which on columns are the faster form
+MOST_ROWS = 1 << 22  # of one value: a row that arrives in columns may take a byte and becomes an object
 
 unpack_plain = msgpack.decode
 
@@ -91,7 +93,7 @@ class Writer:
     columns. After a refusal it starts over, looks at every value, and so finds what is refused and where it lies.
     """
 
-    __slots__ = ("_depth", "_swap", "_swapped", "_walked", "buffers", "native")
+    __slots__ = ("_columned", "_depth", "_listed", "_swap", "_swapped", "_walked", "buffers", "native")
 
     def __init__(self, swap: Swap | None = None) -> None:
         self.buffers: list[memoryview] = []
@@ -99,11 +101,14 @@ class Writer:
         self._swap = swap
         self._swapped: dict[int, tuple[Any, Any]] = {}
         self._depth = 0
+        self._listed: dict[int, tuple[Any, int, msgpack.Ext]] = {}  # by identity; holds the object, too
+        self._columned = 0  # rows written as columns
         self._walked = 0  # levels above this one were looked at already and hold something foreign
 
     def start_over(self) -> None:
         """Makes the writer look at every value by itself, int and str as well. What was swapped stays swapped."""
         self.buffers, self.native, self._depth = [], CAREFUL, 0
+        self._listed.clear()
 
     def plain(self, value: Any) -> Any:
         """Returns `value` in a form that msgspec encodes.
@@ -138,21 +143,22 @@ class Writer:
         """`values` in a form that arrives as a list of them."""
         if self.native is CAREFUL or not values:
             return self._each(values)
-        if type(values[0]) is float and len(values) >= MANY:
-            packed = floats(values)
-            if packed is not None:
-                return Raw(packed)
-        if self.fit(values):
+        kind = type(values[0])
+        if kind is float and len(values) >= MANY and (packed := floats(values)) is not None:
+            return Raw(packed)
+        if kind in NATIVE_CONTAINERS and self.fit(values):
             return values
-        found = self._rows(values) if len(values) >= FEW else None
-        return self._each(values) if found is None else found
+        rows = self._rows(kind, values) if len(values) >= FEW else None
+        return self._each(values) if rows is None else rows
 
     def fit(self, values: Sequence[Any]) -> bool:
         """Whether msgpack holds all of these as they are."""
-        if self.native is CAREFUL:
-            return self.native.issuperset(map(type, values))
-        if not values:
-            return True
+        if len(values) < MANY or self.native is CAREFUL:
+            kinds = set(map(type, values))
+            if kinds <= self.native:
+                return True
+            if self.native is CAREFUL or not kinds <= NATIVE_CONTAINERS:
+                return False
         if self._depth < self._walked:
             return False
         level = foreign_level(values, MAX_DEPTH - self._depth)
@@ -165,25 +171,41 @@ class Writer:
         plain = self.plain
         return [plain(value) for value in values]
 
-    def _rows(self, values: Sequence[Any]) -> Any:
-        kinds = set(map(type, values))
-        if len(kinds) > 1 or self._depth >= MAX_DEPTH:
-            return None
-        [kind] = kinds
+    def _rows(self, kind: type, values: Sequence[Any]) -> Any:
         if kind not in ENCODERS:
             _find(kind)
         rule = ROWS.get(kind)
-        if rule is None:
+        self._columned += len(values)
+        if (
+            rule is None
+            or self._depth >= MAX_DEPTH
+            or self._columned > MOST_ROWS
+            or [*map(type, values)].count(kind) != len(values)
+        ):
             return None
         self._depth += 1
         try:
-            return rule(self, list(values))
+            return rule(self, values)
         finally:
             self._depth -= 1
 
     def extension(self, code: int, payload: Any) -> msgpack.Ext:
         """Wraps `payload`, which must be plain already."""
         return msgpack.Ext(code, pack_plain(payload))
+
+    def listed(self, value: Any, make: Callable[[], msgpack.Ext]) -> msgpack.Ext:
+        """Puts what `make` returns into the list before the value. Returns what stands for it: its number there."""
+        known = self._listed.get(id(value))
+        if known is None:
+            known = self._listed[id(value)] = (value, len(self._listed), make())
+        return msgpack.Ext(LISTED, pack_plain(known[1]))
+
+    def header(self, value: Any) -> bytes:
+        """`value` as bytes, behind the list of what it refers to."""
+        body = pack_plain(self.plain(value))
+        if not self._listed:
+            return body
+        return pack_plain(self.extension(TABLE, [[ext for _, _, ext in self._listed.values()], body]))
 
     def buffer(self, memory: memoryview, inline: int) -> int | bytes:
         """Hands over flat `memory`. Returns what stands for it: a number, or the bytes when there are few."""
@@ -207,12 +229,14 @@ class Reader:
     which msgspec reads without us. Counts are bounded by the input: it takes memory for an item when it has read it.
     """
 
-    __slots__ = ("_buffers", "_depth", "context")
+    __slots__ = ("_body", "_buffers", "_depth", "_rows", "_table", "context")
 
     def __init__(self, buffers: Sequence[Any], context: Any = None) -> None:
         self.context = context
         self._buffers = buffers
-        self._depth = 0
+        self._depth = self._rows = 0
+        self._table: Sequence[Any] = ()
+        self._body: bytes | None = None
 
     def hook(self, code: int, data: memoryview) -> Any:
         decode = DECODERS.get(code)
@@ -226,6 +250,35 @@ class Reader:
         finally:
             self._depth -= 1
 
+    def opened(self, header: bytes | memoryview) -> tuple[list[Any], Any]:
+        """Decodes a header up to the value. Returns what is listed before it, and the value when nothing is."""
+        value = self.value(header)
+        if self._body is None:
+            return [], value
+        return list(self._table), None
+
+    def closed(self, listed: Sequence[Any]) -> Any:
+        """Decodes the value behind a list, with these in the place of what was listed."""
+        body, self._body, self._table = self._body, None, listed
+        if body is None:
+            raise DecodeError("a value is decoded once")
+        return self.value(body)
+
+    def table(self, data: memoryview) -> None:
+        """Reads the list before the value; it is the first thing in a header, and stands there once."""
+        if self._depth != 1 or self._body is not None or self._table:
+            raise DecodeError("a list of references inside a value")
+        table, body = self.items(data, 2)
+        if type(table) is not list or type(body) is not bytes:
+            raise DecodeError("a list of references is not the list that it must be")
+        self._table, self._body = table, body
+
+    def listed(self, data: memoryview) -> Any:
+        number = self.value(data)
+        if type(number) is not int or not 0 <= number < len(self._table):
+            raise DecodeError("no reference of that number", number)
+        return self._table[number]
+
     def value(self, data: memoryview | bytes) -> Any:
         """Decodes what `Writer.extension` wrapped."""
         return unpack_plain(data, ext_hook=self.hook)
@@ -236,6 +289,27 @@ class Reader:
         if type(found) is not list or (count is not None and len(found) != count):
             raise DecodeError("an extension's content is not the list that it must be")
         return found
+
+    def columns(self, found: list[Any]) -> list[list[Any]]:
+        """The columns that arrived, when they are such.
+
+        Raises:
+            DecodeError: There are none, one is no list, they differ in length, or there are too many rows.
+        """
+        if set(map(type, found)) != {list} or len(set(map(len, found))) != 1:
+            raise DecodeError("columns are not lists of one length")
+        self.count(len(found[0]))
+        return found
+
+    def count(self, rows: int) -> None:
+        """Notes objects that will be made from columns.
+
+        Raises:
+            DecodeError: They are more than one value may have.
+        """
+        self._rows += rows
+        if self._rows > MOST_ROWS:
+            raise DecodeError("too many rows", self._rows)
 
     def text(self, data: memoryview | bytes) -> str:
         """The same, where it must be a str."""
@@ -251,3 +325,7 @@ class Reader:
         if type(ref) is not int or not 0 <= ref < len(self._buffers):
             raise DecodeError("no buffer of that number", ref)
         return memoryview(self._buffers[ref]).cast("B")
+
+
+DECODERS[TABLE] = Reader.table
+DECODERS[LISTED] = Reader.listed
