@@ -66,7 +66,9 @@ class Live:
             NoAnswerError: It is gone, holds the interpreter, or runs a program of its own.
         """
         path = worker_socket(str(self.runtime_dir), worker_id)
-        metrics: dict[str, Any] = self._ask(f"worker {worker_id}", path, "GET", "/metrics", None, PATIENCE_S)
+        metrics: dict[str, Any] = self._ask(
+            f"worker {worker_id}", path, "GET", "/metrics?format=json", None, PATIENCE_S
+        )
         return metrics
 
     def _ask_guard(self, guard_id: str, verb: str, route: str, value: Any, timeout: float) -> Any:
