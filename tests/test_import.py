@@ -30,3 +30,10 @@ def test_a_name_of_the_front_door_is_loaded_once_and_then_there() -> None:
     program = "import rolecall; from rolecall import *; print([n for n in rolecall.__all__ if n not in vars(rolecall)])"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert ran.stdout.strip() == "[]"
+
+
+def test_the_function_scheduler_is_not_hidden_by_the_subpackage_of_its_name() -> None:
+    """`rolecall.scheduler(...)` works too where a submodule of `rolecall.scheduler` was imported first."""
+    program = "import rolecall; rolecall.LocalScheduler; print(type(rolecall.scheduler).__name__)"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert ran.stdout.strip() == "function"

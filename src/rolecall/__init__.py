@@ -3,7 +3,9 @@
 Names are loaded when they are first used, so that `import rolecall` is fast and guards and workers carry no scheduler.
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -46,6 +48,17 @@ _HOMES = {
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]
+
+
+class _Package(ModuleType):
+    """Keeps `rolecall.scheduler` the function; importing the subpackage of that name would replace it."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,7 @@ import torch
 from rolecall.demo import task
 from rolecall.demo.engines import Actor, Reference, Rollout
 from rolecall.demo.model import FlatModel
-from rolecall.demo.recipe import Recipe
+from rolecall.demo.options import Recipe
 from rolecall.demo.sampling import sample
 
 RECIPE = Recipe(hidden=16, heads=2, prompts=4, group=4, eval_prompts=8)

@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from rolecall.demo.needs import check_needs
-from rolecall.demo.options import DemoOptions
-from rolecall.demo.phases import Phases
-from rolecall.demo.recipe import Recipe
+from rolecall.demo.options import DemoOptions, Recipe, check_needs
 from rolecall.demo.records import Evaluation, Started, Step
 from rolecall.demo.report import Report
+from rolecall.demo.roles import Phases
 from rolecall.errors import WorkerConfigurationError
 
 

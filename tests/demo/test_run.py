@@ -19,8 +19,7 @@ from rich.console import Console
 from schedulers_under_test import OF_PROCESSES, each
 
 from rolecall.demo.loop import run_demo
-from rolecall.demo.options import DemoOptions
-from rolecall.demo.recipe import Recipe
+from rolecall.demo.options import DemoOptions, Recipe
 
 SMALL = DemoOptions(Recipe(hidden=16, heads=2, prompts=4, group=4, eval_prompts=8), steps=12, eval_every=5, trial="t0")
 INTERRUPTED_WITHIN_S = 3.0

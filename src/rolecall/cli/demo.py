@@ -12,8 +12,7 @@ import typer
 from rich.console import Console
 
 from rolecall.demo.loop import run_demo
-from rolecall.demo.options import DemoOptions
-from rolecall.demo.recipe import Recipe
+from rolecall.demo.options import DemoOptions, Recipe
 
 INTERRUPTED = 130  # what a shell makes of SIGINT
 

@@ -8,21 +8,20 @@ from typing import Annotated
 
 import typer
 
-from rolecall.cli.checks.attaching import check_attaching
 from rolecall.cli.checks.clusters import check_ray, check_slurm
 from rolecall.cli.checks.devices import check_devices
 from rolecall.cli.checks.finding import Finding, Severity, warning
 from rolecall.cli.checks.left_jobs import check_left_jobs
-from rolecall.cli.checks.leftovers import check_leftovers
+from rolecall.cli.checks.left_processes import check_left_processes
 from rolecall.cli.checks.limits import check_limits
 from rolecall.cli.checks.paths import check_paths
 from rolecall.cli.checks.ports import check_ports
+from rolecall.cli.checks.py_spy import check_py_spy
 from rolecall.cli.checks.runtime_dirs import check_runtime_dirs
 from rolecall.cli.checks.shared_memory import check_shared_memory
 from rolecall.cli.checks.versions import check_versions
-from rolecall.cli.options import FilerootOption, JsonOption
-from rolecall.cli.output import console, print_json, table
 from rolecall.cli.runs import DEFAULT_FILEROOT
+from rolecall.cli.terminal import FilerootOption, JsonOption, console, print_json, table
 
 Check = Callable[[], Iterable[Finding]]
 STYLES = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.INFO: "", Severity.OK: "green"}
@@ -55,14 +54,14 @@ def doctor(
 def checks(fileroot: Path) -> list[tuple[str, Check]]:
     """All checks by name."""
     return [
-        ("processes", lambda: check_leftovers(fileroot)),
+        ("processes", lambda: check_left_processes(fileroot)),
         ("runtime directories", check_runtime_dirs),
         ("shared memory", check_shared_memory),
         ("ports", check_ports),
         ("limits", check_limits),
         ("paths", lambda: check_paths(fileroot)),
         ("devices", check_devices),
-        ("py-spy", check_attaching),
+        ("py-spy", check_py_spy),
         ("versions", check_versions),
         ("slurm", check_slurm),
         ("slurm", lambda: check_left_jobs(fileroot)),

@@ -14,11 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rolecall.cli.census import REAPER_NAME, Marked, marked
+from rolecall.cli.client import NoAnswerError, is_private
 from rolecall.cli.jobs import Jobs, end_jobs
-from rolecall.cli.live import NoAnswerError, private
-from rolecall.cli.rundir import State, elsewhere
-from rolecall.cli.runs import Chosen, state_of
+from rolecall.cli.processes import REAPER_NAME, RunProcess, run_processes
+from rolecall.cli.rundir import State, on_another_host
+from rolecall.cli.runs import SelectedRun, state_of
 from rolecall.guard import runtime
 from rolecall.guard.proc import send
 from rolecall.placement.ray.joining import folder_of
@@ -57,17 +57,17 @@ class Ending:
         return self.jobs.clean and not (self.survivors or self.foreign or self.elsewhere)
 
 
-def end_run(run: Chosen, grace_s: float) -> Ending:
+def end_run(run: SelectedRun, grace_s: float) -> Ending:
     """Asks the guards, then their reapers, ends jobs, then kills whoever is left, and looks again.
 
     Args:
         grace_s: Seconds that workers get between SIGTERM and SIGKILL.
     """
     ending = Ending(run.run_id)
-    seen: dict[tuple[int, int], Marked] = {}
+    seen: dict[tuple[int, int], RunProcess] = {}
 
-    def left() -> list[Marked]:
-        found = [item for item in marked(run.run_id) if item.uid == os.getuid()]
+    def left() -> list[RunProcess]:
+        found = [item for item in run_processes(run.run_id) if item.uid == os.getuid()]
         seen.update({item.process: item for item in found})
         return found
 
@@ -82,7 +82,7 @@ def end_run(run: Chosen, grace_s: float) -> Ending:
     ending.survivors = [item.describe() for item in remaining]
     alive = {item.process for item in remaining}
     ending.ended = [item.describe() for key, item in seen.items() if key not in alive]
-    ending.foreign = [f"{i.describe()} of uid {i.uid}" for i in marked(run.run_id) if i.uid != os.getuid()]
+    ending.foreign = [f"{i.describe()} of uid {i.uid}" for i in run_processes(run.run_id) if i.uid != os.getuid()]
     ending.elsewhere = [] if ending.jobs.asked and ending.jobs.clean else _elsewhere(run)
     ending.runtime_dir = _clean(run)
     if not remaining:
@@ -90,32 +90,32 @@ def end_run(run: Chosen, grace_s: float) -> Ending:
     return ending
 
 
-def _ask_guards(run: Chosen, grace_s: float) -> tuple[dict[str, str], bool]:
+def _ask_guards(run: SelectedRun, grace_s: float) -> tuple[dict[str, str], bool]:
     """Has all guards end their workers, at the same time; a stuck one is told by its table, at little cost."""
 
     def ask(guard_id: str) -> tuple[str, bool]:
         try:
-            workers = [row["worker"] for row in run.live.table(guard_id)]
-            run.live.kill(guard_id, workers, grace_s, grace_s + KILL_MARGIN_S)
+            workers = [row["worker"] for row in run.client.table(guard_id)]
+            run.client.kill(guard_id, workers, grace_s, grace_s + KILL_MARGIN_S)
         except NoAnswerError as e:
             return e.reason, False
         return f"ended {len(workers)} worker(s)", True
 
-    ids = run.live.guard_ids()
+    ids = run.client.guard_ids()
     with ThreadPoolExecutor(max(1, len(ids))) as pool:
         answers = dict(zip(ids, pool.map(ask, ids), strict=True))
     words = {guard_id: said for guard_id, (said, _) in answers.items()}
     return words, bool(ids) and all(done for _, done in answers.values())
 
 
-def _ask_reapers(found: list[Marked]) -> None:
+def _ask_reapers(found: list[RunProcess]) -> None:
     """A reaper that is asked to stop asks its guard, which ends what it owns and cleans up."""
     for item in found:
         if item.stat.name == REAPER_NAME:
             send(item.process, signal.SIGTERM)
 
 
-def _kill(left: Callable[[], list[Marked]]) -> None:
+def _kill(left: Callable[[], list[RunProcess]]) -> None:
     """Reapers last: one whose guard is killed ends everything below it and cleans up, better than we can."""
     for spare_reapers, patience in ((True, LEAVE_S), (False, KILL_S)):
         deadline = time.monotonic() + patience
@@ -126,7 +126,7 @@ def _kill(left: Callable[[], list[Marked]]) -> None:
             time.sleep(POLL_S)
 
 
-def _gone(left: Callable[[], list[Marked]], patience: float) -> bool:
+def _gone(left: Callable[[], list[RunProcess]], patience: float) -> bool:
     deadline = time.monotonic() + patience
     while left():
         if time.monotonic() > deadline:
@@ -135,22 +135,22 @@ def _gone(left: Callable[[], list[Marked]], patience: float) -> bool:
     return True
 
 
-def _elsewhere(run: Chosen) -> list[str]:
+def _elsewhere(run: SelectedRun) -> list[str]:
     state = state_of(run.directory) if run.directory else State()
-    hosts = {guard.host for guard in state.guards if elsewhere(guard.host)}
+    hosts = {guard.host for guard in state.guards if on_another_host(guard.host)}
     return [] if state.controller.ended else sorted(hosts)
 
 
 def _clean_cluster(run_id: str) -> None:
     """Removes the files of a Ray cluster of the run's own. Its driver does that, unless it was killed."""
     folder = folder_of(run_id)
-    if folder.parent == Path("/tmp") and private(folder):
+    if folder.parent == Path("/tmp") and is_private(folder):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _clean(run: Chosen) -> str:
+def _clean(run: SelectedRun) -> str:
     """Removes sockets that nobody listens on, and the directory when nobody is left in it."""
-    if not private(run.runtime_dir) or run.runtime_dir.name != run.run_id:
+    if not is_private(run.runtime_dir) or run.runtime_dir.name != run.run_id:
         return "none"
-    gone = [runtime.clean(str(run.runtime_dir), guard_id) for guard_id in run.live.guard_ids() or ["none"]]
+    gone = [runtime.clean(str(run.runtime_dir), guard_id) for guard_id in run.client.guard_ids() or ["none"]]
     return "removed" if gone[-1] else "kept"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rolecall.cli.rundir import State
-from rolecall.cli.runs import Chosen, state_of
+from rolecall.cli.runs import SelectedRun, state_of
 from rolecall.errors import SlurmError
 from rolecall.placement.slurm.commands import Slurm
 from rolecall.placement.slurm.queue import Queue
@@ -40,7 +40,7 @@ class Jobs:
         return not (self.left or self.unknown)
 
 
-def end_jobs(run: Chosen) -> Jobs:
+def end_jobs(run: SelectedRun) -> Jobs:
     """Ends the run's jobs, waiting ones and running ones, and asks again whether any is left.
 
     Slurm is asked too where a run is not known here, and where its controller has ended and may have had to leave a

@@ -12,10 +12,9 @@ from typing import Annotated
 import typer
 
 from rolecall.cli.follow import Followers, Line
-from rolecall.cli.options import FilerootOption, JsonOption, RunOption
-from rolecall.cli.output import print_json, remark
 from rolecall.cli.rundir import RunDir
-from rolecall.cli.runs import RunNotFoundError, choose, is_running
+from rolecall.cli.runs import RunNotFoundError, is_running, select_run
+from rolecall.cli.terminal import FilerootOption, JsonOption, RunOption, print_json, remark
 from rolecall.errors import RolecallError
 
 POLL_S = 0.2
@@ -51,7 +50,7 @@ def logs(
 
     Example: rolecall logs -f actor/0
     """
-    found = choose(run, fileroot)
+    found = select_run(run, fileroot)
     if found.directory is None:
         raise RunNotFoundError(found.run_id, "any known fileroot (only processes of it are left)")
     reader = _Reader(found.directory, target, json)

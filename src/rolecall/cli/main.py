@@ -13,10 +13,10 @@ from rolecall import __version__
 from rolecall.cli.demo import demo
 from rolecall.cli.doctor import doctor
 from rolecall.cli.logs import logs
-from rolecall.cli.output import remark
 from rolecall.cli.ps import ps
 from rolecall.cli.stack import stack
 from rolecall.cli.stop import stop
+from rolecall.cli.terminal import remark
 from rolecall.cli.top import top
 from rolecall.errors import RolecallError
 
@@ -67,6 +67,3 @@ def front(
 
 for command in (demo, ps, logs, top, stack, stop, doctor):
     app.command()(command)
-
-if __name__ == "__main__":
-    app()

@@ -9,12 +9,19 @@ from typing import Annotated, Any
 
 import typer
 
-from rolecall.cli import units
-from rolecall.cli.census import marked
-from rolecall.cli.options import FilerootOption, JsonOption, RunOption
-from rolecall.cli.output import console, print_json, table
+from rolecall.cli.processes import run_processes
 from rolecall.cli.rundir import RunDir, age
-from rolecall.cli.runs import DEFAULT_FILEROOT, choose, chosen, find_runs, is_running, state_of
+from rolecall.cli.runs import DEFAULT_FILEROOT, find_runs, is_running, select_run, selected, state_of
+from rolecall.cli.terminal import (
+    FilerootOption,
+    JsonOption,
+    RunOption,
+    console,
+    format_bytes,
+    format_duration,
+    print_json,
+    table,
+)
 from rolecall.cli.view import RunView, WorkerView, view
 
 COLUMNS = ("WORKER", "STATE", "PID", "HOST", "DEVICES", "PORTS", "UPTIME", "CPU", "RSS", "CALLS", "PENDING", "NOTE")
@@ -37,7 +44,7 @@ def ps(
     """
     if every:
         return _print_runs(fileroot or DEFAULT_FILEROOT, json)
-    seen = view(choose(run, fileroot))
+    seen = view(select_run(run, fileroot))
     if json:
         print_json(asdict(seen))
     else:
@@ -74,9 +81,9 @@ def _cells(worker: WorkerView) -> list[str]:
         worker.host or "-",
         ",".join(worker.devices) or "-",
         ",".join(map(str, worker.ports)) or "-",
-        units.duration(worker.uptime_s),
-        units.duration(worker.cpu_s),
-        units.size(worker.rss_bytes),
+        format_duration(worker.uptime_s),
+        format_duration(worker.cpu_s),
+        format_bytes(worker.rss_bytes),
         "-" if worker.calls is None else str(worker.calls),
         "-" if worker.pending is None else str(worker.pending),
         note,
@@ -87,15 +94,15 @@ def _print_runs(fileroot: Path, as_json: bool) -> None:
     rows = [_run_row(run) for run in find_runs(fileroot.expanduser().absolute())]
     if as_json:
         return print_json(rows)
-    shown = [{**row, "changed": f"{units.duration(age(row['changed']))} ago"} for row in rows]
+    shown = [{**row, "changed": f"{format_duration(age(row['changed']))} ago"} for row in rows]
     cells = [[str(row[name] or "-") for name in RUN_FIELDS] for row in shown]
     console().print(table(RUN_COLUMNS, cells) if cells else f"no runs under {fileroot}")
 
 
 def _run_row(run: RunDir) -> dict[str, Any]:
-    state, found = state_of(run), chosen(run)
+    state, found = state_of(run), selected(run)
     pid = run.controller(state)
-    left = found.run_id != "" and any(marked(found.run_id))
+    left = found.run_id != "" and any(run_processes(found.run_id))
     return {
         "name": run.name,
         "run_id": found.run_id,

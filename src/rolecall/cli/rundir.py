@@ -78,7 +78,7 @@ class State(msgspec.Struct):
         return list({worker.id: worker for role in self.roles for worker in role.workers}.values())
 
 
-def elsewhere(host: str) -> bool:
+def on_another_host(host: str) -> bool:
     """Whether a host, as a run's state names it, is another one than this. It names none before anybody was there."""
     return host not in ("", os.uname().nodename)
 

@@ -8,10 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from rolecall.cli.census import marked
-from rolecall.cli.live import Live, listening
-from rolecall.cli.output import remark
+from rolecall.cli.client import RunClient, is_listening
+from rolecall.cli.processes import run_processes
 from rolecall.cli.rundir import BrokenStateError, RunDir, State
+from rolecall.cli.terminal import remark
 from rolecall.errors import RolecallError
 from rolecall.scheduler.run import private_root
 
@@ -29,7 +29,7 @@ class RunNotFoundError(RolecallError):
 
 
 @dataclass(frozen=True)
-class Chosen:
+class SelectedRun:
     """A run to work on. The directory is None for one of which only processes are left."""
 
     run_id: str
@@ -41,8 +41,8 @@ class Chosen:
         return self.directory.name if self.directory else f"run {self.run_id}"
 
     @property
-    def live(self) -> Live:
-        return Live(self.runtime_dir)
+    def client(self) -> RunClient:
+        return RunClient(self.runtime_dir)
 
 
 def find_runs(fileroot: Path) -> list[RunDir]:
@@ -53,7 +53,7 @@ def find_runs(fileroot: Path) -> list[RunDir]:
     return sorted(runs, key=RunDir.changed, reverse=True)
 
 
-def choose(wanted: str | None, fileroot: Path | None) -> Chosen:
+def select_run(wanted: str | None, fileroot: Path | None) -> SelectedRun:
     """The run that a command is about; says on stderr which one when nobody named it.
 
     Raises:
@@ -67,10 +67,10 @@ def choose(wanted: str | None, fileroot: Path | None) -> Chosen:
         raise RunNotFoundError("", str(root))
     run = next((run for run in runs if is_running(run)), runs[0])
     remark(f"{run.name} ({'running' if is_running(run) else 'ended'}), {run.path}")
-    return _checked(chosen(run))
+    return _checked(selected(run))
 
 
-def _checked(found: Chosen) -> Chosen:
+def _checked(found: SelectedRun) -> SelectedRun:
     """Says once when the state cannot be read; the commands then do without it."""
     if found.directory is not None:
         try:
@@ -80,11 +80,11 @@ def _checked(found: Chosen) -> Chosen:
     return found
 
 
-def chosen(run: RunDir) -> Chosen:
+def selected(run: RunDir) -> SelectedRun:
     """A run with what its state says, as far as that can be read."""
     state = state_of(run)
     runtime_dir = Path(state.runtime_dir) if state.runtime_dir else _runtime_dir_of(run)
-    return Chosen(state.run_id or runtime_dir.name, runtime_dir, run)
+    return SelectedRun(state.run_id or runtime_dir.name, runtime_dir, run)
 
 
 def state_of(run: RunDir) -> State:
@@ -97,28 +97,28 @@ def state_of(run: RunDir) -> State:
 
 def is_running(run: RunDir) -> bool:
     """True while the controller has the run open, or a guard of it listens."""
-    found = chosen(run)
+    found = selected(run)
     if run.controller(state_of(run)) is not None:
         return True
-    return any(listening(found.live.guard_socket(guard)) for guard in found.live.guard_ids())
+    return any(is_listening(found.client.guard_socket(guard)) for guard in found.client.guard_ids())
 
 
-def _named(wanted: str, root: Path) -> Chosen:
+def _named(wanted: str, root: Path) -> SelectedRun:
     if not wanted:  # an unset variable in a script must not mean the newest run
         raise RunNotFoundError("", str(root))
     for path in (Path(wanted).expanduser().resolve(), root / wanted):
         if RunDir(path).exists():
-            return chosen(RunDir(path))
+            return selected(RunDir(path))
     runs = find_runs(root)
     of_experiment = [run for run in runs if wanted in (run.path.parent.name, run.name)]
     if of_experiment:
-        return chosen(next(filter(is_running, of_experiment), of_experiment[0]))
+        return selected(next(filter(is_running, of_experiment), of_experiment[0]))
     for run in runs:
-        if chosen(run).run_id == wanted:
-            return chosen(run)
+        if selected(run).run_id == wanted:
+            return selected(run)
     runtime_dir = private_root() / wanted
-    if os.sep not in wanted and (runtime_dir.is_dir() or marked(wanted)):
-        return Chosen(wanted, runtime_dir)
+    if os.sep not in wanted and (runtime_dir.is_dir() or run_processes(wanted)):
+        return SelectedRun(wanted, runtime_dir)
     raise RunNotFoundError(wanted, str(root), [run.name for run in runs[:8]])
 
 

@@ -12,10 +12,9 @@ from typing import Annotated
 
 import typer
 
-from rolecall.cli.live import NoAnswerError
-from rolecall.cli.options import FilerootOption, JsonOption, RunOption
-from rolecall.cli.output import print_json, remark
-from rolecall.cli.runs import Chosen, choose
+from rolecall.cli.client import NoAnswerError
+from rolecall.cli.runs import SelectedRun, select_run
+from rolecall.cli.terminal import FilerootOption, JsonOption, RunOption, print_json, remark
 from rolecall.cli.view import RunView, WorkerView, view
 from rolecall.errors import WorkerNotFoundError
 
@@ -50,7 +49,7 @@ def stack(
 
     Example: rolecall stack actor/0
     """
-    found = choose(run, fileroot)
+    found = select_run(run, fileroot)
     seen = view(found)
     stuck = {guard.id: guard.why for guard in seen.guards if guard.state != "running"}
     taken = [_take(found, worker, stuck) for worker in _targets(seen, target)]
@@ -70,7 +69,7 @@ def _targets(seen: RunView, target: str) -> list[WorkerView]:
     return workers
 
 
-def _take(run: Chosen, worker: WorkerView, stuck: dict[str, str]) -> Stacks:
+def _take(run: SelectedRun, worker: WorkerView, stuck: dict[str, str]) -> Stacks:
     taken = Stacks(worker.worker, worker.pid)
     if worker.processes or worker.state in ("running", "starting"):
         if worker.guard in stuck:
@@ -86,9 +85,9 @@ def _take(run: Chosen, worker: WorkerView, stuck: dict[str, str]) -> Stacks:
     return taken
 
 
-def _from_guard(run: Chosen, worker: WorkerView, taken: Stacks) -> None:
+def _from_guard(run: SelectedRun, worker: WorkerView, taken: Stacks) -> None:
     try:
-        text = run.live.stacks(worker.guard, worker.worker, GUARD_S)
+        text = run.client.stacks(worker.guard, worker.worker, GUARD_S)
     except NoAnswerError as e:
         taken.why.append(str(e))
         return
@@ -124,7 +123,7 @@ def py_spy() -> str | None:
     return str(beside) if beside.exists() else shutil.which("py-spy")
 
 
-def _from_files(run: Chosen, taken: Stacks) -> None:
+def _from_files(run: SelectedRun, taken: Stacks) -> None:
     """The newest saved stacks: files in `stacks/`, else those that came with a stall's report."""
     if run.directory is None:
         return

@@ -9,12 +9,11 @@ from typing import Annotated
 
 import typer
 
-from rolecall.cli.census import marked
 from rolecall.cli.ending import Ending, end_run
-from rolecall.cli.options import FilerootOption, JsonOption, RunOption
-from rolecall.cli.output import print_json, remark
-from rolecall.cli.rundir import elsewhere
-from rolecall.cli.runs import Chosen, choose, state_of
+from rolecall.cli.processes import run_processes
+from rolecall.cli.rundir import on_another_host
+from rolecall.cli.runs import SelectedRun, select_run, state_of
+from rolecall.cli.terminal import FilerootOption, JsonOption, RunOption, print_json, remark
 from rolecall.errors import RolecallError
 
 NOT_CLEAN = 1
@@ -49,7 +48,7 @@ def stop(
 
     Example: rolecall stop --run demo/t0 --yes
     """
-    found = choose(run, fileroot)
+    found = select_run(run, fileroot)
     if found.directory and found.directory.path.stat().st_uid != os.getuid():
         raise ForeignRunError(str(found.directory.path))
     controller = found.directory.controller(state_of(found.directory)) if found.directory else None
@@ -64,24 +63,24 @@ def stop(
         raise typer.Exit(NOT_CLEAN)
 
 
-def _confirm(run: Chosen, controller: int | None) -> None:
+def _confirm(run: SelectedRun, controller: int | None) -> None:
     if not sys.stdin.isatty():
         raise UnconfirmedError(run.name)
     whose = f"controller {controller} lives" if controller else _nobody(run)
-    question = f"End {run.name} ({whose}, {len(marked(run.run_id))} processes)?"
+    question = f"End {run.name} ({whose}, {len(run_processes(run.run_id))} processes)?"
     if not typer.confirm(question, err=True):
         raise UnconfirmedError(run.name)
 
 
-def _nobody(run: Chosen) -> str:
+def _nobody(run: SelectedRun) -> str:
     """What is to be said of a controller that is not to be seen here."""
     there = state_of(run.directory).controller if run.directory else None
-    if there is None or there.ended or not elsewhere(there.host):
+    if there is None or there.ended or not on_another_host(there.host):
         return "no controller"
     return f"its controller was on {there.host}, which cannot be seen from here"
 
 
-def _print(run: Chosen, ending: Ending, controller: int | None) -> None:
+def _print(run: SelectedRun, ending: Ending, controller: int | None) -> None:
     for guard, answer in ending.guards.items():
         print(f"guard {guard}: {answer}")
     for item in ending.ended:

@@ -13,12 +13,20 @@ from rich.console import Group, RenderableType
 from rich.live import Live as Screen
 from rich.text import Text
 
-from rolecall.cli import units
-from rolecall.cli.live import NoAnswerError
-from rolecall.cli.options import FilerootOption, JsonOption, RunOption
-from rolecall.cli.output import console, print_json, remark, table
+from rolecall.cli.client import NoAnswerError
 from rolecall.cli.ps import headline
-from rolecall.cli.runs import Chosen, choose
+from rolecall.cli.runs import SelectedRun, select_run
+from rolecall.cli.terminal import (
+    FilerootOption,
+    JsonOption,
+    RunOption,
+    console,
+    format_bytes,
+    format_number,
+    print_json,
+    remark,
+    table,
+)
 from rolecall.cli.view import RunView, WorkerView, view
 
 MAX_ASKED_AT_ONCE = 32
@@ -82,7 +90,7 @@ def top(
 
     Example: rolecall top --once
     """
-    sampler = Sampler(choose(run, fileroot))
+    sampler = Sampler(select_run(run, fileroot))
     if json or once or not sys.stdout.isatty() or console().is_dumb_terminal:
         _print_once(sampler, interval, json)
     else:
@@ -92,7 +100,7 @@ def top(
 class Sampler:
     """Looks at a run again and again and keeps the look before."""
 
-    def __init__(self, run: Chosen) -> None:
+    def __init__(self, run: SelectedRun) -> None:
         self._run = run
         self._at = time.monotonic()
         self.seen: RunView = view(run)
@@ -115,7 +123,7 @@ class Sampler:
 
     def _complete(self, each: Load) -> None:
         try:
-            said: dict[str, Any] = self._run.live.worker(each.worker)
+            said: dict[str, Any] = self._run.client.worker(each.worker)
         except NoAnswerError as e:
             each.note = e.reason
             return
@@ -158,13 +166,13 @@ def _cells(each: Load) -> list[str]:
         each.worker,
         each.state,
         str(each.pid or "-"),
-        units.number(each.cpu_percent, 0),
-        units.size(each.rss_bytes),
-        units.number(each.calls_per_s),
-        units.number(each.pending, 0),
-        units.number(each.waiting, 0),
-        units.size(each.store_bytes),
-        units.number(each.open_fds, 0),
+        format_number(each.cpu_percent, 0),
+        format_bytes(each.rss_bytes),
+        format_number(each.calls_per_s),
+        format_number(each.pending, 0),
+        format_number(each.waiting, 0),
+        format_bytes(each.store_bytes),
+        format_number(each.open_fds, 0),
         str(each.ports),
         each.note,
     ]

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rolecall.cli.census import GUARD_NAME, Marked, marked, usage
-from rolecall.cli.live import NoAnswerError
-from rolecall.cli.rundir import State, WorkerState, elsewhere
-from rolecall.cli.runs import Chosen, state_of
+from rolecall.cli.client import NoAnswerError
+from rolecall.cli.processes import GUARD_NAME, RunProcess, run_processes, usage
+from rolecall.cli.rundir import State, WorkerState, on_another_host
+from rolecall.cli.runs import SelectedRun, state_of
 from rolecall.errors import describe_exit
 from rolecall.guard.progress import LAYOUT, Counters
 from rolecall.guard.runtime import page_path
@@ -70,10 +70,10 @@ class RunView:
     workers: list[WorkerView] = field(default_factory=list)
 
 
-def view(run: Chosen) -> RunView:
+def view(run: SelectedRun) -> RunView:
     """Looks at a run. Guards are asked with a short patience; whoever does not answer is described from outside."""
     state = state_of(run.directory) if run.directory else State()
-    processes = marked(run.run_id) if run.run_id else []
+    processes = run_processes(run.run_id) if run.run_id else []
     pid = run.directory.controller(state) if run.directory else None
     guards, rows = _ask_guards(run, state, processes)
     workers = _Workers(run, state, processes, rows).views()
@@ -95,27 +95,27 @@ def _controller(state: State, pid: int | None) -> str:
     if pid or state.controller.ended:
         return "running" if pid else "ended"
     host = state.controller.host
-    return f"on {host}" if elsewhere(host) else "gone"
+    return f"on {host}" if on_another_host(host) else "gone"
 
 
 def _any_answers(guards: list[GuardView]) -> bool:
     return any(guard.state == "running" for guard in guards)
 
 
-def _ask_guards(run: Chosen, state: State, processes: list[Marked]) -> tuple[list[GuardView], Rows]:
+def _ask_guards(run: SelectedRun, state: State, processes: list[RunProcess]) -> tuple[list[GuardView], Rows]:
     known = {guard.id: guard for guard in state.guards}
     alive = {item.guard_id for item in processes if item.stat.name == GUARD_NAME}
     views: list[GuardView] = []
     rows: Rows = {}
-    for guard_id in sorted({*known, *run.live.guard_ids()}):
+    for guard_id in sorted({*known, *run.client.guard_ids()}):
         said = known.get(guard_id)
         found = GuardView(guard_id, said.pid if said else None, said.host if said else "", "running")
         try:
-            for row in run.live.table(guard_id):
+            for row in run.client.table(guard_id):
                 rows[row["worker"]] = {**row, "guard": guard_id}
         except NoAnswerError as e:
-            is_elsewhere = said is not None and elsewhere(said.host)
-            found.state = "stuck" if guard_id in alive else "on another host" if is_elsewhere else "gone"
+            other_host = said is not None and on_another_host(said.host)
+            found.state = "stuck" if guard_id in alive else "on another host" if other_host else "gone"
             found.why = e.reason
         views.append(found)
     return views, rows
@@ -124,12 +124,12 @@ def _ask_guards(run: Chosen, state: State, processes: list[Marked]) -> tuple[lis
 class _Workers:
     """Puts the sources together, worker by worker."""
 
-    def __init__(self, run: Chosen, state: State, processes: list[Marked], rows: Rows) -> None:
+    def __init__(self, run: SelectedRun, state: State, processes: list[RunProcess], rows: Rows) -> None:
         self._run, self._rows = run, rows
         self._written = {worker.id: worker for worker in state.workers()}
         self._ended = state.controller.ended
         self._events = list(run.directory.events()) if run.directory else []
-        self._processes: dict[str, list[Marked]] = defaultdict(list)
+        self._processes: dict[str, list[RunProcess]] = defaultdict(list)
         for item in processes:
             if item.worker:
                 self._processes[item.worker].append(item)
@@ -164,7 +164,7 @@ class _Workers:
             return "running" if state == "ready" else state
         if self._processes.get(name):
             return "orphaned" if not self._rows and self._controller_gone() else "running"
-        if elsewhere(said.host) and not self._ended:
+        if on_another_host(said.host) and not self._ended:
             return f"{said.state} (last known)"
         return "failed" if said.state == "failed" else "ended"
 

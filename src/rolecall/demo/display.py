@@ -1,4 +1,4 @@
-"""What a person sees while the demo runs: a live picture in a terminal, plain lines elsewhere. It only draws."""
+"""The demo's progress display: a live panel in a terminal, plain lines otherwise. It only draws."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LINE_EVERY = 10  # steps between plain lines
 
 
 class Display(Protocol):
-    """Shows records as they come. A context manager; what it shows stays on the screen."""
+    """Shows records as they arrive. A context manager; its output stays on the screen."""
 
     def show(self, record: Record) -> None: ...
     def __enter__(self) -> Self: ...
@@ -23,7 +23,7 @@ class Display(Protocol):
 
 
 def display_on(console: Console, options: DemoOptions) -> Display:
-    """The display that fits the console."""
+    """A live panel for a terminal, plain lines for anything else."""
     return LiveDisplay(console, options) if console.is_terminal else PlainDisplay(console)
 
 
@@ -46,7 +46,7 @@ class PlainDisplay:
 
 
 def plain_line(record: Record) -> str:
-    """A record as one line; empty for the steps that are left out."""
+    """A record as one line; empty for steps that are not shown."""
     match record:
         case Started():
             roles = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in record.roles.items())
@@ -60,7 +60,7 @@ def plain_line(record: Record) -> str:
         case Evaluation():
             return (
                 f"step {record.step:4d} {record.seconds:6.1f} s  evaluation {record.reward:.3f}, "
-                f"all right {record.exact:.3f}, e.g. {record.sample}"
+                f"all correct {record.exact:.3f}, e.g. {record.sample}"
             )
     return ""
 
@@ -84,9 +84,9 @@ class LiveDisplay:
 
 
 def summary_text(summary: Summary) -> str:
-    """How it ended, and where the files are."""
+    """The final text: rewards, duration, paths of the files."""
     return (
-        f"evaluation reward {summary.first:.3f} -> {summary.reward:.3f} ({summary.exact:.0%} all right, greedy) "
+        f"evaluation reward {summary.first:.3f} -> {summary.reward:.3f} ({summary.exact:.0%} all correct, greedy) "
         f"in {summary.steps} steps, {summary.seconds:.0f} s; everything started has ended\n"
         f"curve    {summary.plot}\n"
         f"numbers  {summary.metrics}\n"

@@ -1,7 +1,7 @@
-"""The three engines of the demo: `Actor` trains, `Rollout` samples and scores, `Reference` remembers the first model.
+"""The three engines of the demo: `Actor` trains, `Rollout` samples and scores, `Reference` holds the untrained model.
 
-They are plain classes: nothing here knows the runtime, and each can be driven in one process without it. What they
-take and give are tensors and numbers; whether a tensor moves or stays is the caller's choice.
+They are plain classes that do not import the runtime, so each can be used in one process without it. Their methods take
+and return tensors and numbers; whether a result is sent as bytes or as a handle is the caller's choice.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch import Tensor
 
 from rolecall.demo import grpo, task
 from rolecall.demo.model import FlatModel
-from rolecall.demo.recipe import Recipe
+from rolecall.demo.options import Recipe
 from rolecall.demo.sampling import sample
 
 
 class Actor:
-    """Trains the policy on its share of a batch, in step with the other ranks."""
+    """Trains the policy on its share of a batch, data-parallel with the other ranks."""
 
     def __init__(self, recipe: Recipe) -> None:
         torch.set_num_threads(1)  # matrices this small are slower on two threads than on one
@@ -79,7 +79,7 @@ class Actor:
         return norm
 
     def weights(self) -> Tensor:
-        """All weights as one float32 vector of its own memory, so that training on does not change what was given."""
+        """A copy of all weights as one float32 vector, which later training steps do not change."""
         return self.policy.flat.detach().clone()
 
     def destroy(self) -> None:
@@ -89,7 +89,7 @@ class Actor:
 
 
 class Reference:
-    """The model before any training; says how likely it finds what the policy does."""
+    """The model before any training; computes the logprobs for the KL term."""
 
     def __init__(self, recipe: Recipe) -> None:
         torch.set_num_threads(1)
@@ -102,7 +102,7 @@ class Reference:
 
 
 class Rollout:
-    """Answers prompts with the weights it was given last, and scores the answers."""
+    """Samples answers with the weights that it loaded last, and scores them."""
 
     def __init__(self, recipe: Recipe) -> None:
         torch.set_num_threads(1)
@@ -111,7 +111,7 @@ class Rollout:
         self.version = 0
 
     def load(self, weights: Tensor, version: int) -> int:
-        """Takes over an actor's weights. Returns the version that it samples with from now on."""
+        """Loads an actor's weights. Returns their version."""
         self.policy.load(weights)
         self.version = version
         return version
@@ -121,7 +121,7 @@ class Rollout:
 
         Returns:
             Tensors, shapes as in `grpo`: tokens, logprobs, mask, advantages. Numbers: reward (mean), exact (share of
-            answers without a mistake), tokens_made, version.
+            entirely correct answers), tokens_made, version.
         """
         generator = torch.Generator().manual_seed(seed)
         questions = task.draw_prompts(prompts, generator)

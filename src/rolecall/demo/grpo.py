@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Log-probabilities that a model gave to the tokens that follow.
+    """Log-probabilities of the tokens that follow.
 
     Args:
         logits: Shape (batch, length - 1, vocabulary), row t predicting token t + 1.
@@ -27,7 +27,7 @@ def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
 
 
 def group_advantages(rewards: Tensor, group: int, eps: float = 1e-4) -> Tensor:
-    """How much better an answer is than the others to the same prompt: (r - mean) / (std + eps) within its group.
+    """Advantages relative to the group of answers to the same prompt: (r - mean) / (std + eps).
 
     Source: DeepSeekMath, arXiv 2402.03300, section 4.1.2 (outcome supervision).
 
@@ -45,7 +45,7 @@ def group_advantages(rewards: Tensor, group: int, eps: float = 1e-4) -> Tensor:
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the marked tokens of the whole batch: every token weighs the same (DAPO, arXiv 2503.14476, eq. 12)."""
+    """Mean over the unmasked tokens of the whole batch, each of equal weight (DAPO, arXiv 2503.14476, eq. 12)."""
     return (values * mask).sum() / mask.sum().clamp(min=1.0)
 
 
@@ -75,7 +75,7 @@ def k3_divergence(logprobs: Tensor, reference: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Loss:
-    """What to minimise, and what to look at meanwhile. All are tensors of no dimension."""
+    """The loss to minimise and the statistics beside it. All are tensors without dimensions (scalars)."""
 
     total: Tensor
     kl: Tensor
@@ -94,17 +94,17 @@ def grpo_loss(
     clip_high: float,
     kl_weight: float,
 ) -> Loss:
-    """Loss of a batch: minus the clipped objective, plus the weighted distance to the reference.
+    """Loss of a batch: minus the clipped objective, plus the weighted KL divergence from the reference.
 
     Args:
-        logprobs: From the model that is trained; the gradient flows through these alone.
-        sampled: From the model that sampled the tokens.
-        reference: From the reference model.
+        logprobs: Logprobs from the model in training; the gradient flows through these alone.
+        sampled: Logprobs from the model that sampled the tokens.
+        reference: Logprobs from the reference model.
         advantages: See `group_advantages`.
         mask: 1.0 where the policy chose the token, else 0.0.
         clip_low: See `clipped_objective`.
         clip_high: See `clipped_objective`.
-        kl_weight: Weight of the distance.
+        kl_weight: Weight of the KL divergence.
     """
     ratio = (logprobs - sampled).exp()
     gain = masked_mean(clipped_objective(ratio, advantages, clip_low, clip_high), mask)

@@ -1,7 +1,7 @@
-"""The model: a small Qwen2 of `transformers` with random weights, all of them in one flat vector.
+"""The model: a small Qwen2 of `transformers` with random weights, stored in one flat vector.
 
-One vector makes everything around the model a single operation: averaging gradients over ranks, the optimizer's step,
-handing the weights to a rollout worker.
+With one vector, averaging gradients over ranks, the optimizer's step and sending the weights to a rollout worker are
+single operations.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from rolecall.demo import task
-from rolecall.demo.recipe import Recipe
+from rolecall.demo.options import Recipe
 
 
 def build_model(recipe: Recipe) -> Any:
@@ -38,7 +38,7 @@ class FlatModel:
 
     Attributes:
         model: The `transformers` model.
-        flat: The parameter for an optimizer, float32, with a gradient that is always there.
+        flat: The parameter for an optimizer, float32, whose gradient is always allocated.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -58,5 +58,5 @@ class FlatModel:
         return self.model(input_ids=tokens[:, :-1], use_cache=False).logits
 
     def load(self, weights: Tensor) -> None:
-        """Takes over the weights of a model of the same recipe, shape as `flat`."""
+        """Copies in the weights of a model of the same recipe, shape as `flat`."""
         self.flat.data.copy_(weights)

@@ -1,4 +1,4 @@
-"""The live picture of a demo: what was last heard, laid out with rich. It never touches the terminal."""
+"""The live panel of the demo: the latest records, laid out with rich. It never touches the terminal."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from rolecall.demo.options import DemoOptions
 from rolecall.demo.records import Evaluation, Record, Started, Step
 
 WIDTH = 80
-CURVE = 48  # columns of the reward curve and the bars
+CURVE = 48  # columns of the reward curve and of the bars
 SPARKS = " ▁▂▃▄▅▆▇█"
-Row = tuple[RenderableType, RenderableType, RenderableType]  # label, picture, number
+Row = tuple[RenderableType, RenderableType, RenderableType]  # label, graphic, number
 COLORS = ("cyan", "magenta", "green", "yellow")
 
 
 class DemoPanel:
-    """Keeps the last record of each kind and all rewards; `render` draws them."""
+    """Keeps the latest record of each kind and all rewards; `render` draws them."""
 
     def __init__(self, options: DemoOptions) -> None:
         self._options = options
@@ -53,12 +53,12 @@ class DemoPanel:
     def _rows(self) -> list[Row]:
         rows: list[Row] = []
         if self._started is not None:
-            rows.append(("start", "until every role was up", f"{self._started.seconds:.1f} s"))
+            rows.append(("start", "until every role was ready", f"{self._started.seconds:.1f} s"))
         if self._step is not None:
             rows += self._step_rows(self._step)
         if self._evaluation is not None:
             e = self._evaluation
-            rows.append(("evaluation", f"at step {e.step}, all right {e.exact:.0%}, {e.sample}", f"{e.reward:.3f}"))
+            rows.append(("evaluation", f"at step {e.step}, all correct {e.exact:.0%}, {e.sample}", f"{e.reward:.3f}"))
         return rows
 
     def _step_rows(self, step: Step) -> list[Row]:
@@ -74,7 +74,7 @@ class DemoPanel:
 
 
 def title(options: DemoOptions) -> str:
-    """What runs, in a few words."""
+    """Title of the panel and of the first line."""
     return f"GRPO on 'sort five digits', seed {options.recipe.seed}"
 
 

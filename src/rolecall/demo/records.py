@@ -1,4 +1,4 @@
-"""What a running demo has to say, as values: the loop makes them, the display shows them, the report writes them."""
+"""Records of a demo's progress: the loop makes them, the display shows them, the report writes them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Started:
-    """Every role is up. `roles` gives for each the seconds that it took, engines included."""
+    """Every role is ready. `roles` holds the seconds that each start took, engines included."""
 
     seconds: float
     roles: dict[str, float]
@@ -22,7 +22,7 @@ class Step:
         step: From 1.
         seconds: Since the demo began.
         reward: Mean over the step's answers, sampled at temperature 1 before the update.
-        exact: Share of them without a mistake.
+        exact: Share of these answers that are entirely correct.
         tokens: Tokens sampled.
         tokens_per_second: Over the whole step, training included.
         phases: Seconds by phase: sample, reference, train, weights.
@@ -54,18 +54,18 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Summary:
-    """How it ended.
+    """The results of a run.
 
     Attributes:
         steps: Steps done.
-        seconds: From the beginning until every process was gone.
+        seconds: From the start until every process had ended.
         first: Evaluation reward of the untrained model.
         reward: The last evaluation reward.
-        exact: The last share of answers without a mistake.
+        exact: Share of entirely correct answers in the last evaluation.
         tokens_per_second: Mean over the training.
-        directory: The run directory.
-        metrics: Every number, JSON lines.
-        plot: The reward curve.
+        directory: Path of the run directory.
+        metrics: Path of all records as JSON lines.
+        plot: Path of the reward curve (PNG).
     """
 
     seed: int
@@ -84,5 +84,5 @@ Record = Started | Step | Evaluation | Summary
 
 
 def as_line(record: Record) -> dict[str, Any]:
-    """The record as plain values; `event` says which kind it is."""
+    """The record as plain values; `event` names its kind."""
     return {"event": type(record).__name__.lower(), **asdict(record)}

@@ -1,4 +1,4 @@
-"""The demo's files: every record as a line of JSON, and the curves as a picture. It computes nothing else."""
+"""The demo's files: every record as a line of JSON, and the reward curves as a PNG."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rolecall.demo.records import Evaluation, Record, Step, Summary, as_line
 
 
 class Report:
-    """Writes `metrics.jsonl` as records come, `reward.png` when all are there.
+    """Writes `metrics.jsonl` as records arrive, and `reward.png` at the end.
 
     Args:
         directory: The run directory; files of an earlier run in it are replaced.
@@ -25,7 +25,7 @@ class Report:
             left_over.unlink(missing_ok=True)
 
     def add(self, record: Record) -> None:
-        """Writes a record. It is in the file when this returns, so an interrupted run keeps all it had."""
+        """Appends a record to the file before it returns, so that an interrupted run keeps all records until then."""
         if isinstance(record, Step):
             self.steps.append(record)
         elif isinstance(record, Evaluation):
@@ -34,7 +34,7 @@ class Report:
             out.write(json.dumps(as_line(record)) + "\n")
 
     def finish(self, seed: int, seconds: float) -> Summary:
-        """Draws the curves, sums up and writes the summary as the last line."""
+        """Draws the curves and writes the summary as the last line."""
         draw(self.steps, self.evaluations, self.plot)
         summary = self._summary(seed, seconds)
         self.add(summary)
@@ -58,12 +58,12 @@ class Report:
 
 
 def draw(steps: list[Step], evaluations: list[Evaluation], path: Path) -> None:
-    """Draws rewards over steps above, and below where each step's time went."""
+    """Draws the rewards per step, and below them the time per phase."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 7), layout="constrained")
-    FigureCanvasAgg(figure)  # no window, whatever the user's matplotlib is set to
+    FigureCanvasAgg(figure)  # opens no window, whichever matplotlib backend the user has set
     above, below = figure.subplots(2, 1, height_ratios=[2, 1], sharex=True)
     _draw_rewards(above, steps, evaluations)
     _draw_phases(below, steps)
@@ -75,8 +75,8 @@ def _draw_rewards(axes: Any, steps: list[Step], evaluations: list[Evaluation]) -
     axes.plot([s.step for s in steps], [s.reward for s in steps], color="0.7", label="training (sampled)")
     at, rewards = [e.step for e in evaluations], [e.reward for e in evaluations]
     axes.plot(at, rewards, marker="o", markersize=3, label="evaluation (greedy)")
-    axes.plot(at, [e.exact for e in evaluations], linestyle="--", label="evaluation: all five right")
-    axes.set(ylabel="mean reward (share of right positions)", ylim=(0, 1))
+    axes.plot(at, [e.exact for e in evaluations], linestyle="--", label="evaluation: all five correct")
+    axes.set(ylabel="mean reward (share of correct positions)", ylim=(0, 1))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
 

@@ -1,8 +1,8 @@
-"""Sampling answers from a model in batches. Owns no weights and no randomness but the generator it is given.
+"""Samples answers from a model in batches. It owns no weights; its only randomness is the generator it is passed.
 
-The answers to a prompt share its key-value cache: the prompt is read once, then the cache is repeated for the group.
-For the demo's sizes that is five times as fast as reading prompt and answer anew for every token (4.5 against 22 ms
-for 128 answers on one core).
+The answers to a prompt share its key-value cache: the prompt is prefilled once, then the cache is repeated for the
+group. For the demo's sizes that is five times as fast as recomputing prompt and answer for every token (4.5 against
+22 ms for 128 answers on one core).
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ def _choose(logprobs: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def sample(model: Any, prompts: Tensor, group: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """Lets the model answer.
+    """Samples `group` answers to each prompt.
 
     Args:
         model: A `transformers` causal language model.
         prompts: Shape (prompts, PROMPT_LENGTH).
         group: Answers per prompt.
-        generator: Draws at temperature 1; None takes the likeliest token (greedy).
+        generator: Draws at temperature 1; None takes the most likely token (greedy).
 
     Returns:
         Tokens of shape (prompts * group, LENGTH), the answers of a prompt side by side, and their log-probabilities of

@@ -1,7 +1,7 @@
 """The task: sort five digits. Owns the vocabulary, the prompts and the reward; knows no model.
 
-A sequence is `d d d d d = s s s s s`: five digits, the sign that asks for an answer, five answered tokens. All
-sequences are equally long, so nothing is padded.
+A sequence is `d d d d d = s s s s s`: five digits, the separator, five answer tokens. All sequences
+have the same length, so nothing is padded.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from torch import Tensor
 
 DIGITS = 5
 EQUALS = 10
-VOCAB_SIZE = 16  # tokens 11 to 15 mean nothing: an untrained model is right in one of 16 cases
+VOCAB_SIZE = 16  # tokens 11 to 15 are unused: an untrained model is right in one of 16 cases
 PROMPT_LENGTH = DIGITS + 1
 ANSWER_LENGTH = DIGITS
 LENGTH = PROMPT_LENGTH + ANSWER_LENGTH
 
-EVALUATION_SEED = 20_260_101  # far from the small seeds that people train with
+EVALUATION_SEED = 20_260_101  # far from the small seeds used for training
 
 
 def draw_prompts(count: int, generator: torch.Generator) -> Tensor:
@@ -31,7 +31,7 @@ def evaluation_prompts(count: int) -> Tensor:
 
 
 def score(tokens: Tensor) -> Tensor:
-    """Share of answer positions that hold the right digit.
+    """Share of answer positions that hold the correct digit.
 
     Args:
         tokens: Prompts with answers, shape (batch, LENGTH).
@@ -44,12 +44,12 @@ def score(tokens: Tensor) -> Tensor:
 
 
 def answer_mask(count: int) -> Tensor:
-    """Marks the predictions that made the answer: float ones, shape (count, LENGTH - 1), see `grpo.token_logprobs`."""
+    """Mask of the predictions of answer tokens, 1.0 or 0.0, shape (count, LENGTH - 1), see `grpo.token_logprobs`."""
     mask = torch.zeros(count, LENGTH - 1)
     mask[:, PROMPT_LENGTH - 1 :] = 1.0
     return mask
 
 
 def show(tokens: Tensor) -> str:
-    """One sequence as people read it: `31415=11345`; a token that means nothing is a dot."""
+    """One sequence as people read it: `31415=11345`; unused tokens are shown as dots."""
     return "".join("0123456789=....."[int(token)] for token in tokens)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from rolecall.cli.checks.clusters import SLURM, TIMEOUT_S
 from rolecall.cli.checks.finding import Finding, info, ok, warning
-from rolecall.cli.rundir import RunDir, elsewhere
-from rolecall.cli.runs import chosen, find_runs, state_of
+from rolecall.cli.rundir import RunDir, on_another_host
+from rolecall.cli.runs import find_runs, selected, state_of
 from rolecall.errors import SlurmError
 from rolecall.placement.slurm.commands import Slurm
 from rolecall.placement.slurm.script import job_comment
@@ -28,7 +28,7 @@ def check_left_jobs(fileroot: Path) -> Iterator[Finding]:
         return
     for job, _, comment in left:
         groups[comment].append(job)
-    directories = {job_comment(chosen(run).run_id): run for run in find_runs(fileroot)}
+    directories = {job_comment(selected(run).run_id): run for run in find_runs(fileroot)}
     for comment, jobs in groups.items():
         yield _judge(comment, ", ".join(jobs), directories.get(comment))
 
@@ -40,7 +40,7 @@ def _judge(comment: str, jobs: str, directory: RunDir | None) -> Finding:
     state = state_of(directory)
     if directory.controller(state) is not None:
         return ok(SLURM, f"run {directory.name}: job(s) {jobs}, and its controller lives")
-    if elsewhere(state.controller.host):
+    if on_another_host(state.controller.host):
         return info(SLURM, f"run {directory.name}: job(s) {jobs}, and a controller on {state.controller.host}")
     advice = "those that wait would end as soon as they start; end them now"
     stop = f"rolecall stop --run {shlex.quote(str(directory.path))} --yes"

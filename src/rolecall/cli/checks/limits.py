@@ -6,8 +6,8 @@ import resource
 from collections.abc import Iterator
 from pathlib import Path
 
-from rolecall.cli import units
 from rolecall.cli.checks.finding import Finding, error, info, ok, warning
+from rolecall.cli.terminal import format_bytes
 from rolecall.guard.oom import OomWatch
 
 CHECK = "limits"
@@ -58,7 +58,7 @@ def processes(soft: int) -> Finding:
 
 def locked_memory(soft: int) -> Finding:
     """Memory that may be locked, which RDMA needs."""
-    seen = f"lockable memory: {'unlimited' if soft < 0 else units.size(soft)}"
+    seen = f"lockable memory: {'unlimited' if soft < 0 else format_bytes(soft)}"
     if 0 <= soft < ENOUGH_LOCKED:
         return info(CHECK, seen, "NCCL over InfiniBand needs more; other transports do not", "ulimit -l unlimited")
     return ok(CHECK, seen)
@@ -66,7 +66,7 @@ def locked_memory(soft: int) -> Finding:
 
 def memory(limit: int) -> Finding:
     """What this cgroup, or the machine, has."""
-    seen = f"memory for this cgroup: {units.size(limit)}"
+    seen = f"memory for this cgroup: {format_bytes(limit)}"
     if limit < LITTLE_MEMORY:
         return warning(CHECK, seen, "each torch worker takes 0.3 GiB before its model; raise the container's limit")
     return ok(CHECK, seen)

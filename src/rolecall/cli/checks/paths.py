@@ -10,8 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from rolecall.cli import units
 from rolecall.cli.checks.finding import Finding, error, info, ok, warning
+from rolecall.cli.terminal import format_bytes
 from rolecall.guard.runtime import worker_socket
 from rolecall.scheduler.run import private_root
 
@@ -71,7 +71,7 @@ def permissions(root: Path, found: os.stat_result) -> Finding:
 def _room(root: Path) -> Finding:
     space = os.statvfs(root)
     free = space.f_bavail * space.f_frsize
-    seen = f"{root} has {units.size(free)} free"
+    seen = f"{root} has {format_bytes(free)} free"
     if free < LITTLE_ROOM:
         return warning(CHECK, seen, "logs and checkpoints need room", f"du -sh {shlex.quote(str(root))}/*/*")
     return ok(CHECK, seen)

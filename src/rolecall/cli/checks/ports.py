@@ -13,8 +13,8 @@ from pathlib import Path
 
 import psutil
 
-from rolecall.cli.census import GUARD_NAME, marked
 from rolecall.cli.checks.finding import Finding, error, info, ok, warning
+from rolecall.cli.processes import GUARD_NAME, run_processes
 from rolecall.guard.ports import LOCK_FILE, lease_range
 
 CHECK = "ports"
@@ -75,7 +75,7 @@ def _leases(path: Path, first: int, last: int) -> Iterator[Finding]:
         yield ok(CHECK, "no port is leased")
         return
     shown = ", ".join(map(str, ports[:SHOWN])) + (" ..." if len(ports) > SHOWN else "")
-    known = {item.stat.pid for item in marked()}
+    known = {item.stat.pid for item in run_processes()}
     odd = [pid for pid in openers(path) if pid not in known and _name(pid) != GUARD_NAME]
     if odd:
         names = ", ".join(f"{pid} {_name(pid)}" for pid in odd)
@@ -117,7 +117,7 @@ def openers(path: Path) -> list[int]:
 
 
 def _strangers(first: int, last: int) -> Iterator[Finding]:
-    ours = {item.stat.pid for item in marked()}
+    ours = {item.stat.pid for item in run_processes()}
     held = sorted(
         {
             (c.laddr.port, c.pid)

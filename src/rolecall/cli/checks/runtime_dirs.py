@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from rolecall.cli.census import marked
 from rolecall.cli.checks.finding import Finding, error, ok, warning
-from rolecall.cli.live import listening
+from rolecall.cli.client import is_listening
+from rolecall.cli.processes import run_processes
 from rolecall.cli.rundir import age
 from rolecall.scheduler.run import private_root
 
@@ -27,7 +27,7 @@ def check_runtime_dirs(root: Path | None = None) -> Iterator[Finding]:
         return
     findings = list(_root(root))
     if not findings:
-        living = {item.run_id for item in marked()}
+        living = {item.run_id for item in run_processes()}
         for directory in sorted(root.iterdir()):
             with suppress(FileNotFoundError):  # its run ended while we looked
                 findings += [*_secrecy(directory), *_staleness(directory, living)]
@@ -55,7 +55,7 @@ def _secrecy(directory: Path) -> Iterator[Finding]:
 def _staleness(directory: Path, living: set[str]) -> Iterator[Finding]:
     sockets = [*directory.glob("*.sock"), *directory.glob("w/*.sock")]
     young = age(directory.lstat().st_mtime) < YOUNG_S
-    if young or directory.name in living or any(listening(path) for path in sockets):
+    if young or directory.name in living or any(is_listening(path) for path in sockets):
         return
     seen = f"{directory} is left over: nobody listens in it and no process bears its id"
     yield warning(CHECK, seen, "remove it", _rm(directory))

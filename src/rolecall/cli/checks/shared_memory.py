@@ -8,9 +8,9 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from rolecall.cli import units
 from rolecall.cli.checks.finding import Finding, ok, warning
 from rolecall.cli.rundir import age
+from rolecall.cli.terminal import format_bytes
 
 CHECK = "shared memory"
 FOLDER = Path("/dev/shm")
@@ -30,7 +30,7 @@ def check_shared_memory(folder: Path = FOLDER) -> Iterator[Finding]:
 
 
 def _size(folder: Path, total: int, free: int) -> Finding:
-    seen = f"{folder} has {units.size(total)}, {units.size(free)} free"
+    seen = f"{folder} has {format_bytes(total)}, {format_bytes(free)} free"
     if total < SMALL:
         advice = "data loaders and NCCL need more; in a container pass --shm-size=8g"
         return warning(CHECK, seen, advice, f"sudo mount -o remount,size=8G {folder}")
@@ -44,7 +44,7 @@ def _stale(folder: Path) -> Iterator[Finding]:
     stale = sorted(set(candidates) - in_use(candidates)) if candidates else []
     if stale:
         total = sum(candidates[path].lstat().st_size for path in stale)
-        seen = f"{len(stale)} file(s) that no process of this user uses, {units.size(total)}: {', '.join(stale[:5])}"
+        seen = f"{len(stale)} file(s) that no process of this user uses, {format_bytes(total)}: {', '.join(stale[:5])}"
         yield warning(CHECK, seen, "remove them", shlex.join(["rm", "--", *stale]))
 
 

@@ -16,7 +16,7 @@ GUARD_NAME = "rc:guard"
 
 
 @dataclass(frozen=True)
-class Marked:
+class RunProcess:
     """A process of a run. `worker` is empty for the run's guards, reapers and templates."""
 
     stat: Stat
@@ -38,7 +38,7 @@ class Marked:
         return f"{self.stat.pid} {self.stat.name}" + (f" ({self.worker})" if self.worker else "")
 
 
-def marked(run_id: str | None = None) -> list[Marked]:
+def run_processes(run_id: str | None = None) -> list[RunProcess]:
     """The processes of one run, or of all; never this process or one above it."""
     table = snapshot()
     spared = ancestors(os.getpid(), table)
@@ -46,7 +46,7 @@ def marked(run_id: str | None = None) -> list[Marked]:
     return [item for item in seen if item is not None and run_id in (None, item.run_id)]
 
 
-def _look(stat: Stat) -> Marked | None:
+def _look(stat: Stat) -> RunProcess | None:
     env = environ(stat.pid)
     if not env.get(RUN):
         return None
@@ -54,7 +54,7 @@ def _look(stat: Stat) -> Marked | None:
         uid = Path(f"/proc/{stat.pid}").stat().st_uid
     except OSError:
         return None
-    return Marked(stat, env[RUN], env.get(GUARD, ""), env.get(WORKER, "").strip("\0 "), uid)
+    return RunProcess(stat, env[RUN], env.get(GUARD, ""), env.get(WORKER, "").strip("\0 "), uid)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Usage:
     processes: int
 
 
-def usage(items: Iterable[Marked]) -> Usage:
+def usage(items: Iterable[RunProcess]) -> Usage:
     """Sums up processes."""
     stats = [item.stat for item in items]
     return Usage(sum(s.cpu for s in stats) / TICKS, sum(s.rss for s in stats), len(stats))

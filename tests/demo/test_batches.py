@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rolecall import RTensor
-from rolecall.demo.trajectories import divided, joined, mean
+from rolecall.demo.loop import concatenate, mean, split
 from rolecall.tensors.shard import Shard
 
 
@@ -15,9 +15,11 @@ def handle(owner: str, name: str, rows: int) -> RTensor:
 
 def test_parts_are_joined_and_divided_without_moving_a_byte() -> None:
     """Two workers' trajectories over three actors: all rows, in order, still on the workers that made them."""
-    batch = joined([{"tokens": handle("0", "a", 6), "reward": 0.5}, {"tokens": handle("1", "b", 6), "reward": 0.7}])
+    batch = concatenate(
+        [{"tokens": handle("0", "a", 6), "reward": 0.5}, {"tokens": handle("1", "b", 6), "reward": 0.7}]
+    )
     assert list(batch) == ["tokens"]
-    shares = divided(batch, 3)
+    shares = split(batch, 3)
     assert [len(share["tokens"]) for share in shares] == [4, 4, 4]
     owners = [[shard.owner for shard in share["tokens"].shards] for share in shares]
     assert owners == [["rollout/0"], ["rollout/0", "rollout/1"], ["rollout/1"]]

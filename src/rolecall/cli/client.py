@@ -14,15 +14,15 @@ from typing import Any
 from rolecall.errors import RolecallError
 from rolecall.guard.runtime import guard_socket, worker_socket
 
-PATIENCE_S = 2.0  # a guard or worker that runs answers in milliseconds
+TIMEOUT_S = 2.0  # a guard or worker that runs answers in milliseconds
 
 
 class NoAnswerError(RolecallError):
     """A guard or worker could not be asked. The commands then show what the run directory says."""
 
-    def __init__(self, whom: str, reason: str) -> None:
-        self.whom, self.reason = whom, reason
-        super().__init__(f"{whom} does not answer: {reason}")
+    def __init__(self, target: str, reason: str) -> None:
+        self.target, self.reason = target, reason
+        super().__init__(f"{target} does not answer: {reason}")
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -37,7 +37,7 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 @dataclass(frozen=True)
-class Live:
+class RunClient:
     """The sockets of one run on this host."""
 
     runtime_dir: Path
@@ -48,7 +48,7 @@ class Live:
         Raises:
             NoAnswerError: It is gone, stuck, or refuses; so for the other methods.
         """
-        rows: list[dict[str, Any]] = self._ask_guard(guard_id, "GET", "/workers", None, PATIENCE_S)
+        rows: list[dict[str, Any]] = self._ask_guard(guard_id, "GET", "/workers", None, TIMEOUT_S)
         return rows
 
     def stacks(self, guard_id: str, worker_id: str, timeout: float) -> str:
@@ -66,9 +66,8 @@ class Live:
             NoAnswerError: It is gone, holds the interpreter, or runs a program of its own.
         """
         path = worker_socket(str(self.runtime_dir), worker_id)
-        metrics: dict[str, Any] = self._ask(
-            f"worker {worker_id}", path, "GET", "/metrics?format=json", None, PATIENCE_S
-        )
+        route = "/metrics?format=json"
+        metrics: dict[str, Any] = self._ask(f"worker {worker_id}", path, "GET", route, None, TIMEOUT_S)
         return metrics
 
     def _ask_guard(self, guard_id: str, verb: str, route: str, value: Any, timeout: float) -> Any:
@@ -81,27 +80,27 @@ class Live:
         """Guards that have a socket here, dead ones too."""
         return sorted(p.stem for p in self.runtime_dir.glob("*.sock") if p.name != "controller.sock")
 
-    def _ask(self, whom: str, path: str, verb: str, route: str, value: Any, timeout: float) -> Any:
+    def _ask(self, target: str, path: str, verb: str, route: str, value: Any, timeout: float) -> Any:
         connection = _UnixConnection(path, timeout)
         try:
             headers = {"Authorization": f"Bearer {self._token()}", "Content-Type": "application/json"}
             connection.request(verb, route, None if value is None else json.dumps(value), headers)
             response = connection.getresponse()
             body = response.read()
-            return _answer(whom, response.status, body)
+            return _answer(target, response.status, body)
         except (OSError, http.client.HTTPException, ValueError) as e:
-            raise NoAnswerError(whom, _why(e)) from e
+            raise NoAnswerError(target, _why(e)) from e
         finally:
             connection.close()
 
     def _token(self) -> str:
         """The run's secret. Whoever wrote the state names the folder, so nothing is read or sent that is not ours."""
-        if not private(self.runtime_dir):
+        if not is_private(self.runtime_dir):
             raise PermissionError(f"{self.runtime_dir} is not a private directory of this user")
         return (self.runtime_dir / "token").read_text().strip()
 
 
-def private(directory: Path) -> bool:
+def is_private(directory: Path) -> bool:
     """True for a directory that only this user can reach into."""
     try:
         found = directory.lstat()
@@ -110,7 +109,7 @@ def private(directory: Path) -> bool:
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
 
 
-def _answer(whom: str, status: int, body: bytes) -> Any:
+def _answer(target: str, status: int, body: bytes) -> Any:
     try:
         value = json.loads(body) if body else None
     except ValueError:
@@ -118,7 +117,7 @@ def _answer(whom: str, status: int, body: bytes) -> Any:
     if status == 200:
         return value
     reason = value.get("error", value) if isinstance(value, dict) else value
-    raise NoAnswerError(whom, f"it refuses with status {status}: {reason}")
+    raise NoAnswerError(target, f"it refuses with status {status}: {reason}")
 
 
 def _why(error: Exception) -> str:
@@ -133,10 +132,10 @@ def _why(error: Exception) -> str:
             return str(error) or type(error).__name__
 
 
-def listening(path: Path) -> bool:
+def is_listening(path: Path) -> bool:
     """True when somebody listens on a Unix socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(PATIENCE_S)
+        probe.settimeout(TIMEOUT_S)
         try:
             probe.connect(str(path))
         except (ConnectionRefusedError, FileNotFoundError, PermissionError):

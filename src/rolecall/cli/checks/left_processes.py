@@ -7,31 +7,31 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from rolecall.cli.census import GUARD_NAME, Marked, marked
 from rolecall.cli.checks.finding import Finding, error, info, ok, warning
+from rolecall.cli.processes import GUARD_NAME, RunProcess, run_processes
 from rolecall.cli.rundir import RunDir
-from rolecall.cli.runs import chosen, find_runs, state_of
+from rolecall.cli.runs import find_runs, selected, state_of
 from rolecall.guard.proc import Stat, ancestors, snapshot
 
 CHECK = "processes"
 SHOWN = 8
 
 
-def check_leftovers(fileroot: Path) -> Iterator[Finding]:
+def check_left_processes(fileroot: Path) -> Iterator[Finding]:
     """One finding for each run that has processes here."""
     table = snapshot()
-    groups: dict[str, list[Marked]] = defaultdict(list)
-    for item in marked():
+    groups: dict[str, list[RunProcess]] = defaultdict(list)
+    for item in run_processes():
         if item.uid == os.getuid():
             groups[item.run_id].append(item)
-    directories = {chosen(run).run_id: run for run in find_runs(fileroot)}
+    directories = {selected(run).run_id: run for run in find_runs(fileroot)}
     for run_id, items in groups.items():
         yield _judge(run_id, items, directories.get(run_id), guards_above(items, table))
     if not groups:
         yield ok(CHECK, "no process of any run")
 
 
-def guards_above(items: list[Marked], table: dict[int, Stat]) -> list[Stat]:
+def guards_above(items: list[RunProcess], table: dict[int, Stat]) -> list[Stat]:
     """The guards among processes and above them: whoever stands below one is not left over but looked after."""
     pids: set[int] = set()
     for item in items:
@@ -39,7 +39,7 @@ def guards_above(items: list[Marked], table: dict[int, Stat]) -> list[Stat]:
     return [table[pid] for pid in pids if table[pid].name == GUARD_NAME]
 
 
-def _judge(run_id: str, items: list[Marked], directory: RunDir | None, guards: list[Stat]) -> Finding:
+def _judge(run_id: str, items: list[RunProcess], directory: RunDir | None, guards: list[Stat]) -> Finding:
     name = f"run {directory.name} (id {run_id})" if directory else f"run {run_id}"
     controller = directory.controller(state_of(directory)) if directory else None
     stop = f"rolecall stop --run {run_id} --yes"

@@ -17,7 +17,7 @@ PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
 TIMEOUT_S = 20.0
 
 
-def check_attaching() -> Iterator[Finding]:
+def check_py_spy() -> Iterator[Finding]:
     """Tries it, on this very process: what settings promise is not always what the kernel does."""
     program = py_spy()
     if program is None:

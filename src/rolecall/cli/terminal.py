@@ -1,0 +1,78 @@
+"""The terminal: options that commands share, tables and JSON on stdout, remarks on stderr, numbers with units."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+RunOption = Annotated[
+    str | None,
+    typer.Option("--run", "-r", help="Run directory, experiment/trial, experiment (its newest trial) or run id."),
+]
+FilerootOption = Annotated[Path | None, typer.Option("--fileroot", help="Where runs are kept [~/.rolecall].")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+PIPE_WIDTH = 1000  # rich cuts cells to 80 columns when there is no terminal; a pipe has no width
+
+
+def console() -> Console:
+    return Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH)
+
+
+def print_json(value: Any, *, indent: int | None = 2) -> None:
+    """Prints one JSON document; `indent=None` makes it one line."""
+    print(json.dumps(value, indent=indent), flush=True)
+
+
+def remark(text: str) -> None:
+    """Prints a message to stderr, which keeps stdout for the result."""
+    print(f"rolecall: {text}", file=sys.stderr, flush=True)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], styles: Sequence[str] | None = None) -> Table:
+    """A plain table. Cells are shown as they are: no markup in them is obeyed.
+
+    Args:
+        styles: One for each row, for instance `red`; empty for none.
+    """
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for i, name in enumerate(columns):
+        made.add_column(name, overflow="fold", no_wrap=i == 0)  # a name that is cut in two cannot be read or copied
+    for i, row in enumerate(rows):
+        made.add_row(*(Text(cell) for cell in row), style=styles[i] if styles else None)
+    return made
+
+
+def format_bytes(count: float | None) -> str:
+    """Bytes in binary units: `1.5 GiB`; `-` when unknown."""
+    if count is None:
+        return "-"
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def format_duration(seconds: float | None) -> str:
+    """The two largest units: `45 s`, `3 m 20 s`, `2 d 4 h`; `-` when unknown."""
+    if seconds is None:
+        return "-"
+    whole = max(0, int(seconds))
+    for unit, length, below, short in (("d", 86400, 3600, "h"), ("h", 3600, 60, "m"), ("m", 60, 1, "s")):
+        if whole >= length:
+            return f"{whole // length} {unit} {whole % length // below} {short}"
+    return f"{whole} s"
+
+
+def format_number(value: float | None, digits: int = 1) -> str:
+    """A number with few digits; `-` when unknown."""
+    return "-" if value is None else f"{value:.{digits}f}"
