@@ -77,12 +77,14 @@ class EngineCall:
         """A plain method. The engine thread counts its begin and end."""
         if self.request.cancelled:
             return self.request.fail(self.cancelled())
-        with self._answering():
-            value = self._run(arguments(self.request))
-            if inspect.isawaitable(value):  # a plain function that hands out a coroutine
-                value = asyncio.run_coroutine_threadsafe(_awaited(value), self._loop).result()
-            with self._left_behind(value, self._leave(value)) as left:
-                self.request.finish(left)
+        try:
+            with binding.using(self._data):
+                value = self._run(arguments(self.request))
+                if inspect.isawaitable(value):  # a plain function that returns a coroutine
+                    value = asyncio.run_coroutine_threadsafe(_awaited(value), self._loop).result()
+            self._finish(value, self._leave(value))
+        except BaseException as e:  # whatever it is, it is the answer
+            self._fail(e)
 
     async def on_loop(self) -> None:
         """An `async` method."""
@@ -90,16 +92,19 @@ class EngineCall:
             value = await self._run(await aarguments(self.request))
             remote = self._wanted.tensors == "remote"
             left = await asyncio.to_thread(self._leave, value) if remote else value  # it copies; the loop serves others
-            with self._left_behind(value, left):
-                self.request.finish(left)
+            self._finish(value, left)
 
     async def stream_on_loop(self) -> None:
         """An `async` generator."""
         with self._counted(), self._answering():
             async with _aclosing(self._run(await aarguments(self.request))) as items:
                 async for item in items:
-                    with self._left_behind(item, self._leave(item)) as left:
+                    left = self._leave(item)
+                    try:
                         await self.request.emit(left)
+                    except BaseException:
+                        _free(item, left)
+                        raise
             self.request.finish(None)
 
     def stream_on_thread(self) -> None:
@@ -107,8 +112,12 @@ class EngineCall:
         with self._counted(), self._answering():
             with _closing(_iterated(self._wanted.method, self._run(arguments(self.request)))) as items:
                 for item in items:
-                    with self._left_behind(item, self._leave(item)) as left:
+                    left = self._leave(item)
+                    try:
                         self.request.emit_blocking(left)
+                    except BaseException:
+                        _free(item, left)
+                        raise
             self.request.finish(None)
 
     def _run(self, arguments: tuple[Any, Any]) -> Any:
@@ -121,10 +130,13 @@ class EngineCall:
         try:
             with binding.using(self._data):
                 yield
-        except BaseException as e:
-            given_up = isinstance(e, asyncio.CancelledError) and self.request.cancelled
-            error = self.cancelled() if given_up else engine_error(self._worker_id, self._wanted.method, e)
-            self.request.fail(error)
+        except BaseException as e:  # whatever it is, it is the answer
+            self._fail(e)
+
+    def _fail(self, error: BaseException) -> None:
+        given_up = isinstance(error, asyncio.CancelledError) and self.request.cancelled
+        name = self._wanted.method
+        self.request.fail(self.cancelled() if given_up else engine_error(self._worker_id, name, error))
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -137,15 +149,19 @@ class EngineCall:
     def _leave(self, value: Any) -> Any:
         return self._data.remotize(value) if self._wanted.tensors == "remote" else value
 
-    @contextmanager
-    def _left_behind(self, value: Any, left: Any) -> Iterator[Any]:
-        """`left`, to be sent. When that fails, the tensors that `value` left here are freed: nobody has handles."""
+    def _finish(self, value: Any, left: Any) -> None:
+        """Answers with `left`, which is `value` without the tensors that stay here."""
         try:
-            yield left
+            self.request.finish(left)
         except BaseException:
-            own = {id(leaf) for leaf in tree.leaves(value)}
-            functions.clear([leaf for leaf in tree.leaves(left) if isinstance(leaf, RTensor) and id(leaf) not in own])
+            _free(value, left)
             raise
+
+
+def _free(value: Any, left: Any) -> None:
+    """Frees the tensors of `value` that stayed here as the handles in `left`, which nobody was given."""
+    own = {id(leaf) for leaf in tree.leaves(value)}
+    functions.clear([leaf for leaf in tree.leaves(left) if isinstance(leaf, RTensor) and id(leaf) not in own])
 
 
 def arguments(request: Request) -> tuple[Any, Any]:
