@@ -1,7 +1,7 @@
-"""EngineHost answers every method of a worker, whoever asks and over whatever connection. It knows no sockets.
+"""EngineHost answers every method of a worker, over frames and HTTP alike. It opens no sockets.
 
-Requests arrive on the loop's thread, and nothing here blocks it. A request that is not understood, an engine's own
-error and a bug of ours are three different answers.
+Requests arrive on the loop's thread, and nothing here blocks it. A malformed request, an exception of an engine and a
+bug in this package are answered with three different errors.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class EngineHost:
         return self._engines.worker_id
 
     def dispatch(self, request: Request) -> None:
-        """Starts the work that a request asks for. It is answered in any case."""
+        """Starts the work that a request asks for; every request is answered."""
         try:
             start = self._starts.get(request.method)
             if start is None:
@@ -127,11 +127,11 @@ class EngineHost:
             self._fail(request, e)
 
     def _on_pool(self, request: Request) -> None:
-        """Copies memory, so on a thread that may take its time."""
+        """Runs on a pool thread, because copying memory would block the loop."""
         self._loop.run_in_executor(None, self._answer_data, request)
 
     def _fail(self, request: Request, error: Exception) -> None:
-        """Answers with an error; one that is not ours is a bug in this package, and stands in the log."""
+        """Answers with an error. One that is not a RolecallError is a bug in this package; its traceback is logged."""
         if not isinstance(error, RolecallError):
             log.error("internal error in %r", request.method, exc_info=error)
             error = InternalError(self.worker_id, request.method, full_name(type(error)), str(error))
@@ -151,7 +151,7 @@ class EngineHost:
         self._engines.reserve(name).submit(lambda: self._make(request, name, wanted.engine))
 
     def _make(self, request: Request, name: str, path: str) -> None:
-        """Makes an engine, on its thread."""
+        """Creates an engine, on its thread."""
         try:
             cls = load_engine_class(path)
             with binding.using(self._data):
@@ -168,14 +168,14 @@ class EngineHost:
         request.finish(msgspec.to_builtins(EngineCreated(engine_name=name)))
 
     async def _destroy(self, wanted: Destroy) -> dict[str, str]:
-        """Calls `destroy()` on engines, on their threads, all at the same time; says what went wrong, by name."""
+        """Calls `destroy()` on engines, on their threads, all at the same time; returns problems by engine name."""
         names = self._engines.names() if wanted.engines is None else wanted.engines
         outcomes = await asyncio.gather(*(self._destroy_one(name, wanted.timeout) for name in names))
         return {name: problem for name, problem in zip(names, outcomes, strict=True) if problem}
 
     async def _destroy_one(self, name: str, timeout: float) -> str:
         hosted = self._engines.remove(name)
-        if hosted is None:  # it was never made, or another has destroyed it
+        if hosted is None:  # never created, or destroyed by another request
             return ""
         try:
             destroy = getattr(hosted.engine, "destroy", None)
