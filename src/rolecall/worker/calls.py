@@ -43,7 +43,7 @@ class EngineCalls:
         elif method.kind is Kind.PLAIN and not request.streaming:
             method.thread.submit(call.on_engine_thread)
         elif method.kind in (Kind.PLAIN, Kind.GENERATOR) and request.streaming:
-            threading.Thread(target=call.stream_on_thread, name=f"stream {wanted.method}", daemon=True).start()
+            threading.Thread(target=call.stream_on_thread, name=f"engine stream {wanted.method}", daemon=True).start()
         else:
             raise EngineCallError(self.engines.worker_id, wanted.method, "TypeError", _hint(wanted.method, method.kind))
 
