@@ -70,7 +70,7 @@ def test_calls(run: LiveRun) -> None:
     assert ask(run, "POST", "/call", {"method": "missing_attribute"}).status == 500
     assert ask(run, "POST", "/call", {"method": "add", "args": [1, 2, 3, 4]}).status == 500
     odd = ask(run, "POST", "/call", {"method": "unencodable"})
-    assert odd.status == 400 and "no JSON" in odd.json["error"]
+    assert odd.status == 400 and "as JSON" in odd.json["error"]
 
 
 def test_a_bad_body_is_400(run: LiveRun) -> None:

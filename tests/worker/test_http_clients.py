@@ -116,7 +116,7 @@ def test_the_form_of_a_handle_is_as_documented(http: HttpCaller, engine: str) ->
         with pytest.raises(FailedError) as failed:
             http.call("total", {"$rtensor": bad}, named=named)
         assert (failed.value.kind, failed.value.status) == ("DecodeError", 400), bad
-    with pytest.raises(FailedError, match="no JSON") as failed:
+    with pytest.raises(FailedError, match="as JSON") as failed:
         http.call("make", 2, named={"engine_name": engine})
     assert failed.value.status == 400
     assert http.ask("data.clear", shard_ids=[shard])["cleared_count"] == 1

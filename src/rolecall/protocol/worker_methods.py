@@ -1,4 +1,4 @@
-"""The methods of a worker, each described once: what is asked, what is answered, and its HTTP route.
+"""The methods of a worker, each described once: its request, its answer, its errors and its HTTP routes.
 
 A worker derives both of its listeners from `METHODS`. Over frames a request's value is the request struct, as a dict;
 over HTTP it is the body, as JSON. Where a request carries an engine's arguments, they travel beside the struct: over
@@ -135,7 +135,7 @@ class StoreShard(Asked, frozen=True, kw_only=True):
 
 
 class ClearShards(Asked, frozen=True, kw_only=True):
-    """Frees shards; unknown ids are passed over. `owner`: whose they are, the worker's own where it is None."""
+    """Frees shards; unknown ids are ignored. `owner`: the worker that owns them; None is the one asked."""
 
     shard_ids: list[str]
     owner: str | None = None
@@ -234,7 +234,7 @@ class WorkerMethod:
     Attributes:
         request: The struct that is asked with; None where the value is anything that the codec takes.
         answer: The type of the answer.
-        errors: What it may raise, beside a malformed request (ProtocolError) and a bug of ours (InternalError).
+        errors: What it may raise, beside ProtocolError (malformed request) and InternalError (a bug in this package).
         arguments: What an engine's arguments are called over HTTP, where the request carries any.
     """
 

@@ -21,7 +21,7 @@ from rolecall.worker.requests import Request
 
 
 class EngineCalls:
-    """Takes requests for engine methods; each is answered exactly once."""
+    """Starts calls of engine methods; each request is answered exactly once."""
 
     def __init__(self, engines: Engines, data: DataService, loop: asyncio.AbstractEventLoop) -> None:
         self.engines, self.data, self.loop = engines, data, loop
@@ -32,7 +32,7 @@ class EngineCalls:
 
         Raises:
             EngineNotFoundError, MethodNotFoundError: Nothing was run.
-            EngineCallError: The method yields a stream and the caller takes none, or the other way round.
+            EngineCallError: A generator was called, or a method that is not one was streamed.
         """
         method = self.engines.method(wanted.engine_name or self.engines.worker_id, wanted.method)
         call = EngineCall(self, request, wanted, method)
@@ -43,7 +43,7 @@ class EngineCalls:
         elif method.kind is Kind.PLAIN and not request.streaming:
             method.thread.submit(call.on_engine_thread)
         elif method.kind in (Kind.PLAIN, Kind.GENERATOR) and request.streaming:
-            threading.Thread(target=call.stream_on_thread, name=f"stream {wanted.method}", daemon=True).start()
+            threading.Thread(target=call.stream_on_thread, name=f"engine stream {wanted.method}", daemon=True).start()
         else:
             raise EngineCallError(self.engines.worker_id, wanted.method, "TypeError", _hint(wanted.method, method.kind))
 
@@ -60,7 +60,7 @@ class EngineCalls:
 
 
 class EngineCall:
-    """One call: its request, the method that was found for it, and the ways to run it."""
+    """One call: its request, the method that was looked up, and one way to run it for each kind of method."""
 
     __slots__ = ("_data", "_loop", "_method", "_progress", "_wanted", "_worker_id", "request")
 
@@ -70,45 +70,54 @@ class EngineCall:
         self._progress, self._worker_id = calls.engines.progress, calls.engines.worker_id
 
     def cancelled(self) -> CallCancelledError:
-        """The answer to a caller that has given up."""
+        """The answer to a cancelled call."""
         return CallCancelledError(self._worker_id, self._wanted.method)
 
     def on_engine_thread(self) -> None:
-        """A plain method. The engine thread counts its begin and end."""
+        """Runs a plain method. The engine thread counts its begin and end."""
         if self.request.cancelled:
             return self.request.fail(self.cancelled())
-        with self._answering():
-            value = self._run(arguments(self.request))
-            if inspect.isawaitable(value):  # a plain function that hands out a coroutine
-                value = asyncio.run_coroutine_threadsafe(_awaited(value), self._loop).result()
-            with self._left_behind(value, self._leave(value)) as left:
-                self.request.finish(left)
+        try:
+            with binding.using(self._data):
+                value = self._run(arguments(self.request))
+                if inspect.isawaitable(value):  # a plain function that returns a coroutine
+                    value = asyncio.run_coroutine_threadsafe(_awaited(value), self._loop).result()
+            self._finish(value, self._leave(value))
+        except BaseException as e:  # every call is answered
+            self._fail(e)
 
     async def on_loop(self) -> None:
-        """An `async` method."""
+        """Runs an `async` method."""
         with self._counted(), self._answering():
             value = await self._run(await aarguments(self.request))
             remote = self._wanted.tensors == "remote"
-            left = await asyncio.to_thread(self._leave, value) if remote else value  # it copies; the loop serves others
-            with self._left_behind(value, left):
-                self.request.finish(left)
+            left = await asyncio.to_thread(self._leave, value) if remote else value  # copying would block the loop
+            self._finish(value, left)
 
     async def stream_on_loop(self) -> None:
-        """An `async` generator."""
+        """Runs an `async` generator."""
         with self._counted(), self._answering():
             async with _aclosing(self._run(await aarguments(self.request))) as items:
                 async for item in items:
-                    with self._left_behind(item, self._leave(item)) as left:
+                    left = self._leave(item)
+                    try:
                         await self.request.emit(left)
+                    except BaseException:
+                        _free(item, left)
+                        raise
             self.request.finish(None)
 
     def stream_on_thread(self) -> None:
-        """A generator, or a plain method that returns something to iterate."""
+        """Runs a generator, or a plain method that returns an iterable."""
         with self._counted(), self._answering():
             with _closing(_iterated(self._wanted.method, self._run(arguments(self.request)))) as items:
                 for item in items:
-                    with self._left_behind(item, self._leave(item)) as left:
+                    left = self._leave(item)
+                    try:
                         self.request.emit_blocking(left)
+                    except BaseException:
+                        _free(item, left)
+                        raise
             self.request.finish(None)
 
     def _run(self, arguments: tuple[Any, Any]) -> Any:
@@ -117,14 +126,17 @@ class EngineCall:
 
     @contextmanager
     def _answering(self) -> Iterator[None]:
-        """Answers with whatever is raised inside."""
+        """Answers the request with the exception when the block raises one."""
         try:
             with binding.using(self._data):
                 yield
-        except BaseException as e:
-            given_up = isinstance(e, asyncio.CancelledError) and self.request.cancelled
-            error = self.cancelled() if given_up else engine_error(self._worker_id, self._wanted.method, e)
-            self.request.fail(error)
+        except BaseException as e:  # every call is answered
+            self._fail(e)
+
+    def _fail(self, error: BaseException) -> None:
+        given_up = isinstance(error, asyncio.CancelledError) and self.request.cancelled
+        name = self._wanted.method
+        self.request.fail(self.cancelled() if given_up else engine_error(self._worker_id, name, error))
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -137,15 +149,19 @@ class EngineCall:
     def _leave(self, value: Any) -> Any:
         return self._data.remotize(value) if self._wanted.tensors == "remote" else value
 
-    @contextmanager
-    def _left_behind(self, value: Any, left: Any) -> Iterator[Any]:
-        """`left`, to be sent. When that fails, the tensors that `value` left here are freed: nobody has handles."""
+    def _finish(self, value: Any, left: Any) -> None:
+        """Answers with `left`: `value` with handles in the place of its tensors, or `value` itself."""
         try:
-            yield left
+            self.request.finish(left)
         except BaseException:
-            own = {id(leaf) for leaf in tree.leaves(value)}
-            functions.clear([leaf for leaf in tree.leaves(left) if isinstance(leaf, RTensor) and id(leaf) not in own])
+            _free(value, left)
             raise
+
+
+def _free(value: Any, left: Any) -> None:
+    """Frees the tensors of `value` that were stored here for the handles in `left`; the caller never got these."""
+    own = {id(leaf) for leaf in tree.leaves(value)}
+    functions.clear([leaf for leaf in tree.leaves(left) if isinstance(leaf, RTensor) and id(leaf) not in own])
 
 
 def arguments(request: Request) -> tuple[Any, Any]:
@@ -161,7 +177,7 @@ async def aarguments(request: Request) -> tuple[Any, Any]:
 
 
 def engine_error(worker_id: str, method: str, error: BaseException) -> RolecallError:
-    """What the caller gets for an exception: ours as they are when no user code raised them, else EngineCallError."""
+    """The error that the caller gets: a RolecallError unchanged unless an engine raised it, else EngineCallError."""
     if isinstance(error, RolecallError) and not isinstance(error, EngineCallError) and _is_ours(error):
         return error
     text = "".join(traceback.format_exception(_without_our_frames(error)))
@@ -175,7 +191,7 @@ def full_name(cls: type) -> str:
 
 
 def _is_ours(error: BaseException) -> bool:
-    """True when the exception was raised below this module without passing through an engine."""
+    """True when no frame of the traceback belongs to an engine."""
     ours = ("rolecall.", "asyncio.", "concurrent.", "contextlib")
     tb = error.__traceback__
     while tb is not None:
@@ -186,7 +202,7 @@ def _is_ours(error: BaseException) -> bool:
 
 
 def _without_our_frames(error: BaseException) -> BaseException:
-    """The traceback from the engine's own code on, where there is any."""
+    """The exception with a traceback that begins in the engine's code, if the traceback reaches it."""
     tb = error.__traceback__
     while tb is not None and tb.tb_frame.f_globals.get("__name__", "").startswith(("rolecall.worker.", "contextlib")):
         tb = tb.tb_next
@@ -195,13 +211,13 @@ def _without_our_frames(error: BaseException) -> BaseException:
 
 def _hint(name: str, kind: Kind) -> str:
     if kind is Kind.ASYNC:
-        return f"{name}() yields no stream; use .call({name!r}, ...)"
-    return f'{name}() yields a stream; use .stream({name!r}, ...), over HTTP "stream": true'
+        return f"{name}() is not a generator and cannot be streamed; use .call({name!r}, ...)"
+    return f'{name}() yields a stream; use .stream({name!r}, ...), or "stream": true over HTTP'
 
 
 def _iterated(name: str, value: Any) -> Iterator[Any]:
     if not isinstance(value, Iterable):
-        raise TypeError(f"{name}() returned {type(value).__name__}, which is no stream; use .call({name!r}, ...)")
+        raise TypeError(f"{name}() returned {type(value).__name__}, which cannot be streamed; use .call({name!r}, ...)")
     return iter(value)
 
 
@@ -211,7 +227,7 @@ async def _awaited(value: Any) -> Any:
 
 @contextmanager
 def _closing(items: Iterator[Any]) -> Iterator[Iterator[Any]]:
-    """Closes a generator also when its consumer has had enough; other iterators have nothing to close."""
+    """Closes a generator also when its consumer stops early; other iterators need no closing."""
     try:
         yield items
     finally:

@@ -24,15 +24,15 @@ class EngineThread:
 
     @property
     def waiting(self) -> int:
-        """Jobs that have not begun."""
+        """Number of jobs that have not begun."""
         return self._jobs.qsize()
 
     def submit(self, job: Callable[[], None]) -> None:
-        """Runs `job` after those before it. It must not raise: whoever submits it answers for its errors."""
+        """Runs `job` after the jobs submitted before. It must not raise; its submitter handles errors."""
         self._jobs.put(job)
 
     async def run(self, fn: Callable[[], T]) -> T:
-        """Runs `fn` after the jobs before it, and returns what it returns or raises what it raises."""
+        """Runs `fn` after the jobs submitted before, and returns its result or raises its exception."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
 

@@ -1,4 +1,4 @@
-"""The engines of one worker: named objects, each with an engine thread. They know nothing of connections."""
+"""The engines of one worker: named objects, each with an engine thread. Connections are not known here."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class Method:
     """A method found on an engine.
 
     Attributes:
-        static: What the class says under its name, by which a replaced method is noticed.
-        takes_meta: Whether it has a parameter `rpc_meta`, and so wants what callers pass under that name.
+        static: The class attribute of that name, by which a replaced method is noticed.
+        takes_meta: Whether it has a parameter `rpc_meta`.
     """
 
     call: Callable[..., Any]
@@ -51,14 +51,14 @@ class Method:
     takes_meta: bool = False
 
     def run(self, args: Sequence[Any], kwargs: dict[str, Any], rpc_meta: Any) -> Any:
-        """Calls it. The worker itself knows nothing of what `rpc_meta` means."""
+        """Calls the method. The worker does not interpret `rpc_meta`."""
         if self.takes_meta and rpc_meta is not None:
             kwargs = {**kwargs, META: rpc_meta}
         return self.call(*args, **kwargs)
 
 
 class Engines:
-    """Makes, finds and destroys the engines of a worker."""
+    """The engines by name, and the look-up of their methods."""
 
     def __init__(self, worker_id: str, progress: Progress) -> None:
         self.worker_id = worker_id
@@ -72,29 +72,29 @@ class Engines:
         return list(self._engines)
 
     def waiting(self) -> int:
-        """Calls that wait for their engine thread."""
+        """Number of calls that wait for their engine thread."""
         return sum(hosted.thread.waiting for hosted in list(self._engines.values()))
 
     def reserve(self, name: str) -> EngineThread:
-        """Takes the name and gives the thread on which the engine is to be made.
+        """Reserves the name and returns the thread on which to create the engine.
 
         Raises:
-            EngineCreationError: There is an engine of that name, or one is being made.
+            EngineCreationError: An engine of that name exists, or is being created.
         """
         with self._lock:
             if name in self._engines or name in self._reserved:
-                reason = "there is one of that name already; pass another engine_name"
+                reason = "an engine of that name exists already; pass another engine_name"
                 raise EngineCreationError(self.worker_id, name, reason)
             thread = self._reserved[name] = EngineThread(name, self.progress)
             return thread
 
     def add(self, name: str, engine: Any) -> None:
-        """Puts the engine made under a reserved name in service."""
+        """Makes the engine that was created under a reserved name available to calls."""
         with self._lock:
             self._engines[name] = Hosted(name, engine, self._reserved.pop(name))
 
     def abandon(self, name: str) -> None:
-        """Gives a reserved name back after its engine could not be made."""
+        """Releases a reserved name after the engine's creation failed."""
         with self._lock:
             thread = self._reserved.pop(name, None)
         if thread is not None:
@@ -135,7 +135,7 @@ class Engines:
         return hosted
 
     def close(self) -> None:
-        """Lets every engine thread end after what it runs."""
+        """Lets every engine thread end after its current job."""
         with self._lock:
             threads = [*(hosted.thread for hosted in self._engines.values()), *self._reserved.values()]
         for thread in threads:
@@ -155,7 +155,7 @@ def _takes_meta(call: Callable[..., Any]) -> bool:
 
 
 def _is_getter(static: Any) -> bool:
-    """A property of any kind: code of the user's that would run when the attribute is only looked up."""
+    """True for a property of any kind: looking the attribute up would run user code."""
     if not hasattr(type(static), "__get__") or callable(static) or inspect.ismemberdescriptor(static):
         return False
     return not isinstance(static, classmethod | staticmethod | partialmethod | singledispatchmethod)

@@ -1,7 +1,7 @@
-"""EngineHost answers every method of a worker, whoever asks and over whatever connection. It knows no sockets.
+"""EngineHost answers every method of a worker, over frames and HTTP alike. It opens no sockets.
 
-Requests arrive on the loop's thread, and nothing here blocks it. A request that is not understood, an engine's own
-error and a bug of ours are three different answers.
+Requests arrive on the loop's thread, and nothing here blocks it. A malformed request, an exception of an engine and a
+bug in this package are answered with three different errors.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 import traceback
 import zlib
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -56,6 +57,8 @@ from rolecall.worker.loading import load_engine_class
 from rolecall.worker.requests import Request
 
 AskGuard = Callable[[str, dict[str, Any]], Awaitable[Any]]
+StartsCall = Callable[[Request, Any], None]
+Answers = Callable[[Any], Awaitable[Any]]
 
 log = logging.getLogger("rolecall")
 
@@ -71,14 +74,13 @@ class EngineHost:
         self, engines: Engines, data: DataService, ask_guard: AskGuard, loop: asyncio.AbstractEventLoop
     ) -> None:
         self._engines, self._data, self._ask_guard, self._loop = engines, data, ask_guard, loop
-        self._calls = EngineCalls(engines, data, loop)
         self._started = time.time()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._engine_methods: dict[str, Callable[[Request, Any], None]] = {
-            "call": self._calls.start,
+        engine_methods: dict[str, StartsCall] = {
+            "call": EngineCalls(engines, data, loop).start,
             "create_engine": self._create_engine,
         }
-        self._control_methods: dict[str, Callable[[Any], Awaitable[Any]]] = {
+        control_methods: dict[str, Answers] = {
             "health": self._health,
             "metrics": self._metrics,
             "stacks": self._stacks,
@@ -89,44 +91,51 @@ class EngineHost:
             "fork": self._fork,
             "kill_forked_worker": self._kill_forked_worker,
         }
+        self._starts: dict[str, Callable[[Request], None]] = {
+            **{name: partial(self._with_arguments, METHODS[name], start) for name, start in engine_methods.items()},
+            **{name: partial(self._in_task, METHODS[name], answer) for name, answer in control_methods.items()},
+            **{name: self._on_pool for name in METHODS if name.startswith("data.")},
+        }
 
     @property
     def worker_id(self) -> str:
         return self._engines.worker_id
 
     def dispatch(self, request: Request) -> None:
-        """Starts the work that a request asks for. It is answered in any case."""
+        """Starts the work that a request asks for; every request is answered."""
         try:
-            self._start(request)
-        except Exception as e:
+            start = self._starts.get(request.method)
+            if start is None:
+                raise ProtocolError("unknown request", request.method, sorted(METHODS))
+            start(request)
+        except Exception as e:  # a request is always answered
             self._fail(request, e)
 
-    def _start(self, request: Request) -> None:
-        method = METHODS.get(request.method)
-        if method is None:
-            raise ProtocolError("unknown request", request.method, sorted(METHODS))
-        if method.name in self._engine_methods:
-            self._engine_methods[method.name](request, method.parsed(request.meta))
-        elif method.name in self._control_methods:
-            task = self._loop.create_task(self._control(request, method))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        else:  # a thread may take its time to copy memory
-            self._loop.run_in_executor(None, self._answer_data, request)
+    def _with_arguments(self, method: WorkerMethod, start: StartsCall, request: Request) -> None:
+        """The engine's arguments are decoded later, on the thread that the engine runs on."""
+        start(request, method.parsed(request.meta))
+
+    def _in_task(self, method: WorkerMethod, answer: Answers, request: Request) -> None:
+        task = self._loop.create_task(self._answer(method, answer, request))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, method: WorkerMethod, answer: Answers, request: Request) -> None:
+        try:
+            request.finish(msgspec.to_builtins(await answer(method.parsed(request.args()))))
+        except Exception as e:  # a request is always answered
+            self._fail(request, e)
+
+    def _on_pool(self, request: Request) -> None:
+        """Runs on a pool thread, because copying memory would block the loop."""
+        self._loop.run_in_executor(None, self._answer_data, request)
 
     def _fail(self, request: Request, error: Exception) -> None:
-        """Answers with an error; one that is not ours is a bug in this package, and stands in the log."""
+        """Answers with an error. One that is not a RolecallError is a bug in this package; its traceback is logged."""
         if not isinstance(error, RolecallError):
             log.error("internal error in %r", request.method, exc_info=error)
             error = InternalError(self.worker_id, request.method, full_name(type(error)), str(error))
         request.fail(error)
-
-    async def _control(self, request: Request, method: WorkerMethod) -> None:
-        try:
-            answer = await self._control_methods[method.name](method.parsed(request.args()))
-            request.finish(msgspec.to_builtins(answer))
-        except Exception as e:  # a request is always answered
-            self._fail(request, e)
 
     def _answer_data(self, request: Request) -> None:
         try:
@@ -142,7 +151,7 @@ class EngineHost:
         self._engines.reserve(name).submit(lambda: self._make(request, name, wanted.engine))
 
     def _make(self, request: Request, name: str, path: str) -> None:
-        """Makes an engine, on its thread."""
+        """Creates an engine, on its thread."""
         try:
             cls = load_engine_class(path)
             with binding.using(self._data):
@@ -159,14 +168,14 @@ class EngineHost:
         request.finish(msgspec.to_builtins(EngineCreated(engine_name=name)))
 
     async def _destroy(self, wanted: Destroy) -> dict[str, str]:
-        """Calls `destroy()` on engines, on their threads, all at the same time; says what went wrong, by name."""
+        """Calls `destroy()` on engines, on their threads, all at the same time; returns problems by engine name."""
         names = self._engines.names() if wanted.engines is None else wanted.engines
         outcomes = await asyncio.gather(*(self._destroy_one(name, wanted.timeout) for name in names))
         return {name: problem for name, problem in zip(names, outcomes, strict=True) if problem}
 
     async def _destroy_one(self, name: str, timeout: float) -> str:
         hosted = self._engines.remove(name)
-        if hosted is None:  # it was never made, or another has destroyed it
+        if hosted is None:  # never created, or destroyed by another request
             return ""
         try:
             destroy = getattr(hosted.engine, "destroy", None)

@@ -1,8 +1,8 @@
 """How a worker's requests and answers are written over HTTP, form by form. Pure: no engine, no socket.
 
-A handle is written as `{"$rtensor": {"dtype": ..., "shape": ..., "shards": [...], "pieces": [...]}}`. Pass it back as
-it came; `shards[i][0]` is the id under which `GET /data/<id>` has the bytes. Nobody counts the handles that HTTP
-clients hold: free their shards with `DELETE /data/clear`, else they stay as long as the worker.
+A handle is written as `{"$rtensor": {"dtype": ..., "shape": ..., "shards": [...], "pieces": [...]}}`. Pass it back
+unchanged; `GET /data/<shards[i][0]>` returns the bytes. The runtime does not count the handles that HTTP clients hold:
+free their shards with `DELETE /data/clear`, else they stay until the worker ends.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def read(method: WorkerMethod, route: HttpRoute, request: Request) -> Body:
 
     Raises:
         ProtocolError: It is malformed.
-        DecodeError: A handle in it is none.
+        DecodeError: A handle in it is malformed.
     """
     if route.form == "tensor":
         return Body({"shard_ids": [request.params["shard_id"]]})
@@ -64,13 +64,14 @@ def read(method: WorkerMethod, route: HttpRoute, request: Request) -> Body:
     fields = _fields(method, request.body)
     if method.arguments is None:
         return Body(fields)
-    body = _with_arguments(method.name, method.arguments, fields)
+    streaming = fields.pop("stream", False) if route.form == "call" else False
+    body = _with_arguments(method.name, method.arguments, fields, streaming)
     return body._replace(arguments=_with_handles(body.arguments)) if HANDLE.encode() in request.body else body
 
 
-def _with_arguments(method: str, names: tuple[str, str], fields: dict[str, Any]) -> Body:
+def _with_arguments(method: str, names: tuple[str, str], fields: dict[str, Any], streaming: Any) -> Body:
     """Takes the engine's arguments out of the fields."""
-    args, kwargs, streaming = fields.pop(names[0], []), fields.pop(names[1], {}), fields.pop("stream", False)
+    args, kwargs = fields.pop(names[0], []), fields.pop(names[1], {})
     for name, value, kind in ((names[0], args, list), (names[1], kwargs, dict), ("stream", streaming, bool)):
         if not isinstance(value, kind):
             raise malformed(method, f"{name!r} is of type {type(value).__name__}, not {kind.__name__}")
@@ -91,7 +92,7 @@ def _tensor_headers(method: WorkerMethod, request: Request) -> dict[str, Any]:
     try:
         shape = msgspec.json.decode(request.headers.get("x-shape", ""), type=list[int])
     except (msgspec.DecodeError, RecursionError) as e:
-        raise malformed(method.name, f"the header x-shape is no list of whole numbers: {e}") from e
+        raise malformed(method.name, f"the header x-shape is not a list of integers: {e}") from e
     return {"dtype": request.headers.get("x-dtype", ""), "shape": shape}
 
 
@@ -99,7 +100,7 @@ def _with_handles(value: Any, depth: int = 0) -> Any:
     """`value` with the handles that are written in it.
 
     Raises:
-        DecodeError: One of them is none, or the value is nested too deep.
+        DecodeError: A handle is malformed, or the value is nested too deep.
     """
     if depth > MAX_DEPTH:
         raise DecodeError(f"arguments nested deeper than {MAX_DEPTH} levels")
@@ -117,14 +118,12 @@ def json_bytes(value: Any, place: str = "result") -> bytes:
     """A value as JSON, with handles as described above.
 
     Raises:
-        EncodeError: It has no form in JSON: a tensor, for instance.
+        EncodeError: It cannot be written as JSON: a tensor, for instance.
     """
     try:
         return msgspec.json.encode(value, enc_hook=_plain)
     except (TypeError, ValueError, OverflowError, RecursionError) as e:
-        hint = (
-            f'it is no JSON: {e}; call over a framed connection to get it whole (for tensors also: "tensors": "remote")'
-        )
+        hint = f"it cannot be written as JSON: {e}; ask for handles (tensors=remote), or call over frames"
         raise EncodeError(place, type(value).__name__, hint) from e
 
 
@@ -138,7 +137,7 @@ def answer(route: HttpRoute, request: Request, value: Any, worker_id: str) -> Re
     """A method's answer as a response.
 
     Raises:
-        EncodeError: The value has no form in JSON.
+        EncodeError: The value cannot be written as JSON.
     """
     match route.form:
         case "tensor":

@@ -34,7 +34,7 @@ class HttpRequest:
         self._response: asyncio.Future[Response] = self._loop.create_future()
         self._lines: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._room = asyncio.Semaphore(WINDOW)
-        request.hang_up.then(self._room.release)  # whoever waits for room learns of it
+        request.hang_up.then(self._room.release)  # wakes a stream that waits for room
 
     @property
     def cancelled(self) -> bool:
@@ -55,8 +55,8 @@ class HttpRequest:
         """Answers with a value, written in this thread.
 
         Raises:
-            EncodeError: It has no form in JSON. The request is not answered yet.
-            CallCancelledError: The client has hung up; whatever the value holds here is of no use.
+            EncodeError: It cannot be written as JSON. The request is not answered yet.
+            CallCancelledError: The client has hung up; nobody will receive the value.
         """
         self._check_there()
         if self.streaming:
@@ -65,7 +65,7 @@ class HttpRequest:
             self._settle(http_forms.answer(self._route, self._request, value, self._worker_id))
 
     def fail(self, exc: BaseException) -> None:
-        """Answers with an error; the caller of this one has logged it if it is not ours."""
+        """Answers with an error. One that is not a RolecallError becomes an InternalError."""
         kind = f"{type(exc).__module__}.{type(exc).__qualname__}"
         error = exc if isinstance(exc, RolecallError) else InternalError(self._worker_id, self.method, kind, str(exc))
         if self.streaming:
@@ -78,7 +78,7 @@ class HttpRequest:
 
         Raises:
             CallCancelledError: The client has hung up.
-            EncodeError: The item has no form in JSON; the stream may go on.
+            EncodeError: The item cannot be written as JSON; the stream may go on.
         """
         await self._push(http_forms.json_bytes({"item": item}, "item"))
 

@@ -25,7 +25,7 @@ CACHE_BYTES = 1 << 30
 
 
 class WorkerConfig(CarriesToken, frozen=True):
-    """What the guard tells a worker over the control channel.
+    """A worker's configuration, sent by the guard over the control channel.
 
     Attributes:
         socket: The Unix path to listen on.

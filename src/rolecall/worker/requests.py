@@ -1,4 +1,4 @@
-"""What the engine host needs of whoever asks: the same over frames and over HTTP."""
+"""The interface of a request to a worker: the same over frames and over HTTP."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Request(Protocol):
 
     Attributes:
         method: Name of the worker's method.
-        meta: What was said beside the value, plain.
-        streaming: Whether the caller takes items.
+        meta: Plain values sent beside the value.
+        streaming: Whether the caller asked for a stream.
     """
 
     @property
@@ -28,7 +28,7 @@ class Request(Protocol):
 
     @property
     def cancelled(self) -> bool:
-        """Whether the caller has given up."""
+        """Whether the caller has cancelled the request, or hung up."""
         ...
 
     def args(self) -> Any:
@@ -36,7 +36,7 @@ class Request(Protocol):
         ...
 
     def on_cancel(self, fn: Callable[[], object]) -> None:
-        """Calls `fn` on the loop's thread when the caller gives up."""
+        """Calls `fn` on the loop's thread when the request is cancelled."""
         ...
 
     def finish(self, value: Any, *, stable: bool = False) -> None:

@@ -17,7 +17,7 @@ from rolecall.worker.http_request import HttpRequest
 
 
 class WorkerServer:
-    """Hands what arrives, over frames or HTTP, to one engine host. All methods on the loop's thread."""
+    """Passes requests, over frames and HTTP, to one engine host. All methods on the loop's thread."""
 
     def __init__(self, host: EngineHost, token: str, epoch: int, loop: asyncio.AbstractEventLoop) -> None:
         self._host, self._loop = host, loop
@@ -35,7 +35,7 @@ class WorkerServer:
         self._sessions.close()
 
     def _new_peer(self, hello: Hello) -> Peer:
-        return Peer(str(hello.info.get("name", "somebody")), loop=self._loop, handler=self._host)
+        return Peer(str(hello.info.get("name", "a client")), loop=self._loop, handler=self._host)
 
     def _routes(self) -> Routes:
         routes = Routes()

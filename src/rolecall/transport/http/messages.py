@@ -13,7 +13,7 @@ JSON = "application/json"
 class HangUp:
     """Tells a route that the client of its request has closed the connection. All on the loop's thread.
 
-    A client that closes only its sending side counts as gone, too; an answer is sent to it all the same.
+    A client that closes only its sending side counts as hung up, too; the answer is sent all the same.
 
     Attributes:
         seen: Whether it has happened.

@@ -1,4 +1,4 @@
-"""How numbers are written for whoever asks for `/metrics`: Prometheus' text format, or JSON. Pure."""
+"""How the numbers behind `/metrics` are written: in Prometheus' text format, or as JSON. Pure."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def metrics_response(
     described: Mapping[str, Metric],
     labelled: Mapping[str, str] | None = None,
 ) -> Response:
-    """The numbers as the client wants them: JSON with `?format=json` or `Accept: application/json`, else text.
+    """The numbers as JSON if the client asked with `?format=json` or `Accept: application/json`, else as text.
 
     Args:
         numbers: Numbers by name, and further mappings of them.
-        described: What they mean, by their place in `numbers`, for instance `store.bytes`.
+        described: Kind and help text of each number, by its place in `numbers`, for instance `store.bytes`.
         labelled: Places of mappings whose keys become a label of that name, not a part of the metrics' names.
     """
     if request.query.get("format") == "json" or JSON in request.headers.get("accept", ""):
