@@ -146,3 +146,16 @@ def test_arguments_nested_without_end_are_refused(http: HttpCaller) -> None:
         with pytest.raises(FailedError) as failed:
             http.send_text("POST", "/call", body).result()
         assert failed.value.status == 400 and failed.value.kind in ("ProtocolError", "DecodeError")
+
+
+def test_half_characters_are_answered_too(http: HttpCaller) -> None:
+    """What JSON can say and Unicode cannot, in places that errors quote."""
+    for verb, route, body in (
+        ("POST", "/data/batch", '{"shard_ids": ["\\ud800"]}'),
+        ("POST", "/call", '{"method": "\\ud800"}'),
+        ("POST", "/call", '{"method": "greet", "\\ud800": 1}'),
+        ("POST", "/create_engine", '{"engine": "\\ud800.X"}'),
+    ):
+        with pytest.raises(FailedError) as failed:
+            http.send_text(verb, route, body).result()
+        assert failed.value.status in (400, 404), body

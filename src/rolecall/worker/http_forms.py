@@ -173,7 +173,7 @@ def error_facts(error: RolecallError) -> dict[str, Any]:
         case EngineCreationError():
             facts |= {"traceback": _text(error.traceback)}
         case ShardNotFoundError():
-            facts |= {"missing_shard_ids": error.shard_ids}
+            facts |= {"missing_shard_ids": [_text(shard) for shard in error.shard_ids]}
         case InternalError():
             facts |= {"type": error.error_type}
     return facts
