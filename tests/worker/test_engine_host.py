@@ -12,7 +12,7 @@ import sample_engines
 
 from .callers import Caller, FailedError, FramesCaller, HttpCaller, until
 from .conftest import Rig
-from .worker_engines import Items, Saboteur, Turns
+from .worker_engines import Items, Odd, Saboteur, Turns
 
 
 def path(engine: type) -> str:
@@ -103,6 +103,17 @@ def test_a_methods_error_comes_with_type_message_and_traceback(ask: Caller, echo
     assert "in fail" in failed.traceback and "rolecall/worker" not in failed.traceback
     missing = refused(ask, "missing_attribute", named=echo)
     assert (missing.kind, missing.type) == ("EngineCallError", "builtins.AttributeError")
+
+
+def test_errors_that_are_hard_to_report_are_reported(ask: Caller, engine: str) -> None:
+    """An exception whose text cannot be had, or is no text; the engine thread lives on."""
+    ask.create(path(Odd), name=engine)
+    named = {"engine_name": engine}
+    mute = refused(ask, "mute", named=named)
+    assert mute.kind == "EngineCallError" and mute.type.endswith("worker_engines.MutedError")
+    assert "half a character" in refused(ask, "surrogates", named=named).message
+    assert ask.call("greet", named=named) == "hello"
+    ask.ask("destroy", engines=[engine])
 
 
 def test_engines_that_cannot_be_made_are_refused_and_their_name_is_free(ask: Caller, engine: str) -> None:

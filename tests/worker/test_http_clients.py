@@ -13,7 +13,7 @@ import sample_engines
 from .callers import FailedError, HttpCaller, until
 from .conftest import Rig
 from .test_engine_host import path
-from .worker_engines import Turns
+from .worker_engines import Odd, Turns
 
 
 @pytest.fixture
@@ -56,6 +56,20 @@ def test_tensors_for_a_client_that_has_hung_up_are_freed(http: HttpCaller, engin
     go.touch()
     until(lambda: metrics(http)["calls_ended"] == ended + 1)
     assert metrics(http)["store"]["put"] >= 2 and metrics(http)["store"]["shards"] == 0
+    http.ask("destroy", engines=[engine])
+
+
+def test_an_engine_is_made_although_its_client_hangs_up(http: HttpCaller, engine: str, tmp_path: Path) -> None:
+    """A constructor that runs goes on, and the engine can be called."""
+    gate = tmp_path / "gate"
+    body = {"engine": path(Odd), "engine_name": engine, "init_args": [str(gate)]}
+    creation = http.send("POST", "/create_engine", body)
+    until(gate.with_suffix(".begun").exists)
+    creation.give_up()
+    assert engine not in http.ask("health")["engines"]
+    gate.touch()
+    until(lambda: engine in http.ask("health")["engines"])
+    assert http.call("greet", named={"engine_name": engine}) == "hello"
     http.ask("destroy", engines=[engine])
 
 
@@ -132,3 +146,16 @@ def test_arguments_nested_without_end_are_refused(http: HttpCaller) -> None:
         with pytest.raises(FailedError) as failed:
             http.send_text("POST", "/call", body).result()
         assert failed.value.status == 400 and failed.value.kind in ("ProtocolError", "DecodeError")
+
+
+def test_half_characters_are_answered_too(http: HttpCaller) -> None:
+    """What JSON can say and Unicode cannot, in places that errors quote."""
+    for verb, route, body in (
+        ("POST", "/data/batch", '{"shard_ids": ["\\ud800"]}'),
+        ("POST", "/call", '{"method": "\\ud800"}'),
+        ("POST", "/call", '{"method": "greet", "\\ud800": 1}'),
+        ("POST", "/create_engine", '{"engine": "\\ud800.X"}'),
+    ):
+        with pytest.raises(FailedError) as failed:
+            http.send_text(verb, route, body).result()
+        assert failed.value.status in (400, 404), body

@@ -54,6 +54,32 @@ class Items:
         return self.made
 
 
+class MutedError(Exception):
+    """An error that cannot say what it is."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+class Odd:
+    """Raises what is hard to report, and is slow to be made."""
+
+    def __init__(self, gate: str = "") -> None:
+        if gate:
+            Path(gate).with_suffix(".begun").touch()
+        while gate and not Path(gate).exists():
+            time.sleep(0.005)
+
+    def mute(self) -> None:
+        raise MutedError
+
+    def surrogates(self) -> None:
+        raise ValueError("half a character: \ud800")
+
+    def greet(self) -> str:
+        return "hello"
+
+
 class Saboteur:
     """Plants bugs into the worker that hosts it."""
 

@@ -16,6 +16,7 @@ from rolecall.tensors import functions, tree
 from rolecall.tensors.binding import binding
 from rolecall.tensors.handle import RTensor
 from rolecall.tensors.service import DataService
+from rolecall.transport.codec.exceptions import describe
 from rolecall.worker.engines import Engines, Kind, Method
 from rolecall.worker.requests import Request
 
@@ -181,7 +182,7 @@ def engine_error(worker_id: str, method: str, error: BaseException) -> RolecallE
     if isinstance(error, RolecallError) and not isinstance(error, EngineCallError) and _is_ours(error):
         return error
     text = "".join(traceback.format_exception(_without_our_frames(error)))
-    reply = EngineCallError(worker_id, method, full_name(type(error)), str(error), text)
+    reply = EngineCallError(worker_id, method, full_name(type(error)), describe(error)[1], text)
     reply.__cause__ = error
     return reply
 

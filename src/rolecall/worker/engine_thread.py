@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import queue
 import threading
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from typing import Any, TypeVar
 from rolecall.worker.progress import Progress
 
 T = TypeVar("T")
+
+log = logging.getLogger("rolecall")
 
 
 class EngineThread:
@@ -61,5 +64,7 @@ class EngineThread:
             progress.begin()
             try:
                 job()
+            except BaseException:  # a bug of the submitter must not end the thread, and with it the engine
+                log.exception("a job of thread %r raised", self._thread.name)
             finally:
                 progress.end()

@@ -165,7 +165,10 @@ class EngineHost:
             text = "".join(traceback.format_exception(e))
             return request.fail(EngineCreationError(self.worker_id, name, f"{type(e).__name__}: {e}", text))
         self._engines.add(name, engine)
-        request.finish(msgspec.to_builtins(EngineCreated(engine_name=name)))
+        try:
+            request.finish(msgspec.to_builtins(EngineCreated(engine_name=name)))
+        except RolecallError as e:  # the client has hung up; the engine stays
+            request.fail(e)
 
     async def _destroy(self, wanted: Destroy) -> dict[str, str]:
         """Calls `destroy()` on engines, on their threads, all at the same time; returns problems by engine name."""

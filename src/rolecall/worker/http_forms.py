@@ -164,19 +164,24 @@ def _tensor(tensor: Any) -> Response:
 
 def error_facts(error: RolecallError) -> dict[str, Any]:
     """An error as JSON: `error` is its message, `kind` its class."""
-    facts: dict[str, Any] = {"error": str(error), "kind": type(error).__name__}
+    facts: dict[str, Any] = {"error": _text(str(error)), "kind": type(error).__name__}
     match error:
         case EngineNotFoundError():
             pass
         case EngineCallError():
-            facts |= {"type": error.remote_type, "traceback": error.traceback}
+            facts |= {"type": error.remote_type, "traceback": _text(error.traceback)}
         case EngineCreationError():
-            facts |= {"traceback": error.traceback}
+            facts |= {"traceback": _text(error.traceback)}
         case ShardNotFoundError():
-            facts |= {"missing_shard_ids": error.shard_ids}
+            facts |= {"missing_shard_ids": [_text(shard) for shard in error.shard_ids]}
         case InternalError():
             facts |= {"type": error.error_type}
     return facts
+
+
+def _text(text: str) -> str:
+    """`text` without lone surrogates, which JSON cannot hold."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def failure(route: HttpRoute, error: RolecallError) -> Response:

@@ -7,7 +7,7 @@ or `{"error": ...}` when the stream broke off. An error before the first item ha
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -128,7 +128,7 @@ class HttpRequest:
         else:
             self._answer_with(http_forms.failure(self._route, error))
 
-    async def _chunks(self) -> AsyncIterator[bytes]:
+    async def _chunks(self) -> AsyncGenerator[bytes, None]:
         while (line := await self._lines.get()) is not None:
             yield line
             self._room.release()

@@ -204,8 +204,9 @@ class HttpConnection:
             await self._send_bytes(head + self._chunk(response.body) + self._end())
         else:
             await self._send_bytes(head)
-            async for chunk in response.chunks:
-                await self._send_bytes(self._chunk(chunk))
+            async with contextlib.aclosing(response.chunks) as chunks:
+                async for chunk in chunks:
+                    await self._send_bytes(self._chunk(chunk))
             await self._send_bytes(self._end())
         if ends or http.our_state is h11.MUST_CLOSE:
             return False
