@@ -53,10 +53,10 @@ class EngineThread:
 def serve(path: str, uvloop: bool) -> None:
     """The other process; ends with its stdin."""
     with IOThread(uvloop=uvloop) as io:
-        lane = EngineThread()
+        thread = EngineThread()
 
         async def listen() -> Server:
-            sessions = Sessions(lambda hello: Peer("caller", loop=io.loop, handler=lane))
+            sessions = Sessions(lambda hello: Peer("caller", loop=io.loop, handler=thread))
             server = Server(TOKEN, loop=io.loop, on_peer=sessions)
             server.listen_unix(path)
             return server
@@ -65,7 +65,7 @@ def serve(path: str, uvloop: bool) -> None:
         print("ready", flush=True)
         sys.stdin.read()
         io.run(server.close())
-    os._exit(0)  # the lane waits for ever
+    os._exit(0)  # the thread waits for ever
 
 
 def seconds(fn: Callable[[], object]) -> float:

@@ -47,17 +47,17 @@ TOKEN = "b" * 64
 
 
 class Worker:
-    """An engine with one tensor, on a lane of its own."""
+    """An engine with one tensor, on a thread of its own."""
 
     def __init__(self, store: Store, shm: ShmBackend, connections: Connections) -> None:
         self.store = store
         self.service = functions.bind(store, Fetcher(connections, Cache(0), {"shm": shm}, store), connections)
-        self.lane, self.data = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self.thread, self.data = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self.tensor = torch.empty(0)
 
     def dispatch(self, incoming: Incoming) -> None:
-        lane = self.data if incoming.method.startswith("data.") else self.lane
-        lane.submit(self._answer, incoming)
+        pool = self.data if incoming.method.startswith("data.") else self.thread
+        pool.submit(self._answer, incoming)
 
     def _answer(self, incoming: Incoming) -> None:
         try:

@@ -186,4 +186,6 @@ def _shm(before: set[Path]) -> list[str]:
 
 
 def _threads(before: set[threading.Thread]) -> list[str]:
-    return [f"thread {t.name}" for t in set(threading.enumerate()) - before if t.name.startswith(("rolecall", "lane"))]
+    return [
+        f"thread {t.name}" for t in set(threading.enumerate()) - before if t.name.startswith(("rolecall", "engine "))
+    ]

@@ -18,7 +18,7 @@ from rolecall.cli.logs import logs
 from rolecall.cli.rundir import RunDir
 from rolecall.cli.runs import select_run
 from rolecall.cli.stop import ForeignRunError, stop
-from rolecall.errors import RolecallError, WorkerCreationError
+from rolecall.errors import InternalError, RolecallError, ShardExistsError, WorkerCreationError
 from rolecall.guard.ports import PortLeases
 from rolecall.placement.slurm.commands import Slurm
 from rolecall.transport import codec
@@ -75,7 +75,8 @@ def _causes(s: LocalScheduler, folder: Path) -> Iterator[Example]:
     yield "WorkerConfigurationError", lambda: s.start("big", gpus=2)
     yield "WorkerCreationError", lambda: s.start("server", cmd=["no-such-program", "--port", "{port}"])
     yield "GPUAllocationError", lambda: s.start("rollout", gpu=1)
-    yield "EngineNotFoundError", lambda: actor[0].call("ecko", 1)
+    yield "EngineNotFoundError", lambda: actor[0].with_options(engine="critic").call("greet")
+    yield "MethodNotFoundError", lambda: actor[0].call("ecko", 1)
     yield "EngineCallError", lambda: actor[0].call("fail", "the batch is empty")
     yield "EngineImportError", lambda: actor[0].with_options(engine="second").create_engine("my_package.Trainer")
     yield "EngineCreationError", lambda: actor[0].create_engine(sample_engines.Echo)
@@ -84,6 +85,8 @@ def _causes(s: LocalScheduler, folder: Path) -> Iterator[Example]:
     yield "CallCancelledError", lambda: _cancelled(actor)
     yield "ShardNotFoundError", lambda: _freed(s)
     yield "TensorError", lambda: rolecall.remotize({"x": 1})
+    yield "InternalError", lambda: InternalError("actor/0", "call", "builtins.KeyError", "'engine'")
+    yield "ShardExistsError", lambda: ShardExistsError("0f9c...", "actor/0")
     yield "RemoteError", lambda: _stand_in(s)
     yield "RPCConnectionError", lambda: _deleted(s)
     yield "PortAllocationError", lambda: _no_ports(folder)

@@ -27,7 +27,7 @@ TOKEN = "a-token-that-must-never-show-0123456789abcdef"
 
 
 class Program:
-    """Answers on a thread of its own, as an engine's lane does; `counter` counts executions."""
+    """Answers on a thread of its own, as an engine does; `counter` counts executions."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
@@ -37,7 +37,7 @@ class Program:
         self.tensor: Any = None
         self._work: queue.SimpleQueue[Incoming] = queue.SimpleQueue()
         self._tasks: set[asyncio.Task[None]] = set()
-        threading.Thread(target=self._lane, daemon=True).start()
+        threading.Thread(target=self._run, daemon=True).start()
 
     def dispatch(self, incoming: Incoming) -> None:
         if incoming.method.startswith("async_"):
@@ -54,7 +54,7 @@ class Program:
             self.cancelled.append(incoming.method)
             incoming.fail(asyncio.CancelledError())
 
-    def _lane(self) -> None:
+    def _run(self) -> None:
         while True:
             incoming = self._work.get()
             try:
@@ -170,7 +170,7 @@ def main(path: str, *flags: str) -> None:
         print(port, flush=True)
         sys.stdin.read()
         io.run(server.close())
-    os._exit(0)  # the lane may be in the middle of something
+    os._exit(0)  # the engine thread may be in the middle of something
 
 
 class Running:

@@ -203,7 +203,7 @@ class Random:
 
 
 class SlowEnd:
-    """Takes its time to be destroyed, part of it on the lane and part of it awaited."""
+    """Takes its time to be destroyed, part of it on the engine thread and part of it awaited."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds

@@ -85,12 +85,10 @@ BACKENDS = {
             "slurm",
             _slurm,
             cluster="slurm_cluster",
-            full=(WorkerCreationError, r"no place in the cluster within 5 s; job \d+: Resources"),
+            full=(WorkerCreationError, r"no allocation within 5 s; job \d+: Resources"),
             **ON_A_CLUSTER,
         ),
-        Backend(
-            "ray", _ray, cluster="ray_cluster", full=(WorkerCreationError, r"no place in the cluster"), **ON_A_CLUSTER
-        ),
+        Backend("ray", _ray, cluster="ray_cluster", full=(WorkerCreationError, r"no allocation"), **ON_A_CLUSTER),
     )
 }
 CLUSTERS = {backend.cluster for backend in BACKENDS.values() if backend.cluster is not None}

@@ -87,7 +87,7 @@ def test_a_thousand_calls_of_twenty_threads_run_once_each(
 
         def work(start: int) -> None:
             for i in range(start, CALLS, 20):
-                meta = {"method": "echo", "engine": None, "tensors": "local"}
+                meta = {"method": "echo", "engine_name": None, "tensors": "local"}
                 results[i] = client.peer.request("call", ((i,), {}), meta=meta).result()
 
         threads = [threading.Thread(target=work, args=(n,)) for n in range(20)]

@@ -10,9 +10,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import os
-import sys
-import threading
-import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from typing import Any
 
@@ -24,6 +21,7 @@ from rolecall.scheduler.guards import GuardProxy
 from rolecall.scheduler.run import Run
 from rolecall.transport.hosts import this_host
 from rolecall.transport.loop import IOThread
+from rolecall.worker.host import thread_stacks
 from rolecall.worker.node import WorkerConfig, WorkerNode
 
 IP = "127.0.0.1"
@@ -138,16 +136,13 @@ class InProcessGuard(GuardProxy):
         self._env[worker] |= env
 
     async def _stacks(self, worker: str) -> str:
-        names = {t.ident: t.name for t in threading.enumerate()}
-        parts = (
-            f"Thread {names.get(ident, ident)}\n" + "".join(traceback.format_stack(frame))
-            for ident, frame in sys._current_frames().items()
-        )
-        return "\n".join(parts)
+        return thread_stacks()
 
     async def _shutdown(self) -> None:
         await self._kill(list(self._nodes), 0.0)
         self._ports.close()
 
     async def _ask_guard(self, method: str, value: dict[str, Any]) -> Any:
+        if method == "forked_children":
+            return []
         raise WorkerConfigurationError(f"the in-process scheduler answers no {method!r} over HTTP")

@@ -187,7 +187,7 @@ def test_several_named_engines_live_in_one_worker(s: Scheduler) -> None:
 def test_a_second_engine_of_the_same_name_is_refused(s: Scheduler) -> None:
     role = s.start("actor")
     role.create_engine(Echo)
-    with pytest.raises(EngineCreationError, match="one of that name"):
+    with pytest.raises(EngineCreationError, match="engine of that name"):
         role.create_engine(Echo)
     assert role[0].call("greet") == "hello"
 

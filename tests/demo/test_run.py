@@ -85,7 +85,7 @@ def test_ctrl_c_ends_everything_within_three_seconds(tmp_path: Path, moment: str
         said = _rest(process)
     assert time.monotonic() - begin < INTERRUPTED_WITHIN_S
     assert process.returncode == 130, said
-    assert "everything started has ended" in said
+    assert "all processes of the run have ended" in said
 
 
 def test_the_death_of_an_actor_ends_the_demo_with_its_name(tmp_path: Path) -> None:

@@ -218,7 +218,7 @@ def test_destroying_is_bounded_as_a_whole(s: LocalScheduler) -> None:
     role.create_engine(sample_engines.SlowEnd, 8.0)
     begun = time.monotonic()
     s.delete_workers("actor")
-    assert time.monotonic() - begun < 14, "8 s on the lane and 8 s awaited would be 16"
+    assert time.monotonic() - begun < 14, "8 s on the engine thread and 8 s awaited would be 16"
 
 
 def test_forked_workers_draw_different_random_numbers(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_a_result_that_does_not_travel_names_the_method_and_the_worker(s: LocalS
 def test_a_method_that_returns_no_stream_says_how_to_call_it(s: LocalScheduler) -> None:
     role = s.start("streams")
     role.create_engine(Echo)
-    with pytest.raises(EngineCallError, match=r"returned int, which is no stream; use .call\('calls', ...\)"):
+    with pytest.raises(EngineCallError, match=r"returned int, which cannot be streamed; use .call\('calls', ...\)"):
         list(role[0].stream("calls"))
 
 

@@ -45,7 +45,7 @@ def test_a_pending_role_shows_why_it_waits_and_starts_when_there_is_room(
         def told() -> bool:
             nonlocal shown
             shown += capfd.readouterr().err
-            return "role actor waits for its place in the cluster: job" in shown and "Resources" in shown
+            return "role actor waits for its allocation: job" in shown and "Resources" in shown
 
         wait_for(told, 30, "reason for the wait")
         waited = threading.Event()
@@ -59,7 +59,7 @@ def test_a_pending_role_shows_why_it_waits_and_starts_when_there_is_room(
 def test_a_role_that_waits_too_long_is_taken_out_of_the_queue(make: Make, cluster: SlurmCluster) -> None:
     blocker = cluster.blocker(*ALL_DEVICES)
     s = make(queue_timeout=3.0)
-    with pytest.raises(WorkerCreationError, match=r"no place in the cluster within 3 s; job \d+: Resources"):
+    with pytest.raises(WorkerCreationError, match=r"no allocation within 3 s; job \d+: Resources"):
         s.start("actor", gpu=1, **SMALL)
     assert ours(cluster) == []
     cluster.ask("scancel", blocker)

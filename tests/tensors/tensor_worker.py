@@ -35,7 +35,7 @@ class Worker:
 
     def __init__(self, service: DataService) -> None:
         self.service = service
-        self.lane = ThreadPoolExecutor(1)
+        self.thread = ThreadPoolExecutor(1)
         self.data = ThreadPoolExecutor(2)
         self.kept: list[Any] = []
 
@@ -43,7 +43,7 @@ class Worker:
         if incoming.method.startswith("data."):
             self.data.submit(self._answer, incoming)
         else:
-            self.lane.submit(self._call, incoming)
+            self.thread.submit(self._call, incoming)
 
     def _answer(self, incoming: Incoming) -> None:
         try:

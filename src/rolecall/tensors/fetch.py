@@ -58,7 +58,10 @@ class _Batch:
         return list(dict.fromkeys(shard.id for shard, _, _ in self.asked))
 
     def question(self) -> dict[str, Any]:
-        return {"ids": [s.id for s, _, _ in self.asked], "ranges": [(start, stop) for _, start, stop in self.asked]}
+        return {
+            "shard_ids": [s.id for s, _, _ in self.asked],
+            "ranges": [(start, stop) for _, start, stop in self.asked],
+        }
 
 
 class _Plan:

@@ -1,8 +1,8 @@
 """One connection that speaks HTTP, served by h11.
 
-The order of the checks is the promise: token, then `Host` and `Origin`, then the route and its method, then the body's
-size, then the body. The token is looked for in the bytes of a request's head: without it nothing is parsed, and what is
-malformed is refused as what is well formed. A connection that fails one of the first two is closed after the answer.
+Checks are made in this order: token, `Host` and `Origin`, route and method, size of the body, body. The token is looked
+for in the raw bytes of a request's head: without it nothing is parsed, and malformed requests are refused like
+well-formed ones. A connection that fails one of the first two checks is closed after the answer.
 """
 
 from __future__ import annotations
@@ -204,8 +204,9 @@ class HttpConnection:
             await self._send_bytes(head + self._chunk(response.body) + self._end())
         else:
             await self._send_bytes(head)
-            async for chunk in response.chunks:
-                await self._send_bytes(self._chunk(chunk))
+            async with contextlib.aclosing(response.chunks) as chunks:
+                async for chunk in chunks:
+                    await self._send_bytes(self._chunk(chunk))
             await self._send_bytes(self._end())
         if ends or http.our_state is h11.MUST_CLOSE:
             return False
@@ -244,7 +245,7 @@ def _split(target: str) -> Any:
 
 
 def _hostname(host: str) -> str:
-    """The name without brackets and port; all of it when it is malformed, so that it equals no name of ours."""
+    """The name without brackets and port; a malformed one unchanged, so that it equals none of the allowed names."""
     host = host.strip().lower()
     found = _HOST.fullmatch(host)
     return host if found is None else found[1] or found[2] or ""

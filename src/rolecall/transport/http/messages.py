@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ JSON = "application/json"
 class HangUp:
     """Tells a route that the client of its request has closed the connection. All on the loop's thread.
 
-    A client that closes only its sending side counts as gone, too; its answer is sent all the same.
+    A client that closes only its sending side counts as hung up, too; the answer is sent all the same.
 
     Attributes:
         seen: Whether it has happened.
@@ -73,7 +73,7 @@ class Response:
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
-    chunks: AsyncIterator[bytes] | None = None
+    chunks: AsyncGenerator[bytes, None] | None = None
 
     def json(self) -> Any:
         return json.loads(self.body)
