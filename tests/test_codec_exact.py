@@ -1,4 +1,4 @@
-"""Plain values arrive type for type, whichever form the encoder takes for them; refusals name their place in each form."""
+"""Plain values arrive type for type, whichever form the encoder takes for them; refusals name the place in each."""
 
 from __future__ import annotations
 
