@@ -112,7 +112,7 @@ class Received:
             instead: What stands in the places of `references`, as many; None: they themselves.
 
         Raises:
-            DecodeError: These are no bytes of ours, or they name a type that is refused.
+            DecodeError: These are not an encoded value, or they name a type that is refused.
         """
         if not self.references:
             return self._value
@@ -132,7 +132,7 @@ def decode(header: bytes | memoryview, buffers: Sequence[Any] = (), *, context: 
         context: Handed to the `decode` of extensions. Tensors go to `context.tensor_device` where it has one.
 
     Raises:
-        DecodeError: These are no bytes of ours, or they name a type that is refused.
+        DecodeError: These are not an encoded value, or they name a type that is refused.
     """
     return Received(header, buffers, context=context).value()
 
@@ -147,7 +147,7 @@ def _told() -> Iterator[None]:
     except RolecallError:  # an extension's own
         raise
     except Exception as e:  # hostile content can trip any check in the constructors of datetime, numpy, torch, ...
-        raise DecodeError("not a value of ours", f"{type(e).__name__}: {e}"[:_SEEN]) from e
+        raise DecodeError("not a valid encoded value", f"{type(e).__name__}: {e}"[:_SEEN]) from e
 
 
 def extension(
