@@ -98,13 +98,6 @@ class Received:
         with _told():
             self.references, self._value = self._reader.opened(header)
 
-    @classmethod
-    def of(cls, value: Any) -> Received:
-        """A value that is decoded already and refers to nothing."""
-        received = cls(_NOTHING)
-        received._value = value
-        return received
-
     def value(self, instead: Sequence[Any] | None = None) -> Any:
         """Decodes the value; once.
 
@@ -118,9 +111,6 @@ class Received:
             return self._value
         with _told():
             return self._reader.closed(self.references if instead is None else instead)
-
-
-_NOTHING = encode(None).header
 
 
 def decode(header: bytes | memoryview, buffers: Sequence[Any] = (), *, context: Any = None) -> Any:
