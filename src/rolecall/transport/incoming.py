@@ -76,7 +76,7 @@ class Incoming(Waitable):
         """Decodes the request's value, once; the received bytes are let go.
 
         Raises:
-            CodecError: They are not a value of ours.
+            CodecError: They are not an encoded value.
         """
         return self.received().value()
 
