@@ -32,9 +32,10 @@ class HttpRequest:
         self.meta, self._arguments, self.streaming = http_forms.read(method, route, request)
         self._loop = asyncio.get_running_loop()
         self._response: asyncio.Future[Response] = self._loop.create_future()
-        self._lines: asyncio.Queue[bytes | None] = asyncio.Queue()
-        self._room = asyncio.Semaphore(WINDOW)
-        request.hang_up.then(self._room.release)  # wakes a stream that waits for room
+        if self.streaming:
+            self._lines: asyncio.Queue[bytes | None] = asyncio.Queue()
+            self._room = asyncio.Semaphore(WINDOW)
+            request.hang_up.then(self._room.release)  # wakes a stream that waits for room
 
     @property
     def cancelled(self) -> bool:

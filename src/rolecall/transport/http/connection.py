@@ -31,6 +31,7 @@ IDLE_S = 75.0  # between two requests of one connection
 BODY_S = 300.0
 RECEIVE = 64 << 10
 LINGER_S = 1.0
+WATCH_AFTER_S = 0.02  # from when on a hang-up is watched for; most requests are answered before, and watching costs
 
 log = logging.getLogger("rolecall")
 
@@ -64,6 +65,7 @@ class HttpConnection:
         self._authenticated = authenticated
         self._unix = sock.family == socket.AF_UNIX
         self._hang_up = HangUp()
+        self._watch_timer: asyncio.TimerHandle | None = None
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
         self._http.receive_data(begun)
 
@@ -83,31 +85,38 @@ class HttpConnection:
 
     async def _serve(self, seen: _Glimpse) -> bool:
         """Answers one request; False when the connection cannot be used again."""
-        self._hang_up = HangUp()
+        self._hang_up, self._watch_timer = HangUp(), None
         try:
             reusable = await self._send(await self._response(seen), to_head=seen.to_head)
         except BaseException:
             self._hang_up.happen()
             raise
         finally:
-            self._loop.remove_reader(self._sock.fileno())
+            self._watch_no_more()
         if not reusable:
             await self._linger()
         return reusable
 
     def _watch(self) -> None:
         """Notices that the client hangs up while its request is answered. Takes no byte off the socket."""
+        self._watch_timer = None
         self._loop.add_reader(self._sock.fileno(), self._peek)
 
+    def _watch_no_more(self) -> None:
+        if self._watch_timer is None:
+            self._loop.remove_reader(self._sock.fileno())
+        else:
+            self._watch_timer.cancel()
+
     def _peek(self) -> None:
-        self._loop.remove_reader(self._sock.fileno())  # what it sends early is the next request, and stays where it is
         try:
-            gone = not self._sock.recv(1, socket.MSG_PEEK)
+            hung_up = not self._sock.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
-            return self._watch()
+            return
         except OSError:
-            gone = True
-        if gone:
+            hung_up = True
+        self._loop.remove_reader(self._sock.fileno())  # an early next request stays in the socket until its turn
+        if hung_up:
             self._hang_up.happen()
 
     async def _glimpse(self) -> _Glimpse | None:
@@ -142,7 +151,7 @@ class HttpConnection:
         route, max_body, params = self._routes.find(request.method, request.path)
         async with asyncio.timeout(BODY_S):
             body = await self._body(request, max_body)
-        self._watch()
+        self._watch_timer = self._loop.call_later(WATCH_AFTER_S, self._watch)
         return await self._handled(route, replace(request, body=body, params=params, hang_up=self._hang_up))
 
     def _checked(self, head: Any) -> Request:
