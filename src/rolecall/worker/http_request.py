@@ -57,9 +57,10 @@ class HttpRequest:
 
         Raises:
             EncodeError: It cannot be written as JSON. The request is not answered yet.
-            CallCancelledError: The client has hung up; nobody will receive the value.
+            CallCancelledError: The client has hung up, and nobody will receive the handles in the value.
         """
-        self._check_there()
+        if self.streaming or self.meta.get("tensors") == "remote":
+            self._check_there()
         if self.streaming:
             self._end(http_forms.json_bytes({"result": value}))
         else:

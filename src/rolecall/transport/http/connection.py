@@ -64,7 +64,7 @@ class HttpConnection:
         self._sock, self._loop, self._token, self._routes, self._hosts = sock, loop, token, routes, hosts
         self._authenticated = authenticated
         self._unix = sock.family == socket.AF_UNIX
-        self._hang_up = HangUp()
+        self._hang_up = HangUp(self._has_hung_up)
         self._watch_timer: asyncio.TimerHandle | None = None
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
         self._http.receive_data(begun)
@@ -85,7 +85,7 @@ class HttpConnection:
 
     async def _serve(self, seen: _Glimpse) -> bool:
         """Answers one request; False when the connection cannot be used again."""
-        self._hang_up, self._watch_timer = HangUp(), None
+        self._hang_up, self._watch_timer = HangUp(self._has_hung_up), None
         try:
             reusable = await self._send(await self._response(seen), to_head=seen.to_head)
         except BaseException:
@@ -98,9 +98,9 @@ class HttpConnection:
         return reusable
 
     def _watch(self) -> None:
-        """Notices that the client hangs up while its request is answered. Takes no byte off the socket."""
+        """Notices that the client hangs up while its request is answered."""
         self._watch_timer = None
-        self._loop.add_reader(self._sock.fileno(), self._peek)
+        self._loop.add_reader(self._sock.fileno(), self._readable)
 
     def _watch_no_more(self) -> None:
         if self._watch_timer is None:
@@ -108,16 +108,19 @@ class HttpConnection:
         else:
             self._watch_timer.cancel()
 
-    def _peek(self) -> None:
-        try:
-            hung_up = not self._sock.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return
-        except OSError:
-            hung_up = True
+    def _readable(self) -> None:
         self._loop.remove_reader(self._sock.fileno())  # an early next request stays in the socket until its turn
-        if hung_up:
+        if self._has_hung_up():
             self._hang_up.happen()
+
+    def _has_hung_up(self) -> bool:
+        """Looks without taking a byte off the socket. Any thread."""
+        try:
+            return not self._sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     async def _glimpse(self) -> _Glimpse | None:
         """Waits for the next request's head; None when the connection ended instead."""
