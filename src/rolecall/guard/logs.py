@@ -74,7 +74,7 @@ class MergedLog:
         return source
 
     def unfollow(self, source: Source) -> None:
-        """Copies the rest of the log, including an incomplete last line, and removes it."""
+        """Copies the rest of the log, including an incomplete last line, and stops following it."""
         with self._copying:
             if source not in self._sources or self._fd < 0:
                 return

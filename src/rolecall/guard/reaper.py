@@ -1,6 +1,6 @@
 """The parent process of a guard. When the guard ends in any way, it kills all remaining descendants.
 
-It imports little, so that it cannot fail.
+It imports little, since it must work as long as the run lasts.
 """
 
 import json
