@@ -100,10 +100,10 @@ def test_a_connection_is_used_again_after_a_stream(rig: Rig, http: HttpCaller, e
     http.ask("destroy", engines=[engine])
 
 
-def test_a_client_that_closes_its_sending_side_has_given_up_and_is_told_so(
+def test_a_client_that_closes_its_sending_side_is_answered_by_what_runs_already(
     rig: Rig, http: HttpCaller, engine: str, tmp_path: Path
 ) -> None:
-    """The plain method that has begun goes on to its end."""
+    """A plain method that has begun is not cancelled, and neither are the other requests."""
     http.create(path(Turns), name=engine)
     gate = tmp_path / "gate"
     with raw_request(rig, {"method": "turn", "args": [str(gate)], "engine_name": engine}) as sock:
@@ -111,7 +111,12 @@ def test_a_client_that_closes_its_sending_side_has_given_up_and_is_told_so(
         sock.shutdown(socket.SHUT_WR)
         http.call("seen", named={"engine_name": engine})
         gate.touch()
-        assert b"CallCancelledError" in read_until(sock, b'"error"')
+        assert b"200" in read_until(sock, b'{"result"')
+    with raw_request(rig) as sock:
+        head = f"GET /health HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {rig.token}\r\n\r\n"
+        sock.sendall(head.encode())
+        sock.shutdown(socket.SHUT_WR)
+        assert b"200" in read_until(sock, b"actor/0")
     http.ask("destroy", engines=[engine])
 
 

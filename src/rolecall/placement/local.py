@@ -51,7 +51,7 @@ class LocalScheduler(OneHostScheduler):
                 raise GuardLostError(self._guard.guard_id, reason=reason)
             self._guard.check()
             if time.monotonic() > deadline:
-                raise WorkerTimeoutError("guard g0", GUARD_TIMEOUT_S, "call home", f"see {self._guard_log()}")
+                raise WorkerTimeoutError("guard g0", GUARD_TIMEOUT_S, "connection", f"see {self._guard_log()}")
 
     def _end_guards(self, *, graceful: bool) -> None:
         guard = self._guard

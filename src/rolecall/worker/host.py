@@ -165,10 +165,7 @@ class EngineHost:
             text = "".join(traceback.format_exception(e))
             return request.fail(EngineCreationError(self.worker_id, name, f"{type(e).__name__}: {e}", text))
         self._engines.add(name, engine)
-        try:
-            request.finish(msgspec.to_builtins(EngineCreated(engine_name=name)))
-        except RolecallError as e:  # the client has hung up; the engine stays
-            request.fail(e)
+        request.finish(msgspec.to_builtins(EngineCreated(engine_name=name)))
 
     async def _destroy(self, wanted: Destroy) -> dict[str, str]:
         """Calls `destroy()` on engines, on their threads, all at the same time; returns problems by engine name."""

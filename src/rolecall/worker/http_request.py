@@ -33,9 +33,10 @@ class HttpRequest:
         self.meta, self._arguments, self.streaming = http_forms.read(method, route, request)
         self._loop = asyncio.get_running_loop()
         self._response: asyncio.Future[Response] = self._loop.create_future()
-        self._lines: asyncio.Queue[bytes | None] = asyncio.Queue()
-        self._room = asyncio.Semaphore(WINDOW)
-        request.hang_up.then(self._room.release)  # wakes a stream that waits for room
+        if self.streaming:
+            self._lines: asyncio.Queue[bytes | None] = asyncio.Queue()
+            self._room = asyncio.Semaphore(WINDOW)
+            request.hang_up.then(self._room.release)  # wakes a stream that waits for room
 
     @property
     def cancelled(self) -> bool:
@@ -60,9 +61,10 @@ class HttpRequest:
 
         Raises:
             EncodeError: It cannot be written as JSON. The request is not answered yet.
-            CallCancelledError: The client has hung up; nobody will receive the value.
+            CallCancelledError: The client has hung up, and nobody will receive the handles in the value.
         """
-        self._check_there()
+        if self.streaming or self.meta.get("tensors") == "remote":
+            self._check_there()
         if self.streaming:
             self._end(http_forms.json_bytes({"result": value}))
         else:

@@ -31,6 +31,7 @@ IDLE_S = 75.0  # between two requests of one connection
 BODY_S = 300.0
 RECEIVE = 64 << 10
 LINGER_S = 1.0
+WATCH_AFTER_S = 0.02  # from when on a hang-up is watched for; most requests are answered before, and watching costs
 
 log = logging.getLogger("rolecall")
 
@@ -63,7 +64,8 @@ class HttpConnection:
         self._sock, self._loop, self._token, self._routes, self._hosts = sock, loop, token, routes, hosts
         self._authenticated = authenticated
         self._unix = sock.family == socket.AF_UNIX
-        self._hang_up = HangUp()
+        self._hang_up = HangUp(self._has_hung_up)
+        self._watch_timer: asyncio.TimerHandle | None = None
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
         self._http.receive_data(begun)
 
@@ -83,32 +85,42 @@ class HttpConnection:
 
     async def _serve(self, seen: _Glimpse) -> bool:
         """Answers one request; False when the connection cannot be used again."""
-        self._hang_up = HangUp()
+        self._hang_up, self._watch_timer = HangUp(self._has_hung_up), None
         try:
             reusable = await self._send(await self._response(seen), to_head=seen.to_head)
         except BaseException:
             self._hang_up.happen()
             raise
         finally:
-            self._loop.remove_reader(self._sock.fileno())
+            self._watch_no_more()
         if not reusable:
             await self._linger()
         return reusable
 
     def _watch(self) -> None:
-        """Notices that the client hangs up while its request is answered. Takes no byte off the socket."""
-        self._loop.add_reader(self._sock.fileno(), self._peek)
+        """Notices that the client hangs up while its request is answered."""
+        self._watch_timer = None
+        self._loop.add_reader(self._sock.fileno(), self._readable)
 
-    def _peek(self) -> None:
-        self._loop.remove_reader(self._sock.fileno())  # what it sends early is the next request, and stays where it is
-        try:
-            gone = not self._sock.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return self._watch()
-        except OSError:
-            gone = True
-        if gone:
+    def _watch_no_more(self) -> None:
+        if self._watch_timer is None:
+            self._loop.remove_reader(self._sock.fileno())
+        else:
+            self._watch_timer.cancel()
+
+    def _readable(self) -> None:
+        self._loop.remove_reader(self._sock.fileno())  # an early next request stays in the socket until its turn
+        if self._has_hung_up():
             self._hang_up.happen()
+
+    def _has_hung_up(self) -> bool:
+        """Looks without taking a byte off the socket. Any thread."""
+        try:
+            return not self._sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     async def _glimpse(self) -> _Glimpse | None:
         """Waits for the next request's head; None when the connection ended instead."""
@@ -142,7 +154,7 @@ class HttpConnection:
         route, max_body, params = self._routes.find(request.method, request.path)
         async with asyncio.timeout(BODY_S):
             body = await self._body(request, max_body)
-        self._watch()
+        self._watch_timer = self._loop.call_later(WATCH_AFTER_S, self._watch)
         return await self._handled(route, replace(request, body=body, params=params, hang_up=self._hang_up))
 
     def _checked(self, head: Any) -> Request:
