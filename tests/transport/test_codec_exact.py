@@ -149,6 +149,15 @@ def test_an_odd_one_among_many_alike_arrives_as_it_was(usual: Any, odd: Any, at:
     assert exact(sent(value), value)
 
 
+@pytest.mark.parametrize("odd", ODD, ids=lambda odd: type(odd).__name__)
+@pytest.mark.parametrize("usual", [1, 0.5, "a", True], ids=str)
+def test_an_odd_one_inside_is_told_from_the_usual_ones(usual: Any, odd: Any) -> None:
+    items = [usual] * 40
+    items[7] = odd
+    for value in (items, [items] * 3, {"a": items}, [{"a": item} for item in items], [(item,) for item in items]):
+        assert exact(sent(value), value)
+
+
 REFUSED = [Int(1), Float(1), Text("a"), List([1]), Dict(a=1), Tuple((1,)), Counter("a"), object(), {1}.__iter__()]
 
 

@@ -22,8 +22,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from msgspec.msgpack import Ext
-
 from rolecall.errors import DecodeError, EncodeError, RolecallError
 from rolecall.transport.codec import arrays as array_codec
 from rolecall.transport.codec import exceptions as exception_codec
@@ -32,7 +30,7 @@ from rolecall.transport.codec import rows as row_codec
 from rolecall.transport.codec import tensors as tensor_codec
 from rolecall.transport.codec import user_types as type_codec
 from rolecall.transport.codec.exceptions import full_name
-from rolecall.transport.codec.walk import DECODERS, Reader, Refused, Swap, Writer, leaf
+from rolecall.transport.codec.walk import DECODERS, LISTED_TYPES, Reader, Refused, Swap, Writer, leaf
 from rolecall.transport.frames import DEFAULT_LIMITS
 
 _RULES = (
@@ -43,6 +41,8 @@ _RULES = (
     array_codec,
     tensor_codec,
 )  # importing them adds their rules
+# By a rule; by msgspec, for a subclass of int, float or str; for a big int; for a lone surrogate; for too deep nesting.
+_RARE = (Refused, TypeError, OverflowError, UnicodeEncodeError, RecursionError)
 _CODES = range(1, 128)
 _extensions: dict[int, type] = {}
 _SEEN = 200  # characters that an error shows of what a peer sent
@@ -72,7 +72,7 @@ def encode(value: Any, place: str = "value", *, swap: Swap | None = None) -> Enc
     try:
         try:
             header = writer.header(value)
-        except (Refused, OverflowError, UnicodeEncodeError, RecursionError):  # big ints and lone surrogates are rare
+        except _RARE:
             writer.start_over()
             header = writer.header(value)
     except Refused as refused:
@@ -161,11 +161,11 @@ def extension(
     taken = _extensions.setdefault(code, cls)
     if full_name(taken) != full_name(cls):  # the same class of a module loaded again is fine
         raise ValueError(f"code {code} of {cls.__qualname__} is taken by {taken.__qualname__}")
-
-    def single(writer: Writer, value: Any) -> Ext:
-        return writer.extension(code, writer.plain(encode(value)))
-
-    leaf(cls, (lambda writer, value: writer.listed(value, lambda: single(writer, value))) if listed else single)
+    if listed:
+        leaf(cls, lambda writer, value: writer.listed(code, value, encode))
+        LISTED_TYPES[code] = decode
+        return
+    leaf(cls, lambda writer, value: writer.extension(code, writer.plain(encode(value))))
     DECODERS[code] = lambda reader, data: decode(reader.value(data), reader.context)
 
 

@@ -28,6 +28,7 @@ CAREFUL = NATIVE - {int, str}  # what msgpack takes whatever its value is
 
 ENCODERS: dict[type, tuple[Encode, bool]] = {}
 DECODERS: dict[int, Decode] = {}
+LISTED_TYPES: dict[int, Callable[[Any, Any], Any]] = {}  # makes the objects that lie in a list before the value
 TABLE, LISTED = -64, -65  # objects that lie in a list before the value, and what stands for one in the value
 RESOLVERS: list[Callable[[type], tuple[Encode, bool] | None]] = []
 ROWS: dict[type, Rows] = {}  # for lists of one type; a rule returns None for a list that it does not take
@@ -101,7 +102,7 @@ class Writer:
         self._swap = swap
         self._swapped: dict[int, tuple[Any, Any]] = {}
         self._depth = 0
-        self._listed: dict[int, tuple[Any, int, msgpack.Ext]] = {}  # by identity; holds the object, too
+        self._listed: dict[int, tuple[Any, int, int, Any]] = {}  # by identity; holds the object, too
         self._columned = 0  # rows written as columns
         self._walked = 0  # levels above this one were looked at already and hold something foreign
 
@@ -193,11 +194,11 @@ class Writer:
         """Wraps `payload`, which must be plain already."""
         return msgpack.Ext(code, pack_plain(payload))
 
-    def listed(self, value: Any, make: Callable[[], msgpack.Ext]) -> msgpack.Ext:
-        """Puts what `make` returns into the list before the value. Returns what stands for it: its number there."""
+    def listed(self, code: int, value: Any, form: Callable[[Any], Any]) -> msgpack.Ext:
+        """Puts `form(value)` into the list before the value. Returns what stands for it: its number there."""
         known = self._listed.get(id(value))
         if known is None:
-            known = self._listed[id(value)] = (value, len(self._listed), make())
+            known = self._listed[id(value)] = (value, len(self._listed), code, form(value))
         return msgpack.Ext(LISTED, pack_plain(known[1]))
 
     def header(self, value: Any) -> bytes:
@@ -205,7 +206,8 @@ class Writer:
         body = pack_plain(self.plain(value))
         if not self._listed:
             return body
-        return pack_plain(self.extension(TABLE, [[ext for _, _, ext in self._listed.values()], body]))
+        codes, forms = ([entry[i] for entry in self._listed.values()] for i in (2, 3))
+        return pack_plain(self.extension(TABLE, [codes, self.column(forms), body]))
 
     def buffer(self, memory: memoryview, inline: int) -> int | bytes:
         """Hands over flat `memory`. Returns what stands for it: a number, or the bytes when there are few."""
@@ -268,10 +270,14 @@ class Reader:
         """Reads the list before the value; it is the first thing in a header, and stands there once."""
         if self._depth != 1 or self._body is not None or self._table:
             raise DecodeError("a list of references inside a value")
-        table, body = self.items(data, 2)
-        if type(table) is not list or type(body) is not bytes:
+        codes, forms, body = self.items(data, 3)
+        if type(codes) is not list or type(forms) is not list or type(body) is not bytes or not codes:
             raise DecodeError("a list of references is not the list that it must be")
-        self._table, self._body = table, body
+        if not LISTED_TYPES.keys() >= set(codes):
+            raise DecodeError("unknown code of a reference")
+        context = self.context
+        self._table = [LISTED_TYPES[code](form, context) for code, form in zip(codes, forms, strict=True)]
+        self._body = body
 
     def listed(self, data: memoryview) -> Any:
         number = self.value(data)
