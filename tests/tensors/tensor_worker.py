@@ -17,6 +17,7 @@ import torch
 from rolecall.tensors import functions
 from rolecall.tensors.backends.shm import ShmBackend
 from rolecall.tensors.backends.wire import WireBackend
+from rolecall.tensors.binding import binding
 from rolecall.tensors.cache import Cache
 from rolecall.tensors.connections import Connections
 from rolecall.tensors.fetch import Fetcher
@@ -98,7 +99,9 @@ def main(name: str, path: str, backend: str) -> None:
     wire, shm = WireBackend(), ShmBackend()
     store = Store(name, [f"unix:{path}"], {"shm": shm, "wire": wire} if backend == "shm" else {"wire": wire})
     fetcher = Fetcher(connections, Cache(64 << 20), {"shm": shm} if backend == "shm" else {}, store)
-    worker = Worker(functions.bind(store, fetcher, connections))
+    service = DataService(store, fetcher, connections)
+    binding.set(service)
+    worker = Worker(service)
     peers: dict[str, Peer] = {}
 
     def on_peer(hello: Any) -> Peer:

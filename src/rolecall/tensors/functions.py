@@ -1,6 +1,6 @@
 """`localize`, `remotize`, `clear`: what users do with nested values that hold tensors or handles.
 
-They find who fetches and frees through the handles themselves. In a worker that is what `bind` was given.
+They find who fetches and frees through the handles themselves; in a worker that is its `DataService`, see `binding`.
 """
 
 from __future__ import annotations
@@ -12,25 +12,11 @@ from rolecall.errors import TensorError
 from rolecall.tensors import tree
 from rolecall.tensors.binding import Keeper, binding
 from rolecall.tensors.dtypes import empty
-from rolecall.tensors.fetch import Fetcher
 from rolecall.tensors.handle import RTensor
-from rolecall.tensors.owners import Connect
 from rolecall.tensors.padding import trimmed
 from rolecall.tensors.service import DataService
 from rolecall.tensors.shard import Shard
-from rolecall.tensors.store import Store
 from rolecall.transport.codec import Received
-
-
-def bind(store: Store, fetcher: Fetcher, connect: Connect | None = None) -> DataService:
-    """Makes a worker's store and fetcher those of its process, for handles that arrive in calls.
-
-    Returns:
-        What answers the worker's `data.*` requests.
-    """
-    service = DataService(store, fetcher, connect)
-    binding.set(service)
-    return service
 
 
 def localize(value: Any) -> Any:
