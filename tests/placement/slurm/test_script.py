@@ -1,4 +1,4 @@
-"""The batch script of a job, against golden files; `ROLECALL_GOLDEN=1 pytest tests/placement/slurm` writes them anew."""
+"""The batch script of a job, against golden files, written anew by `ROLECALL_GOLDEN=1 pytest tests/placement/slurm`."""
 
 from __future__ import annotations
 
