@@ -30,6 +30,7 @@ GONE_WITHIN_S = 5.0
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cluster(name): the fixture of the cluster that the test needs")
+    config.addinivalue_line("markers", "slow(reason): too long for `make check`")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it runs in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)  # else every controller of a test would ignore it too
     os.environ[MARK] = _SESSION
@@ -63,6 +64,7 @@ class SideBySide(LoadScopeScheduling):  # type: ignore[misc]
         return f"{file} {backend}" if backend in BACKENDS else file
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for name in CLUSTERS & set(getattr(item, "fixturenames", ())):

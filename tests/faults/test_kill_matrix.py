@@ -39,6 +39,7 @@ from tests.support.worker_processes import (
     wait_until_gone,
 )
 
+pytestmark = pytest.mark.slow("two hundred runs, each brought into a state and then hit")
 STATES = ["idle", "call", "starting", "forking"]
 DEADLY = [SIGKILL, SIGTERM, SIGINT]
 SLEEPER = [sys.executable, "-c", "import time; print('sleeping', flush=True); time.sleep(3600)"]

@@ -16,6 +16,8 @@ from rolecall.transport.loop import IOThread
 from tests.support import sample_engines
 from tests.transport.chaos_proxy import ChaosProxy
 
+pytestmark = pytest.mark.slow("thousands of calls over a bad line")
+
 CALLS = 1000
 LOSSES = [(0.25, 0.0), (0.2, 0.05), (0.0, 0.25)]  # shares of the frames, each way, that vanish and that are cut
 

@@ -11,6 +11,8 @@ import pytest
 from rolecall import LocalScheduler
 from tests.support import sample_engines
 
+pytestmark = pytest.mark.slow("a minute of work")
+
 BUSY_S = 60
 
 

@@ -15,6 +15,8 @@ import rolecall
 from rolecall import LocalScheduler, Role
 from tests.support import sample_engines
 
+pytestmark = pytest.mark.slow("two thousand steps")
+
 STEPS = 2000
 WARM_UP = 200
 ROWS = 65536  # times 4 float32: 1 MiB

@@ -131,6 +131,7 @@ def bodies(payload: bytes) -> Iterator[bytes]:
     yield payload
 
 
+@pytest.mark.slow("hundreds of payloads on a live run")
 def test_frames_run_no_canary(run: LiveRun, canary: Path) -> None:
     """Before the hello, in it, behind it; as messages, arguments, buffers, replies and notifications."""
     for address in run.listeners.values():

@@ -22,6 +22,8 @@ from rolecall.transport import codec
 from tests.security.attacker import PREFIX, connect, frame, hello, read_frame, read_to_end, request, send_http
 from tests.security.live_run import LiveRun, live_run
 
+pytestmark = pytest.mark.slow("a live run is sent thousands of things")
+
 EXAMPLES = 2000
 GROWTH = 96 << 20  # bytes; what a fuzzed process may take more than before
 STRANGERS = 300

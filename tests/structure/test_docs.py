@@ -6,6 +6,8 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
+
 from tests.support.checkout import ROOT, SOURCES
 from tests.support.error_examples import examples
 
@@ -45,6 +47,7 @@ def test_every_error_is_raised_somewhere() -> None:
     assert {name for name in errors if name not in made | bases} == set()
 
 
+@pytest.mark.slow("brings every error about")
 def test_the_messages_shown_are_those_that_users_see(tmp_path: Path) -> None:
     """Every example is brought about, and its first line stands under the error's heading."""
     shown = sections((DOCS / "errors.md").read_text())

@@ -26,6 +26,7 @@ def test_every_program_of_the_readme_is_known_here() -> None:
     assert len(PROGRAMS) == len(EXPECTED)
 
 
+@pytest.mark.slow("the page's programs, as a user would run them")
 @pytest.mark.parametrize("index", range(len(EXPECTED)))
 def test_a_program_of_the_readme_runs_and_prints_what_it_says(index: int, tmp_path: Path) -> None:
     script = tmp_path / "program.py"

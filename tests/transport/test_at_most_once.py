@@ -31,6 +31,7 @@ def connect(path: Path, io: IOThread) -> Client:
     return Client("program", [f"unix:{path}"], TOKEN, loop=io.loop, hello={"epoch": 3}, probe=0.05)
 
 
+@pytest.mark.slow("a thousand calls over a bad line")
 @pytest.mark.parametrize(("drop", "cut"), [(0.25, 0.0), (0.0, 0.25), (0.2, 0.05)])
 def test_a_thousand_calls_run_a_thousand_times(
     program: Running, io: IOThread, tmp_path: Path, drop: float, cut: float
@@ -86,6 +87,7 @@ def test_streams_lose_and_repeat_nothing(
         client.close()
 
 
+@pytest.mark.slow("large tensors over a bad line")
 def test_large_tensors_survive_cuts(program: Running, io: IOThread, tmp_path: Path) -> None:
     """A frame that was cut in the middle is sent again, the same bytes."""
     import torch

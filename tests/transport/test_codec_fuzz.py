@@ -80,6 +80,7 @@ def receive(data: bytes) -> None:
         pass
 
 
+@pytest.mark.slow("thousands of examples")
 @SETTINGS
 @given(st.binary(max_size=300))
 def test_random_bytes_as_a_header(data: bytes) -> None:
@@ -93,6 +94,7 @@ def test_random_bytes_on_a_connection(data: bytes) -> None:
     receive(MAGIC + data)
 
 
+@pytest.mark.slow("thousands of examples")
 @SETTINGS
 @given(st.integers(0, 1 << 32), st.integers(0, 1 << 32), st.integers(0, 1 << 63), st.binary(max_size=200))
 def test_random_prefixes(header: int, count: int, total: int, data: bytes) -> None:
@@ -100,6 +102,7 @@ def test_random_prefixes(header: int, count: int, total: int, data: bytes) -> No
     receive(struct.pack("!4sIIQ", MAGIC, header % 100, count % 4, total % 200) + data)
 
 
+@pytest.mark.slow("thousands of examples")
 @SETTINGS
 @given(st.sampled_from(range(len(FRAMES))), st.integers(0), st.integers(1, 8))
 def test_mutated_frames(which: int, seed: int, changes: int) -> None:
@@ -109,6 +112,7 @@ def test_mutated_frames(which: int, seed: int, changes: int) -> None:
     receive(bytes(frame))
 
 
+@pytest.mark.slow("thousands of examples")
 @SETTINGS
 @given(st.sampled_from(range(len(ENCODED))), st.integers(0), st.integers(1, 4))
 def test_mutated_headers_with_whole_buffers(which: int, seed: int, changes: int) -> None:
@@ -190,6 +194,7 @@ def wrapped(code: int, content: Any) -> msgspec.msgpack.Ext:
     return msgspec.msgpack.Ext(code, msgspec.msgpack.encode(content))
 
 
+@pytest.mark.slow("thousands of examples")
 @SETTINGS
 @given(st.integers(0))
 def test_every_extension_with_wrong_content(seed: int) -> None:

@@ -19,6 +19,7 @@ TEXT = (ROOT / "docs" / "slurm.md").read_text()
 PROGRAMS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
+@pytest.mark.slow("the page's programs, as a user would run them")
 @pytest.mark.parametrize(("index", "printed"), [(0, "[1.5, 1.5]\n"), (1, "actor\n")])
 def test_a_program_of_the_page_runs(index: int, printed: str, cluster: SlurmCluster, tmp_path: Path) -> None:
     script = tmp_path / "program.py"
