@@ -17,6 +17,8 @@ from tests.support import sample_engines
 from tests.support.hosts_under_test import OfSlurm, of_slurm
 from tests.support.worker_processes import processes
 
+pytestmark = pytest.mark.slow("a cluster of its own")
+
 OPTIONS: dict[str, Any] = {"experiment": "hosts", "trial": "t", "preload": []}
 HALF_A_NODE_AND_MORE: dict[str, Any] = {"cpu": 65, "mem": 1}  # so that two workers are on two nodes
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import itertools
 import os
@@ -84,6 +85,49 @@ class Echo:
 
     def destroy(self) -> None:
         print("destroyed", flush=True)
+
+
+class Turns:
+    """Says who runs beside whom. What must happen while a call waits is waited for so long, and no longer."""
+
+    PATIENCE_S = 30.0
+
+    def __init__(self) -> None:
+        self.inside, self.order = 0, list[int]()
+        self.met, self.all_here = 0, asyncio.Event()
+        self.gate = threading.Event()
+
+    def enter(self, number: int) -> tuple[int, int]:
+        """How many are in here at once, and on which thread."""
+        self.inside += 1
+        time.sleep(0.001)  # long enough for another thread to come in
+        most = self.inside
+        self.inside -= 1
+        self.order.append(number)
+        return most, threading.get_ident()
+
+    def entered(self) -> list[int]:
+        return self.order
+
+    async def meet(self, expected: int) -> int:
+        """Returns how many have met, when all have or patience ends."""
+        self.met += 1
+        if self.met == expected:
+            self.all_here.set()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.all_here.wait(), self.PATIENCE_S)
+        return self.met
+
+    def wait_until_released(self) -> str:
+        self.inside += 1
+        return "released" if self.gate.wait(self.PATIENCE_S) else "nobody released it"
+
+    async def release(self) -> int:
+        """Releases who waits, and says how many do."""
+        while not self.inside:
+            await asyncio.sleep(0.001)
+        self.gate.set()
+        return self.inside
 
 
 class Tensors:

@@ -33,6 +33,8 @@ from tests.clusters.ray_nodes import RayCluster, started
 from tests.support.ray_cluster import check_clean, check_none
 from tests.tensors.stored_engines import Tensors, digest, random_bits
 
+pytestmark = pytest.mark.slow("a cluster of its own")
+
 STORE_BYTES = 512 * MIB
 WITHIN_S = 30.0
 

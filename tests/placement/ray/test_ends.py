@@ -16,6 +16,8 @@ from tests.clusters.ray_nodes import RayCluster, started
 from tests.support.checkout import SOURCES
 from tests.support.worker_processes import processes, wait_for
 
+pytestmark = pytest.mark.slow("a cluster of its own")
+
 CONTROLLER = """
 import sys, time
 from rolecall import RayScheduler
@@ -48,5 +50,5 @@ def test_a_killed_controller_leaves_no_driver_though_the_head_hangs(own_cluster:
         (head,) = [p for p in map(psutil.Process, own_cluster.pids()) if p.name() == "gcs_server"]
         head.send_signal(signal.SIGSTOP)
         controller.kill()
-    wait_for(lambda: all("ray_driver" in command for command in processes(run_id).values()), 15, "end of the guards")
+    wait_for(lambda: all("rolecall.placement.ray.driver" in command for command in processes(run_id).values()), 15, "end of the guards")
     wait_for(lambda: not processes(run_id), 45, "end of the driver")

@@ -17,6 +17,8 @@ import pytest
 from tests.support.slurm_cluster import SCRIPT, skip_if_missing
 from tests.support.worker_processes import wait_for
 
+pytestmark = pytest.mark.slow("clusters of their own")
+
 Script = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
