@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ctypes
 import itertools
 import os
@@ -110,12 +109,13 @@ class Turns:
         return self.order
 
     async def meet(self, expected: int) -> int:
-        """Returns how many have met, when all have or patience ends."""
+        """Returns how many have met, when all have or the first one's patience has ended."""
+        if not self.met:
+            asyncio.get_running_loop().call_later(self.PATIENCE_S, self.all_here.set)
         self.met += 1
         if self.met == expected:
             self.all_here.set()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.all_here.wait(), self.PATIENCE_S)
+        await self.all_here.wait()
         return self.met
 
     def wait_until_released(self) -> str:
