@@ -20,8 +20,8 @@ from typing import Any
 from rolecall.transport.http import Request, Response, Routes, json_response
 from rolecall.transport.loop import IOThread
 from rolecall.transport.peer import Incoming, Peer
+from rolecall.transport.peer_registry import PeerRegistry
 from rolecall.transport.server import Hello, Server
-from rolecall.transport.sessions import Sessions
 
 TOKEN = "a-token-that-must-never-show-0123456789abcdef"
 
@@ -162,7 +162,7 @@ def main(path: str, *flags: str) -> None:
             return peer
 
         async def listen() -> tuple[Server, int]:
-            server = Server(TOKEN, loop=io.loop, on_peer=Sessions(make), http=routes(), epoch=3)
+            server = Server(TOKEN, loop=io.loop, on_peer=PeerRegistry(make), http=routes(), epoch=3)
             server.listen_unix(path)
             return server, server.listen_tcp()
 

@@ -27,9 +27,9 @@ class Client:
     Args:
         name: The other side's name, for messages.
         addresses: Where it may listen, tried in order in each round: Unix first, then TCP.
-        hello: What this side says of itself; its `epoch` (default 0) is compared by the server.
+        hello: What this side says of itself.
 
-    A refusal (wrong token, older epoch) is for good: the peer fails with it and nothing is dialled again.
+    A refusal (a wrong token, say) is for good: the peer fails with it and nothing is dialled again.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class Client:
         sock = await address.dial(where, self._loop)
         try:
             widen(sock)
-            hello = Hello(self.peer.session, int(self._info.get("epoch", 0)), self._info)
+            hello = Hello(self.peer.session, self._info)
             welcome = await handshake.say_hello(sock, hello, self._token, self._limits, self._loop)
             link = Link(sock, loop=self._loop, limits=self._limits)
         except BaseException:

@@ -1,125 +1,176 @@
-"""Everything that can happen to a session, as rules that hypothesis strings together in any order."""
+"""Everything that can happen to a session, as steps that hypothesis strings together in any order.
+
+A step is a name and a number: which of the things there are it befalls, and how.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from rolecall.transport.session.callee import Callee
 from rolecall.transport.session.caller import Caller
 from rolecall.transport.session.messages import CALL, NOTIFICATION, STREAM
 
-from .world import ALL_WRITTEN, Asking, Running, World
+from .world import ALL_WRITTEN, Asking, Cable, Running, World
 
-ANY = st.integers(min_value=0, max_value=1 << 16)  # taken modulo the number of things there are
-FEW = st.integers(min_value=1, max_value=4)
+Step = Callable[[World, int], object]
 
 
-class Conversation(RuleBasedStateMachine):
-    """The rules; what must hold is checked by the `World`. `caller` and `callee` are the machines under test."""
+def ask(world: World, n: int) -> None:
+    kind = (CALL, STREAM, STREAM, NOTIFICATION, CALL, STREAM)[n % 6]
+    seconds = (None, 0.5, None, None, 3.0, None)[n % 6]
+    world.ask(kind, None if seconds is None else world.now + seconds)
 
-    caller: type[Caller[Asking]] = Caller
-    callee: type[Callee[Running]] = Callee
 
-    @initialize(kept=st.sampled_from([None, None, 1, 2]))
-    def begin(self, kept: int | None) -> None:
-        self.world = World(self.caller, self.callee, kept)
+def cancel(world: World, n: int) -> None:
+    if world.calls:
+        world.cancel(world.calls[n % len(world.calls)])
 
-    def teardown(self) -> None:
-        if hasattr(self, "world"):
-            self.world.settle()
 
-    @rule(kind=st.sampled_from([CALL, CALL, STREAM, NOTIFICATION]), seconds=st.sampled_from([None, None, 0.5, 3.0]))
-    def ask(self, kind: int, seconds: float | None) -> None:
-        deadline = None if seconds is None or kind == NOTIFICATION else self.world.now + seconds
-        self.world.ask(kind, deadline)
+def read(world: World, n: int) -> None:
+    for asking in world.calls[n % 3 :]:
+        world.read(asking)
 
-    @precondition(lambda self: self.world.calls)
-    @rule(n=ANY)
-    def cancel(self, n: int) -> None:
-        self.world.cancel(self.world.calls[n % len(self.world.calls)])
 
-    @precondition(lambda self: self.world.calls)
-    @rule(n=ANY)
-    def read(self, n: int) -> None:
-        self.world.read(self.world.calls[n % len(self.world.calls)])
+def emit(world: World, n: int) -> None:
+    for running in world.running[-1 - n % 3 :]:
+        world.emit(running)
 
-    @precondition(lambda self: self.world.running)
-    @rule(n=ANY, count=FEW)
-    def emit(self, n: int, count: int) -> None:
-        for _ in range(count):
-            self.world.emit(self.world.running[n % len(self.world.running)])
 
-    @precondition(lambda self: self.world.running)
-    @rule(n=ANY, ok=st.booleans(), lent=st.booleans())
-    def answer(self, n: int, ok: bool, lent: bool) -> None:
-        running = self.world.running[n % len(self.world.running)]
+def answer(world: World, n: int) -> None:
+    for running in world.running[-1 - n % 4 :]:
         if not running.answered:
-            self.world.answer(running, ok, lent)
+            world.answer(running, ok=n % 5 != 0, lent=n % 2 == 0)
 
-    @rule(seconds=st.sampled_from([0.01, 0.3, 1.0, 20.0]), written=st.sampled_from([0, ALL_WRITTEN]))
-    def time_passes(self, seconds: float, written: int) -> None:
-        self.world.tick(seconds, written)
 
-    @rule()
-    def connect_both(self) -> None:
-        cable = self.world.connect()
-        self.world.attach_callee(cable)
-        self.world.attach_caller(cable)
+def time_passes(world: World, n: int) -> None:
+    world.tick((0.01, 0.3, 1.0, 20.0)[n % 4], 0 if n % 7 == 0 else ALL_WRITTEN)
 
-    @rule()
-    def dial(self) -> None:
-        self.world.connect()
 
-    @precondition(lambda self: self.world.cables)
-    @rule(n=ANY)
-    def the_callee_attaches(self, n: int) -> None:
-        self.world.attach_callee(self.world.cables[n % len(self.world.cables)])
+def probe(world: World, n: int) -> None:
+    world.tick(0.01)  # the first look at a call only notes when to ask after it
+    world.tick(1.0 if n % 2 else 20.0)
 
-    @precondition(lambda self: self.world.cables)
-    @rule()
-    def the_caller_attaches(self) -> None:
-        self.world.attach_caller(self.world.cables[-1])
 
-    @rule()
-    def the_caller_loses_the_link(self) -> None:
-        self.world.detach_caller()
+def connect(world: World, n: int) -> None:
+    cable = world.connect()
+    if n % 4:
+        world.attach_callee(cable)
+        world.attach_caller(cable)
 
-    @rule()
-    def the_callee_loses_the_link(self) -> None:
-        self.world.detach_callee()
 
-    @precondition(lambda self: self.world.cables)
-    @rule(n=ANY, count=FEW, back=st.sampled_from([1, 1, 1, 2, 3]), keep=st.sampled_from([False, False, False, True]))
-    def messages_arrive(self, n: int, count: int, back: int, keep: bool) -> None:
-        """On any cable, the oldest too, and some of them twice."""
-        cable = self.world.cables[-min(back, len(self.world.cables))]
-        for _ in range(count):
-            if n % 2:
-                self.world.deliver_up(cable, keep=keep)
-            else:
-                self.world.deliver_down(cable, keep=keep)
+def callee_attaches(world: World, n: int) -> None:
+    world.attach_callee(_cable(world, n))
 
-    @precondition(lambda self: self.world.cables)
-    @rule(back=FEW, up=st.booleans(), n=ANY)
-    def a_message_is_lost(self, back: int, up: bool, n: int) -> None:
-        cable = self.world.cables[-min(back, len(self.world.cables))]
-        way = cable.up if up else cable.down
-        if way:
-            del way[n % len(way)]
 
-    @precondition(lambda self: self.world.cables)
-    @rule(back=FEW, up=st.booleans(), n=ANY)
-    def a_message_overtakes(self, back: int, up: bool, n: int) -> None:
-        cable = self.world.cables[-min(back, len(self.world.cables))]
-        way = cable.up if up else cable.down
-        if way:
-            way.insert(0, way.pop(n % len(way)))
+def caller_attaches(world: World, n: int) -> None:
+    world.attach_caller(world.cables[-1])
 
-    @rule()
-    def the_callee_restarts(self) -> None:
-        self.world.start_callee()
 
-    @rule()
-    def the_caller_restarts(self) -> None:
-        self.world.start_caller()
+def lose_link(world: World, n: int) -> None:
+    if n % 3 != 0:
+        world.detach_caller()
+    if n % 3 != 1:
+        world.detach_callee()
+
+
+def go_up(world: World, n: int) -> None:
+    cable = _cable(world, n)
+    while world.deliver_up(cable):
+        pass
+
+
+def come_down(world: World, n: int) -> None:
+    cable = _cable(world, n)
+    while world.deliver_down(cable):
+        pass
+
+
+def one_goes_up(world: World, n: int) -> None:
+    world.deliver_up(_cable(world, n), keep=n % 2 == 0)
+
+
+def one_comes_down(world: World, n: int) -> None:
+    world.deliver_down(_cable(world, n), keep=n % 2 == 0)
+
+
+def one_is_lost(world: World, n: int) -> None:
+    cable = _cable(world, n)
+    way = cable.up if n % 2 else cable.down
+    if way:
+        del way[n % len(way)]
+
+
+def one_overtakes(world: World, n: int) -> None:
+    cable = _cable(world, n)
+    way = cable.up if n % 2 else cable.down
+    if way:
+        way.insert(0, way.pop(n % len(way)))
+
+
+def all_is_lost(world: World, n: int) -> None:
+    cable = _cable(world, n)
+    if n % 3 != 0:
+        cable.up.clear()
+    if n % 3 != 1:
+        cable.down.clear()
+
+
+def callee_restarts(world: World, n: int) -> None:
+    world.start_callee()
+
+
+def caller_restarts(world: World, n: int) -> None:
+    world.start_caller()
+
+
+def _cable(world: World, n: int) -> Cable:
+    """The newest mostly, sometimes one of a former connection."""
+    return world.cables[-1] if n % 5 else world.cables[-1 - (n // 5) % min(3, len(world.cables))]
+
+
+WEIGHTS: dict[Step, int] = {
+    ask: 8,
+    cancel: 2,
+    read: 4,
+    emit: 6,
+    answer: 5,
+    time_passes: 3,
+    probe: 3,
+    connect: 4,
+    callee_attaches: 1,
+    caller_attaches: 1,
+    lose_link: 2,
+    go_up: 7,
+    come_down: 7,
+    one_goes_up: 3,
+    one_comes_down: 3,
+    one_is_lost: 3,
+    one_overtakes: 2,
+    all_is_lost: 2,
+    callee_restarts: 1,
+    caller_restarts: 1,
+}
+_STEPS = [step for step, weight in WEIGHTS.items() for _ in range(weight)]
+
+conversations = st.tuples(
+    st.sampled_from([None, None, 1, 2]),
+    st.lists(st.tuples(st.sampled_from(_STEPS), st.integers(0, 1 << 10)), min_size=20, max_size=80),
+)
+
+
+def hold(
+    conversation: tuple[int | None, list[tuple[Step, int]]],
+    caller: type[Caller[Asking]] = Caller,
+    callee: type[Callee[Running]] = Callee,
+) -> World:
+    """Takes the steps, then lets everything end; raises AssertionError where a promise is broken."""
+    kept, steps = conversation
+    world = World(caller, callee, kept)
+    connect(world, 1)
+    for step, n in steps:
+        step(world, n)
+    world.settle()
+    return world

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 
-from .conversation import Conversation
+from .conversation import Step, conversations, hold
 
-TestConversation = Conversation.TestCase
-TestConversation.settings = settings(
-    max_examples=400,
-    stateful_step_count=60,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-)
+
+@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+@given(conversations)
+def test_every_promise_is_kept(conversation: tuple[int | None, list[tuple[Step, int]]]) -> None:
+    """No call runs twice, each ends once with its own answer or an honest error, and nothing is remembered for ever.
+
+    The promises are listed where they are checked, in `world.py`.
+    """
+    hold(conversation)

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
-from hypothesis.stateful import run_state_machine_as_test
+from hypothesis import HealthCheck, Phase, given, settings
 
 from rolecall.transport.session import callee, caller
 from rolecall.transport.session.callee import Callee, TakenCall
@@ -16,12 +15,11 @@ from rolecall.transport.session.messages import Buffers, Invocation, Settled
 from rolecall.transport.session.sending import Sending
 from rolecall.transport.session.sequences import SequenceSet
 
-from .conversation import Conversation
+from .conversation import Step, conversations, hold
 from .world import Asking, Running
 
 BOUNDED = settings(
-    max_examples=2000,
-    stateful_step_count=60,
+    max_examples=1000,
     deadline=None,
     derandomize=True,
     database=None,
@@ -119,9 +117,13 @@ class SilenceAccepted(Caller[Asking]):
 def test_a_planted_fault_is_found(fault: type[Callee[Running]] | type[Caller[Asking]], seen: str) -> None:
     """The rules that the machines pass fail on a machine with a fault, and say what the fault does."""
 
-    class Faulty(Conversation):
-        caller = fault if issubclass(fault, Caller) else Caller
-        callee = fault if issubclass(fault, Callee) else Callee
+    @BOUNDED
+    @given(conversations)
+    def check(conversation: tuple[int | None, list[tuple[Step, int]]]) -> None:
+        if issubclass(fault, Caller):
+            hold(conversation, caller=fault)
+        else:
+            hold(conversation, callee=fault)
 
     with pytest.raises(AssertionError, match=seen):
-        run_state_machine_as_test(Faulty, settings=BOUNDED)
+        check()

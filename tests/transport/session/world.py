@@ -186,9 +186,7 @@ class World:
         self.now += seconds
         self._caller_did(*self.caller.tick(self.now, written))
 
-    def _caller_did(
-        self, events: callers.Sequence[callers.Event[Asking]], sendings: callers.Sequence[Sending]
-    ) -> None:
+    def _caller_did(self, events: callers.Sequence[callers.Event[Asking]], sendings: callers.Sequence[Sending]) -> None:
         for message, buffers, _ in sendings:
             assert self.here is not None, "a message without a link"
             self.here.up.append((message, buffers))

@@ -178,12 +178,15 @@ class Callee(Generic[Owner]):
             events += _cancel(call)
             if call.owner is not None:
                 events.append(Changed(call.owner))
+                call.owner = None
         return events
 
     # What the engine answers
 
     def emit(self, call: TakenCall[Owner], body: bytes, buffers: Buffers) -> Sequence[Sending]:
-        """Adds an item to a stream. The caller of this method has seen that the call is neither cancelled nor answered."""
+        """Adds an item to a stream; does nothing once the call is cancelled or answered."""
+        if call.cancelled or call.answered or call.released:
+            return ()
         item = Item(call.seq, call.emitted, body)
         call.items[call.emitted] = item, buffers
         call.emitted += 1
@@ -247,7 +250,8 @@ class Callee(Generic[Owner]):
         call.released = True
         call.reply, call.buffers = None, ()
         call.items.clear()
-        return (Changed(call.owner),) if call.lent_on and call.owner is not None else ()
+        owner, call.owner = call.owner, None
+        return (Changed(owner),) if call.lent_on and owner is not None else ()
 
     # What arrives
 

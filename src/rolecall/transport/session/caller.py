@@ -467,6 +467,4 @@ def _unread(inflow: Inflow) -> list[Body]:
 
 
 def _probes(asked: list[Asked]) -> list[Sending]:
-    return [
-        (Probe(asked[start : start + ASKED_AT_ONCE]), (), None) for start in range(0, len(asked), ASKED_AT_ONCE)
-    ]
+    return [(Probe(asked[start : start + ASKED_AT_ONCE]), (), None) for start in range(0, len(asked), ASKED_AT_ONCE)]

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from rolecall.errors import EncodeError, ProtocolError
+from rolecall.errors import ProtocolError
 
 CALL, STREAM, NOTIFICATION = 0, 1, 2
 
@@ -114,15 +114,3 @@ def decode(header: bytes | memoryview) -> Message:
         return _decoder.decode(header)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as e:
         raise ProtocolError("a frame that is no message") from e
-
-
-def encode_invocation(invocation: Invocation) -> bytes:
-    """As `encode`; its `meta` is the caller's.
-
-    Raises:
-        EncodeError: Something in `meta` is not a plain value.
-    """
-    try:
-        return encode(invocation)
-    except (TypeError, ValueError, OverflowError) as e:
-        raise EncodeError("meta", type(invocation.meta).__name__, f"it takes plain values only ({e})") from e
