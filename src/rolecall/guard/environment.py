@@ -1,4 +1,4 @@
-"""The environment of a worker: pure functions of the guard's own environment, the slot and the spec."""
+"""What a worker's environment is: pure functions from the guard's base, the slot and the spec."""
 
 from collections.abc import Mapping
 
@@ -6,22 +6,18 @@ from rolecall.guard.sweep import GUARD, RUN, WORKER
 from rolecall.protocol.guard import ProcessSpec
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-_NOT_INHERITED = (
-    "ROLECALL_",
-    "PMI",
-    "OMPI_",
-)  # an MPI library that finds its launcher's variables would initialize itself
-_COLD = ("LD_", "PYTHON")  # read when the loader and the interpreter start, so not by a fork
+_NOT_INHERITED = ("ROLECALL_", "PMI", "OMPI_")  # an MPI library that finds its launcher's names takes over the process
+_COLD = ("LD_", "PYTHON")  # read by the loader and the interpreter when they start: a fork is too late for them
 
 
 def base(own: Mapping[str, str], configured: Mapping[str, str]) -> dict[str, str]:
-    """The base of every worker's environment: the guard's without launchers' variables, then the configured one."""
+    """The base of every worker: the host's own environment without others' names, then the configured one."""
     kept = {name: value for name, value in own.items() if not name.startswith(_NOT_INHERITED)}
     return kept | dict(configured)
 
 
 def marked(env: Mapping[str, str], run_id: str, guard_id: str, worker_id: str) -> dict[str, str]:
-    """The environment with the three names that all descendants of a guard have."""
+    """The environment with the three names that everything below a guard bears."""
     return dict(env) | {RUN: run_id, GUARD: guard_id, WORKER: worker_id}
 
 
@@ -40,12 +36,12 @@ def own_env(spec: ProcessSpec, target: Mapping[str, str] | None) -> dict[str, st
 
 
 def needs_cold_start(env: Mapping[str, str], template: Mapping[str, str]) -> str:
-    """The first variable that a fork of the template cannot set; empty if there is none."""
+    """Names the first variable that a fork of the template cannot give; empty when there is none."""
     names = sorted(name for name in env.keys() | template.keys() if name.startswith(_COLD))
     return next((name for name in names if env.get(name) != template.get(name)), "")
 
 
 def thread_limit(env: Mapping[str, str], cores: int, host_cores: int) -> int:
-    """Number of threads for a library that has read its variables before the fork."""
+    """Threads for a library that has read its variables before the fork."""
     value = env.get("OMP_NUM_THREADS", "").split(",")[0]
     return int(value) if value.isdigit() and int(value) > 0 else min(cores or host_cores, host_cores)

@@ -1,4 +1,4 @@
-"""Ends workers: SIGTERM to all processes, a grace period, SIGKILL, verification, release of ports. It holds no lock."""
+"""Ends workers: SIGTERM to all that is theirs, a grace, SIGKILL, seen dead, ports free. It never holds a lock."""
 
 import asyncio
 import logging
@@ -14,7 +14,7 @@ from rolecall.guard.table import Record, State, Table
 from rolecall.protocol.guard import KillReport
 
 KILL_S = 10.0  # after SIGKILL; only the kernel's uninterruptible sleep outlasts it
-REAP_S = 5.0  # for reaping a process that has died
+REAP_S = 5.0  # between a process's death and the news of it
 _FIRST_LOOK_S = 0.004
 _LAST_LOOK_S = 0.1
 
@@ -22,16 +22,16 @@ _log = logging.getLogger(__name__)
 
 
 class Killer:
-    """Ends records of a table. Every end of a worker goes through `end`, which may run several times for one record."""
+    """Ends records of a table. Every way to end leads through `end`, and several at once for one record do no harm."""
 
     def __init__(self, table: Table, ports: PortLeases, on_gone: Callable[[Record], None]) -> None:
         self._table, self._ports, self._on_gone = table, ports, on_gone
 
     async def end(self, records: Sequence[Record], grace_s: float) -> KillReport:
-        """Ends workers with all processes that belong to them.
+        """Ends workers with everything that belongs to them.
 
         Args:
-            records: The workers. A start in progress is aborted.
+            records: Whom. A start under way is aborted.
             grace_s: Seconds between SIGTERM and SIGKILL; 0 for SIGKILL at once.
         """
         for record in records:
@@ -65,17 +65,17 @@ class Killer:
     def _ask(self, processes: set[Process]) -> None:
         for process in processes:
             send(process, signal.SIGTERM)
-            send(process, signal.SIGCONT)  # a stopped process would not handle it
+            send(process, signal.SIGCONT)  # a stopped one could not obey
 
     async def _look(self, records: Sequence[Record]) -> dict[Record, set[Process]]:
         claims = {record: (record.worker_id, record.process, frozenset(record.tracked)) for record in records}
         owned = await asyncio.to_thread(census_of, claims)
         for record, processes in owned.items():
-            record.tracked |= processes  # a process that is orphaned while its parent dies stays attributed
+            record.tracked |= processes  # who is orphaned while its parent dies stays attributed
         return owned
 
     async def _wait(self, owned: dict[Record, set[Process]], pause: float) -> None:
-        """Waits up to `pause` for the workers' main processes to end; if they have ended, for their other processes."""
+        """Waits for the workers' own processes to end, at most `pause`; when all have, for the rest of it."""
         ends = [record.end for record in owned if record.end is not None and not record.end.done()]
         if ends:
             await asyncio.wait(ends, timeout=pause)
@@ -95,7 +95,7 @@ class Killer:
 
     def _forget(self, record: Record, report: KillReport, survivors: bool) -> None:
         if not self._table.remove(record):
-            return  # another call has ended it at the same time; its ports may be leased again
+            return  # somebody else has ended it at the same time; its ports may be another's by now
         if survivors:
             _log.error("%s left processes that SIGKILL does not end; its ports stay leased", record.worker_id)
         else:

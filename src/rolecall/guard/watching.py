@@ -1,4 +1,4 @@
-"""Observes all workers every second: their processes, their memory, and whether they stall."""
+"""Looks at all workers every second: who belongs to them, how much memory they take, whether they stall."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -24,18 +24,18 @@ DUMPS = 4  # stacks read at the same time, when many workers stall together
 
 @dataclass(slots=True)
 class _Watch:
-    """The stall policy of one worker, and a lock that keeps its reports in order, since reading stacks takes time."""
+    """One worker's policy, and the order in which its changes are told: evidence takes its time."""
 
     policy: StallWatch
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Watcher:
-    """Records what must be known before a worker dies: its processes, its memory, the kernel's counters.
+    """Keeps what must be known before a worker dies: its processes, its memory, the kernel's counters.
 
     Args:
         tell: Sends a notification to the controller.
-        spawn_task: Runs a coroutine concurrently, since reading stacks must not delay the observation.
+        spawn_task: Runs a coroutine beside the watching, which evidence must not hold up.
         stall_s: See `GuardConfig.stall_s`.
     """
 
@@ -49,7 +49,7 @@ class Watcher:
         self.oom = OomWatch()
 
     async def look(self) -> None:
-        """Observes all workers once."""
+        """One look at everything."""
         self.oom.look()
         await self._census()
         living = [record for record in self._table if record.state is not State.ENDING]
@@ -63,9 +63,7 @@ class Watcher:
     async def _census(self) -> None:
         census = await asyncio.to_thread(Census)
         for record in self._table:
-            if (
-                record.process is not None and record.state is not State.ENDING
-            ):  # while it is ending, the killer tracks its processes
+            if record.process is not None and record.state is not State.ENDING:  # then it is the killer who keeps count
                 owned = census.owned(record.worker_id, record.process, record.tracked)
                 record.tracked = owned
                 record.rss = sum(census.table[process.pid].rss for process in owned)
@@ -81,10 +79,10 @@ class Watcher:
                 stacks = await probe.stacks(record, self._children)
             if record.state is State.STARTING and change.kind == "stopped":
                 record.stall = f"{change.reason}\n{stacks}"
-                record.stalled.set()  # reported by the start
+                record.stalled.set()  # the start tells it
                 return
             if record.state is not State.READY or record.process is None:
-                return  # it has ended, which is reported separately
+                return  # it ended meanwhile, which is told otherwise
             note = StallNote(
                 worker=record.worker_id, pid=record.process.pid, kind=change.kind, reason=change.reason, stacks=stacks
             )
