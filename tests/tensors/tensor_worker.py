@@ -1,6 +1,6 @@
 """A worker reduced to its tensors: a process with a store, a server, and a few methods to move tensors about.
 
-python tensor_worker.py <name> <socket> <backend>
+python -m tests.tensors.tensor_worker <name> <socket> <backend>
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
-from open_files import open_descriptors
 
 from rolecall.tensors import functions
 from rolecall.tensors.backends.shm import ShmBackend
@@ -27,6 +26,7 @@ from rolecall.tensors.store import Store
 from rolecall.transport.loop import IOThread
 from rolecall.transport.peer import Incoming, Peer
 from rolecall.transport.server import Server
+from tests.tensors.open_files import open_descriptors
 
 TOKEN = "0123456789abcdef" * 4
 
