@@ -33,11 +33,13 @@ import torch
 from rolecall.tensors import functions
 from rolecall.tensors.backends.shm import ShmBackend
 from rolecall.tensors.backends.wire import WireBackend
+from rolecall.tensors.binding import binding
 from rolecall.tensors.cache import Cache
 from rolecall.tensors.connections import Connections
 from rolecall.tensors.fetch import Fetcher
 from rolecall.tensors.handle import RTensor
 from rolecall.tensors.lifetime import Home
+from rolecall.tensors.service import DataService
 from rolecall.tensors.store import Store
 from rolecall.transport.loop import IOThread
 from rolecall.transport.peer import Incoming, Peer
@@ -51,7 +53,8 @@ class Worker:
 
     def __init__(self, store: Store, shm: ShmBackend, connections: Connections) -> None:
         self.store = store
-        self.service = functions.bind(store, Fetcher(connections, Cache(0), {"shm": shm}, store), connections)
+        self.service = DataService(store, Fetcher(connections, Cache(0), {"shm": shm}, store), connections)
+        binding.set(self.service)
         self.thread, self.data = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self.tensor = torch.empty(0)
 

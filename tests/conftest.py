@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray_cluster import SharedRay, running_ray
-from schedulers_under_test import BACKENDS, CLUSTERS, Backend, make_scheduler
-from slurm_cluster import SlurmCluster, running_slurm
 from xdist.scheduler import LoadScopeScheduling
 
 from rolecall import Scheduler
+from tests.support.ray_cluster import SharedRay, running_ray
+from tests.support.schedulers_under_test import BACKENDS, CLUSTERS, Backend, make_scheduler
+from tests.support.slurm_cluster import SlurmCluster, running_slurm
 
 # Every process that a test starts inherits this mark, however far it strays, and is found by it.
 MARK = "RC_TEST_SESSION"
@@ -48,7 +48,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
     return SideBySide(config, log)
 
 
-class SideBySide(LoadScopeScheduling):
+class SideBySide(LoadScopeScheduling):  # type: ignore[misc]
     """Tests of one file and one backend run one after the other. Ray's cluster is large, so the suites of all backends
     share one, and the tests of Ray alone another; tests of hosts have clusters of their own.
     """

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_rig import CommandLine, Controller
 
 from rolecall.cli.checks import limits, ports, versions
 from rolecall.cli.checks.clusters import check_ray, check_slurm
@@ -22,6 +21,7 @@ from rolecall.cli.checks.runtime_dirs import check_runtime_dirs
 from rolecall.cli.checks.shared_memory import check_shared_memory
 from rolecall.cli.doctor import examine
 from rolecall.guard.ports import PortLeases
+from tests.cli.cli_rig import CommandLine, Controller
 
 OLD = time.time() - 3600
 

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cli_rig import CommandLine, Controller
 
 from rolecall.cli.follow import Follower, last_lines
+from tests.cli.cli_rig import CommandLine, Controller
 
 
 @pytest.fixture

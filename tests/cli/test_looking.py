@@ -10,7 +10,7 @@ import subprocess
 import termios
 from pathlib import Path
 
-from cli_rig import CommandLine, Controller, environment, running
+from tests.cli.cli_rig import CommandLine, Controller, environment, running
 
 WORKERS = ["actor/0", "actor/1", "sidecar/0", "sidecar/1"]
 

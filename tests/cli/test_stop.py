@@ -8,7 +8,7 @@ import signal
 import subprocess
 from collections.abc import Callable
 
-from cli_rig import CommandLine, Controller, wait_for_exit
+from tests.cli.cli_rig import CommandLine, Controller, wait_for_exit
 
 Leftover = Callable[[str], subprocess.Popen[bytes]]
 

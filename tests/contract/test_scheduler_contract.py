@@ -13,8 +13,6 @@ from typing import Any
 
 import psutil
 import pytest
-import sample_engines
-from schedulers_under_test import BACKENDS, DEVICES, Backend, each
 
 from rolecall import Job, Scheduler, SchedulingSpec, SchedulingStrategy
 from rolecall.errors import (
@@ -29,8 +27,11 @@ from rolecall.errors import (
     WorkerNotFoundError,
     WorkerTimeoutError,
 )
+from tests.support import sample_engines
+from tests.support.schedulers_under_test import BACKENDS, DEVICES, Backend, each
 
 Echo = sample_engines.Echo
+ENGINES = sample_engines.__name__
 
 
 @pytest.fixture(params=each(list(BACKENDS)))
@@ -147,7 +148,7 @@ def test_the_reference_interface_calls_engines_from_threads_and_tasks(s: Schedul
 
     async def use() -> list[Any]:
         await s.create_engine(worker, Echo, None, "default")
-        await s.create_engine(worker, "sample_engines.Echo", "second", greeting="second")
+        await s.create_engine(worker, f"{ENGINES}.Echo", "second", greeting="second")
         first = await s.async_call_engine(worker, "greet")
         second = await s.async_call_engine(worker, "greet", "second")
         return [first, second, await s.async_call_engine(worker, "add", None, 1, b=2)]
@@ -226,10 +227,14 @@ def test_the_standard_library_is_refused_as_an_engine(s: Scheduler, path: str) -
 
 def test_a_class_that_is_not_there_is_an_import_error(s: Scheduler) -> None:
     role = s.start("actor")
-    for path in ("no_such_package.Engine", "sample_engines.NoSuchClass", "sample_engines:Path"):
+    for path in (
+        "no_such_package.Engine",
+        f"{ENGINES}.NoSuchClass",
+        f"{ENGINES}:Path",
+    ):
         with pytest.raises(EngineImportError):
             role.create_engine(path)
-    role.create_engine("sample_engines.Echo")
+    role.create_engine(f"{ENGINES}.Echo")
     assert role[0].call("greet") == "hello"
 
 

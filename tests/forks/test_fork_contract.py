@@ -11,12 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import sample_engines
-from schedulers_under_test import OF_PROCESSES, each
-from worker_processes import of_worker, processes, wait_for
 
 from rolecall import Job, Scheduler, SchedulingSpec, SchedulingStrategy
 from rolecall.errors import WorkerConfigurationError, WorkerCreationError, WorkerFailedError, WorkerNotFoundError
+from tests.support import sample_engines
+from tests.support.schedulers_under_test import OF_PROCESSES, each
+from tests.support.worker_processes import of_worker, processes, wait_for
 
 Echo = sample_engines.Echo
 HTTP_SERVER = [sys.executable, "-u", "-m", "http.server", "--bind", "{host}", "{port}"]
@@ -147,7 +147,7 @@ def test_a_program_is_ready_by_http_tcp_or_a_line_of_its_log(s: Scheduler) -> No
 
 def test_a_dotted_module_runs_as_python_m(s: Scheduler) -> None:
     actors = s.start("actor")
-    modules = actors.fork("module", command="sample_program", ready={"log": "module of role module"})
+    modules = actors.fork("module", command="tests.support.sample_program", ready={"log": "module of role module"})
     assert len(modules) == 1
     with pytest.raises(WorkerConfigurationError, match="dotted module"):
         actors.fork("bad", command="python -m http.server")

@@ -11,20 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from guard_rig import HERE, PYTHONPATH, Rig, gone, wait_for
-from test_exits import SPAWN
 
 from rolecall.guard.proc import Process, identify, read_stat
 from rolecall.guard.sweep import find, sweep
-
-
-def workers_with_descendants(rig: Rig) -> list[Process]:
-    """Two workers and a program, and below the first one process of each kind."""
-    first, second, program = rig.start(
-        {"worker_id": "a/0"}, {"worker_id": "a/1"}, {"worker_id": "p/0", "argv": ["sleep", "1000"]}
-    )
-    pids = [first["pid"], second["pid"], program["pid"], *(rig.do(first, source) for source in SPAWN.values())]
-    return [rig.process(pid) for pid in pids]
+from tests.guard.descendants import workers_with_descendants
+from tests.guard.guard_rig import Rig, gone, wait_for
+from tests.support.checkout import PYTHONPATH
 
 
 def test_a_shutdown_proves_that_nothing_is_left(rig: Rig) -> None:
@@ -117,10 +109,13 @@ def test_a_closed_connection_ends_the_guard_at_once(make_rig: Callable[..., Rig]
 @pytest.fixture
 def controller(tmp_path: Path) -> Iterator[tuple["subprocess.Popen[str]", dict[str, Any]]]:
     """A controller in a process of its own, with a guard (short lease) and a worker that has descendants."""
-    script = str(HERE / "controller_process.py")
     env = os.environ | {"PYTHONPATH": PYTHONPATH}
     with subprocess.Popen(
-        [sys.executable, script, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=env, start_new_session=True
+        [sys.executable, "-m", "tests.guard.controller_process", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=env,
+        start_new_session=True,
     ) as process:
         assert process.stdout is not None
         yield process, json.loads(process.stdout.readline())

@@ -4,10 +4,9 @@ import os
 import signal
 from collections.abc import Callable
 
-from guard_rig import Rig, wait_for
-
 from rolecall.guard.progress import Counters
 from rolecall.guard.stall import Resumed, Sample, Stalled, StallWatch
+from tests.guard.guard_rig import Rig, wait_for
 
 
 def watch(samples: list[Sample], stall_s: float = 120) -> list[object]:

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sample_engines
-from hosts_under_test import KINDS, Hosts
-from worker_processes import guard_of, living, processes, wait_for
 
 from rolecall import Role, Scheduler
 from rolecall.errors import WorkerFailedError
 from rolecall.guard.progress import LAYOUT, Counters
 from rolecall.guard.runtime import page_path
+from tests.support import sample_engines
+from tests.support.hosts_under_test import KINDS, Hosts
+from tests.support.worker_processes import guard_of, living, processes, wait_for
 
 HALF_A_NODE_AND_MORE: dict[str, Any] = {"cpu": 65, "mem": 1}  # so that two workers are on two nodes
 LEASE_S = 20.0

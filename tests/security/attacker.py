@@ -15,6 +15,7 @@ import msgspec
 
 PREFIX = struct.Struct("!4sIIQ")
 PATIENCE_S = 20.0
+SENTENCE = "send it as `Authorization: Bearer <token>`"  # what a listener answers to whoever has no token
 
 
 def connect(address: str) -> socket.socket:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attacker import send_http
-from live_run import LiveRun, live_run
 
 from rolecall.errors import PortAllocationError
 from rolecall.guard.ports import PortLeases
+from tests.security.attacker import send_http
+from tests.security.live_run import LiveRun, live_run
 
 ASKERS = 200
 

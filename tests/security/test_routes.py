@@ -13,9 +13,11 @@ from typing import Any
 
 import psutil
 import pytest
-from attacker import Answer, send_http
-from live_run import LiveRun, live_run
 
+from tests.security.attacker import Answer, send_http
+from tests.security.live_run import LiveRun, live_run
+
+ENGINES = "tests.support.sample_engines"
 SHARD = "0123456789abcdef" * 2
 
 
@@ -84,19 +86,19 @@ def test_a_bad_body_is_400(run: LiveRun) -> None:
 
 def test_engines_are_created(run: LiveRun) -> None:
     """`/create_engine`; 400 for what cannot be imported, exists already, or fails in its constructor."""
-    wanted = {"engine": "sample_engines.Echo", "engine_name": "second", "init_kwargs": {"greeting": "hi"}}
+    wanted = {"engine": f"{ENGINES}.Echo", "engine_name": "second", "init_kwargs": {"greeting": "hi"}}
     assert ask(run, "POST", "/create_engine", wanted).status == 200
     assert ask(run, "POST", "/call", {"method": "greet", "engine_name": "second"}).json == {"result": "hi"}
     assert "of that name" in ask(run, "POST", "/create_engine", wanted).json["error"]
     for engine, text in (
-        ("sample_engines.Nothing", "has no 'Nothing'"),
+        (f"{ENGINES}.Nothing", "has no 'Nothing'"),
         ("no_such_module.Engine", "ModuleNotFoundError"),
         ("os.system", "standard library"),
-        ("sample_engines.BadConstructor", "no such model"),
+        (f"{ENGINES}.BadConstructor", "no such model"),
     ):
         refused = ask(run, "POST", "/create_engine", {"engine": engine, "engine_name": "third"})
         assert refused.status == 400 and text in refused.json["error"], refused.body
-    assert ask(run, "POST", "/create_engine", {"engine": "sample_engines.Echo", "engine_name": "third"}).status == 200
+    assert ask(run, "POST", "/create_engine", {"engine": f"{ENGINES}.Echo", "engine_name": "third"}).status == 200
 
 
 def test_the_environment_is_set_for_the_worker_and_its_later_forks(run: LiveRun) -> None:
@@ -111,7 +113,7 @@ def test_the_environment_is_set_for_the_worker_and_its_later_forks(run: LiveRun)
     }
     fork = ask(run, "POST", "/fork", {"role": "child", "worker_index": 0}).json
     there = f"tcp:{fork['host']}:{fork['port']}"
-    assert send_http(there, "POST", "/create_engine", {"engine": "sample_engines.Echo"}, token=run.token).status == 200
+    assert send_http(there, "POST", "/create_engine", {"engine": f"{ENGINES}.Echo"}, token=run.token).status == 200
     call = {"method": "environment", "args": ["COLOUR"]}
     assert send_http(there, "POST", "/call", call, token=run.token).json == {"result": {"COLOUR": "red"}}
 
@@ -156,7 +158,7 @@ def test_programs_are_forked_too(run: LiveRun) -> None:
     assert fork.status == 200
     log = run.run_dir / "logs" / "raw-0.log"
     assert log.read_text().strip() == repr([f"$(touch x); `id` > y & {fork.json['port']}"])
-    module = ask(run, "POST", "/fork", {"role": "module", "worker_index": 0, "command": "sample_program"})
+    module = ask(run, "POST", "/fork", {"role": "module", "worker_index": 0, "command": "tests.support.sample_program"})
     assert module.status == 200, module.body
 
 

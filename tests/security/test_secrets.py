@@ -15,9 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sample_engines
-from attacker import exchange, hello, send_http
-from live_run import LiveRun, command_line_of, environment_of, live_run, mode
 from rich.pretty import pretty_repr
 
 from rolecall import LocalScheduler
@@ -26,6 +23,9 @@ from rolecall.protocol.guard import WorkerConfig as GuardsWorkerConfig
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.token import Token
 from rolecall.worker.node import WorkerConfig
+from tests.security.attacker import exchange, hello, send_http
+from tests.security.live_run import LiveRun, command_line_of, environment_of, live_run, mode
+from tests.support import sample_engines
 
 
 @pytest.fixture

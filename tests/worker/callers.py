@@ -194,3 +194,8 @@ def until(happened: Callable[[], Any], seconds: float = 20.0) -> Any:
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.01)
     return found
+
+
+def path(engine: type) -> str:
+    """The path of an engine's class."""
+    return f"{engine.__module__}:{engine.__qualname__}"

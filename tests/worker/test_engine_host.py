@@ -8,15 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sample_engines
 
-from .callers import Caller, FailedError, FramesCaller, HttpCaller, until
-from .conftest import Rig
-from .worker_engines import Items, Odd, Saboteur, Turns
-
-
-def path(engine: type) -> str:
-    return f"{engine.__module__}:{engine.__qualname__}"
+from tests.support import sample_engines
+from tests.worker.callers import Caller, FailedError, FramesCaller, HttpCaller, path, until
+from tests.worker.rig import Rig
+from tests.worker.worker_engines import Items, Odd, Saboteur, Turns
 
 
 @pytest.fixture
@@ -118,7 +114,7 @@ def test_errors_that_are_hard_to_report_are_reported(ask: Caller, engine: str) -
 
 def test_engines_that_cannot_be_made_are_refused_and_their_name_is_free(ask: Caller, engine: str) -> None:
     """Unknown and forbidden paths; a constructor that raises, with its traceback; a name that is taken."""
-    for bad in ("no_such_module.Engine", "sample_engines.Nothing", "os.system"):
+    for bad in ("no_such_module.Engine", "tests.support.sample_engines.Nothing", "os.system"):
         with pytest.raises(FailedError) as failed:
             ask.create(bad, name=engine)
         assert failed.value.kind == "EngineImportError" and failed.value.status in (None, 400)

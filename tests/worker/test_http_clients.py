@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sample_engines
 
-from .callers import FailedError, HttpCaller, until
-from .conftest import Rig
-from .test_engine_host import path
-from .worker_engines import Odd, Turns
+from tests.support import sample_engines
+from tests.worker.callers import FailedError, HttpCaller, path, until
+from tests.worker.rig import Rig
+from tests.worker.worker_engines import Odd, Turns
 
 
 @pytest.fixture

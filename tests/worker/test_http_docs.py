@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import msgspec
 
 from rolecall.protocol.worker_methods import METHODS, HttpRoute, WorkerMethod
+from tests.support.checkout import ROOT
 
-PAGE = Path(__file__).parents[2] / "docs" / "http.md"
+PAGE = ROOT / "docs" / "http.md"
 ROW = re.compile(r"^\| `([A-Z]+) (/[^`]*)` \|([^|]*)\|", re.MULTILINE)
 
 

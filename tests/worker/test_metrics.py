@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from .callers import HttpCaller
-from .conftest import Rig
+from tests.worker.callers import HttpCaller
+from tests.worker.rig import Rig
 
 SAMPLE = re.compile(r'([a-z_]+)\{((?:[a-z_]+="[^"]*",?)+)\} ([0-9.e+-]+)')
 

@@ -207,7 +207,7 @@ class Fetcher:
                 raise ProtocolError(f"{batch.owner} answered data.get with another tensor", shard.id)
             block = Block(start, stop, tensor.view(-1), private=True)
             kept = self.cache.put(shard.key, block)
-            plan.add(shard, block._replace(private=not kept))
+            plan.add(shard, Block(start, stop, block.tensor, private=not kept))
             self._counts["wire_bytes"] += tensor.nbytes
 
     def _assemble(self, plan: _Plan, handles: Sequence[RTensor]) -> list[torch.Tensor]:

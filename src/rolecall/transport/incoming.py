@@ -63,13 +63,17 @@ class Incoming(Waitable):
         """Decodes the request's value, once; the received bytes are let go.
 
         Raises:
-            CodecError: They are not a value of ours.
+            CodecError: They are not an encoded value.
         """
+        return self.received().value()
+
+    def received(self) -> codec.Received:
+        """As `args`, up to the value, so that something else may be put in the places of what it refers to."""
         if self._body is None:
             raise ProtocolError("the arguments of a call were taken twice", self.method)
         body, buffers = self._body, self._buffers
         self._body, self._buffers = None, ()
-        return codec.decode(body, buffers, context=self._answerer.line.context)
+        return codec.Received(body, buffers, context=self._answerer.line.context)
 
     def on_cancel(self, fn: Callable[[], object]) -> None:
         """Calls `fn` on the loop's thread when the caller gives up; at once, here, when it already has."""
@@ -93,11 +97,9 @@ class Incoming(Waitable):
 
     def fail(self, exc: BaseException) -> None:
         """Answers with an error: ours as themselves, others as far as their type is serializable."""
-        error = (
-            CallCancelledError(self._answerer.line.name, self.method)
-            if isinstance(exc, asyncio.CancelledError)
-            else exc
-        )
+        error = exc
+        if isinstance(exc, asyncio.CancelledError):
+            error = CallCancelledError(self._answerer.line.name, self.method)
         try:
             self._answerer.answer(self, False, codec.encode(error, "error"), stable=False)
         except Exception as e:  # as above; the second attempt has only text in it

@@ -167,13 +167,13 @@ def _free(value: Any, left: Any) -> None:
 
 def arguments(request: Request) -> tuple[Any, Any]:
     """The engine's arguments, with tensors in the place of handles."""
-    args, kwargs = functions.localize(request.args())
+    args, kwargs = functions.localized(request.received())
     return args, kwargs
 
 
 async def aarguments(request: Request) -> tuple[Any, Any]:
     """As `arguments`, without blocking the loop."""
-    args, kwargs = await functions.alocalize(request.args())
+    args, kwargs = await functions.alocalized(request.received())
     return args, kwargs
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from rolecall.errors import CallCancelledError, InternalError, RolecallError
 from rolecall.protocol.worker_methods import HttpRoute, WorkerMethod
+from rolecall.transport.codec import Received, encode
 from rolecall.transport.http import Request, Response
 from rolecall.worker import http_forms
 
@@ -48,6 +49,9 @@ class HttpRequest:
     def args(self) -> Any:
         """The engine's arguments where the method takes any, else the fields of the request."""
         return self.meta if self._arguments is None else self._arguments
+
+    def received(self) -> Received:
+        return Received(*encode(self.args()))
 
     def on_cancel(self, fn: Callable[[], object]) -> None:
         self._request.hang_up.then(fn)

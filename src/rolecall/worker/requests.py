@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from rolecall.transport.codec import Received
+
 
 class Request(Protocol):
     """One request. It is answered once, by `finish` or `fail`, from any thread; the first answer counts.
@@ -33,6 +35,10 @@ class Request(Protocol):
 
     def args(self) -> Any:
         """Decodes the value, once; handles in it are not fetched yet."""
+        ...
+
+    def received(self) -> Received:
+        """As `args`, decoded up to the value, so that tensors can be put in the places of its handles."""
         ...
 
     def on_cancel(self, fn: Callable[[], object]) -> None:

@@ -19,10 +19,10 @@ from rolecall.worker.http_request import HttpRequest
 class WorkerServer:
     """Passes requests, over frames and HTTP, to one engine host. All methods on the loop's thread."""
 
-    def __init__(self, host: EngineHost, token: str, epoch: int, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, host: EngineHost, token: str, loop: asyncio.AbstractEventLoop) -> None:
         self._host, self._loop = host, loop
         self._sessions = PeerRegistry(self._new_peer)
-        self._server = Server(token, loop=loop, epoch=epoch, on_peer=self._sessions, http=self._routes())
+        self._server = Server(token, loop=loop, on_peer=self._sessions, http=self._routes())
 
     def listen(self, socket: str, bind: str, port: int) -> int:
         """Listens on a Unix path and on a TCP address; returns the port."""

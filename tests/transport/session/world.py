@@ -7,6 +7,7 @@ the network behaves.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rolecall.transport.session import callee as callees
@@ -144,6 +145,7 @@ class World:
             return False
         message, buffers = cable.up[0] if keep else cable.up.pop(0)
         if cable.callee is self.callee:
+            assert not isinstance(message, Reply | Item | Status)
             events, sendings = self.callee.receive(cable.up_number, message, buffers, ALL_WRITTEN)
             self._callee_did(events, sendings)
         return True
@@ -186,7 +188,7 @@ class World:
         self.now += seconds
         self._caller_did(*self.caller.tick(self.now, written))
 
-    def _caller_did(self, events: callers.Sequence[callers.Event[Asking]], sendings: callers.Sequence[Sending]) -> None:
+    def _caller_did(self, events: Sequence[callers.Event[Asking]], sendings: Sequence[Sending]) -> None:
         for message, buffers, _ in sendings:
             assert self.here is not None, "a message without a link"
             self.here.up.append((message, buffers))
@@ -254,7 +256,7 @@ class World:
         return self.there.up_number
 
     def _callee_did(
-        self, events: callees.Sequence[callees.Event[Running]], sendings: callees.Sequence[Sending]
+        self, events: Sequence[callees.Event[Running]], sendings: Sequence[Sending]
     ) -> None:
         for message, buffers, _ in sendings:
             assert self.there is not None, "a message without a link"
@@ -314,7 +316,8 @@ class World:
                         running.call.has_room or running.cancelled
                     ):
                         self.answer(running)
-            moved = any([self.read(asking) for asking in self.calls]) or moved
+            read = [self.read(asking) for asking in self.calls]
+            moved = moved or any(read)
             moved = moved and (bool(cable.up) or bool(cable.down) or self._engines_may_go_on())
         self.tick(PROBE_S)
 

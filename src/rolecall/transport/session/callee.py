@@ -4,15 +4,15 @@ It has no thread, clock or socket. It is told what arrived on which link, what t
 attached or lost; it returns the messages to send and the events that happened. Whoever drives it holds a lock around
 each method.
 
-**Promise.** Each call id is handed out (`Take`) at most once in the life of the caller's session. Its answer is kept until
-the caller has said that it has it, and is sent again as often as the caller asks. Answers are bounded in number and bytes:
-beyond the bound the oldest are dropped, and a caller that asks for one is told that it is gone.
+**Promise.** Each call id is handed out (`Take`) at most once in the life of the caller's session. Its answer is kept
+until the caller has said that it has it, and is sent again as often as the caller asks. Answers are bounded in number
+and bytes: beyond the bound the oldest are dropped, and a caller that asks for one is told that it is gone.
 
-**Why no id is run twice.** Every sequence that was ever taken is remembered (`SequenceSet`: a few intervals), also when its
-answer is not, and what is known is never taken again. Ids are forgotten only when the other end has a new session, whose
-sequences start anew; what a link of the former session still carries is not looked at, so no invocation of the former
-session is taken for one of the present. An answer belongs to the object that was handed out and not to its number, so what
-the former session's calls still answer reaches nobody.
+**Why no id is run twice.** Every sequence that was ever taken is remembered (`SequenceSet`: a few intervals), also when
+its answer is not, and what is known is never taken again. Ids are forgotten only when the other end has a new session,
+whose sequences start anew; what a link of the former session still carries is not looked at, so no invocation of the
+former session is taken for one of the present. An answer belongs to the object that was handed out and not to its
+number, so what the former session's calls still answer reaches nobody.
 """
 
 from __future__ import annotations

@@ -3,18 +3,19 @@
 It is told what is asked, what arrived on which link, the time, and that a link was attached or lost; it returns the
 messages to send and the events that happened. Whoever drives it holds a lock around each method.
 
-**Promise.** Every call that was admitted ends exactly once: `Answered` with its own answer, or `Failed` with the reason. A
-stream's items come in order, none twice, none missing before its answer. Once the network behaves, every call ends whose
-callee answers it.
+**Promise.** Every call that was admitted ends exactly once: `Answered` with its own answer, or `Failed` with the
+reason. A stream's items come in order, none twice, and all of them before its answer. Once the network behaves, every
+call ends whose callee answers it.
 
-**Why no id is run twice.** A call's id is (session of this end, sequence), and a sequence is given out once. An invocation
-is sent again only when the callee of the same session says that it does not know the id; that the callee then refuses
-an id it has taken is `Callee`'s part. When the other end has a new session, its process was restarted and remembers nothing:
-calls that were ever sent fail instead of being sent again, because the former process may have run them. Frames of a
-link that was replaced are not looked at, so nothing that a former session says is taken for the word of the present one.
+**Why no id is run twice.** A call's id is (session of this end, sequence), and a sequence is given out once. An
+invocation is sent again only when the callee of the same session says that it does not know the id; that the callee
+refuses an id it has taken is `Callee`'s part. When the other end has a new session, its process was restarted and
+remembers nothing: calls that were ever sent fail instead of being sent again, because the former process may have run
+them. Frames of a link that was replaced are not looked at, so the word of a former session is not taken for that of
+the present one.
 
-**What is lost is made good.** A call that is silent, and every call when a link is attached, is asked after (`Probe`). The
-callee says that it runs, sends its kept answer again, says that it never saw it, or says that the answer is gone.
+**What is lost is made good.** A call that is silent, and every call when a link is attached, is asked after (`Probe`).
+The callee says that it runs, sends its kept answer again, says that it never saw it, or says that the answer is gone.
 """
 
 from __future__ import annotations
@@ -212,7 +213,7 @@ class Caller(Generic[Owner]):
         buffers: Buffers = (),
         deadline: float | None = None,
     ) -> OpenCall[Owner]:
-        """Admits a call. Its `invocation` is to be sent now when `sent` is not None, else it leaves with the next link."""
+        """Admits a call. When its `sent` is not None, its `invocation` is to be sent now; else the next link takes it."""
         seq = self._next
         self._next = seq + 1
         acks = self.take_acks() if self._acks and self._attached else ()
