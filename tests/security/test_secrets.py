@@ -91,7 +91,7 @@ def test_no_failure_shows_the_token(run: LiveRun, caplog: pytest.LogCaptureFixtu
         shown.append(repr(send_http(address, "GET", "/nonsense", token=run.token)))
         shown.append(repr(send_http(address, "GET", "/health", token=run.token, headers={"Host": "evil"})))
         shown.append(repr(send_http(address, "POST", "/call", b"{", token=run.token)))
-        shown.append(repr(exchange(address, hello(run.token, epoch=-1))))
+        shown.append(repr(exchange(address, frame(msgspec.msgpack.encode([run.token.encode(), ["no", "hello"]])))))
     shown.append(repr(send_http(run.worker, "POST", "/call", {"method": "fail", "args": ["x"]}, token=run.token)))
     with pytest.raises(WorkerFailedError) as died:
         run.actor[0].call("leave", 3)

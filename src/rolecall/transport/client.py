@@ -15,7 +15,7 @@ from rolecall.transport.call import fresh
 from rolecall.transport.frames import Limits
 from rolecall.transport.handshake import HELLO_S, Hello
 from rolecall.transport.link import Link, widen
-from rolecall.transport.peer import Handler, Peer
+from rolecall.transport.peer import MAX_IN_FLIGHT, Handler, Peer
 
 FIRST_BACKOFF_S = 0.005
 LAST_BACKOFF_S = 1.0
@@ -47,6 +47,7 @@ class Client:
         on_detached: Callable[[Exception | None], None] | None = None,
         window: int = 16,
         probe: float = 1.0,
+        max_in_flight: int = MAX_IN_FLIGHT,
         limits: Limits | None = None,
     ) -> None:
         self.name = name
@@ -64,6 +65,7 @@ class Client:
             on_detached=self._lost,
             window=window,
             probe=probe,
+            max_in_flight=max_in_flight,
         )
         self._task: asyncio.Task[None] | None = None
         self._gone: asyncio.Event | None = None

@@ -255,9 +255,7 @@ class World:
         assert self.there is not None and self.there.up_number is not None
         return self.there.up_number
 
-    def _callee_did(
-        self, events: Sequence[callees.Event[Running]], sendings: Sequence[Sending]
-    ) -> None:
+    def _callee_did(self, events: Sequence[callees.Event[Running]], sendings: Sequence[Sending]) -> None:
         for message, buffers, _ in sendings:
             assert self.there is not None, "a message without a link"
             for buffer in buffers:

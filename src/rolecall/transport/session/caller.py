@@ -213,7 +213,7 @@ class Caller(Generic[Owner]):
         buffers: Buffers = (),
         deadline: float | None = None,
     ) -> OpenCall[Owner]:
-        """Admits a call. When its `sent` is not None, its `invocation` is to be sent now; else the next link takes it."""
+        """Admits a call. When its `sent` is not None, its `invocation` is to be sent now, else it waits for a link."""
         seq = self._next
         self._next = seq + 1
         acks = self.take_acks() if self._acks and self._attached else ()
