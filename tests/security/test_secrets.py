@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from rich.pretty import pretty_repr
 
@@ -23,7 +24,7 @@ from rolecall.protocol.guard import WorkerConfig as GuardsWorkerConfig
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.token import Token
 from rolecall.worker.node import WorkerConfig
-from tests.security.attacker import exchange, hello, send_http
+from tests.security.attacker import exchange, frame, hello, send_http
 from tests.security.live_run import LiveRun, command_line_of, environment_of, live_run, mode
 from tests.support import sample_engines
 

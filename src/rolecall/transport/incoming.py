@@ -48,7 +48,7 @@ class Incoming(Waitable):
     ) -> None:
         self._waiters = []
         self._answerer, self.taken = answerer, taken
-        self.method, self.meta, self.streaming = invocation.method, invocation.meta, taken.streaming
+        self.method, self.meta, self.streaming = invocation.method, invocation.meta, taken.outflow is not None
         self._body: bytes | None = invocation.body
         self._buffers = buffers
         self._callbacks: list[Callable[[], object]] = []

@@ -30,6 +30,7 @@ __all__ = ["Call", "Handler", "Incoming", "Peer"]
 
 PROBE_S = 1.0
 MAX_IN_FLIGHT = 256 << 20
+TO_CALLER = (Reply, Item, Status)
 
 
 class Peer:
@@ -209,7 +210,7 @@ class Peer:
 
     def _on_frame(self, calling: int, answering: int, header: bytes | memoryview, buffers: list[memoryview]) -> None:
         message = messages.decode(header)
-        if isinstance(message, Reply | Item | Status):
+        if isinstance(message, TO_CALLER):
             self._calling.receive(calling, message, buffers)
         else:
             self._answering.receive(answering, message, buffers)

@@ -22,6 +22,8 @@ def ask(world: World, n: int) -> None:
     kind = (CALL, STREAM, STREAM, NOTIFICATION, CALL, STREAM)[n % 6]
     seconds = (None, 0.5, None, None, 3.0, None)[n % 6]
     world.ask(kind, None if seconds is None else world.now + seconds)
+    if n % 4 and world.there is not None:
+        go_up(world, 1)
 
 
 def cancel(world: World, n: int) -> None:
@@ -36,7 +38,8 @@ def read(world: World, n: int) -> None:
 
 def emit(world: World, n: int) -> None:
     for running in world.running[-1 - n % 3 :]:
-        world.emit(running)
+        while world.emit(running):
+            pass
 
 
 def answer(world: World, n: int) -> None:
@@ -56,7 +59,7 @@ def probe(world: World, n: int) -> None:
 
 def connect(world: World, n: int) -> None:
     cable = world.connect()
-    if n % 4:
+    if n % 8:
         world.attach_callee(cable)
         world.attach_caller(cable)
 
@@ -74,6 +77,8 @@ def lose_link(world: World, n: int) -> None:
         world.detach_caller()
     if n % 3 != 1:
         world.detach_callee()
+    if n % 4:
+        connect(world, n)
 
 
 def go_up(world: World, n: int) -> None:
@@ -100,14 +105,14 @@ def one_is_lost(world: World, n: int) -> None:
     cable = _cable(world, n)
     way = cable.up if n % 2 else cable.down
     if way:
-        del way[n % len(way)]
+        del way[n // 6 % len(way)]
 
 
 def one_overtakes(world: World, n: int) -> None:
     cable = _cable(world, n)
     way = cable.up if n % 2 else cable.down
     if way:
-        way.insert(0, way.pop(n % len(way)))
+        way.insert(0, way.pop(n // 6 % len(way)))
 
 
 def all_is_lost(world: World, n: int) -> None:
@@ -120,31 +125,37 @@ def all_is_lost(world: World, n: int) -> None:
 
 def callee_restarts(world: World, n: int) -> None:
     world.start_callee()
+    if n % 4:
+        connect(world, n)
 
 
 def caller_restarts(world: World, n: int) -> None:
     world.start_caller()
+    if n % 4:
+        connect(world, n)
 
 
 def _cable(world: World, n: int) -> Cable:
     """The newest mostly, sometimes one of a former connection."""
-    return world.cables[-1] if n % 5 else world.cables[-1 - (n // 5) % min(3, len(world.cables))]
+    if n % 3:
+        return world.there or world.here or world.cables[-1]
+    return world.cables[-1 - (n // 3) % min(3, len(world.cables))]
 
 
 WEIGHTS: dict[Step, int] = {
-    ask: 8,
+    ask: 12,
     cancel: 2,
     read: 4,
-    emit: 6,
-    answer: 5,
+    emit: 10,
+    answer: 8,
     time_passes: 3,
-    probe: 3,
+    probe: 5,
     connect: 4,
     callee_attaches: 1,
     caller_attaches: 1,
     lose_link: 2,
-    go_up: 7,
-    come_down: 7,
+    go_up: 8,
+    come_down: 12,
     one_goes_up: 3,
     one_comes_down: 3,
     one_is_lost: 3,
@@ -157,7 +168,7 @@ _STEPS = [step for step, weight in WEIGHTS.items() for _ in range(weight)]
 
 conversations = st.tuples(
     st.sampled_from([None, None, 1, 2]),
-    st.lists(st.tuples(st.sampled_from(_STEPS), st.integers(0, 1 << 10)), min_size=20, max_size=80),
+    st.lists(st.tuples(st.sampled_from(_STEPS), st.integers(0, 1 << 10)), min_size=30, max_size=100),
 )
 
 

@@ -233,7 +233,7 @@ class World:
 
     def emit(self, running: Running) -> bool:
         call = running.call
-        if not call.streaming or not call.has_room or running.cancelled or running.answered:
+        if call.outflow is None or not call.has_room or running.cancelled or running.answered:
             return False
         self._callee_did((), self.callee.emit(call, f"{running.token}#{call.emitted}".encode(), ()))
         return True
@@ -310,7 +310,7 @@ class World:
             for running in self.running:
                 if running.engine is self.callee and not running.answered:
                     moved = True
-                    if not (running.call.streaming and running.call.emitted < 5 and self.emit(running)) and (
+                    if not (running.call.outflow and running.call.emitted < 5 and self.emit(running)) and (
                         running.call.has_room or running.cancelled
                     ):
                         self.answer(running)

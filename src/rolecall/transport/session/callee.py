@@ -44,6 +44,24 @@ MAX_ANSWER_BYTES = 4 << 30
 Owner = TypeVar("Owner")
 
 
+class Outflow:
+    """The items of one stream on their way out."""
+
+    __slots__ = ("consumed", "emitted", "items", "window")
+
+    def __init__(self, window: int) -> None:
+        self.window = window
+        self.emitted = self.consumed = 0
+        self.items: dict[int, tuple[Item, Buffers]] = {}  # sent and not yet consumed
+
+    def credit(self, consumed: int) -> None:
+        """The reader has taken so many items; they need not be sent again."""
+        consumed = min(consumed, self.emitted)
+        for index in range(self.consumed, consumed):
+            self.items.pop(index, None)
+        self.consumed = max(self.consumed, consumed)
+
+
 class TakenCall(Tracked, Generic[Owner]):
     """One call that was taken.
 
@@ -59,27 +77,20 @@ class TakenCall(Tracked, Generic[Owner]):
         "answered",
         "buffers",
         "cancelled",
-        "consumed",
-        "emitted",
-        "items",
         "lent_on",
+        "outflow",
         "owner",
         "released",
         "reply",
         "seq",
         "size",
-        "streaming",
-        "window",
     )
 
     def __init__(self, invocation: Invocation) -> None:
         self.sent = None
         self.owner: Owner | None = None
         self.seq = invocation.seq
-        self.streaming = invocation.kind == STREAM
-        self.window = max(1, invocation.window)
-        self.emitted = self.consumed = 0
-        self.items: dict[int, tuple[Item, Buffers]] = {}  # sent and not yet consumed
+        self.outflow = Outflow(max(1, invocation.window)) if invocation.kind == STREAM else None
         self.cancelled = self.answered = self.released = False
         self.reply: Reply | None = None
         self.buffers: Buffers = ()
@@ -87,9 +98,16 @@ class TakenCall(Tracked, Generic[Owner]):
         self.lent_on = 0  # the reply lies in memory of the engine, lent for the link of this number alone
 
     @property
+    def emitted(self) -> int:
+        """How many items were made."""
+        return 0 if self.outflow is None else self.outflow.emitted
+
+    @property
     def has_room(self) -> bool:
         """Whether `emit` need not wait: the window has room, or nobody takes items any more."""
-        return self.cancelled or self.answered or self.released or self.emitted - self.consumed < self.window
+        if self.cancelled or self.answered or self.released or self.outflow is None:
+            return True
+        return self.outflow.emitted - self.outflow.consumed < self.outflow.window
 
 
 class Take(msgspec.Struct, Generic[Owner], gc=False):
@@ -185,11 +203,12 @@ class Callee(Generic[Owner]):
 
     def emit(self, call: TakenCall[Owner], body: bytes, buffers: Buffers) -> Sequence[Sending]:
         """Adds an item to a stream; does nothing once the call is cancelled or answered."""
-        if call.cancelled or call.answered or call.released:
+        outflow = call.outflow
+        if call.cancelled or call.answered or call.released or outflow is None:
             return ()
-        item = Item(call.seq, call.emitted, body)
-        call.items[call.emitted] = item, buffers
-        call.emitted += 1
+        item = Item(call.seq, outflow.emitted, body)
+        outflow.items[outflow.emitted] = item, buffers
+        outflow.emitted += 1
         return self._send(call, item, buffers)
 
     def answer(
@@ -206,7 +225,7 @@ class Callee(Generic[Owner]):
         call.answered = True
         if call.released:
             return (), ()
-        call.reply = reply = Reply(call.seq, ok, call.emitted, body)
+        call.reply = reply = Reply(call.seq, ok, 0 if call.outflow is None else call.outflow.emitted, body)
         call.buffers = buffers
         call.lent_on = self._link if lent else 0
         call.size = len(body) + (sum(map(len, buffers)) if buffers else 0)
@@ -248,8 +267,7 @@ class Callee(Generic[Owner]):
         del self._calls[seq]
         self._bytes -= call.size
         call.released = True
-        call.reply, call.buffers = None, ()
-        call.items.clear()
+        call.reply, call.buffers, call.outflow = None, (), None
         owner, call.owner = call.owner, None
         return (Changed(owner),) if call.lent_on and owner is not None else ()
 
@@ -283,15 +301,12 @@ class Callee(Generic[Owner]):
         return (_cancel(call) if isinstance(message, Cancel) else _credit(call, message.consumed)), ()
 
     def _on_invocation(self, invocation: Invocation, buffers: Buffers, written: int) -> Output[Owner]:
-        events: list[Event[Owner]] = []
-        if invocation.acks:
-            events += self._on_ack(invocation.acks)
+        events = self._on_ack(invocation.acks) if invocation.acks else ()
         seq = invocation.seq
         if self._taken.add(seq):
             call: TakenCall[Owner] = TakenCall(invocation)
             self._calls[seq] = call
-            events.append(Take(call, invocation, buffers))
-            return events, ()
+            return (*events, Take(call, invocation, buffers)), ()
         known = self._calls.get(seq)
         if known is None:
             return events, ((Status([], [], [seq]), (), None),)
@@ -300,7 +315,8 @@ class Callee(Generic[Owner]):
     def _on_ack(self, seqs: Sequence[int]) -> Sequence[Event[Owner]]:
         events: list[Event[Owner]] = []
         for seq in seqs:
-            events += self._drop(seq)
+            if dropped := self._drop(seq):
+                events += dropped
         return events
 
     def _on_settled(self, settled: Settled) -> Sequence[Event[Owner]]:
@@ -318,8 +334,7 @@ class Callee(Generic[Owner]):
                 continue
             if asked.cancelled:
                 events += _cancel(call)
-            if call.streaming:
-                events += _credit(call, asked.consumed)
+            events += _credit(call, asked.consumed)
             if not call.answered:
                 status.running.append(asked.seq)
             sendings += self._send_again(call, asked.arrived, written)
@@ -331,9 +346,10 @@ class Callee(Generic[Owner]):
         if call.queued(self._link, written):
             return ()
         sendings: list[Sending] = []
-        for index, (item, buffers) in call.items.items():
-            if index >= arrived:
-                sendings += self._send(call, item, buffers)
+        if call.outflow is not None:
+            for index, (item, buffers) in call.outflow.items.items():
+                if index >= arrived:
+                    sendings += self._send(call, item, buffers)
         if call.reply is not None and call.lent_on in (0, self._link):
             sendings += self._send(call, call.reply, call.buffers)
         return sendings
@@ -347,8 +363,7 @@ def _cancel(call: TakenCall[Owner]) -> Sequence[Event[Owner]]:
 
 
 def _credit(call: TakenCall[Owner], consumed: int) -> Sequence[Event[Owner]]:
-    consumed = min(consumed, call.emitted)
-    for index in range(call.consumed, consumed):
-        call.items.pop(index, None)
-    call.consumed = max(call.consumed, consumed)
+    if call.outflow is None:
+        return ()
+    call.outflow.credit(consumed)
     return (Changed(call.owner),) if call.owner is not None else ()
