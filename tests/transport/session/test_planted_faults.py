@@ -106,7 +106,7 @@ class SilenceAccepted(Caller[Asking]):
         (DuplicateAccepted, "run twice"),
         (AcknowledgementIgnored, "keeps answers that have arrived"),
         (AnswerDroppedEarly, "GONE, which did not happen"),
-        (FormerLinkBelieved, "another session's call"),
+        (FormerLinkBelieved, "another session's call|run twice"),
         (LoanSentElsewhere, "lent memory on another link"),
         (RestartOverlooked, "run twice"),
         (SettledTooMuch, "GONE, which did not happen"),
