@@ -26,8 +26,8 @@ import torch
 from rolecall.transport.client import Client
 from rolecall.transport.loop import IOThread
 from rolecall.transport.peer import Incoming, Peer
+from rolecall.transport.peer_registry import PeerRegistry
 from rolecall.transport.server import Server
-from rolecall.transport.sessions import Sessions
 
 TOKEN = "benchmark"
 CALLS = 20_000
@@ -56,8 +56,8 @@ def serve(path: str, uvloop: bool) -> None:
         thread = EngineThread()
 
         async def listen() -> Server:
-            sessions = Sessions(lambda hello: Peer("caller", loop=io.loop, handler=thread))
-            server = Server(TOKEN, loop=io.loop, on_peer=sessions)
+            peers = PeerRegistry(lambda hello: Peer("caller", loop=io.loop, handler=thread))
+            server = Server(TOKEN, loop=io.loop, on_peer=peers)
             server.listen_unix(path)
             return server
 

@@ -106,10 +106,10 @@ def frame(header: bytes, *buffers: bytes) -> bytes:
     )
 
 
-def hello(token: bytes | str, session: str = "attacker", epoch: int = 0, **info: Any) -> bytes:
+def hello(token: bytes | str, session: str = "attacker", **info: Any) -> bytes:
     """The first frame of whoever dials."""
     secret = token.encode() if isinstance(token, str) else token
-    return frame(msgspec.msgpack.encode([secret, [session, epoch, info]]))
+    return frame(msgspec.msgpack.encode([secret, [session, info]]))
 
 
 def request(

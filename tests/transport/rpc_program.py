@@ -13,15 +13,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
+from rolecall.errors import ProtocolError
 from rolecall.transport.http import Request, Response, Routes, json_response
 from rolecall.transport.loop import IOThread
 from rolecall.transport.peer import Incoming, Peer
+from rolecall.transport.peer_registry import PeerRegistry
 from rolecall.transport.server import Hello, Server
-from rolecall.transport.sessions import Sessions
 
 TOKEN = "a-token-that-must-never-show-0123456789abcdef"
 
@@ -41,12 +42,16 @@ class Program:
 
     def dispatch(self, incoming: Incoming) -> None:
         if incoming.method.startswith("async_"):
-            task = self.loop.create_task(getattr(self, incoming.method)(incoming))
-            self._tasks.add(task)
-            task.add_done_callback(lambda task: self._ended(task, incoming))
-            incoming.on_cancel(task.cancel)
+            self.start(getattr(self, incoming.method)(incoming), incoming)
         else:
             self._work.put(incoming)
+
+    def start(self, coro: Coroutine[Any, Any, None], incoming: Incoming) -> None:
+        """Answers on the loop."""
+        task = self.loop.create_task(coro)
+        self._tasks.add(task)
+        task.add_done_callback(lambda task: self._ended(task, incoming))
+        incoming.on_cancel(task.cancel)
 
     def _ended(self, task: asyncio.Task[None], incoming: Incoming) -> None:
         self._tasks.discard(task)
@@ -106,10 +111,6 @@ class Program:
     def seen(self, incoming: Incoming) -> dict[str, Any]:
         return {"notes": self.notes, "cancelled": self.cancelled, "pid": os.getpid()}
 
-    def stored(self, incoming: Incoming) -> int:
-        """Records of the asking peer."""
-        return len(incoming._peer._records)
-
     async def async_sleep(self, incoming: Incoming) -> None:
         await asyncio.sleep(incoming.args())
         incoming.finish("slept")
@@ -119,9 +120,30 @@ class Program:
             await incoming.emit(i)
         incoming.finish("end")
 
-    async def async_call_back(self, incoming: Incoming) -> None:
-        """Calls its caller."""
-        incoming.finish(await incoming._peer.request("double", incoming.args()))
+
+class OfOneCaller:
+    """The program as one of its callers finds it: two methods are about the caller's own peer."""
+
+    def __init__(self, program: Program, name: str) -> None:
+        self._program = program
+        self.peer = Peer(
+            name,
+            loop=program.loop,
+            handler=self,
+            on_notify=lambda topic, value: program.notes.append([topic, value]),
+            probe=0.1,
+        )
+
+    def dispatch(self, incoming: Incoming) -> None:
+        if incoming.method == "stored":
+            incoming.finish(self.peer.kept)
+        elif incoming.method == "call_back":
+            self._program.start(self._call_back(incoming), incoming)
+        else:
+            self._program.dispatch(incoming)
+
+    async def _call_back(self, incoming: Incoming) -> None:
+        incoming.finish(await self.peer.request("double", incoming.args()))
 
 
 def routes() -> Routes:
@@ -152,17 +174,12 @@ def main(path: str, *flags: str) -> None:
         program = Program(io.loop)
 
         def make(hello: Hello) -> Peer:
-            peer = Peer(
-                "caller",
-                loop=io.loop,
-                handler=program,
-                on_notify=lambda topic, value: program.notes.append([topic, value]),
-                probe=0.1,
-            )
-            return peer
+            if "refuse" in hello.info:
+                raise ProtocolError("refused as asked")
+            return OfOneCaller(program, "caller").peer
 
         async def listen() -> tuple[Server, int]:
-            server = Server(TOKEN, loop=io.loop, on_peer=Sessions(make), http=routes(), epoch=3)
+            server = Server(TOKEN, loop=io.loop, on_peer=PeerRegistry(make), http=routes())
             server.listen_unix(path)
             return server, server.listen_tcp()
 

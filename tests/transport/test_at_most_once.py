@@ -28,7 +28,7 @@ def io() -> Iterator[IOThread]:
 
 
 def connect(path: Path, io: IOThread) -> Client:
-    return Client("program", [f"unix:{path}"], TOKEN, loop=io.loop, hello={"epoch": 3}, probe=0.05)
+    return Client("program", [f"unix:{path}"], TOKEN, loop=io.loop, probe=0.05)
 
 
 @pytest.mark.slow("a thousand calls over a bad line")
@@ -110,7 +110,7 @@ def test_cancellation_gets_through(program: Running, io: IOThread, tmp_path: Pat
             call.cancel()
         proxy.calm()
         until(lambda: client.peer.request("stored").result() <= 2)
-        until(lambda: not client.peer._pending.given_up)
+        until(lambda: client.peer.remembered <= 1)
         client.close()
 
 

@@ -28,7 +28,6 @@ from rolecall.transport.client import Client
 from rolecall.transport.link import Link
 from rolecall.transport.loop import IOThread
 from rolecall.transport.peer import Incoming, Peer
-from rolecall.transport.session.sequences import SequenceSet
 from tests.transport.rpc_program import TOKEN, Running, running, until
 
 
@@ -64,7 +63,7 @@ def client(program: Running, io: IOThread) -> Iterator[Client]:
 
 
 def connect(program: Running, io: IOThread, **options: Any) -> Client:
-    options = {"hello": {"epoch": 3}, "handler": Doubler(), "probe": 0.1, **options}
+    options = {"handler": Doubler(), "probe": 0.1, **options}
     return Client("program", program.addresses, TOKEN, loop=io.loop, **options)
 
 
@@ -120,7 +119,7 @@ def test_a_call_is_awaited_from_any_loop(client: Client, io: IOThread) -> None:
 
 def test_both_sides_call(client: Client) -> None:
     """The callee may call its caller while it answers."""
-    assert client.peer.request("async_call_back", 21).result() == 42
+    assert client.peer.request("call_back", 21).result() == 42
 
 
 def test_blocking_the_loop_that_brings_the_answer_is_refused(client: Client, io: IOThread) -> None:
@@ -307,7 +306,7 @@ def test_a_closed_client_refuses_and_may_be_closed_again(program: Running, io: I
 def test_a_wrong_token_fails_for_good(program: Running, io: IOThread, address: str) -> None:
     """AuthenticationError at once, for the waiting and the later calls; the token is in no message."""
     addresses = program.addresses if address == "unix" else [f"tcp:127.0.0.1:{program.port}"]
-    with Client("program", addresses, "wrong-" + TOKEN, loop=io.loop, hello={"epoch": 3}) as client:
+    with Client("program", addresses, "wrong-" + TOKEN, loop=io.loop) as client:
         with pytest.raises(AuthenticationError) as refused:
             client.peer.request("echo", 1).result()
         with pytest.raises(AuthenticationError):
@@ -315,16 +314,19 @@ def test_a_wrong_token_fails_for_good(program: Running, io: IOThread, address: s
         assert TOKEN not in str(refused.value)
 
 
-def test_an_older_epoch_is_refused_for_good(program: Running, io: IOThread) -> None:
-    """A replaced controller learns that it was."""
-    with connect(program, io, hello={"epoch": 2}) as client, pytest.raises(ProtocolError, match="epoch"):
+def test_a_refused_hello_fails_for_good(program: Running, io: IOThread) -> None:
+    """What the listener objects to is what the calls raise."""
+    with (
+        connect(program, io, hello={"refuse": True}) as client,
+        pytest.raises(ProtocolError, match="as asked"),
+    ):
         client.peer.request("echo", 1).result()
 
 
 def test_tcp_serves_as_well(program: Running, io: IOThread) -> None:
     """The same over TCP, when the Unix path is not there."""
     addresses = [f"tcp:127.0.0.1:{program.port}", "unix:/nonexistent/s.sock"]
-    with Client("program", addresses, TOKEN, loop=io.loop, hello={"epoch": 3}) as client:
+    with Client("program", addresses, TOKEN, loop=io.loop) as client:
         assert client.peer.request("echo", b"x" * 5_000_000).result() == b"x" * 5_000_000
 
 
@@ -350,8 +352,7 @@ def test_a_socketpair_is_a_link(io: IOThread) -> None:
 def test_a_caller_that_outruns_the_callee_waits(program: Running, io: IOThread, tmp_path: Path) -> None:
     """Unanswered requests of a thread are bounded in bytes."""
     flag = tmp_path / "flag"
-    client = connect(program, io)
-    client.peer._pending._max_bytes = 1 << 20
+    client = connect(program, io, max_in_flight=1 << 20)
     blocked = client.peer.request("wait_for_file", str(flag))
     sent = []
 
@@ -382,20 +383,6 @@ def test_closing_leaves_no_descriptor_and_no_task(program: Running, flavour: str
     until(lambda: len(list(Path("/proc/self/fd").iterdir())) <= descriptors)
 
 
-def test_sequences_are_remembered_exactly() -> None:
-    """The set of taken ids agrees with a plain set, whatever the order, and stays small when there are no gaps."""
-    import random
-
-    numbers = list(range(2000)) * 2
-    random.Random(1).shuffle(numbers)
-    taken, plain = SequenceSet(), set()
-    for number in numbers:
-        assert (number in taken) == (number in plain)
-        assert taken.add(number) == (number not in plain)
-        plain.add(number)
-    assert taken.intervals == [(0, 1999)]
-
-
 def test_a_token_does_not_show_itself() -> None:
     """Not in its repr, nor by pickling."""
     import pickle
@@ -408,7 +395,7 @@ def test_a_token_does_not_show_itself() -> None:
 
 def test_no_traceback_shows_the_token(program: Running, io: IOThread) -> None:
     """Not even one that prints the variables of its frames."""
-    with connect(program, io, hello={"epoch": 2}) as client:
+    with connect(program, io, hello={"refuse": True}) as client:
         with pytest.raises(ProtocolError):
             client.peer.request("echo", 1).result()
         failure = client.peer.failure

@@ -85,7 +85,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 @pytest.fixture(scope="module")
 def bystander(program: Running) -> Iterator[Client]:
     """A connection that nothing may disturb."""
-    with IOThread() as io, Client("program", program.addresses, TOKEN, loop=io.loop, hello={"epoch": 3}) as client:
+    with IOThread() as io, Client("program", program.addresses, TOKEN, loop=io.loop) as client:
         client.wait_connected(10)
         yield client
 
@@ -110,14 +110,13 @@ def throw(path: Path, data: bytes) -> bytes:
 
 
 def hello(session: str) -> bytes:
-    rest = msgspec.Raw(messages.encode(messages.HelloBody(session, 3, {})))
-    return b"".join(pack(messages.encode(messages.Hello(TOKEN.encode(), rest))))
+    return b"".join(pack(msgspec.msgpack.encode([TOKEN.encode(), [session, {}]])))
 
 
 def undisturbed(program: Running, bystander: Client, memory: int) -> None:
-    link = bystander.peer._link
+    link = bystander.peer.link
     assert bystander.peer.request("echo", 1, timeout=20).result() == 1
-    assert bystander.peer._link is link
+    assert bystander.peer.link is link
     assert program.process.poll() is None
     assert psutil.Process(program.process.pid).memory_info().rss < memory + GROWTH
 
@@ -154,9 +153,8 @@ def test_http_of_any_shape_does_no_harm(program: Running, bystander: Client, mem
 @given(data=st.binary(max_size=200) | st.builds(msgspec.msgpack.encode, any_value))
 def test_a_header_is_a_message_or_a_protocol_error(data: bytes) -> None:
     """Decoding raises nothing else."""
-    for decode in (messages.decode, messages.decode_hello, messages.decode_answer):
-        with contextlib.suppress(ProtocolError):
-            decode(data)
+    with contextlib.suppress(ProtocolError):
+        messages.decode(data)
 
 
 def test_an_oversize_hello_is_refused_before_it_is_read(program: Running, bystander: Client, memory: int) -> None:
@@ -175,7 +173,7 @@ def test_silent_strangers_do_not_lock_others_out(program: Running, bystander: Cl
     strangers[0].settimeout(5)  # before the time for a hello is over
     assert strangers[0].recv(1) == b""
     undisturbed(program, bystander, memory)
-    with IOThread() as io, Client("program", program.addresses, TOKEN, loop=io.loop, hello={"epoch": 3}) as client:
+    with IOThread() as io, Client("program", program.addresses, TOKEN, loop=io.loop) as client:
         assert client.peer.request("echo", 1, timeout=20).result() == 1
     for sock in strangers:
         sock.close()
@@ -183,6 +181,6 @@ def test_silent_strangers_do_not_lock_others_out(program: Running, bystander: Cl
 
 def test_a_wrong_token_is_answered_with_the_sentence(program: Running) -> None:
     """Before anything behind the token is parsed."""
-    frame = b"".join(pack(messages.encode(messages.Hello(b"wrong", msgspec.Raw(b"\x90")))))
+    frame = b"".join(pack(msgspec.msgpack.encode([b"wrong", msgspec.Raw(b"\x90")])))
     answer = throw(program.path, frame)
     assert b"Authorization: Bearer" in answer and TOKEN.encode() not in answer

@@ -1,4 +1,4 @@
-"""The guard itself: it wires its parts, keeps its lease, notices deaths, and ends with nothing left behind."""
+"""The guard itself: it connects its parts, keeps its lease, reports deaths, and leaves no process behind."""
 
 import asyncio
 import logging
@@ -44,7 +44,7 @@ _log = logging.getLogger(__name__)
 
 
 class Guard:
-    """Owns the processes of one host's share of a run. Everything here happens on one loop, in the main thread."""
+    """Owns the processes of a run on one host. Everything runs on one event loop, in the main thread."""
 
     def __init__(self, config: GuardConfig, loop: asyncio.AbstractEventLoop) -> None:
         self.config, self.loop = config, loop
@@ -121,7 +121,7 @@ class Guard:
             self._stop.set_result(reason)
 
     async def shutdown(self, grace_s: float) -> ShutdownReport:
-        """Ends every process, proves it, and gives everything back. Called again, waits for the first."""
+        """Ends every process, verifies it, and releases everything. A second call waits for the first."""
         if self._ended is None:
             self._ended = self.loop.create_task(self._end_all(grace_s))
         return await asyncio.shield(self._ended)
@@ -151,7 +151,7 @@ class Guard:
         runtime.clean(self.config.runtime_dir, self.config.guard_id)
 
     def spawn_task(self, work: Coroutine[Any, Any, Any]) -> None:
-        """Runs a coroutine beside everything else; its failure is logged."""
+        """Runs a coroutine concurrently; its failure is logged."""
         task = self.loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._task_ended)
@@ -168,7 +168,7 @@ class Guard:
                 result = work()
                 if asyncio.iscoroutine(result):
                     await result
-            except Exception:  # watching must go on whatever one look at /proc or one full disk raises
+            except Exception:  # observation must continue, whatever one read of /proc or a full disk raises
                 _log.exception("%s failed", getattr(work, "__qualname__", work))
 
     async def _warm(self) -> None:
@@ -190,7 +190,7 @@ class Guard:
         self._check_lease()
 
     def _watch_controller(self) -> None:
-        """On the controller's own host its death is seen at once, also when a child of it holds the connection."""
+        """On the controller's host its death is noticed at once, even if a child of it keeps the connection open."""
         if not self._controller.pid:
             return
         try:
@@ -208,7 +208,7 @@ class Guard:
         local = bool(self._controller.pid)
         living = local and alive(self._controller)
         if living:
-            self.lease.renew(now)  # stopped by Ctrl-Z or a debugger, it cannot say so itself
+            self.lease.renew(now)  # a controller that is stopped by Ctrl-Z or a debugger cannot renew the lease
         if self.client is not None and self.client.peer.closed:
             self.stop("the controller refused the guard")
         reason = self.lease.verdict(now, controller_dead=local and not living)
@@ -240,10 +240,10 @@ class Guard:
         return results
 
     async def kill(self, workers: list[str], grace_s: float, told: str = "") -> KillReport:
-        """Ends workers, and those that they have started themselves.
+        """Ends workers, and the workers that they have started.
 
         Args:
-            told: Why, for a note to the controller when it is not the one who asked.
+            told: The reason to report to the controller, if another client has requested it.
         """
         known = [record for record in (self.table.find(worker) for worker in workers) if record is not None]
         names = {record.worker_id for record in known}
@@ -256,7 +256,7 @@ class Guard:
         return report
 
     async def set_env(self, worker: str, env: dict[str, str]) -> None:
-        """Changes a worker's environment: the record, which forks start from, and the living process."""
+        """Changes a worker's environment: its record, which forks inherit, and the running process."""
         record = self.table.get(worker)
         for key, value in env.items():
             check_env(key, value)
@@ -362,7 +362,7 @@ def main(raw: bytes) -> int:
     logging.basicConfig(
         filename=path, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
     )
-    loop = new_loop(uvloop=False)  # uvloop keeps SIGCHLD to itself, and no call passes through here
+    loop = new_loop(uvloop=False)  # uvloop handles SIGCHLD itself, and the guard handles no calls
     asyncio.set_event_loop(loop)
     try:
         loop.run_until_complete(Guard(config, loop).run())

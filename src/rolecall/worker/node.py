@@ -57,7 +57,7 @@ class WorkerNode:
         self._engines = Engines(config.worker_id, self._progress)
         self.data = self._data_service()
         host = EngineHost(self._engines, self.data, ask_guard, loop)
-        self._server = WorkerServer(host, config.token, config.epoch, loop)
+        self._server = WorkerServer(host, config.token, loop)
 
     def start(self) -> dict[str, Any]:
         """Listens; returns what the guard passes on: pid, Unix path, port."""

@@ -9,8 +9,8 @@ from rolecall.errors import RolecallError
 from rolecall.protocol.worker_methods import METHODS, HttpRoute, WorkerMethod
 from rolecall.transport.http import Request, Response, Routes
 from rolecall.transport.peer import Peer
+from rolecall.transport.peer_registry import PeerRegistry
 from rolecall.transport.server import Hello, Server
-from rolecall.transport.sessions import Sessions
 from rolecall.worker import http_forms
 from rolecall.worker.host import EngineHost
 from rolecall.worker.http_request import HttpRequest
@@ -19,10 +19,10 @@ from rolecall.worker.http_request import HttpRequest
 class WorkerServer:
     """Passes requests, over frames and HTTP, to one engine host. All methods on the loop's thread."""
 
-    def __init__(self, host: EngineHost, token: str, epoch: int, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, host: EngineHost, token: str, loop: asyncio.AbstractEventLoop) -> None:
         self._host, self._loop = host, loop
-        self._sessions = Sessions(self._new_peer)
-        self._server = Server(token, loop=loop, epoch=epoch, on_peer=self._sessions, http=self._routes())
+        self._sessions = PeerRegistry(self._new_peer)
+        self._server = Server(token, loop=loop, on_peer=self._sessions, http=self._routes())
 
     def listen(self, socket: str, bind: str, port: int) -> int:
         """Listens on a Unix path and on a TCP address; returns the port."""

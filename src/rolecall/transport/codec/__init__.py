@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from rolecall.errors import DecodeError, EncodeError, RolecallError
 from rolecall.transport.codec import arrays as array_codec
@@ -124,20 +124,30 @@ def decode(header: bytes | memoryview, buffers: Sequence[Any] = (), *, context: 
     Raises:
         DecodeError: These are not an encoded value, or they name a type that is refused.
     """
-    return Received(header, buffers, context=context).value()
+    reader = Reader(buffers, context)
+    try:
+        listed, value = reader.opened(header)
+        return reader.closed(listed) if listed else value
+    except Exception as e:
+        _raise(e)
 
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """Turns whatever goes wrong while bytes are decoded into a DecodeError of bounded length."""
     try:
         yield
-    except DecodeError as e:
+    except Exception as e:
+        _raise(e)
+
+
+def _raise(e: Exception) -> NoReturn:
+    """Raises whatever went wrong while bytes were decoded as a DecodeError of bounded length."""
+    if isinstance(e, DecodeError):
         raise e if len(str(e)) <= _LONGEST else DecodeError(e.what[:_SEEN], str(e.seen)[:_SEEN]) from None
-    except RolecallError:  # an extension's own
-        raise
-    except Exception as e:  # hostile content can trip any check in the constructors of datetime, numpy, torch, ...
-        raise DecodeError("not a valid encoded value", f"{type(e).__name__}: {e}"[:_SEEN]) from e
+    if isinstance(e, RolecallError):  # an extension's own
+        raise e
+    # Hostile content can trip any check in the constructors of datetime, numpy, torch, ...
+    raise DecodeError("not a valid encoded value", f"{type(e).__name__}: {e}"[:_SEEN]) from e
 
 
 def extension(

@@ -10,7 +10,7 @@ from rolecall.transport.peer import Peer
 KEPT = 256
 
 
-class Sessions:
+class PeerRegistry:
     """Makes a peer for each new session and finds it again when the caller reconnects. On the loop's thread.
 
     Args:
