@@ -50,5 +50,6 @@ def test_a_killed_controller_leaves_no_driver_though_the_head_hangs(own_cluster:
         (head,) = [p for p in map(psutil.Process, own_cluster.pids()) if p.name() == "gcs_server"]
         head.send_signal(signal.SIGSTOP)
         controller.kill()
-    wait_for(lambda: all("rolecall.placement.ray.driver" in command for command in processes(run_id).values()), 15, "end of the guards")
+    driver = "rolecall.placement.ray.driver"
+    wait_for(lambda: all(driver in command for command in processes(run_id).values()), 15, "end of the guards")
     wait_for(lambda: not processes(run_id), 45, "end of the driver")
