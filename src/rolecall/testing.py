@@ -92,7 +92,6 @@ class InProcessGuard(GuardProxy):
             worker_id=worker_id,
             run_id=self._run.run_id,
             token=self._run.token,
-            epoch=0,
             socket=runtime.worker_socket(str(self._run.runtime_dir), worker_id),
             ip=IP,
             bind=IP,

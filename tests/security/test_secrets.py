@@ -175,7 +175,6 @@ def test_configurations_do_not_show_their_token() -> None:
     common: dict[str, Any] = {
         "worker_id": "a/0",
         "run_id": "r",
-        "epoch": 0,
         "socket": "",
         "ip": "",
         "bind": "",

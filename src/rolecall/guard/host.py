@@ -65,5 +65,4 @@ def hello(config: GuardConfig) -> dict[str, Any]:
         "memory_gib": memory_gib(),
         "devices": visible_devices(os.environ),
         "python": f"{platform.python_version()} {sys.executable}",
-        "epoch": config.epoch,
     }

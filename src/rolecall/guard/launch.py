@@ -336,7 +336,6 @@ class Launcher:
             run_id=config.run_id,
             guard_id=config.guard_id,
             token=config.token,
-            epoch=config.epoch,
             socket=runtime.worker_socket(config.runtime_dir, record.worker_id),
             ip=config.ip,
             bind=config.bind,

@@ -32,7 +32,6 @@ def guard_config(
         "guard_id": name,
         "token": run.token,
         "controller": controller,
-        "epoch": 0,
         "lease_s": lease_s,
         "ip": ip,
         "run_dir": str(run.run_dir),

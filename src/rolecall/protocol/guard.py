@@ -73,7 +73,6 @@ class WorkerConfig(CarriesToken, frozen=True, kw_only=True):
     run_id: str
     guard_id: str
     token: str
-    epoch: int
     socket: str
     ip: str
     bind: str

@@ -8,7 +8,6 @@ class GuardConfig(CarriesToken, frozen=True, kw_only=True):
 
     Attributes:
         controller: Addresses that the guard dials, `unix:/path` or `tcp:host:port`, best first.
-        epoch: Number of the controller's incarnation; calls with an older one are refused.
         lease_s: The guard ends with all it owns when the controller was not heard of for so long.
         reattach_s: How long a closed connection may take to come back; 0 ends the guard at once.
         ip: This host as the controller and other hosts see it; empty for its address on the way to the controller.
@@ -34,7 +33,6 @@ class GuardConfig(CarriesToken, frozen=True, kw_only=True):
     controller: list[str]
     run_dir: str
     runtime_dir: str
-    epoch: int = 0
     lease_s: float = 30.0
     reattach_s: float = 0.0
     ip: str = ""

@@ -108,7 +108,7 @@ class GuardListener:
         if guard is None or facts.get("run_id") != self._run.run_id:
             raise AuthenticationError(str(facts.get("guard_id")), "of another run")
         if guard.cut or guard.lost is not None:
-            raise ProtocolError("this guard was given up, and what it owned with it; its epoch is over", guard.guard_id)
+            raise ProtocolError("this guard was given up with its workers; it is not taken back", guard.guard_id)
         guard.arrive(facts)
         return guard.peer
 

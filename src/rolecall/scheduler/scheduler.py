@@ -485,7 +485,7 @@ class Scheduler(ABC):
         worker = member.worker
         addresses = [f"unix:{member.socket}"] if member.guard.here else []
         addresses.append(f"tcp:{worker.ip}:{worker.worker_ports[0]}")
-        hello = {"kind": "controller", "name": "controller", "run_id": self._run.run_id, "epoch": 0}
+        hello = {"kind": "controller", "name": "controller", "run_id": self._run.run_id}
         member.client = Client(
             member.id, addresses, self._run.token, loop=self._io.loop, hello=hello, context=self.home
         )

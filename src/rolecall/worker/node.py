@@ -35,7 +35,6 @@ class WorkerConfig(CarriesToken, frozen=True):
     worker_id: str
     run_id: str
     token: str
-    epoch: int
     socket: str
     ip: str
     bind: str
@@ -51,7 +50,7 @@ class WorkerNode:
 
     def __init__(self, config: WorkerConfig, loop: asyncio.AbstractEventLoop, ask_guard: AskGuard) -> None:
         self._config = config
-        hello = {"kind": "worker", "name": config.worker_id, "epoch": config.epoch}
+        hello = {"kind": "worker", "name": config.worker_id}
         self._owners = Connections(config.token, loop=loop, hello=hello)
         self._progress = Progress(config.progress or None)
         self._engines = Engines(config.worker_id, self._progress)
