@@ -274,8 +274,8 @@ def test_async_methods_run_beside_each_other_and_beside_a_plain_one(s: Scheduler
     role.create_engine(sample_engines.Turns)
     waiting = role[0].submit("wait_until_released")
 
-    async def meet() -> list[int]:
-        return await asyncio.gather(*(role[0].acall("meet", 100) for _ in range(100)))
+    async def meet() -> list[Any]:
+        return list(await asyncio.gather(*(role[0].acall("meet", 100) for _ in range(100))))
 
     assert asyncio.run(meet()) == [100] * 100
     assert asyncio.run(role[0].acall("release")) == 1
