@@ -86,7 +86,7 @@ class Client:
             raise fresh(self.peer.failure)
 
     def close(self) -> None:
-        """Ends the conversation and the dialling. Any thread, any number of times."""
+        """Ends the session and the dialling. Any thread, any number of times."""
         self.fail(RPCConnectionError(self.name, "closed on this side"))
 
     def fail(self, exc: BaseException) -> None:
