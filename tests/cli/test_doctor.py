@@ -36,6 +36,7 @@ def report_of(line: CommandLine) -> dict[str, Any]:
     return report
 
 
+@pytest.mark.slow("a controller of its own")
 def test_doctor_leaves_a_living_run_alone(cli: CommandLine, controller: Controller) -> None:
     """Its processes, runtime directory and ports are in order, also seen from another fileroot."""
     for line in (cli, CommandLine(cli.fileroot / "elsewhere")):

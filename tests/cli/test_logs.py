@@ -54,6 +54,7 @@ def test_logs_are_merged_or_of_one_worker_and_outlive_the_run(cli: CommandLine, 
     assert unknown.returncode == 2 and "actor/0, actor/1" in unknown.stderr
 
 
+@pytest.mark.slow("a controller of its own")
 def test_follow_shows_what_comes_and_ends_with_the_run(cli: CommandLine, controller: Controller) -> None:
     """Lines of workers that did not exist yet are followed too."""
     process = cli.start("logs", "-f", "--run", "cli/t0")

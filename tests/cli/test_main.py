@@ -52,5 +52,6 @@ def test_help_does_not_load_what_only_workers_need() -> None:
 
 
 def test_the_version_is_printed() -> None:
+    """`rolecall --version` prints the version of the package."""
     argv = [sys.executable, "-m", "rolecall.cli", "--version"]
     assert subprocess.check_output(argv, env=environment(), text=True, timeout=60).strip() == __version__

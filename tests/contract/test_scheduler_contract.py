@@ -56,6 +56,7 @@ class InterruptedWhileWriting(io.StringIO):
 def test_ctrl_c_as_a_run_says_where_it_listens_leaves_nothing(
     make: Callable[..., Scheduler], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A KeyboardInterrupt inside the constructor leaves no process behind."""
     before = {process.pid for process in psutil.Process().children(recursive=True)}
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stderr", InterruptedWhileWriting())
@@ -68,6 +69,7 @@ def test_ctrl_c_as_a_run_says_where_it_listens_leaves_nothing(
 
 
 def test_worker_ids_are_role_and_index_in_order(s: Scheduler) -> None:
+    """Ids are `role/index` in order, and no port is given out twice."""
     assert s.create_workers(Job("actor", 3)) == ["actor/0", "actor/1", "actor/2"]
     workers = s.get_workers("actor")
     assert [w.id for w in workers] == ["actor/0", "actor/1", "actor/2"]
@@ -77,27 +79,32 @@ def test_worker_ids_are_role_and_index_in_order(s: Scheduler) -> None:
 
 
 def test_a_job_without_replicas_is_refused() -> None:
+    """A job has at least one replica."""
     with pytest.raises(WorkerConfigurationError, match="use 1 or more"):
         Job("actor", 0)
 
 
 def test_a_job_with_the_wrong_number_of_specs_is_refused() -> None:
+    """A job has one spec for all replicas or one for each of them."""
     with pytest.raises(WorkerConfigurationError, match="one for each of the 3"):
         Job("actor", 3, [SchedulingSpec(), SchedulingSpec()])
 
 
 def test_an_unknown_strategy_is_refused() -> None:
+    """The error lists the strategies that exist."""
     with pytest.raises(WorkerConfigurationError, match="separation, colocation"):
         SchedulingStrategy("beside")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../x", "a b", "-x", "a" * 64, "a\0b", "ä"])
 def test_bad_role_names_are_refused(name: str) -> None:
+    """A role's name is short, ASCII, and cannot leave a folder or be taken for an option."""
     with pytest.raises(WorkerConfigurationError, match="bad role name"):
         Job(name)
 
 
 def test_a_role_that_exists_is_refused_and_stays(s: Scheduler) -> None:
+    """Creating a role of a name that is taken fails and leaves the existing role alone."""
     s.create_workers(Job("actor"))
     with pytest.raises(WorkerCreationError, match="there is a role of that name"):
         s.create_workers(Job("actor"))
@@ -105,6 +112,7 @@ def test_a_role_that_exists_is_refused_and_stays(s: Scheduler) -> None:
 
 
 def test_an_unknown_role_is_named_with_those_that_run(s: Scheduler) -> None:
+    """The error for an unknown role lists the running ones, the error for an unknown worker names it."""
     s.create_workers(Job("actor"))
     with pytest.raises(WorkerNotFoundError, match=r"no role 'actr' \(running: actor\)"):
         s.get_workers("actr")
@@ -115,6 +123,7 @@ def test_an_unknown_role_is_named_with_those_that_run(s: Scheduler) -> None:
 def test_more_devices_than_free_are_refused_and_may_be_had_when_they_are_given_back(
     s: Scheduler, facts: Backend
 ) -> None:
+    """Devices are exclusive to a role until it is deleted."""
     s.create_workers(Job("actor", DEVICES // 2, [SchedulingSpec(gpu=2)]))
     error, seen = facts.full
     with pytest.raises(error, match=seen):
@@ -124,6 +133,7 @@ def test_more_devices_than_free_are_refused_and_may_be_had_when_they_are_given_b
 
 
 def test_a_plan_starts_nothing_and_takes_nothing(s: Scheduler) -> None:
+    """`plan` shows the slots of a job, is repeatable, and reserves nothing."""
     job = Job("actor", DEVICES // 2, [SchedulingSpec(gpu=2)])
     plan = s.plan(job)
     assert [(slot.worker_id, slot.gpu) for slot in plan.slots] == [(f"actor/{i}", 2) for i in range(DEVICES // 2)]
@@ -136,6 +146,7 @@ def test_a_plan_starts_nothing_and_takes_nothing(s: Scheduler) -> None:
 
 
 def test_an_engine_is_created_and_called(s: Scheduler) -> None:
+    """An engine is called on all workers, on one worker, and with different arguments for each."""
     role = s.start("actor", replicas=2)
     role.create_engine(Echo, "hi")
     assert role.call("greet") == ["hi", "hi"]
@@ -159,6 +170,7 @@ def test_the_reference_interface_calls_engines_from_threads_and_tasks(s: Schedul
 
 
 def test_what_a_role_does_it_does_from_a_task_as_well(s: Scheduler) -> None:
+    """Each method of a role has an awaitable form with the same results and errors."""
     role = s.start("actor", replicas=2)
 
     async def use() -> list[list[Any]]:
@@ -172,12 +184,14 @@ def test_what_a_role_does_it_does_from_a_task_as_well(s: Scheduler) -> None:
 
 
 def test_options_do_not_share_a_namespace_with_arguments(s: Scheduler) -> None:
+    """A method's own argument `timeout` reaches the method, beside the option of that name."""
     role = s.start("actor")
     role.create_engine(Echo)
     assert role[0].with_options(timeout=30).call("add", 1, timeout=5) == 6
 
 
 def test_several_named_engines_live_in_one_worker(s: Scheduler) -> None:
+    """Engines of different names in one worker are addressed by name."""
     role = s.start("actor")
     role.create_engine(Echo, "default")
     role.with_options(engine="second").create_engine(Echo, "second")
@@ -187,6 +201,7 @@ def test_several_named_engines_live_in_one_worker(s: Scheduler) -> None:
 
 
 def test_a_second_engine_of_the_same_name_is_refused(s: Scheduler) -> None:
+    """Creating an engine under a taken name fails and leaves the first engine alone."""
     role = s.start("actor")
     role.create_engine(Echo)
     with pytest.raises(EngineCreationError, match="engine of that name"):
@@ -195,6 +210,7 @@ def test_a_second_engine_of_the_same_name_is_refused(s: Scheduler) -> None:
 
 
 def test_an_exception_comes_back_with_type_message_and_traceback(s: Scheduler) -> None:
+    """An engine's exception arrives as EngineCallError with worker, method, type, message and traceback."""
     role = s.start("actor")
     role.create_engine(Echo)
     with pytest.raises(EngineCallError) as caught:
@@ -207,6 +223,7 @@ def test_an_exception_comes_back_with_type_message_and_traceback(s: Scheduler) -
 
 
 def test_an_attribute_error_in_user_code_is_not_a_missing_method(s: Scheduler) -> None:
+    """An AttributeError raised by a method, a missing method and a missing engine are three different errors."""
     role = s.start("actor")
     role.create_engine(Echo)
     with pytest.raises(EngineCallError) as caught:
@@ -221,12 +238,14 @@ def test_an_attribute_error_in_user_code_is_not_a_missing_method(s: Scheduler) -
 
 @pytest.mark.parametrize("path", ["os.system", "subprocess.Popen", "os:system", "builtins.eval", "pathlib.Path"])
 def test_the_standard_library_is_refused_as_an_engine(s: Scheduler, path: str) -> None:
+    """A class of the standard library cannot be made an engine by its path."""
     role = s.start("actor")
     with pytest.raises(EngineImportError):
         role.create_engine(path)
 
 
 def test_a_class_that_is_not_there_is_an_import_error(s: Scheduler) -> None:
+    """A path that cannot be imported fails with EngineImportError, and the worker stays usable."""
     role = s.start("actor")
     for path in (
         "no_such_package.Engine",
@@ -240,6 +259,7 @@ def test_a_class_that_is_not_there_is_an_import_error(s: Scheduler) -> None:
 
 
 def test_a_constructor_that_raises_leaves_the_name_free(s: Scheduler) -> None:
+    """After a failed constructor an engine of the same name can be created."""
     role = s.start("actor")
     with pytest.raises(EngineCreationError, match="no such model"):
         role.create_engine(sample_engines.BadConstructor)
@@ -248,6 +268,7 @@ def test_a_constructor_that_raises_leaves_the_name_free(s: Scheduler) -> None:
 
 
 def test_what_does_not_travel_is_named_by_its_place_and_the_worker_lives_on(s: Scheduler) -> None:
+    """Arguments and results that are not serializable fail with their place inside the value."""
     role = s.start("actor")
     role.create_engine(Echo)
     with pytest.raises(EncodeError, match="function"):
@@ -283,6 +304,7 @@ def test_async_methods_run_beside_each_other_and_beside_a_plain_one(s: Scheduler
 
 
 def test_generators_stream(s: Scheduler) -> None:
+    """Items of generators and async generators arrive one by one and in order."""
     role = s.start("actor")
     role.create_engine(Echo)
     assert list(role[0].stream("numbers", 100)) == list(range(100))
@@ -295,6 +317,7 @@ def test_generators_stream(s: Scheduler) -> None:
 
 
 def test_a_deadline_is_kept_and_says_what_to_do(s: Scheduler) -> None:
+    """A call that exceeds its timeout fails with the command that shows the worker's stack."""
     role = s.start("actor")
     role.create_engine(Echo)
     with pytest.raises(WorkerTimeoutError, match="rolecall stack actor/0"):
@@ -303,6 +326,7 @@ def test_a_deadline_is_kept_and_says_what_to_do(s: Scheduler) -> None:
 
 
 def test_cancelling_reaches_an_async_method(s: Scheduler, tmp_path: Path) -> None:
+    """Cancelling the awaiting task raises CancelledError inside the engine's async method."""
     role = s.start("actor")
     role.create_engine(Echo)
     seen = tmp_path / "cancelled"
@@ -325,7 +349,9 @@ def test_cancelling_reaches_an_async_method(s: Scheduler, tmp_path: Path) -> Non
 # Tensors
 
 
+@pytest.mark.slow("workers that import torch")
 def test_tensors_come_whole_by_default_and_as_handles_on_request(s: Scheduler) -> None:
+    """Handles can be concatenated, split, passed to other workers and fetched."""
     import torch
 
     import rolecall
@@ -345,7 +371,9 @@ def test_tensors_come_whole_by_default_and_as_handles_on_request(s: Scheduler) -
     assert torch.equal(rolecall.localize(batch[2:4]), torch.tensor([[1.0] * 4, [2.0] * 4]))
 
 
+@pytest.mark.slow("workers that import torch")
 def test_a_constructor_is_given_tensors_for_handles(s: Scheduler) -> None:
+    """A handle among a constructor's arguments arrives as its tensor."""
     owner = s.start("owner").with_options(tensors="remote")
     owner.create_engine(sample_engines.Tensors)
     reader = s.start("reader")
@@ -357,6 +385,7 @@ def test_a_constructor_is_given_tensors_for_handles(s: Scheduler) -> None:
 
 
 def test_a_fork_lives_in_the_slot_of_its_target(s: Scheduler) -> None:
+    """A fork has an engine of its own beside its target, and a name that must be free."""
     actors = s.start("actor", replicas=2, gpu=2, env_vars={"COLOUR": "red"})
     actors.create_engine(Echo)
     refs = actors.fork("ref")
@@ -370,6 +399,7 @@ def test_a_fork_lives_in_the_slot_of_its_target(s: Scheduler) -> None:
 
 
 def test_deleting_a_fork_leaves_its_target_and_deleting_a_target_takes_its_forks(s: Scheduler) -> None:
+    """Deletion goes from a target to its forks, never the other way."""
     actors = s.start("actor")
     actors.create_engine(Echo)
     actors.fork("ref")
@@ -383,6 +413,7 @@ def test_deleting_a_fork_leaves_its_target_and_deleting_a_target_takes_its_forks
 
 
 def test_colocation_in_a_job_is_a_fork(s: Scheduler) -> None:
+    """A job with the strategy `colocation` becomes a fork of its target."""
     s.start("actor", replicas=2)
     assert s.create_workers(Job("ref", 2, scheduling_strategy=SchedulingStrategy("colocation", "actor"))) == [
         "ref/0",
@@ -391,6 +422,7 @@ def test_colocation_in_a_job_is_a_fork(s: Scheduler) -> None:
 
 
 def test_a_colocated_job_keeps_the_environment_that_its_specs_name(s: Scheduler, facts: Backend) -> None:
+    """Variables of a fork's own spec override those of its target."""
     s.start("actor", replicas=2, env_vars={"A": "target's", "B": "target's"})
     tasks = [SchedulingSpec(env_vars={"B": f"own {i}"}, port_count=3) for i in range(2)]
     role = s.start("ref", replicas=2, target="actor", tasks=tasks)
@@ -402,6 +434,7 @@ def test_a_colocated_job_keeps_the_environment_that_its_specs_name(s: Scheduler,
 
 
 def test_a_call_to_a_role_that_is_deleted_meanwhile_says_so(s: Scheduler) -> None:
+    """A pending call of a deleted role fails and names the deletion as the cause."""
     role = s.start("actor")
     role.create_engine(Echo)
     pending = role[0].submit("later", 1, 60.0)
@@ -411,6 +444,7 @@ def test_a_call_to_a_role_that_is_deleted_meanwhile_says_so(s: Scheduler) -> Non
 
 
 def test_colocation_without_a_fork_uses_the_targets_own_workers(s: Scheduler) -> None:
+    """Two roles share the same worker processes, and deleting the second leaves the first."""
     actors = s.start("actor", replicas=2)
     actors.create_engine(Echo, "actor")
     critics = s.start("critic", replicas=2, target="actor", fork=False)
@@ -423,6 +457,7 @@ def test_colocation_without_a_fork_uses_the_targets_own_workers(s: Scheduler) ->
 
 
 def test_colocation_with_other_replicas_or_without_a_target_is_refused(s: Scheduler) -> None:
+    """A colocated role has as many replicas as its target, which must exist."""
     s.start("actor", replicas=2)
     with pytest.raises(WorkerConfigurationError, match="as many as its target"):
         s.start("ref", replicas=3, target="actor")
@@ -436,6 +471,7 @@ def test_colocation_with_other_replicas_or_without_a_target_is_refused(s: Schedu
 
 
 def test_roles_are_deleted_one_or_all_and_may_be_made_again(s: Scheduler) -> None:
+    """Roles are deleted by name or all at once, and a deleted name is free again."""
     s.start("a")
     s.start("b")
     s.delete_workers("a")
@@ -469,6 +505,7 @@ def test_destroy_is_called_on_every_engine_before_its_worker_ends(s: Scheduler, 
 def test_a_run_says_in_one_line_where_it_listens_and_what_protects_it(
     make: Callable[..., Scheduler], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """A scheduler prints its address, its protection and its folder in one line, and nothing if `quiet`."""
     scheduler = make()
     (line,) = capsys.readouterr().err.splitlines()
     assert "listens on unix:" in line and "auth on, TLS off" in line and scheduler.run_dir in line
@@ -477,6 +514,7 @@ def test_a_run_says_in_one_line_where_it_listens_and_what_protects_it(
 
 
 def test_the_token_is_in_no_file_that_others_can_read(s: Scheduler) -> None:
+    """No file of the run directory holds the run's token."""
     s.start("actor")
     token = s._run.token.encode()
     for root, _, files in os.walk(s.run_dir):

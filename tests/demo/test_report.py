@@ -64,6 +64,7 @@ def test_phases_add_up_and_start_anew() -> None:
 
 
 def test_what_is_not_installed_is_said_before_anything_starts() -> None:
+    """A missing extra is named with the command that installs it."""
     check_needs()
     with pytest.raises(WorkerConfigurationError, match=r"needs no_such_module; pip install 'rolecall\[rl\]'"):
         check_needs(("json", "no_such_module"))

@@ -116,6 +116,7 @@ def family(s: Scheduler) -> Role:
 def test_a_killed_worker_fails_its_caller_at_once_and_leaves_nothing(
     s: Scheduler, facts: Backend, number: Signals, at: str
 ) -> None:
+    """The caller gets signal, pid, host and log tail of the dead worker in time, and its descendants are killed."""
     role = family(s)
     outcome = begin(s, role, at)
     victim_id = affected(at)
@@ -145,6 +146,7 @@ def _slow_pid(s: Scheduler) -> int:
 
 @pytest.mark.parametrize("at", STATES)
 def test_a_stopped_worker_is_reported_with_stacks(s: Scheduler, at: str) -> None:
+    """A worker stopped by SIGSTOP fails its caller with the stacks of its threads; a start fails as well."""
     role = family(s)
     outcome = begin(s, role, at)
     starting = at in ("starting", "forking")
@@ -168,6 +170,7 @@ def test_a_stopped_worker_is_reported_with_stacks(s: Scheduler, at: str) -> None
 def test_a_killed_guard_fails_all_callers_at_once_and_leaves_nothing(
     s: Scheduler, facts: Backend, number: Signals, at: str
 ) -> None:
+    """A dead guard takes its workers along, callers are told, and other guards' workers live on."""
     role = family(s)
     outcome = begin(s, role, at)
     guard, mark = guard_of(s.run_id, affected(at)), f"ROLECALL_GUARD={guard_id(s.run_id, affected(at))}"
@@ -193,6 +196,7 @@ def test_a_killed_guard_fails_all_callers_at_once_and_leaves_nothing(
 
 @pytest.mark.parametrize("at", STATES)
 def test_a_stopped_guard_is_reported_and_the_run_still_ends(s: Scheduler, at: str) -> None:
+    """A stopped guard is reported as an event, calls to its workers work on, and closing succeeds."""
     role = family(s)
     events: list[str] = []
     s.subscribe(lambda topic, facts: events.append(topic))
@@ -211,6 +215,7 @@ def test_a_stopped_guard_is_reported_and_the_run_still_ends(s: Scheduler, at: st
 def test_a_template_that_dies_or_stops_harms_no_worker_and_is_replaced(
     s: Scheduler, facts: Backend, number: Signals, at: str
 ) -> None:
+    """Running workers and calls go on, and later forks come from a new template."""
     role = family(s)
     begun = begin(s, role, "call") if at == "call" else None
     there = wait_for(lambda: templates(s.run_id), 5, "template")
@@ -251,6 +256,7 @@ def launch(backend: str, at: str, tmp_path: Path) -> tuple[subprocess.Popen[str]
 def test_a_killed_controller_takes_everything_with_it(
     backend: str, facts: Backend, tmp_path: Path, number: Signals, at: str
 ) -> None:
+    """No process of the run survives a killed controller."""
     controller, run_id = launch(backend, at, tmp_path)
     with controller:
         send(controller.pid, number)
@@ -260,6 +266,7 @@ def test_a_killed_controller_takes_everything_with_it(
 
 @pytest.mark.parametrize("at", STATES)
 def test_a_stopped_controller_is_not_dead(backend: str, facts: Backend, tmp_path: Path, at: str) -> None:
+    """A controller stopped for some seconds keeps its run; killed afterwards, it takes the run along."""
     controller, run_id = launch(backend, at, tmp_path)
     with controller:
         before = set(processes(run_id))
@@ -283,6 +290,7 @@ def test_ctrl_c_ends_everything_within_seconds(backend: str, facts: Backend, tmp
 
 
 def test_the_errors_of_a_dead_worker_stay_the_same_for_later_callers(s: Scheduler) -> None:
+    """Pending and later calls fail alike, and the role can be deleted and started again."""
     role = family(s)
     pending = [role[0].submit("wait") for _ in range(3)]
     send(s._table.members()[0].pid, SIGKILL)
@@ -298,6 +306,7 @@ def test_the_errors_of_a_dead_worker_stay_the_same_for_later_callers(s: Schedule
 
 
 def test_a_worker_that_leaves_by_itself_is_named_with_exit_code_and_log(s: Scheduler) -> None:
+    """A worker that exits during a call fails it with the exit code and the last log lines."""
     role = s.start("actor")
     role.create_engine(sample_engines.Echo)
     with pytest.raises(WorkerFailedError) as caught:

@@ -66,6 +66,7 @@ def leased(s: Scheduler) -> int:
 
 
 def test_when_the_middle_one_of_three_fails_exactly_the_other_two_are_killed(s: Scheduler, tmp_path: Path) -> None:
+    """A failed fork is rolled back as a whole: processes, ports and the name are free when the error is raised."""
     actors = s.start("actor", replicas=3)
     actors.create_engine(Echo)
     before, ports = set(processes(s.run_id)), leased(s)
@@ -86,6 +87,7 @@ def test_when_the_middle_one_of_three_fails_exactly_the_other_two_are_killed(s: 
 
 
 def test_an_unknown_target_and_an_existing_role_are_refused(s: Scheduler) -> None:
+    """Forking needs a target that exists and a name that is free."""
     s.start("actor")
     with pytest.raises(WorkerNotFoundError, match=r"no role 'actr' \(running: actor\)"):
         s.fork_workers("ref", "actr")
@@ -94,6 +96,7 @@ def test_an_unknown_target_and_an_existing_role_are_refused(s: Scheduler) -> Non
 
 
 def test_a_fork_sees_the_devices_of_its_target_also_when_there_are_several(s: Scheduler) -> None:
+    """A fork shares its target's devices and takes none of its own."""
     actors = s.start("actor", replicas=2, gpu=3)
     actors.create_engine(Echo)
     refs = actors.fork("ref")
@@ -105,6 +108,7 @@ def test_a_fork_sees_the_devices_of_its_target_also_when_there_are_several(s: Sc
 
 
 def test_a_fork_sees_its_targets_environment_as_it_is_now(s: Scheduler) -> None:
+    """Variables set on the target after its start are inherited by forks, engines and programs alike."""
     actors = s.start("actor", replicas=2, env_vars={"COLOUR": "red", "SHAPE": "round"})
     actors.create_engine(Echo)
     actors.set_env({"COLOUR": "blue", "SIZE": "large"})
@@ -120,6 +124,7 @@ def test_a_fork_sees_its_targets_environment_as_it_is_now(s: Scheduler) -> None:
 
 
 def test_a_program_gets_its_placeholders_and_no_shell(s: Scheduler) -> None:
+    """Placeholders are filled in, and every other argument reaches the program unchanged."""
     actors = s.start("actor", replicas=2, gpu=2)
     actors.create_engine(Echo)
     devices = actors[1].call("environment", "CUDA_VISIBLE_DEVICES")["CUDA_VISIBLE_DEVICES"]
@@ -133,12 +138,14 @@ def test_a_program_gets_its_placeholders_and_no_shell(s: Scheduler) -> None:
 
 
 def test_an_unknown_placeholder_is_named(s: Scheduler) -> None:
+    """A placeholder that does not exist is refused by its name."""
     actors = s.start("actor")
     with pytest.raises((WorkerCreationError, WorkerConfigurationError), match=r"\{prot\}"):
         actors.fork("show", command=[*SHOW, "{prot}"])
 
 
 def test_a_program_is_ready_by_http_tcp_or_a_line_of_its_log(s: Scheduler) -> None:
+    """All three kinds of readiness wait until the program serves."""
     actors = s.start("actor", replicas=2)
     for role, ready in (("http", "/"), ("tcp", "tcp"), ("log", {"log": "Serving HTTP on"})):
         servers = actors.fork(role, command=HTTP_SERVER, ready=ready)
@@ -148,6 +155,7 @@ def test_a_program_is_ready_by_http_tcp_or_a_line_of_its_log(s: Scheduler) -> No
 
 
 def test_a_dotted_module_runs_as_python_m(s: Scheduler) -> None:
+    """A string as command is a module; anything else is refused."""
     actors = s.start("actor")
     modules = actors.fork("module", command="tests.support.sample_program", ready={"log": "module of role module"})
     assert len(modules) == 1
@@ -156,6 +164,7 @@ def test_a_dotted_module_runs_as_python_m(s: Scheduler) -> None:
 
 
 def test_a_program_that_dies_while_starting_is_reported_at_once_with_its_log(s: Scheduler) -> None:
+    """Its exit code and its output are in the error, long before the time limit."""
     actors = s.start("actor")
     begun = time.monotonic()
     with pytest.raises(WorkerCreationError, match=r"exit code 3[\s\S]*no such checkpoint"):
@@ -166,6 +175,7 @@ def test_a_program_that_dies_while_starting_is_reported_at_once_with_its_log(s: 
 
 
 def test_deleting_a_forked_role_kills_its_processes_and_leaves_the_target_alone(s: Scheduler) -> None:
+    """Descendants are dead and ports are free when the deletion returns."""
     actors = s.start("actor", replicas=2)
     actors.create_engine(Echo)
     pids = actors.call("pid")
@@ -180,6 +190,7 @@ def test_deleting_a_forked_role_kills_its_processes_and_leaves_the_target_alone(
 
 
 def test_deleting_a_target_deletes_its_forks_first(s: Scheduler) -> None:
+    """Engines are destroyed from the deepest fork to the target."""
     actors = s.start("actor")
     actors.create_engine(sample_engines.Last, str(Path(s.run_dir) / "order"), "actor")
     refs = actors.fork("ref")
@@ -191,6 +202,7 @@ def test_deleting_a_target_deletes_its_forks_first(s: Scheduler) -> None:
 
 
 def test_a_fork_survives_a_fault_of_its_target_and_the_other_way_round(s: Scheduler) -> None:
+    """Target and fork are separate processes: either one may die alone."""
     actors = s.start("actor")
     actors.create_engine(Echo)
     refs = actors.fork("ref")
@@ -206,6 +218,7 @@ def test_a_fork_survives_a_fault_of_its_target_and_the_other_way_round(s: Schedu
 
 
 def test_colocation_in_a_job_may_name_a_program(s: Scheduler) -> None:
+    """A colocated job may run a program instead of engines."""
     s.start("rollout", replicas=2)
     spec = SchedulingSpec(cmd=HTTP_SERVER, ready="/")
     ids = s.create_workers(Job("server", 2, [spec], SchedulingStrategy("colocation", "rollout")))
@@ -213,6 +226,7 @@ def test_colocation_in_a_job_may_name_a_program(s: Scheduler) -> None:
 
 
 def test_forks_and_kills_at_the_same_time_leave_a_consistent_table(s: Scheduler) -> None:
+    """Roles forked and deleted by many threads leave no process and no row behind."""
     actors = s.start("actor", replicas=2)
     errors: list[BaseException] = []
 

@@ -182,6 +182,7 @@ def test_a_stopped_template_is_replaced(rig: Rig) -> None:
 
 
 def test_a_template_that_is_stopped_while_it_imports_is_replaced(make_rig: Callable[..., Rig], tmp_path: Path) -> None:
+    """A worker starts without waiting for the time limit of a stopped template's imports."""
     once = "import os, pathlib, signal\nfirst = pathlib.Path(__file__).with_name('first')\n"
     stop = "if not first.exists():\n    first.touch()\n    os.kill(os.getpid(), signal.SIGSTOP)\n"
     (tmp_path / "stops_once.py").write_text(once + stop)

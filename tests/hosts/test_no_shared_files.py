@@ -55,6 +55,7 @@ def pair(s: Scheduler) -> Role:
 
 
 def test_calls_work_and_tensors_come_back_and_pass_from_host_to_host(s: Scheduler, hosts: OfSlurm) -> None:
+    """Whole tensors, handles and forks work where no folder is shared."""
     role = pair(s)
     assert sorted(worker.ip for worker in s.get_workers("actor")) == sorted(hosts.cables)
     role.create_engine(sample_engines.Tensors)
@@ -68,6 +69,7 @@ def test_calls_work_and_tensors_come_back_and_pass_from_host_to_host(s: Schedule
 
 
 def test_logs_lie_on_the_hosts_in_the_folders_that_they_would_have_here(s: Scheduler, hosts: OfSlurm) -> None:
+    """Each host has the logs of its own workers and guard, at the same path."""
     pair(s)
     logs, first, second = Path(s.run_dir, "logs"), *(worker.ip for worker in s.get_workers("actor"))
     there = {address: {path.name for path in seen_on(hosts, address, logs).iterdir()} for address in (first, second)}
@@ -77,6 +79,7 @@ def test_logs_lie_on_the_hosts_in_the_folders_that_they_would_have_here(s: Sched
 
 
 def test_errors_and_ends_are_told_with_what_the_worker_wrote(s: Scheduler) -> None:
+    """An exception and an exit code arrive from a host that shares no file."""
     role = pair(s)
     role.create_engine(sample_engines.Echo)
     with pytest.raises(EngineCallError, match="no luck"):
@@ -104,6 +107,7 @@ def test_the_end_of_a_job_is_told_with_slurms_complaint(s: Scheduler, hosts: OfS
 def test_a_job_that_cannot_start_is_told_with_slurms_complaint(
     hosts: OfSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The output of a failed job reaches the error though its file is on another host."""
     with (
         hosts.scheduler(monkeypatch, **OPTIONS, fileroot=tmp_path, python="/no/such/python") as other,
         pytest.raises(WorkerCreationError, match=r"FAILED \(NonZeroExitCode\): .*/no/such/python: No such file"),
@@ -112,6 +116,7 @@ def test_a_job_that_cannot_start_is_told_with_slurms_complaint(
 
 
 def test_nothing_is_left_on_the_hosts_after_a_delete(s: Scheduler, hosts: OfSlurm) -> None:
+    """A worker's descendants and the job are gone when the deletion returns."""
     role = pair(s)
     role.create_engine(sample_engines.Parent)
     assert processes(s.run_id, "ROLECALL_WORKER=actor/0")

@@ -92,6 +92,7 @@ def test_a_host_that_crashes(s: Scheduler, hosts: OfRay) -> None:
 
 
 def test_a_raylet_that_is_killed_takes_all_along(s: Scheduler, hosts: OfRay) -> None:
+    """The loss of a node is the reason in the error, and the node's runtime directory is removed."""
     struck: list[str] = []
 
     def blow(address: str) -> None:
@@ -103,6 +104,7 @@ def test_a_raylet_that_is_killed_takes_all_along(s: Scheduler, hosts: OfRay) -> 
 
 
 def test_an_actor_that_somebody_kills_on_another_host(s: Scheduler, hosts: OfRay) -> None:
+    """The kill is the reason in the error, and the host's runtime directory is removed."""
     struck: list[str] = []
 
     def blow(address: str) -> None:

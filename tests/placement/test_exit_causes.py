@@ -70,6 +70,7 @@ def guard(io: IOThread, name: str = "g0") -> GuardProxy:
 
 
 def test_words_come_once_and_on_the_io_thread(io: IOThread, fates_of: Callable[[Manager], ExitCauses]) -> None:
+    """A cause is reported once, on the I/O thread, and not again when the limit passes."""
     waiter = Waiter()
     fates_of(Manager(ExitCause(True, "cancelled"))).explain(guard(io), waiter, patient=True, limit_s=SHORT_S)
     assert waiter.told.wait(LONG_S)
@@ -80,6 +81,7 @@ def test_words_come_once_and_on_the_io_thread(io: IOThread, fates_of: Callable[[
 def test_who_is_patient_waits_until_the_manager_has_noticed(
     io: IOThread, fates_of: Callable[[Manager], ExitCauses]
 ) -> None:
+    """A patient caller is answered with the first final cause."""
     waiter = Waiter()
     manager = Manager(RUNS, RUNS, ExitCause(True, "COMPLETING", final=False), ExitCause(True, "TIMEOUT"))
     fates_of(manager).explain(guard(io), waiter, patient=True, limit_s=LONG_S)
@@ -91,6 +93,7 @@ def test_who_is_patient_waits_until_the_manager_has_noticed(
 def test_who_is_not_patient_is_answered_when_the_manager_says_that_it_runs(
     io: IOThread, fates_of: Callable[[Manager], ExitCauses]
 ) -> None:
+    """An impatient caller gets no cause from a manager that has not noticed yet."""
     waiter = Waiter()
     manager = Manager(RUNS)
     fates_of(manager).explain(guard(io), waiter, patient=False, limit_s=LONG_S)
@@ -104,6 +107,7 @@ def test_who_is_not_patient_is_answered_when_the_manager_says_that_it_runs(
 def test_at_the_limit_whoever_waits_gets_what_is_known(
     io: IOThread, fates_of: Callable[[Manager], ExitCauses], says: ExitCause, words: str
 ) -> None:
+    """When the time limit passes, the last cause that was seen is the answer."""
     waiter = Waiter()
     fates_of(Manager(says)).explain(guard(io), waiter, patient=True, limit_s=SHORT_S)
     assert waiter.told.wait(LONG_S)
@@ -161,6 +165,7 @@ def test_an_error_of_the_managers_tools_is_no_answer(io: IOThread, fates_of: Cal
 
 
 def test_and_takes_nothing_back(io: IOThread, fates_of: Callable[[Manager], ExitCauses]) -> None:
+    """A later, emptier answer of the manager does not replace an earlier cause."""
     waiter = Waiter()
     manager = Broken(ExitCause(True, "COMPLETING", final=False), ExitCause(True, "", final=False), RUNS)
     fates_of(manager).explain(guard(io), waiter, patient=True, limit_s=3 * LOOK_S)
@@ -169,6 +174,7 @@ def test_and_takes_nothing_back(io: IOThread, fates_of: Callable[[Manager], Exit
 
 
 def test_closing_answers_who_waits_and_who_comes_later(io: IOThread, fates_of: Callable[[Manager], ExitCauses]) -> None:
+    """After closing, each caller is answered with no cause at once."""
     early, late = Waiter(), Waiter()
     fates = fates_of(Manager(RUNS))
     fates.explain(guard(io), early, patient=True, limit_s=LONG_S)

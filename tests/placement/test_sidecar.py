@@ -35,12 +35,14 @@ def sidecar(log: Path) -> Iterator[Sidecar]:
 
 
 def test_a_question_is_answered(sidecar: Sidecar) -> None:
+    """The value of a question's answer comes back as it was, also None."""
     assert sidecar.ask("echo", value={"a": [1, "ü"]}, timeout=LONG_S) == (True, {"a": [1, "ü"]})
     assert sidecar.ask("echo", value=None) == (True, None)
     assert sidecar.news == {}
 
 
 def test_news_are_the_latest_of_each_key(sidecar: Sidecar) -> None:
+    """Only the latest value of a key is kept, and can be waited for."""
     assert sidecar.ask("say", key="state", value="queued", timeout=LONG_S)[0]
     assert sidecar.ask("say", key="state", value="running")[0]
     assert sidecar.wait_for("state", LONG_S)
@@ -49,6 +51,7 @@ def test_news_are_the_latest_of_each_key(sidecar: Sidecar) -> None:
 
 
 def test_it_is_silent_until_there_is_an_answer(sidecar: Sidecar) -> None:
+    """A question without an answer marks the sidecar silent until it answers again."""
     assert not sidecar.silent
     assert sidecar.ask("nothing", timeout=SHORT_S) == (False, None)
     assert sidecar.silent
@@ -57,6 +60,7 @@ def test_it_is_silent_until_there_is_an_answer(sidecar: Sidecar) -> None:
 
 
 def test_what_fails_takes_nothing_with_it(sidecar: Sidecar) -> None:
+    """An exception or an unknown method is raised at the caller, and the sidecar goes on."""
     with pytest.raises(ZeroDivisionError):
         sidecar.ask("fail", timeout=LONG_S)
     with pytest.raises(KeyError, match="no such question"):
@@ -76,6 +80,7 @@ def test_its_end_is_news_with_its_last_words(sidecar: Sidecar) -> None:
 
 
 def test_a_question_under_way_ends_with_it(sidecar: Sidecar) -> None:
+    """A pending question returns when the sidecar dies, which is reported with its last words."""
     begun = time.monotonic()
     assert sidecar.ask("crash", words="no more", timeout=LONG_S) == (False, None)
     assert time.monotonic() - begun < LONG_S
@@ -83,6 +88,7 @@ def test_a_question_under_way_ends_with_it(sidecar: Sidecar) -> None:
 
 
 def test_its_end_is_known_though_its_log_was_removed(sidecar: Sidecar, log: Path) -> None:
+    """Without a log file the report names the path."""
     log.unlink()
     sidecar.tell("crash", words="to nobody")
     assert not sidecar.wait_for("joined", LONG_S)
@@ -90,6 +96,7 @@ def test_its_end_is_known_though_its_log_was_removed(sidecar: Sidecar, log: Path
 
 
 def test_the_end_of_one_that_says_nothing_points_to_its_log(sidecar: Sidecar, log: Path) -> None:
+    """A death without output is reported with the path of the log."""
     sidecar.tell("crash", words="")
     assert not sidecar.wait_for("joined", LONG_S)
     assert sidecar.lost == f"see {log}"
@@ -103,6 +110,7 @@ def test_closing_lets_it_end_by_itself(sidecar: Sidecar, log: Path) -> None:
 
 
 def test_one_that_hangs_is_killed(sidecar: Sidecar) -> None:
+    """Closing waits for its grace period, then kills the sidecar."""
     assert sidecar.ask("hang", timeout=LONG_S)[0]
     assert not sidecar.close(SHORT_S)
     assert sidecar.ask("echo", value=1) == (False, None)

@@ -59,14 +59,17 @@ def run_script(fileroot: Path, redirect: str = "", **env: str | bytes) -> str:
 
 @pytest.mark.parametrize("redirect", [">&-", "<&- >&- 2>&-"])
 def test_a_controller_without_standard_files_runs(tmp_path: Path, redirect: str) -> None:
+    """A run works with any of stdin, stdout and stderr closed."""
     assert run_script(tmp_path, redirect=redirect) == "hello"
 
 
 def test_an_environment_that_is_no_utf8_does_no_harm(tmp_path: Path) -> None:
+    """A variable that is no UTF-8 is passed to workers without an error."""
     assert run_script(tmp_path, NAME=b"caf\xe9") == "hello"
 
 
 def test_a_folder_that_was_deleted_is_named_as_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler made in a deleted current folder fails with that reason."""
     folder = tmp_path / "gone"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -76,6 +79,7 @@ def test_a_folder_that_was_deleted_is_named_as_the_reason(tmp_path: Path, monkey
 
 
 def test_runs_without_a_name_that_begin_in_the_same_second_are_two_runs(tmp_path: Path) -> None:
+    """Default trial names are unique."""
     with LocalScheduler(fileroot=tmp_path, preload=[]) as a, LocalScheduler(fileroot=tmp_path, preload=[]) as b:
         for s in (a, b):
             s.start("actor").create_engine(Echo)
@@ -83,6 +87,7 @@ def test_runs_without_a_name_that_begin_in_the_same_second_are_two_runs(tmp_path
 
 
 def test_a_run_directory_may_have_any_name(tmp_path: Path) -> None:
+    """Blanks, other alphabets, shell characters and long names in the path do no harm."""
     with LocalScheduler(fileroot=tmp_path / "a b" / "ü$HOME" / ("x" * 200), preload=[]) as s:
         role = s.start("actor")
         role.create_engine(Echo)
@@ -90,6 +95,7 @@ def test_a_run_directory_may_have_any_name(tmp_path: Path) -> None:
 
 
 def test_a_scheduler_may_live_in_any_thread(tmp_path: Path) -> None:
+    """A scheduler made and closed outside the main thread works."""
     seen: list[Any] = []
 
     def live() -> None:
@@ -128,6 +134,7 @@ def test_a_fork_of_the_controller_harms_nothing_and_is_refused(s: LocalScheduler
 
 
 def test_the_environment_is_changed_from_inside_a_running_loop(s: LocalScheduler) -> None:
+    """`set_env` and `aset_env` both work from a coroutine."""
     role = s.start("actor", replicas=2)
     role.create_engine(Echo)
 
@@ -151,6 +158,7 @@ def test_a_role_with_a_dead_worker_is_not_called_at_all(s: LocalScheduler) -> No
 
 
 def test_a_stream_that_nobody_reads_ends_when_its_iterator_goes(s: LocalScheduler) -> None:
+    """Dropping an iterator closes the generator on the worker, begun or not."""
     role = s.start("actor")
     role.create_engine(sample_engines.Streams)
     unread, begun = role[0].stream("endless"), role[0].stream("endless")
@@ -162,6 +170,7 @@ def test_a_stream_that_nobody_reads_ends_when_its_iterator_goes(s: LocalSchedule
 
 
 def test_a_method_that_is_replaced_is_called_in_its_new_form(s: LocalScheduler) -> None:
+    """A method that an engine replaces at run time is called as it is now."""
     role = s.start("actor")
     role.create_engine(sample_engines.Streams)
     assert role[0].call("count") == 0
@@ -170,6 +179,7 @@ def test_a_method_that_is_replaced_is_called_in_its_new_form(s: LocalScheduler) 
 
 
 def test_handles_are_held_until_the_answer_also_when_nobody_waits_for_it(s: LocalScheduler, tmp_path: Path) -> None:
+    """Arguments of a call that was only submitted are not freed before it has run."""
     owner = s.start("owner").with_options(tensors="remote")
     owner.create_engine(sample_engines.Tensors)
     reader = s.start("reader")
@@ -206,6 +216,7 @@ def test_tensors_that_nobody_will_read_are_freed(s: LocalScheduler, tmp_path: Pa
 
 
 def test_a_method_that_declares_rpc_meta_gets_it_and_no_other(s: LocalScheduler) -> None:
+    """`rpc_meta` reaches exactly those methods that declare it."""
     s.start("actor").create_engine(sample_engines.Meta)
     meta = {"broadcast": True}
     assert s.call_engine("actor/0", "declared", None, 1, rpc_meta=meta) == [1, meta]
@@ -215,6 +226,7 @@ def test_a_method_that_declares_rpc_meta_gets_it_and_no_other(s: LocalScheduler)
 
 
 def test_destroying_is_bounded_as_a_whole(s: LocalScheduler) -> None:
+    """The time limit of `destroy()` holds for its plain and its awaited part together."""
     role = s.start("actor", replicas=2)
     role.create_engine(sample_engines.SlowEnd, 8.0)
     begun = time.monotonic()
@@ -234,5 +246,6 @@ def test_forked_workers_draw_different_random_numbers(tmp_path: Path) -> None:
 def test_what_only_a_cluster_understands_is_passed_over_and_named(
     s: LocalScheduler, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """The local scheduler logs the options that it ignores."""
     s.start("actor", nodelist="n[1-2]", image="/images/a.sif")
     assert "role actor: image, nodelist mean nothing on one machine" in caplog.text

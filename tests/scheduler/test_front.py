@@ -10,6 +10,7 @@ from rolecall.scheduler.front import BACKENDS, options_of
 
 
 def test_an_unknown_scheduler_names_those_that_there_are() -> None:
+    """The error lists the schedulers that exist."""
     with pytest.raises(WorkerConfigurationError, match="use one of local, slurm, ray"):
         rolecall.scheduler("kubernetes")
 
@@ -22,6 +23,7 @@ def test_an_option_of_another_scheduler_is_refused_by_name(backend: str, option:
 
 
 def test_every_scheduler_has_the_common_options_and_its_own() -> None:
+    """`options_of` knows the shared options of each scheduler and those of its backend."""
     common = {"experiment", "trial", "fileroot", "tensors", "preload", "start_timeout", "grace_s", "lease_s", "quiet"}
     known = {name: options_of(backend) for name, backend in BACKENDS.items()}
     assert all(common <= options for options in known.values())

@@ -32,11 +32,13 @@ def s(tmp_path: Path) -> Iterator[LocalScheduler]:
 
 
 def test_a_call_before_any_engine_says_to_make_one(s: LocalScheduler) -> None:
+    """The error names `create_engine`."""
     with pytest.raises(EngineNotFoundError, match=r"known: none\); create one with create_engine first"):
         s.start("early").call("greet")
 
 
 def test_only_what_can_be_called_is_offered(s: LocalScheduler) -> None:
+    """The error for a missing method lists the methods of the engine, not its attributes."""
     role = s.start("offers")
     role.create_engine("tests.support.crashing.Crashing")
     with pytest.raises(EngineNotFoundError, match=r"no method 'size' .*\(known: crash, name\)"):
@@ -44,6 +46,7 @@ def test_only_what_can_be_called_is_offered(s: LocalScheduler) -> None:
 
 
 def test_a_result_that_does_not_travel_names_the_method_and_the_worker(s: LocalScheduler) -> None:
+    """The error names place, method and worker."""
     role = s.start("results")
     role.create_engine(Echo)
     with pytest.raises(EncodeError, match=r"result\['fn'\]\[0\] of unencodable\(\) on results/0: .*lock"):
@@ -51,6 +54,7 @@ def test_a_result_that_does_not_travel_names_the_method_and_the_worker(s: LocalS
 
 
 def test_a_method_that_returns_no_stream_says_how_to_call_it(s: LocalScheduler) -> None:
+    """Streaming a plain method fails and shows the call to use."""
     role = s.start("streams")
     role.create_engine(Echo)
     with pytest.raises(EngineCallError, match=r"returned int, which cannot be streamed; use .call\('calls', ...\)"):
@@ -58,17 +62,20 @@ def test_a_method_that_returns_no_stream_says_how_to_call_it(s: LocalScheduler) 
 
 
 def test_a_worker_that_is_not_there_is_told_with_how_many_are(s: LocalScheduler) -> None:
+    """An index beyond the replicas fails with their number."""
     with pytest.raises(IndexError, match=r"role 'few' has 2 worker\(s\), none at index 2"):
         s.start("few", replicas=2)[2]
 
 
 def test_map_takes_tuples_and_no_strings(s: LocalScheduler) -> None:
+    """Arguments for `map` that are no tuples are refused, with what is expected."""
     role = s.start("mapped", replicas=2)
     with pytest.raises(WorkerConfigurationError, match="no tuple: 'ab'; one tuple of arguments for each worker"):
         role.map("echo", ["ab", "cd"])  # type: ignore[list-item]
 
 
 def test_devices_on_a_machine_without_any(tmp_path: Path) -> None:
+    """Asking for a device on a machine without one fails with that reason."""
     options: dict[str, Any] = {"experiment": "mistakes", "fileroot": tmp_path, "preload": [], "devices": []}
     with (
         LocalScheduler(trial="none", **options) as s,
@@ -78,6 +85,7 @@ def test_devices_on_a_machine_without_any(tmp_path: Path) -> None:
 
 
 def test_options_of_tensors_and_ports_are_checked_where_they_are_given(s: LocalScheduler) -> None:
+    """Bad option values fail when they are given, not when they are used."""
     role = s.start("options")
     with pytest.raises(WorkerConfigurationError, match="unknown tensor policy: 'remot'; use one of local, remote"):
         role.with_options(tensors="remot")  # type: ignore[arg-type]
@@ -98,6 +106,7 @@ def test_time_limits_with_which_nothing_would_ever_end_are_refused(limit: dict[s
 
 
 def test_a_scheduler_after_its_block_says_so(tmp_path: Path) -> None:
+    """Using a scheduler or role after the `with` block fails with that reason."""
     with LocalScheduler(experiment="mistakes", trial="ended", fileroot=tmp_path, preload=[]) as s:
         role = s.start("actor")
     for use in (lambda: s.start("late"), lambda: role.fork("late"), lambda: role.call("greet")):
@@ -106,6 +115,7 @@ def test_a_scheduler_after_its_block_says_so(tmp_path: Path) -> None:
 
 
 def test_a_crash_in_native_code_leaves_the_python_stack_in_the_error(s: LocalScheduler) -> None:
+    """A segmentation fault is reported with the Python stack in the log tail."""
     role = s.start("crash")
     role.create_engine("tests.support.crashing.Crashing")
     with pytest.raises(WorkerFailedError) as caught:
@@ -116,6 +126,7 @@ def test_a_crash_in_native_code_leaves_the_python_stack_in_the_error(s: LocalSch
 
 
 def test_a_program_read_from_stdin_cannot_give_its_classes_to_workers(tmp_path: Path) -> None:
+    """The error says that the class must be in a module."""
     program = f"""
 import rolecall
 class A: pass

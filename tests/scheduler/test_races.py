@@ -96,6 +96,7 @@ def test_ports_leased_for_a_start_that_never_began_are_given_back(s: LocalSchedu
 
 
 def test_two_roles_started_at_once_get_different_devices(tmp_path: Path) -> None:
+    """Concurrent starts never share a device."""
     options: dict[str, Any] = {"preload": [], "devices": ["0", "1"]}
     with LocalScheduler(experiment="races", trial="devices", fileroot=tmp_path, **options) as s:
         sides = [Side(lambda name=name: s.start(name, gpu=1)) for name in ("a", "b")]  # type: ignore[misc]
@@ -109,6 +110,7 @@ def test_two_roles_started_at_once_get_different_devices(tmp_path: Path) -> None
 
 
 def test_threads_that_delete_and_start_one_role_never_end_each_others_workers(s: LocalScheduler) -> None:
+    """A deletion ends the role that it meant and none that came after it."""
     role = s.start("a", gpu=2)
     role.create_engine(Echo)
     sides = [Side(lambda: s.delete_workers("a")) for _ in range(4)]
@@ -129,6 +131,7 @@ def test_threads_that_delete_and_start_one_role_never_end_each_others_workers(s:
 
 
 def test_a_target_that_is_deleted_takes_the_fork_with_it_that_is_being_started(s: LocalScheduler) -> None:
+    """A fork under way ends with its target."""
     actors = s.start("actor", gpu=1)
     up = Path(s.run_dir) / "up"
     program = "import pathlib, sys, time\nprint('sleeping', flush=True)\n"
@@ -146,6 +149,7 @@ def test_a_target_that_is_deleted_takes_the_fork_with_it_that_is_being_started(s
 
 
 def test_closing_ends_a_start_under_way_at_once(s: LocalScheduler) -> None:
+    """Closing rolls back a start that would never finish."""
     side = starting(s, lambda: s.start("slow", cmd=NEVER_READY, ready={"log": "never"}), "slow")
     begun = time.monotonic()
     s.close()
@@ -156,6 +160,8 @@ def test_closing_ends_a_start_under_way_at_once(s: LocalScheduler) -> None:
 
 
 def test_ctrl_c_while_a_role_starts_takes_it_back(s: LocalScheduler) -> None:
+    """An interrupted start is rolled back: no process, no lease, and the devices are free."""
+
     def interrupt() -> None:
         wait_for(lambda: "sleeping" in log(s, "slow/0"), 20, "starting worker")
         signal.pthread_kill(main, signal.SIGINT)
@@ -171,6 +177,7 @@ def test_ctrl_c_while_a_role_starts_takes_it_back(s: LocalScheduler) -> None:
 
 
 def test_ctrl_c_while_a_role_is_deleted_lets_it_be_deleted_again(s: LocalScheduler) -> None:
+    """An interrupted deletion can be repeated and then frees everything."""
     stubborn = "import signal, time; signal.signal(signal.SIGTERM, lambda *a: print('asked', flush=True))\n"
     stubborn += "print('up', flush=True)\nwhile True: time.sleep(3600)"
     s.start("stubborn", gpu=2, cmd=[sys.executable, "-c", stubborn], ready={"log": "up"})
@@ -215,6 +222,7 @@ def signal_guard(s: LocalScheduler) -> None:
 
 
 def test_after_the_guard_was_lost_starts_are_refused_and_closing_is_quick(s: LocalScheduler) -> None:
+    """A run without its guard starts nothing and closes without waiting."""
     s.start("actor").create_engine(Echo)
     signal_guard(s)
     wait_for(lambda: s._guard.lost is not None, 5, "loss of the guard")
@@ -228,6 +236,7 @@ def test_after_the_guard_was_lost_starts_are_refused_and_closing_is_quick(s: Loc
 
 
 def test_a_closed_scheduler_says_so(s: LocalScheduler) -> None:
+    """Starting, calling and configuring after `close` fail with that reason."""
     role = s.start("actor")
     s.close()
     for use in (lambda: s.start("next"), lambda: role.call("greet"), lambda: role.set_env({"A": "1"})):

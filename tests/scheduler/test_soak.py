@@ -52,6 +52,7 @@ def step(rollout: Role, actor: Role) -> None:
 
 
 def test_two_thousand_steps_with_handles_leave_memory_descriptors_and_threads_flat(s: LocalScheduler) -> None:
+    """Controller, guard and workers do not grow over thousands of training steps."""
     rollout = s.start("rollout", replicas=2).with_options(tensors="remote")
     actor = s.start("actor", replicas=2)
     for role in (rollout, actor):

@@ -116,6 +116,7 @@ def test_no_process_and_no_file_that_others_may_read_shows_the_token(
 def test_nothing_of_a_run_stays_that_holds_its_token(
     make: Callable[..., Scheduler], cluster: SlurmCluster | SharedRay, tmp_path: Path
 ) -> None:
+    """After a run no file and no process holds its token."""
     with cluster_run(make) as run:
         token, runtime_dir = run.token, run.runtime_dir
     folder = cluster.folder if isinstance(cluster, SlurmCluster) else cluster.nodes.folder
@@ -157,6 +158,7 @@ def test_what_is_hostile_to_a_shell_arrives_as_it_is(
 
 
 def test_an_experiment_or_role_is_no_place_for_options(make: Callable[..., Scheduler], cluster: object) -> None:
+    """Names that a batch script or a shell could take for something else are refused."""
     for name in ("a\n#SBATCH --uid=0", "a b", "a;b", "$(id)", "-x", "a/b", ""):
         with pytest.raises(Exception, match="bad experiment name"):
             make(experiment=name)

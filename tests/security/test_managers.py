@@ -53,6 +53,7 @@ def test_slurm_shows_nobody_the_token(on_slurm: Callable[..., Scheduler], slurm_
 def test_slurm_gives_the_script_to_no_other_user(
     on_slurm: Callable[..., Scheduler], slurm_cluster: SlurmCluster
 ) -> None:
+    """Another user cannot read the job's script, which holds the token."""
     with cluster_run(on_slurm) as run:
         (job,) = slurm_cluster.jobs()
         nobody = pwd.getpwnam("nobody")
@@ -98,6 +99,7 @@ def test_no_option_of_a_job_adds_a_line_to_its_script(
 def test_what_no_option_of_srun_may_hold_is_refused(
     on_slurm: Callable[..., Scheduler], slurm_cluster: SlurmCluster
 ) -> None:
+    """Options that would add lines to the script or reach a shell are refused, and nothing is submitted."""
     with on_slurm() as s:
         refused: list[tuple[str, Any]] = [
             ("srun_additional_args", ["--chdir=/\n#SBATCH --uid=0"]),

@@ -67,6 +67,7 @@ def held_by_others(ports: list[int]) -> list[int]:
     return taken
 
 
+@pytest.mark.slow("two live runs")
 def test_ports_of_two_hundred_requests_of_two_runs_are_all_different(runs: tuple[LiveRun, LiveRun]) -> None:
     """From workers and guards; while the runs live nobody else gets one, and afterwards everybody may."""
 

@@ -73,6 +73,7 @@ def test_no_block_of_lines_stands_in_two_backends(one: str, other: str) -> None:
 
 @pytest.mark.parametrize("shared", ["../scheduler/scheduler.py", "cluster.py"])
 def test_no_backend_repeats_what_it_inherits(shared: str) -> None:
+    """No block of code of the shared placement modules stands again in a backend."""
     above = blocks(shared)
     for name in itertools.chain(*BACKENDS.values()):
         found = blocks(name)
@@ -88,6 +89,7 @@ def test_a_backend_is_small_without_its_planner(backend: str) -> None:
 
 
 def test_every_planner_belongs_to_a_backend() -> None:
+    """The list of pure planners names only files of the backends."""
     assert set(itertools.chain(*BACKENDS.values())) >= PLANNERS
 
 

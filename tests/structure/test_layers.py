@@ -210,6 +210,7 @@ def test_the_check_itself_sees_what_is_forbidden(own: str, text: str, allowed: b
 
 
 def test_the_layers_shown_are_those_that_are_enforced() -> None:
+    """The table of layers in docs/design.md equals MAY_IMPORT."""
     section = (ROOT / "docs" / "design.md").read_text().partition("\n## Layers\n")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| `([\w.]+)` \| [^|]* \| ([^|]*) \|$", section, re.MULTILINE)
     said = {part: tuple(re.findall(r"`([\w.]+)`", allowed)) for part, allowed in rows}

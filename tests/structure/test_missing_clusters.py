@@ -34,6 +34,7 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_developers_machine_is_told_how_to_get_it(
     bare: None, monkeypatch: pytest.MonkeyPatch, running: Cluster, line: str
 ) -> None:
+    """Without the cluster's programs a test is skipped with the command that installs them."""
     monkeypatch.delenv("CI", raising=False)
     with pytest.raises(pytest.skip.Exception, match=line):
         running().__enter__()
@@ -41,6 +42,7 @@ def test_a_developers_machine_is_told_how_to_get_it(
 
 @pytest.mark.parametrize("running", [running_slurm, of_slurm])
 def test_in_ci_it_is_a_failure(bare: None, monkeypatch: pytest.MonkeyPatch, running: Cluster) -> None:
+    """With `CI` set, a missing cluster fails its tests instead of skipping them."""
     monkeypatch.setenv("CI", "1")
     with pytest.raises(AssertionError, match=HOW), running():
         pytest.fail("there is a cluster")

@@ -23,12 +23,14 @@ EXPECTED = [
 
 
 def test_every_program_of_the_readme_is_known_here() -> None:
+    """Each program of the README has an expected output below."""
     assert len(PROGRAMS) == len(EXPECTED)
 
 
 @pytest.mark.slow("the page's programs, as a user would run them")
 @pytest.mark.parametrize("index", range(len(EXPECTED)))
 def test_a_program_of_the_readme_runs_and_prints_what_it_says(index: int, tmp_path: Path) -> None:
+    """Each program of the README runs as it stands there, with the output that it shows."""
     script = tmp_path / "program.py"
     script.write_text(PROGRAMS[index])
     env = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join([str(SOURCES), *sys.path])}

@@ -16,6 +16,7 @@ def _block(start: int, stop: int) -> Block:
 
 
 def test_a_block_serves_every_range_inside_it() -> None:
+    """A cached block answers each range within its own, counts hits and misses, and no other shard's."""
     cache = Cache(100)
     assert cache.put(KEY, _block(10, 20))
     for start, stop in ((10, 20), (12, 13)):
@@ -26,6 +27,7 @@ def test_a_block_serves_every_range_inside_it() -> None:
 
 
 def test_the_least_recently_used_shard_goes_first() -> None:
+    """A full cache evicts the shard that was used longest ago."""
     cache = Cache(30)
     for key in (KEY, OTHER, THIRD):
         cache.put(key, _block(0, 10))
@@ -36,12 +38,14 @@ def test_the_least_recently_used_shard_goes_first() -> None:
 
 
 def test_what_is_larger_than_the_budget_is_not_kept() -> None:
+    """A block larger than the whole cache is not stored."""
     cache = Cache(5)
     assert not cache.put(KEY, _block(0, 6))
     assert cache.metrics()["bytes"] == 0
 
 
 def test_a_larger_block_replaces_those_inside_it() -> None:
+    """A block that covers others of its shard replaces them, and discarding a shard frees all of its bytes."""
     cache = Cache(100)
     for start, stop in ((0, 10), (20, 30), (5, 40)):
         cache.put(KEY, _block(start, stop))
@@ -63,6 +67,7 @@ def test_a_large_block_is_kept_when_it_is_fetched_again() -> None:
 
 
 def test_what_was_fetched_once_is_forgotten_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large block is kept at its second fetch only, if the first was not too long ago."""
     monkeypatch.setattr(cache_module, "REMEMBERED", 2)
     monkeypatch.setattr(cache_module, "LARGE", 10)
     cache = Cache(100)

@@ -101,6 +101,7 @@ def test_indexing_equals_torchs(shape: list[int], chain: list[Any]) -> None:
 
 @given(shapes, st.one_of(st.integers(-1, 7), st.lists(st.integers(0, 4), max_size=4)))
 def test_split_equals_torchs(shape: list[int], size: Any) -> None:
+    """`split` of a handle gives what `split` of its tensor gives, errors included."""
     world, tensor = World(), _numbered(shape)
     handle = world.leave(tensor)
     _both(world, _outcome(lambda: handle.split(size)), _outcome(lambda: tensor.split(size)))
@@ -108,6 +109,7 @@ def test_split_equals_torchs(shape: list[int], size: Any) -> None:
 
 @given(shapes, st.integers(1, 7))
 def test_chunk_equals_torchs(shape: list[int], chunks: int) -> None:
+    """`chunk` of a handle gives what `chunk` of its tensor gives, errors included."""
     world, tensor = World(), _numbered(shape)
     handle = world.leave(tensor)
     _both(world, _outcome(lambda: handle.chunk(chunks)), _outcome(lambda: tensor.chunk(chunks)))
@@ -115,6 +117,7 @@ def test_chunk_equals_torchs(shape: list[int], chunks: int) -> None:
 
 @given(st.lists(st.integers(0, 4), max_size=2), st.lists(st.integers(0, 4), min_size=1, max_size=5))
 def test_cat_and_stack_equal_torchs(row: list[int], lengths: list[int]) -> None:
+    """`cat` and `stack` of handles give what they give for the tensors, errors included."""
     world = World()
     tensors = [_numbered([n, *row]) + 100 * i for i, n in enumerate(lengths)]
     handles = [world.leave(t) for t in tensors]
@@ -134,6 +137,7 @@ def test_what_was_split_and_joined_again_is_one_piece(lengths: list[int], size: 
 
 @pytest.mark.parametrize("name", list(ITEMSIZE))
 def test_every_dtype_keeps_its_bits(name: str) -> None:
+    """Slices of handles of any dtype, joined and fetched, have the tensor's bytes."""
     world = World()
     bits = torch.randint(0, 2 if name == "bool" else 256, (6 * ITEMSIZE[name],), dtype=torch.uint8)
     tensor = bits.view(torch_dtype(name)).view(2, 3)
@@ -144,6 +148,7 @@ def test_every_dtype_keeps_its_bits(name: str) -> None:
 
 
 def test_a_handle_is_read_row_by_row() -> None:
+    """Length, size, dimension and iteration of a handle are those of its tensor."""
     world, tensor = World(), _numbered([3, 2])
     handle = world.leave(tensor)
     assert len(handle) == 3 and handle.size(0) == 3 and handle.dim() == 2
@@ -164,18 +169,21 @@ def test_a_handle_is_read_row_by_row() -> None:
     ],
 )
 def test_computing_with_a_handle_says_what_to_do(use: Any) -> None:
+    """Arithmetic, comparison and torch functions on a handle fail and name `rolecall.localize`."""
     handle = World().leave(torch.ones(4))
     with pytest.raises(TypeError, match=r"rolecall\.localize\(x\)"):
         use(handle)
 
 
 def test_a_missing_attribute_says_what_to_do() -> None:
+    """A tensor's method that handles lack fails and names `rolecall.localize`."""
     with pytest.raises(AttributeError, match=r"'softmax'.*rolecall\.localize\(x\)"):
         _ = World().leave(torch.ones(4)).softmax
 
 
 @pytest.mark.parametrize("dim", [1, -1])
 def test_another_axis_is_refused_because_bytes_would_move(dim: int) -> None:
+    """Handles are joined and split along axis 0 only."""
     handle = World().leave(torch.ones(4, 2))
     with pytest.raises(ValueError, match="axis 0 only"):
         RTensor.cat([handle, handle], dim=dim)
@@ -184,12 +192,14 @@ def test_another_axis_is_refused_because_bytes_would_move(dim: int) -> None:
 
 
 def test_dtypes_are_not_mixed() -> None:
+    """Joining handles of different dtypes is refused."""
     world = World()
     with pytest.raises(TypeError, match="bfloat16"):
         RTensor.cat([world.leave(torch.ones(2)), world.leave(torch.ones(2, dtype=torch.bfloat16))])
 
 
 def test_equality_is_identity() -> None:
+    """Handles compare and hash by identity, and a deep copy is the handle itself."""
     world = World()
     handle = world.leave(torch.ones(2))
     assert handle == handle and handle[:] != handle and len({handle, handle}) == 1
@@ -197,11 +207,13 @@ def test_equality_is_identity() -> None:
 
 
 def test_a_handle_is_not_pickled() -> None:
+    """Pickling a handle fails and says what to do instead."""
     with pytest.raises(TypeError, match="localize"):
         pickle.dumps(World().leave(torch.ones(2)))
 
 
 def test_repr_names_shape_dtype_and_owner() -> None:
+    """The repr of a handle shows shape, dtype and the worker that holds it."""
     assert repr(World().leave(torch.ones(2, 3))) == "RTensor([2, 3], float32, on actor/0)"
 
 
@@ -243,16 +255,19 @@ def _shard(**changes: Any) -> tuple[Any, ...]:
     ],
 )
 def test_bytes_that_are_no_handle_are_refused(plain: Any) -> None:
+    """A received description that is no handle is refused by a typed error."""
     with pytest.raises(DecodeError):
         RTensor.from_plain(plain)
 
 
 def test_pieces_must_fill_the_shape() -> None:
+    """A handle whose pieces have another number of elements than its shape is refused."""
     shard = Shard("0" * 32, "a/0", (), "wire", {}, "int8", (4,), 4)
     with pytest.raises(ValueError, match="elements"):
         RTensor("int8", (5,), [Piece(shard, 0, 4)])
 
 
 def test_importing_handles_does_not_import_torch() -> None:
+    """The controller's side of handles works without torch."""
     code = "import rolecall.tensors.functions, rolecall.tensors.lifetime, sys; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -68,6 +68,7 @@ def world() -> Iterator[World]:
 
 
 def test_handles_dropped_in_a_garbage_cycle_are_freed(world: World) -> None:
+    """Handles that the garbage collector finds are freed, many in one request."""
     cycle: list[Any] = [world.handle() for _ in range(100)]
     cycle.append(cycle)
     del cycle
@@ -78,6 +79,7 @@ def test_handles_dropped_in_a_garbage_cycle_are_freed(world: World) -> None:
 
 
 def test_letting_go_does_not_wait_for_the_owner(world: World) -> None:
+    """Dropping a handle never blocks on an owner that does not answer, and frees once it does."""
     world.owners["a"].may_answer.clear()
     for _ in range(3):
         world.handle("a")
@@ -89,6 +91,8 @@ def test_letting_go_does_not_wait_for_the_owner(world: World) -> None:
 
 
 def test_many_threads_may_let_go_at_the_same_time(world: World) -> None:
+    """Handles dropped by several threads are each freed once, and none is forgotten."""
+
     def work() -> None:
         for _ in range(300):
             world.handle()
@@ -105,6 +109,7 @@ def test_many_threads_may_let_go_at_the_same_time(world: World) -> None:
 
 
 def test_shards_of_dead_owners_are_passed_over(world: World) -> None:
+    """A dead owner's shards are skipped, and those of living ones freed."""
     world.handle("dead")
     world.handle("a")
     assert world.home.flush()
@@ -112,6 +117,7 @@ def test_shards_of_dead_owners_are_passed_over(world: World) -> None:
 
 
 def test_a_connect_that_breaks_does_not_end_the_freeing(world: World) -> None:
+    """An unexpected error of one owner's connection is counted, and later handles are freed."""
     world.owners["b"].request = None  # type: ignore[method-assign, assignment]
     world.handle("b")
     assert world.home.flush()
@@ -132,6 +138,7 @@ def test_a_scope_of_one_thread_leaves_the_shards_of_others(world: World) -> None
 
 
 def test_a_scope_frees_also_when_its_step_fails(world: World) -> None:
+    """Handles made inside a scope are freed when its block raises."""
     with pytest.raises(KeyError), world.home.scope():
         handle = world.handle()
         raise KeyError
@@ -139,6 +146,7 @@ def test_a_scope_frees_also_when_its_step_fails(world: World) -> None:
 
 
 def test_a_freed_shard_is_refused_without_asking(world: World) -> None:
+    """Fetching a cleared handle fails at once, without a request to its owner."""
     handle = world.handle()
     functions.clear([handle])
     with pytest.raises(ShardNotFoundError, match="were cleared"):
@@ -146,6 +154,7 @@ def test_a_freed_shard_is_refused_without_asking(world: World) -> None:
 
 
 def test_a_handle_outside_any_run_says_so() -> None:
+    """Fetching a handle that belongs to no run fails with that reason."""
     shard = Shard(uuid.uuid4().hex, "a", (), "wire", {}, "int8", (4,), 4)
     with pytest.raises(TensorError, match="outside"):
         RTensor.of(shard).localize()

@@ -25,6 +25,7 @@ def _batch(mask: list[list[int]]) -> dict[str, Any]:
 
 
 def test_columns_that_no_row_uses_go_from_every_tensor_of_the_grid() -> None:
+    """Trailing columns without any attention are cut from all tensors of that shape, and from nothing else."""
     batch = _batch([[1, 1, 0, 0], [1, 1, 1, 0]])
     out = trimmed(batch)
     assert out["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
@@ -35,6 +36,7 @@ def test_columns_that_no_row_uses_go_from_every_tensor_of_the_grid() -> None:
 
 
 def test_leading_padding_and_holes_stay() -> None:
+    """Only columns behind the last used one are cut."""
     assert trimmed(_batch([[0, 1, 0, 1, 0]]))["attention_mask"].tolist() == [[0, 1, 0, 1]]
 
 
@@ -51,4 +53,5 @@ def test_leading_padding_and_holes_stay() -> None:
     ],
 )
 def test_anything_else_is_returned_as_it_is(value: Any) -> None:
+    """A value that is no padded batch is returned as the same object."""
     assert trimmed(value) is value

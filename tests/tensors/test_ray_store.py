@@ -137,6 +137,7 @@ def test_every_dtype_keeps_its_bits(workers: Role) -> None:
 
 
 def test_sixty_four_mebibytes_of_bfloat16(workers: Role) -> None:
+    """A large tensor arrives with its bytes at another worker and at the controller."""
     handle = workers[0].call("random", ["bfloat16"], 64 * MIB)[0]
     expected = digest(random_bits("bfloat16", 64 * MIB, 0))
     assert workers[1].call("digests", [handle]) == [expected]
@@ -144,6 +145,7 @@ def test_sixty_four_mebibytes_of_bfloat16(workers: Role) -> None:
 
 
 def test_what_lies_otherwise_in_memory_is_stored_as_it_reads(workers: Role) -> None:
+    """Transposed, strided and expanded tensors are stored by value."""
     handles = workers[0].call("strided")
     assert backends(*handles) == ["ray"] * 4
     expected = [digest(tensor) for tensor in Tensors().strided()]
@@ -178,11 +180,13 @@ def test_a_reader_may_change_what_it_got(workers: Role) -> None:
 
 
 def test_a_small_tensor_is_not_ray_s(workers: Role) -> None:
+    """Tensors below the threshold are stored by the worker itself."""
     assert backends(workers[0].call("rows", 1, SMALLEST // 4)) == ["ray"]
     assert "ray" not in backends(workers[0].call("rows", 1, SMALLEST // 4 - 1))
 
 
 def test_a_task_gets_its_tensors_too(workers: Role) -> None:
+    """An async method is given tensors for handles, as a plain one is."""
     handle = workers[0].call("rows", 256, 256)
     assert workers[1].call("total_in_a_task", handle) == 256 * 256
 
@@ -221,6 +225,7 @@ def test_a_freed_shard_is_told_from_one_that_is_there(s: LocalScheduler, workers
 
 
 def test_an_object_that_ray_no_longer_has_is_named(workers: Role) -> None:
+    """Fetching an object that is lost fails with the shard's owner, on workers and controller."""
     handle = workers[0].call("rows", 1024, 1024)
     workers[0].call("lose")
     for read in (lambda: workers[1].call("total", handle), handle.localize):
@@ -273,6 +278,7 @@ def test_a_place_where_nothing_lies_is_an_error(workers: Role) -> None:
 
 
 def test_another_object_of_the_cluster_is_not_taken_for_the_shard(workers: Role) -> None:
+    """An object of another shape at the shard's place is refused."""
     large, small = workers[0].call("rows", 1024, 256), workers[0].call("rows", 512, 256)
     where = small.shards[0].where
     assert "another object lies there" in workers[1].call("fetch_at", large.shards[0].to_plain(), where)
@@ -290,6 +296,7 @@ def test_a_worker_without_the_cluster_asks_the_owner(s: LocalScheduler, workers:
 
 
 def test_without_an_address_the_variable_is_named(s: LocalScheduler) -> None:
+    """A worker without RAY_ADDRESS fails and says which variable to set."""
     there = start(s, "nowhere", 1, env_vars={"RAY_ADDRESS": ""})
     with pytest.raises(TensorError, match="set RAY_ADDRESS"):
         there[0].call("rows", 1024, 256)
@@ -406,6 +413,7 @@ def test_a_worker_outlives_the_head(doomed: RayCluster, tmp_path: Path) -> None:
 
 
 def test_the_backend_is_chosen_by_name(tmp_path: Path) -> None:
+    """Each backend stores where its name says, and an unknown one is refused with the list."""
     with pytest.raises(WorkerConfigurationError, match="unknown tensor backend: 'plasma'; use one of shm, wire, ray"):
         LocalScheduler(tensor_backend="plasma", fileroot=tmp_path, quiet=True)  # type: ignore[arg-type]
     with pytest.raises(WorkerConfigurationError, match="connects to no Ray"):

@@ -52,6 +52,7 @@ def _ones(nbytes: int) -> torch.Tensor:
     return torch.ones(nbytes, dtype=torch.uint8)
 
 
+@pytest.mark.slow("a process that imports torch")
 @pytest.mark.parametrize("size", [PACKED // 2, PACKED, 8 * MIB])
 def test_another_process_reads_and_its_changes_stay_its_own(store: Store, shared_reader: Reader, size: int) -> None:
     """A reader may change its tensor in place; the owner and later readers see the stored values."""
@@ -75,6 +76,7 @@ def test_memory_is_reused_only_when_no_reader_holds_it(store: Store, shared_read
     assert third.where["inode"] == shard.where["inode"]
 
 
+@pytest.mark.slow("processes that import torch")
 def test_a_readers_death_gives_its_memory_back(store: Store) -> None:
     """SIGKILL is enough: the lock dies with its holder."""
     killed = Reader()
@@ -86,6 +88,7 @@ def test_a_readers_death_gives_its_memory_back(store: Store) -> None:
 
 
 def test_a_freed_shard_is_not_read_even_from_memory_that_serves_another(store: Store, shared_reader: Reader) -> None:
+    """A reader with an outdated description gets nothing instead of another tensor's bytes."""
     for size in (PACKED // 2, 4 * MIB):
         shard = store.put(_ones(size))
         store.delete([shard.id])
@@ -95,6 +98,7 @@ def test_a_freed_shard_is_not_read_even_from_memory_that_serves_another(store: S
 
 
 def test_a_reader_keeps_its_tensor_when_the_owner_is_gone(shared_reader: Reader) -> None:
+    """Mapped memory outlives the store that made it, but nothing new is read from it."""
     owner = Store("actor/1", [], {"shm": ShmBackend()})
     shard = owner.put(_ones(4 * MIB))
     assert shared_reader("keep", shard) == 4 * MIB
@@ -154,6 +158,7 @@ def test_descriptors_stay_bounded_with_thousands_of_shards() -> None:
 
 
 def test_a_reader_with_many_tensors_copies_instead_of_keeping_ever_more_descriptors(store: Store) -> None:
+    """Beyond its number of mappings a reader copies."""
     few = ShmBackend(mappings=3)
     shard = store.put(_ones(2 * MIB))
     tensors = [few.fetch([shard])[0] for _ in range(10)]
@@ -162,6 +167,7 @@ def test_a_reader_with_many_tensors_copies_instead_of_keeping_ever_more_descript
 
 
 def test_an_owner_without_free_descriptors_still_reads_its_own(store: Store) -> None:
+    """A store reads its shards without opening them by their description."""
     shard = store.put(_ones(2 * MIB))
     small = store.put(_ones(PACKED // 2))
     shard.where = small.where = {}
@@ -169,6 +175,8 @@ def test_an_owner_without_free_descriptors_still_reads_its_own(store: Store) -> 
 
 
 def test_putting_and_freeing_forever_takes_no_more_memory_nor_descriptors(store: Store) -> None:
+    """Freed memory is used again, so neither segments nor descriptors grow."""
+
     def step() -> None:
         ids = [store.put(_ones(size)).id for size in (10, 200_000, 200_000, 3 * MIB, 5 * MIB)]
         store.get(ids)
@@ -184,6 +192,7 @@ def test_putting_and_freeing_forever_takes_no_more_memory_nor_descriptors(store:
 
 
 def test_idle_segments_stay_within_the_budget() -> None:
+    """Segments beyond the budget are released, and giving one back twice counts once."""
     pool = Pool(budget=10 * MIB, limit=100)
     segments = [pool.take(4 * MIB) for _ in range(5)]
     for segment in segments:
@@ -195,6 +204,7 @@ def test_idle_segments_stay_within_the_budget() -> None:
 
 
 def test_a_small_tensor_does_not_take_a_large_segment() -> None:
+    """An idle segment is not used for a tensor far smaller than it."""
     pool = Pool(budget=100 * MIB, limit=100)
     large = pool.take(64 * MIB)
     assert large is not None
@@ -206,16 +216,19 @@ def test_a_small_tensor_does_not_take_a_large_segment() -> None:
 
 @pytest.mark.parametrize("n", [1, 4096, 4097, MIB, 3 * MIB + 1, 64 * MIB + 64, 10**10 + 7])
 def test_a_segments_capacity_is_at_most_a_quarter_more_than_asked(n: int) -> None:
+    """Size classes hold what is asked for and waste a quarter at most, or the rest of a page."""
     assert n <= size_class(n) <= max(n * 1.25 + 1, 4096 * -(-n // 4096))
 
 
 def test_nothing_is_named_in_dev_shm(store: Store) -> None:
+    """Segments are anonymous: no file appears in /dev/shm."""
     before = set(Path("/dev/shm").iterdir())
     store.put(_ones(SLAB))
     assert set(Path("/dev/shm").iterdir()) == before
 
 
 def test_tensors_over_mapped_memory_raise_no_warning(store: Store, recwarn: pytest.WarningsRecorder) -> None:
+    """Writing to a fetched tensor makes torch print nothing."""
     tensor = store.get([store.put(_ones(2 * MIB)).id])[0]
     tensor += 1
     assert not recwarn.list
@@ -235,6 +248,7 @@ def test_a_mapping_serves_the_next_shard_and_shows_nothing_of_its_last_reader(st
 
 
 def test_two_tensors_of_one_shard_keep_their_changes_apart(store: Store) -> None:
+    """Each fetch gives memory of its own to write to."""
     shard = store.put(_ones(4 * MIB))
     one, other = store.get([shard.id]) + store.get([shard.id])
     one.zero_()
@@ -273,6 +287,7 @@ def test_a_tensor_that_a_forked_child_holds_too_is_not_overwritten(store: Store)
 
 
 def test_a_put_without_a_free_descriptor_goes_to_the_owners_own_memory(store: Store) -> None:
+    """At the limit of open files a tensor is stored by the `wire` backend instead of failing."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # what is open stays open
     try:

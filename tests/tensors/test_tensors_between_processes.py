@@ -114,6 +114,7 @@ def test_what_a_worker_changes_is_its_own(run: Run, target: str) -> None:
 
 
 def test_a_split_fetches_only_its_rows(run: Run) -> None:
+    """Fetching one part of a split transfers the bytes of that part."""
     (handle,) = run.call("far", "make", {"shape": [64, 1000]})
     before = run.call("far", "metrics")["store"]["served_bytes"]
     run.call("b", "total", [handle.split(8)[3]])
@@ -121,6 +122,7 @@ def test_a_split_fetches_only_its_rows(run: Run) -> None:
 
 
 def test_a_batch_partitioned_over_workers_and_joined_again_is_the_batch(run: Run) -> None:
+    """Parts on three workers, joined as handles, equal the original."""
     batch = torch.arange(4096.0 * 300).view(300, 4096)
     (whole,) = run.call("a", "leave", [batch])
     parts = [run.call(name, "leave", [part]) for name, part in zip(("a", "b", "far"), whole.split(110), strict=True)]
@@ -130,6 +132,7 @@ def test_a_batch_partitioned_over_workers_and_joined_again_is_the_batch(run: Run
 
 
 def test_owners_are_asked_once_for_all_their_shards(run: Run) -> None:
+    """Fifty shards of one owner are fetched in one request."""
     handles = run.call("far", "make", {"shape": [5], "count": 50})
     before = run.call("b", "metrics")["fetch"]["fetches"]
     asked = run.call("far", "metrics")["store"]["served"]
@@ -139,6 +142,7 @@ def test_owners_are_asked_once_for_all_their_shards(run: Run) -> None:
 
 
 def test_a_second_fetch_over_a_connection_comes_from_the_cache(run: Run) -> None:
+    """A range of a shard that was fetched before is not transferred again."""
     handles = run.call("far", "make", {"shape": [100_000]})
     run.call("b", "total", handles)
     served = run.call("far", "metrics")["store"]["served"]
@@ -147,6 +151,7 @@ def test_a_second_fetch_over_a_connection_comes_from_the_cache(run: Run) -> None
 
 
 def test_nested_values_come_back_in_their_shape(run: Run) -> None:
+    """Tensors nested in dicts, lists and tuples become handles and tensors again, and the rest stays."""
     value = {"ids": torch.arange(6).view(2, 3), "n": [1, (torch.ones(2, dtype=torch.bfloat16), "x")]}
     left = run.call("a", "leave", value)
     assert isinstance(left["ids"], RTensor) and isinstance(left["n"][1][0], RTensor)
@@ -156,11 +161,13 @@ def test_nested_values_come_back_in_their_shape(run: Run) -> None:
 
 
 def test_batches_are_left_without_their_padding(run: Run) -> None:
+    """A worker trims trailing padding before it stores a batch."""
     left = run.call("a", "leave", {"attention_mask": torch.tensor([[1, 1, 0]]), "input_ids": torch.ones(1, 3)})
     assert left["input_ids"].shape == (1, 2)
 
 
 def test_a_tensor_in_two_places_is_stored_once(run: Run) -> None:
+    """A tensor, or a handle, that stands in several places of a value becomes one shard per owner."""
     tensor = torch.ones(3)
     left = functions.remotize({"x": tensor, "y": [tensor, tensor]}, worker=run.peer("a"))
     assert run.call("a", "metrics")["store"]["shards"] == 3  # the connection made three of it
@@ -169,12 +176,15 @@ def test_a_tensor_in_two_places_is_stored_once(run: Run) -> None:
 
 
 def test_the_controller_may_put_values_on_a_worker(run: Run) -> None:
+    """`remotize` stores a value on a worker of choice, and another worker reads it."""
     left = functions.remotize({"x": torch.arange(10)}, worker=run.peer("b"))
     assert left["x"].shards[0].owner == "b"
     assert run.call("a", "total", [left["x"]]) == 45
 
 
 def test_fetching_works_in_a_task(run: Run) -> None:
+    """`alocalize` fetches from a coroutine."""
+
     async def main() -> float:
         handles = run.call("a", "make", {"shape": [2 << 20], "count": 2})
         value = await functions.alocalize({"x": RTensor.cat(handles)})
@@ -200,6 +210,7 @@ def test_shards_go_with_their_last_handle(run: Run) -> None:
 
 
 def test_the_same_shard_met_twice_is_one_object(run: Run) -> None:
+    """A shard that arrives again is the one already known, and is freed after the last handle only."""
     (handle,) = run.call("a", "make", {"shape": [3]})
     plain = handle.to_plain()
     again = RTensor.from_plain(plain, run)
@@ -210,6 +221,7 @@ def test_the_same_shard_met_twice_is_one_object(run: Run) -> None:
 
 
 def test_a_scope_frees_what_became_known_inside_it(run: Run) -> None:
+    """Handles from before the scope and those that `keep` names survive it."""
     before = run.call("a", "make", {"shape": [1]})
     with run.home.scope():
         inside = run.call("a", "make", {"shape": [2], "count": 3})
@@ -221,6 +233,7 @@ def test_a_scope_frees_what_became_known_inside_it(run: Run) -> None:
 
 
 def test_what_an_inner_scope_keeps_belongs_to_the_outer_one(run: Run) -> None:
+    """A kept handle lives until the enclosing scope ends."""
     with run.home.scope():
         with run.home.scope():
             kept = run.home.keep(run.call("a", "make", {"shape": [2]}))
@@ -230,6 +243,7 @@ def test_what_an_inner_scope_keeps_belongs_to_the_outer_one(run: Run) -> None:
 
 
 def test_clearing_frees_and_clearing_twice_does_no_harm(run: Run) -> None:
+    """Cleared shards are freed at once, and counted once."""
     handles = run.call("a", "make", {"shape": [2], "count": 3})
     assert functions.clear({"x": handles}) == 3
     assert functions.clear(handles) == 3
@@ -241,6 +255,7 @@ def test_clearing_frees_and_clearing_twice_does_no_harm(run: Run) -> None:
 
 
 def test_a_cleared_shard_is_refused_by_name_also_in_another_worker(run: Run) -> None:
+    """A worker that is given an outdated description fails with the shard's id."""
     for source in ("a", "far"):
         handles = run.call(source, "make", {"shape": [300_000]})
         plain = handles[0].to_plain()
@@ -251,6 +266,7 @@ def test_a_cleared_shard_is_refused_by_name_also_in_another_worker(run: Run) -> 
 
 
 def test_thousands_of_handles_go_in_a_few_requests(run: Run) -> None:
+    """Freeing is batched."""
     handles = run.call("a", "make", {"shape": [1], "count": 3000})
     asked = run.home.metrics()["requests"]
     del handles
@@ -310,6 +326,7 @@ def test_a_dead_owners_shards_are_lost_by_name_and_freeing_them_harmless(tmp_pat
 
 
 def test_descriptors_of_readers_follow_their_tensors(run: Run) -> None:
+    """Each mapped tensor holds one descriptor, which is closed with it."""
     before = open_descriptors()
     tensors = functions.localize(run.call("a", "make", {"shape": [1 << 20], "count": 5}))
     assert open_descriptors() == before + 5

@@ -54,6 +54,7 @@ def _marked(value: Any) -> Any:
     ],
 )
 def test_types_are_kept(value: Any, expected: Any) -> None:
+    """Replacing leaves keeps the type of every container."""
     got = _marked(value)
     assert got == expected and type(got) is type(expected)
 
@@ -66,10 +67,12 @@ def test_a_dataclass_is_not_made_a_second_time() -> None:
 
 @pytest.mark.parametrize("value", [[1, (2, {"a": [None]})], {"a": {1, 2}}, Record([1]), Frozen, Pair(1, 2), "text"])
 def test_what_holds_no_changed_leaf_is_returned_as_it_is(value: Any) -> None:
+    """A container without a replaced leaf is the same object as before."""
     assert _marked(value) is value
 
 
 def test_the_original_is_not_changed() -> None:
+    """Replacing leaves copies the containers that hold them."""
     leaf = Leaf()
     value = {"a": [leaf], "r": Record(leaf)}
     _marked(value)
@@ -77,6 +80,7 @@ def test_the_original_is_not_changed() -> None:
 
 
 def test_a_value_that_contains_itself_is_refused() -> None:
+    """A cycle is an error, not an endless walk."""
     value: list[Any] = []
     value.append(value)
     with pytest.raises(ValueError, match="contain itself"):
@@ -84,5 +88,6 @@ def test_a_value_that_contains_itself_is_refused() -> None:
 
 
 def test_leaves_come_in_order() -> None:
+    """Leaves are yielded in the order in which they stand."""
     a, b = Leaf(), Leaf()
     assert list(tree.leaves([{"x": (1, a)}, b])) == [a, b]

@@ -70,6 +70,7 @@ def test_pipelined_calls_run_once_each(program: Running, io: IOThread, tmp_path:
         client.close()
 
 
+@pytest.mark.slow("streams over a bad line")
 @pytest.mark.parametrize(("drop", "cut"), [(0.25, 0.0), (0.2, 0.05)])
 @pytest.mark.parametrize("method", ["numbers", "async_numbers"])
 def test_streams_lose_and_repeat_nothing(

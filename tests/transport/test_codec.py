@@ -235,15 +235,18 @@ def same(a: Any, b: Any) -> bool:
 
 @pytest.mark.parametrize("value", PLAIN, ids=lambda v: type(v).__name__)
 def test_a_value_arrives_as_it_was(value: Any) -> None:
+    """A value of every supported type decodes to an equal value of the same type, alone and nested in containers."""
     assert same(sent(value), value)
     assert same(sent({"key": [(value,)]}), {"key": [(value,)]})
 
 
 def test_floats_keep_their_bits() -> None:
+    """NaN stays NaN and negative zero keeps its sign."""
     assert math.isnan(sent(math.nan)) and math.copysign(1, sent(-0.0)) == -1
 
 
 def test_a_memoryview_arrives_as_a_view_of_the_received_memory() -> None:
+    """The view is writable, keeps its shape, and a strided or empty one arrives with its values."""
     view = sent(memoryview(bytearray(range(100)) * 100))
     assert isinstance(view, memoryview) and not view.readonly and view.nbytes == 10_000
     matrix = memoryview(np.arange(6, dtype=np.int32).reshape(2, 3))  # type: ignore[arg-type]  # mypy of Python 3.11
@@ -253,10 +256,12 @@ def test_a_memoryview_arrives_as_a_view_of_the_received_memory() -> None:
 
 
 def test_large_memory_stays_out_of_the_header() -> None:
+    """Large bytes and tensors travel as buffers beside the header, which stays small."""
     assert len(encode({"b": bytes(1 << 20), "t": torch.zeros(1 << 20)}).header) < 100
 
 
 def test_a_dataclass_is_put_together_without_running_its_code() -> None:
+    """Decoding sets the fields of a dataclass and calls neither `__init__` nor `__post_init__`."""
     value = Counted(3)
     runs = Counted.runs
     got = sent(value)
@@ -264,11 +269,13 @@ def test_a_dataclass_is_put_together_without_running_its_code() -> None:
 
 
 def test_a_field_that_was_never_set_stays_unset() -> None:
+    """A dataclass field without a value arrives as a missing attribute, not as a default."""
     got = sent(Box[int](5))
     assert got.item == 5 and not hasattr(got, "late")
 
 
 def test_a_model_keeps_private_attributes_and_which_fields_were_set() -> None:
+    """A pydantic model arrives with its private attributes and its `model_fields_set`."""
     model = Model(a=1)
     model._secret = 9
     got = sent(model)
@@ -299,6 +306,7 @@ ARRAYS = [
 
 @pytest.mark.parametrize("array", ARRAYS, ids=lambda a: f"{a.dtype}-{a.shape}")
 def test_an_array_keeps_its_bits_dtype_and_shape(array: Any) -> None:
+    """A numpy array arrives as a writable array of the same bytes, dtype and shape."""
     got = sent(array)
     assert type(got) is np.ndarray and got.dtype == array.dtype and got.shape == array.shape
     assert got.tobytes() == array.tobytes() and got.flags.writeable
@@ -306,12 +314,14 @@ def test_an_array_keeps_its_bits_dtype_and_shape(array: Any) -> None:
 
 @pytest.mark.parametrize("array", [a for a in ARRAYS if a.size], ids=lambda a: f"{a.dtype}")
 def test_a_numpy_scalar_arrives_as_one(array: Any) -> None:
+    """A numpy scalar keeps its type, its dtype and its bytes."""
     scalar = array.flat[0] if array.ndim else array[()]
     got = sent(scalar)
     assert type(got) is type(scalar) and got.dtype == scalar.dtype and got.tobytes() == scalar.tobytes()
 
 
 def test_a_contiguous_array_is_viewed_on_both_sides() -> None:
+    """The encoder's buffer is the array's own memory, the decoded array is the received memory; Fortran order stays."""
     array = np.arange(1000.0)
     encoded = encode(array)
     array[0] = 42
@@ -326,6 +336,7 @@ def test_a_contiguous_array_is_viewed_on_both_sides() -> None:
 
 @pytest.mark.parametrize("array", [np.array([object()]), np.zeros(2, dtype=[("a", "O")])])
 def test_an_array_with_objects_is_refused(array: Any) -> None:
+    """The error names the place of an array whose elements are Python objects."""
     with pytest.raises(EncodeError, match=r"args\['x'\]: .* holds Python objects"):
         encode({"x": array}, "args")
 
@@ -346,6 +357,7 @@ DTYPES = sorted(
 @pytest.mark.parametrize("count", [64, 4096], ids=["in-the-header", "beside-it"])
 @pytest.mark.filterwarnings("ignore:ComplexHalf")
 def test_every_dtype_of_torch_keeps_its_bits(dtype: torch.dtype, count: int) -> None:
+    """A tensor of any dtype arrives with the same bytes and shape."""
     raw = bytes(i % (2 if dtype is torch.bool else 256) for i in range(count))
     got = sent(torch.frombuffer(bytearray(raw), dtype=dtype).view(2, -1))
     assert got.dtype == dtype and got.shape == (2, count // 2 // dtype.itemsize)
@@ -372,6 +384,7 @@ TENSORS = {
 
 @pytest.mark.parametrize("name", TENSORS)
 def test_a_tensor_of_any_layout_arrives_with_its_values(name: str) -> None:
+    """Strided, expanded, conjugated and other tensors arrive as plain tensors that own their memory."""
     tensor = TENSORS[name]
     got = sent([tensor])[0]
     assert type(got) is torch.Tensor and got.dtype == tensor.dtype and torch.equal(got, tensor)
@@ -379,6 +392,7 @@ def test_a_tensor_of_any_layout_arrives_with_its_values(name: str) -> None:
 
 
 def test_gradients_stay_behind_and_parameters_arrive_as_tensors() -> None:
+    """What requires a gradient arrives as a plain tensor that requires none."""
     parameter = torch.nn.Parameter(torch.ones(200))
     got = sent({"p": parameter, "y": parameter * 2})
     assert type(got["p"]) is torch.Tensor and not got["p"].requires_grad and not got["y"].requires_grad
@@ -386,6 +400,7 @@ def test_gradients_stay_behind_and_parameters_arrive_as_tensors() -> None:
 
 
 def test_a_contiguous_tensor_is_viewed_not_copied() -> None:
+    """The encoder's buffer is the tensor's own memory, and the decoded tensor is the received memory."""
     tensor = torch.zeros(1000)
     encoded = encode(tensor)
     tensor[0] = 42
@@ -397,18 +412,21 @@ def test_a_contiguous_tensor_is_viewed_not_copied() -> None:
 
 
 def test_an_encoded_tensor_keeps_its_memory_alive() -> None:
+    """The buffers of an encoded value stay valid when the tensor is dropped."""
     buffers = encode(torch.full((100_000,), 7, dtype=torch.uint8)).buffers
     torch.zeros(100_000, dtype=torch.uint8)
     assert bytes(buffers[0]) == b"\x07" * 100_000
 
 
 def test_meta_tensors_stay_meta() -> None:
+    """A tensor on the meta device arrives with shape and dtype, and no bytes are sent."""
     got = sent(torch.empty(1 << 20, 1 << 20, dtype=torch.bfloat16, device="meta"))
     assert got.is_meta and got.shape == (1 << 20, 1 << 20) and got.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("layout", ["sparse_coo", "sparse_csr", "sparse_csc", "sparse_bsr", "sparse_bsc"])
 def test_sparse_tensors_travel_as_their_parts(layout: str) -> None:
+    """A sparse tensor of every layout arrives in the same layout with the same values."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # CSR is in beta in torch
         dense = torch.zeros(4, 6)
@@ -430,17 +448,20 @@ def test_sparse_tensors_travel_as_their_parts(layout: str) -> None:
     ids=["quantised", "nested", "module", "subclass"],
 )
 def test_what_torch_has_beyond_that_is_refused_with_a_hint(value: Any, hint: str) -> None:
+    """Nested, quantized and other special tensors are refused with their place and what to do instead."""
     with pytest.raises(EncodeError, match=rf"result\.inner\[0\]: .*{hint}"):
         encode(Config(inner=[value]), "result")
 
 
 def test_a_state_dict_travels() -> None:
+    """The ordered dict of a module's parameters arrives as one, with equal tensors."""
     state = torch.nn.Linear(3, 2).state_dict()
     got = sent(state)
     assert type(got) is collections.OrderedDict and all(torch.equal(got[k], state[k]) for k in state)
 
 
 def test_the_receiver_may_name_the_device_of_tensors() -> None:
+    """Tensors are decoded onto the device that the receiver's context names."""
     class Context:
         tensor_device = "meta"
 
@@ -476,6 +497,7 @@ def raised(exc: BaseException) -> BaseException:
     ids=lambda e: type(e).__name__,
 )
 def test_an_exception_arrives_as_itself_with_its_traceback(exc: Exception) -> None:
+    """Type, arguments, notes, attributes and the remote traceback of an exception arrive."""
     exc.add_note("seen on the way")
     got: Any = sent(raised(exc))
     assert "in raised" in got.remote_traceback
@@ -486,6 +508,7 @@ def test_an_exception_arrives_as_itself_with_its_traceback(exc: Exception) -> No
 
 
 def test_an_exception_group_arrives_with_its_exceptions() -> None:
+    """A group arrives as a group of the same exceptions."""
     got = sent(ExceptionGroup("both", [ValueError(1), KeyError(2)]))
     assert type(got) is ExceptionGroup and [type(e) for e in got.exceptions] == [ValueError, KeyError]
 
@@ -509,6 +532,7 @@ def test_an_exception_that_cannot_travel_is_stood_in_for(exc: BaseException) -> 
 
 
 def test_an_exception_unknown_to_the_receiver_is_stood_in_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception whose class, or an argument's class, cannot be imported becomes a RemoteError with its text."""
     encoded = encode(raised(Custom(1, detail="d")))
     inside = encode(ValueError("outer", Color.RED))
     monkeypatch.delattr(sys.modules[__name__], "Custom")
@@ -530,12 +554,14 @@ OWN = [
 
 @pytest.mark.parametrize("exc", OWN, ids=lambda e: type(e).__name__)
 def test_our_own_errors_arrive_with_their_facts(exc: errors.RolecallError) -> None:
+    """Every error of rolecall arrives with its type, its message and its attributes."""
     got = sent(raised(exc))
     assert type(got) is type(exc) and got._facts == exc._facts and str(got) == str(exc)
     assert {k: v for k, v in vars(got).items() if k != "remote_traceback"} == vars(exc)
 
 
 def test_a_fact_that_cannot_travel_becomes_its_repr() -> None:
+    """An error that holds something not serializable still arrives, with the repr of that thing."""
     got = sent(errors.WorkerConfigurationError("bad option", threading.Lock()))
     assert type(got) is errors.WorkerConfigurationError and "lock" in got.seen
 
@@ -594,6 +620,7 @@ LOOP.me = LOOP
     ids=lambda v: v if isinstance(v, str) else type(v).__name__,
 )
 def test_what_does_not_travel_is_named_with_its_place(value: Any, place: str) -> None:
+    """The error of a value that is not serializable names the place inside the value."""
     with pytest.raises(EncodeError) as caught:
         encode(value, "args")
     assert caught.value.place.startswith(place)
@@ -602,6 +629,7 @@ def test_what_does_not_travel_is_named_with_its_place(value: Any, place: str) ->
 
 def test_a_local_class_is_refused_with_the_reason() -> None:
     @dataclasses.dataclass
+    """A class that is not defined at the top of a module cannot be found by the receiver, and the error says so."""
     class Local:
         x: int = 1
 
@@ -610,6 +638,7 @@ def test_a_local_class_is_refused_with_the_reason() -> None:
 
 
 def test_the_hint_says_what_to_do() -> None:
+    """Errors for common values that are not serializable, and for too large ones, name the remedy."""
     with pytest.raises(EncodeError, match="make it a plain dict"):
         encode(collections.Counter("a"))
     with pytest.raises(EncodeError, match="make it a list, or stream it"):
@@ -654,6 +683,7 @@ def forged(code: int, payload: Any) -> bytes:
     ],
 )
 def test_a_name_is_refused_unless_it_is_what_it_claims_to_be(name: str) -> None:
+    """A forged type name that is no dataclass is refused, and no module is imported for it."""
     with pytest.raises(DecodeError):
         decode(forged(DATACLASS, [name, {}]))
     assert "antigravity" not in sys.modules
@@ -672,11 +702,13 @@ def test_a_name_is_refused_unless_it_is_what_it_claims_to_be(name: str) -> None:
     ],
 )
 def test_a_state_that_does_not_fit_the_type_is_refused(payload: Any) -> None:
+    """Forged fields that a dataclass does not have are refused."""
     with pytest.raises(DecodeError):
         decode(forged(DATACLASS, payload))
 
 
 def test_an_enum_member_must_exist() -> None:
+    """A forged enum member that the enum does not have is refused."""
     for member in ("GREEN", 5, None, "mro"):
         with pytest.raises(DecodeError):
             decode(forged(ENUM, [f"{__name__}:Color", member]))
@@ -726,6 +758,7 @@ def handles() -> Any:
 
 @pytest.mark.usefixtures("handles")
 def test_an_extension_gets_its_value_and_the_context() -> None:
+    """A registered type is decoded by its own function; a code that is taken or out of range is refused."""
     assert sent([Handle((2, 3), (1,))], context="here") == [("here", (2, 3), (1,))]
     with pytest.raises(ValueError, match="taken by Handle"):
         extension(99, Config, lambda v: v, lambda v, c: v)
@@ -738,6 +771,7 @@ def test_an_extension_gets_its_value_and_the_context() -> None:
 
 @pytest.mark.usefixtures("handles")
 def test_swap_replaces_leaves_once_in_one_pass() -> None:
+    """`swap` sees each leaf once, and never a container, text or number."""
     tensor, seen = torch.ones(3), []
 
     def swap(leaf: Any) -> Any:
@@ -756,6 +790,7 @@ def test_swap_replaces_leaves_once_in_one_pass() -> None:
 
 
 def test_what_swap_returns_is_sent_as_it_is() -> None:
+    """What `swap` returns is encoded without being swapped again, and refused with its place if not serializable."""
     assert decode(*encode([function], swap=lambda leaf: (1, "fn"))) == [(1, "fn")]
     with pytest.raises(EncodeError) as caught:
         encode({"a": [function]}, swap=lambda leaf: threading.Lock())
@@ -796,12 +831,14 @@ def test_what_swap_returns_is_sent_as_it_is() -> None:
     ids=lambda h: repr(h[:16]),
 )
 def test_a_forged_header_is_a_decode_error(header: bytes) -> None:
+    """A header with wrong types, sizes or indices is refused with a short message."""
     with pytest.raises(DecodeError) as caught:
         decode(header, [])
     assert len(str(caught.value)) < 2000
 
 
 def test_forged_sparse_indices_do_not_reach_beyond_the_tensor() -> None:
+    """Indices outside a sparse tensor are refused before they are used."""
     good = encode(torch.tensor([[0.0, 1.0]]).to_sparse()).header
     index = (1).to_bytes(8, "little")
     assert good.count(index) >= 1
@@ -810,6 +847,7 @@ def test_forged_sparse_indices_do_not_reach_beyond_the_tensor() -> None:
 
 
 def test_nesting_of_extensions_is_bounded() -> None:
+    """A header nested too deeply is refused instead of exhausting the stack."""
     header: Any = 0
     for _ in range(500):
         header = Writer().extension(-2, [header])

@@ -137,12 +137,14 @@ def _nested(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 @SETTINGS
 @given(st.recursive(LEAVES, _nested, max_leaves=60))
 def test_values_arrive_type_for_type(value: Any) -> None:
+    """Any plain value decodes to a value whose types are equal at every level."""
     assert exact(sent(value), value)
 
 
 @SETTINGS
 @given(st.sampled_from([1, 0.5, "a", True, None]), st.sampled_from(ODD), st.integers(0, 39), st.integers(0, 3))
 def test_an_odd_one_among_many_alike_arrives_as_it_was(usual: Any, odd: Any, at: int, form: int) -> None:
+    """One element of another type in a uniform sequence keeps its type, wherever it stands."""
     items: list[Any] = [usual] * 40
     items[at] = odd
     value = [items, [items] * 5, [(1, item) for item in items], [{"a": item, "b": [item]} for item in items]][form]
@@ -152,6 +154,7 @@ def test_an_odd_one_among_many_alike_arrives_as_it_was(usual: Any, odd: Any, at:
 @pytest.mark.parametrize("odd", ODD, ids=lambda odd: type(odd).__name__)
 @pytest.mark.parametrize("usual", [1, 0.5, "a", True], ids=str)
 def test_an_odd_one_inside_is_told_from_the_usual_ones(usual: Any, odd: Any) -> None:
+    """One element that equals its neighbours but has another type keeps that type."""
     items = [usual] * 40
     items[7] = odd
     for value in (items, [items] * 3, {"a": items}, [{"a": item} for item in items], [(item,) for item in items]):
@@ -165,6 +168,7 @@ REFUSED = [Int(1), Float(1), Text("a"), List([1]), Dict(a=1), Tuple((1,)), Count
 @pytest.mark.parametrize("usual", [1, 0.5, "a", None], ids=str)
 @pytest.mark.parametrize("count", [3, 40])
 def test_what_is_refused_is_refused_with_its_place(odd: Any, usual: Any, count: int) -> None:
+    """The place in the error is exact, however uniform the values around it are."""
     items = [usual] * count
     items[2] = odd
     for value, place in (
@@ -183,6 +187,7 @@ def test_what_is_refused_is_refused_with_its_place(odd: Any, usual: Any, count: 
 @pytest.mark.parametrize("key", [Text("a"), np.str_("a"), Int(1), Name.A, Small.ONE, True, 1.0, (1,)], ids=repr)
 @pytest.mark.parametrize("count", [1, 40])
 def test_a_key_of_another_type_is_no_key_of_the_usual_type(key: Any, count: int) -> None:
+    """A dict whose key equals the usual key but has another type keeps its key, or is refused."""
     usual = "a" if isinstance(key, str) else 1
     rows: list[Any] = [{usual: 1, "b": 2} for _ in range(count)] + [{key: 1, "b": 2}]
     if type(key) in (Text, Int):
@@ -193,11 +198,13 @@ def test_a_key_of_another_type_is_no_key_of_the_usual_type(key: Any, count: int)
 
 
 def test_dicts_of_other_kinds_stay_what_they_are() -> None:
+    """Subclasses of dict among plain dicts keep their type."""
     rows = [OrderedDict(a=1), defaultdict(list, a=[1]), {"a": 1}] * 20
     assert exact(sent(rows), rows)
 
 
 def test_a_row_with_more_or_less_than_its_fields_keeps_that() -> None:
+    """Instances of one dataclass that have gained or lost attributes arrive with exactly those they have."""
     rows = [Row(i) for i in range(10)]
     rows[3].__dict__["more"] = (1,)
     del rows[4].__dict__["b"]
@@ -207,6 +214,7 @@ def test_a_row_with_more_or_less_than_its_fields_keeps_that() -> None:
 
 @pytest.mark.parametrize("make", [lambda x: [x], lambda x: {"a": x}, lambda x: (x,), lambda x: [x] * 2])
 def test_nesting_is_allowed_to_the_limit_and_no_further(make: Any) -> None:
+    """Nesting within the limit arrives, nesting beyond it is refused."""
     value: Any = 1
     for _ in range(15):
         value = make(value)
@@ -219,6 +227,7 @@ def test_nesting_is_allowed_to_the_limit_and_no_further(make: Any) -> None:
 
 
 def test_a_list_that_contains_itself_many_times_is_refused_soon() -> None:
+    """Cycles are refused with a reason, also where each level multiplies the ways around."""
     loop: list[Any] = []
     loop += [loop] * 50
     with pytest.raises(EncodeError, match="contains itself"):
@@ -259,11 +268,13 @@ ROW = "tests.transport.test_codec_exact:Row"
     ],
 )
 def test_broken_columns_are_refused(code: int, content: Any) -> None:
+    """A forged column of rows whose parts do not fit together is refused."""
     with pytest.raises(DecodeError):
         decode(packed(Ext(code, packed(content))))
 
 
 def test_more_rows_than_one_value_may_have_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The receiver bounds how many rows one header may expand to; the sender avoids the form where it would not fit."""
     monkeypatch.setattr(walk, "MOST_ROWS", 100)
     header = packed(Ext(DICTS, packed([["a"], [1] * 101])))
     with pytest.raises(DecodeError, match="too many rows"):

@@ -84,12 +84,14 @@ def receive(data: bytes) -> None:
 @SETTINGS
 @given(st.binary(max_size=300))
 def test_random_bytes_as_a_header(data: bytes) -> None:
+    """Random bytes as a header are refused by a typed error or decode to a value, in bounded memory."""
     tame(data, [memoryview(bytearray(64))])
 
 
 @SETTINGS
 @given(st.binary(max_size=300))
 def test_random_bytes_on_a_connection(data: bytes) -> None:
+    """Random bytes as a stream of frames are refused by a typed error."""
     receive(data)
     receive(MAGIC + data)
 
@@ -98,6 +100,7 @@ def test_random_bytes_on_a_connection(data: bytes) -> None:
 @SETTINGS
 @given(st.integers(0, 1 << 32), st.integers(0, 1 << 32), st.integers(0, 1 << 63), st.binary(max_size=200))
 def test_random_prefixes(header: int, count: int, total: int, data: bytes) -> None:
+    """Random lengths in a frame's prefix are refused or waited for, without memory being taken for them."""
     receive(struct.pack("!4sIIQ", MAGIC, header % (1 << 32), count % (1 << 32), total) + data)
     receive(struct.pack("!4sIIQ", MAGIC, header % 100, count % 4, total % 200) + data)
 
@@ -106,6 +109,7 @@ def test_random_prefixes(header: int, count: int, total: int, data: bytes) -> No
 @SETTINGS
 @given(st.sampled_from(range(len(FRAMES))), st.integers(0), st.integers(1, 8))
 def test_mutated_frames(which: int, seed: int, changes: int) -> None:
+    """Valid frames with some bytes changed are refused by a typed error or decode to a value."""
     rng, frame = random.Random(seed), bytearray(FRAMES[which])
     for _ in range(changes):
         frame[rng.randrange(len(frame))] = rng.choice([0, 1, 0x7F, 0x80, 0xC1, 0xDD, 0xFF, rng.randrange(256)])
@@ -116,6 +120,7 @@ def test_mutated_frames(which: int, seed: int, changes: int) -> None:
 @SETTINGS
 @given(st.sampled_from(range(len(ENCODED))), st.integers(0), st.integers(1, 4))
 def test_mutated_headers_with_whole_buffers(which: int, seed: int, changes: int) -> None:
+    """Valid headers with some bytes changed, beside intact buffers, are refused or decode to a value."""
     rng, header = random.Random(seed), bytearray(ENCODED[which].header)
     for _ in range(changes):
         header[rng.randrange(len(header))] = rng.randrange(256)
@@ -198,6 +203,7 @@ def wrapped(code: int, content: Any) -> msgspec.msgpack.Ext:
 @SETTINGS
 @given(st.integers(0))
 def test_every_extension_with_wrong_content(seed: int) -> None:
+    """Every extension code with content of a wrong form is refused by a typed error."""
     rng = random.Random(seed)
     for code in sorted(DECODERS):
         tame(msgspec.msgpack.encode(wrapped(code, odd(rng))), [memoryview(bytearray(64))])
@@ -214,6 +220,7 @@ class Canary:
 
 
 def test_a_pickle_is_never_loaded(tmp_path: Path) -> None:
+    """A pickle of any protocol, wherever it is put, is never executed."""
     canary = tmp_path / "sang"
     shell = f"cos\nsystem\n(S'touch {canary}'\ntR.".encode()
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):

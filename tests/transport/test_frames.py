@@ -35,6 +35,7 @@ def wire(header: bytes, *buffers: bytes) -> bytes:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_frames_arrive_whole_and_in_order_however_the_stream_is_cut(seed: int) -> None:
+    """Frames of all sizes come out equal and in order from a stream delivered in random pieces."""
     rng = random.Random(seed)
     sent = [
         (
@@ -69,6 +70,7 @@ def test_buffers_are_writable_aligned_and_never_overwritten(sizes: list[int]) ->
 
 
 def test_a_large_buffer_is_received_straight_into_its_memory() -> None:
+    """A large buffer is read from the socket into its final memory without a copy."""
     reader, size = FrameReader(), 8 << 20
     start = PREFIX.pack(MAGIC, 4, 1, size) + struct.pack("!Q", size) + b"head"
     reader.get_buffer()[: len(start)] = start
@@ -83,6 +85,7 @@ def test_a_large_buffer_is_received_straight_into_its_memory() -> None:
 
 
 def test_many_small_frames_come_out_of_one_read() -> None:
+    """One read that holds a thousand frames yields all of them in order."""
     frames = [b"%d" % i for i in range(1000)]
     stream = b"".join(wire(f) for f in frames)
     reader = FrameReader()
@@ -91,6 +94,7 @@ def test_many_small_frames_come_out_of_one_read() -> None:
 
 
 def test_large_buffers_are_not_copied_when_packed() -> None:
+    """A packed frame refers to a large buffer's own memory; a small frame is a single write."""
     tensor = bytearray(1 << 20)
     parts = pack(b"h", [memoryview(tensor), memoryview(b"small")])
     assert len(parts) == 3
@@ -112,6 +116,7 @@ def test_large_buffers_are_not_copied_when_packed() -> None:
     ],
 )
 def test_a_lying_prefix_is_refused_before_memory_is_taken_for_it(prefix: bytes, what: str) -> None:
+    """A prefix that claims too much, or is none, is refused before its memory is allocated."""
     reader = FrameReader()
     reader.get_buffer()[: len(prefix)] = prefix
     tracemalloc.start()
@@ -143,11 +148,13 @@ def _resident() -> int:
 
 
 def test_memory_that_the_system_does_not_have_is_a_protocol_error() -> None:
+    """A buffer for which there is no memory fails as a protocol error, not as a MemoryError."""
     with pytest.raises(ProtocolError, match="no memory"):
         allocate(1 << 62)
 
 
 def test_before_the_hello_only_one_small_frame_is_taken() -> None:
+    """A peer that has not introduced itself may send one small frame without buffers and no more."""
     limits = Limits()
     hello, call = wire(b"hello"), wire(b"x" * 5000, b"buffer")
     reader = FrameReader(limits.before_hello())
@@ -168,6 +175,7 @@ def test_frames_that_nobody_asks_for_never_leave_the_reader_without_room() -> No
 
 
 def test_pack_refuses_what_the_other_side_would_refuse() -> None:
+    """Limits on headers and buffers hold for the sender as well."""
     with pytest.raises(ProtocolError, match="header"):
         pack(bytes(11), limits=Limits(max_header=10))
     with pytest.raises(ProtocolError, match="too many"):
@@ -175,6 +183,7 @@ def test_pack_refuses_what_the_other_side_would_refuse() -> None:
 
 
 def test_frames_cross_a_real_socket() -> None:
+    """A frame with a large and a small buffer arrives over a socket pair."""
     left, right = socket.socketpair()
     with left, right:
         payload = random.Random(0).randbytes(100_000)

@@ -262,6 +262,7 @@ def test_a_notification_arrives_once(client: Client) -> None:
     assert notes == [["topic", i] for i in range(10)]
 
 
+@pytest.mark.slow("a process that imports torch")
 def test_tensors_keep_their_bits(client: Client) -> None:
     """A tensor larger than every buffer on the way comes back equal."""
     import torch

@@ -44,6 +44,7 @@ def read_until(sock: socket.socket, text: bytes, times: int = 1) -> bytes:
     return found
 
 
+@pytest.mark.slow("a worker that imports torch")
 def test_tensors_for_a_client_that_has_hung_up_are_freed(http: HttpCaller, engine: str, tmp_path: Path) -> None:
     """Nobody ever had their handles."""
     http.create(path(sample_engines.Tensors), name=engine)

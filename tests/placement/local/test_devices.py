@@ -9,6 +9,7 @@ from tests.support import sample_engines
 
 
 def test_devices_are_planned_by_name_and_each_is_given_to_one_worker(tmp_path: Path) -> None:
+    """The plan shows the names that the workers then see, and no device is given twice."""
     with LocalScheduler(experiment="devices", trial="t", fileroot=tmp_path, preload=[], devices=range(6)) as s:
         plan = s.plan(Job("actor", 2, [SchedulingSpec(gpu=2)]))
         assert [slot.devices for slot in plan.slots] == [("0", "1"), ("2", "3")]

@@ -24,6 +24,7 @@ PROGRAMS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 @pytest.mark.parametrize(("index", "printed"), [(0, "[1.5, 1.5]\n"), (1, "[[{'CPU': 2.0}]]\n")])
 def test_a_program_of_the_page_runs(index: int, printed: str, cluster: RayCluster, tmp_path: Path) -> None:
+    """Each program of docs/ray.md runs as it stands there, with the output that it shows."""
     script = tmp_path / "program.py"
     script.write_text(PROGRAMS[index])
     env = {**os.environ, **cluster.exports, "HOME": str(tmp_path), "PYTHONPATH": str(SOURCES)}
@@ -32,10 +33,13 @@ def test_a_program_of_the_page_runs(index: int, printed: str, cluster: RayCluste
 
 
 def test_every_program_of_the_page_is_run() -> None:
+    """docs/ray.md has no program beyond those that are run here."""
     assert len(PROGRAMS) == 2
 
 
 def test_every_option_and_strategy_is_in_its_table_and_no_other() -> None:
+    """The tables in docs/ray.md equal the options and strategies of the code."""
+
     def named(table: str) -> set[str]:
         return set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE))
 

@@ -81,6 +81,7 @@ def fails(role: Role, index: int, strike: Callable[[], object]) -> WorkerFailedE
 def test_an_actor_that_somebody_kills_fails_its_worker_in_rays_words(
     two: Role, s: RayScheduler, cluster: RayCluster
 ) -> None:
+    """`ray.kill` of a guard's actor is the reason in the error."""
     error = fails(two, 0, lambda: outside(cluster, "kill-actor", f"rolecall/{s.run_id}/rollout/0"))
     assert "killed by `ray.kill`" in error.reason
 
@@ -97,18 +98,21 @@ def test_what_an_actor_had_below_it_is_cleaned_up_when_ray_ends_it(s: RaySchedul
 def test_an_actor_whose_process_is_killed_takes_its_guard_and_worker_along(
     two: Role, s: RayScheduler, census: Census
 ) -> None:
+    """The death of an actor's process is the reason in the error."""
     pid = actor(census, f"rolecall/{s.run_id}/rollout/0")["Pid"]
     error = fails(two, 0, lambda: os.kill(pid, signal.SIGKILL))
     assert "worker process has died" in error.reason
 
 
 def test_a_placement_group_that_is_removed_under_us(two: Role, s: RayScheduler, cluster: RayCluster) -> None:
+    """The removal of a placement group is the reason in the error, with the group's name."""
     name = f"rolecall/{s.run_id}/rollout/1"
     error = fails(two, 1, lambda: outside(cluster, "remove-group", name))
     assert f"its placement group {name} was removed" in error.reason
 
 
 def test_a_worker_that_somebody_kills_is_no_fault_of_rays(two: Role) -> None:
+    """A killed worker is reported by its signal, without Ray as a reason."""
     pid = two[0].call("pid")
     error = fails(two, 0, lambda: os.kill(pid, signal.SIGKILL))
     assert error.signal == signal.SIGKILL
@@ -130,6 +134,7 @@ def test_a_driver_that_is_killed_ends_what_it_had_placed(two: Role, s: RaySchedu
 
 
 def test_a_controller_that_is_killed_leaves_nothing(cluster: RayCluster, census: Census, tmp_path: Path) -> None:
+    """Actors and placement groups of a killed controller are gone when the test ends."""
     program = (
         "import sys, rolecall; s = rolecall.scheduler('ray', fileroot=sys.argv[1], preload=[], quiet=True)\n"
         "s.start('actor', replicas=2, cpu=1, ray_placement_strategy='separate')\n"
@@ -145,6 +150,7 @@ def test_a_controller_that_is_killed_leaves_nothing(cluster: RayCluster, census:
 
 
 def test_no_cluster_at_the_address(make: Callable[..., RayScheduler]) -> None:
+    """The error names the address and asks whether a cluster is running."""
     with pytest.raises(WorkerConfigurationError, match=r"\(127.0.0.1:1\) cannot be joined: .*is it running"):
         make(address="127.0.0.1:1")
 

@@ -56,6 +56,7 @@ def test_a_cluster_that_is_dead_or_anothers_is_not_joined(owner: int, tmp_path: 
 
 
 def test_it_asks_for_a_token_that_the_user_alone_can_read(tmp_path: Path) -> None:
+    """A run's own cluster refuses strangers, and its folder is private and removed with the run."""
     with RayScheduler(experiment="own", trial="t", fileroot=tmp_path, preload=[], quiet=True) as s:
         folder = folder_of(s.run_id)
         role = s.start("actor", cpu=1, mem=1)
@@ -70,6 +71,7 @@ def test_it_asks_for_a_token_that_the_user_alone_can_read(tmp_path: Path) -> Non
 
 
 def test_one_whose_driver_was_killed_ends_with_the_run(tmp_path: Path) -> None:
+    """Closing ends the cluster though its driver is dead."""
     with RayScheduler(experiment="own", trial="t", fileroot=tmp_path, preload=[], quiet=True) as s:
         s.start("actor", cpu=1, mem=1)
         assert s._driver is not None

@@ -32,6 +32,7 @@ def bundles(census: Census) -> list[list[dict[str, float]]]:
 
 
 def test_a_role_is_started_called_and_ended(s: RayScheduler) -> None:
+    """A role runs in processes of its own, and its names are free after the deletion."""
     role = s.start("actor", replicas=2, gpu=1)
     role.create_engine(Inside)
     assert len(set(role.call("pid"))) == 2
@@ -42,6 +43,7 @@ def test_a_role_is_started_called_and_ended(s: RayScheduler) -> None:
 
 
 def test_shared_is_one_group_with_a_bundle_for_each_worker(s: RayScheduler, census: Census) -> None:
+    """The strategy `shared` asks Ray for one placement group."""
     s.start("actor", replicas=2, gpu=2, cpu=3)
     (group,) = census.take()["groups"]
     assert group["name"] == f"rolecall/{s.run_id}/actor"
@@ -49,6 +51,7 @@ def test_shared_is_one_group_with_a_bundle_for_each_worker(s: RayScheduler, cens
 
 
 def test_separate_is_a_group_for_each_worker(s: RayScheduler, census: Census) -> None:
+    """The strategy `separate` asks Ray for one placement group per worker."""
     s.start("rollout", replicas=2, gpu=1, cpu=3, ray_placement_strategy="separate")
     groups = census.take()["groups"]
     assert sorted(group["name"] for group in groups) == [f"rolecall/{s.run_id}/rollout/{i}" for i in (0, 1)]
@@ -67,12 +70,14 @@ def test_an_engine_that_spans_nodes_uses_all_of_its_deferred_group(s: RaySchedul
 
 
 def test_mixed_strategies_are_refused(s: RayScheduler) -> None:
+    """Workers of one role have the same placement strategy."""
     specs = [SchedulingSpec(cpu=1), SchedulingSpec(cpu=1, ray_placement_strategy="separate")]
     with pytest.raises(WorkerConfigurationError, match="mixes placement strategies"):
         s.start("actor", replicas=2, tasks=specs)
 
 
 def test_a_plan_shows_groups_and_bundles_and_asks_for_nothing(s: RayScheduler, census: Census) -> None:
+    """`plan` prints the placement groups and creates none."""
     from rolecall import Job
 
     plan = s.plan(Job("actor", 2, [SchedulingSpec(cpu=1, gpu=2)]))
@@ -81,6 +86,7 @@ def test_a_plan_shows_groups_and_bundles_and_asks_for_nothing(s: RayScheduler, c
 
 
 def test_actors_are_guards_named_after_their_workers(s: RayScheduler, census: Census) -> None:
+    """Ray's dashboard shows each guard under the name of its worker."""
     s.start("actor", replicas=2, cpu=1, ray_placement_strategy="separate")
     actors = census.take()["actors"]
     assert sorted(actor["Name"] for actor in actors) == [f"rolecall/{s.run_id}/actor/{i}" for i in (0, 1)]
@@ -124,6 +130,7 @@ def test_workers_see_the_devices_that_ray_has_assigned(s: RayScheduler) -> None:
 
 
 def test_npus_are_a_resource_and_a_variable_of_their_own(make: Callable[..., RayScheduler], census: Census) -> None:
+    """NPUs are asked for as `NPU` and seen in ASCEND_RT_VISIBLE_DEVICES."""
     s = make(accelerator="npu")
     assert s.n_gpus_per_node == 4
     role = s.start("actor", gpu=2, cpu=1)
@@ -134,6 +141,7 @@ def test_npus_are_a_resource_and_a_variable_of_their_own(make: Callable[..., Ray
 
 
 def test_a_script_for_devices_runs_on_a_cluster_without_them(make: Callable[..., RayScheduler], census: Census) -> None:
+    """With `accelerator="none"` no device is asked for, and workers see none."""
     role = make(accelerator="none").start("actor", gpu=2, cpu=1)
     role.create_engine(Inside)
     assert role.call("environment", VISIBLE) == [{VISIBLE: ""}]
@@ -141,6 +149,7 @@ def test_a_script_for_devices_runs_on_a_cluster_without_them(make: Callable[...,
 
 
 def test_memory_is_asked_for_when_it_shall_be(make: Callable[..., RayScheduler], census: Census) -> None:
+    """`reserve_memory` adds the spec's memory to the bundle."""
     make(reserve_memory=True).start("actor", cpu=1, mem=2)
     assert bundles(census) == [[{"CPU": 1, "memory": 2 << 30}]]
 
@@ -171,6 +180,7 @@ def test_a_fork_sees_all_devices_of_its_target(s: RayScheduler) -> None:
 
 
 def test_a_server_beside_every_rollout_worker_is_called_by_its_address(s: RayScheduler) -> None:
+    """A forked program serves on the node of its target."""
     rollout = s.start("rollout", replicas=2, gpu=2, cpu=1, ray_placement_strategy="separate")
     rollout.fork("proxy", command=SERVER, ready="/")
     for worker in s.get_workers("proxy"):

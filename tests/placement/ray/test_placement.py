@@ -56,6 +56,7 @@ def test_bundles(specs: list[SchedulingSpec], how: Asking, expected: list[list[d
 
 
 def test_names_are_of_the_run_the_role_and_the_index() -> None:
+    """Placement groups and actors are named after run, role and worker."""
     shared = place(Job("actor", 2), Asking("rc/1"))
     assert [group.name for group in shared.groups] == ["rc/1/actor"]
     assert [actor.name for actor in shared.actors] == ["rc/1/actor/0", "rc/1/actor/1"]
@@ -64,6 +65,7 @@ def test_names_are_of_the_run_the_role_and_the_index() -> None:
 
 
 def test_a_shared_worker_has_its_own_bundle_and_holds_all_of_it() -> None:
+    """Each worker's guard holds all resources of its bundle."""
     placement = place(Job("actor", 3, [spec(4, 2)]), HOW)
     assert [(actor.group, actor.bundle) for actor in placement.actors] == [(0, 0), (0, 1), (0, 2)]
     assert all(actor.resources == {"CPU": 4, "GPU": 2} for actor in placement.actors)
@@ -79,6 +81,7 @@ def test_the_guard_of_a_deferred_worker_takes_nothing_from_its_group() -> None:
 
 
 def test_mixed_strategies_are_refused() -> None:
+    """Workers of one role have the same placement strategy."""
     with pytest.raises(
         WorkerConfigurationError, match=r"role 'actor' mixes placement strategies: \['separate', 'shared'\]"
     ):
@@ -86,16 +89,19 @@ def test_mixed_strategies_are_refused() -> None:
 
 
 def test_an_unknown_strategy_is_refused() -> None:
+    """The error lists the strategies that exist."""
     with pytest.raises(WorkerConfigurationError, match="shared, separate, deferred"):
         spec(1, strategy="spread")
 
 
 def test_a_worker_larger_than_a_node_is_told_to_span_nodes() -> None:
+    """The error names the strategy `deferred`."""
     with pytest.raises(WorkerConfigurationError, match=r"actor/0 asks for 16 GPUs of one node.* have 8.*'deferred'"):
         place(Job("actor", 1, [spec(1, 16)]), HOW)
 
 
 def test_a_placement_prints_what_it_asks_for() -> None:
+    """Groups, bundles and guards are printed with their resources."""
     text = str(place(Job("actor", 1, [spec(4, 2)]), HOW))
     assert text == ("placement group rc/1/actor (PACK)\n  bundle 0: 4 CPU, 2 GPU; guard of actor/0 holds 4 CPU, 2 GPU")
 

@@ -26,6 +26,7 @@ def until(condition: Callable[[], object]) -> None:
 def test_a_group_that_cannot_be_placed_times_out_with_what_is_asked_and_free(
     make: Callable[..., RayScheduler], census: Census
 ) -> None:
+    """The error shows what was asked for and what each node has free, and nothing is left."""
     s = make(queue_timeout=1.5)
     s.start("actor", replicas=2, gpu=4, cpu=1)
     with pytest.raises(WorkerCreationError) as caught:
@@ -37,11 +38,13 @@ def test_a_group_that_cannot_be_placed_times_out_with_what_is_asked_and_free(
 
 
 def test_a_group_that_no_node_could_ever_hold_is_said_to_be_so(make: Callable[..., RayScheduler]) -> None:
+    """An infeasible placement group is reported as such."""
     with pytest.raises(WorkerCreationError, match=r"no nodes are large enough.*asks for \{1000 CPU\}"):
         make(queue_timeout=1.5).start("actor", cpu=1000)
 
 
 def test_a_worker_larger_than_a_node_is_refused_at_once(s: RayScheduler) -> None:
+    """A spec that exceeds every node fails before Ray is asked."""
     with pytest.raises(WorkerConfigurationError, match="asks for 5 GPUs of one node, and nodes have 4"):
         s.start("actor", gpu=5, cpu=1)
 
@@ -127,6 +130,7 @@ def test_what_cannot_be_looked_at_is_answered_in_words(s: RayScheduler) -> None:
 def test_a_guard_that_cannot_start_is_reported_with_its_words(
     make: Callable[..., RayScheduler], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The output of a guard that fails on its node is in the error."""
     s = make()
     (tmp_path / "msgspec.py").write_text("raise ImportError('this node has no msgspec')")
     monkeypatch.syspath_prepend(str(tmp_path))

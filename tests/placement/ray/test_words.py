@@ -28,17 +28,20 @@ def test_a_group_that_waits_is_told_with_what_it_asks_for_and_what_is_free() -> 
 
 
 def test_memory_is_told_in_gib() -> None:
+    """Bytes asked for and free are shown in GiB."""
     said = why([table({"memory": 2.0 * 2**30})], 3, NODES[:1], FREE)
     assert said.endswith("asks for {2 GiB memory}; free: 10.0.0.1 (aaaaaa) 0.5 GiB of 64 GiB memory")
 
 
 def test_what_can_never_be_placed_and_a_cluster_without_nodes() -> None:
+    """Infeasible groups and a cluster without nodes are both said."""
     said = why([table({"CPU": 1.0}, state="INFEASIBLE")], 2, [], {})
     assert said.startswith("1 of 2 placement group(s) not placed, and no nodes are large enough: ")
     assert said.endswith("free: no node")
 
 
 def test_a_node_that_died_and_one_that_ray_has_forgotten() -> None:
+    """A lost node is described by Ray's reason, or by its absence."""
     nodes = [{"NodeID": "aaaaaaaa", "NodeManagerAddress": "10.0.0.1", "DeathReasonMessage": "health check failed"}]
     assert lost("aaaaaaaa", nodes) == "its Ray node 10.0.0.1 died: health check failed"
     nodes[0]["DeathReasonMessage"] = ""
@@ -61,4 +64,5 @@ The actor is dead because its worker process has died. Worker exit type: SYSTEM_
     ],
 )
 def test_an_error_of_rays_is_its_last_sentence(error: str, words: str) -> None:
+    """Of a long message of Ray's the telling part is kept."""
     assert ending(ValueError(error)) == words

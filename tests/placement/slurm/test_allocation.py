@@ -37,11 +37,13 @@ def shows(fake: FakeSlurm, state: str, reason: str = "None", start: str = "N/A")
 
 
 def test_where_a_job_stands(fake: FakeSlurm, job: SlurmAllocation) -> None:
+    """A pending job is reported as queued with its reason and expected start."""
     shows(fake, "PENDING", "Priority", "2026-11-21T05:00:00")
     assert job.poll() == AllocationStatus("queued", "job 7: Priority, expected to start at 2026-11-21T05:00:00")
 
 
 def test_nodes_that_are_being_booted_count_as_queue(fake: FakeSlurm, job: SlurmAllocation) -> None:
+    """CONFIGURING counts as queued."""
     shows(fake, "CONFIGURING")
     assert job.poll() == AllocationStatus("queued", "job 7: CONFIGURING: no reason given")
 
@@ -55,6 +57,7 @@ def test_an_unknown_state_runs(fake: FakeSlurm, job: SlurmAllocation, caplog: py
 
 
 def test_a_job_that_is_not_listed_any_more_has_ended(fake: FakeSlurm, job: SlurmAllocation) -> None:
+    """A job that squeue no longer lists has ended and is not cancelled."""
     fake.says("squeue", "")
     assert job.poll() == AllocationStatus("ended", "Slurm does not list job 7 any more")
     assert job.fate(0) == ExitCause(True, "Slurm does not list job 7 any more")
@@ -82,6 +85,7 @@ def wait_until(look: Callable[[], bool]) -> None:
 
 
 def test_what_completing_hides_may_come_later(fake: FakeSlurm, job: SlurmAllocation) -> None:
+    """The cause of a COMPLETING job is provisional and is replaced by the final state."""
     shows(fake, "COMPLETING", "NodeDown")
     assert job.fate(0) == ExitCause(True, "Slurm says of job 7: COMPLETING (NodeDown)", final=False)
     shows(fake, "NODE_FAIL", "NodeDown")
@@ -89,6 +93,7 @@ def test_what_completing_hides_may_come_later(fake: FakeSlurm, job: SlurmAllocat
 
 
 def test_a_suspended_job_is_told_as_why_its_guards_are_silent(fake: FakeSlurm, job: SlurmAllocation) -> None:
+    """A suspended job counts as running, and as the cause of its guards' silence."""
     shows(fake, "SUSPENDED")
     assert job.poll().state == "running"
     assert job.fate(0) == ExitCause(True, "Slurm says of job 7: SUSPENDED")
@@ -105,12 +110,14 @@ def test_what_a_state_keeps_back_is_told_behind_it(fake: FakeSlurm, job: SlurmAl
 
 
 def test_a_state_that_tells_all_is_told_alone(fake: FakeSlurm, job: SlurmAllocation) -> None:
+    """A state that explains itself needs no further question to Slurm."""
     shows(fake, "TIMEOUT", "TimeLimit")
     assert job.fate(0) == ExitCause(True, "Slurm says of job 7: TIMEOUT (TimeLimit)")
     assert fake.calls("scontrol") == []
 
 
 def test_a_pending_job_is_cancelled_at_once(fake: FakeSlurm, job: SlurmAllocation) -> None:
+    """Releasing a pending job cancels it once, however often it is released."""
     shows(fake, "PENDING")
     fake.does("scancel", f"echo '7|CANCELLED|N/A|None' >{fake.folder}/squeue.answer")
     job.release()
@@ -131,9 +138,11 @@ def test_a_job_that_outlives_everything_is_named(
     assert "job 7 is still in the queue (COMPLETING); see `scontrol show job`" in caplog.text
 
 
+@pytest.mark.slow("waits until it is asked again")
 def test_a_slurmctld_that_is_down_while_a_job_is_given_back_is_asked_again(
     fake: FakeSlurm, job: SlurmAllocation
 ) -> None:
+    """A failed cancellation is repeated until Slurm answers."""
     for program in ("squeue", "scancel"):
         fake.says(program, errors="slurmctld is down", code=1)
     with ThreadPoolExecutor(1) as pool:
@@ -159,6 +168,7 @@ class Counting:
 
 
 def test_who_asks_at_the_same_time_shares_an_answer() -> None:
+    """Concurrent callers share one squeue."""
     slurm = Counting()
     queue, now = Queue(slurm), time.monotonic()
     with ThreadPoolExecutor(8) as pool:
@@ -169,6 +179,7 @@ def test_who_asks_at_the_same_time_shares_an_answer() -> None:
 
 
 def test_an_answer_to_an_older_question_does_not_count_for_a_job_that_came_after_it() -> None:
+    """A job submitted after the last squeue causes a new one."""
     slurm = Counting()
     slurm.go.set()
     queue = Queue(slurm)
@@ -177,6 +188,7 @@ def test_an_answer_to_an_older_question_does_not_count_for_a_job_that_came_after
 
 
 def test_nobody_waits_longer_than_he_wants_to_for_anothers_question() -> None:
+    """A caller's own time limit holds while another caller's squeue is running."""
     slurm = Counting()
     queue = Queue(slurm)
     with ThreadPoolExecutor(1) as pool:

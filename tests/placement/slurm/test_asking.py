@@ -59,6 +59,7 @@ def test_an_option_is_what_slurm_has_got(
 
 
 def test_a_reservation_is_used(make: Make, cluster: SlurmCluster, reservation: str) -> None:
+    """The job runs in the reservation, on its node."""
     s = make(reservation=reservation)
     s.start("actor", **SMALL)
     assert shown(cluster) >= {"Reservation=ours", "NodeList=n2"}
@@ -74,17 +75,20 @@ def test_a_quality_of_service_is_asked_for(make: Make, cluster: SlurmCluster) ->
 
 @pytest.mark.parametrize("given", [["--job-name=of mine"], "--job-name='of mine'"], ids=str)
 def test_further_arguments_of_srun_reach_the_step(make: Make, cluster: SlurmCluster, given: str | list[str]) -> None:
+    """`srun_additional_args`, as text or list, reach the job step."""
     make(srun_additional_args=given).start("actor", **SMALL)
     assert "of mine" in cluster.ask("squeue", "--steps", "--noheader", "--format=%j")
 
 
 def test_devices_of_a_type_that_no_node_has_are_refused(make: Make, cluster: SlurmCluster) -> None:
+    """An unknown GRES type fails before anything is submitted."""
     with pytest.raises(GPUAllocationError, match=r"1 device\(s\) wanted, 0 free"):
         make(gres="gpu:h100").start("actor", gpu=1, **SMALL)
     assert cluster.jobs() == {}
 
 
 def test_a_constraint_that_no_node_meets_is_refused_in_slurms_words(make: Make, cluster: SlurmCluster) -> None:
+    """sbatch's own refusal is in the error."""
     with pytest.raises(WorkerCreationError, match="Invalid feature specification"):
         make(constraint="nosuch").start("actor", **SMALL)
     assert cluster.jobs() == {}

@@ -83,6 +83,7 @@ def test_a_cluster_comes_up_once_and_goes_down_whole(script: Script, place: Path
 
 
 def test_up_starts_a_daemon_that_died_and_leaves_the_others(script: Script) -> None:
+    """A second `up` restarts exactly the daemons that are gone."""
     assert script("up").returncode == 0
     before = status(script)["daemons"]
     os.kill(before["slurmd-n2"], 9)
@@ -123,6 +124,7 @@ def test_nodes_share_no_private_folder(script: Script, place: Path, tmp_path: Pa
 
 
 def test_a_folder_with_other_things_in_it_is_left_alone(script: Script, place: Path) -> None:
+    """`up` and `down` refuse a folder that is no cluster's."""
     place.mkdir()
     (place / "thesis.tex").write_text("years")
     for command in ("up", "down"):

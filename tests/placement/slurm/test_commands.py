@@ -19,6 +19,7 @@ def fake(tmp_path: Path) -> FakeSlurm:
 
 
 def test_a_script_goes_by_standard_input_and_in_no_argument(fake: FakeSlurm) -> None:
+    """sbatch reads the script, which holds the token, from its standard input."""
     script = "#!/bin/bash\n# it holds a token\n"
     assert Slurm(fake.environment).submit(script) == "7"
     assert fake.calls("sbatch") == [["--parsable"]]
@@ -26,6 +27,7 @@ def test_a_script_goes_by_standard_input_and_in_no_argument(fake: FakeSlurm) -> 
 
 
 def test_the_job_of_a_named_cluster_is_known_by_its_number(fake: FakeSlurm) -> None:
+    """The cluster's name after the job id is cut off."""
     fake.says("sbatch", "12;alpha\n")
     assert Slurm(fake.environment).submit("") == "12"
 
@@ -43,6 +45,7 @@ def test_variables_of_an_outer_allocation_stay_out(fake: FakeSlurm) -> None:
 
 
 def test_the_job_keeps_the_users_language_and_the_questions_do_not(fake: FakeSlurm) -> None:
+    """sbatch runs in the user's locale, questions whose answers are parsed in the C locale."""
     slurm = Slurm(fake.environment | {"LC_ALL": "de_DE.UTF-8"})
     slurm.submit("")
     slurm.jobs()
@@ -51,6 +54,7 @@ def test_the_job_keeps_the_users_language_and_the_questions_do_not(fake: FakeSlu
 
 
 def test_a_refusal_is_told_in_slurms_words_and_never_asked_again(fake: FakeSlurm) -> None:
+    """A refused sbatch is not repeated, and its message is in the error."""
     fake.says("sbatch", errors="sbatch: error: Batch job submission failed: Invalid qos specification\n", code=1)
     with pytest.raises(SlurmError, match=r"`sbatch --parsable`: exit code 1: .*Invalid qos specification"):
         Slurm(fake.environment).submit("")
@@ -59,6 +63,7 @@ def test_a_refusal_is_told_in_slurms_words_and_never_asked_again(fake: FakeSlurm
 
 @pytest.mark.parametrize("answer", ["", "Submitted batch job 7\n", "7\n8\n", "-1\n"])
 def test_an_answer_that_is_no_job_is_an_error(fake: FakeSlurm, answer: str) -> None:
+    """Output of sbatch that is no job id is refused."""
     fake.says("sbatch", answer)
     with pytest.raises(SlurmError, match="an answer that cannot be read"):
         Slurm(fake.environment).submit("")
@@ -76,17 +81,20 @@ def test_a_question_is_asked_again_until_slurmctld_answers(fake: FakeSlurm) -> N
 
 
 def test_a_slurmctld_that_never_answers_is_given_up(fake: FakeSlurm) -> None:
+    """A command that hangs fails after its time limit, with what to check."""
     fake.says("squeue", after_s=60)
     with pytest.raises(SlurmError, match=r"no answer within 0.3 s; does `scontrol ping` show slurmctld as UP\?"):
         Slurm(fake.environment).jobs(0.3)
 
 
 def test_a_host_without_slurm_is_told_at_once(tmp_path: Path) -> None:
+    """A missing program fails with that reason."""
     with pytest.raises(SlurmError, match=r"`sinfo .*`: no such program; is Slurm installed on this host"):
         Slurm({"PATH": str(tmp_path)}).nodes(None, "gpu")
 
 
 def test_jobs_are_known_by_their_numbers(fake: FakeSlurm) -> None:
+    """squeue's lines are parsed into states by job id."""
     slurm = Slurm(fake.environment)
     fake.says("squeue", "7|RUNNING|2026-11-21T05:00:00|None\n70|CANCELLED by 0|N/A|None\n")
     running, cancelled = JobState("RUNNING", "None", "2026-11-21T05:00:00"), JobState("CANCELLED by 0", "None", "N/A")
@@ -96,6 +104,7 @@ def test_jobs_are_known_by_their_numbers(fake: FakeSlurm) -> None:
 
 
 def test_a_reason_may_hold_anything(fake: FakeSlurm) -> None:
+    """A reason with separators in it is parsed as the rest of the line."""
     reason = "ReqNodeNotAvail, UnavailableNodes:n[1-2] | (see 7|RUNNING|N/A|None)"
     fake.says("squeue", f"7|PENDING|N/A|{reason}\n")
     assert Slurm(fake.environment).jobs() == {"7": JobState("PENDING", reason, "N/A")}
@@ -103,6 +112,7 @@ def test_a_reason_may_hold_anything(fake: FakeSlurm) -> None:
 
 @pytest.mark.parametrize("answer", ["7|RUNNING\n", "slurm_load_jobs: something new\n", "{}\n"])
 def test_lines_that_are_no_jobs_are_an_error_and_no_guess(fake: FakeSlurm, answer: str) -> None:
+    """Output of squeue that cannot be parsed is refused."""
     fake.says("squeue", answer)
     with pytest.raises(SlurmError, match="an answer that cannot be read"):
         Slurm(fake.environment).jobs()
@@ -121,6 +131,7 @@ def test_lines_that_are_no_jobs_are_an_error_and_no_guess(fake: FakeSlurm, answe
     ],
 )
 def test_devices_are_counted_by_name_and_type(fake: FakeSlurm, resources: str, gres: str, count: int) -> None:
+    """A node's GRES are counted for the name and type that is asked for."""
     fake.says("sinfo", f"n1|main*|64|262144|n1|{resources}\n")
     (node,) = Slurm(fake.environment).nodes(None, gres)
     assert node.share.gpus == count
@@ -136,6 +147,7 @@ def test_nodes_are_those_of_the_default_partition_each_once(fake: FakeSlurm) -> 
 
 
 def test_a_node_without_numbers_is_an_error(fake: FakeSlurm) -> None:
+    """Output of sinfo that cannot be parsed is refused."""
     fake.says("sinfo", "n1|main*|many|262144|n1|(null)\n")
     with pytest.raises(SlurmError, match="an answer that cannot be read"):
         Slurm(fake.environment).nodes(None, "gpu")
@@ -178,6 +190,7 @@ def test_what_is_known_beside_a_state_is_told(fake: FakeSlurm, comment: str, pre
 
 
 def test_a_job_is_ended_and_then_killed_with_its_shell(fake: FakeSlurm) -> None:
+    """Killing signals all of the job, its batch shell too."""
     slurm = Slurm(fake.environment)
     slurm.cancel("7")
     slurm.cancel("7", kill=True)

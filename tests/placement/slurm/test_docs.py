@@ -22,6 +22,7 @@ PROGRAMS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 @pytest.mark.slow("the page's programs, as a user would run them")
 @pytest.mark.parametrize(("index", "printed"), [(0, "[1.5, 1.5]\n"), (1, "actor\n")])
 def test_a_program_of_the_page_runs(index: int, printed: str, cluster: SlurmCluster, tmp_path: Path) -> None:
+    """Each program of docs/slurm.md runs as it stands there, with the output that it shows."""
     script = tmp_path / "program.py"
     script.write_text(PROGRAMS[index])
     env = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(SOURCES)}
@@ -31,10 +32,12 @@ def test_a_program_of_the_page_runs(index: int, printed: str, cluster: SlurmClus
 
 
 def test_every_program_of_the_page_is_run() -> None:
+    """docs/slurm.md has no program beyond those that are run here."""
     assert len(PROGRAMS) == 2
 
 
 def test_every_option_is_in_the_table_and_no_other() -> None:
+    """The table of options in docs/slurm.md equals the fields of SlurmOptions."""
     table = TEXT.partition("## Options")[2].partition("\n\n`nodelist`")[0]
     rows = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
     named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}

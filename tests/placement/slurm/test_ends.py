@@ -110,6 +110,7 @@ def test_a_notice_may_come_before_there_are_guards(make: Make, cluster: SlurmClu
 
 
 def test_a_guard_that_is_killed_ends_its_job(s: SlurmScheduler, cluster: SlurmCluster) -> None:
+    """The death of one guard ends all of the role's job, and the role can be started again."""
     role = s.start("actor", replicas=2, gpu=4, **SMALL)
     failed = waiting_call(role)
     os.kill(guards(s)[0], signal.SIGKILL)
@@ -122,6 +123,7 @@ def test_a_guard_that_is_killed_ends_its_job(s: SlurmScheduler, cluster: SlurmCl
 
 
 def test_a_worker_that_somebody_kills_leaves_its_job_and_the_others(s: SlurmScheduler, cluster: SlurmCluster) -> None:
+    """The death of one worker leaves the job and its other workers running."""
     role = s.start("actor", replicas=2, **SMALL)
     failed = waiting_call(role)
     os.kill(s._table.member("actor/0").pid, signal.SIGKILL)
@@ -147,6 +149,7 @@ def test_a_guard_that_is_stopped_is_ended_with_its_role(s: SlurmScheduler, clust
 def test_a_slurmctld_that_does_not_answer_keeps_no_error_back(
     s: SlurmScheduler, cluster: SlurmCluster, halted_slurmctld: Callable[[], None]
 ) -> None:
+    """Callers are told of a dead guard in time though Slurm cannot be asked why."""
     role = s.start("actor", **SMALL)
     failed = waiting_call(role)
     halted_slurmctld()

@@ -87,6 +87,7 @@ def job_named(cluster: SlurmCluster, name: str) -> str:
 def test_stop_takes_the_jobs_of_a_run_out_of_the_queue_and_no_others(
     cluster: SlurmCluster, blocker: str, left: Path
 ) -> None:
+    """`stop` cancels the run's own jobs, reports them, and is idempotent."""
     waiting = job_named(cluster, "rolecall-left-second")
     code, report = stop(left)
     assert (code, report["clean"]) == (0, True), report
@@ -97,6 +98,7 @@ def test_stop_takes_the_jobs_of_a_run_out_of_the_queue_and_no_others(
 
 
 def test_doctor_names_the_jobs_and_the_command_that_ends_them(cluster: SlurmCluster, left: Path) -> None:
+    """`doctor` finds the jobs of a run without a controller and prints the `stop` that ends them."""
     waiting = job_named(cluster, "rolecall-left-second")
     wait_for(lambda: "rolecall-left-first RUNNING" not in cluster.jobs().values(), 30, "end by the lease")
     _, report = rolecall("doctor", left)
@@ -110,6 +112,7 @@ def test_doctor_names_the_jobs_and_the_command_that_ends_them(cluster: SlurmClus
 def test_a_slurm_that_does_not_answer_is_no_proof(
     cluster: SlurmCluster, left: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """`stop` reports failure if Slurm could not be asked, and succeeds once it can."""
     with monkeypatch.context() as elsewhere:
         elsewhere.setenv("PATH", str(left))
         code, report = stop(left)

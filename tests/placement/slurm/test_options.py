@@ -53,16 +53,19 @@ from rolecall.placement.slurm.options import SlurmOptions, split_options
     ],
 )
 def test_what_slurm_or_a_shell_would_take_for_something_else_is_refused(options: dict[str, Any]) -> None:
+    """Option values are checked when they are given."""
     with pytest.raises(WorkerConfigurationError):
         SlurmOptions(**options)
 
 
 @pytest.mark.parametrize("time", [30, "90", "1:30", "4:00:00", "2-0", "2-12:30", "1-0:0:5", "UNLIMITED", "infinite"])
 def test_times_are_written_as_slurm_writes_them(time: str | int) -> None:
+    """Minutes and Slurm's time formats are accepted."""
     assert SlurmOptions(time=time).time == time
 
 
 def test_arguments_of_srun_are_split_as_a_shell_would() -> None:
+    """Text is split with its quotes respected; a list is taken as it is."""
     assert SlurmOptions(srun_additional_args="--mpi=pmi2 -K --chdir '/a b'").srun_arguments() == (
         "--mpi=pmi2",
         "-K",
@@ -73,11 +76,13 @@ def test_arguments_of_srun_are_split_as_a_shell_would() -> None:
 
 
 def test_an_argument_that_waits_for_a_shell_says_that_there_is_none() -> None:
+    """A shell variable among srun's arguments is refused with that reason."""
     with pytest.raises(WorkerConfigurationError, match=r"pass no shell: '\$PWD'; write the value itself"):
         SlurmOptions(srun_additional_args="--unbuffered --chdir $PWD")
 
 
 def test_a_spec_overrides_the_schedulers_option() -> None:
+    """A spec's values replace the scheduler's, and the rest stays."""
     general = SlurmOptions(nodelist="n[1-4]", image="general.sif", exclude="n9")
     spec = SchedulingSpec(nodelist="n1", image="own.sif", additional_bash_cmds=["ulimit -n 4096"])
     of_job = general.of(Job("actor", 2, [spec]))
@@ -86,11 +91,13 @@ def test_a_spec_overrides_the_schedulers_option() -> None:
 
 
 def test_a_spec_without_a_container_passes_the_schedulers_image_over() -> None:
+    """`container_type="none"` means no container whatever the scheduler's image is."""
     of_job = SlurmOptions(image="general.sif").of(Job("actor", 1, [SchedulingSpec(container_type="none")]))
     assert of_job.container is None
 
 
 def test_specs_that_differ_in_what_a_job_has_once_are_refused() -> None:
+    """Specs of one role that need two jobs are refused, with the advice to make two roles."""
     tasks = [SchedulingSpec(image="a.sif"), SchedulingSpec(image="b.sif")]
     with pytest.raises(
         WorkerConfigurationError, match=r"role 'actor' differ in image: \['a.sif', 'b.sif'\]; .*two roles"
@@ -99,6 +106,7 @@ def test_specs_that_differ_in_what_a_job_has_once_are_refused() -> None:
 
 
 def test_what_a_spec_says_is_checked_like_an_option() -> None:
+    """A bad value in a spec is refused as it is on the scheduler."""
     with pytest.raises(WorkerConfigurationError, match="bad nodelist"):
         SlurmOptions().of(Job("actor", 1, [SchedulingSpec(nodelist="n1 n2")]))
 

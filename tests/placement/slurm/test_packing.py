@@ -39,6 +39,7 @@ def fewest(needs: list[Share], shape: Share) -> int:
 
 @given(st.lists(SHARES, min_size=1, max_size=40), SHAPES)
 def test_all_are_placed_in_order_and_no_node_is_asked_for_more_than_it_has(needs: list[Share], shape: Share) -> None:
+    """Workers fill nodes in order, none is left out, and no node is over capacity."""
     guards = pack(needs, shape)
     assert len(guards) == len(needs)
     assert guards[0] == 0
@@ -48,11 +49,13 @@ def test_all_are_placed_in_order_and_no_node_is_asked_for_more_than_it_has(needs
 
 @given(st.lists(SHARES, min_size=1, max_size=25), SHAPES)
 def test_no_other_way_to_keep_the_order_needs_fewer_nodes(needs: list[Share], shape: Share) -> None:
+    """The packing uses the fewest nodes of all packings that keep the order."""
     assert pack(needs, shape)[-1] + 1 == fewest(needs, shape)
 
 
 @given(st.lists(SHARES, min_size=1, max_size=40), SHAPES)
 def test_tightening_asks_for_as_many_nodes_and_for_no_more_of_any_of_them(needs: list[Share], shape: Share) -> None:
+    """The tightened packing has as many nodes, and asks each for the most that one of them needs."""
     loose, tight = pack(needs, shape), tighten(needs, shape)
     assert tight.nodes == loose[-1] + 1
     assert shape.holds(tight.node)
@@ -64,6 +67,7 @@ def test_tightening_asks_for_as_many_nodes_and_for_no_more_of_any_of_them(needs:
 
 @given(st.lists(SHARES, min_size=1, max_size=20), SHAPES, st.integers(1, 20))
 def test_named_nodes_get_a_worker_each(needs: list[Share], shape: Share, named: int) -> None:
+    """Every node of a nodelist gets at least one worker, within its capacity."""
     assume(named <= len(needs))
     packing = tighten(needs, shape, named)
     assert packing.nodes == max(named, pack(needs, shape)[-1] + 1)
@@ -80,25 +84,30 @@ def spec(cpu: int = 1, mem: int = 1, gpu: int = 0) -> SchedulingSpec:
 
 
 def test_nine_workers_on_two_nodes_of_eight_are_five_and_four() -> None:
+    """The load is spread evenly over the fewest nodes."""
     packing = place("actor", [spec(gpu=1)] * 9, nodes(2))
     assert packing == Packing((0,) * 5 + (1,) * 4, Share(5, 5 * 1024, 5))
 
 
 def test_every_spec_counts() -> None:
+    """Each worker's own spec is packed, and the nodes are asked for the largest sum."""
     packing = place("actor", [spec(gpu=8), spec(gpu=1), spec(cpu=60, gpu=1)], nodes(2))
     assert packing == Packing((0, 1, 1), Share(61, 2 * 1024, 8))
 
 
 def test_a_worker_without_cores_needs_one_all_the_same() -> None:
+    """A worker that asks for nothing is given one core."""
     assert need(spec(cpu=0, mem=0)) == Share(1, 0, 0)
 
 
 def test_memory_that_slurm_does_not_count_is_not_asked_for() -> None:
+    """Where nodes list no memory, specs' memory is ignored."""
     unknown = [Node("n1", "", Share(8, 0, 0))]
     assert place("actor", [spec(cpu=2, mem=500)] * 4, unknown) == Packing((0,) * 4, Share(8, 0, 0))
 
 
 def test_smaller_nodes_serve_where_there_are_not_enough_large_ones() -> None:
+    """The node size is chosen so that enough nodes have it."""
     mixed = [*nodes(1, gpus=8), *nodes(4, gpus=4)]
     assert place("actor", [spec(gpu=4)] * 2, mixed).nodes == 1
     assert place("actor", [spec(gpu=4)] * 4, mixed).node.gpus == 4
@@ -106,6 +115,7 @@ def test_smaller_nodes_serve_where_there_are_not_enough_large_ones() -> None:
 
 
 def test_a_worker_that_fits_no_node_is_refused_with_what_it_needs_and_what_there_is() -> None:
+    """The error names the worker, what it needs, and what the nodes have."""
     with pytest.raises(
         GPUAllocationError, match=r"9 device\(s\) wanted, 8 free; actor/1 needs more; Slurm lists 2 node"
     ):
@@ -121,6 +131,7 @@ def test_a_worker_that_fits_no_node_is_refused_with_what_it_needs_and_what_there
 
 
 def test_more_than_all_nodes_have_is_refused() -> None:
+    """A role that exceeds the whole cluster is refused before anything is submitted."""
     with pytest.raises(GPUAllocationError, match=r"17 device\(s\) wanted, 16 free; ask for fewer"):
         place("actor", [spec(gpu=1)] * 17, nodes(2))
     with pytest.raises(WorkerConfigurationError, match=r"role 'actor' with 3 worker\(s\) does not fit the cluster"):
@@ -128,5 +139,6 @@ def test_more_than_all_nodes_have_is_refused() -> None:
 
 
 def test_more_named_nodes_than_workers_are_refused() -> None:
+    """A nodelist longer than the number of workers is refused."""
     with pytest.raises(WorkerConfigurationError, match=r"has 2 worker\(s\), its nodelist names 3 nodes; name at most"):
         place("actor", [spec()] * 2, nodes(3), named=3)

@@ -57,6 +57,7 @@ def test_a_pending_role_shows_why_it_waits_and_starts_when_there_is_room(
 
 
 def test_a_role_that_waits_too_long_is_taken_out_of_the_queue(make: Make, cluster: SlurmCluster) -> None:
+    """After `queue_timeout` the job is cancelled, the reason is in the error, and the name is free."""
     blocker = cluster.blocker(*ALL_DEVICES)
     s = make(queue_timeout=3.0)
     with pytest.raises(WorkerCreationError, match=r"no allocation within 3 s; job \d+: Resources"):
@@ -67,6 +68,7 @@ def test_a_role_that_waits_too_long_is_taken_out_of_the_queue(make: Make, cluste
 
 
 def test_reasons_that_are_not_about_room_are_shown_as_well(make: Make, cluster: SlurmCluster) -> None:
+    """The error of a role that waited in vain holds Slurm's reason, whatever it is."""
     closed = make(partition="closed", queue_timeout=3.0)
     with pytest.raises(WorkerCreationError, match="PartitionDown"):
         closed.start("actor", **SMALL)
@@ -77,6 +79,7 @@ def test_reasons_that_are_not_about_room_are_shown_as_well(make: Make, cluster: 
 
 
 def test_a_pending_role_that_others_cancel_is_an_error_at_once(s: SlurmScheduler, cluster: SlurmCluster) -> None:
+    """A job that somebody cancels while it waits fails its start with CANCELLED."""
     blocker = cluster.blocker(*ALL_DEVICES)
     with ThreadPoolExecutor(1) as pool:
         starting = pool.submit(s.start, "actor", gpu=1, **SMALL)
@@ -88,6 +91,7 @@ def test_a_pending_role_that_others_cancel_is_an_error_at_once(s: SlurmScheduler
 
 
 def test_closing_takes_a_pending_job_out_of_the_queue(s: SlurmScheduler, cluster: SlurmCluster) -> None:
+    """Closing the scheduler cancels a pending job, and its start fails."""
     blocker = cluster.blocker(*ALL_DEVICES)
     with ThreadPoolExecutor(1) as pool:
         starting = pool.submit(s.start, "actor", gpu=1, **SMALL)
@@ -127,18 +131,21 @@ def test_a_controller_that_ends_while_it_waits_holds_no_place(
 
 
 def test_what_sbatch_refuses_is_told_in_its_words(make: Make, cluster: SlurmCluster) -> None:
+    """sbatch's own message is in the error."""
     with pytest.raises(WorkerCreationError, match=r"`sbatch --parsable`: exit code 1: .*[Rr]eservation"):
         make(reservation="nosuch").start("actor", **SMALL)
     assert cluster.jobs() == {}
 
 
 def test_a_script_that_fails_is_told_with_its_last_words(make: Make) -> None:
+    """The output of a script that fails before its guards start is in the error."""
     s = make(additional_bash_cmds=["echo the data is not mounted", "exit 3"])
     with pytest.raises(WorkerCreationError, match=r"(?s)FAILED \(NonZeroExitCode\).*the data is not mounted"):
         s.start("actor", **SMALL)
 
 
 def test_nodes_without_the_interpreter_are_told_in_sruns_words(make: Make) -> None:
+    """A missing interpreter on the nodes is in the error."""
     s = make(python="/no/such/python")
     with pytest.raises(WorkerCreationError, match=r"(?s)its output ends with.*/no/such/python: No such file"):
         s.start("actor", **SMALL)

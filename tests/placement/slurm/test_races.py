@@ -53,6 +53,7 @@ def test_a_role_that_is_asked_for_when_the_scheduler_is_closed_leaves_no_job(
 def test_a_role_that_waits_in_the_queue_when_the_scheduler_is_closed_leaves_it(
     make: Make, cluster: SlurmCluster
 ) -> None:
+    """Only jobs of others are in the queue after the close."""
     blocker = cluster.blocker("--nodes=2", "--ntasks-per-node=1", "--gres=gpu:4", "--mem=1G")
     s = make()
     with ThreadPoolExecutor(1) as pool:
@@ -67,5 +68,6 @@ def test_a_role_that_waits_in_the_queue_when_the_scheduler_is_closed_leaves_it(
 
 @pytest.mark.parametrize("limit", [float("nan"), -1, "5", True])
 def test_a_limit_on_waiting_is_a_number_of_seconds(make: Make, limit: Any) -> None:
+    """A `queue_timeout` that is no positive number is refused."""
     with pytest.raises(WorkerConfigurationError, match="bad queue_timeout"):
         make(queue_timeout=limit)

@@ -47,6 +47,7 @@ def nodes_of(s: SlurmScheduler, role: str) -> list[str]:
 
 
 def test_a_role_is_a_job_while_it_lives(s: SlurmScheduler, cluster: SlurmCluster) -> None:
+    """A role's job is in the queue from its start to its deletion."""
     role = s.start("actor", replicas=2, gpu=1, **SMALL)
     role.create_engine(Echo)
     assert role.call("greet") == ["hello", "hello"]
@@ -60,6 +61,7 @@ def test_a_role_is_a_job_while_it_lives(s: SlurmScheduler, cluster: SlurmCluster
 def test_a_job_that_was_given_back_has_completed_and_was_not_cancelled(
     s: SlurmScheduler, cluster: SlurmCluster
 ) -> None:
+    """A deleted role's job ends as COMPLETED."""
     s.start("actor", **SMALL)
     (job,) = cluster.jobs()
     s.delete_workers("actor")
@@ -84,6 +86,7 @@ def test_forks_live_in_the_job_of_their_target(s: SlurmScheduler, cluster: Slurm
 
 
 def test_a_command_worker_is_a_program_of_the_job(s: SlurmScheduler) -> None:
+    """A worker with a command serves at its leased port on its node."""
     role = s.start("server", cmd=SERVER, ready="tcp", **SMALL)
     (worker,) = s.get_workers(role.name)
     with urllib.request.urlopen(f"http://{worker.ip}:{worker.worker_ports[0]}/", timeout=10) as answer:
@@ -91,6 +94,7 @@ def test_a_command_worker_is_a_program_of_the_job(s: SlurmScheduler) -> None:
 
 
 def test_two_roles_share_a_node_and_no_device(s: SlurmScheduler) -> None:
+    """Roles on one node see different devices."""
     first = s.start("first", replicas=2, gpu=1, nodelist="n1", **SMALL)
     second = s.start("second", gpu=2, nodelist="n1", **SMALL)
     for role in (first, second):
@@ -100,6 +104,7 @@ def test_two_roles_share_a_node_and_no_device(s: SlurmScheduler) -> None:
 
 
 def test_workers_spread_over_nodes_when_one_is_too_small(s: SlurmScheduler) -> None:
+    """A role larger than a node is placed on two, each worker with its own devices."""
     role = s.start("wide", replicas=3, gpu=2, **SMALL)
     role.create_engine(Echo)
     assert nodes_of(s, "wide") == ["n1", "n1", "n2"]
@@ -107,6 +112,7 @@ def test_workers_spread_over_nodes_when_one_is_too_small(s: SlurmScheduler) -> N
 
 
 def test_unequal_specs_each_get_what_they_ask_for(s: SlurmScheduler) -> None:
+    """Workers of one role may differ in devices and environment."""
     tasks = [SchedulingSpec(gpu=n, env_vars={"MINE": str(n)}, **SMALL) for n in (3, 0, 1, 4)]
     role = s.start("mixed", replicas=4, tasks=tasks)
     role.create_engine(Echo)
@@ -115,6 +121,7 @@ def test_unequal_specs_each_get_what_they_ask_for(s: SlurmScheduler) -> None:
 
 
 def test_named_nodes_are_used_each_and_no_others(s: SlurmScheduler) -> None:
+    """`nodelist` and `exclude` decide where workers are."""
     s.start("spread", replicas=3, nodelist="n[1-2]", **SMALL)
     assert set(nodes_of(s, "spread")) == {"n1", "n2"}
     s.start("there", exclude="n1", **SMALL)
@@ -122,6 +129,7 @@ def test_named_nodes_are_used_each_and_no_others(s: SlurmScheduler) -> None:
 
 
 def test_what_no_node_has_is_refused_before_anything_is_submitted(s: SlurmScheduler, cluster: SlurmCluster) -> None:
+    """A spec that fits no node fails with what the nodes have."""
     with pytest.raises(GPUAllocationError, match=r"5 device\(s\) wanted, 4 free; big/0 needs more; Slurm lists 2 node"):
         s.start("big", gpu=5, **SMALL)
     with pytest.raises(WorkerConfigurationError, match="big/0 needs a node with 1000 CPU"):
@@ -130,6 +138,7 @@ def test_what_no_node_has_is_refused_before_anything_is_submitted(s: SlurmSchedu
 
 
 def test_a_plan_is_the_script_without_the_token_and_submits_nothing(s: SlurmScheduler, cluster: SlurmCluster) -> None:
+    """`plan` shows the batch script, is repeatable, and leaves the queue empty."""
     job = Job("actor", 2, [SchedulingSpec(gpu=4, **SMALL)])
     plan = s.plan(job)
     assert plan.guards == (0, 1)
@@ -140,6 +149,7 @@ def test_a_plan_is_the_script_without_the_token_and_submits_nothing(s: SlurmSche
 
 
 def test_the_token_is_in_no_argument_and_no_environment(s: SlurmScheduler) -> None:
+    """No process on the machine shows the token in its command line or environment, nor does a file of the run."""
     s.start("actor", replicas=5, gpu=1, **SMALL)
     token = s._run.token.encode()
     for entry in Path("/proc").iterdir():
@@ -155,6 +165,7 @@ def test_the_token_is_in_no_argument_and_no_environment(s: SlurmScheduler) -> No
 def test_the_users_environment_and_lines_of_shell_reach_all_nodes(
     make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """Workers on all nodes see the controller's variables and those that the script exports."""
     monkeypatch.setenv("FROM_CONTROLLER", "it's $HOME")
     s = make(additional_bash_cmds=["export FROM_SCRIPT='a b'", f"echo ran on $SLURMD_NODENAME >>{tmp_path}/ran"])
     role = s.start("wide", replicas=2, gpu=4, **SMALL)
@@ -221,17 +232,20 @@ def test_a_controller_inside_an_allocation_starts_jobs_of_its_own(cluster: Slurm
 
 
 def test_a_partition_that_is_not_there_is_refused_by_name(cluster: SlurmCluster, make: Make) -> None:
+    """The error says how to list the partitions."""
     with pytest.raises(WorkerConfigurationError, match=r"no node in the partition: 'nosuch'; .*`sinfo` lists them"):
         make(partition="nosuch")
 
 
 def test_a_host_without_slurm_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Making a SlurmScheduler without Slurm's programs fails with that reason."""
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SlurmError, match="no such program; is Slurm installed on this host"):
         SlurmScheduler(fileroot=tmp_path, preload=[])
 
 
 def test_a_controller_that_is_killed_leaves_no_job(cluster: SlurmCluster, tmp_path: Path) -> None:
+    """The job of a killed controller leaves the queue by itself."""
     program = tmp_path / "victim.py"
     program.write_text(
         "import os, signal, sys, rolecall\n"

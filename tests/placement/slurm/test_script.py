@@ -102,11 +102,13 @@ def test_the_script_is_the_golden_one(name: str) -> None:
 
 
 def test_no_golden_file_is_left_over() -> None:
+    """Each golden file belongs to a case."""
     assert {path.stem for path in GOLDEN.iterdir()} == set(CASES)
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_bash_can_read_it(name: str) -> None:
+    """Every generated script passes `bash -n`."""
     checked = subprocess.run(["bash", "-n"], input=CASES[name].script(), text=True, capture_output=True, timeout=30)
     assert (checked.returncode, checked.stderr) == (0, "")
 

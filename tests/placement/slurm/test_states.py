@@ -14,16 +14,19 @@ ENDED += ["OUT_OF_MEMORY", "REVOKED", "LAUNCH_FAILED", "CANCELLED by 0", "CANCEL
 
 @pytest.mark.parametrize("words", QUEUED)
 def test_queued(words: str) -> None:
+    """States that mean waiting."""
     assert JobState(words).meaning == "queued"
 
 
 @pytest.mark.parametrize("words", RUNNING)
 def test_running(words: str) -> None:
+    """States that mean running."""
     assert JobState(words).meaning == "running"
 
 
 @pytest.mark.parametrize("words", ENDED)
 def test_ended(words: str) -> None:
+    """States that mean the end."""
     assert JobState(words).meaning == "ended"
 
 
@@ -31,6 +34,7 @@ def test_ended(words: str) -> None:
 def test_unknown_words_are_taken_for_running_and_logged(
     words: str, meaning: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """A state that this version does not know ends nothing, and is logged."""
     assert JobState(words).meaning == meaning
     assert f"Slurm calls a job {words!r}, which this version does not know" in caplog.text
 
@@ -47,11 +51,13 @@ def test_unknown_words_are_taken_for_running_and_logged(
 def test_a_job_that_is_completing_holds_its_nodes_and_may_not_say_why(
     words: str, reason: str, completing: bool, told: bool
 ) -> None:
+    """COMPLETING is known apart, and whether a state explains the end."""
     state = JobState(words, reason)
     assert (state.completing, state.told) == (completing, told)
 
 
 def test_what_is_shown_has_reason_and_expected_start_where_slurm_knows_them() -> None:
+    """Placeholders of Slurm such as `None` and `N/A` are left out."""
     assert str(JobState("TIMEOUT", "TimeLimit")) == "TIMEOUT (TimeLimit)"
     assert str(JobState("CANCELLED", "None")) == "CANCELLED"
     assert JobState("PENDING", "Priority", "N/A").wait == "Priority"
