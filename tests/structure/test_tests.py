@@ -18,7 +18,7 @@ def name(path: Path) -> str:
     return str(path.relative_to(ROOT / "tests"))
 
 
-def tests_of(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+def functions_of(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
             yield node
@@ -38,7 +38,7 @@ def imported_by(path: Path) -> Iterator[str]:
 @pytest.mark.parametrize("path", FILES, ids=name)
 def test_every_test_states_its_promise(path: Path) -> None:
     """Each test function has a docstring."""
-    assert [test.name for test in tests_of(path) if not ast.get_docstring(test)] == []
+    assert [test.name for test in functions_of(path) if not ast.get_docstring(test)] == []
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=name)

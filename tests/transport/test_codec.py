@@ -462,6 +462,7 @@ def test_a_state_dict_travels() -> None:
 
 def test_the_receiver_may_name_the_device_of_tensors() -> None:
     """Tensors are decoded onto the device that the receiver's context names."""
+
     class Context:
         tensor_device = "meta"
 
@@ -628,8 +629,9 @@ def test_what_does_not_travel_is_named_with_its_place(value: Any, place: str) ->
 
 
 def test_a_local_class_is_refused_with_the_reason() -> None:
-    @dataclasses.dataclass
     """A class that is not defined at the top of a module cannot be found by the receiver, and the error says so."""
+
+    @dataclasses.dataclass
     class Local:
         x: int = 1
 
