@@ -26,6 +26,10 @@ from tests.support.slurm_cluster import SlurmCluster, running_slurm
 MARK = "RC_TEST_SESSION"
 _SESSION = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
 GONE_WITHIN_S = 5.0
+# By pid and inode of its folder in /proc: since when a process is known to be without the mark. A new one may get it
+# when it executes a program.
+_strangers: dict[tuple[str, int], float] = {}
+STRANGER_AFTER_S = 30.0
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -137,11 +141,11 @@ def _clean(also: Callable[[], list[str]] = list) -> Iterator[None]:
     threads, shm, before = (
         set(threading.enumerate()),
         set(Path("/dev/shm").iterdir()),
-        set(_processes() + _runtime_dirs()),
+        set(_ours() + _runtime_dirs()),
     )
 
     def left() -> list[str]:
-        found = _processes() + _runtime_dirs() + _shm(shm) + _threads(threads) + also()
+        found = _ours() + _runtime_dirs() + _shm(shm) + _threads(threads) + also()
         return [thing for thing in found if thing not in before]
 
     yield
@@ -161,17 +165,33 @@ def _of_runs(folder: Path) -> list[str]:
     return [line for state in states for line in _processes(f"ROLECALL_RUN={state['run_id']}")]
 
 
-def _processes(mark: str = f"{MARK}={_SESSION}") -> list[str]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                mine = mark.encode() in (entry / "environ").read_bytes().split(b"\0")
-                if mine and not _zombie(entry):
-                    found.append(f"process {entry.name}: {(entry / 'cmdline').read_bytes()[:200]!r}")
-            except OSError:
-                continue  # it ended while we looked
+def _ours() -> list[str]:
+    """Processes that bear our mark. What has long been without it is not looked at again, since each look costs."""
+    found, now = [], time.monotonic()
+    with os.scandir("/proc") as entries:
+        for entry in entries:
+            known = (entry.name, entry.inode())
+            if entry.name.isdigit() and now - _strangers.get(known, now) < STRANGER_AFTER_S:
+                process = _marked(Path(entry.path), f"{MARK}={_SESSION}")
+                found += process
+                if not process:
+                    _strangers.setdefault(known, now)
     return found
+
+
+def _processes(mark: str) -> list[str]:
+    return [line for entry in Path("/proc").iterdir() if entry.name.isdigit() for line in _marked(entry, mark)]
+
+
+def _marked(entry: Path, mark: str) -> list[str]:
+    """A process of /proc, in words, if it lives, is not this one, and bears the mark."""
+    try:
+        mine = entry.name != str(os.getpid()) and mark.encode() in (entry / "environ").read_bytes().split(b"\0")
+        if mine and not _zombie(entry):
+            return [f"process {entry.name}: {(entry / 'cmdline').read_bytes()[:200]!r}"]
+    except OSError:
+        pass  # it ended while we looked
+    return []
 
 
 def _zombie(entry: Path) -> bool:

@@ -6,8 +6,6 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from tests.support.checkout import ROOT
 
 FILES = sorted((ROOT / "tests").rglob("test_*.py"))
@@ -35,15 +33,14 @@ def imported_by(path: Path) -> Iterator[str]:
             yield from (base, *(f"{base}.{alias.name}" for alias in node.names))
 
 
-@pytest.mark.parametrize("path", FILES, ids=name)
-def test_every_test_states_its_promise(path: Path) -> None:
+def test_every_test_states_its_promise() -> None:
     """Each test function has a docstring."""
-    assert [test.name for test in functions_of(path) if not ast.get_docstring(test)] == []
+    bare = {name(path): [f.name for f in functions_of(path) if not ast.get_docstring(f)] for path in FILES}
+    assert {file: names for file, names in bare.items() if names} == {}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=name)
-def test_no_test_is_imported(path: Path) -> None:
+def test_no_test_is_imported() -> None:
     """What tests share stands in a module that is no test and no conftest."""
-    found = set(imported_by(path))
-    assert not found & MODULES
-    assert not [module for module in found if module.split(".")[-1] == "conftest"]
+    found = {name(path): set(imported_by(path)) for path in (ROOT / "tests").rglob("*.py")}
+    wrong = {file: {m for m in modules if m in MODULES or m.endswith(".conftest")} for file, modules in found.items()}
+    assert {file: modules for file, modules in wrong.items() if modules} == {}
