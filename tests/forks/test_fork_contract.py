@@ -17,6 +17,7 @@ from worker_processes import of_worker, processes, wait_for
 
 from rolecall import Job, Scheduler, SchedulingSpec, SchedulingStrategy
 from rolecall.errors import WorkerConfigurationError, WorkerCreationError, WorkerFailedError, WorkerNotFoundError
+from rolecall.protocol.guard import METRICS, Nothing
 
 Echo = sample_engines.Echo
 HTTP_SERVER = [sys.executable, "-u", "-m", "http.server", "--bind", "{host}", "{port}"]
@@ -60,7 +61,7 @@ def bindable(ip: str, port: str) -> bool:
 
 def leased(s: Scheduler) -> int:
     guards = {member.guard for member in s._table.members()}
-    return sum(int(guard.ask("metrics").result()["ports_leased"]) for guard in guards)
+    return sum(int(guard.ask(METRICS, Nothing()).result()["ports_leased"]) for guard in guards)
 
 
 def test_when_the_middle_one_of_three_fails_exactly_the_other_two_are_killed(s: Scheduler, tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from guard_rig import Rig, wait_for
 
-from rolecall.guard.progress import Counters
 from rolecall.guard.stall import Resumed, Sample, Stalled, StallWatch
+from rolecall.protocol.progress import Counters
 
 
 def watch(samples: list[Sample], stall_s: float = 120) -> list[object]:

@@ -17,8 +17,8 @@ from worker_processes import guard_of, living, processes, wait_for
 
 from rolecall import Role, Scheduler
 from rolecall.errors import WorkerFailedError
-from rolecall.guard.progress import LAYOUT, Counters
 from rolecall.guard.runtime import page_path
+from rolecall.protocol.progress import parse
 
 HALF_A_NODE_AND_MORE: dict[str, Any] = {"cpu": 65, "mem": 1}  # so that two workers are on two nodes
 LEASE_S = 20.0
@@ -72,7 +72,7 @@ def calls_ended(s: Scheduler, index: int, root: Path) -> Callable[[], int]:
     """Reads from the page that a worker writes for its guard how many calls it has answered."""
     member = s._table.members()[index]
     page = page_path(str(Path(member.socket).parents[1]), member.guard.guard_id, member.id)
-    return lambda: Counters(*LAYOUT.unpack((root / page[1:]).read_bytes()[: LAYOUT.size])).ended
+    return lambda: parse((root / page[1:]).read_bytes()).ended
 
 
 def test_workers_of_two_hosts_are_called_over_the_network_and_pass_tensors(s: Scheduler, hosts: Hosts) -> None:

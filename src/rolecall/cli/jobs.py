@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from rolecall.cli.rundir import State
 from rolecall.cli.runs import SelectedRun, state_of
 from rolecall.errors import SlurmError
 from rolecall.placement.slurm.commands import Slurm
 from rolecall.placement.slurm.queue import Queue
 from rolecall.placement.slurm.script import job_comment
 from rolecall.placement.slurm.slurm import SlurmAllocation, SlurmScheduler
+from rolecall.protocol.state import State
 
 AT_ONCE = 16
 BRIEF_S = 5.0

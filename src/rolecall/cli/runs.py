@@ -10,9 +10,10 @@ from pathlib import Path
 
 from rolecall.cli.client import RunClient, is_listening
 from rolecall.cli.processes import run_processes
-from rolecall.cli.rundir import BrokenStateError, RunDir, State
+from rolecall.cli.rundir import BrokenStateError, RunDir
 from rolecall.cli.terminal import remark
 from rolecall.errors import RolecallError
+from rolecall.protocol.state import State
 from rolecall.scheduler.run import private_root
 
 DEFAULT_FILEROOT = Path("~/.rolecall")

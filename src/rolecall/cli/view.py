@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +9,12 @@ from typing import Any
 
 from rolecall.cli.client import NoAnswerError
 from rolecall.cli.processes import GUARD_NAME, RunProcess, run_processes, usage
-from rolecall.cli.rundir import State, WorkerState, on_another_host
+from rolecall.cli.rundir import on_another_host
 from rolecall.cli.runs import SelectedRun, state_of
 from rolecall.errors import describe_exit
-from rolecall.guard.progress import LAYOUT, Counters
 from rolecall.guard.runtime import page_path
+from rolecall.protocol.progress import SIZE, Counters, parse
+from rolecall.protocol.state import State, WorkerState
 
 Rows = dict[str, dict[str, Any]]  # guards' tables by worker
 
@@ -139,7 +139,7 @@ class _Workers:
         return [self._view(name) for name in names]
 
     def _view(self, name: str) -> WorkerView:
-        said, row = self._written.get(name) or WorkerState(name), self._rows.get(name, {})
+        said, row = self._written.get(name) or WorkerState(id=name), self._rows.get(name, {})
         pid = row.get("pid") or said.pid or None
         made = WorkerView(
             worker=name,
@@ -200,6 +200,6 @@ def read_page(runtime_dir: Path, guard_id: str, worker_id: str) -> Counters | No
     """A worker's progress page, which it writes even while nobody can ask it anything."""
     try:
         with Path(page_path(str(runtime_dir), guard_id, worker_id)).open("rb") as file:
-            return Counters(*LAYOUT.unpack(file.read(LAYOUT.size)))
-    except (OSError, struct.error):
+            return parse(file.read(SIZE))
+    except OSError:
         return None

@@ -8,7 +8,7 @@ suspicion. A long step uses CPU time; a held interpreter lock stops the heartbea
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from rolecall.guard.progress import Counters
+from rolecall.protocol.progress import Counters
 
 STOPPED_S = 5.0
 GAP_S = 3.0  # a longer gap between samples was our own (we were stopped too) and counts for no more than this

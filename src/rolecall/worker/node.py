@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import Any
 
-from rolecall.protocol.token import CarriesToken
+from rolecall.protocol.worker import Configured, WorkerConfig
 from rolecall.tensors.backends.base import Backend
 from rolecall.tensors.backends.ray import RayBackend
 from rolecall.tensors.backends.shm import ShmBackend
@@ -27,34 +26,12 @@ from rolecall.worker.service import WorkerService
 CACHE_BYTES = 1 << 30
 
 
-class WorkerConfig(CarriesToken, frozen=True):
-    """What the guard tells a worker over the control channel.
-
-    Attributes:
-        socket: The Unix path to listen on.
-        tensor_backend: Name of the backend that is asked first to store a tensor.
-    """
-
-    worker_id: str
-    run_id: str
-    token: str
-    epoch: int
-    socket: str
-    ip: str
-    bind: str
-    port: int
-    progress: str = ""
-    main_path: str = ""
-    sys_path: list[str] = []
-    tensor_backend: str = "shm"
-
-
 class WorkerNode:
     """Everything of a worker, assembled."""
 
     def __init__(self, config: WorkerConfig, loop: asyncio.AbstractEventLoop, ask_guard: AskGuard) -> None:
         self._config, self._loop = config, loop
-        hello = {"kind": "worker", "name": config.worker_id, "epoch": config.epoch}
+        hello = {"kind": "worker", "name": config.worker_id}
         self._owners = Connections(config.token, loop=loop, hello=hello)
         self._sessions = Sessions(self._new_peer)
         self._progress = Progress(config.progress or None)
@@ -64,17 +41,16 @@ class WorkerNode:
         self._server = Server(
             config.token,
             loop=loop,
-            epoch=config.epoch,
             on_peer=self._sessions,
             http=WorkerRoutes(self.service, ask_guard).routes(),
         )
 
-    def start(self) -> dict[str, Any]:
-        """Listens; returns what the guard passes on: pid, Unix path, port."""
+    def start(self) -> Configured:
+        """Listens, and says where."""
         config = self._config
         self._server.listen_unix(config.socket)
         port = self._server.listen_tcp(config.bind, config.port)
-        return {"pid": os.getpid(), "socket": config.socket, "port": port}
+        return Configured(pid=os.getpid(), socket=config.socket, port=port)
 
     async def close(self) -> None:
         """Ends connections, lanes and memory. Engines are not destroyed; that is asked for before."""

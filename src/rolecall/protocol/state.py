@@ -1,0 +1,80 @@
+"""`state.json` of a run directory: written whole by the controller, read by the command line."""
+
+from __future__ import annotations
+
+from rolecall.protocol.guard_hello import GuardHello
+from rolecall.protocol.message import Message
+
+
+class WorkerState(Message, frozen=True, kw_only=True):
+    """A worker as the controller knew it last.
+
+    Attributes:
+        state: `running` or `failed`.
+        since: When it became ready, in seconds since the epoch.
+        command: Its program; None when it hosts engines.
+        log: Path of its log on its host.
+        timeline: Seconds from the request to its guard until it was forked, connected and ready.
+    """
+
+    id: str
+    ip: str = ""
+    ports: list[str] = []
+    pid: int = 0
+    host: str = ""
+    guard: str = ""
+    devices: list[str] = []
+    target: str | None = None
+    command: list[str] | None = None
+    log: str = ""
+    state: str = "running"
+    since: float = 0.0
+    timeline: dict[str, float] = {}
+
+
+class RoleState(Message, frozen=True, kw_only=True):
+    """A role. `target`: the role in whose slots it lives."""
+
+    name: str
+    target: str | None = None
+    workers: list[WorkerState] = []
+
+
+class GuardState(Message, frozen=True, kw_only=True):
+    """A guard. `hello`: what it said of itself; None before it has called home."""
+
+    id: str
+    hello: GuardHello | None = None
+
+    @property
+    def pid(self) -> int:
+        return self.hello.pid if self.hello else 0
+
+    @property
+    def host(self) -> str:
+        return self.hello.host if self.hello else ""
+
+
+class ControllerState(Message, frozen=True, kw_only=True):
+    """The controller. `ended`: it has ended its run."""
+
+    pid: int = 0
+    host: str = ""
+    ended: bool = False
+
+
+class State(Message, frozen=True, kw_only=True):
+    """A run. `run_id` is empty as long as the controller has written nothing."""
+
+    run_id: str = ""
+    runtime_dir: str = ""
+    experiment: str = ""
+    trial: str = ""
+    scheduler: str = ""
+    controller: ControllerState = ControllerState()
+    guards: list[GuardState] = []
+    roles: list[RoleState] = []
+
+    def workers(self) -> list[WorkerState]:
+        """Each worker once; a role that borrows its target's workers has none of its own."""
+        return list({worker.id: worker for role in self.roles for worker in role.workers}.values())
