@@ -14,6 +14,10 @@ import sample_engines
 
 import rolecall
 from rolecall import LocalScheduler
+from rolecall.cli.logs import logs
+from rolecall.cli.rundir import RunDir
+from rolecall.cli.runs import select_run
+from rolecall.cli.stop import ForeignRunError, stop
 from rolecall.errors import RolecallError, WorkerCreationError
 from rolecall.guard.ports import PortLeases
 from rolecall.placement.slurm.commands import Slurm
@@ -88,8 +92,21 @@ def _causes(s: LocalScheduler, folder: Path) -> Iterator[Example]:
     yield "DecodeError", lambda: codec.decode(b"\xc1", [])
     yield "WorkerStalledError", lambda: _stopped(s)
     yield "WorkerFailedError", lambda: actor[0].call("leave", 3)
+    yield "RunNotFoundError", lambda: select_run("demo/t9", folder)
+    yield "BrokenStateError", lambda: _broken_state(folder)
+    yield "NoAnswerError", lambda: select_run("demo/t0", folder).client.table("g9")
+    yield "NoLogError", lambda: logs("critic", run="demo/t0", fileroot=folder)
+    yield "UnconfirmedError", lambda: stop(run="demo/t0", fileroot=folder)
+    yield "ForeignRunError", lambda: ForeignRunError(str(folder / "demo" / "t0"))
     yield "SlurmError", lambda: Slurm({"PATH": str(folder)}).nodes(None, "gpu")
     yield "GuardLostError", lambda: _without_guard(s)
+
+
+def _broken_state(folder: Path) -> object:
+    directory = folder / "demo" / "t1"
+    directory.mkdir()
+    (directory / "state.json").write_text("{run_id")
+    return RunDir(directory).state()
 
 
 def _cancelled(actor: rolecall.Role) -> object:

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parent.parent
 PROGRAMS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 EXPECTED = [
     ["[1.5, 1.5]", "6.0"],
-    ["['t0', 't1', 't2']"],
+    ["[3, 7]", "3", "['t0', 't1', 't2']"],
+    ["True", "set()"],
     ["[6.0, 6.0]", "tensor([0, 1, 2])"],
     ["200", "200"],
 ]

@@ -2,10 +2,10 @@
 
     RolecallError
     ├── SchedulerError
-    │   ├── WorkerCreationError         workers could not be started; the others were taken back
+    │   ├── WorkerCreationError         workers could not be started; the start was rolled back
     │   ├── WorkerConfigurationError    a job or an option is wrong
     │   ├── WorkerFailedError           a worker died (exit code or signal, log tail)
-    │   │   └── WorkerStalledError      a worker lives but does not run (evidence attached)
+    │   │   └── WorkerStalledError      a worker's process exists but makes no progress (stacks attached)
     │   ├── WorkerNotFoundError         no such role or worker
     │   ├── WorkerTimeoutError          a deadline passed
     │   ├── EngineCreationError         an engine's class or constructor failed
@@ -15,21 +15,21 @@
     │   ├── PortAllocationError         too few free ports
     │   ├── GPUAllocationError          more devices asked for than are free
     │   ├── GuardLostError              a guard died or cannot be reached
-    │   └── SlurmError                  a command of Slurm's failed, or is not there
+    │   └── SlurmError                  a command of Slurm failed, or is not installed
     ├── RPCError
-    │   ├── RPCConnectionError          the connection is gone
-    │   ├── ProtocolError               a frame is oversize, broken or inconsistent
+    │   ├── RPCConnectionError          the connection is lost for good
+    │   ├── ProtocolError               a frame is oversize, malformed or inconsistent
     │   ├── AuthenticationError         the token is missing or wrong
     │   ├── CallCancelledError          the call was cancelled
-    │   ├── RemoteError                 stands in for an exception whose type does not travel
+    │   ├── RemoteError                 replaces an exception whose type is not serializable
     │   └── CodecError
-    │       ├── EncodeError             a value of a type that does not travel (with its place)
-    │       └── DecodeError             bytes that are not a value of ours
+    │       ├── EncodeError             a value that is not serializable (with its place)
+    │       └── DecodeError             bytes that are not a valid encoded value
     └── TensorError
-        └── ShardNotFoundError          the shard was freed or its owner is gone
+        └── ShardNotFoundError          the shard was freed, or its owner has ended
 
-Constructors take facts, not sentences. Every error keeps them as attributes and survives pickling, because
-`_Facts.__reduce__` rebuilds it from the same facts.
+Constructors take facts, not sentences. Every error keeps its facts as attributes and survives pickling, because
+`RolecallError.__reduce__` rebuilds it from the constructor's arguments.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from typing import Any
 
 
 class RolecallError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of all errors that this package raises deliberately."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> RolecallError:
         self = super().__new__(cls, *args)
@@ -59,7 +59,7 @@ def _rebuild(cls: type[RolecallError], args: tuple[Any, ...], kwargs: dict[str, 
 
 
 def describe_exit(exit_code: int | None = None, signal: int | None = None) -> str:
-    """Says how a process ended: `exit code 3`, `killed by SIGKILL`, `ended` when neither is known."""
+    """How a process ended: `exit code 3`, `killed by SIGKILL`, or `ended` when neither is known."""
     if signal is not None:
         try:
             return f"killed by {_signal.Signals(signal).name}"
@@ -77,16 +77,16 @@ def _listed(names: Iterable[str]) -> str:
 
 
 class SchedulerError(RolecallError):
-    """Base of everything that goes wrong with workers and engines."""
+    """Base of the errors of workers and engines."""
 
 
 class WorkerCreationError(SchedulerError):
-    """Workers of a role could not be started. None of the role's workers is left running.
+    """Workers of a role could not be started. The start was rolled back: none of the role's workers is left running.
 
     Args:
-        role: The role that was asked for.
+        role: Name of the role.
         reason: What happened, in one sentence.
-        failed: Indices of the workers that failed; the others were taken back.
+        failed: Indices of the workers that failed.
         log_tails: Last lines of the failed workers' logs by index.
     """
 
@@ -100,7 +100,13 @@ class WorkerCreationError(SchedulerError):
 
 
 class WorkerConfigurationError(SchedulerError):
-    """A job, a role or an option is wrong. Nothing was started."""
+    """A job, a role or an option is wrong. Nothing was started.
+
+    Args:
+        what: What is wrong.
+        seen: The wrong value, or None.
+        expected: Which values are right, or what to do.
+    """
 
     def __init__(self, what: str, seen: Any = None, expected: str = "") -> None:
         self.what, self.seen, self.expected = what, seen, expected
@@ -109,12 +115,12 @@ class WorkerConfigurationError(SchedulerError):
 
 
 class WorkerFailedError(SchedulerError):
-    """A worker died. Its pending calls fail with this at once.
+    """A worker died. Its pending calls fail with this error at once.
 
     Attributes:
         exit_code: Exit status, or None when it was killed or the status is unknown.
         signal: Number of the signal that killed it, or None.
-        reason: What is known beside that, for instance `out of memory: 31.8 of 32 GiB`.
+        reason: More about the cause where it is known, for instance `out of memory: 31.8 of 32 GiB`.
     """
 
     def __init__(
@@ -139,9 +145,9 @@ class WorkerFailedError(SchedulerError):
         how = describe_exit(self.exit_code, self.signal)
         why = f" ({self.reason})" if self.reason else ""
         log = f"; log: {self.log_path}" if self.log_path else ""
-        return f"{self._who()} died: {how}{why}{log}"
+        return f"{self._name()} died: {how}{why}{log}"
 
-    def _who(self) -> str:
+    def _name(self) -> str:
         place = f" (pid {self.pid} on {self.host or 'this host'})" if self.pid else ""
         return f"worker {self.worker_id}{place}"
 
@@ -150,10 +156,10 @@ class WorkerFailedError(SchedulerError):
 
 
 class WorkerStalledError(WorkerFailedError):
-    """A worker lives but does not run: stopped by a signal, for instance.
+    """A worker's process exists but makes no progress: it is stopped by a signal, for instance.
 
     Attributes:
-        stacks: Python stacks of its threads, as far as they could be read from outside.
+        stacks: Python stacks of its threads, as far as another process could read them; may be empty.
     """
 
     def __init__(
@@ -164,18 +170,18 @@ class WorkerStalledError(WorkerFailedError):
 
     @property
     def summary(self) -> str:
-        return f"{self._who()} makes no progress: {self.reason}"
+        return f"{self._name()} makes no progress: {self.reason}"
 
     def _sentence(self) -> str:
         return self.summary + (f"\n--- stacks ---\n{self.stacks.rstrip()}" if self.stacks else "")
 
 
 class WorkerNotFoundError(SchedulerError):
-    """No role or worker of that name.
+    """There is no role or worker of that name.
 
     Args:
-        name: The role or worker id asked for.
-        known: The names there are.
+        name: The role or worker id that was looked up.
+        known: The existing names.
     """
 
     def __init__(self, name: str, known: Iterable[str] = ()) -> None:
@@ -185,7 +191,14 @@ class WorkerNotFoundError(SchedulerError):
 
 
 class WorkerTimeoutError(SchedulerError):
-    """A deadline passed while waiting for a worker or a call; the work itself may still be going on."""
+    """A deadline passed while waiting for a worker or a call. The work itself may still be running.
+
+    Args:
+        worker_id: The worker that was waited for.
+        timeout: The deadline, in seconds.
+        what: What was waited for.
+        hint: What to do.
+    """
 
     def __init__(self, worker_id: str, timeout: float, what: str = "answer", hint: str = "") -> None:
         self.worker_id, self.timeout, self.what, self.hint = worker_id, timeout, what, hint
@@ -193,7 +206,7 @@ class WorkerTimeoutError(SchedulerError):
 
 
 class EngineCreationError(SchedulerError):
-    """An engine could not be made: a second one of the same name, or its constructor raised."""
+    """An engine could not be created: its name is taken, or its constructor raised."""
 
     def __init__(self, worker_id: str, engine: str, reason: str, traceback: str = "") -> None:
         self.worker_id, self.engine, self.reason, self.traceback = worker_id, engine, reason, traceback
@@ -223,19 +236,19 @@ class EngineCallError(SchedulerError):
 
 
 class EngineNotFoundError(EngineCallError):
-    """The worker has no engine of that name, or the engine no such method. Nothing was run."""
+    """The worker has no engine of that name, or the engine has no such method. Nothing was run."""
 
     def __init__(self, worker_id: str, method: str, missing: str, known: Iterable[str] = ()) -> None:
         self.missing, self.known = missing, list(known)
         super().__init__(worker_id, method)
 
     def _sentence(self) -> str:
-        hint = "" if self.known else "; make one with create_engine first"
+        hint = "" if self.known else "; create one with create_engine first"
         return f"{self.worker_id}: {self.method}() was not run: no {self.missing} (known: {_listed(self.known)}){hint}"
 
 
 class EngineImportError(SchedulerError):
-    """An engine's path cannot be imported, names no class, or names a class that is refused."""
+    """An engine's path cannot be imported, does not name a class, or names a class that is refused."""
 
     def __init__(self, path: str, reason: str) -> None:
         self.path, self.reason = path, reason
@@ -243,7 +256,14 @@ class EngineImportError(SchedulerError):
 
 
 class PortAllocationError(SchedulerError):
-    """Too few free ports in the range that leases are given from."""
+    """Too few free ports in the range from which workers' ports are leased.
+
+    Args:
+        wanted: Number of ports requested.
+        low: First port of the range.
+        high: Last port of the range.
+        reason: More about the cause.
+    """
 
     def __init__(self, wanted: int, low: int, high: int, reason: str = "") -> None:
         self.wanted, self.low, self.high, self.reason = wanted, low, high, reason
@@ -255,13 +275,13 @@ class PortAllocationError(SchedulerError):
 
 
 class GPUAllocationError(SchedulerError):
-    """More devices asked for than are free.
+    """More devices were requested than are free.
 
     Args:
-        wanted: Number of devices asked for.
+        wanted: Number of devices requested.
         free: The free devices.
-        holders: Which worker holds which devices.
-        advice: What to do, where it is not what helps on one machine.
+        holders: The devices that each worker holds.
+        advice: What to do; by default what helps on one host.
     """
 
     def __init__(
@@ -272,18 +292,18 @@ class GPUAllocationError(SchedulerError):
         advice: str = "",
     ) -> None:
         self.wanted, self.free, self.holders, self.advice = wanted, list(free), dict(holders or {}), advice
-        held = "; ".join(f"{who} holds {_listed(what)}" for who, what in self.holders.items())
+        held = "; ".join(f"{holder} holds {_listed(devices)}" for holder, devices in self.holders.items())
         if not advice:
             advice = "ask for fewer, delete a role, or set oversubscribe=True"
             if not self.free and not self.holders:
-                advice = "none were found here; ask for none, or name them with devices=[...]"
+                advice = "no devices were found on this host; ask for none, or list them with devices=[...]"
         super().__init__(
             f"{wanted} device(s) wanted, {len(self.free)} free" + (f" ({held})" if held else "") + f"; {advice}"
         )
 
 
 class GuardLostError(SchedulerError):
-    """A guard died or cannot be reached; every worker it owned is gone with it."""
+    """A guard died or cannot be reached. All workers that it owned have ended or are ending."""
 
     def __init__(self, guard: str, host: str = "", pid: int | None = None, reason: str = "") -> None:
         self.guard, self.host, self.pid, self.reason = guard, host, pid, reason
@@ -292,11 +312,11 @@ class GuardLostError(SchedulerError):
 
 
 class SlurmError(SchedulerError):
-    """A command of Slurm's cannot be run, failed, or answered what cannot be understood.
+    """A Slurm command cannot be run, failed, or printed something unexpected.
 
     Attributes:
         command: The command with its arguments.
-        seen: What it said, or what became of it.
+        seen: Its output, or how it failed.
         advice: What to do.
     """
 
@@ -306,11 +326,11 @@ class SlurmError(SchedulerError):
 
 
 class RPCError(RolecallError):
-    """Base of everything that goes wrong between two processes."""
+    """Base of the errors of communication between two processes."""
 
 
 class RPCConnectionError(RPCError):
-    """The connection to a process is gone and did not come back."""
+    """The connection to a process was lost and could not be restored."""
 
     def __init__(self, peer: str, reason: str = "") -> None:
         self.peer, self.reason = peer, reason
@@ -318,7 +338,7 @@ class RPCConnectionError(RPCError):
 
 
 class ProtocolError(RPCError):
-    """A frame is oversize, broken or inconsistent. That one connection was closed."""
+    """A frame is oversize, malformed or inconsistent. The connection that it came from was closed."""
 
     def __init__(self, what: str, seen: Any = None, limit: Any = None) -> None:
         self.what, self.seen, self.limit = what, seen, limit
@@ -339,7 +359,7 @@ class AuthenticationError(RPCError):
 
 
 class CallCancelledError(RPCError):
-    """The call was cancelled before it had a result."""
+    """The call was cancelled before it returned."""
 
     def __init__(self, peer: str = "", method: str = "") -> None:
         self.peer, self.method = peer, method
@@ -347,12 +367,12 @@ class CallCancelledError(RPCError):
 
 
 class RemoteError(RPCError):
-    """Stands in for another process's exception whose type or state does not travel.
+    """Replaces an exception of another process whose type or state is not serializable.
 
     Attributes:
         remote_type: Full name of the exception's type, for instance `vllm.exceptions:EngineDeadError`.
-        remote_message: Its text.
-        traceback: Its traceback there, or "".
+        remote_message: Its message.
+        traceback: Its traceback in that process, or "".
     """
 
     def __init__(self, remote_type: str, remote_message: str = "", traceback: str = "") -> None:
@@ -361,25 +381,25 @@ class RemoteError(RPCError):
 
 
 class CodecError(RPCError):
-    """Base of the errors of encoding and decoding."""
+    """Base of the errors of serialization."""
 
 
 class EncodeError(CodecError):
-    """A value of a type that does not travel.
+    """A value is not serializable.
 
     Args:
-        place: Where in the value it was found, for instance `args[1].config.fn`.
+        place: Its place in the arguments or the result, for instance `args[1].config.fn`.
         type_name: Its type.
         hint: What to do instead.
     """
 
     def __init__(self, place: str, type_name: str, hint: str = "") -> None:
         self.place, self.type_name, self.hint = place, type_name, hint
-        super().__init__(f"{place}: a value of type {type_name} does not travel" + (f"; {hint}" if hint else ""))
+        super().__init__(f"{place}: a value of type {type_name} is not serializable" + (f"; {hint}" if hint else ""))
 
 
 class DecodeError(CodecError):
-    """Bytes that are not a value of ours, or that name a type which is refused."""
+    """Bytes are not a valid encoded value, or name a type that is refused."""
 
     def __init__(self, what: str, seen: Any = None) -> None:
         self.what, self.seen = what, seen
@@ -391,12 +411,12 @@ class TensorError(RolecallError):
 
 
 class ShardNotFoundError(TensorError):
-    """Shards were freed, or their owner is gone."""
+    """Shards were freed, or the worker that owned them has ended."""
 
     def __init__(self, shard_ids: Sequence[str], owner: str = "", reason: str = "") -> None:
         self.shard_ids, self.owner, self.reason = list(shard_ids), owner, reason
         some = ", ".join(self.shard_ids[:5]) + (" ..." if len(self.shard_ids) > 5 else "")
         super().__init__(
             f"{len(self.shard_ids)} shard(s) not on {owner or 'their owner'} ({some})"
-            + (f": {reason}" if reason else "; they were cleared, or their scope ended")
+            + (f": {reason}" if reason else "; they were cleared, or their scope has ended")
         )

@@ -1,6 +1,6 @@
-"""What a user asks for and gets: Job, SchedulingSpec, SchedulingStrategy, Worker. Pure values, checked when made.
+"""The values of the public interface: Job, SchedulingSpec, SchedulingStrategy, Worker. They are validated when made.
 
-Field names and meanings are those of AReaL's scheduler, so that its users can move.
+Names and meanings of the fields are those of AReaL's scheduler, so that programs written for it need few changes.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ StrategyType = Literal["separation", "colocation"]
 TensorPolicy = Literal["local", "remote"]
 TensorBackend = Literal["shm", "wire", "ray"]
 
-MAX_PORTS = 4096  # of one worker; a guard refuses more, since trying them keeps it busy
-MAX_SECONDS = 1e9  # a time limit: some thirty years, which every timer can count
+MAX_PORTS = 4096  # per worker; a guard refuses more, since it tries every port before it leases it
+MAX_SECONDS = 1e9  # about thirty years; every timer of the standard library accepts that
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
 
 def check_name(kind: str, name: str) -> str:
-    """Returns `name` when it is safe as part of a path, an id and an environment variable's value.
+    """Returns `name` if it is safe as part of a path, of an id and of an environment variable.
 
     Raises:
-        WorkerConfigurationError: It is not; the message says which characters may be used.
+        WorkerConfigurationError: It is not; the message lists the allowed characters.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         expected = "use 1 to 63 letters, digits, '_', '-' or '.', the first a letter or digit"
@@ -43,12 +43,12 @@ def _one_of(what: str, value: str, literal: object) -> None:
 
 
 def check_tensors(policy: str) -> None:
-    """Refuses what is no `TensorPolicy`."""
+    """Raises WorkerConfigurationError unless `policy` is a `TensorPolicy`."""
     _one_of("tensor policy", policy, TensorPolicy)
 
 
 def check_tensor_backend(backend: str) -> None:
-    """Refuses what is no `TensorBackend`."""
+    """Raises WorkerConfigurationError unless `backend` is a `TensorBackend`."""
     _one_of("tensor backend", backend, TensorBackend)
 
 
@@ -59,13 +59,14 @@ def _at_least(what: str, value: float, low: float) -> None:
 
 @dataclass(frozen=True)
 class Worker:
-    """Where a worker is.
+    """A worker and its addresses.
 
     Attributes:
         id: `role/index`.
-        ip: Address of its host as the controller sees it.
-        worker_ports: Index 0 serves the worker, 1 and up are the user's (1 is the process group's master port).
-        engine_ports: Ports leased later with `alloc_ports`.
+        ip: Address of its host as seen from the controller.
+        worker_ports: Index 0 is the worker's own server; 1 and up are free for the user (1 is MASTER_PORT of the role's
+            process group).
+        engine_ports: Ports leased after the start, with `alloc_ports`.
     """
 
     id: str
@@ -87,17 +88,17 @@ CLUSTER_FIELDS = ("image", "mount", "nodelist", "exclude", "srun_additional_args
 
 @dataclass(frozen=True)
 class SchedulingSpec:
-    """What one worker needs. `cpu` in cores, `mem` in GiB, `gpu` in whole devices.
+    """The resources of one worker. `cpu` in cores, `mem` in GiB, `gpu` in whole devices.
 
-    On one machine `cpu` sets thread counts (never more than there are cores) and `mem` is not enforced; the fields that
-    only mean something on a cluster (`CLUSTER_FIELDS`) are passed over with a warning, so that one script serves both.
-    `task_type` is kept for scripts that set it; workers are all of one kind here.
+    On one machine `cpu` sets the number of threads (at most the number of cores) and `mem` is not enforced; fields that
+    apply only to a cluster (`CLUSTER_FIELDS`) are ignored with a warning, so that one script runs on both. `task_type`
+    is accepted for compatibility with AReaL and has no effect.
 
     Attributes:
-        cmd: A program instead of engines: a dotted module, or a list with placeholders
+        cmd: A program that the worker runs instead of hosting engines: a dotted module, or a list with placeholders
             `{host} {port} {ports[1]} {role} {index} {devices} {python}`.
-        ready: When that program counts as ready: an HTTP path such as `"/health"`, `"tcp"`, or `{"log": "regex"}`;
-            None waits a moment and sees that it lives.
+        ready: When that program is ready: an HTTP path such as `"/health"` answers, `"tcp"`: its port is open, or
+            `{"log": "regex"}`: a line of its log matches. None: it still runs after a short wait.
     """
 
     cpu: int = 8
@@ -133,7 +134,7 @@ class SchedulingSpec:
 
 
 def readiness(ready: str | dict[str, Any] | None) -> dict[str, Any] | None:
-    """A readiness as the guard reads it: `{"http": path}`, `{"tcp": True}` or `{"log": regex}`."""
+    """The readiness condition in the form that guards read: `{"http": path}`, `{"tcp": True}` or `{"log": regex}`."""
     if ready is None or (isinstance(ready, dict) and len(ready) == 1 and set(ready) <= {"http", "tcp", "log"}):
         return ready
     if isinstance(ready, str) and ready.startswith("/"):
@@ -144,10 +145,10 @@ def readiness(ready: str | dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def check_seconds(what: str, seconds: float, least: float = 0) -> None:
-    """Refuses a time limit that is none: NaN, with which a wait never ends, or what is no number at all.
+    """Checks a time limit.
 
     Raises:
-        WorkerConfigurationError: It is one of those.
+        WorkerConfigurationError: It is not a number, is out of range, or is NaN, with which a wait would never end.
     """
     known = isinstance(seconds, int | float) and not isinstance(seconds, bool)
     if not known or not least <= seconds <= MAX_SECONDS:
@@ -155,24 +156,24 @@ def check_seconds(what: str, seconds: float, least: float = 0) -> None:
 
 
 def check_count(what: str, count: int | None, most: int = 1 << 40) -> None:
-    """Refuses what is neither None nor a whole number from 0 to `most`.
+    """Checks an optional count.
 
     Raises:
-        WorkerConfigurationError: It is something else.
+        WorkerConfigurationError: It is neither None nor a whole number from 0 to `most`.
     """
     if count is not None and (isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= most):
         raise WorkerConfigurationError(f"bad {what}", count, f"use a whole number, 0 to {most}")
 
 
 def check_argv(argv: Sequence[str]) -> Sequence[str]:
-    """Returns a program and its arguments when the kernel can take them as they are."""
+    """Returns a program with its arguments if they are valid for `exec`: strings without NUL."""
     if not argv or not all(isinstance(part, str) and "\0" not in part for part in argv):
         raise WorkerConfigurationError("bad command", list(argv), "pass a non-empty list of strings without NUL")
     return argv
 
 
 def check_module(name: str) -> str:
-    """Returns `name` when it is a dotted module, and neither an option nor a path."""
+    """Returns `name` if it is the dotted name of a module, not an option or a path."""
     if not all(part.isidentifier() for part in name.split(".")):
         expected = "a string is a dotted module; pass a program with its arguments as a list"
         raise WorkerConfigurationError("bad command", name, expected)
@@ -180,18 +181,23 @@ def check_module(name: str) -> str:
 
 
 def check_env(key: str, value: str) -> None:
-    """Refuses what the kernel or the runtime could not pass on as an environment variable."""
+    """Raises WorkerConfigurationError unless the variable can be passed to a worker."""
     if not isinstance(key, str) or not key or "=" in key or "\0" in key:
         raise WorkerConfigurationError("bad environment variable name", key, "use a string without '=' and NUL")
     if not isinstance(value, str) or "\0" in value:
         raise WorkerConfigurationError(f"bad value of environment variable {key}", type(value).__name__, "use a str")
     if key.startswith("ROLECALL_"):
-        raise WorkerConfigurationError("reserved environment variable", key, "names with ROLECALL_ are the runtime's")
+        expected = "names that begin with ROLECALL_ belong to the runtime"
+        raise WorkerConfigurationError("reserved environment variable", key, expected)
 
 
 @dataclass(frozen=True)
 class SchedulingStrategy:
-    """`separation`: own slots. `colocation`: in the slots of `target`, as forks or (fork=False) in its own workers."""
+    """Where the workers of a job run.
+
+    `separation`: in slots of their own. `colocation`: in the slots of the role `target`, either as further processes
+    (`fork=True`) or as further engines in the target's own worker processes (`fork=False`).
+    """
 
     type: StrategyType = "separation"
     target: str | None = None
@@ -208,7 +214,7 @@ class Job:
     """A role to start.
 
     Attributes:
-        tasks: One spec for all replicas, or one for each.
+        tasks: One spec for all replicas, or one per replica.
     """
 
     role: str
@@ -227,10 +233,10 @@ class Job:
             raise WorkerConfigurationError(f"wrong number of specs for role {self.role!r}", len(self.tasks), expected)
 
     def specs(self) -> list[SchedulingSpec]:
-        """One spec for each replica, in order."""
+        """One spec per replica, in order."""
         return list(self.tasks) if len(self.tasks) == self.replicas else [self.tasks[0]] * self.replicas
 
 
 def worker_id(role: str, index: int) -> str:
-    """The id of a role's worker: `actor/3`."""
+    """The id of a worker: `actor/3`."""
     return f"{role}/{index}"

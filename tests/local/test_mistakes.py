@@ -33,7 +33,7 @@ def s(tmp_path: Path) -> Iterator[LocalScheduler]:
 
 
 def test_a_call_before_any_engine_says_to_make_one(s: LocalScheduler) -> None:
-    with pytest.raises(EngineNotFoundError, match=r"known: none\); make one with create_engine first"):
+    with pytest.raises(EngineNotFoundError, match=r"known: none\); create one with create_engine first"):
         s.start("early").call("greet")
 
 
@@ -71,7 +71,10 @@ def test_map_takes_tuples_and_no_strings(s: LocalScheduler) -> None:
 
 def test_devices_on_a_machine_without_any(tmp_path: Path) -> None:
     options: dict[str, Any] = {"experiment": "mistakes", "fileroot": tmp_path, "preload": [], "devices": []}
-    with LocalScheduler(trial="none", **options) as s, pytest.raises(GPUAllocationError, match="none were found here"):
+    with (
+        LocalScheduler(trial="none", **options) as s,
+        pytest.raises(GPUAllocationError, match="no devices were found on this host"),
+    ):
         s.start("actor", gpu=1)
 
 

@@ -210,7 +210,7 @@ ALLOWED = {
         "worker/loading.py",
         "spec.loader.exec_module",
     ),  # the controller's own script, whose path came with the configuration
-    ("tensors/ray_session.py", "pickle"),  # its PickleBuffer says that Ray shall store bytes as they are
+    ("tensors/backends/ray_session.py", "pickle"),  # its PickleBuffer says that Ray shall store bytes as they are
     ("guard/shim.py", "os.execvpe"),  # the shim turns into the program it was given, arguments as they are
 }
 

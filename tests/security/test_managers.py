@@ -134,6 +134,6 @@ def test_ray_shows_no_other_driver_the_token(ray_cluster: SharedRay, tmp_path: P
             [sys.executable, "-c", ALL_THAT_THE_HEAD_KNOWS], env=env, capture_output=True, text=True, timeout=120
         )
         assert known.returncode == 0, known.stderr
-        assert f"rolecall/{run.scheduler.run_id}/actor/0" in known.stdout and "ray_guard" in known.stdout
+        assert f"rolecall/{run.scheduler.run_id}/actor/0" in known.stdout and "placement.ray.guard" in known.stdout
         assert run.token not in known.stdout
         assert run.token not in json.dumps(ray_cluster.census.take())

@@ -1,4 +1,4 @@
-"""Questions to living guards and workers: HTTP over their Unix sockets, with the run's token and a short patience."""
+"""The command line's client of running guards and workers: HTTP over their Unix sockets, with the run's token."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any
 from rolecall.errors import RolecallError
 from rolecall.guard.runtime import guard_socket, worker_socket
 
-TIMEOUT_S = 2.0  # a guard or worker that runs answers in milliseconds
+TIMEOUT_S = 2.0  # a guard or worker that makes progress answers in milliseconds
 
 
 class NoAnswerError(RolecallError):
-    """A guard or worker could not be asked. The commands then show what the run directory says."""
+    """A guard or worker does not answer. The commands then show what the run directory contains."""
 
     def __init__(self, target: str, reason: str) -> None:
         self.target, self.reason = target, reason
@@ -38,32 +38,32 @@ class _UnixConnection(http.client.HTTPConnection):
 
 @dataclass(frozen=True)
 class RunClient:
-    """The sockets of one run on this host."""
+    """Requests to the guards and workers of one run on this host."""
 
     runtime_dir: Path
 
     def table(self, guard_id: str) -> list[dict[str, Any]]:
-        """A guard's workers.
+        """The rows of a guard's table of workers.
 
         Raises:
-            NoAnswerError: It is gone, stuck, or refuses; so for the other methods.
+            NoAnswerError: The guard has ended, is stuck, or refuses the request; so for the other methods.
         """
         rows: list[dict[str, Any]] = self._ask_guard(guard_id, "GET", "/workers", None, TIMEOUT_S)
         return rows
 
     def stacks(self, guard_id: str, worker_id: str, timeout: float) -> str:
-        """The Python stacks of a worker, or a sentence that begins with `no stacks`."""
+        """The Python stacks of a worker, or a message that begins with `no stacks`."""
         return str(self._ask_guard(guard_id, "POST", "/stacks", {"worker": worker_id}, timeout))
 
     def kill(self, guard_id: str, workers: list[str], grace_s: float, timeout: float) -> None:
-        """Has a guard end workers; returns when it has seen them dead."""
+        """Has a guard end workers; returns when they have ended."""
         self._ask_guard(guard_id, "POST", "/kill", {"workers": workers, "grace_s": grace_s}, timeout)
 
     def worker(self, worker_id: str) -> dict[str, Any]:
-        """What a worker says of itself.
+        """The metrics of a worker.
 
         Raises:
-            NoAnswerError: It is gone, holds the interpreter, or runs a program of its own.
+            NoAnswerError: The worker has ended, does not release the interpreter lock, or is a command worker.
         """
         path = worker_socket(str(self.runtime_dir), worker_id)
         metrics: dict[str, Any] = self._ask(f"worker {worker_id}", path, "GET", "/metrics", None, TIMEOUT_S)
@@ -76,7 +76,7 @@ class RunClient:
         return Path(guard_socket(str(self.runtime_dir), guard_id))
 
     def guard_ids(self) -> list[str]:
-        """Guards that have a socket here, dead ones too."""
+        """Guards with a socket in the runtime directory, including those that have ended."""
         return sorted(p.stem for p in self.runtime_dir.glob("*.sock") if p.name != "controller.sock")
 
     def _ask(self, target: str, path: str, verb: str, route: str, value: Any, timeout: float) -> Any:
@@ -93,14 +93,14 @@ class RunClient:
             connection.close()
 
     def _token(self) -> str:
-        """The run's secret. Whoever wrote the state names the folder, so nothing is read or sent that is not ours."""
+        """The run's token. `state.json` names the directory, which is trusted only if it is private."""
         if not is_private(self.runtime_dir):
             raise PermissionError(f"{self.runtime_dir} is not a private directory of this user")
         return (self.runtime_dir / "token").read_text().strip()
 
 
 def is_private(directory: Path) -> bool:
-    """True for a directory that only this user can reach into."""
+    """True for a directory that only this user can access."""
     try:
         found = directory.lstat()
     except OSError:
@@ -116,23 +116,23 @@ def _answer(target: str, status: int, body: bytes) -> Any:
     if status == 200:
         return value
     reason = value.get("error", value) if isinstance(value, dict) else value
-    raise NoAnswerError(target, f"it refuses with status {status}: {reason}")
+    raise NoAnswerError(target, f"the request was refused with status {status}: {reason}")
 
 
 def _why(error: Exception) -> str:
     match error:
         case TimeoutError():
-            return "no answer in time; it is stuck or stopped"
+            return "no answer in time; the process is stuck or stopped"
         case ConnectionRefusedError():
-            return "nobody listens on its socket any more"
+            return "its process has ended (no process listens on its socket)"
         case FileNotFoundError():
-            return f"{Path(str(error.filename or 'its socket')).name} is gone"
+            return f"{Path(str(error.filename or 'its socket')).name} does not exist"
         case _:
             return str(error) or type(error).__name__
 
 
 def is_listening(path: Path) -> bool:
-    """True when somebody listens on a Unix socket."""
+    """True when a process listens on a Unix socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(TIMEOUT_S)
         try:

@@ -26,10 +26,11 @@ _MERGED_LINE = re.compile(r"\[(?P<worker>[^]\s]+/\d+)\] ?(?P<text>.*)", re.DOTAL
 
 
 class NoLogError(RolecallError):
-    """Nothing in the run's directory is a log of what was asked for."""
+    """The run has no log of that role or worker."""
 
     def __init__(self, wanted: str, known: list[str]) -> None:
-        super().__init__(f"no log of {wanted!r}; there are logs of: {', '.join(known) or 'nobody yet'}")
+        self.wanted, self.known = wanted, known
+        super().__init__(f"no log of {wanted!r} (logs: {', '.join(known) or 'none yet'})")
 
 
 def logs(

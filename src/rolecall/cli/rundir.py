@@ -25,6 +25,7 @@ class BrokenStateError(RolecallError):
     """A run's `state.json` cannot be read."""
 
     def __init__(self, path: str, reason: str) -> None:
+        self.path, self.reason = path, reason
         super().__init__(f"{path} cannot be read: {reason}; `rolecall logs` still works")
 
 

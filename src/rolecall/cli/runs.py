@@ -1,4 +1,4 @@
-"""Finds runs and chooses one: by path, by `experiment/trial`, by run id, or the newest. It reads only."""
+"""Finds runs and selects one: by path, by `experiment/trial`, by run id, or the newest. It only reads."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ DEFAULT_FILEROOT = Path("~/.rolecall")
 
 
 class RunNotFoundError(RolecallError):
-    """No run fits what was asked for."""
+    """No run matches `--run`, or there is none."""
 
     def __init__(self, wanted: str, fileroot: str, known: Iterable[str] = ()) -> None:
-        names = ", ".join(known)
+        self.wanted, self.fileroot, self.known = wanted, fileroot, list(known)
         what = f"no run {wanted!r}" if wanted else "no run"
-        advice = f"there are: {names}" if names else "name its run directory with --run, or another --fileroot"
+        names = ", ".join(self.known)
+        advice = f"known runs: {names}" if names else "pass its run directory with --run, or another --fileroot"
         super().__init__(f"{what} under {fileroot}; {advice}")
 
 
 @dataclass(frozen=True)
 class SelectedRun:
-    """A run to work on. The directory is None for one of which only processes are left."""
+    """The run that a command works on. `directory` is None for a run of which only processes are left."""
 
     run_id: str
     runtime_dir: Path
@@ -47,18 +48,18 @@ class SelectedRun:
 
 
 def find_runs(fileroot: Path) -> list[RunDir]:
-    """All runs under a fileroot and all of this user that live on this host, newest first."""
+    """All runs under a fileroot, and all runs of this user that are running on this host, newest first."""
     paths = {p.parent for name in (".lock", "state.json") for p in fileroot.glob(f"*/*/{name}")}
-    paths |= set(_living().values())
+    paths |= set(_run_directories().values())
     runs = [run for run in map(RunDir, paths) if run.exists()]
     return sorted(runs, key=RunDir.changed, reverse=True)
 
 
 def select_run(wanted: str | None, fileroot: Path | None) -> SelectedRun:
-    """The run that a command is about; says on stderr which one when nobody named it.
+    """The run that `wanted` names, or else the newest; which one that is goes to stderr.
 
     Raises:
-        RunNotFoundError: None fits.
+        RunNotFoundError: No run matches.
     """
     root = (fileroot or DEFAULT_FILEROOT).expanduser().absolute()
     if wanted is not None:
@@ -72,7 +73,7 @@ def select_run(wanted: str | None, fileroot: Path | None) -> SelectedRun:
 
 
 def _checked(found: SelectedRun) -> SelectedRun:
-    """Says once when the state cannot be read; the commands then do without it."""
+    """Prints a message when `state.json` cannot be read; the commands continue without it."""
     if found.directory is not None:
         try:
             found.directory.state()
@@ -82,14 +83,14 @@ def _checked(found: SelectedRun) -> SelectedRun:
 
 
 def selected(run: RunDir) -> SelectedRun:
-    """A run with what its state says, as far as that can be read."""
+    """A run with the facts of its `state.json`, if that can be read."""
     state = state_of(run)
     runtime_dir = Path(state.runtime_dir) if state.runtime_dir else _runtime_dir_of(run)
     return SelectedRun(state.run_id or runtime_dir.name, runtime_dir, run)
 
 
 def state_of(run: RunDir) -> State:
-    """The state, empty where it cannot be read."""
+    """The contents of `state.json`; an empty state when it cannot be read."""
     try:
         return run.state()
     except BrokenStateError:
@@ -97,7 +98,7 @@ def state_of(run: RunDir) -> State:
 
 
 def is_running(run: RunDir) -> bool:
-    """True while the controller has the run open, or a guard of it listens."""
+    """True while the controller has the run's lock file open, or one of the run's guards listens."""
     found = selected(run)
     if run.controller(state_of(run)) is not None:
         return True
@@ -105,7 +106,7 @@ def is_running(run: RunDir) -> bool:
 
 
 def _named(wanted: str, root: Path) -> SelectedRun:
-    if not wanted:  # an unset variable in a script must not mean the newest run
+    if not wanted:  # an unset variable in a script must not select the newest run
         raise RunNotFoundError("", str(root))
     for path in (Path(wanted).expanduser().resolve(), root / wanted):
         if RunDir(path).exists():
@@ -124,14 +125,14 @@ def _named(wanted: str, root: Path) -> SelectedRun:
 
 
 def _runtime_dir_of(run: RunDir) -> Path:
-    """For a run that has not written its state yet: the runtime directory that points back to it."""
-    return next((where for where, path in _living().items() if path == run.path), private_root() / "none")
+    """For a run that has not written its state yet: the runtime directory whose file `run` names it."""
+    return next((where for where, path in _run_directories().items() if path == run.path), private_root() / "none")
 
 
-def _living() -> dict[Path, Path]:
-    """Run directories by runtime directory, of the runs of this user that have not been cleaned away."""
+def _run_directories() -> dict[Path, Path]:
+    """Run directories by runtime directory, of the runs of this user whose runtime directory still exists."""
     found = {}
     for file in private_root().glob("*/run"):
-        with suppress(OSError):  # it ended while we looked
+        with suppress(OSError):  # the run ended in the meantime
             found[file.parent] = Path(file.read_text())
     return found

@@ -20,16 +20,18 @@ NOT_CLEAN = 1
 
 
 class UnconfirmedError(RolecallError):
-    """A run would be ended without anybody having agreed."""
+    """Ending a run was not confirmed. Nothing was ended."""
 
     def __init__(self, run: str) -> None:
-        super().__init__(f"not ending {run} without a yes; pass --yes")
+        self.run = run
+        super().__init__(f"{run} was not ended: confirm, or pass --yes")
 
 
 class ForeignRunError(RolecallError):
-    """A run directory of another user names the processes to end."""
+    """The run directory belongs to another user. Nothing was ended."""
 
     def __init__(self, path: str) -> None:
+        self.path = path
         super().__init__(f"{path} belongs to another user; only that user can end the run")
 
 

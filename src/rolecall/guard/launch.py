@@ -316,9 +316,9 @@ class Launcher:
             return "killed while starting"
         if record.end.done():
             end = record.end.result()
-            return f"it ended while starting: {describe_exit(end.code, end.signal)}"
+            return f"the process ended during startup: {describe_exit(end.code, end.signal)}"
         if record.stalled.is_set():
-            return f"it does not run: {record.stall}"
+            return f"the process makes no progress: {record.stall}"
         if not ready.done():
             return f"not ready within {timeout:g} s" + (f" ({record.waits_for})" if record.waits_for else "")
         return str(ready.exception() or "")

@@ -54,10 +54,10 @@ def _why_no_listener(record: Record) -> str:
     port = record.ports[0]
     inodes = listener_inodes(port, record.process.pid)
     if not inodes:
-        return f"nobody listens on its port {port}"
+        return f"no process listens on port {port}"
     owned = Census().owned(record.worker_id, record.process, frozenset(record.tracked))
     found = holders(inodes, [process.pid for process in owned])
-    return "" if found is None or found else f"another process listens on its port {port}"
+    return "" if found is None or found else f"a process that is not part of the worker listens on port {port}"
 
 
 async def _answers(host: str, port: int, path: str) -> bool:

@@ -1,4 +1,4 @@
-"""This process's connection to a Ray cluster, for the object store alone. All of Ray's own interface is in here.
+"""This process's connection to a Ray cluster, for the object store alone.
 
 Nothing is unpickled: an object holds one buffer, which is read where Ray's pickle format says that it lies. A reference
 travels as plain values, the object's id and its owner's address, and is checked before Ray sees it, because Ray ends
@@ -30,6 +30,8 @@ from typing import Any, NamedTuple
 
 from rolecall.errors import TensorError
 from rolecall.tensors.shard import Where
+from rolecall.transport import ray_internals
+from rolecall.transport.ray_internals import Attachment, OwnerAddress
 
 ADDRESS = "RAY_ADDRESS"
 REACH_S = 5.0
@@ -62,9 +64,7 @@ class RaySession:
         self._failed = ""
         self._tried = 0.0
         self._ours = False
-        self._worker: Any = None
-        self._core: Any = None
-        self._cluster = self._id = ""
+        self._attached: Attachment | None = None
         self._raylet = -1
         self._kept: list[Any] = []
 
@@ -74,10 +74,10 @@ class RaySession:
         Raises:
             TensorError: It cannot be done; said at once for a while, and then tried again.
         """
-        if self._core is not None:
+        if self._attached is not None:
             return
         with self._lock:
-            if self._core is not None:
+            if self._attached is not None:
                 return
             if not self._failed or time.monotonic() - self._tried > RETRY_S:
                 self._failed = self._open()
@@ -116,23 +116,19 @@ class RaySession:
         return ""
 
     def _adopt(self, address: str) -> str:
-        from ray._private.worker import global_worker
-
-        connected = str(getattr(global_worker.node, "gcs_address", ""))
-        if connected.rpartition(":")[2] != address.rpartition(":")[2]:  # a host has several names
-            return f"this process is connected to Ray at {connected or 'no head'}, and {ADDRESS} says {address}"
-        self._cluster = global_worker.node.cluster_id.hex()
-        self._id = global_worker.worker_id.hex()
-        self._raylet = _watched(global_worker.node.plasma_store_socket_name)
-        self._worker, self._core = global_worker, global_worker.core_worker
+        attached = ray_internals.attachment()
+        if attached.head.rpartition(":")[2] != address.rpartition(":")[2]:  # a host has several names
+            return f"this process is connected to Ray at {attached.head or 'no head'}, and {ADDRESS} says {address}"
+        self._raylet = _watched(attached.store_socket)
+        self._attached = attached
         return ""
 
     @property
     def problem(self) -> str:
         """Why the store is out of reach; empty when it is not."""
-        if self._core is None:
+        if self._attached is None:
             return self._failed or "not connected"
-        if getattr(self._worker, "core_worker", None) is not self._core:
+        if not self._attached.current:
             return "this process has left Ray (ray.shutdown)"
         if self._raylet >= 0 and _dying(self._raylet):
             return "the raylet of this host has died"
@@ -144,30 +140,22 @@ class RaySession:
         Returns:
             The reference, with whose end the object goes, and where others find it.
         """
-        reference = self._worker.put_object(pickle.PickleBuffer(data))
-        return reference, {
-            "cluster": self._cluster,
-            "object": reference.hex(),
-            **_plain(self._core.get_owner_address(reference)),
-        }
+        attached = self._connection()
+        reference, owner = attached.put(pickle.PickleBuffer(data))
+        return reference, {"cluster": attached.cluster, "object": reference.hex(), **owner._asdict()}
 
     def knows(self, where: Where) -> bool:
         """True for a well-formed place of this cluster."""
-        return where.get("cluster") == self._cluster and _is_place(where)
+        return self._attached is not None and where.get("cluster") == self._attached.cluster and _is_place(where)
 
     def own(self, where: Where) -> bool:
         """True for a place that this process has put an object to. It must be read by the reference that `put` gave."""
-        return where.get("worker") == self._id
+        return self._attached is not None and where.get("worker") == self._attached.worker_id
 
     def reference(self, where: Where) -> Any:
         """A reference to another process's object, which `knows` has found well-formed."""
-        import ray
-
-        binary, owner = bytes.fromhex(str(where["object"])), _address(where)
-        reference = ray.ObjectRef(binary, owner, "")
-        # Without the object's status, so that the owner is asked for it: what was freed is told from what is there.
-        self._core.deserialize_and_register_object_ref(binary, ray.ObjectRef.nil(), owner, b"")
-        return reference
+        owner = OwnerAddress(str(where["ip"]), int(where["port"]), str(where["worker"]), str(where["node"]))
+        return self._connection().reference(bytes.fromhex(str(where["object"])), owner)
 
     def get(self, references: Sequence[Any], timeout: float) -> list[memoryview | Lost]:
         """The objects' bytes, not copied and not to be changed; they may outlive the objects.
@@ -178,22 +166,23 @@ class RaySession:
         from ray.exceptions import GetTimeoutError
 
         try:
-            found = self._core.get_objects(list(references), int(timeout * 1000))
+            found = self._connection().get(references, timeout)
         except GetTimeoutError as e:
             raise GetTimeout from e
-        return [self._view(data, metadata) for data, metadata, *_ in found]
+        return [self._view(data, metadata) for data, metadata in found]
+
+    def _connection(self) -> Attachment:
+        if self._attached is None:
+            raise TensorError(f"Ray's object store is out of reach: {self.problem}")
+        return self._attached
 
     def _view(self, data: Any, metadata: bytes) -> memoryview | Lost:
         import numpy
-        from ray._private.serialization import split_buffer, unpack_pickle5_buffers
-        from ray.core.generated.common_pb2 import ErrorType
 
-        kind = (metadata or b"").partition(b",")[0]
+        kind = metadata.partition(b",")[0]
         if kind != b"PYTHON":
-            known = kind.isdigit() and int(kind) in ErrorType.values()
-            return Lost(ErrorType.Name(int(kind)) if known else repr(kind))
-        _, pickled = split_buffer(data)
-        _, buffers = unpack_pickle5_buffers(pickled)
+            return Lost(ray_internals.error_name(kind) or repr(kind))
+        buffers = ray_internals.out_of_band_buffers(data)
         if len(buffers) != 1:
             return Lost("another object lies there")
         address = numpy.frombuffer(buffers[0], numpy.uint8).ctypes.data
@@ -209,11 +198,10 @@ class RaySession:
     def close(self) -> None:
         """Disconnects, where it was this that connected. May be called twice."""
         with self._lock:
-            if self._core is None:
+            attached, self._attached = self._attached, None
+            if attached is None:
                 return
-            ours = self._ours and getattr(self._worker, "core_worker", None) is self._core
-            self._core = None
-            if ours:
+            if self._ours and attached.current:
                 import ray
 
                 ray.shutdown()
@@ -279,22 +267,6 @@ def _dying(statm: int) -> bool:
         return os.pread(statm, 2, 0) == b"0 "
     except OSError:  # it has ended
         return True
-
-
-def _plain(owner: bytes) -> Where:
-    from ray.core.generated.common_pb2 import Address
-
-    found = Address.FromString(owner)
-    return {"ip": found.ip_address, "port": found.port, "worker": found.worker_id.hex(), "node": found.node_id.hex()}
-
-
-def _address(where: Where) -> bytes:
-    """What `_plain` wrote down, as Ray has it."""
-    from ray.core.generated.common_pb2 import Address
-
-    worker, node = bytes.fromhex(str(where["worker"])), bytes.fromhex(str(where["node"]))
-    raw: bytes = Address(ip_address=where["ip"], port=where["port"], worker_id=worker, node_id=node).SerializeToString()
-    return raw
 
 
 def _is_place(where: Where) -> bool:

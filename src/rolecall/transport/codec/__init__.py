@@ -55,7 +55,7 @@ def encode(value: Any, place: str = "value", *, swap: Swap | None = None) -> Enc
             it returns is sent instead; it is not swapped again.
 
     Raises:
-        EncodeError: Something inside does not travel; the error says where it lies.
+        EncodeError: A part of it is not serializable; the error says which.
     """
     writer = Writer(swap)
     try:
@@ -92,7 +92,7 @@ def decode(header: bytes | memoryview, buffers: Sequence[Any] = (), *, context: 
     except RolecallError:  # an extension's own
         raise
     except Exception as e:  # hostile content can trip any check in the constructors of datetime, numpy, torch, ...
-        raise DecodeError("not a value of ours", f"{type(e).__name__}: {e}"[:_SEEN]) from e
+        raise DecodeError("not a valid encoded value", f"{type(e).__name__}: {e}"[:_SEEN]) from e
 
 
 def extension(code: int, cls: type, encode: Callable[[Any], Any], decode: Callable[[Any, Any], Any]) -> None:
@@ -118,7 +118,7 @@ def extension(code: int, cls: type, encode: Callable[[Any], Any], decode: Callab
 
 def _hint(value: Any) -> str:
     if callable(value):
-        return "functions and classes stay where they are; send a name that the other side knows"
+        return "functions and classes cannot be sent; pass the name of one that the receiver can look up"
     if hasattr(value, "__next__") or hasattr(value, "__aiter__"):
         return "make it a list, or stream it from a generator method"
     if isinstance(value, dict | list | tuple | str | bytes | int | float):

@@ -1,0 +1,127 @@
+"""Everything of Ray that is not its public interface: `ray._private` and `ray.core` are imported in this file alone.
+
+Tried with Ray 2.60. Another version may move or rename any of it: an ImportError or AttributeError that is raised here
+says which. Ray is imported when a function is called, never when this module is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+
+class OwnerAddress(NamedTuple):
+    """The process that owns an object of the store.
+
+    Attributes:
+        ip: Its host.
+        port: Its port there.
+        worker: Id of the process, hexadecimal.
+        node: Id of its node, hexadecimal.
+    """
+
+    ip: str
+    port: int
+    worker: str
+    node: str
+
+    def serialized(self) -> bytes:
+        """The address as Ray's messages hold it."""
+        from ray.core.generated.common_pb2 import Address
+
+        worker, node = bytes.fromhex(self.worker), bytes.fromhex(self.node)
+        address = Address(ip_address=self.ip, port=self.port, worker_id=worker, node_id=node)
+        raw: bytes = address.SerializeToString()
+        return raw
+
+    @classmethod
+    def parsed(cls, raw: bytes) -> OwnerAddress:
+        """The address that `serialized` returned."""
+        from ray.core.generated.common_pb2 import Address
+
+        found = Address.FromString(raw)
+        return cls(found.ip_address, found.port, found.worker_id.hex(), found.node_id.hex())
+
+
+class Attachment(NamedTuple):
+    """This process's connection to a cluster, as it was when `attachment` was called.
+
+    Attributes:
+        head: `host:port` of the head; empty where Ray does not say.
+        cluster: Id of the cluster, hexadecimal.
+        worker_id: Id of this process in it, hexadecimal.
+        store_socket: Path of the raylet's socket for the object store.
+    """
+
+    head: str
+    cluster: str
+    worker_id: str
+    store_socket: str
+    worker: Any
+    core: Any
+
+    @property
+    def current(self) -> bool:
+        """False once this process has left the cluster (`ray.shutdown`)."""
+        return getattr(self.worker, "core_worker", None) is self.core
+
+    def put(self, data: Any) -> tuple[Any, OwnerAddress]:
+        """Copies a `pickle.PickleBuffer` into the store.
+
+        Returns:
+            The reference, and who owns the object.
+        """
+        reference = self.worker.put_object(data)
+        return reference, OwnerAddress.parsed(self.core.get_owner_address(reference))
+
+    def reference(self, binary: bytes, owner: OwnerAddress) -> Any:
+        """A reference to another process's object."""
+        import ray
+
+        raw = owner.serialized()
+        reference = ray.ObjectRef(binary, raw, "")
+        # Without the object's status, so that the owner is asked for it: what was freed is told from what is there.
+        self.core.deserialize_and_register_object_ref(binary, ray.ObjectRef.nil(), raw, b"")
+        return reference
+
+    def get(self, references: Sequence[Any], timeout: float) -> list[tuple[Any, bytes]]:
+        """Data and metadata of each object.
+
+        Raises:
+            ray.exceptions.GetTimeoutError: Not all are here within `timeout` seconds, or known to be lost.
+        """
+        found = self.core.get_objects(list(references), int(timeout * 1000))
+        return [(data, metadata or b"") for data, metadata, *_ in found]
+
+
+def attachment() -> Attachment:
+    """The cluster that this process is connected to.
+
+    Raises:
+        AttributeError: It is connected to none, or this version of Ray is another one.
+    """
+    from ray._private.worker import global_worker
+
+    node = global_worker.node
+    head = str(getattr(node, "gcs_address", ""))
+    ids = node.cluster_id.hex(), global_worker.worker_id.hex()
+    return Attachment(head, *ids, node.plasma_store_socket_name, global_worker, global_worker.core_worker)
+
+
+def out_of_band_buffers(data: Any) -> Sequence[Any]:
+    """The buffers that lie beside the pickle in an object's data; the pickle is not loaded."""
+    from ray._private.serialization import split_buffer, unpack_pickle5_buffers
+
+    _, pickled = split_buffer(data)
+    _, buffers = unpack_pickle5_buffers(pickled)
+    found: Sequence[Any] = buffers
+    return found
+
+
+def error_name(kind: bytes) -> str | None:
+    """Ray's name of the error that an object's metadata holds in the place of a value; None when it is none."""
+    from ray.core.generated.common_pb2 import ErrorType
+
+    if kind.isdigit() and int(kind) in ErrorType.values():
+        return str(ErrorType.Name(int(kind)))
+    return None
