@@ -107,7 +107,7 @@ def test_a_silent_guard_elsewhere_is_given_up_and_not_taken_back(controller: Con
         guard.ask(TABLE, Nothing())
     first.close()
     again = controller.call_home("g1-0", host="elsewhere")
-    with pytest.raises(RPCError, match="its epoch is over"):
+    with pytest.raises(RPCError, match="was given up, and its workers with it"):
         again.peer.request("anything", {}, timeout=5).result()
     assert isinstance(again.peer.failure, ProtocolError)
 

@@ -354,7 +354,7 @@ class Launcher:
         return StartResult(
             worker_id=record.worker_id,
             ok=not error,
-            pid=record.process.pid if record.process else 0,
+            pid=record.process.pid if record.process else None,
             ip=self._parts.config.ip,
             ports=record.ports,
             socket=record.socket,

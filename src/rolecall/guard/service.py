@@ -123,7 +123,7 @@ class _Forking(Methods):
         if not result.ok:
             tails = {wanted.worker_index: result.log_tail}
             raise WorkerCreationError(wanted.role, result.error, [wanted.worker_index], tails)
-        return worker.Forked(host=result.ip, port=result.ports[0] if result.ports else 0, pid=result.pid)
+        return worker.Forked(host=result.ip, port=result.ports[0] if result.ports else 0, pid=result.pid or 0)
 
     async def kill_fork(self, wanted: worker.KillFork, started_by: str) -> asked.KillReport:
         """Ends such a fork."""

@@ -11,8 +11,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from rolecall.errors import GuardLostError, WorkerTimeoutError
 from rolecall.guard.sweep import sweep
 from rolecall.placement.launching import python_path
@@ -20,6 +18,7 @@ from rolecall.placement.one_host import OneHostScheduler
 from rolecall.placement.plan import base_environment
 from rolecall.protocol.environment import marks
 from rolecall.protocol.guard import SHUTDOWN, Shutdown
+from rolecall.protocol.message import to_json
 from rolecall.scheduler.guards import ask_all
 
 GUARD_TIMEOUT_S = 60.0
@@ -85,7 +84,7 @@ class LocalScheduler(OneHostScheduler):
         config = self._guard_config(self._guard.guard_id, self._ip)
         fd = _above_stderr(os.memfd_create("rolecall-config", os.MFD_CLOEXEC))
         try:
-            os.write(fd, msgspec.json.encode(config))
+            os.write(fd, to_json(config).encode())
             os.lseek(fd, 0, os.SEEK_SET)
             with self._guard_log().open("ab") as out:
                 return subprocess.Popen(

@@ -79,7 +79,7 @@ class StartResult(Message, frozen=True, kw_only=True):
 
     worker_id: str
     ok: bool
-    pid: int = 0
+    pid: int | None = None
     ip: str = ""
     ports: list[int] = []
     socket: str = ""

@@ -6,6 +6,7 @@ must say so, not guess.
 
 from __future__ import annotations
 
+import json
 from typing import Any, TypeVar
 
 import msgspec
@@ -46,9 +47,18 @@ def from_json(kind: type[T], raw: bytes, sender: str) -> T:
         ProtocolError: It is no JSON, or no such message.
     """
     try:
-        return msgspec.json.decode(raw, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+        value = json.loads(raw)
+    except (ValueError, RecursionError) as e:
         raise ProtocolError(f"{sender} sent no valid {_name(kind)}: {e}") from e
+    return from_plain(kind, value, sender)
+
+
+def to_json(message: Any, indent: int | None = None) -> str:
+    """A message as ASCII text on one line (without `indent`).
+
+    By the standard library: names of files may hold bytes that are no UTF-8, which msgspec refuses to write.
+    """
+    return json.dumps(to_plain(message), indent=indent)
 
 
 def _name(kind: Any) -> str:

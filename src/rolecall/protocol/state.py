@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from rolecall.protocol.guard_hello import GuardHello
 from rolecall.protocol.message import Message
 
 
@@ -41,18 +40,15 @@ class RoleState(Message, frozen=True, kw_only=True):
 
 
 class GuardState(Message, frozen=True, kw_only=True):
-    """A guard. `hello`: what it said of itself; None before it has called home."""
+    """A guard. All but `id` is what it said of itself when it called home, and empty before."""
 
     id: str
-    hello: GuardHello | None = None
-
-    @property
-    def pid(self) -> int:
-        return self.hello.pid if self.hello else 0
-
-    @property
-    def host(self) -> str:
-        return self.hello.host if self.hello else ""
+    pid: int = 0
+    host: str = ""
+    host_id: str = ""
+    ip: str = ""
+    devices: list[str] = []
+    python: str = ""
 
 
 class ControllerState(Message, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ from rolecall.protocol.events import EVENTS, FROM_GUARDS, Event, GuardStalled
 from rolecall.protocol.guard import START, Method, ProcessSpec, Start, StartResult
 from rolecall.protocol.guard_hello import GuardHello
 from rolecall.protocol.message import Message, from_plain, to_plain
+from rolecall.protocol.state import GuardState
 from rolecall.transport.call import fresh
 from rolecall.transport.hosts import this_host
 from rolecall.transport.loop import IOThread
@@ -86,6 +87,21 @@ class GuardProxy:
     def here(self) -> bool:
         """True when it is on the controller's own host, whose files and processes they share."""
         return self.hello is not None and self.hello.host_id == this_host()
+
+    def state(self) -> GuardState:
+        """What the command line shows of it."""
+        if self.hello is None:
+            return GuardState(id=self.guard_id)
+        said = self.hello
+        return GuardState(
+            id=self.guard_id,
+            pid=said.pid,
+            host=said.host,
+            host_id=said.host_id,
+            ip=said.ip,
+            devices=said.devices,
+            python=said.python,
+        )
 
     def renew(self) -> None:
         """Renews its lease. A guard elsewhere that has not answered the last few times is lost."""

@@ -12,9 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-import msgspec
-
 from rolecall.errors import WorkerConfigurationError
+from rolecall.protocol.message import to_json
 from rolecall.protocol.state import ControllerState, GuardState, RoleState, State
 from rolecall.types import check_name
 
@@ -89,7 +88,7 @@ class Run:
             roles=roles,
         )
         fresh = self.run_dir / "state.json.new"
-        fresh.write_bytes(msgspec.json.format(msgspec.json.encode(state), indent=1))
+        fresh.write_text(to_json(state, indent=1))
         fresh.replace(self.run_dir / "state.json")
 
     def close(self) -> None:

@@ -150,7 +150,7 @@ def _member(group: Group, i: int, result: StartResult) -> Member:
         worker=worker,
         slot=slot,
         guard=place,
-        pid=result.pid,
+        pid=result.pid or 0,
         socket=result.socket,
         log_path=result.log_path,
         timeline=result.timeline,

@@ -17,7 +17,7 @@ import msgspec
 from rolecall.errors import WorkerFailedError, WorkerStalledError
 from rolecall.protocol import events
 from rolecall.protocol.message import to_plain
-from rolecall.protocol.state import ControllerState, GuardState, RoleState
+from rolecall.protocol.state import ControllerState, RoleState
 from rolecall.scheduler.guards import Explain, GuardProxy
 from rolecall.scheduler.run import Run
 from rolecall.scheduler.table import Member, Table
@@ -82,7 +82,7 @@ class Supervision:
                     for r in self._table.roles()
                 ]
             controller = ControllerState(pid=os.getpid(), host=os.uname().nodename, ended=ended)
-            guards = [GuardState(id=g.guard_id, hello=g.hello) for g in self.guards()]
+            guards = [guard.state() for guard in self.guards()]
             with self._bookkeeping():
                 self._run.write_state(controller, guards, self._roles)
 
