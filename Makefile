@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -q -c constra
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint bench docs clean
+.PHONY: help demo check test lint bench docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\): [^#]*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-8s%s\n", $$1, $$2 }'
@@ -27,6 +27,10 @@ demo: $(VENV)/.rl $(if $(filter ray,$(SCHEDULER)),$(VENV)/.ray) ## a small RL ru
 test: lint ## ruff, mypy --strict, then the tests (ARGS= goes to pytest)
 	@echo "== pytest"
 	@$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+check: lint ## ruff, mypy --strict, and the tests that need no cluster and no long wait
+	@echo "== pytest, the quick ones"
+	@$(BIN)/python -m pytest -q -n $(JOBS) -m 'not cluster and not slow' $(ARGS)
 
 lint: $(VENV)/.dev ## ruff and mypy --strict alone
 	@echo "== ruff"

@@ -26,8 +26,8 @@ import torch
 from rolecall.transport.client import Client
 from rolecall.transport.loop import IOThread
 from rolecall.transport.peer import Incoming, Peer
+from rolecall.transport.peer_registry import PeerRegistry
 from rolecall.transport.server import Server
-from rolecall.transport.sessions import Sessions
 
 TOKEN = "benchmark"
 CALLS = 20_000
@@ -53,11 +53,11 @@ class EngineThread:
 def serve(path: str, uvloop: bool) -> None:
     """The other process; ends with its stdin."""
     with IOThread(uvloop=uvloop) as io:
-        lane = EngineThread()
+        thread = EngineThread()
 
         async def listen() -> Server:
-            sessions = Sessions(lambda hello: Peer("caller", loop=io.loop, handler=lane))
-            server = Server(TOKEN, loop=io.loop, on_peer=sessions)
+            peers = PeerRegistry(lambda hello: Peer("caller", loop=io.loop, handler=thread))
+            server = Server(TOKEN, loop=io.loop, on_peer=peers)
             server.listen_unix(path)
             return server
 
@@ -65,7 +65,7 @@ def serve(path: str, uvloop: bool) -> None:
         print("ready", flush=True)
         sys.stdin.read()
         io.run(server.close())
-    os._exit(0)  # the lane waits for ever
+    os._exit(0)  # the thread waits for ever
 
 
 def seconds(fn: Callable[[], object]) -> float:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from benchmarks.measures import MEASURES, MONARCH, OURS, RAY, Measure
 
-HEADINGS = ("measure", "unit", "ours", "Ray", "Monarch", "vs Ray", "vs Monarch", "target", "met")
+HEADINGS = ("measure", "unit", "rolecall", "Ray", "Monarch", "vs Ray", "vs Monarch", "target", "met")
 
 
 @dataclass(frozen=True)

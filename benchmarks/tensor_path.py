@@ -33,11 +33,13 @@ import torch
 from rolecall.tensors import functions
 from rolecall.tensors.backends.shm import ShmBackend
 from rolecall.tensors.backends.wire import WireBackend
+from rolecall.tensors.binding import binding
 from rolecall.tensors.cache import Cache
 from rolecall.tensors.connections import Connections
 from rolecall.tensors.fetch import Fetcher
 from rolecall.tensors.handle import RTensor
 from rolecall.tensors.lifetime import Home
+from rolecall.tensors.service import DataService
 from rolecall.tensors.store import Store
 from rolecall.transport.loop import IOThread
 from rolecall.transport.peer import Incoming, Peer
@@ -47,17 +49,18 @@ TOKEN = "b" * 64
 
 
 class Worker:
-    """An engine with one tensor, on a lane of its own."""
+    """An engine with one tensor, on a thread of its own."""
 
     def __init__(self, store: Store, shm: ShmBackend, connections: Connections) -> None:
         self.store = store
-        self.service = functions.bind(store, Fetcher(connections, Cache(0), {"shm": shm}, store), connections)
-        self.lane, self.data = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self.service = DataService(store, Fetcher(connections, Cache(0), {"shm": shm}, store), connections)
+        binding.set(self.service)
+        self.thread, self.data = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self.tensor = torch.empty(0)
 
     def dispatch(self, incoming: Incoming) -> None:
-        lane = self.data if incoming.method.startswith("data.") else self.lane
-        lane.submit(self._answer, incoming)
+        pool = self.data if incoming.method.startswith("data.") else self.thread
+        pool.submit(self._answer, incoming)
 
     def _answer(self, incoming: Incoming) -> None:
         try:

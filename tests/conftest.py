@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray_cluster import SharedRay, running_ray
-from schedulers_under_test import BACKENDS, CLUSTERS, Backend, make_scheduler
-from slurm_cluster import SlurmCluster, running_slurm
 from xdist.scheduler import LoadScopeScheduling
 
 from rolecall import Scheduler
+from tests.support.ray_cluster import SharedRay, running_ray
+from tests.support.schedulers_under_test import BACKENDS, CLUSTERS, Backend, make_scheduler
+from tests.support.slurm_cluster import SlurmCluster, running_slurm
 
 # Every process that a test starts inherits this mark, however far it strays, and is found by it.
 MARK = "RC_TEST_SESSION"
@@ -30,6 +30,7 @@ GONE_WITHIN_S = 5.0
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cluster(name): the fixture of the cluster that the test needs")
+    config.addinivalue_line("markers", "slow(reason): too long for `make check`")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it runs in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)  # else every controller of a test would ignore it too
     os.environ[MARK] = _SESSION
@@ -48,7 +49,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
     return SideBySide(config, log)
 
 
-class SideBySide(LoadScopeScheduling):
+class SideBySide(LoadScopeScheduling):  # type: ignore[misc]
     """Tests of one file and one backend run one after the other. Ray's cluster is large, so the suites of all backends
     share one, and the tests of Ray alone another; tests of hosts have clusters of their own.
     """
@@ -63,6 +64,7 @@ class SideBySide(LoadScopeScheduling):
         return f"{file} {backend}" if backend in BACKENDS else file
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for name in CLUSTERS & set(getattr(item, "fixturenames", ())):
@@ -186,4 +188,6 @@ def _shm(before: set[Path]) -> list[str]:
 
 
 def _threads(before: set[threading.Thread]) -> list[str]:
-    return [f"thread {t.name}" for t in set(threading.enumerate()) - before if t.name.startswith(("rolecall", "lane"))]
+    return [
+        f"thread {t.name}" for t in set(threading.enumerate()) - before if t.name.startswith(("rolecall", "engine "))
+    ]

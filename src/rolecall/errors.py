@@ -10,7 +10,8 @@
     │   ├── WorkerTimeoutError          a deadline passed
     │   ├── EngineCreationError         an engine's class or constructor failed
     │   ├── EngineCallError             an engine's method raised
-    │   │   └── EngineNotFoundError     no engine or no method of that name
+    │   │   └── EngineNotFoundError     no engine of that name
+    │   │       └── MethodNotFoundError the engine has no public method of that name
     │   ├── EngineImportError           an engine's path cannot be imported or is refused
     │   ├── PortAllocationError         too few free ports
     │   ├── GPUAllocationError          more devices asked for than are free
@@ -26,7 +27,8 @@
     │       ├── EncodeError             a value that is not serializable (with its place)
     │       └── DecodeError             bytes that are not a valid encoded value
     └── TensorError
-        └── ShardNotFoundError          the shard was freed, or its owner has ended
+        ├── ShardNotFoundError          the shard was freed, or its owner has ended
+        └── ShardExistsError            a shard of that id is stored already
 
 Constructors take facts, not sentences. Every error keeps its facts as attributes and survives pickling, because
 `RolecallError.__reduce__` rebuilds it from the constructor's arguments.
@@ -236,7 +238,7 @@ class EngineCallError(SchedulerError):
 
 
 class EngineNotFoundError(EngineCallError):
-    """The worker has no engine of that name, or the engine has no such method. Nothing was run."""
+    """The worker has no engine of that name. Nothing was run."""
 
     def __init__(self, worker_id: str, method: str, missing: str, known: Iterable[str] = ()) -> None:
         self.missing, self.known = missing, list(known)
@@ -245,6 +247,10 @@ class EngineNotFoundError(EngineCallError):
     def _sentence(self) -> str:
         hint = "" if self.known else "; create one with create_engine first"
         return f"{self.worker_id}: {self.method}() was not run: no {self.missing} (known: {_listed(self.known)}){hint}"
+
+
+class MethodNotFoundError(EngineNotFoundError):
+    """The engine has no public method of that name. Nothing was run."""
 
 
 class EngineImportError(SchedulerError):
@@ -366,6 +372,24 @@ class CallCancelledError(RPCError):
         super().__init__(f"{peer}: {method}() was cancelled")
 
 
+class InternalError(RPCError):
+    """The process that was asked has a bug of ours; the request itself was in order.
+
+    Attributes:
+        where: The process, for instance a worker's id.
+        method: What was asked for.
+        error_type: Full name of the exception's type; its traceback is in the log of that process.
+        message: Its text.
+    """
+
+    def __init__(self, where: str, method: str, error_type: str, message: str = "") -> None:
+        self.where, self.method, self.error_type, self.message = where, method, error_type, message
+        super().__init__(
+            f"{where}: internal error in {method!r} ({error_type}: {message}); this is a bug in rolecall, please "
+            f"report it with the traceback in the log of {where}"
+        )
+
+
 class RemoteError(RPCError):
     """Replaces an exception of another process whose type or state is not serializable.
 
@@ -419,4 +443,14 @@ class ShardNotFoundError(TensorError):
         super().__init__(
             f"{len(self.shard_ids)} shard(s) not on {owner or 'their owner'} ({some})"
             + (f": {reason}" if reason else "; they were cleared, or their scope has ended")
+        )
+
+
+class ShardExistsError(TensorError):
+    """A shard of that id is stored already, and shards never change."""
+
+    def __init__(self, shard_id: str, owner: str = "") -> None:
+        self.shard_id, self.owner = shard_id, owner
+        super().__init__(
+            f"{owner} has a shard {shard_id} already, and shards never change; clear it, or use another id"
         )

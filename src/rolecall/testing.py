@@ -10,9 +10,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import os
-import sys
-import threading
-import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from typing import Any, TypeVar
 
@@ -29,6 +26,7 @@ from rolecall.scheduler.guards import GuardProxy
 from rolecall.scheduler.run import Run
 from rolecall.transport.hosts import this_host
 from rolecall.transport.loop import IOThread
+from rolecall.worker.host import thread_stacks
 from rolecall.worker.node import WorkerNode
 
 IP = "127.0.0.1"
@@ -81,8 +79,8 @@ class InProcessGuard(GuardProxy):
         work = self._methods[method.name](request)
         return _Answer(asyncio.run_coroutine_threadsafe(work, self._io.loop))
 
-    async def _alloc_ports(self, wanted: asked.AllocPorts) -> asked.LeasedPorts:
-        return asked.LeasedPorts(ports=self._ports.lease(wanted.owner, wanted.count), host=IP)
+    async def _alloc_ports(self, wanted: asked.AllocPorts) -> asked.Ports:
+        return asked.Ports(ports=self._ports.lease(wanted.owner, wanted.count), host=IP)
 
     async def start(self, specs: list[ProcessSpec], timeout: float) -> AsyncIterator[StartResult]:
         for spec in specs:
@@ -131,12 +129,7 @@ class InProcessGuard(GuardProxy):
         self._env[wanted.worker] |= wanted.env
 
     async def _stacks(self, wanted: asked.Stacks) -> str:
-        names = {t.ident: t.name for t in threading.enumerate()}
-        parts = (
-            f"Thread {names.get(ident, ident)}\n" + "".join(traceback.format_stack(frame))
-            for ident, frame in sys._current_frames().items()
-        )
-        return "\n".join(parts)
+        return thread_stacks()
 
     async def _shutdown(self, wanted: asked.Shutdown) -> asked.ShutdownReport:
         for worker_id in list(self._nodes):
@@ -145,6 +138,8 @@ class InProcessGuard(GuardProxy):
         return asked.ShutdownReport()
 
     async def _ask_guard(self, method: str, value: dict[str, Any]) -> Any:
+        if method == "forked_children":
+            return []
         raise WorkerConfigurationError(f"the in-process scheduler answers no {method!r} over HTTP")
 
 

@@ -13,12 +13,11 @@ from typing import Any
 
 import pytest
 
-HERE = Path(__file__).parent
-ENV_PATH = os.pathsep.join([str(HERE), *(p for p in sys.path if p)])
+from tests.support.checkout import PYTHONPATH
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": ENV_PATH}
+    return {**os.environ, "PYTHONPATH": PYTHONPATH}
 
 
 class CommandLine:
@@ -105,7 +104,7 @@ def wait_for_exit(pidfd: int) -> None:
 @contextmanager
 def running(fileroot: Path, trial: str = "t0") -> Iterator[Controller]:
     """A controller with two actors and a program in each actor's slot, all ready."""
-    argv = [sys.executable, str(HERE / "controller.py"), str(fileroot), trial]
+    argv = [sys.executable, "-m", "tests.cli.controller", str(fileroot), trial]
     with subprocess.Popen(
         argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment()
     ) as process:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from rolecall import LocalScheduler
 from rolecall.errors import RolecallError
@@ -12,7 +11,7 @@ from rolecall.errors import RolecallError
 def main(fileroot: str, trial: str) -> None:
     with LocalScheduler(experiment="cli", trial=trial, fileroot=fileroot, preload=[], grace_s=1.0) as s:
         actors = s.start("actor", replicas=2, cpu=1)
-        actors.create_engine("cli_engines.Chatter")
+        actors.create_engine("tests.cli.cli_engines.Chatter")
         actors.fork("sidecar", command=[sys.executable, "-c", "import time; time.sleep(3600)"])
         print("ready", flush=True)
         for line in sys.stdin:
@@ -25,7 +24,7 @@ def main(fileroot: str, trial: str) -> None:
                 elif verb == "wait":
                     actors[0].submit("wait")
                 elif verb == "role":
-                    s.start(rest, cpu=1).create_engine("cli_engines.Chatter")
+                    s.start(rest, cpu=1).create_engine("tests.cli.cli_engines.Chatter")
                     s.call_engine(f"{rest}/0", "say", None, f"this is {rest}")
                 print("ok", flush=True)
             except RolecallError as e:
@@ -33,5 +32,4 @@ def main(fileroot: str, trial: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
     main(*sys.argv[1:])

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_rig import CommandLine, Controller
 
 from rolecall.cli.checks import limits, ports, versions
 from rolecall.cli.checks.clusters import check_ray, check_slurm
@@ -22,6 +21,7 @@ from rolecall.cli.checks.runtime_dirs import check_runtime_dirs
 from rolecall.cli.checks.shared_memory import check_shared_memory
 from rolecall.cli.doctor import examine
 from rolecall.guard.ports import PortLeases
+from tests.cli.cli_rig import CommandLine, Controller
 
 OLD = time.time() - 3600
 
@@ -42,7 +42,7 @@ def test_doctor_leaves_a_living_run_alone(cli: CommandLine, controller: Controll
         findings = report_of(line)["findings"]
         about = [f for f in findings if controller.run_id in f["seen"]]
         assert [f["severity"] for f in about] == ["ok"], about
-        assert any(f["check"] == "ports" and "leased by living guards" in f["seen"] for f in findings)
+        assert any(f["check"] == "ports" and "leased by running guards" in f["seen"] for f in findings)
 
 
 def test_every_finding_that_is_wrong_says_what_to_do(cli: CommandLine) -> None:

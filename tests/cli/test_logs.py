@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cli_rig import CommandLine, Controller
 
 from rolecall.cli.follow import Follower, last_lines
+from tests.cli.cli_rig import CommandLine, Controller
 
 
 @pytest.fixture
@@ -37,6 +37,7 @@ def read_until(process: subprocess.Popen[str], wanted: str) -> list[str]:
     raise AssertionError(f"{wanted!r} was not printed, but {seen}")
 
 
+@pytest.mark.slow("ten commands, each a process")
 def test_logs_are_merged_or_of_one_worker_and_outlive_the_run(cli: CommandLine, controller: Controller) -> None:
     """Merged lines bear their worker; one worker's are as it wrote them; both are there when all is over."""
     controller.ask("say one [red]line[/red]")

@@ -10,7 +10,9 @@ import subprocess
 import termios
 from pathlib import Path
 
-from cli_rig import CommandLine, Controller, environment, running
+import pytest
+
+from tests.cli.cli_rig import CommandLine, Controller, environment, running
 
 WORKERS = ["actor/0", "actor/1", "sidecar/0", "sidecar/1"]
 
@@ -108,7 +110,7 @@ def test_top_of_an_ended_run_shows_what_was_last_known_and_says_so(cli: CommandL
     done = cli.run("top", "--run", "cli/t0", "--once")
     assert done.returncode == 0
     assert "actor/0" in done.stdout
-    assert "has ended; this is what was last known" in done.stderr
+    assert "has ended; showing the last known state" in done.stderr
 
 
 def test_stack_reads_a_living_worker_through_its_guard(cli: CommandLine, controller: Controller) -> None:
@@ -123,6 +125,7 @@ def test_stack_reads_a_living_worker_through_its_guard(cli: CommandLine, control
     controller.process.kill()
 
 
+@pytest.mark.slow("waits until a stuck guard is given up")
 def test_stack_reads_the_worker_itself_when_the_guard_is_stuck(cli: CommandLine, controller: Controller) -> None:
     """A stopped guard costs its patience, then py-spy is used from here, and the reason is told."""
     guard = controller.guard_pid()
@@ -148,7 +151,7 @@ def test_stack_of_a_gone_worker_shows_what_was_saved_and_why_nothing_new(
     done = cli.run("stack", "actor/1", "--run", "cli/t0")
     assert done.returncode == 2
     assert "stacks in actor-1-1.txt" in done.stdout and "actor-10" not in done.stdout
-    assert "no process any more: ended with the controller" in done.stderr and "actor-1-1.txt" in done.stderr
+    assert "process has ended: ended with the controller" in done.stderr and "actor-1-1.txt" in done.stderr
 
 
 def test_expected_faults_are_one_line_and_status_2(cli: CommandLine, controller: Controller, tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from cli_rig import CommandLine, environment
 
 from rolecall import __version__
+from tests.cli.cli_rig import CommandLine, environment
 
 COMMANDS = ("ps", "logs", "top", "stack", "stop", "doctor")
 

@@ -6,7 +6,7 @@ import json
 import shlex
 import subprocess
 
-from slurm_layout import Layout, Node, bridge_of
+from tests.clusters.slurm_layout import Layout, Node, bridge_of
 
 
 def claim_subnet() -> int:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ray_nodes import RayCluster
+    from tests.clusters.ray_nodes import RayCluster
 
 
 STORE = "object_store_memory"

@@ -9,10 +9,10 @@ import tempfile
 from pathlib import Path
 from typing import BinaryIO
 
-import cables
-from ray_host import READY, in_namespaces
-from ray_nodes import NODE_DEVICES, RayCluster
-from slurm_layout import Layout, Node, bridge_of
+from tests.clusters import cables
+from tests.clusters.ray_host import READY, in_namespaces
+from tests.clusters.ray_nodes import NODE_DEVICES, RayCluster
+from tests.clusters.slurm_layout import Layout, Node, bridge_of
 
 
 class RayHosts(RayCluster):

@@ -16,8 +16,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-import cables
-from slurm_layout import Layout
+from tests.clusters import cables
+from tests.clusters.slurm_layout import Layout
 
 MARK = "RC_RAY_CLUSTER"  # every process of a cluster inherits it, also what its actors start
 # Enough for sixteen workers of the default size on each node; Ray believes it, nobody uses it.
@@ -183,7 +183,8 @@ def running(cluster: C, nodes: int = 2, *, token: bool = False) -> Iterator[C]:
 def _keeper(folder: Path) -> subprocess.Popen[bytes]:
     """A process that takes the cluster down when we close its input, or die."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(_NOT_INHERITED)}
-    command = [sys.executable, __file__, str(folder)]
+    env["PYTHONPATH"] = str(Path(__file__).parents[2])
+    command = [sys.executable, "-m", "tests.clusters.ray_nodes", str(folder)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, env=env, cwd="/")
 
 

@@ -13,8 +13,6 @@ from typing import Any
 
 import psutil
 import pytest
-import sample_engines
-from schedulers_under_test import BACKENDS, DEVICES, Backend, each
 
 from rolecall import Job, Scheduler, SchedulingSpec, SchedulingStrategy
 from rolecall.errors import (
@@ -23,14 +21,18 @@ from rolecall.errors import (
     EngineCreationError,
     EngineImportError,
     EngineNotFoundError,
+    RolecallError,
     RPCConnectionError,
     WorkerConfigurationError,
     WorkerCreationError,
     WorkerNotFoundError,
     WorkerTimeoutError,
 )
+from tests.support import sample_engines
+from tests.support.schedulers_under_test import BACKENDS, DEVICES, Backend, each
 
 Echo = sample_engines.Echo
+ENGINES = sample_engines.__name__
 
 
 @pytest.fixture(params=each(list(BACKENDS)))
@@ -147,7 +149,7 @@ def test_the_reference_interface_calls_engines_from_threads_and_tasks(s: Schedul
 
     async def use() -> list[Any]:
         await s.create_engine(worker, Echo, None, "default")
-        await s.create_engine(worker, "sample_engines.Echo", "second", greeting="second")
+        await s.create_engine(worker, f"{ENGINES}.Echo", "second", greeting="second")
         first = await s.async_call_engine(worker, "greet")
         second = await s.async_call_engine(worker, "greet", "second")
         return [first, second, await s.async_call_engine(worker, "add", None, 1, b=2)]
@@ -187,7 +189,7 @@ def test_several_named_engines_live_in_one_worker(s: Scheduler) -> None:
 def test_a_second_engine_of_the_same_name_is_refused(s: Scheduler) -> None:
     role = s.start("actor")
     role.create_engine(Echo)
-    with pytest.raises(EngineCreationError, match="one of that name"):
+    with pytest.raises(EngineCreationError, match="engine of that name"):
         role.create_engine(Echo)
     assert role[0].call("greet") == "hello"
 
@@ -226,10 +228,14 @@ def test_the_standard_library_is_refused_as_an_engine(s: Scheduler, path: str) -
 
 def test_a_class_that_is_not_there_is_an_import_error(s: Scheduler) -> None:
     role = s.start("actor")
-    for path in ("no_such_package.Engine", "sample_engines.NoSuchClass", "sample_engines:Path"):
+    for path in (
+        "no_such_package.Engine",
+        f"{ENGINES}.NoSuchClass",
+        f"{ENGINES}:Path",
+    ):
         with pytest.raises(EngineImportError):
             role.create_engine(path)
-    role.create_engine("sample_engines.Echo")
+    role.create_engine(f"{ENGINES}.Echo")
     assert role[0].call("greet") == "hello"
 
 
@@ -251,21 +257,29 @@ def test_what_does_not_travel_is_named_by_its_place_and_the_worker_lives_on(s: S
     assert role[0].call("greet") == "hello"
 
 
-def test_plain_methods_run_one_at_a_time_on_one_thread_and_async_ones_beside(s: Scheduler) -> None:
+def test_plain_methods_run_one_at_a_time_in_order_on_one_thread(s: Scheduler) -> None:
+    """However many calls are under way at once, each finds itself alone, on the thread of the first."""
     role = s.start("actor")
-    role.create_engine(Echo)
+    role.create_engine(sample_engines.Turns)
+    pending = [role[0].submit("enter", number) for number in range(100)]
+    seen = [call.result() for call in pending]
+    assert {most for most, _ in seen} == {1}
+    assert len({thread for _, thread in seen}) == 1
+    assert role[0].call("entered") == list(range(100))
 
-    async def many() -> list[Any]:
-        begun = time.monotonic()
-        slow = role[0].submit("sleep", 0.5)
-        values = await asyncio.gather(*(role[0].acall("later", i, 0.2) for i in range(200)))
-        assert values == list(range(200))
-        threads = await asyncio.gather(*(role[0].acall("thread") for _ in range(20)))
-        assert len(set(threads)) == 1
-        assert await slow == "slept"
-        return [time.monotonic() - begun]
 
-    asyncio.run(many())
+def test_async_methods_run_beside_each_other_and_beside_a_plain_one(s: Scheduler) -> None:
+    """A hundred of them meet while a plain method waits for what only an async one will do."""
+    role = s.start("actor")
+    role.create_engine(sample_engines.Turns)
+    waiting = role[0].submit("wait_until_released")
+
+    async def meet() -> list[Any]:
+        return list(await asyncio.gather(*(role[0].acall("meet", 100) for _ in range(100))))
+
+    assert asyncio.run(meet()) == [100] * 100
+    assert asyncio.run(role[0].acall("release")) == 1
+    assert waiting.result() == "released"
 
 
 def test_generators_stream(s: Scheduler) -> None:
@@ -432,18 +446,24 @@ def test_roles_are_deleted_one_or_all_and_may_be_made_again(s: Scheduler) -> Non
 
 
 def test_closing_twice_is_fine_and_ends_everything(make: Callable[..., Scheduler]) -> None:
+    """The second time does nothing; a role of a scheduler that is closed cannot be called."""
     scheduler = make()
-    scheduler.start("a").create_engine(Echo)
+    role = scheduler.start("a")
+    role.create_engine(Echo)
     scheduler.close()
     scheduler.close()
+    with pytest.raises(RolecallError):
+        role.call("greet")
 
 
 def test_destroy_is_called_on_every_engine_before_its_worker_ends(s: Scheduler, tmp_path: Path) -> None:
-    role = s.start("actor")
-    role.create_engine(Echo)
+    """By the time a deletion returns, each engine has done what it does last."""
+    role = s.start("actor", replicas=2)
+    names = tmp_path / "destroyed"
+    for name in ("first", "second"):
+        role.with_options(engine=name).create_engine(sample_engines.Last, str(names), name)
     s.delete_workers("actor")
-    logs = list(Path(s.run_dir).glob("logs/actor-0.log"))
-    assert not logs or "destroyed" in logs[0].read_text()
+    assert sorted(names.read_text().split()) == ["first", "first", "second", "second"]
 
 
 def test_a_run_says_in_one_line_where_it_listens_and_what_protects_it(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from rolecall.demo import task
@@ -70,6 +71,7 @@ def test_the_parts_of_the_evaluation_set_make_the_whole() -> None:
     assert abs(whole["reward"] - sum(half["reward"] for half in halves) / 2) < 1e-6
 
 
+@pytest.mark.slow("a model learns")
 def test_the_engines_learn_in_one_process() -> None:
     """Forty steps take the untrained model's one in sixteen well past what guessing digits would give."""
     recipe = Recipe()

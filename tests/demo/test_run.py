@@ -16,10 +16,12 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from schedulers_under_test import OF_PROCESSES, each
 
 from rolecall.demo.loop import run_demo
 from rolecall.demo.options import DemoOptions, Recipe
+from tests.support.schedulers_under_test import OF_PROCESSES, each
+
+pytestmark = pytest.mark.slow("models learn, in processes of their own")
 
 SMALL = DemoOptions(Recipe(hidden=16, heads=2, prompts=4, group=4, eval_prompts=8), steps=12, eval_every=5, trial="t0")
 INTERRUPTED_WITHIN_S = 3.0
@@ -85,7 +87,7 @@ def test_ctrl_c_ends_everything_within_three_seconds(tmp_path: Path, moment: str
         said = _rest(process)
     assert time.monotonic() - begin < INTERRUPTED_WITHIN_S
     assert process.returncode == 130, said
-    assert "everything started has ended" in said
+    assert "all processes of the run have ended" in said
 
 
 def test_the_death_of_an_actor_ends_the_demo_with_its_name(tmp_path: Path) -> None:

@@ -18,9 +18,13 @@ from typing import Any
 
 import psutil
 import pytest
-import sample_engines
-from schedulers_under_test import OF_PROCESSES, Backend, each
-from worker_processes import (
+
+from rolecall import Role, Scheduler
+from rolecall.errors import SchedulerError, WorkerCreationError, WorkerFailedError, WorkerStalledError
+from tests.support import sample_engines
+from tests.support.checkout import PYTHONPATH
+from tests.support.schedulers_under_test import OF_PROCESSES, Backend, each
+from tests.support.worker_processes import (
     guard_id,
     guard_of,
     kill,
@@ -35,9 +39,7 @@ from worker_processes import (
     wait_until_gone,
 )
 
-from rolecall import Role, Scheduler
-from rolecall.errors import SchedulerError, WorkerCreationError, WorkerFailedError, WorkerStalledError
-
+pytestmark = pytest.mark.slow("two hundred runs, each brought into a state and then hit")
 STATES = ["idle", "call", "starting", "forking"]
 DEADLY = [SIGKILL, SIGTERM, SIGINT]
 SLEEPER = [sys.executable, "-c", "import time; print('sleeping', flush=True); time.sleep(3600)"]
@@ -235,9 +237,8 @@ def test_a_template_that_dies_or_stops_harms_no_worker_and_is_replaced(
 
 def launch(backend: str, at: str, tmp_path: Path) -> tuple[subprocess.Popen[str], str]:
     """A controller of its own in a state; returns it with its run's id."""
-    here = Path(__file__).parent
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here.parent), *sys.path])}
-    command = [sys.executable, str(here / "victim_controller.py"), backend, at, str(tmp_path)]
+    env = {**os.environ, "PYTHONPATH": PYTHONPATH}
+    command = [sys.executable, "-m", "tests.faults.victim_controller", backend, at, str(tmp_path)]
     controller = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env, start_new_session=True)
     assert controller.stdout is not None
     run_id = json.loads(controller.stdout.readline())["run_id"]

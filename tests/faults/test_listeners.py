@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import sample_engines
-from schedulers_under_test import OF_PROCESSES, Backend, each
 
 from rolecall import Scheduler
+from tests.support import sample_engines
+from tests.support.schedulers_under_test import OF_PROCESSES, Backend, each
 
 
 @pytest.fixture(params=each(OF_PROCESSES))

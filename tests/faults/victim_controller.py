@@ -7,8 +7,8 @@ import sys
 import threading
 import time
 
-import sample_engines
-from schedulers_under_test import make_scheduler
+from tests.support import sample_engines
+from tests.support.schedulers_under_test import make_scheduler
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(3600)"]
 

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import sample_engines
-from schedulers_under_test import OF_PROCESSES, each
-from worker_processes import of_worker, processes, wait_for
 
 from rolecall import Job, Scheduler, SchedulingSpec, SchedulingStrategy
 from rolecall.errors import WorkerConfigurationError, WorkerCreationError, WorkerFailedError, WorkerNotFoundError
 from rolecall.protocol.guard import METRICS, Nothing
+from tests.support import sample_engines
+from tests.support.schedulers_under_test import OF_PROCESSES, each
+from tests.support.worker_processes import of_worker, processes, wait_for
 
 Echo = sample_engines.Echo
 HTTP_SERVER = [sys.executable, "-u", "-m", "http.server", "--bind", "{host}", "{port}"]
@@ -148,7 +148,7 @@ def test_a_program_is_ready_by_http_tcp_or_a_line_of_its_log(s: Scheduler) -> No
 
 def test_a_dotted_module_runs_as_python_m(s: Scheduler) -> None:
     actors = s.start("actor")
-    modules = actors.fork("module", command="sample_program", ready={"log": "module of role module"})
+    modules = actors.fork("module", command="tests.support.sample_program", ready={"log": "module of role module"})
     assert len(modules) == 1
     with pytest.raises(WorkerConfigurationError, match="dotted module"):
         actors.fork("bad", command="python -m http.server")
@@ -233,6 +233,7 @@ def test_forks_and_kills_at_the_same_time_leave_a_consistent_table(s: Scheduler)
     assert all(not of_worker(s.run_id, f"f{i}/{j}") for i in range(6) for j in range(2))
 
 
+@pytest.mark.slow("waits for a process that takes its time to die")
 def test_a_table_look_up_does_not_wait_for_a_process_that_takes_its_time_to_die(s: Scheduler) -> None:
     """The guard's lock covers look-ups only: a kill that waits does not hold up a start."""
     actors = s.start("actor")

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from guard_rig import Rig
+
+from tests.guard.guard_rig import Rig
 
 
 @pytest.fixture

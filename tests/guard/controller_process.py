@@ -5,8 +5,8 @@ import signal
 import sys
 from pathlib import Path
 
-from guard_rig import Rig
-from test_end import workers_with_descendants
+from tests.guard.descendants import workers_with_descendants
+from tests.guard.guard_rig import Rig
 
 if __name__ == "__main__":
     signal.signal(signal.SIGHUP, signal.SIG_DFL)

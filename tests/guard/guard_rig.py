@@ -21,10 +21,7 @@ from rolecall.guard.sweep import find
 from rolecall.transport.loop import IOThread
 from rolecall.transport.peer import Peer
 from rolecall.transport.server import Hello, Server
-
-HERE = Path(__file__).parent
-SOURCES = HERE.parents[1] / "src"
-PYTHONPATH = os.pathsep.join([str(SOURCES), str(HERE)])
+from tests.support.checkout import PYTHONPATH, SOURCES
 
 
 def wait_for(what: Callable[[], Any], timeout: float = 10.0) -> Any:
@@ -70,8 +67,8 @@ class Rig:
             "cwd": str(self.run_dir),
             "controller_pid": me.pid,
             "controller_start": me.start,
-            "entry": "stand_in_worker:run",
-            "cold_module": "stand_in_worker",
+            "entry": "tests.guard.stand_in_worker:run",
+            "cold_module": "tests.guard.stand_in_worker",
         }
 
     async def _listen(self) -> None:

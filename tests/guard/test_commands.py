@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from guard_rig import Rig
 
 from rolecall.errors import WorkerConfigurationError
 from rolecall.guard.command import fill
+from tests.guard.guard_rig import Rig
 
 SERVER = [sys.executable, "-m", "http.server", "--bind", "{host}", "{port}"]
 FACTS: dict[str, Any] = {

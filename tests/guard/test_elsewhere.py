@@ -8,12 +8,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from guard_rig import PYTHONPATH, Rig, wait_for
 
 from rolecall.guard.host import settled
 from rolecall.guard.proc import alive, identify
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.transport.hosts import address_toward, this_host
+from tests.guard.guard_rig import Rig, wait_for
+from tests.support.checkout import PYTHONPATH
 
 UNIX, TCP = "unix:/tmp/controller.sock", "tcp:127.0.0.1:4000"
 # Starts what it is told to with its own stdin, says its pid, and lives on.

@@ -11,20 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from guard_rig import HERE, PYTHONPATH, Rig, gone, wait_for
-from test_exits import SPAWN
 
 from rolecall.guard.proc import Process, identify, read_stat
 from rolecall.guard.sweep import find, sweep
-
-
-def workers_with_descendants(rig: Rig) -> list[Process]:
-    """Two workers and a program, and below the first one process of each kind."""
-    first, second, program = rig.start(
-        {"worker_id": "a/0"}, {"worker_id": "a/1"}, {"worker_id": "p/0", "argv": ["sleep", "1000"]}
-    )
-    pids = [first["pid"], second["pid"], program["pid"], *(rig.do(first, source) for source in SPAWN.values())]
-    return [rig.process(pid) for pid in pids]
+from tests.guard.descendants import workers_with_descendants
+from tests.guard.guard_rig import Rig, gone, wait_for
+from tests.support.checkout import PYTHONPATH
 
 
 def test_a_shutdown_proves_that_nothing_is_left(rig: Rig) -> None:
@@ -93,6 +85,7 @@ def test_a_lease_that_nobody_renews_ends_the_guard(make_rig: Callable[..., Rig])
     assert "not heard of for 1 s" in (rig.run_dir / "logs" / "guard-g0.log").read_text()
 
 
+@pytest.mark.slow("waits for longer than a lease")
 def test_a_renewed_lease_keeps_the_guard(make_rig: Callable[..., Rig]) -> None:
     """Renewals carry a guard past several leases."""
     rig = make_rig(lease_s=1.5, controller_pid=0)
@@ -117,10 +110,13 @@ def test_a_closed_connection_ends_the_guard_at_once(make_rig: Callable[..., Rig]
 @pytest.fixture
 def controller(tmp_path: Path) -> Iterator[tuple["subprocess.Popen[str]", dict[str, Any]]]:
     """A controller in a process of its own, with a guard (short lease) and a worker that has descendants."""
-    script = str(HERE / "controller_process.py")
     env = os.environ | {"PYTHONPATH": PYTHONPATH}
     with subprocess.Popen(
-        [sys.executable, script, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=env, start_new_session=True
+        [sys.executable, "-m", "tests.guard.controller_process", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=env,
+        start_new_session=True,
     ) as process:
         assert process.stdout is not None
         yield process, json.loads(process.stdout.readline())
@@ -142,6 +138,7 @@ def test_the_controllers_death_ends_everything(
     assert not Path(facts["runtime_dir"]).exists()
 
 
+@pytest.mark.slow("waits for longer than a lease")
 def test_a_stopped_controller_is_not_dead(controller: tuple["subprocess.Popen[str]", dict[str, Any]]) -> None:
     """A controller stopped by Ctrl-Z for longer than its lease finds its workers when it goes on."""
     process, facts = controller

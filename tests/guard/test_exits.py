@@ -6,30 +6,10 @@ import time
 from pathlib import Path
 
 import pytest
-from guard_rig import Rig, gone, wait_for
 
-from rolecall.guard.proc import Process, read_stat
-
-SPAWN = {
-    "plain": "import subprocess; answer = subprocess.Popen(['sleep', '1000']).pid",
-    "setsid": "import subprocess; answer = subprocess.Popen(['sleep', '1000'], start_new_session=True).pid",
-    "deaf": "import subprocess; answer = subprocess.Popen(['sh', '-c', 'trap \"\" TERM; sleep 1000 & wait']).pid",
-    "daemon": """
-import os, signal
-read, write = os.pipe()
-if os.fork() == 0:
-    os.setsid()
-    if os.fork() == 0:
-        os.write(write, str(os.getpid()).encode())
-        signal.pause()
-    os._exit(0)
-answer = int(os.read(read, 20))
-""",
-    "anonymous": """
-import subprocess
-answer = subprocess.Popen(['setsid', 'sleep', '1000'], env={'PATH': '/usr/bin:/bin'}).pid
-""",
-}
+from rolecall.guard.proc import read_stat
+from tests.guard.descendants import SPAWN, descendants
+from tests.guard.guard_rig import Rig, gone, wait_for
 
 ORPHANS = """
 import os
@@ -40,11 +20,6 @@ for _ in range(50):
         os._exit(0)
     os.waitpid(child, 0)
 """
-
-
-def descendants(rig: Rig, result: dict[str, object]) -> list[Process]:
-    """A worker with one process of each kind below it or escaped from it."""
-    return [rig.process(rig.do(result, source)) for source in SPAWN.values()]
 
 
 def test_a_killed_worker_is_told_within_a_second_with_signal_and_log(rig: Rig) -> None:

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from guard_rig import Rig
-
 from rolecall.guard.proc import identify
+from tests.guard.guard_rig import Rig
 
 ENV = "import os; answer = dict(os.environ)"
 

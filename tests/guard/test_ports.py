@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from guard_rig import PYTHONPATH
 
 from rolecall.errors import PortAllocationError
 from rolecall.guard.ports import PortLeases, lease_range, open_lock_file
+from tests.support.checkout import PYTHONPATH
 
 HOLDER = """
 import sys

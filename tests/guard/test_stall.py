@@ -4,10 +4,11 @@ import os
 import signal
 from collections.abc import Callable
 
-from guard_rig import Rig, wait_for
+import pytest
 
 from rolecall.guard.stall import Resumed, Sample, Stalled, StallWatch
 from rolecall.protocol.progress import Counters
+from tests.guard.guard_rig import Rig, wait_for
 
 
 def watch(samples: list[Sample], stall_s: float = 120) -> list[object]:
@@ -72,6 +73,7 @@ def test_a_gap_of_the_watchers_own_proves_nothing() -> None:
     assert watch([Sample(0, "T", 0, still), Sample(3600, "T", 0, still)]) == []
 
 
+@pytest.mark.slow("waits for the stall's time")
 def test_a_stopped_worker_is_told_with_its_stacks(rig: Rig) -> None:
     """SIGSTOP becomes `stalled` with the Python stacks, SIGCONT becomes `resumed`, and the worker is not harmed."""
     result = rig.worker()
@@ -84,6 +86,7 @@ def test_a_stopped_worker_is_told_with_its_stacks(rig: Rig) -> None:
     assert rig.do(result, "answer = 1") == 1
 
 
+@pytest.mark.slow("waits for the stall's time")
 def test_a_worker_in_which_nothing_moves_is_suspected_with_stacks(make_rig: Callable[..., Rig]) -> None:
     """A real process that sleeps without a heartbeat is suspected after `stall_s`; one that works beside it is not."""
     rig = make_rig(stall_s=2.0)

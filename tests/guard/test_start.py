@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from guard_rig import PYTHONPATH, Rig, gone, wait_for
 
 from rolecall.guard.proc import environ, identify, read_stat
+from tests.guard.guard_rig import Rig, gone, wait_for
+from tests.support.checkout import PYTHONPATH
 
 LOOK = """
 import os, signal

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from guard_rig import Rig, wait_for
 
 from rolecall.errors import WorkerConfigurationError, WorkerNotFoundError
 from rolecall.transport.client import Client
+from tests.guard.guard_rig import Rig, wait_for
 
 
 def request(rig: Rig, method: str, path: str, body: Any = None, token: str | None = None) -> tuple[int, Any]:

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sample_engines
-from hosts_under_test import OfSlurm, of_slurm
-from worker_processes import processes
 
 from rolecall import Role, Scheduler
 from rolecall.errors import EngineCallError, WorkerCreationError, WorkerFailedError
 from rolecall.guard.runtime import PAGE
+from tests.support import sample_engines
+from tests.support.hosts_under_test import OfSlurm, of_slurm
+from tests.support.worker_processes import processes
+
+pytestmark = pytest.mark.slow("a cluster of its own")
 
 OPTIONS: dict[str, Any] = {"experiment": "hosts", "trial": "t", "preload": []}
 HALF_A_NODE_AND_MORE: dict[str, Any] = {"cpu": 65, "mem": 1}  # so that two workers are on two nodes

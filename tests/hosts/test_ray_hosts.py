@@ -10,14 +10,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import sample_engines
-from hosts_under_test import OfRay, of_ray
-from worker_processes import processes, wait_for
 
 from rolecall import Scheduler
 from rolecall.errors import RolecallError, ShardNotFoundError, WorkerFailedError
+from tests.support import sample_engines
+from tests.support.hosts_under_test import OfRay, of_ray
+from tests.support.worker_processes import processes, wait_for
 
-OUTSIDE = Path(__file__).parents[1] / "ray" / "outside.py"
+pytestmark = pytest.mark.slow("a cluster of its own")
+
+OUTSIDE = Path(__file__).parents[1] / "placement" / "ray" / "outside.py"
 TOLD_WITHIN_S = 15.0
 NODE_LOST_S = 30.0  # Ray takes 20 s to give up what a node held
 
@@ -113,7 +115,8 @@ def test_an_actor_that_somebody_kills_on_another_host(s: Scheduler, hosts: OfRay
 
 
 CONTROLLER = """
-import rolecall, sample_engines, tempfile
+import rolecall, tempfile
+from tests.support import sample_engines
 if __name__ == "__main__":
     known = {"experiment": "hosts", "trial": "t", "fileroot": tempfile.gettempdir(), "preload": [], "quiet": True}
     with rolecall.scheduler("ray", **known) as s:

@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sample_engines
-from hosts_under_test import KINDS, Hosts
-from worker_processes import guard_of, living, processes, wait_for
 
 from rolecall import Role, Scheduler
 from rolecall.errors import WorkerFailedError
 from rolecall.guard.runtime import page_path
 from rolecall.protocol.progress import parse
+from tests.support import sample_engines
+from tests.support.hosts_under_test import KINDS, Hosts
+from tests.support.worker_processes import guard_of, living, processes, wait_for
+
+pytestmark = pytest.mark.slow("a cluster of its own")
 
 HALF_A_NODE_AND_MORE: dict[str, Any] = {"cpu": 65, "mem": 1}  # so that two workers are on two nodes
 LEASE_S = 20.0

@@ -15,6 +15,7 @@ import msgspec
 
 PREFIX = struct.Struct("!4sIIQ")
 PATIENCE_S = 20.0
+SENTENCE = "send it as `Authorization: Bearer <token>`"  # what a listener answers to whoever has no token
 
 
 def connect(address: str) -> socket.socket:
@@ -105,10 +106,10 @@ def frame(header: bytes, *buffers: bytes) -> bytes:
     )
 
 
-def hello(token: bytes | str, session: str = "attacker", epoch: int = 0, **info: Any) -> bytes:
+def hello(token: bytes | str, session: str = "attacker", **info: Any) -> bytes:
     """The first frame of whoever dials."""
     secret = token.encode() if isinstance(token, str) else token
-    return frame(msgspec.msgpack.encode([secret, [session, epoch, info]]))
+    return frame(msgspec.msgpack.encode([secret, [session, info]]))
 
 
 def request(

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-import sample_engines
-from live_run import command_line_of, environment_of, mode
-from worker_processes import processes
 
 from rolecall import Role, Scheduler
+from tests.security.live_run import command_line_of, environment_of, mode
+from tests.support import sample_engines
+from tests.support.worker_processes import processes
 
 LARGEST = 64 << 20  # of a file that is looked through; the object stores of Ray are larger, and no files of ours
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import sample_engines
 
 from rolecall import LocalScheduler, Role
+from tests.support import sample_engines
 
 
 @dataclass(frozen=True)

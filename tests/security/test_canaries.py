@@ -16,13 +16,13 @@ import msgspec
 import numpy
 import pytest
 import torch
-from attacker import connect, exchange, frame, hello, read_frame, request, send_http
-from live_run import LiveRun, live_run
 
 import rolecall
 from rolecall.errors import EncodeError, EngineCallError
 from rolecall.transport.codec.arrays import ARRAY, DTYPE, SCALAR
 from rolecall.transport.codec.walk import DECODERS
+from tests.security.attacker import connect, exchange, frame, hello, read_frame, request, send_http
+from tests.security.live_run import LiveRun, live_run
 
 SOURCE = Path(rolecall.__file__).parent
 POSTS = (
@@ -131,6 +131,7 @@ def bodies(payload: bytes) -> Iterator[bytes]:
     yield payload
 
 
+@pytest.mark.slow("hundreds of payloads on a live run")
 def test_frames_run_no_canary(run: LiveRun, canary: Path) -> None:
     """Before the hello, in it, behind it; as messages, arguments, buffers, replies and notifications."""
     for address in run.listeners.values():

@@ -11,19 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sample_engines
-from attacker import exchange, frames_in, hello, send_http
-from cluster_run import ClusterRun, cluster_run, files_that_hold, processes_that_show
-from live_run import mode
-from ray_cluster import SharedRay
-from schedulers_under_test import each, make_scheduler
-from slurm_cluster import SlurmCluster
-from test_who_may_ask import SENTENCE
-from worker_processes import processes
 
 from rolecall import Scheduler
 from rolecall.errors import EngineCallError, WorkerCreationError
 from rolecall.transport import address
+from tests.security.attacker import SENTENCE, exchange, frames_in, hello, send_http
+from tests.security.cluster_run import ClusterRun, cluster_run, files_that_hold, processes_that_show
+from tests.security.live_run import mode
+from tests.support import sample_engines
+from tests.support.ray_cluster import SharedRay
+from tests.support.schedulers_under_test import each, make_scheduler
+from tests.support.slurm_cluster import SlurmCluster
+from tests.support.worker_processes import processes
 
 
 @pytest.fixture(params=each(["slurm", "ray"]))

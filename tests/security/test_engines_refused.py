@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import refused_engines
-from attacker import send_http
-from live_run import LiveRun, live_run
 
 from rolecall.errors import EngineImportError, EngineNotFoundError
+from tests.security import refused_engines
+from tests.security.attacker import send_http
+from tests.security.live_run import LiveRun, live_run
 
 REFUSED = (
     "os.system",
@@ -40,30 +40,30 @@ REFUSED = (
     "antigravity.x",
     "this.x",
     # re-exported under an innocent module's name
-    "refused_engines.Path",
-    "refused_engines:Path",
-    "refused_engines:Runner",
-    "refused_engines:os.system",
-    "refused_engines.os.system",
-    "refused_engines.subprocess.Popen",
-    "refused_engines:subprocess.Popen",
-    "refused_engines:Engine.__class__",
-    "refused_engines:Engine.__base__",
-    "refused_engines:Engine.Tool",
-    "refused_engines:__loader__.__class__",
-    "refused_engines:__spec__.__class__",
-    "refused_engines:__builtins__",
+    "tests.security.refused_engines.Path",
+    "tests.security.refused_engines:Path",
+    "tests.security.refused_engines:Runner",
+    "tests.security.refused_engines:os.system",
+    "tests.security.refused_engines.os.system",
+    "tests.security.refused_engines.subprocess.Popen",
+    "tests.security.refused_engines:subprocess.Popen",
+    "tests.security.refused_engines:Engine.__class__",
+    "tests.security.refused_engines:Engine.__base__",
+    "tests.security.refused_engines:Engine.Tool",
+    "tests.security.refused_engines:__loader__.__class__",
+    "tests.security.refused_engines:__spec__.__class__",
+    "tests.security.refused_engines:__builtins__",
     "rolecall.worker.service.os.system",
     "rolecall.worker.loading:importlib.machinery.SourceFileLoader",
     "numpy.os.system",
     "numpy:os.system",
     # no class
-    "refused_engines.function",
-    "refused_engines:instance",
-    "refused_engines:Engine.method",
+    "tests.security.refused_engines.function",
+    "tests.security.refused_engines:instance",
+    "tests.security.refused_engines:Engine.method",
     "refused_engines",
     "refused_engines:",
-    "refused_engines:missing",
+    "tests.security.refused_engines:missing",
     "no_such_module.Engine",
     "os",
     "os.path",
@@ -73,15 +73,15 @@ REFUSED = (
     ":",
     "..Engine",
     ".refused_engines.Engine",
-    "refused_engines:Engine()",
-    "refused_engines:Engine;import os",
+    "tests.security.refused_engines:Engine()",
+    "tests.security.refused_engines:Engine;import os",
     "refused_engines/Engine",
     "../refused_engines:Engine",
     "/etc/passwd",
     "refused_engines\0:Engine",
-    "refused_engines:Engine\n",
+    "tests.security.refused_engines:Engine\n",
     "refused_engines::Engine",
-    "refused_engines:Engine:x",
+    "tests.security.refused_engines:Engine:x",
     "a" * 5000 + ":Engine",
     # programs
     "__main__:os.system",
@@ -115,10 +115,10 @@ def test_only_a_users_class_becomes_an_engine(run: LiveRun, tmp_path: Path) -> N
         assert not canary.exists(), path
     assert run.actor.call("greet") == ["hello"]
     assert send_http(run.worker, "GET", "/health", token=run.token).json["engines"] == ["actor/0"]
-    engine.create_engine("refused_engines:Engine", "fine")
+    engine.create_engine("tests.security.refused_engines:Engine", "fine")
     assert engine.call("method") == ["fine"]
     nested = run.actor.with_options(engine="nested")
-    nested.create_engine("refused_engines:Engine.Inner")
+    nested.create_engine("tests.security.refused_engines:Engine.Inner")
     assert nested.call("method") == ["inner"]
 
 

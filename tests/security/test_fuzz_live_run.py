@@ -15,12 +15,14 @@ from types import TracebackType
 import msgspec
 import psutil
 import pytest
-from attacker import PREFIX, connect, frame, hello, read_frame, read_to_end, request, send_http
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from live_run import LiveRun, live_run
 
 from rolecall.transport import codec
+from tests.security.attacker import PREFIX, connect, frame, hello, read_frame, read_to_end, request, send_http
+from tests.security.live_run import LiveRun, live_run
+
+pytestmark = pytest.mark.slow("a live run is sent thousands of things")
 
 EXAMPLES = 2000
 GROWTH = 96 << 20  # bytes; what a fuzzed process may take more than before

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_run import cluster_run
-from live_run import mode
-from ray_cluster import SharedRay
-from schedulers_under_test import make_scheduler
-from slurm_cluster import SlurmCluster
 
 from rolecall import Scheduler, SchedulingSpec
 from rolecall.errors import WorkerConfigurationError
+from tests.security.cluster_run import cluster_run
+from tests.security.live_run import mode
+from tests.support.ray_cluster import SharedRay
+from tests.support.schedulers_under_test import make_scheduler
+from tests.support.slurm_cluster import SlurmCluster
 
 INJECTIONS = ("n1\n#SBATCH --uid=0", "n1 --wrap=x", "--uid=0", "n1'", 'n1"', "n1\\", "n1#", "n1\0", "\u00a0n1", "")
 

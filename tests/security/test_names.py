@@ -12,11 +12,11 @@ from typing import Any
 
 import psutil
 import pytest
-import sample_engines
-from live_run import LiveRun, live_run
 
 from rolecall import Job, LocalScheduler, SchedulingSpec
 from rolecall.errors import RolecallError, WorkerConfigurationError, WorkerNotFoundError
+from tests.security.live_run import LiveRun, live_run
+from tests.support import sample_engines
 
 BAD_NAMES = (
     "",

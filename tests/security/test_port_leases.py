@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attacker import send_http
-from live_run import LiveRun, live_run
 
 from rolecall.errors import PortAllocationError
 from rolecall.guard.ports import PortLeases
+from tests.security.attacker import send_http
+from tests.security.live_run import LiveRun, live_run
 
 ASKERS = 200
 
@@ -86,6 +86,7 @@ def test_ports_of_two_hundred_requests_of_two_runs_are_all_different(runs: tuple
     assert held_by_others([*ports, *own]) == []
 
 
+@pytest.mark.slow("two hundred forks")
 def test_two_hundred_forks_of_two_runs_share_no_port(runs: tuple[LiveRun, LiveRun]) -> None:
     """As real processes, each with ports of its own; the half that is deleted gives its ports back."""
     program = [sys.executable, "-S", "-c", "import signal; signal.pause()", "{port}", "{ports[1]}"]

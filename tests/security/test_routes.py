@@ -13,9 +13,11 @@ from typing import Any
 
 import psutil
 import pytest
-from attacker import Answer, send_http
-from live_run import LiveRun, live_run
 
+from tests.security.attacker import Answer, send_http
+from tests.security.live_run import LiveRun, live_run
+
+ENGINES = "tests.support.sample_engines"
 SHARD = "0123456789abcdef" * 2
 
 
@@ -70,7 +72,7 @@ def test_calls(run: LiveRun) -> None:
     assert ask(run, "POST", "/call", {"method": "missing_attribute"}).status == 500
     assert ask(run, "POST", "/call", {"method": "add", "args": [1, 2, 3, 4]}).status == 500
     odd = ask(run, "POST", "/call", {"method": "unencodable"})
-    assert odd.status == 400 and "no JSON" in odd.json["error"]
+    assert odd.status == 400 and "as JSON" in odd.json["error"]
 
 
 def test_a_bad_body_is_400(run: LiveRun) -> None:
@@ -78,25 +80,25 @@ def test_a_bad_body_is_400(run: LiveRun) -> None:
     for path in ("/call", "/create_engine", "/alloc_ports", "/fork", "/set_env", "/data/batch"):
         for body in (b"", b"{", b"[]", b"null", b"{}", b'{"method": 5}', b"\xff", b"[" * 100_000):
             answer = ask(run, "POST", path, body)
-            assert answer.status == 400 and answer.json["error"].startswith("bad body: "), (path, body[:20])
+            assert answer.status == 400 and answer.json["error"].startswith("malformed request "), (path, body[:20])
     assert result(run, "greet") == "hello"
 
 
 def test_engines_are_created(run: LiveRun) -> None:
     """`/create_engine`; 400 for what cannot be imported, exists already, or fails in its constructor."""
-    wanted = {"engine": "sample_engines.Echo", "engine_name": "second", "init_kwargs": {"greeting": "hi"}}
+    wanted = {"engine": f"{ENGINES}.Echo", "engine_name": "second", "init_kwargs": {"greeting": "hi"}}
     assert ask(run, "POST", "/create_engine", wanted).status == 200
     assert ask(run, "POST", "/call", {"method": "greet", "engine_name": "second"}).json == {"result": "hi"}
     assert "of that name" in ask(run, "POST", "/create_engine", wanted).json["error"]
     for engine, text in (
-        ("sample_engines.Nothing", "has no 'Nothing'"),
+        (f"{ENGINES}.Nothing", "has no 'Nothing'"),
         ("no_such_module.Engine", "ModuleNotFoundError"),
         ("os.system", "standard library"),
-        ("sample_engines.BadConstructor", "no such model"),
+        (f"{ENGINES}.BadConstructor", "no such model"),
     ):
         refused = ask(run, "POST", "/create_engine", {"engine": engine, "engine_name": "third"})
         assert refused.status == 400 and text in refused.json["error"], refused.body
-    assert ask(run, "POST", "/create_engine", {"engine": "sample_engines.Echo", "engine_name": "third"}).status == 200
+    assert ask(run, "POST", "/create_engine", {"engine": f"{ENGINES}.Echo", "engine_name": "third"}).status == 200
 
 
 def test_the_environment_is_set_for_the_worker_and_its_later_forks(run: LiveRun) -> None:
@@ -111,7 +113,7 @@ def test_the_environment_is_set_for_the_worker_and_its_later_forks(run: LiveRun)
     }
     fork = ask(run, "POST", "/fork", {"role": "child", "worker_index": 0}).json
     there = f"tcp:{fork['host']}:{fork['port']}"
-    assert send_http(there, "POST", "/create_engine", {"engine": "sample_engines.Echo"}, token=run.token).status == 200
+    assert send_http(there, "POST", "/create_engine", {"engine": f"{ENGINES}.Echo"}, token=run.token).status == 200
     call = {"method": "environment", "args": ["COLOUR"]}
     assert send_http(there, "POST", "/call", call, token=run.token).json == {"result": {"COLOUR": "red"}}
 
@@ -156,7 +158,7 @@ def test_programs_are_forked_too(run: LiveRun) -> None:
     assert fork.status == 200
     log = run.run_dir / "logs" / "raw-0.log"
     assert log.read_text().strip() == repr([f"$(touch x); `id` > y & {fork.json['port']}"])
-    module = ask(run, "POST", "/fork", {"role": "module", "worker_index": 0, "command": "sample_program"})
+    module = ask(run, "POST", "/fork", {"role": "module", "worker_index": 0, "command": "tests.support.sample_program"})
     assert module.status == 200, module.body
 
 
@@ -234,7 +236,7 @@ def test_what_is_no_tensor_is_not_stored(run: LiveRun) -> None:
 
 def test_metrics_are_numbers(run: LiveRun) -> None:
     """`GET /metrics` of a worker and of the guard."""
-    found = ask(run, "GET", "/metrics").json
+    found = ask(run, "GET", "/metrics?format=json").json
     assert found["rss_bytes"] > 1 << 20 and found["store"]["shards"] == 0 and found["calls_begun"] >= 0
     text = send_http(run.guard, "GET", "/metrics", token=run.token)
     assert 'rolecall_guard_workers{guard="g0"} 1' in text.body.decode()

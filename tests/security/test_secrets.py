@@ -14,10 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
-import sample_engines
-from attacker import exchange, hello, send_http
-from live_run import LiveRun, command_line_of, environment_of, live_run, mode
 from rich.pretty import pretty_repr
 
 from rolecall import LocalScheduler
@@ -25,6 +23,9 @@ from rolecall.errors import EngineCallError, EngineCreationError, WorkerCreation
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.token import Token
 from rolecall.protocol.worker import WorkerConfig
+from tests.security.attacker import exchange, frame, hello, send_http
+from tests.security.live_run import LiveRun, command_line_of, environment_of, live_run, mode
+from tests.support import sample_engines
 
 
 @pytest.fixture
@@ -90,7 +91,7 @@ def test_no_failure_shows_the_token(run: LiveRun, caplog: pytest.LogCaptureFixtu
         shown.append(repr(send_http(address, "GET", "/nonsense", token=run.token)))
         shown.append(repr(send_http(address, "GET", "/health", token=run.token, headers={"Host": "evil"})))
         shown.append(repr(send_http(address, "POST", "/call", b"{", token=run.token)))
-        shown.append(repr(exchange(address, hello(run.token, epoch=-1))))
+        shown.append(repr(exchange(address, frame(msgspec.msgpack.encode([run.token.encode(), ["no", "hello"]])))))
     shown.append(repr(send_http(run.worker, "POST", "/call", {"method": "fail", "args": ["x"]}, token=run.token)))
     with pytest.raises(WorkerFailedError) as died:
         run.actor[0].call("leave", 3)

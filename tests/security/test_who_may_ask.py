@@ -7,8 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attacker import connect, exchange, frame, frames_in, hello, read_frame, read_to_end, send_http, statuses
-from live_run import LiveRun, live_run
+
+from tests.security.attacker import (
+    SENTENCE,
+    connect,
+    exchange,
+    frame,
+    frames_in,
+    hello,
+    read_frame,
+    read_to_end,
+    send_http,
+    statuses,
+)
+from tests.security.live_run import LiveRun, live_run
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "BREW")
 PATHS = (
@@ -34,7 +46,6 @@ PATHS = (
     "*",
     "http://localhost/health",
 )
-SENTENCE = "send it as `Authorization: Bearer <token>`"
 
 
 @pytest.fixture

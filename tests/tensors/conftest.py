@@ -10,13 +10,20 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from open_files import open_descriptors
 
 from rolecall.tensors.backends.shm import ShmBackend
 from rolecall.tensors.backends.wire import WireBackend
 from rolecall.tensors.store import Store
+from tests.tensors.open_files import open_descriptors
 
 torch.set_num_threads(1)  # on a busy machine torch's threads spin for each other longer than the tests take
+
+
+@pytest.fixture(autouse=True, scope="session")
+def frozen() -> None:
+    """What modules hold is no garbage of a test; collections that need not look at it take a hundredth of the time."""
+    gc.collect()
+    gc.freeze()
 
 
 def _held() -> tuple[int, set[str], set[str]]:

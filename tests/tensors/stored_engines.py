@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from open_files import open_descriptors
 
 from rolecall.errors import ShardNotFoundError
 from rolecall.tensors.backends.ray import RayBackend
@@ -20,6 +19,7 @@ from rolecall.tensors.raw import laid_out
 from rolecall.tensors.service import DataService
 from rolecall.tensors.shard import Shard
 from rolecall.tensors.store import Store
+from tests.tensors.open_files import open_descriptors
 
 
 def random_bits(dtype: str, nbytes: int, seed: int) -> torch.Tensor:

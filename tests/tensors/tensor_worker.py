@@ -1,6 +1,6 @@
 """A worker reduced to its tensors: a process with a store, a server, and a few methods to move tensors about.
 
-python tensor_worker.py <name> <socket> <backend>
+python -m tests.tensors.tensor_worker <name> <socket> <backend>
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
-from open_files import open_descriptors
 
 from rolecall.tensors import functions
 from rolecall.tensors.backends.shm import ShmBackend
 from rolecall.tensors.backends.wire import WireBackend
+from rolecall.tensors.binding import binding
 from rolecall.tensors.cache import Cache
 from rolecall.tensors.connections import Connections
 from rolecall.tensors.fetch import Fetcher
@@ -26,6 +26,7 @@ from rolecall.tensors.store import Store
 from rolecall.transport.loop import IOThread
 from rolecall.transport.peer import Incoming, Peer
 from rolecall.transport.server import Server
+from tests.tensors.open_files import open_descriptors
 
 TOKEN = "0123456789abcdef" * 4
 
@@ -35,7 +36,7 @@ class Worker:
 
     def __init__(self, service: DataService) -> None:
         self.service = service
-        self.lane = ThreadPoolExecutor(1)
+        self.thread = ThreadPoolExecutor(1)
         self.data = ThreadPoolExecutor(2)
         self.kept: list[Any] = []
 
@@ -43,7 +44,7 @@ class Worker:
         if incoming.method.startswith("data."):
             self.data.submit(self._answer, incoming)
         else:
-            self.lane.submit(self._call, incoming)
+            self.thread.submit(self._call, incoming)
 
     def _answer(self, incoming: Incoming) -> None:
         try:
@@ -98,7 +99,9 @@ def main(name: str, path: str, backend: str) -> None:
     wire, shm = WireBackend(), ShmBackend()
     store = Store(name, [f"unix:{path}"], {"shm": shm, "wire": wire} if backend == "shm" else {"wire": wire})
     fetcher = Fetcher(connections, Cache(64 << 20), {"shm": shm} if backend == "shm" else {}, store)
-    worker = Worker(functions.bind(store, fetcher, connections))
+    service = DataService(store, fetcher, connections)
+    binding.set(service)
+    worker = Worker(service)
     peers: dict[str, Peer] = {}
 
     def on_peer(hello: Any) -> Peer:

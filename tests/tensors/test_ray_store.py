@@ -16,10 +16,6 @@ from typing import Any
 
 import pytest
 import torch
-from ray_census import Census, census_of
-from ray_cluster import check_clean, check_none
-from ray_nodes import RayCluster, started
-from stored_engines import Tensors, digest, random_bits
 
 import rolecall
 from rolecall import LocalScheduler, RayScheduler, RTensor
@@ -32,6 +28,12 @@ from rolecall.tensors.dtypes import ITEMSIZE
 from rolecall.tensors.fetch import Fetcher
 from rolecall.tensors.shard import Shard, Where
 from rolecall.testing import InProcessScheduler
+from tests.clusters.ray_census import Census, census_of
+from tests.clusters.ray_nodes import RayCluster, started
+from tests.support.ray_cluster import check_clean, check_none
+from tests.tensors.stored_engines import Tensors, digest, random_bits
+
+pytestmark = pytest.mark.slow("a cluster of its own")
 
 STORE_BYTES = 512 * MIB
 WITHIN_S = 30.0

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 import torch
-from open_files import open_descriptors
 
 from rolecall.tensors.backends.segments import MIB, Pool, size_class
 from rolecall.tensors.backends.shm import PACKED, SLAB, ShmBackend
 from rolecall.tensors.backends.wire import WireBackend
 from rolecall.tensors.shard import Shard
 from rolecall.tensors.store import Store
+from tests.tensors.open_files import open_descriptors
 
 
 class Reader:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import signal
 import subprocess
 import sys
@@ -13,8 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from open_files import open_descriptors
-from tensor_worker import TOKEN
 
 from rolecall import errors
 from rolecall.tensors import functions
@@ -25,9 +24,11 @@ from rolecall.tensors.fetch import Fetcher
 from rolecall.tensors.handle import RTensor
 from rolecall.tensors.lifetime import Home
 from rolecall.transport.loop import IOThread
+from tests.support.checkout import PYTHONPATH
+from tests.tensors.open_files import open_descriptors
+from tests.tensors.tensor_worker import TOKEN
 
 NAMES = ("a", "b", "far")  # the last one as if on another host
-PROGRAM = Path(__file__).with_name("tensor_worker.py")
 
 
 class Run:
@@ -43,8 +44,9 @@ class Run:
         self.adopt = self.home.adopt
 
     def start(self, name: str, backend: str = "shm") -> None:
-        argv = [sys.executable, str(PROGRAM), name, str(self.folder / name), backend]
-        self.workers[name] = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        argv = [sys.executable, "-m", "tests.tensors.tensor_worker", name, str(self.folder / name), backend]
+        environment = os.environ | {"PYTHONPATH": PYTHONPATH}
+        self.workers[name] = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
         stdout = self.workers[name].stdout
         assert stdout is not None and stdout.readline() == b"ready\n"
 

@@ -66,7 +66,8 @@ class RunClient:
             NoAnswerError: The worker has ended, does not release the interpreter lock, or is a command worker.
         """
         path = worker_socket(str(self.runtime_dir), worker_id)
-        metrics: dict[str, Any] = self._ask(f"worker {worker_id}", path, "GET", "/metrics", None, TIMEOUT_S)
+        route = "/metrics?format=json"
+        metrics: dict[str, Any] = self._ask(f"worker {worker_id}", path, "GET", route, None, TIMEOUT_S)
         return metrics
 
     def _ask_guard(self, guard_id: str, verb: str, route: str, value: Any, timeout: float) -> Any:

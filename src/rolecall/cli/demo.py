@@ -1,4 +1,4 @@
-"""`rolecall demo`: trains a small model on this machine and shows the runtime at work."""
+"""`rolecall demo`: trains a small model with GRPO on the chosen backend."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from rich.console import Console
 from rolecall.demo.loop import run_demo
 from rolecall.demo.options import DemoOptions, Recipe
 
-INTERRUPTED = 130  # what a shell makes of SIGINT
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
 def _option(text: str) -> tuple[str, Any]:
-    """`NAME=VALUE`, the value as JSON where it is some."""
+    """Parses `NAME=VALUE`; the value is JSON if it is valid JSON, else a string."""
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
         raise typer.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--option")
@@ -28,9 +28,9 @@ def _option(text: str) -> tuple[str, Any]:
 
 
 def demo(
-    seed: Annotated[int, typer.Option(help="First weights, prompts and sampling.")] = 0,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of training, at most.")] = DemoOptions.steps,
-    seconds: Annotated[float, typer.Option(help="No step begins later than this.")] = DemoOptions.seconds,
+    seed: Annotated[int, typer.Option(help="Seed of initial weights, prompts and sampling.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Maximum number of training steps.")] = DemoOptions.steps,
+    seconds: Annotated[float, typer.Option(help="No training step begins later than this.")] = DemoOptions.seconds,
     scheduler: Annotated[str, typer.Option(help="Where to run: local, slurm or ray.")] = DemoOptions.scheduler,
     option: Annotated[
         list[str] | None,
@@ -39,8 +39,8 @@ def demo(
     fileroot: Annotated[
         Path | None, typer.Option(help="Where run directories are made; ~/.rolecall by default.")
     ] = None,
-    experiment: Annotated[str, typer.Option(help="First part of the run directory.")] = DemoOptions.experiment,
-    trial: Annotated[str | None, typer.Option(help="Second part; the time by default.")] = None,
+    experiment: Annotated[str, typer.Option(help="First part of the run's name.")] = DemoOptions.experiment,
+    trial: Annotated[str | None, typer.Option(help="Second part of the run's name; by default the time.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON; progress goes to stderr.")] = False,
 ) -> None:
     """Trains GRPO on "sort five digits" from random weights, on two actors and two rollout workers."""
@@ -58,7 +58,7 @@ def demo(
     try:
         summary = run_demo(options, console)
     except KeyboardInterrupt:
-        console.print("interrupted; everything started has ended")
+        console.print("interrupted; all processes of the run have ended")
         raise typer.Exit(INTERRUPTED) from None
     if json:
         print(dumps(asdict(summary)))

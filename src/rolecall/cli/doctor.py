@@ -1,4 +1,4 @@
-"""`rolecall doctor`: what is wrong with this machine for a run, and what to do about it."""
+"""`rolecall doctor`: checks this machine for what makes runs fail."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ SOMETHING_WRONG = 1
 
 def doctor(
     fileroot: FilerootOption = None,
-    brief: Annotated[bool, typer.Option("--brief", help="Leave out what is in order.")] = False,
+    brief: Annotated[bool, typer.Option("--brief", help="Show only problems.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Looks for what makes runs fail on this machine, and says for each finding what to do.
+    """Checks this machine for what makes runs fail, and says for each finding what to do.
 
-    Left-over processes and files, ports, /dev/shm, limits, permissions, devices, versions, clusters.
-    It changes nothing. Ends with 1 when there are errors.
+    It checks left-over processes and files, ports, /dev/shm, limits, permissions, devices, versions and clusters. It
+    changes nothing. The exit status is 1 if there are errors.
 
     Example: rolecall doctor --brief
     """
@@ -52,7 +52,7 @@ def doctor(
 
 
 def checks(fileroot: Path) -> list[tuple[str, Check]]:
-    """All checks by name."""
+    """All checks with their names."""
     return [
         ("processes", lambda: check_left_processes(fileroot)),
         ("runtime directories", check_runtime_dirs),
@@ -70,12 +70,12 @@ def checks(fileroot: Path) -> list[tuple[str, Check]]:
 
 
 def examine(todo: Iterable[tuple[str, Check]]) -> Iterator[Finding]:
-    """Runs checks. One that fails is a finding itself, and does not keep the others from looking."""
+    """Runs the checks. A check that raises becomes a finding, and the others still run."""
     for name, check in todo:
         try:
             yield from check()
-        except Exception as e:  # whatever a strange machine raises, the other checks still tell something
-            yield warning(name, f"could not be checked: {type(e).__name__}: {e}", "look by hand")
+        except Exception as e:  # an unusual machine may raise anything; the other checks must still run
+            yield warning(name, f"could not be checked: {type(e).__name__}: {e}", "check it by hand")
 
 
 def _print(shown: list[Finding], findings: list[Finding]) -> None:

@@ -1,4 +1,4 @@
-"""Reads log files line by line: their last lines, and what is added, through rotation and new files."""
+"""Reads log files line by line: the last lines, then what is appended, across rotation and new files."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ BLOCK = 1 << 16
 
 
 class Line(NamedTuple):
-    """A line without its end, and the log that it is from (a worker's id, or `guard g0`)."""
+    """A line without its newline, and the log that it comes from (a worker's id, or `guard g0`)."""
 
     source: str
     text: str
 
 
 def last_lines(file: BinaryIO, count: int | None) -> list[str]:
-    """The last whole lines of a file, all when `count` is None; reading then goes on where they end."""
+    """The last complete lines of a file, all when `count` is None; the file is left positioned after them."""
     end = file.seek(0, os.SEEK_END)
     whole, newline, rest = _tail_bytes(file, end, count).rpartition(b"\n")
     file.seek(end - len(rest))
@@ -28,7 +28,7 @@ def last_lines(file: BinaryIO, count: int | None) -> list[str]:
 
 
 def _tail_bytes(file: BinaryIO, end: int, count: int | None) -> bytes:
-    """Enough of the end of a file to hold `count` whole lines and what comes after them."""
+    """The end of a file, long enough to hold `count` complete lines and an incomplete one."""
     if count is None:
         file.seek(0)
         return file.read(end)
@@ -44,7 +44,7 @@ def _tail_bytes(file: BinaryIO, end: int, count: int | None) -> bytes:
 
 
 class Follower:
-    """One file from its last lines on, also when it is replaced (rotated) or cut."""
+    """Follows one file, also when it is replaced (rotated) or truncated."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -52,11 +52,11 @@ class Follower:
         self._rest = b""
 
     def last(self, count: int | None) -> list[str]:
-        """The last lines there are now; to be called first, if at all. What comes later is left to `lines`."""
+        """The last lines. Call it before `lines`, which yields only what is appended after that."""
         return last_lines(self._file, count) if self._open() and self._file is not None else []
 
     def lines(self) -> Iterator[str]:
-        """The lines that have come since the last time."""
+        """The complete lines appended since the last call."""
         if self._file is None and not self._open():
             return
         yield from self._read()
@@ -67,7 +67,7 @@ class Follower:
                 yield from self._read()
 
     def flush(self) -> Iterator[str]:
-        """A last line without its end."""
+        """The last line, if it has no newline yet."""
         if self._rest:
             yield self._rest.decode(errors="replace")
             self._rest = b""
@@ -100,12 +100,12 @@ class Follower:
         try:
             found = self._path.stat()
         except FileNotFoundError:
-            return False  # moved away, its successor not made yet
+            return False  # moved away, and not yet replaced
         return (found.st_dev, found.st_ino) != (opened.st_dev, opened.st_ino)
 
 
 class Followers:
-    """All files that `find` names, the new ones among them from their beginning."""
+    """Follows all files that `find` returns; files that appear later are read from their beginning."""
 
     def __init__(self, find: Callable[[], dict[str, Path]]) -> None:
         self._find = find
@@ -119,14 +119,14 @@ class Followers:
                 yield Line(name, text)
 
     def lines(self) -> Iterator[Line]:
-        """What has come in all of them since the last time."""
+        """The complete lines appended to any file since the last call."""
         for name, path in self._find().items():
             follower = self._followers.setdefault(name, Follower(path))
             for text in follower.lines():
                 yield Line(name, text)
 
     def end(self) -> Iterator[Line]:
-        """What is still there, the last lines without an end included."""
+        """The remaining lines, including last lines without a newline."""
         yield from self.lines()
         for name, follower in self._followers.items():
             for text in follower.flush():

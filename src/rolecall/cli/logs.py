@@ -1,4 +1,4 @@
-"""`rolecall logs`: a run's log files, merged or of some workers, now and as they grow."""
+"""`rolecall logs`: prints and follows the logs of a run, merged or of some workers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rolecall.cli.terminal import FilerootOption, JsonOption, RunOption, print_j
 from rolecall.errors import RolecallError
 
 POLL_S = 0.2
-ENDED_EVERY = 10  # polls between two looks at whether the run has ended
+CHECK_ENDED_EVERY = 10  # polls
 MERGED = "merged.log"
 _WORKER_LOG = re.compile(r"(?P<role>.+)-(?P<index>\d+)\.log")
 _GUARD_LOG = re.compile(r"guard-(?P<id>g.*)\.log")
@@ -37,23 +37,21 @@ def logs(
     target: Annotated[str | None, typer.Argument(metavar="[ROLE[/I]]", help="A role, a worker, or `guard`.")] = None,
     run: RunOption = None,
     fileroot: FilerootOption = None,
-    follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on with what is added, until the run ends.")
-    ] = False,
-    tail: Annotated[int, typer.Option("--tail", "-n", min=0, help="Begin with so many last lines of each log.")] = 100,
-    whole: Annotated[bool, typer.Option("--all", help="Begin at the beginning.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Print what is appended, until the run ends.")] = False,
+    tail: Annotated[int, typer.Option("--tail", "-n", min=0, help="Number of last lines to print of each log.")] = 100,
+    whole: Annotated[bool, typer.Option("--all", help="Print the logs from their beginning.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Prints the logs of a run, of a role or of a worker. They stay when the run is gone.
+    """Prints the logs of a run, of a role or of a worker, also after the run has ended.
 
-    With -f it follows new workers and replaced files, and ends with Ctrl-C or when the run has ended. With --json every
-    line is an object with `source` and `line`.
+    With -f it follows new workers and rotated files, until Ctrl-C or the end of the run. With --json every line is an
+    object with `source` and `line`.
 
     Example: rolecall logs -f actor/0
     """
     found = select_run(run, fileroot)
     if found.directory is None:
-        raise RunNotFoundError(found.run_id, "any known fileroot (only processes of it are left)")
+        raise RunNotFoundError(found.run_id, "any known fileroot (only processes of the run are left)")
     reader = _Reader(found.directory, target, json)
     reader.begin(None if whole else tail, follow=follow)
     if follow:
@@ -62,7 +60,7 @@ def logs(
 
 
 class _Reader:
-    """Prints the lines of the chosen logs."""
+    """Prints the lines of the selected logs."""
 
     def __init__(self, directory: RunDir, target: str | None, as_json: bool) -> None:
         self._directory, self._target, self._json = directory, target, as_json
@@ -71,29 +69,29 @@ class _Reader:
         self._followers = Followers(self.files)
 
     def files(self) -> dict[str, Path]:
-        """The chosen logs by source."""
+        """The selected logs by source."""
         if self._target is None:
             return {MERGED: self._folder / MERGED}
         return {name: path for name, path in _sources(self._folder).items() if _matches(name, self._target)}
 
     def begin(self, tail: int | None, *, follow: bool) -> None:
-        """Prints the last lines there are.
+        """Prints the last lines.
 
         Raises:
-            NoLogError: There is no such log, and nobody waits for a running run to make it.
+            NoLogError: There is no such log; with `follow`, only if the run has ended.
         """
         if not self.files() and not (follow and is_running(self._directory)):
             raise NoLogError(str(self._target), list(_sources(self._folder)))
         for line in self._followers.last(tail):
             self._print(line)
         if self._target is None:
-            self._warn_of_unmerged()
+            self._warn_if_merge_is_behind()
 
     def follow(self) -> None:
-        """Prints what is added until the run has ended."""
+        """Prints what is appended until the run has ended."""
         for poll in count(1):
-            running = poll % ENDED_EVERY != 0 or is_running(self._directory)
-            for line in self._followers.lines():  # after the look, so that nothing is missed when it has ended
+            running = poll % CHECK_ENDED_EVERY != 0 or is_running(self._directory)
+            for line in self._followers.lines():  # after the check, so that no line is missed when the run has ended
                 self._print(line)
             if not running:
                 break
@@ -101,7 +99,7 @@ class _Reader:
         remark(f"{self._directory.name} has ended")
 
     def end(self) -> None:
-        """Prints what a killed worker has left of a line."""
+        """Prints incomplete last lines, as a killed worker may leave them."""
         for line in self._followers.end():
             self._print(line)
 
@@ -114,15 +112,15 @@ class _Reader:
             sys.stdout.write(f"{prefix}{text}\n")
             sys.stdout.flush()
 
-    def _warn_of_unmerged(self) -> None:
-        """A guard that was killed could not merge the last lines."""
+    def _warn_if_merge_is_behind(self) -> None:
+        """A guard that was killed has not merged the last lines."""
         try:
             merged = (self._folder / MERGED).stat().st_mtime
         except FileNotFoundError:
             return
         late = [name for name, path in _sources(self._folder).items() if "/" in name and _after(path, merged + 1)]
         if late:
-            remark(f"the merged log ends before that of {', '.join(late)}; see `rolecall logs {late[0]}`")
+            remark(f"the merged log ends before the logs of {', '.join(late)}; see `rolecall logs {late[0]}`")
 
 
 def _sources(folder: Path) -> dict[str, Path]:
@@ -139,7 +137,7 @@ def _sources(folder: Path) -> dict[str, Path]:
 def _after(path: Path, moment: float) -> bool:
     try:
         found = path.stat()
-    except FileNotFoundError:  # rotated away while we looked
+    except FileNotFoundError:  # rotated in the meantime
         return False
     return found.st_size > 0 and found.st_mtime > moment
 
@@ -154,7 +152,7 @@ def _matches(source: str, target: str) -> bool:
 
 
 def _split(line: Line) -> tuple[str, str]:
-    """The worker and the text of a line; in the merged log the worker stands in it."""
+    """The source and the text of a line; lines of the merged log begin with their source."""
     if line.source == MERGED and (match := _MERGED_LINE.fullmatch(line.text)):
         return match["worker"], match["text"]
     return line

@@ -1,4 +1,4 @@
-"""The command line's front: one app, its commands, and how errors end it. Commands load what they need and no more."""
+"""The entry point of the command line: the commands, and the exit status after an error."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from rolecall.cli.terminal import remark
 from rolecall.cli.top import top
 from rolecall.errors import RolecallError
 
-ERROR = 2  # as for a wrong option
+ERROR = 2  # the same as for a wrong option
 INTERRUPTED = 130  # 128 + SIGINT, what a shell expects
 
 
 class Commands(TyperGroup):
-    """Ends expected faults in one line on stderr, and Ctrl-C in silence."""
+    """Prints a RolecallError as one line on stderr instead of a traceback; ends silently on Ctrl-C."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -35,7 +35,7 @@ class Commands(TyperGroup):
             raise typer.Exit(ERROR) from e
         except KeyboardInterrupt as e:
             raise typer.Exit(INTERRUPTED) from e
-        except BrokenPipeError as e:  # the reader (`| head`) has what it wanted
+        except BrokenPipeError as e:  # the reader (`| head`) has closed the pipe
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from e
 
@@ -46,7 +46,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Shows the runtime at work, looks at runs, ends them, and says what is wrong with this machine.",
+    help="Inspects and ends runs, checks this machine, and runs the demo.",
 )
 
 

@@ -1,4 +1,4 @@
-"""The living processes that bear a run's mark in their environment, by what they do in it. It only looks."""
+"""Running processes of a run, recognized by the run id in their environment. This module only reads /proc."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 from rolecall.guard.proc import TICKS, Process, Stat, ancestors, environ, snapshot
 from rolecall.protocol.environment import GUARD, RUN, WORKER
 
-REAPER_NAME = "rc:reaper"  # what these name themselves, see the guard's `set_name`
+REAPER_NAME = "rc:reaper"  # as the processes name themselves, see the guard's `set_name`
 GUARD_NAME = "rc:guard"
 
 
 @dataclass(frozen=True)
 class RunProcess:
-    """A process of a run. `worker` is empty for the run's guards, reapers and templates."""
+    """A process of a run. `worker` is empty for guards, reapers and templates."""
 
     stat: Stat
     run_id: str
@@ -39,10 +39,10 @@ class RunProcess:
 
 
 def run_processes(run_id: str | None = None) -> list[RunProcess]:
-    """The processes of one run, or of all; never this process or one above it."""
+    """The processes of one run, or of all runs, without this process and its ancestors."""
     table = snapshot()
-    spared = ancestors(os.getpid(), table)
-    seen = (_look(stat) for stat in table.values() if not stat.dead and stat.pid not in spared)
+    own = ancestors(os.getpid(), table)
+    seen = (_look(stat) for stat in table.values() if not stat.dead and stat.pid not in own)
     return [item for item in seen if item is not None and run_id in (None, item.run_id)]
 
 
@@ -59,7 +59,7 @@ def _look(stat: Stat) -> RunProcess | None:
 
 @dataclass(frozen=True)
 class Usage:
-    """What the processes of one worker use together. `cpu_s` is of the living ones since they began."""
+    """CPU time and memory of all processes of one worker. `cpu_s` counts running processes only."""
 
     cpu_s: float
     rss_bytes: int
@@ -67,6 +67,6 @@ class Usage:
 
 
 def usage(items: Iterable[RunProcess]) -> Usage:
-    """Sums up processes."""
+    """The sum over processes."""
     stats = [item.stat for item in items]
     return Usage(sum(s.cpu for s in stats) / TICKS, sum(s.rss for s in stats), len(stats))

@@ -36,9 +36,9 @@ def ps(
     every: Annotated[bool, typer.Option("--all", "-a", help="List all runs instead of one run's workers.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Shows the workers of a run: state, process, host, devices, ports, use, calls.
+    """Shows the workers of a run: state, process, host, devices, ports, resource use, calls.
 
-    Works when the controller is gone, too; it then shows what was last known and how each worker ended.
+    It also works after the controller has ended, and then shows the last known state and how each worker ended.
 
     Example: rolecall ps --run demo/t0 --json
     """
@@ -64,7 +64,7 @@ def _print(seen: RunView) -> None:
 
 
 def headline(seen: RunView) -> str:
-    """One line on a run and its controller."""
+    """One line about a run and its controller."""
     controller = f"controller {seen.controller_pid or '?'} {seen.controller}"
     advice = f"; end it with: rolecall stop --run {seen.run_id}" if seen.state == "orphaned" else ""
     return f"{seen.name} {seen.state} (id {seen.run_id or 'unknown'}, {controller}){advice}"

@@ -1,4 +1,4 @@
-"""`rolecall stack`: the Python stacks of a worker, now; or those that were saved when it stalled."""
+"""`rolecall stack`: prints the current Python stacks of a worker, or those saved when it stalled."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from rolecall.cli.terminal import FilerootOption, JsonOption, RunOption, print_j
 from rolecall.cli.view import RunView, WorkerView, view
 from rolecall.errors import WorkerNotFoundError
 
-GUARD_S = 20.0  # it gives py-spy 15 s and then asks the worker's own faulthandler
+GUARD_S = 20.0  # the guard gives py-spy 15 s and then uses the worker's own faulthandler
 PY_SPY_S = 15.0
-CANNOT = 2
+NO_STACKS = 2
 
 
 @dataclass
 class Stacks:
-    """What could be had of one worker. `source` is `guard`, `py-spy`, `saved` or empty."""
+    """The stacks of one worker. `source` is `guard`, `py-spy`, `saved` or empty; `why` lists the failed attempts."""
 
     worker: str
     pid: int | None
@@ -42,10 +42,10 @@ def stack(
     fileroot: FilerootOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Prints where every Python thread of a worker is, read from outside; a stuck worker need not help.
+    """Prints the Python stack of every thread of a worker. They are read from outside, so the worker may be stuck.
 
-    The guard is asked first; when it is stuck or gone, py-spy is started here. When the worker is gone, the stacks that
-    were saved when it stalled are shown. Ends with 2 when there were no fresh stacks.
+    They come from the worker's guard, or from py-spy if the guard is stuck or has ended. If the worker has ended, the
+    stacks saved when it stalled are shown. The exit status is 2 if there were no current stacks.
 
     Example: rolecall stack actor/0
     """
@@ -59,7 +59,7 @@ def stack(
         for each in taken:
             _print(each)
     if not all(each.fresh for each in taken):
-        raise typer.Exit(CANNOT)
+        raise typer.Exit(NO_STACKS)
 
 
 def _targets(seen: RunView, target: str) -> list[WorkerView]:
@@ -79,7 +79,7 @@ def _take(run: SelectedRun, worker: WorkerView, stuck: dict[str, str]) -> Stacks
         if not taken.fresh:
             _from_py_spy(worker, taken)
     else:
-        taken.why.append(f"it has no process any more: {worker.reason or worker.state}")
+        taken.why.append(f"its process has ended: {worker.reason or worker.state}")
     if not taken.fresh:
         _from_files(run, taken)
     return taken
@@ -103,13 +103,13 @@ def _from_py_spy(worker: WorkerView, taken: Stacks) -> None:
         taken.why.append("py-spy is not installed here: pip install py-spy")
         return
     if not worker.processes:
-        taken.why.append(f"its process is not on this host but on {worker.host}")
+        taken.why.append(f"its process is on another host, {worker.host}")
         return
     argv = [program, "dump", "--nonblocking", "--pid", str(worker.pid)]
     try:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=PY_SPY_S, check=False)
     except subprocess.TimeoutExpired:
-        taken.why.append(f"py-spy gave nothing within {PY_SPY_S:g} s")
+        taken.why.append(f"py-spy did not finish within {PY_SPY_S:g} s")
         return
     if done.returncode == 0:
         taken.fresh, taken.source, taken.text = True, "py-spy", done.stdout
@@ -118,13 +118,13 @@ def _from_py_spy(worker: WorkerView, taken: Stacks) -> None:
 
 
 def py_spy() -> str | None:
-    """The program, from beside the interpreter or the path."""
+    """Path of py-spy: beside the interpreter, or on PATH."""
     beside = Path(sys.executable).with_name("py-spy")
     return str(beside) if beside.exists() else shutil.which("py-spy")
 
 
 def _from_files(run: SelectedRun, taken: Stacks) -> None:
-    """The newest saved stacks: files in `stacks/`, else those that came with a stall's report."""
+    """The newest saved stacks: from a file in `stacks/`, else from the event that reported the stall."""
     if run.directory is None:
         return
     own = re.compile(re.escape(taken.worker.replace("/", "-")) + r"(?!\d).*")
@@ -142,7 +142,7 @@ def _from_files(run: SelectedRun, taken: Stacks) -> None:
 
 def _print(taken: Stacks) -> None:
     if not taken.fresh:
-        remark(f"no fresh stacks of {taken.worker}: {'; '.join(taken.why)}")
+        remark(f"no current stacks of {taken.worker}: {'; '.join(taken.why)}")
         for path in taken.saved:
             remark(f"saved: {path}")
     if taken.text:

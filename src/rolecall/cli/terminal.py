@@ -20,7 +20,7 @@ RunOption = Annotated[
 FilerootOption = Annotated[Path | None, typer.Option("--fileroot", help="Where runs are kept [~/.rolecall].")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-PIPE_WIDTH = 1000  # rich cuts cells to 80 columns when there is no terminal; a pipe has no width
+PIPE_WIDTH = 1000  # without a terminal, rich would cut cells to fit 80 columns
 
 
 def console() -> Console:
@@ -38,14 +38,14 @@ def remark(text: str) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], styles: Sequence[str] | None = None) -> Table:
-    """A plain table. Cells are shown as they are: no markup in them is obeyed.
+    """A plain table. Cells are shown verbatim: rich's markup in them is not interpreted.
 
     Args:
-        styles: One for each row, for instance `red`; empty for none.
+        styles: One per row, for instance `red`; empty for none.
     """
     made = Table(box=None, pad_edge=False, header_style="bold")
     for i, name in enumerate(columns):
-        made.add_column(name, overflow="fold", no_wrap=i == 0)  # a name that is cut in two cannot be read or copied
+        made.add_column(name, overflow="fold", no_wrap=i == 0)  # a name that is wrapped cannot be copied
     for i, row in enumerate(rows):
         made.add_row(*(Text(cell) for cell in row), style=styles[i] if styles else None)
     return made

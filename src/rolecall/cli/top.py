@@ -1,4 +1,4 @@
-"""`rolecall top`: what the workers of a run use and do right now."""
+"""`rolecall top`: resource use and calls of the workers of a run, live."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from rolecall.cli.terminal import (
 )
 from rolecall.cli.view import RunView, WorkerView, view
 
-MAX_ASKED_AT_ONCE = 32
+MAX_CONCURRENT = 32
 COLUMNS = ("WORKER", "STATE", "PID", "CPU %", "RSS", "CALLS/S", "PENDING", "WAITING", "STORE", "FDS", "PORTS", "NOTE")
 
 
 @dataclass
 class Load:
-    """What one worker does. None where it cannot be known: it is gone, does not answer, or hosts no engines."""
+    """The load of one worker. None for what is unknown: it has ended, does not answer, or hosts no engines."""
 
     worker: str
     state: str
@@ -53,14 +53,14 @@ class Load:
 
 
 def rate(now: float | None, before: float | None, seconds: float) -> float | None:
-    """Growth per second; None when either end is unknown or a successor began anew."""
+    """Growth per second; None if either value is unknown, or if the counter was reset."""
     if now is None or before is None or seconds <= 0 or now < before:
         return None
     return (now - before) / seconds
 
 
 def load(now: WorkerView, before: WorkerView | None, seconds: float) -> Load:
-    """The load between two looks at a worker. Pure."""
+    """The load of a worker between two samples. Pure."""
     same = before is not None and before.pid == now.pid
     cpu = rate(now.cpu_s, before.cpu_s, seconds) if same and before else None
     return Load(
@@ -79,14 +79,14 @@ def load(now: WorkerView, before: WorkerView | None, seconds: float) -> Load:
 def top(
     run: RunOption = None,
     fileroot: FilerootOption = None,
-    once: Annotated[bool, typer.Option("--once", help="Print one table and end.")] = False,
-    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Print one table and exit.")] = False,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two samples.")] = 1.0,
     json: JsonOption = False,
 ) -> None:
     """Shows CPU, memory, calls per second, waiting calls and stored tensors of each worker, until Ctrl-C.
 
-    With --json or --once it looks twice, `--interval` apart, and prints once. Of a run that has ended it shows what was
-    last known.
+    With --json or --once it takes two samples, `--interval` apart, and prints once. For a run that has ended it shows
+    the last known state.
 
     Example: rolecall top --once
     """
@@ -98,7 +98,7 @@ def top(
 
 
 class Sampler:
-    """Looks at a run again and again and keeps the look before."""
+    """Samples a run and keeps the previous sample."""
 
     def __init__(self, run: SelectedRun) -> None:
         self._run = run
@@ -106,7 +106,7 @@ class Sampler:
         self.seen: RunView = view(run)
 
     def sample(self) -> list[Load]:
-        """The loads since the last look."""
+        """The loads since the last sample."""
         before, then = {worker.worker: worker for worker in self.seen.workers}, self._at
         self.seen, self._at = view(self._run), time.monotonic()
         loads = [load(worker, before.get(worker.worker), self._at - then) for worker in self.seen.workers]
@@ -118,18 +118,18 @@ class Sampler:
         return self.seen.state != "ended"
 
     def _ask(self, loads: list[Load]) -> None:
-        with ThreadPoolExecutor(MAX_ASKED_AT_ONCE) as pool:
+        with ThreadPoolExecutor(MAX_CONCURRENT) as pool:
             list(pool.map(self._complete, loads))
 
     def _complete(self, each: Load) -> None:
         try:
-            said: dict[str, Any] = self._run.client.worker(each.worker)
+            metrics: dict[str, Any] = self._run.client.worker(each.worker)
         except NoAnswerError as e:
             each.note = e.reason
             return
-        each.waiting, each.open_fds = said.get("calls_waiting"), said.get("open_fds")
-        each.store_bytes = said.get("store", {}).get("bytes")
-        each.cache_bytes = said.get("fetch", {}).get("cache", {}).get("bytes")
+        each.waiting, each.open_fds = metrics.get("calls_waiting"), metrics.get("open_fds")
+        each.store_bytes = metrics.get("store", {}).get("bytes")
+        each.cache_bytes = metrics.get("fetch", {}).get("cache", {}).get("bytes")
 
 
 def _answers(worker: WorkerView) -> bool:
@@ -141,7 +141,7 @@ def _print_once(sampler: Sampler, interval: float, as_json: bool) -> None:
         time.sleep(interval)
     loads = sampler.sample()
     if not sampler.living:
-        remark("the run has ended; this is what was last known")
+        remark("the run has ended; showing the last known state")
     if as_json:
         run = {name: value for name, value in asdict(sampler.seen).items() if name not in ("workers", "guards")}
         print_json({**run, "workers": [asdict(each) for each in loads]})
@@ -154,7 +154,7 @@ def _refresh(sampler: Sampler, interval: float) -> None:
         while sampler.living:
             time.sleep(interval)
             screen.update(_screen(sampler.seen, sampler.sample()), refresh=True)
-    remark("the run has ended; this is what was last known")
+    remark("the run has ended; showing the last known state")
 
 
 def _screen(seen: RunView, loads: list[Load]) -> RenderableType:

@@ -87,7 +87,7 @@ def summary_text(summary: Summary) -> str:
     """The final text: rewards, duration, paths of the files."""
     return (
         f"evaluation reward {summary.first:.3f} -> {summary.reward:.3f} ({summary.exact:.0%} all correct, greedy) "
-        f"in {summary.steps} steps, {summary.seconds:.0f} s; everything started has ended\n"
+        f"in {summary.steps} steps, {summary.seconds:.0f} s; all processes have ended\n"
         f"curve    {summary.plot}\n"
         f"numbers  {summary.metrics}\n"
         f"logs     {summary.directory}/logs"

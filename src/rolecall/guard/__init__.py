@@ -1,4 +1,4 @@
-"""The process on a host that owns slots and every process in them: starts, watches, kills, logs.
+"""The guard: the process on a host that owns slots and all processes in them. It starts, watches, ends and logs them.
 
-It never imports an engine, and nothing here imports the worker package: a worker's entry is named by a string.
+It never imports an engine or the worker package; the entry point of a worker is named by a string.
 """

@@ -12,11 +12,11 @@ USAGE = "usage: python -m rolecall.guard (--config-fd N | --config-file F) [--or
 
 
 def _read_config(arguments: list[str]) -> bytes:
-    """The configuration. Guards that get the same one are told apart by a variable that their launcher sets."""
+    """The configuration. Guards that share one get their ids from a variable that their launcher sets."""
     match arguments:
         case [*source, "--ordinal-from", variable]:
             config, ordinal = json.loads(_read_source(source)), int(os.environ[variable])
-            # All of them are told the same on their stdin; one is enough to pass it on.
+            # All of them receive the same notices on stdin; one is enough to forward them.
             own = {
                 "guard_id": f"{config['guard_id']}-{ordinal}",
                 "notices": bool(config.get("notices") and not ordinal),
@@ -27,7 +27,7 @@ def _read_config(arguments: list[str]) -> bytes:
 
 
 def _read_source(arguments: list[str]) -> bytes:
-    """It holds the run's token, so it comes by a descriptor or a private file that is removed."""
+    """Reads the configuration, which holds the run's token, from a descriptor or a private file, which it deletes."""
     match arguments:
         case ["--config-fd", number] if number.isdigit():
             return _first_line(int(number))
@@ -35,7 +35,9 @@ def _read_source(arguments: list[str]) -> bytes:
             path = Path(name)
             status = path.stat()
             if status.st_uid != os.getuid() or status.st_mode & 0o077:
-                sys.exit(f"{path} holds the run's token but others may read it; make it 0600 and your own")
+                sys.exit(
+                    f"{path} holds the run's token but others may read it; set its mode to 0600 and its owner to you"
+                )
             raw = path.read_bytes()
             path.unlink()
             return raw
@@ -44,7 +46,7 @@ def _read_source(arguments: list[str]) -> bytes:
 
 
 def _first_line(fd: int) -> bytes:
-    """Not a byte more, since notices may follow."""
+    """Reads no further than the first line, since notices may follow."""
     line = b""
     while (byte := os.read(fd, 1)) not in (b"", b"\n"):
         line += byte
@@ -52,12 +54,12 @@ def _first_line(fd: int) -> bytes:
 
 
 def _guard(config: bytes) -> int:
-    # Imported below the fork: the reaper stays small and knows nothing of event loops.
+    # Imported after the fork, so that the reaper stays small and has no event loop.
     status: int = import_module("rolecall.guard.supervisor").main(config)
     return status
 
 
 if __name__ == "__main__":
     raw = _read_config(sys.argv[1:])
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # what our starter left open belongs to neither of us
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # descriptors that the launching process left open
     sys.exit(reaper.run(raw, _guard))

@@ -1,4 +1,4 @@
-"""Owns `waitpid`: whatever ends below the guard is reaped here and nowhere else."""
+"""Owns `waitpid`: all descendants of the guard are reaped here and nowhere else."""
 
 import asyncio
 import os
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from rolecall.guard.proc import Process, identify
 
-_KEPT = 4096  # exits of processes that nobody watches yet; a forked child may end before its birth is read
+_KEPT = 4096  # exits of processes that are not watched yet; a forked child may end before its pid is read
 
 
 class Exit(NamedTuple):
@@ -20,7 +20,7 @@ class Exit(NamedTuple):
 
 
 class Children:
-    """Reaps children and orphans, and tells who waits for one of them.
+    """Reaps children and orphans, and completes the futures of those that are watched.
 
     All methods belong to the loop's thread, which is the main one.
     """
@@ -32,7 +32,7 @@ class Children:
         loop.add_signal_handler(signal.SIGCHLD, self.reap)
 
     def watch(self, process: Process) -> "asyncio.Future[Exit]":
-        """A future of the process's end; already done when it ended before it was asked for."""
+        """A future of the process's end; already done if it has ended."""
         future: asyncio.Future[Exit] = self._loop.create_future()
         if process in self._unclaimed:
             future.set_result(self._unclaimed.pop(process))
@@ -41,7 +41,7 @@ class Children:
         return future
 
     def reap(self) -> None:
-        """Reaps all that have ended. Also called every now and then, so that a lost SIGCHLD costs a second at most."""
+        """Reaps all that have ended. It is also called every second, in case a SIGCHLD was lost."""
         while True:
             try:
                 ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)

@@ -1,4 +1,4 @@
-"""A program's arguments: placeholders filled strictly, everything else left as it is. Pure; nothing passes a shell."""
+"""Fills the placeholders in a program's arguments; everything else is left unchanged. Pure; no shell is involved."""
 
 import re
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rolecall.errors import WorkerConfigurationError
 
 PLACEHOLDERS = ("{host}", "{port}", "{ports[N]}", "{role}", "{index}", "{devices}", "{python}")
-# Only a bare name in single braces, perhaps with a number in brackets: JSON and templates in an argument are not ours.
+# Only a name in single braces, with an optional number in brackets: JSON and templates in an argument do not match.
 _PLACEHOLDER = re.compile(r"(?<!\{)\{([A-Za-z_]\w*)(?:\[(\d+)\])?\}(?!\})")
 
 
@@ -16,7 +16,7 @@ def fill(
     """Fills the placeholders of a program's arguments.
 
     Raises:
-        WorkerConfigurationError: A name in braces is unknown, or `{ports[N]}` asks for more ports than there are.
+        WorkerConfigurationError: A name in braces is unknown, or `{ports[N]}` exceeds the number of ports.
     """
     role, _, index = worker_id.rpartition("/")
     values = {"host": host, "role": role, "index": index, "devices": devices, "python": python}

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from rolecall.errors import PortAllocationError, RolecallError, WorkerConfigurationError, WorkerNotFoundError
 from rolecall.guard import runtime
-from rolecall.guard.metrics import exposition
+from rolecall.guard.metrics import METRICS
 from rolecall.guard.service import ControllerRequests, SocketRequests
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.transport.http import HttpError, Request, Response, Routes, json_response
+from rolecall.transport.http.metrics import metrics_response
 from rolecall.transport.peer import Peer
 from rolecall.transport.server import Hello, Server
 
@@ -63,8 +64,8 @@ class Endpoints:
         )
 
     async def _metrics(self, request: Request) -> Response:
-        text = exposition(self._guard.metrics(), self._config.guard_id)
-        return Response(200, {"content-type": "text/plain; version=0.0.4"}, text.encode())
+        labels = {"guard": self._config.guard_id}
+        return metrics_response(request, "rolecall_guard", labels, self._guard.metrics(), METRICS)
 
     def _calling(
         self, call: Callable[[str, Any], Awaitable[Any]], method: str

@@ -1,4 +1,4 @@
-"""The guard's side of the template process: starts it, asks it for children, replaces it when it dies or hangs."""
+"""The guard's side of the template process: starts it, has it fork children, and replaces it if it dies or hangs."""
 
 import asyncio
 import logging
@@ -21,7 +21,7 @@ from rolecall.protocol.fork import ForkSpec, TemplateReady, encode
 from rolecall.protocol.guard_config import GuardConfig
 
 ANSWER_S = 10.0  # a template that has not forked within this is stopped or stuck
-PRELOAD_S = 300.0  # a cold import of torch from a shared file system takes minutes at its worst
+PRELOAD_S = 300.0  # the first import of torch from a shared file system can take minutes
 LOOK_S = 1.0
 ATTEMPTS = 3
 _MARKER_ROOM = 128
@@ -37,7 +37,7 @@ class Request(NamedTuple):
 
 
 class TemplateError(Exception):
-    """No template can be had: it died again and again while importing."""
+    """The template process died repeatedly while importing."""
 
 
 class _Running(NamedTuple):
@@ -66,18 +66,18 @@ class Template:
         return self._running.process if self._running else self._starting
 
     async def warm(self) -> None:
-        """Starts the template before anybody needs it."""
+        """Starts the template before it is needed."""
         async with self._lock:
             await self._ensure()
 
     async def fork(self, requests: Sequence[Request]) -> list[Process | str]:
-        """Forks children, all at once; returns for each its process or why there is none.
+        """Forks children, all at once. Returns for each its process, or why it was not forked.
 
-        A request that a dying template took along is made again on the next one when it made no child; so a child is
-        never made twice. The control descriptors stay the caller's to close.
+        If the template dies, the requests for which it has forked no child are repeated on a new one; no child is
+        forked twice. The caller closes the control descriptors.
 
         Raises:
-            TemplateError, OSError: There is no template, and no child was made.
+            TemplateError, OSError: The template cannot be started, and no child was forked.
         """
         results: dict[int, Process | str] = {}
         async with self._lock:
@@ -119,7 +119,7 @@ class Template:
     async def _send(self, running: _Running, descriptors: list[int]) -> bool:
         try:
             socket.send_fds(running.sock, [b"fork"], descriptors)
-        except OSError:  # dead, or its queue is full because it is stopped
+        except OSError:  # it is dead, or stopped and its queue is full
             await self._kill(running)
             return False
         return True
@@ -134,7 +134,7 @@ class Template:
         return b"".join(chunks).decode()
 
     async def _end_births(self, pipe: int, chunks: list[bytes]) -> None:
-        """Kills whoever of the request is not a worker yet, so that what is missing can be made again."""
+        """Kills the children of the request that are not workers yet, so that the missing ones can be forked again."""
         for _ in range(ATTEMPTS):
             table = snapshot()
             for pid in below([os.getpid()], table):
@@ -155,8 +155,8 @@ class Template:
             self._running = await self._spawn()
             if self._running:
                 return self._running
-        self._broken = True  # for good: trying again each second would only burn the host's time
-        raise TemplateError("the template process dies while it imports; its log is the guard's")
+        self._broken = True  # for good: repeating a failing import every second would only load the host
+        raise TemplateError("the template process dies while it imports; see the guard's log")
 
     async def _spawn(self) -> _Running | None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -175,7 +175,7 @@ class Template:
         self._starting = process
         end = self._children.watch(process)
         try:
-            message = await _first_word(process, ours)
+            message = await _ready_message(process, ours)
         except (TimeoutError, OSError):
             message = b""
         finally:
@@ -184,9 +184,9 @@ class Template:
             send(process, signal.SIGKILL)
             ours.close()
             return None
-        return self._greet(_Running(process, ours, end, msgspec.json.decode(message, type=TemplateReady)))
+        return self._log_preload(_Running(process, ours, end, msgspec.json.decode(message, type=TemplateReady)))
 
-    def _greet(self, running: _Running) -> _Running:
+    def _log_preload(self, running: _Running) -> _Running:
         ready = running.ready
         for name, reason in ready.skipped.items():
             _log.info("preload of %s skipped: %s", name, reason)
@@ -217,20 +217,20 @@ class Template:
                 await self._kill(self._running)
 
 
-async def _first_word(process: Process, sock: socket.socket) -> bytes:
-    """What a template says once it has imported everything; nothing when it died, or was stopped meanwhile.
+async def _ready_message(process: Process, sock: socket.socket) -> bytes:
+    """The template's message after its imports; empty if it died or was stopped.
 
     Raises:
-        TimeoutError: It imports for too long.
+        TimeoutError: The imports take too long.
     """
     async with asyncio.timeout(PRELOAD_S):
-        word = asyncio.ensure_future(asyncio.get_running_loop().sock_recv(sock, 1 << 16))
+        message = asyncio.ensure_future(asyncio.get_running_loop().sock_recv(sock, 1 << 16))
         try:
-            while not word.done() and not _stopped(process):
-                await asyncio.wait([word], timeout=LOOK_S)
-            return word.result() if word.done() else b""
+            while not message.done() and not _stopped(process):
+                await asyncio.wait([message], timeout=LOOK_S)
+            return message.result() if message.done() else b""
         finally:
-            word.cancel()
+            message.cancel()
 
 
 def _stopped(process: Process) -> bool:
@@ -259,7 +259,7 @@ async def _read_births(template: Process, pipe: int, chunks: list[bytes]) -> boo
 
 
 async def _read_to_end(pipe: int, chunks: list[bytes], timeout: float) -> bool:
-    """Collects what comes from a pipe until nobody holds its write end; False when that takes too long."""
+    """Reads a pipe until its write end is closed in all processes; False if that takes too long."""
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""Log files: each worker writes its own, and the guard merges the lines of all into one more."""
+"""Log files: each worker writes its own, and the guard merges the lines of all into another."""
 
 import os
 import threading
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TAIL_BYTES = 4096
-_CHUNK = 1 << 20  # read at once from one worker's log, so that a chatty one does not hold up the guard
+_CHUNK = 1 << 20  # read at once from one worker's log, so that a verbose one does not block the guard
 _LINE = 1 << 16  # a longer line is merged in pieces
 
 
@@ -56,8 +56,8 @@ class Source:
 class MergedLog:
     """Copies the lines of all workers' logs into one file, each with its worker's name.
 
-    Lines are appended whole, so several guards may write to the same file. Any thread: run directories lie on shared
-    file systems, which may hang, so what reads and writes files is kept off the guard's loop.
+    Lines are appended whole, so several guards may write to the same file. Any thread: run directories may be on
+    shared file systems, which may hang, so files are read and written outside the guard's event loop.
     """
 
     def __init__(self, run_dir: str) -> None:
@@ -68,13 +68,13 @@ class MergedLog:
         self._sources: set[Source] = set()
 
     def follow(self, worker_id: str, path: str, start: int) -> Source:
-        """Begins with a worker's log. Returns at once."""
+        """Adds a worker's log. Returns at once."""
         source = Source(worker_id, path, start)
         self._sources.add(source)
         return source
 
     def unfollow(self, source: Source) -> None:
-        """Copies what is still there, the last line without its end included, and stops."""
+        """Copies the rest of the log, including an incomplete last line, and stops following it."""
         with self._copying:
             if source not in self._sources or self._fd < 0:
                 return
@@ -85,7 +85,7 @@ class MergedLog:
                 self._write(source.worker_id, [source.rest])
 
     def pump(self) -> None:
-        """Copies what has come since the last time."""
+        """Copies the lines appended since the last call."""
         for source in list(self._sources):
             with self._copying:
                 if source in self._sources:
@@ -106,7 +106,7 @@ class MergedLog:
             os.write(self._fd, b"".join(prefix + line + b"\n" for line in lines))
 
     def close(self) -> None:
-        """Copies the rest of all. May be called twice."""
+        """Copies the rest of all logs. May be called twice."""
         for source in list(self._sources):
             self.unfollow(source)
         with self._copying:

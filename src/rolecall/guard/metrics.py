@@ -1,10 +1,11 @@
-"""The guard's numbers, and how they are written for a scraper. Pure but for the counters that it holds."""
+"""The guard's numbers and what they mean. Pure but for the counters that it holds."""
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from rolecall.guard.table import Record
+from rolecall.transport.http.metrics import Metric, counter, gauge
 
 
 class Counts:
@@ -37,10 +38,19 @@ class Counts:
         }
 
 
-def exposition(metrics: dict[str, float], guard_id: str) -> str:
-    """The text format that Prometheus reads."""
-    lines = []
-    for name, value in metrics.items():
-        lines.append(f"# TYPE rolecall_guard_{name} {'counter' if name.endswith('_total') else 'gauge'}")
-        lines.append(f'rolecall_guard_{name}{{guard="{guard_id}"}} {value:g}')
-    return "\n".join(lines) + "\n"
+METRICS: Mapping[str, Metric] = {
+    "uptime_seconds": gauge("Seconds since the guard began."),
+    "workers": gauge("Workers that the guard owns."),
+    "workers_starting": gauge("Workers that are not ready yet."),
+    "workers_ready": gauge("Workers that are ready."),
+    "workers_ending": gauge("Workers that are being ended."),
+    "processes": gauge("Processes of all workers, their descendants included."),
+    "resident_bytes": gauge("Resident memory of all workers."),
+    "ports_leased": gauge("Ports that the guard holds leases of."),
+    "starts_total": counter("Workers that were started."),
+    "failed_starts_total": counter("Starts that failed."),
+    "unexpected_exits_total": counter("Workers that ended without being asked to."),
+    "stalls_total": counter("Workers that were found stalled."),
+    "template_respawns_total": counter("Times that the template process was started again."),
+    "lease_age_seconds": gauge("Seconds since the controller renewed the lease."),
+}

@@ -1,4 +1,4 @@
-"""What the guard is told on its standard input while it lives, for the controller: a cluster's warnings, say."""
+"""Forwards notices from the guard's standard input to the controller, for instance a cluster's warnings."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 
 class Notices:
-    """Reads notices from standard input, a line of JSON each, and tells them. The end of the input is no news."""
+    """Reads notices from standard input, one line of JSON each, and passes them on. The end of the input is ignored."""
 
     def __init__(self, loop: AbstractEventLoop, tell: Callable[[Notice], None], fd: int = STDIN) -> None:
         self._loop, self._tell, self._fd = loop, tell, fd
@@ -47,6 +47,6 @@ class Notices:
         try:
             notice = msgspec.json.decode(line, type=Notice)
         except msgspec.DecodeError as error:
-            _log.warning("passed over on stdin, which is for notices: %r: %s", line[:200], error)
+            _log.warning("ignored on stdin: not a notice: %r: %s", line[:200], error)
         else:
             self._tell(notice)

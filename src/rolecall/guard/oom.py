@@ -1,4 +1,4 @@
-"""Evidence that the kernel killed a process for want of memory: counters that moved. It kills nothing."""
+"""Evidence that the kernel killed a process because memory ran out: counters that rose. It kills nothing."""
 
 import time
 from pathlib import Path
@@ -7,7 +7,7 @@ _V1 = "/sys/fs/cgroup/memory{}/memory.oom_control"
 _V2 = "/sys/fs/cgroup{}/memory.events"
 _LIMITS = {_V1: "/sys/fs/cgroup/memory{}/memory.limit_in_bytes", _V2: "/sys/fs/cgroup{}/memory.max"}
 _UNLIMITED = 1 << 60
-FRESH_S = 3.0  # a kill longer ago explains nothing
+FRESH_S = 3.0  # an earlier kill is not attributed to a death
 
 
 def _cgroup_files() -> list[tuple[str, str]]:
@@ -39,7 +39,7 @@ def _total_memory() -> int:
 
 
 class OomWatch:
-    """Counts the kernel's kills for memory and gives each out once, to a death that follows closely."""
+    """Counts the kernel's out-of-memory kills and attributes each to one death that follows closely."""
 
     def __init__(self) -> None:
         files = _cgroup_files()
@@ -64,7 +64,7 @@ class OomWatch:
             self._rose_at = time.monotonic()
 
     def claim(self) -> bool:
-        """True when a death by SIGKILL just now has a kill for memory to go with it."""
+        """True if a death by SIGKILL just now can be attributed to an out-of-memory kill, which is then used up."""
         self.look()
         if self._unclaimed < 1 or time.monotonic() - self._rose_at > FRESH_S:
             return False
@@ -72,5 +72,5 @@ class OomWatch:
         return True
 
     def explain(self, rss: int) -> str:
-        """What a death by SIGKILL was likely about."""
+        """The likely cause of a death by SIGKILL."""
         return f"likely out of memory: {rss / 2**30:.1f} GiB seen last, limit {self.limit / 2**30:.1f} GiB"

@@ -1,4 +1,4 @@
-"""Which processes belong to which worker: by tree, by session, by marker, and by having been seen before."""
+"""Which processes belong to which worker: by process tree, session, environment, and earlier observation."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -9,7 +9,7 @@ from rolecall.protocol.environment import WORKER
 
 
 class Census:
-    """The living processes below the guard at one moment. It reads `/proc`: take it outside the loop's thread."""
+    """The running descendants of the guard at one moment. It reads `/proc`: make it outside the event loop's thread."""
 
     def __init__(self) -> None:
         self._all = snapshot()
@@ -21,12 +21,12 @@ class Census:
             self._marked.setdefault(environ(pid).get(WORKER, "").strip(" "), set()).add(pid)
 
     def owned(self, worker_id: str, root: Process | None, tracked: Iterable[Process]) -> set[Process]:
-        """What belongs to one worker.
+        """The processes of one worker.
 
         Args:
-            worker_id: Whose marker counts.
-            root: Its own process; its session and its tree count, also after it has ended.
-            tracked: Processes that belonged to it before.
+            worker_id: The worker's id, as in the environment of its processes.
+            root: Its main process, whose session and process tree count, also after it has ended.
+            tracked: Processes that belonged to it earlier.
         """
         roots = self._marked.get(worker_id, set()) | {process.pid for process in tracked if self._is(process)}
         if root is not None:
@@ -39,10 +39,10 @@ class Census:
         return stat is not None and stat.start == process.start
 
     def _session(self, root: Process) -> set[int]:
-        """The root and its session. The kernel gives no pid out again that still names a session."""
+        """The root and its session. The kernel does not reuse a pid that is still the id of a session."""
         leader = self._all.get(root.pid)
         if leader is not None and leader.start != root.start:
-            return set()  # given out again, so nobody of its session was left
+            return set()  # the pid was reused, so its session had ended
         return {pid for pid, stat in self.table.items() if stat.session == root.pid or pid == root.pid}
 
 

@@ -50,11 +50,11 @@ def open_lock_file(path: Path = LOCK_FILE) -> int:
     try:
         fd = os.open(path, flags)
     except FileNotFoundError:
-        # Kept apart: with fs.protected_regular the kernel refuses O_CREAT on somebody else's file in /tmp.
+        # Separate calls: with fs.protected_regular the kernel refuses O_CREAT on another user's file in /tmp.
         fd = _create_lock_file(path, flags)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise OSError(errno.EINVAL, f"{path} is no plain file; remove it")
+        raise OSError(errno.EINVAL, f"{path} is not a regular file; remove it")
     return fd
 
 
@@ -68,7 +68,7 @@ def _create_lock_file(path: Path, flags: int) -> int:
 
 
 def bindable(port: int) -> bool:
-    """True when no socket of this host stands in the way of a listener on any address."""
+    """True if a listener could bind the port on every address."""
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
             with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -86,7 +86,7 @@ class PortLeases:
     """The leases of one guard.
 
     Args:
-        seed: Runs begin their search at different places, so that they seldom meet.
+        seed: Decides where the search begins, so that different runs seldom try the same ports.
         path: The lock file.
         span: First and last port, for tests; the kernel's settings decide otherwise.
     """
@@ -103,7 +103,7 @@ class PortLeases:
         """Leases `count` ports, all or none.
 
         Raises:
-            PortAllocationError: There are not so many free.
+            PortAllocationError: Fewer are free.
         """
         taken: list[int] = []
         for port in self._candidates():
@@ -128,7 +128,7 @@ class PortLeases:
 
     def _take(self, port: int) -> bool:
         if any(port in ports for ports in self._held.values()):
-            return False  # our own lock would be granted again
+            return False  # the kernel would grant this process's own lock again
         if not self._lock(port, fcntl.F_WRLCK):
             return False
         if bindable(port):
@@ -151,14 +151,14 @@ class PortLeases:
         return sorted(port for name in owners for port in self._held.get(name, ()))
 
     def release(self, owner: str) -> list[int]:
-        """Gives back all of an owner's ports. Call it when their holders are gone."""
+        """Releases all ports of an owner. Call it when the processes that used them have ended."""
         ports = sorted(self._held.pop(owner, ()))
         for port in ports:
             self._lock(port, fcntl.F_UNLCK)
         return ports
 
     def close(self) -> None:
-        """Gives back everything. May be called twice."""
+        """Releases all ports. May be called twice."""
         self._held.clear()
         if self._fd >= 0:
             os.close(self._fd)

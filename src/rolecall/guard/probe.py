@@ -1,4 +1,4 @@
-"""Looks at a worker from outside: one line of `/proc`, its progress page, and on demand its Python stacks."""
+"""Observes a worker from outside: a line of `/proc`, its progress page, and on demand its Python stacks."""
 
 import asyncio
 import os
@@ -22,7 +22,7 @@ STACKS_SIGNAL = signal.SIGUSR2  # workers register it with faulthandler
 
 
 def sample(record: Record) -> Sample | None:
-    """A worker as it is now, None when it has no process."""
+    """A sample of a worker; None if it has no process."""
     stat = read_stat(record.process.pid) if record.process else None
     if stat is None or stat.process != record.process:
         return None
@@ -32,7 +32,7 @@ def sample(record: Record) -> Sample | None:
 async def stacks(record: Record, children: Children) -> str:
     """The Python stacks of a worker's threads as text, by py-spy where installed, else by its own faulthandler.
 
-    Never raises: where there are no stacks to be had the text says why.
+    Never raises: if there are no stacks, the text says why.
     """
     process = record.process
     if process is None or record.exit is not None:
@@ -52,13 +52,13 @@ async def _by_py_spy(process: Process, children: Children) -> tuple[str, str]:
         return "", "py-spy is not installed"
     output = os.memfd_create("rolecall-stacks", os.MFD_CLOEXEC)
     try:
-        # Non-blocking: it reads a stopped process too, and never stops one that works.
+        # Non-blocking: it also reads a stopped process, and does not pause a running one.
         argv = [program, "dump", "--nonblocking", "--pid", str(process.pid)]
         spy = spawn("py-spy", argv, os.environ, log=output)
         ended, _ = await asyncio.wait([children.watch(spy)], timeout=PY_SPY_S)
         if not ended:
             send(spy, signal.SIGKILL)
-            return "", f"py-spy gave nothing within {PY_SPY_S:g} s"
+            return "", f"py-spy did not finish within {PY_SPY_S:g} s"
         text = os.pread(output, 1 << 20, 0).decode(errors="replace")
         return (text, "") if ended.pop().result().code == 0 else ("", f"py-spy failed: {text.strip()}")
     finally:

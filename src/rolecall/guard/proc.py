@@ -1,4 +1,4 @@
-"""What `/proc` says about processes, and signals that cannot hit a stranger. It keeps nothing between calls."""
+"""Processes in `/proc`, and signals that cannot reach a process that reuses a pid. It keeps no state."""
 
 import os
 import signal
@@ -11,14 +11,14 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Process(NamedTuple):
-    """A process for good: a pid may be given out again, a pid with its start time (ticks since boot) is not."""
+    """The identity of a process: a pid may be reused, a pid with its start time (ticks since boot) is not."""
 
     pid: int
     start: int
 
 
 class Stat(NamedTuple):
-    """One line of `/proc/<pid>/stat`. `cpu` is in ticks of all threads, dead ones too; `rss` in bytes."""
+    """One line of `/proc/<pid>/stat`. `cpu` is in ticks, of all threads including ended ones; `rss` in bytes."""
 
     pid: int
     name: str
@@ -64,7 +64,7 @@ def numbers(folder: str) -> list[int]:
 
 
 def open_files() -> set[int]:
-    """Our own descriptors."""
+    """The descriptors of this process."""
     listed = numbers("/proc/self/fd")  # one of them is the listing's own, closed by now
     return {number for number in listed if os.path.lexists(f"/proc/self/fd/{number}")}
 
@@ -76,7 +76,7 @@ def snapshot() -> dict[int, Stat]:
 
 
 def below(roots: Iterable[int], table: dict[int, Stat]) -> set[int]:
-    """The pids below the roots in the tree of `table`, without the roots."""
+    """The descendants of the roots in `table`, without the roots."""
     children: dict[int, list[int]] = {}
     for stat in table.values():
         children.setdefault(stat.ppid, []).append(stat.pid)
@@ -91,7 +91,7 @@ def below(roots: Iterable[int], table: dict[int, Stat]) -> set[int]:
 
 
 def ancestors(pid: int, table: dict[int, Stat]) -> set[int]:
-    """The pid itself and every process above it."""
+    """The pid and its ancestors."""
     found: set[int] = set()
     while pid in table and pid not in found:
         found.add(pid)
@@ -100,7 +100,7 @@ def ancestors(pid: int, table: dict[int, Stat]) -> set[int]:
 
 
 def environ(pid: int) -> dict[str, str]:
-    """The environment a process got at exec; empty when it may not be read or is gone."""
+    """The environment of a process at its exec; empty if it cannot be read or has ended."""
     try:
         with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:  # noqa: PTH123
             raw = file.read()
@@ -112,13 +112,13 @@ def environ(pid: int) -> dict[str, str]:
 
 
 def alive(process: Process) -> bool:
-    """True while it runs; a zombie does not."""
+    """True while it runs; False for a zombie."""
     stat = read_stat(process.pid)
     return stat is not None and stat.start == process.start and not stat.dead
 
 
 def send(process: Process, number: int) -> bool:
-    """Sends a signal to exactly this process. Returns False when it is gone or not ours to signal."""
+    """Sends a signal to exactly this process. Returns False if it has ended or may not be signalled."""
     try:
         handle = os.pidfd_open(process.pid)
     except OSError:

@@ -18,7 +18,7 @@ _HTTP_S = 5.0
 
 
 async def wait_until_ready(record: Record, config: GuardConfig) -> None:
-    """Returns when the program of a record is ready. Whoever calls it watches the program's end and the deadline."""
+    """Returns when the program of a record is ready. The caller watches for the program's end and the deadline."""
     ready = record.spec.ready
     if ready is None or not (ready.http or ready.tcp or ready.log):
         await asyncio.sleep(SETTLE_S)
@@ -49,7 +49,7 @@ def _log_matches(record: Record, pattern: str) -> bool:
 
 
 def _why_no_listener(record: Record) -> str:
-    """Empty when a process of the program's tree listens on its first port, as far as one may look."""
+    """Why no process of the worker listens on its first port; empty if one does, or if that cannot be read."""
     assert record.process is not None
     port = record.ports[0]
     inodes = listener_inodes(port, record.process.pid)

@@ -1,6 +1,6 @@
-"""The tiny process above a guard. It waits, and when the guard ends in any way it leaves nothing below itself.
+"""The parent process of a guard. When the guard ends in any way, it kills all remaining descendants.
 
-It imports little, because it lives as long as the run and must never be the one that fails.
+It imports little, since it must work as long as the run lasts.
 """
 
 import json
@@ -17,12 +17,12 @@ from rolecall.guard.proc import below, send, snapshot
 from rolecall.guard.sweep import sweep
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-STOP_TIMEOUT_S = 15  # a guard that has not ended so long after being asked (stopped, stuck) is killed
+STOP_TIMEOUT_S = 15  # a guard that does not end within this time (stopped, stuck) is killed
 KILL_TIMEOUT_S = 10.0
 
 
 def run(config: bytes, guard_main: Callable[[bytes], int]) -> int:
-    """Forks the guard and outlives it.
+    """Forks the guard and waits for its end.
 
     Args:
         config: The guard's configuration as JSON, read from its descriptor or file.
@@ -32,8 +32,8 @@ def run(config: bytes, guard_main: Callable[[bytes], int]) -> int:
         The guard's exit status, 128 + signal when it was killed.
     """
     facts = json.loads(config)
-    if facts.get("starter_pid") and not _stand_apart(facts["starter_pid"]):
-        return 0  # our starter has died already, and nothing was started
+    if facts.get("starter_pid") and not _detach_from_starter(facts["starter_pid"]):
+        return 0  # the launching process has died, and nothing was started
     _own_session()
     become_subreaper()
     set_name("rc:reaper")
@@ -41,18 +41,19 @@ def run(config: bytes, guard_main: Callable[[bytes], int]) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # so that none falls between the fork and its handlers
     guard = os.fork()
     if guard == 0:
-        _be_guard(reaper, config, guard_main)
-    status = _outlive(guard)
+        _run_guard(reaper, config, guard_main)
+    status = _wait_for_guard(guard)
     _kill_below()
     sweep(facts["run_id"], facts["guard_id"])
     runtime.clean(facts["runtime_dir"], facts["guard_id"])
     return status
 
 
-def _stand_apart(starter: int) -> bool:
-    """Puts a process between the starter and us, and returns in ours; False when the starter is gone.
+def _detach_from_starter(starter: int) -> bool:
+    """Forks an intermediate process between the starter and this one; returns False if the starter has ended.
 
-    Ray kills the children of an actor that it ends. It kills the one that stands between, and the kernel tells us.
+    Ray kills the children of an actor that it ends. It then kills the intermediate process, whose death the kernel
+    signals to this one.
     """
     if not die_with_parent(starter):
         return False
@@ -72,7 +73,7 @@ def _own_session() -> None:
         os.setsid()
 
 
-def _be_guard(reaper: int, config: bytes, guard_main: Callable[[bytes], int]) -> None:
+def _run_guard(reaper: int, config: bytes, guard_main: Callable[[bytes], int]) -> None:
     status = 1
     try:
         os.setsid()
@@ -88,7 +89,7 @@ def _be_guard(reaper: int, config: bytes, guard_main: Callable[[bytes], int]) ->
         os._exit(status)
 
 
-def _outlive(guard: int) -> int:
+def _wait_for_guard(guard: int) -> int:
     asked = False
 
     def ask(number: int, frame: object) -> None:

@@ -1,7 +1,7 @@
 """The run's private directory on a host: its token and its sockets. Several guards and the controller may share it.
 
-What is whose is never guessed: a guard has a directory of its own in it, with a page for each of its workers, and only
-the sockets of those are its to remove.
+Each guard has a directory of its own in it, with a progress page per worker; it removes the sockets of those workers
+only.
 """
 
 import hashlib
@@ -41,10 +41,10 @@ def page_path(runtime_dir: str, guard_id: str, worker_id: str) -> str:
 
 
 def prepare(runtime_dir: str, guard_id: str) -> None:
-    """Makes the directory (0700) where the scheduler has not done so.
+    """Creates the directory (0700), unless the scheduler has done so.
 
     Raises:
-        PermissionError: It belongs to somebody else, or is a link.
+        PermissionError: It belongs to another user, or is a link.
     """
     path = Path(runtime_dir)
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -63,12 +63,12 @@ def _listening(path: Path) -> bool:
         except (ConnectionRefusedError, FileNotFoundError):
             return False
         except OSError:
-            return True  # a full backlog, for instance: somebody is there
+            return True  # a full backlog, for instance: a process listens
     return True
 
 
 def clean(runtime_dir: str, guard_id: str) -> bool:
-    """Removes what is a guard's; the whole directory when no other guard and no living controller use it.
+    """Removes the files of a guard, or the whole directory if no other guard and no running controller use it.
 
     Returns:
         True when the directory is gone.
@@ -78,7 +78,7 @@ def clean(runtime_dir: str, guard_id: str) -> bool:
     for page in (path / guard_id).glob("*" + PAGE):
         (path / WORKER_SOCKETS / (page.name.removesuffix(PAGE) + ".sock")).unlink(missing_ok=True)
     shutil.rmtree(path / guard_id, ignore_errors=True)
-    with suppress(OSError):  # others' sockets are in it
+    with suppress(OSError):  # sockets of other guards are in it
         (path / WORKER_SOCKETS).rmdir()
     others = [entry for entry in path.glob("*/") if entry.name != WORKER_SOCKETS]
     if not others and not any(_listening(entry) for entry in path.glob("*.sock")):

@@ -19,6 +19,7 @@ from rolecall.protocol import guard as asked
 from rolecall.protocol import worker
 from rolecall.protocol.guard import Method, Nothing, ProcessSpec, StartResult, WorkerRow
 from rolecall.protocol.message import Message, from_plain, to_plain
+from rolecall.protocol.worker_methods import AllocPorts, Fork, Forked, KillFork, SetEnv
 from rolecall.transport.peer import Incoming
 from rolecall.types import check_module, check_name
 
@@ -90,7 +91,7 @@ class ControllerRequests(Methods):
         await self._guard.start(specs, tell=tell, on_cancel=incoming.on_cancel)
         return None
 
-    async def _alloc_ports(self, wanted: asked.AllocPorts) -> asked.LeasedPorts:
+    async def _alloc_ports(self, wanted: asked.AllocPorts) -> asked.Ports:
         return self._guard.alloc_ports(wanted.owner, wanted.count)
 
     async def _release_ports(self, wanted: asked.ReleasePorts) -> list[int]:
@@ -111,7 +112,7 @@ class ControllerRequests(Methods):
 class _Forking(Methods):
     """Forks that somebody else than the controller asks for."""
 
-    async def fork(self, wanted: worker.Fork, target: str, started_by: str) -> worker.Forked:
+    async def fork(self, wanted: Fork, target: str, started_by: str) -> Forked:
         """Starts a worker in the slot of another one, and says where it is."""
         self._guard.table.get(target)
         argv = wanted.raw_cmd
@@ -123,9 +124,9 @@ class _Forking(Methods):
         if not result.ok:
             tails = {wanted.worker_index: result.log_tail}
             raise WorkerCreationError(wanted.role, result.error, [wanted.worker_index], tails)
-        return worker.Forked(host=result.ip, port=result.ports[0] if result.ports else 0, pid=result.pid or 0)
+        return Forked(host=result.ip, port=result.ports[0] if result.ports else 0, pid=result.pid or 0)
 
-    async def kill_fork(self, wanted: worker.KillFork, started_by: str) -> asked.KillReport:
+    async def kill_fork(self, wanted: KillFork, started_by: str) -> asked.KillReport:
         """Ends such a fork."""
         worker_id = f"{wanted.role}/{wanted.worker_index}"
         forks = [record.worker_id for record in self._guard.table if record.started_by == started_by]
@@ -146,19 +147,19 @@ class WorkerRequests(_Forking):
         self._serve(worker.FORKED_CHILDREN, self._forked_children)
         self._serve(worker.SET_OWN_ENV, self._set_env)
 
-    async def _alloc_ports(self, wanted: worker.CountPorts) -> asked.LeasedPorts:
+    async def _alloc_ports(self, wanted: AllocPorts) -> asked.Ports:
         return self._guard.alloc_ports(self._worker, wanted.count)
 
     async def _forked_children(self, wanted: Nothing) -> list[str]:
         return [record.worker_id for record in self._guard.table if record.spec.target == self._worker]
 
-    async def _set_env(self, wanted: worker.WorkerEnv) -> None:
+    async def _set_env(self, wanted: SetEnv) -> None:
         await self._guard.set_env(self._worker, wanted.env)
 
-    async def _fork(self, wanted: worker.Fork) -> worker.Forked:
+    async def _fork(self, wanted: Fork) -> Forked:
         return await self.fork(wanted, self._worker, self._worker)
 
-    async def _kill_forked_worker(self, wanted: worker.KillFork) -> asked.KillReport:
+    async def _kill_forked_worker(self, wanted: KillFork) -> asked.KillReport:
         return await self.kill_fork(wanted, self._worker)
 
 
@@ -175,10 +176,10 @@ class SocketRequests(_Forking):
     async def _kill(self, wanted: asked.Kill) -> asked.KillReport:
         return await self._guard.kill(wanted.workers, wanted.grace_s, told="killed through the guard's socket")
 
-    async def _fork(self, wanted: worker.ForkOf) -> worker.Forked:
+    async def _fork(self, wanted: worker.ForkOf) -> Forked:
         return await self.fork(wanted, wanted.target, ANYBODY)
 
-    async def _kill_forked_worker(self, wanted: worker.KillFork) -> asked.KillReport:
+    async def _kill_forked_worker(self, wanted: KillFork) -> asked.KillReport:
         return await self.kill_fork(wanted, ANYBODY)
 
 

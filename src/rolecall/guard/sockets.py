@@ -1,4 +1,4 @@
-"""Who listens on a TCP port, from `/proc`: the socket's inode, and the processes that hold it."""
+"""Listeners on TCP ports, from `/proc`: the socket's inode, and the processes that hold it."""
 
 import os
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ def listener_inodes(port: int, pid: int) -> set[str]:
 
 
 def holders(inodes: set[str], pids: Iterable[int]) -> set[int] | None:
-    """Those of the pids that hold one of the sockets. None when a process may not be looked into."""
+    """The pids that hold one of the sockets; None if the descriptors of a process cannot be read."""
     wanted = {f"socket:[{inode}]" for inode in inodes}
     found = set()
     for pid in pids:

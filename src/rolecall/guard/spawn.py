@@ -1,4 +1,4 @@
-"""Starts a program below the guard: own session, parent-death signal, nothing inherited that was not named."""
+"""Starts a program as a child of the guard: own session, parent-death signal, only the named descriptors inherited."""
 
 import os
 import signal

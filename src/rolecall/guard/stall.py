@@ -1,8 +1,8 @@
-"""Tells a worker that hangs from one that is busy. Pure: it is shown samples and says what changed.
+"""Distinguishes a worker that hangs from one that is busy. Pure: it takes samples and returns what has changed.
 
-Only two things are called a stall. A worker that is stopped (Ctrl-Z, a debugger, SIGSTOP) for some seconds: the kernel
-says so. And one of which nothing moves for a long time: no heartbeat, no CPU time, no call that ended; that is only a
-suspicion. A long step uses CPU time; a held interpreter lock stops the heartbeat alone, or all for as long as it lasts.
+Two conditions are a stall. The worker has been stopped (Ctrl-Z, a debugger, SIGSTOP) for some seconds, which the kernel
+reports. Or it shows no activity for a long time (no heartbeat, no CPU time, no finished call), which is only a
+suspicion. A long step uses CPU time, and code that holds the interpreter lock stops only the heartbeat.
 """
 
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from typing import Literal, NamedTuple
 from rolecall.protocol.progress import Counters
 
 STOPPED_S = 5.0
-GAP_S = 3.0  # a longer gap between samples was our own (we were stopped too) and counts for no more than this
+GAP_S = 3.0  # a longer gap between samples means that the guard itself was stopped; it counts as this long
 
 Kind = Literal["stopped", "suspected"]
 
 
 class Sample(NamedTuple):
-    """A worker as seen once: time, state letter of `/proc`, CPU ticks of all threads, progress page."""
+    """One observation of a worker: time, state letter of `/proc`, CPU ticks of all threads, progress page."""
 
     at: float
     state: str
@@ -26,14 +26,14 @@ class Sample(NamedTuple):
 
 
 class Stalled(NamedTuple):
-    """A worker stalls from now on."""
+    """A worker has begun to stall."""
 
     kind: Kind
     reason: str
 
 
 class Resumed(NamedTuple):
-    """A worker that stalled, in the way named, runs again."""
+    """A stalled worker makes progress again."""
 
     kind: Kind
 
@@ -49,7 +49,7 @@ class StallWatch:
     told: Kind | None = None
 
     def see(self, sample: Sample) -> Stalled | Resumed | None:
-        """Takes in a sample; returns what has changed by it."""
+        """Adds a sample; returns what has changed."""
         last, self.last = self.last, sample
         if last is None:
             return None
@@ -57,7 +57,7 @@ class StallWatch:
         both_stopped = sample.state in "Tt" and last.state in "Tt"
         moved = (sample.cpu, sample.counters) != (last.cpu, last.counters)
         self.stopped_for = self.stopped_for + passed if both_stopped else 0.0
-        # Without a heartbeat ever (a program, say) nothing tells idleness from a hang.
+        # Without any heartbeat (a command worker) an idle process cannot be distinguished from a hung one.
         self.idle_for = 0.0 if moved or not sample.counters.heartbeat else self.idle_for + passed
         return self._change(sample)
 

@@ -1,4 +1,4 @@
-"""The guard itself: it wires its parts, keeps its lease, notices deaths, and ends with nothing left behind."""
+"""The guard itself: it connects its parts, keeps its lease, reports deaths, and leaves no process behind."""
 
 import asyncio
 import logging
@@ -31,10 +31,10 @@ from rolecall.guard.sweep import sweep
 from rolecall.guard.table import Record, State, Table
 from rolecall.guard.watching import Watcher
 from rolecall.protocol import events
-from rolecall.protocol.guard import KillReport, LeasedPorts, ProcessSpec, ShutdownReport, StartResult
+from rolecall.protocol.guard import KillReport, Ports, ProcessSpec, ShutdownReport, StartResult
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.message import from_json, to_plain
-from rolecall.protocol.worker import WorkerEnv
+from rolecall.protocol.worker_methods import SetEnv
 from rolecall.transport.client import Client
 from rolecall.transport.loop import new_loop
 from rolecall.transport.peer import Peer
@@ -47,7 +47,7 @@ _log = logging.getLogger(__name__)
 
 
 class Guard:
-    """Owns the processes of one host's share of a run. Everything here happens on one loop, in the main thread."""
+    """Owns the processes of a run on one host. Everything runs on one event loop, in the main thread."""
 
     def __init__(self, config: GuardConfig, loop: asyncio.AbstractEventLoop) -> None:
         self.config, self.loop = config, loop
@@ -124,7 +124,7 @@ class Guard:
             self._stop.set_result(reason)
 
     async def shutdown(self, grace_s: float) -> ShutdownReport:
-        """Ends every process, proves it, and gives everything back. Called again, waits for the first."""
+        """Ends every process, verifies it, and releases everything. A second call waits for the first."""
         if self._ended is None:
             self._ended = self.loop.create_task(self._end_all(grace_s))
         return await asyncio.shield(self._ended)
@@ -154,7 +154,7 @@ class Guard:
         runtime.clean(self.config.runtime_dir, self.config.guard_id)
 
     def spawn_task(self, work: Coroutine[Any, Any, Any]) -> None:
-        """Runs a coroutine beside everything else; its failure is logged."""
+        """Runs a coroutine concurrently; its failure is logged."""
         task = self.loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._task_ended)
@@ -171,7 +171,7 @@ class Guard:
                 result = work()
                 if asyncio.iscoroutine(result):
                     await result
-            except Exception:  # watching must go on whatever one look at /proc or one full disk raises
+            except Exception:  # observation must continue, whatever one read of /proc or a full disk raises
                 _log.exception("%s failed", getattr(work, "__qualname__", work))
 
     async def _warm(self) -> None:
@@ -193,7 +193,7 @@ class Guard:
         self._check_lease()
 
     def _watch_controller(self) -> None:
-        """On the controller's own host its death is seen at once, also when a child of it holds the connection."""
+        """On the controller's host its death is noticed at once, even if a child of it keeps the connection open."""
         if not self._controller.pid:
             return
         try:
@@ -211,7 +211,7 @@ class Guard:
         local = bool(self._controller.pid)
         living = local and alive(self._controller)
         if living:
-            self.lease.renew(now)  # stopped by Ctrl-Z or a debugger, it cannot say so itself
+            self.lease.renew(now)  # a controller that is stopped by Ctrl-Z or a debugger cannot renew the lease
         if self.client is not None and self.client.peer.closed:
             self.stop("the controller refused the guard")
         reason = self.lease.verdict(now, controller_dead=local and not living)
@@ -244,10 +244,10 @@ class Guard:
         return results
 
     async def kill(self, workers: list[str], grace_s: float, told: str = "") -> KillReport:
-        """Ends workers, and those that they have started themselves.
+        """Ends workers, and the workers that they have started.
 
         Args:
-            told: Why, for a note to the controller when it is not the one who asked.
+            told: The reason to report to the controller, if another client has requested it.
         """
         known = [record for record in (self.table.find(worker) for worker in workers) if record is not None]
         names = {record.worker_id for record in known}
@@ -259,13 +259,13 @@ class Guard:
         return msgspec.structs.replace(report, unknown=[worker for worker in workers if worker not in names])
 
     async def set_env(self, worker: str, env: dict[str, str]) -> None:
-        """Changes a worker's environment: the record, which forks start from, and the living process."""
+        """Changes a worker's environment: its record, which forks inherit, and the running process."""
         record = self.table.get(worker)
         for key, value in env.items():
             check_env(key, value)
         record.env |= env
         if record.peer is not None and record.state is State.READY:
-            await record.peer.request("set_env", to_plain(WorkerEnv(env=env)), timeout=30.0)
+            await record.peer.request("set_env", to_plain(SetEnv(env=env)), timeout=30.0)
 
     def _make_peer(self, record: Record) -> Peer:
         def notified(topic: str, value: Any) -> None:
@@ -308,9 +308,9 @@ class Guard:
         """The Python stacks of a worker as text."""
         return await probe.stacks(self.table.get(worker), self.children)
 
-    def alloc_ports(self, owner: str, count: int) -> LeasedPorts:
+    def alloc_ports(self, owner: str, count: int) -> Ports:
         """Leases ports until their owner ends."""
-        return LeasedPorts(ports=self.ports.lease(owner, count), host=self.config.ip)
+        return Ports(ports=self.ports.lease(owner, count), host=self.config.ip)
 
     def metrics(self) -> dict[str, float]:
         """The guard's numbers by name."""
@@ -366,7 +366,7 @@ def main(raw: bytes) -> int:
     logging.basicConfig(
         filename=path, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
     )
-    loop = new_loop(uvloop=False)  # uvloop keeps SIGCHLD to itself, and no call passes through here
+    loop = new_loop(uvloop=False)  # uvloop handles SIGCHLD itself, and the guard handles no calls
     asyncio.set_event_loop(loop)
     try:
         loop.run_until_complete(Guard(config, loop).run())

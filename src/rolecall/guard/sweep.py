@@ -1,7 +1,7 @@
-"""Finds and kills what is left of a run by the run's id in its environment. The last line of defence, kept by nobody.
+"""Finds and kills remaining processes of a run by the run id in their environment. It needs no guard and no controller.
 
-Every process below a guard bears `ROLECALL_RUN`, `ROLECALL_GUARD` and `ROLECALL_WORKER`; whoever escaped the tree (its
-guard and reaper were both killed) still shows them in `/proc/<pid>/environ`.
+Every descendant of a guard has `ROLECALL_RUN`, `ROLECALL_GUARD` and `ROLECALL_WORKER` in `/proc/<pid>/environ`,
+also when it has left the process tree because its guard and reaper were both killed.
 """
 
 import os
@@ -16,7 +16,7 @@ _POLL_S = 0.01
 
 
 class Killed(NamedTuple):
-    """A process that the sweep found. `gone` is False when it was still there at the end."""
+    """A process that the sweep found. `gone` is False if it had not ended at the end of the sweep."""
 
     pid: int
     start: int
@@ -26,7 +26,7 @@ class Killed(NamedTuple):
 
 
 def find(run_id: str, guard_id: str | None = None) -> list[Killed]:
-    """The living processes of a run, or of one guard of it; never this process or one above it."""
+    """The running processes of a run, or of one of its guards, without this process and its ancestors."""
     table = snapshot()
     spared = ancestors(os.getpid(), table)
     found = []
@@ -40,20 +40,20 @@ def find(run_id: str, guard_id: str | None = None) -> list[Killed]:
 
 
 def sweep(run_id: str, guard_id: str | None = None, *, timeout: float = 5.0) -> list[Killed]:
-    """SIGKILLs what is left of a run and waits until it is seen dead.
+    """Sends SIGKILL to the remaining processes of a run and waits until they have ended.
 
     Args:
         run_id: The run.
         guard_id: Only what was started below this guard.
-        timeout: Seconds to go on; a process in the kernel's uninterruptible sleep may outlast it.
+        timeout: Seconds to wait; a process in the kernel's uninterruptible sleep may outlast it.
 
     Returns:
-        Everything that was found, each with whether it is gone.
+        All processes that were found, each with whether it has ended.
     """
     seen: dict[Process, Killed] = {}
     deadline = time.monotonic() + timeout
     while True:
-        found = find(run_id, guard_id)  # again each time: what is being killed may have forked
+        found = find(run_id, guard_id)  # again each time, since the processes may have forked
         for item in found:
             process = Process(item.pid, item.start)
             seen[process] = item

@@ -1,4 +1,4 @@
-"""The guard's table of workers. It owns the records, does nothing to processes and never waits."""
+"""The guard's table of workers. It owns the records; it never touches processes and never waits."""
 
 import asyncio
 import time
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class State(StrEnum):
-    """Where a worker is in its life. After ENDING its record is gone."""
+    """The state of a worker. After ENDING its record is removed."""
 
     STARTING = "starting"
     READY = "ready"
@@ -32,14 +32,14 @@ class Record:
 
     Attributes:
         env: The recorded part of its environment, which forks of it start from.
-        made: Done when its process exists, or never will.
+        made: Set when its process exists, or will not be started.
         end: Done when its process has ended; None while there is none.
-        abort: Set when it shall end; a start under way gives up.
-        stalled: Set when it is stopped while it starts; a start under way gives up.
-        stall: Why, with its stacks.
-        gone: Set when it and all that belongs to it are dead and its ports are free.
-        tracked: Processes once seen below it; they stay its own when they leave its tree.
-        started_by: The worker that asked for it; it ends with that one. Empty for the controller.
+        abort: Set when it is to be ended; aborts a start in progress.
+        stalled: Set when it is stopped during its start; aborts the start.
+        stall: The reason, with its stacks.
+        gone: Set when all of its processes have ended and its ports are released.
+        tracked: Processes seen among its descendants; they stay its own when they leave its process tree.
+        started_by: The worker that requested it and with which it ends; empty for the controller.
         page: Its progress page.
         source: Its log, as far as it is merged.
         waits_for: What a start waits for, for the message when it takes too long.
@@ -80,7 +80,7 @@ class Record:
         return self.end.result() if self.end is not None and self.end.done() else None
 
     def mark(self, what: str) -> None:
-        """Notes when something was reached, in seconds since the request."""
+        """Records when a step of the start was reached, in seconds since the request."""
         self.timeline.setdefault(what, time.monotonic() - self.requested)
 
 
@@ -103,7 +103,7 @@ class Table:
         """The record of a worker that is not ending.
 
         Raises:
-            WorkerNotFoundError: There is none; the message names those that there are.
+            WorkerNotFoundError: There is none; the message lists the existing ones.
         """
         record = self._records.get(worker_id)
         if record is None or record.state is State.ENDING:
@@ -115,7 +115,7 @@ class Table:
         self._records[record.worker_id] = record
 
     def remove(self, record: Record) -> bool:
-        """Forgets a record; False when that was done before."""
+        """Removes a record; False if it was removed before."""
         if self._records.get(record.worker_id) is not record:
             return False
         del self._records[record.worker_id]

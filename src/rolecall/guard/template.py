@@ -32,7 +32,7 @@ def _preload(names: list[str]) -> TemplateReady:
         try:
             importlib.import_module(name)
             loaded.append(name)
-        except Exception as error:  # a module's import may raise anything; workers then import it themselves and see it
+        except Exception as error:  # an import may raise anything; workers repeat it and see the error
             skipped[name] = f"{type(error).__name__}: {error}"
     openblas_setters()
     gc.collect()
@@ -42,7 +42,7 @@ def _preload(names: list[str]) -> TemplateReady:
 
 
 class Newborn(Exception):
-    """Unwinds the child out of the template's loop, so that it ends as any interpreter does."""
+    """Unwinds the stack of the forked child out of the template's loop, so that it ends as any interpreter does."""
 
     def __init__(self, birth: ForkSpec, control: int, keep: set[int]) -> None:
         self.birth, self.control, self.keep = birth, control, keep
@@ -57,7 +57,7 @@ def _serve(guard: socket.socket, keep: set[int]) -> None:
 
 
 def _fork(descriptors: list[int], keep: set[int]) -> None:
-    """Forks one intermediate, which forks the children and ends: they become the guard's own, which reaps them."""
+    """Forks an intermediate process, which forks the children and ends, so that the guard becomes their parent."""
     try:
         intermediate = os.fork()
     except OSError as error:
@@ -79,7 +79,7 @@ def _bear(descriptors: list[int], keep: set[int]) -> None:
     births, pipe, *controls = descriptors
     raw = os.pread(births, os.fstat(births).st_size, 0)
     parent = os.getpid()
-    gate, held_open = os.pipe2(os.O_CLOEXEC)  # its end tells the children that this process is about to be gone
+    gate, held_open = os.pipe2(os.O_CLOEXEC)  # its end tells the children that this process is ending
     for index, control in enumerate(controls):
         try:
             pid = os.fork()
@@ -100,10 +100,10 @@ def _bear(descriptors: list[int], keep: set[int]) -> None:
 
 
 def _wait_for_guard(gate: int, intermediate: int, guard: int) -> bool:
-    # Asleep until the intermediate ends: a hundred children that poll for it keep it from forking the others.
+    # Blocks until the intermediate ends: a hundred polling children would slow its forking.
     os.read(gate, 1)
     os.close(gate)
-    while os.getppid() == intermediate:  # a process lets go of its descriptors shortly before its children
+    while os.getppid() == intermediate:  # a process closes its descriptors shortly before its children are reparented
         time.sleep(0.0002)
     return os.getppid() == guard
 
@@ -117,7 +117,7 @@ def main(arguments: list[str]) -> int:
     ready = _preload([name for name in modules.split(",") if name])
     guard = socket.socket(fileno=int(number))
     guard.set_inheritable(False)
-    keep = open_files() - {guard.fileno()}  # what the preloaded modules have opened is theirs
+    keep = open_files() - {guard.fileno()}  # descriptors that the preloaded modules have opened
     guard.send(msgspec.json.encode(ready))
     try:
         _serve(guard, keep)

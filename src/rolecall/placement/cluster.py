@@ -185,11 +185,11 @@ class ClusterScheduler(Scheduler):
             WorkerCreationError: The manager ended it.
         """
         since, running = time.monotonic(), False
-        with Waiting(f"asking the cluster for a place for role {placed.role} ...") as waiting:
+        with Waiting(f"requesting an allocation for role {placed.role} ...") as waiting:
             while (settled := placed.allocation.settled(plan, placed.guards)) is None:
                 standing = placed.allocation.poll()
                 if standing.state == "ended":
-                    raise WorkerCreationError(placed.role, f"its place in the cluster is gone: {standing.reason}")
+                    raise WorkerCreationError(placed.role, f"its allocation has ended: {standing.reason}")
                 if standing.state == "running" and not running:
                     since, running = time.monotonic(), True
                 waited = time.monotonic() - since
@@ -201,13 +201,13 @@ class ClusterScheduler(Scheduler):
     def _check_patience(self, placed: Placed, standing: AllocationStatus, waited: float) -> None:
         what = f"role {placed.role}"
         if standing.state == "queued" and self._queue_timeout is not None and waited > self._queue_timeout:
-            why = standing.reason or "the manager gives no reason"
-            raise WorkerTimeoutError(what, self._queue_timeout, "place in the cluster", why)
+            why = standing.reason or "the cluster gives no reason"
+            raise WorkerTimeoutError(what, self._queue_timeout, "allocation", why)
         if standing.state == "running" and waited > self._start_timeout:
             there = ", ".join(g.guard_id for g in placed.guards if g.hello) or "none"
             where = " or ".join(self._hub.addresses[1:])
-            hint = f"of all {there} called {where}; can the nodes reach it (ip=...)? see {self.run_dir}/logs"
-            raise WorkerTimeoutError(what, self._start_timeout, "word of its guards", hint)
+            hint = f"connected: {there}; can the nodes reach {where} (ip=...)? logs: {self.run_dir}/logs"
+            raise WorkerTimeoutError(what, self._start_timeout, "connection from its guards", hint)
 
     def _withdraw(self, members: Sequence[str], role: str) -> None:
         placed = self._placed.get(role)
@@ -215,7 +215,7 @@ class ClusterScheduler(Scheduler):
             self._end(placed, self._grace_s)
 
     def _end(self, placed: Placed, grace_s: float) -> None:
-        with placed.ending, Waiting(f"giving back the place of role {placed.role} ..."):
+        with placed.ending, Waiting(f"releasing the allocation of role {placed.role} ..."):
             for guard in placed.guards:
                 guard.ending = True
             there = [guard for guard in placed.guards if guard.hello and guard.lost is None]
@@ -247,8 +247,6 @@ class ClusterScheduler(Scheduler):
 
 def _progress(placed: Placed, standing: AllocationStatus) -> str:
     if standing.state == "queued":
-        return f"role {placed.role} waits for its place in the cluster" + (
-            f": {standing.reason}" if standing.reason else ""
-        )
+        return f"role {placed.role} waits for its allocation" + (f": {standing.reason}" if standing.reason else "")
     there = sum(guard.hello is not None for guard in placed.guards)
-    return f"role {placed.role}: {there} guard(s) have called home ..."
+    return f"role {placed.role}: {there} of {len(placed.guards)} guard(s) have connected ..."

@@ -48,12 +48,12 @@ class LocalScheduler(OneHostScheduler):
         while not self._guard.wait(0.05):
             if self._reaper.poll() is not None:
                 tail = self._guard_log().read_text(errors="replace")[-2000:]
-                reason = f"it ended with status {self._reaper.returncode} before it called home\n{tail}"
+                reason = f"it ended with status {self._reaper.returncode} before it had connected\n{tail}"
                 self._guard.check()
                 raise GuardLostError(self._guard.guard_id, reason=reason)
             self._guard.check()
             if time.monotonic() > deadline:
-                raise WorkerTimeoutError("guard g0", GUARD_TIMEOUT_S, "call home", f"see {self._guard_log()}")
+                raise WorkerTimeoutError("guard g0", GUARD_TIMEOUT_S, "connection", f"see {self._guard_log()}")
 
     def _end_guards(self, *, graceful: bool) -> None:
         guard = self._guard

@@ -98,8 +98,8 @@ class AllocPorts(Message, frozen=True, kw_only=True):
     count: PortCount
 
 
-class LeasedPorts(Message, frozen=True, kw_only=True):
-    """Answer to `alloc_ports`. `host`: the guard's address."""
+class Ports(Message, frozen=True, kw_only=True):
+    """Answer to `alloc_ports`. `host`: the address of the guard's host."""
 
     ports: list[int]
     host: str
@@ -194,7 +194,7 @@ class WorkerRow(Message, frozen=True, kw_only=True):
     log_path: str
 
 
-ALLOC_PORTS = Method("alloc_ports", AllocPorts, LeasedPorts)
+ALLOC_PORTS = Method("alloc_ports", AllocPorts, Ports)
 RELEASE_PORTS = Method("release_ports", ReleasePorts, list[int])
 START = Method("start", Start, list[StartResult])
 KILL = Method("kill", Kill, KillReport)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from rolecall.protocol.guard import KillReport, LeasedPorts, Method, Nothing, PortCount
+from rolecall.protocol.guard import KillReport, Method, Nothing, Ports
 from rolecall.protocol.message import Message
 from rolecall.protocol.token import CarriesToken
+from rolecall.protocol.worker_methods import AllocPorts, Fork, Forked, KillFork, SetEnv
 
 
 class WorkerConfig(CarriesToken, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -48,57 +49,15 @@ class Configured(Message, frozen=True, kw_only=True):
     port: int
 
 
-class WorkerEnv(Message, frozen=True, kw_only=True):
-    """Variables for a living worker, or from it for its later forks: the value of the request `set_env`."""
-
-    env: dict[str, str]
-
-
-class CountPorts(Message, frozen=True, kw_only=True):
-    """Leases ports for the worker that asks, until it ends."""
-
-    count: PortCount
-
-
-class Fork(Message, frozen=True, kw_only=True):
-    """Starts worker `role/worker_index` in the slot of the one that asks.
-
-    Attributes:
-        command: A dotted module to run as a program; with `raw_cmd` None too, the fork hosts engines.
-        raw_cmd: A program with its arguments.
-    """
-
-    role: str
-    worker_index: int
-    command: str | None = None
-    raw_cmd: list[str] | None = None
-    env: dict[str, str] = {}
-
-
 class ForkOf(Fork, frozen=True, kw_only=True):
-    """The same, asked for by somebody else. `target`: the worker in whose slot it shall live."""
+    """A fork that somebody else than its target asks for. `target`: the worker in whose slot it shall live."""
 
     target: str
 
 
-class Forked(Message, frozen=True, kw_only=True):
-    """Answer to `fork`. `port`: the first of its ports, 0 when it has none."""
-
-    host: str
-    port: int
-    pid: int
-
-
-class KillFork(Message, frozen=True, kw_only=True):
-    """Ends a worker that was started by `fork`."""
-
-    role: str
-    worker_index: int
-
-
-ALLOC_OWN_PORTS = Method("alloc_ports", CountPorts, LeasedPorts)
+ALLOC_OWN_PORTS = Method("alloc_ports", AllocPorts, Ports)
 FORK = Method("fork", Fork, Forked)
 FORK_OF = Method("fork", ForkOf, Forked)
 KILL_FORK = Method("kill_forked_worker", KillFork, KillReport)
 FORKED_CHILDREN = Method("forked_children", Nothing, list[str])
-SET_OWN_ENV: Method[WorkerEnv, Any] = Method("set_env", WorkerEnv, type(None))
+SET_OWN_ENV: Method[SetEnv, Any] = Method("set_env", SetEnv, type(None))

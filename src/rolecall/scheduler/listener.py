@@ -109,7 +109,7 @@ class GuardListener:
         if guard is None or said.run_id != self._run.run_id:
             raise AuthenticationError(said.guard_id, "of another run")
         if guard.cut or guard.lost is not None:
-            raise ProtocolError("this guard was given up, and its workers with it", guard.guard_id)
+            raise ProtocolError("this guard was given up with its workers; it is not taken back", guard.guard_id)
         guard.arrive(said)
         return guard.peer
 

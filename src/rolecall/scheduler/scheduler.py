@@ -352,7 +352,7 @@ class Scheduler(ABC):
             WorkerFailedError: It died before.
             EncodeError: An argument does not travel; nothing was sent.
         """
-        meta = {"method": method, "engine": options.engine, "tensors": options.tensors or self._tensors}
+        meta = {"method": method, "engine_name": options.engine, "tensors": options.tensors or self._tensors}
         if rpc_meta is not None:
             meta["rpc_meta"] = rpc_meta
         return self._request(worker_id, "call", (tuple(args), kwargs), meta, options.timeout, streaming)
@@ -367,7 +367,7 @@ class Scheduler(ABC):
         options: CallOptions,
     ) -> PendingCall:
         """Asks for an engine and returns at once."""
-        meta = {"path": engine_path(engine), "engine": engine_name}
+        meta = {"engine": engine_path(engine), "engine_name": engine_name}
         return self._request(worker_id, "create_engine", (tuple(args), kwargs), meta, options.timeout, False)
 
     def _request(

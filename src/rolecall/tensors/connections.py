@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ class Connections:
     Args:
         hello: What this process says of itself.
         context: Handed to the codec for what owners answer.
-        known: Connections that somebody else keeps, asked first; it returns None for an owner it does not know.
         patience: Seconds without a connection after which an owner is taken for gone.
     """
 
@@ -35,11 +34,10 @@ class Connections:
         loop: asyncio.AbstractEventLoop,
         hello: dict[str, Any] | None = None,
         context: Any = None,
-        known: Callable[[str], Peer | None] | None = None,
         patience: float = PATIENCE_S,
     ) -> None:
         self._token, self._loop, self._hello, self._context = Token(token), loop, hello, context
-        self._known, self._patience = known, patience
+        self._patience = patience
         self._lock = threading.Lock()
         self._clients: dict[tuple[str, tuple[str, ...]], Client] = {}
         self._closed = False
@@ -56,9 +54,6 @@ class Connections:
         Raises:
             RPCConnectionError: This process is closing, or the shard has no address.
         """
-        peer = self._known(owner) if self._known is not None else None
-        if peer is not None:
-            return peer
         key = (owner, addresses)
         with self._lock:
             if self._closed or not addresses:

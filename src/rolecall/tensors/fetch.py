@@ -58,7 +58,10 @@ class _Batch:
         return list(dict.fromkeys(shard.id for shard, _, _ in self.asked))
 
     def question(self) -> dict[str, Any]:
-        return {"ids": [s.id for s, _, _ in self.asked], "ranges": [(start, stop) for _, start, stop in self.asked]}
+        return {
+            "shard_ids": [s.id for s, _, _ in self.asked],
+            "ranges": [(start, stop) for _, start, stop in self.asked],
+        }
 
 
 class _Plan:
@@ -204,7 +207,7 @@ class Fetcher:
                 raise ProtocolError(f"{batch.owner} answered data.get with another tensor", shard.id)
             block = Block(start, stop, tensor.view(-1), private=True)
             kept = self.cache.put(shard.key, block)
-            plan.add(shard, block._replace(private=not kept))
+            plan.add(shard, Block(start, stop, block.tensor, private=not kept))
             self._counts["wire_bytes"] += tensor.nbytes
 
     def _assemble(self, plan: _Plan, handles: Sequence[RTensor]) -> list[torch.Tensor]:

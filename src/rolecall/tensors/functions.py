@@ -1,6 +1,6 @@
 """`localize`, `remotize`, `clear`: what users do with nested values that hold tensors or handles.
 
-They find who fetches and frees through the handles themselves. In a worker that is what `bind` was given.
+They find who fetches and frees through the handles themselves; in a worker that is its `DataService`, see `binding`.
 """
 
 from __future__ import annotations
@@ -12,24 +12,11 @@ from rolecall.errors import TensorError
 from rolecall.tensors import tree
 from rolecall.tensors.binding import Keeper, binding
 from rolecall.tensors.dtypes import empty
-from rolecall.tensors.fetch import Fetcher
 from rolecall.tensors.handle import RTensor
-from rolecall.tensors.owners import Connect
 from rolecall.tensors.padding import trimmed
 from rolecall.tensors.service import DataService
 from rolecall.tensors.shard import Shard
-from rolecall.tensors.store import Store
-
-
-def bind(store: Store, fetcher: Fetcher, connect: Connect | None = None) -> DataService:
-    """Makes a worker's store and fetcher those of its process, for handles that arrive in calls.
-
-    Returns:
-        What answers the worker's `data.*` requests.
-    """
-    service = DataService(store, fetcher, connect)
-    binding.set(service)
-    return service
+from rolecall.transport.codec import Received
 
 
 def localize(value: Any) -> Any:
@@ -39,19 +26,39 @@ def localize(value: Any) -> Any:
         ShardNotFoundError: Shards were freed, or their owner is gone.
     """
     handles = _handles(value)
-    found: dict[int, Any] = {}
-    for keeper, group in _by_keeper(handles):
-        found.update(zip(map(id, group), keeper.fetcher.fetch(group), strict=True))
-    return _replaced(value, found)
+    return _replaced(value, handles, fetch(handles)) if handles else value
 
 
 async def alocalize(value: Any) -> Any:
     """As `localize`, for a task."""
     handles = _handles(value)
+    return _replaced(value, handles, await afetch(handles)) if handles else value
+
+
+def localized(received: Received) -> Any:
+    """The value that arrives, decoded with tensors in the places of handles. Errors as those of `localize`."""
+    return received.value(fetch(received.references) if received.references else None)
+
+
+async def alocalized(received: Received) -> Any:
+    """As `localized`, for a task."""
+    return received.value(await afetch(received.references) if received.references else None)
+
+
+def fetch(handles: Sequence[RTensor]) -> list[Any]:
+    """The tensors of these handles."""
+    found: dict[int, Any] = {}
+    for keeper, group in _by_keeper(handles):
+        found.update(zip(map(id, group), keeper.fetcher.fetch(group), strict=True))
+    return [_tensor(found, handle) for handle in handles]
+
+
+async def afetch(handles: Sequence[RTensor]) -> list[Any]:
+    """As `fetch`, for a task."""
     found: dict[int, Any] = {}
     for keeper, group in _by_keeper(handles):
         found.update(zip(map(id, group), await keeper.fetcher.afetch(group), strict=True))
-    return _replaced(value, found)
+    return [_tensor(found, handle) for handle in handles]
 
 
 def remotize(value: Any, worker: Any = None) -> Any:
@@ -107,10 +114,10 @@ def _by_keeper(handles: Sequence[RTensor]) -> list[tuple[Keeper, list[RTensor]]]
     return list(groups.values())
 
 
-def _replaced(value: Any, found: dict[int, Any]) -> Any:
-    def tensor(leaf: Any) -> Any:
-        if not isinstance(leaf, RTensor):
-            return leaf
-        return found[id(leaf)] if leaf.pieces else empty(leaf.dtype_name, leaf.shape)
+def _tensor(found: dict[int, Any], handle: RTensor) -> Any:
+    return found[id(handle)] if handle.pieces else empty(handle.dtype_name, handle.shape)
 
-    return tree.map_leaves(tensor, value)
+
+def _replaced(value: Any, handles: Sequence[RTensor], tensors: Sequence[Any]) -> Any:
+    found = dict(zip(map(id, handles), tensors, strict=True))
+    return tree.map_leaves(lambda leaf: found.get(id(leaf), leaf), value)

@@ -259,7 +259,7 @@ class RTensor:
             raise DecodeError(f"not a handle: {e}") from e
 
 
-codec.extension(CODE, RTensor, RTensor.to_plain, RTensor.from_plain)
+codec.extension(CODE, RTensor, RTensor.to_plain, RTensor.from_plain, listed=True)
 
 
 def _needs_tensor(what: str) -> TypeError:

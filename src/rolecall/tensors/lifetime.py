@@ -225,7 +225,9 @@ class Home:
         self.fetcher.cache.discard((owner, i) for (owner, _), ids in batches.items() for i in ids)
         for (owner, addresses), ids in batches.items():
             try:
-                answer = self._connect(owner, addresses).request("data.clear", {"ids": ids}, timeout=CLEAR_TIMEOUT_S)
+                answer = self._connect(owner, addresses).request(
+                    "data.clear", {"shard_ids": ids}, timeout=CLEAR_TIMEOUT_S
+                )
             except RolecallError:  # its owner is dead, and its shards with it
                 self._cleared["skipped"] += len(ids)
                 continue

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rolecall.errors import ProtocolError, RolecallError
-from rolecall.tensors import tree
+from rolecall.errors import ProtocolError, RolecallError, ShardExistsError
+from rolecall.protocol.worker_methods import METHODS, ClearShards, GetShards, ShardInfo, StoreShard, malformed
+from rolecall.tensors import raw, tree
 from rolecall.tensors.dtypes import dtype_name, storable
 from rolecall.tensors.fetch import Fetcher
 from rolecall.tensors.handle import RTensor
@@ -15,6 +16,9 @@ from rolecall.tensors.owners import Connect
 from rolecall.tensors.padding import trimmed
 from rolecall.tensors.shard import Shard
 from rolecall.tensors.store import Store
+
+if TYPE_CHECKING:
+    import torch
 
 
 class DataService:
@@ -28,7 +32,8 @@ class DataService:
         self.store, self.fetcher, self._connect = store, fetcher, connect
         self._methods: dict[str, Callable[[Any], Any]] = {
             "data.get": self.get,
-            "data.put": self.put,
+            "data.put": self.remotize,
+            "data.store": self.store_shard,
             "data.clear": self.clear,
             "data.info": self.info,
         }
@@ -42,28 +47,31 @@ class DataService:
         """
         if method not in self._methods:
             raise ProtocolError("no such data method", method)
-        return self._methods[method](value)
+        return self._methods[method](METHODS[method].parsed(value))
 
-    def get(self, value: dict[str, Any]) -> list[Any]:
-        """`{ids, ranges?}` -> the tensors, or the flat ranges of elements."""
-        ids, ranges = _ids(value), value.get("ranges")
-        if ranges is not None and (len(ranges) != len(ids) or not all(_is_range(r) for r in ranges)):
-            raise ProtocolError("data.get needs a range (start, stop) for each id", len(ids))
-        return self.store.get(ids, ranges)
+    def get(self, wanted: GetShards) -> list[torch.Tensor]:
+        """The tensors, or the flat ranges of elements."""
+        if wanted.ranges is not None and len(wanted.ranges) != len(wanted.shard_ids):
+            raise malformed("data.get", f"{len(wanted.ranges)} ranges for {len(wanted.shard_ids)} ids")
+        return self.store.get(wanted.shard_ids, wanted.ranges)
 
-    def put(self, value: Any) -> Any:
-        """Any nested value -> the same with handles of tensors that lie here."""
-        return self.remotize(value)
+    def store_shard(self, wanted: StoreShard) -> dict[str, Any]:
+        """Stores a tensor under the caller's id."""
+        if self.store.has(wanted.shard_id):
+            raise ShardExistsError(wanted.shard_id, self.store.owner)
+        tensor = raw.from_bytes(wanted.data, wanted.dtype, wanted.shape)
+        shard = self.store.put(tensor, wanted.shard_id)
+        return {"shard_id": shard.id, "nbytes": shard.nbytes}
 
-    def clear(self, value: dict[str, Any]) -> dict[str, int]:
-        """`{ids}` -> `cleared_count`, `num_tensors`, `total_bytes`; unknown ids are passed over."""
-        ids = _ids(value)
-        self.fetcher.cache.discard((value.get("owner", self.store.owner), i) for i in ids)
-        return self.store.delete(ids)
+    def clear(self, wanted: ClearShards) -> dict[str, int]:
+        """Frees own shards, and what the cache holds of the owner's; unknown ids are passed over."""
+        owner = wanted.owner or self.store.owner
+        self.fetcher.cache.discard((owner, i) for i in wanted.shard_ids)
+        return self.store.delete(wanted.shard_ids)
 
-    def info(self, value: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-        """`{ids}` or nothing -> dtype, shape, size and backend of each."""
-        return self.store.info(_ids(value) if value else None)
+    def info(self, wanted: ShardInfo) -> list[dict[str, Any]]:
+        """Dtype, shape, size and backend of each."""
+        return self.store.info(wanted.shard_ids)
 
     def remotize(self, value: Any) -> Any:
         """`value` with its tensors stored here and handles in their place, batches without their padding.
@@ -104,7 +112,7 @@ class DataService:
         for (owner, addresses), ids in others.items():
             if self._connect is not None:
                 with suppress(RolecallError):  # a dead owner's shards are gone already
-                    self._connect(owner, addresses).request("data.clear", {"ids": ids})
+                    self._connect(owner, addresses).request("data.clear", {"shard_ids": ids})
 
     def metrics(self) -> dict[str, Any]:
         return {"store": self.store.metrics(), "fetch": self.fetcher.metrics()}
@@ -113,14 +121,3 @@ class DataService:
 def is_tensor(value: Any) -> bool:
     """True for a torch tensor, without importing torch for anything else."""
     return any(kind.__name__ == "Tensor" and kind.__module__ == "torch" for kind in type(value).__mro__)
-
-
-def _ids(value: Any) -> list[str]:
-    ids = value.get("ids") if isinstance(value, dict) else None
-    if not isinstance(ids, list) or not all(isinstance(i, str) for i in ids):
-        raise ProtocolError("a data request needs a list of ids")
-    return ids
-
-
-def _is_range(value: Any) -> bool:
-    return isinstance(value, list | tuple) and len(value) == 2 and all(type(n) is int for n in value)

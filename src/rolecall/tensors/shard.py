@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
 
 from rolecall.errors import DecodeError
 from rolecall.tensors.dtypes import ITEMSIZE
@@ -64,23 +66,25 @@ class Shard:
             DecodeError: The values are none of a shard.
         """
         try:
-            shard_id, owner, addresses, backend, where, dtype, shape = plain
-        except (TypeError, ValueError) as e:
-            raise DecodeError("not a shard", type(plain).__name__) from e
-        texts = (shard_id, owner, backend, dtype, *_sequence(addresses))
-        if not all(isinstance(text, str) for text in texts) or dtype not in ITEMSIZE or not _is_id(shard_id):
-            raise DecodeError("not a shard", shard_id)
-        if not isinstance(where, dict) or not all(isinstance(v, str | int) for v in where.values()):
-            raise DecodeError("not a shard's place", shard_id)
-        size = shape_of(shape)
-        return cls(shard_id, owner, tuple(addresses), backend, where, dtype, size, math.prod(size) * ITEMSIZE[dtype])
+            form = msgspec.convert(plain, _Form)
+        except msgspec.ValidationError as e:
+            raise DecodeError("not a shard", str(e)) from e
+        if form.dtype not in ITEMSIZE:
+            raise DecodeError("not a shard", form.dtype)
+        nbytes = math.prod(form.shape) * ITEMSIZE[form.dtype]
+        return cls(form.id, form.owner, form.addresses, form.backend, form.where, form.dtype, form.shape, nbytes)
 
 
-def _is_id(text: str) -> bool:
-    try:
-        return len(bytes.fromhex(text)) == 16
-    except ValueError:
-        return False
+class _Form(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """A shard on the wire."""
+
+    id: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$", max_length=32)]
+    owner: str
+    addresses: tuple[str, ...]
+    backend: str
+    where: Where
+    dtype: str
+    shape: Annotated[tuple[Annotated[int, msgspec.Meta(ge=0)], ...], msgspec.Meta(max_length=64)]
 
 
 def _sequence(value: Any) -> list[Any]:

@@ -6,50 +6,36 @@ import asyncio
 import copy
 import time
 from asyncio.events import _get_running_loop
-from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from rolecall.errors import ProtocolError, RolecallError
 from rolecall.transport import codec
+from rolecall.transport.line import Line
+from rolecall.transport.session.caller import OpenCall
+from rolecall.transport.session.messages import Body
 from rolecall.transport.waiting import Waitable
 
-if TYPE_CHECKING:
-    from rolecall.transport.link import Link
-    from rolecall.transport.peer import Peer
 
-Body = tuple[bytes, list[memoryview]]
+class Caller(Protocol):
+    """What a call asks of whoever made it."""
 
+    @property
+    def line(self) -> Line: ...
 
-class Inflow:
-    """The items of one stream on their way in: put in order, each counted once."""
+    def cancel(self, call: Call) -> None:
+        """Fails the call with CallCancelledError, unless it is over, and tells the callee."""
+        ...
 
-    __slots__ = ("arrived", "consumed", "credited", "early", "final", "probed_at", "ready")
+    def expire(self, call: Call) -> None:
+        """As `cancel`, with TimeoutError."""
+        ...
 
-    def __init__(self) -> None:
-        self.arrived = 0  # items below this index have come, all of them
-        self.consumed = 0
-        self.credited = 0
-        self.early: dict[int, Body] = {}  # items behind a gap; at most a window's worth
-        self.ready: list[Body] = []
-        self.final: tuple[int, bool, Body] | None = None  # number of items, and the answer that comes after them
-        self.probed_at = 0.0
-
-    def take_unread(self) -> list[Body]:
-        """Empties it."""
-        unread = [*self.ready, *self.early.values()]
-        self.ready.clear()
-        self.early.clear()
-        return unread
-
-    def put(self, index: int, body: Body, window: int) -> bool:
-        """Takes an item in; False when there is a gap before it."""
-        if self.arrived <= index < self.consumed + 2 * window:
-            self.early.setdefault(index, body)
-        while (item := self.early.pop(self.arrived, None)) is not None:
-            self.arrived += 1
-            self.ready.append(item)
-        return not self.early
+    def consumed(self, call: Call) -> None:
+        """The call's reader took one item of the stream."""
+        ...
 
 
 class Call(Waitable):
@@ -58,44 +44,46 @@ class Call(Waitable):
     The arguments' arrays and tensors are sent from the memory they lie in; they must not be changed until the call is
     answered. Until then they are held here, and the call by its peer, whoever else lets go of them. Giving up waiting
     with Ctrl-C leaves the call running: ask for its `result()` again, or `cancel()` it.
+
+    Attributes:
+        method: What is asked for.
+        timeout: Seconds that it may take; None without a limit.
+        opened: What the session remembers of it; None before it was admitted and once it is over. The peer's.
     """
 
     __slots__ = (
         "_body",
+        "_caller",
         "_deadline",
         "_done",
         "_error",
         "_held",
-        "_inflow",
         "_ok",
-        "_peer",
+        "_ready",
         "_value",
         "method",
-        "parts",
-        "probe_at",
-        "probe_wait",
-        "sent",
-        "seq",
-        "size",
+        "opened",
         "timeout",
     )
 
-    def __init__(self, peer: Peer, method: str, value: Any, timeout: float | None, *, streaming: bool) -> None:
+    def __init__(self, caller: Caller, method: str, value: Any, timeout: float | None, *, streaming: bool) -> None:
         self._waiters = []
         self._held = value
-        self._peer, self.seq, self.method, self.timeout = peer, -1, method, timeout
+        self._caller, self.method, self.timeout = caller, method, timeout
         self._deadline = None if timeout is None else time.monotonic() + timeout
-        self._inflow = Inflow() if streaming else None
+        self._ready: deque[Body] | None = deque() if streaming else None  # items that have arrived
         self._done = self._ok = False
         self._error: BaseException | None = None
         self._body: Body | None = None
         self._value: Any = None
-        self.parts: Sequence[bytes | memoryview] | None = None  # kept until the callee has certainly taken the call
-        self.size = 0
-        self.sent: tuple[Link, int] | None = None  # the link it was last sent on, and the position behind it
-        self.probe_at = self.probe_wait = 0.0
+        self.opened: OpenCall[Call] | None = None
 
     # The user's side
+
+    @property
+    def deadline(self) -> float | None:
+        """When it fails with TimeoutError, by `time.monotonic`."""
+        return self._deadline
 
     @property
     def done(self) -> bool:
@@ -109,13 +97,13 @@ class Call(Waitable):
             TimeoutError: The call's `timeout` passed. The callee is told to give up.
             RolecallError: Whatever the other side failed with, or what ended the call here.
         """
-        if self._inflow is not None:
+        if self._ready is not None:
             for _ in self._bodies():
                 pass
         elif not self._done:
             self._refuse_to_block_the_loop()
             if not self.wait(self._is_done, self._deadline):
-                self._peer._expire(self)
+                self._caller.expire(self)
         return self._outcome()
 
     def __await__(self) -> Generator[Any, None, Any]:
@@ -123,12 +111,12 @@ class Call(Waitable):
 
     def cancel(self) -> None:
         """Gives up: waiters get `CallCancelledError` at once, the callee is told. Nothing happens after the answer."""
-        self._peer._cancel(self)
+        self._caller.cancel(self)
 
     def cancel_soon(self) -> None:
         """As `cancel`, on the loop: may be called in a garbage collection, whatever lock it has interrupted."""
         with suppress(RuntimeError):  # the loop is closed, and the call failed with its peer
-            self._peer.loop.call_soon_threadsafe(self.cancel)
+            self._caller.line.loop.call_soon_threadsafe(self.cancel)
 
     def __iter__(self) -> Iterator[Any]:
         """The stream's items; leaving the loop early cancels the call."""
@@ -142,23 +130,23 @@ class Call(Waitable):
         self._outcome()
 
     def __repr__(self) -> str:
-        return f"<Call {self.seq} {self.method} {'done' if self._done else 'running'}>"
+        return f"<Call {self.method} {'done' if self._done else 'running'}>"
 
     async def _answer(self) -> Any:
-        if self._inflow is not None:
+        if self._ready is not None:
             async for _ in self._bodies_async():
                 pass
         elif not self._done:
             try:
-                if not await self.wait_async(self._is_done, self._peer._wakers, self._deadline):
-                    self._peer._expire(self)
+                if not await self.wait_async(self._is_done, self._caller.line.wakers, self._deadline):
+                    self._caller.expire(self)
             except asyncio.CancelledError:
                 self.cancel()
                 raise
         return self._outcome()
 
     def _refuse_to_block_the_loop(self) -> None:
-        if _get_running_loop() is self._peer.loop:
+        if _get_running_loop() is self._caller.line.loop:
             raise RuntimeError(
                 f"waiting for {self.method}() here would block the loop that its answer comes in on; await it"
             )
@@ -180,64 +168,73 @@ class Call(Waitable):
         return self._value
 
     def _decoded(self, body: Body) -> Any:
-        return codec.decode(body[0], body[1], context=self._peer.context)
+        return codec.decode(body[0], body[1], context=self._caller.line.context)
 
     # Streams
 
     def _bodies(self) -> Iterator[Body]:
-        inflow = self._stream()
+        ready = self._stream()
         self._refuse_to_block_the_loop()
         try:
             while True:
                 if not self.wait(self._has_next, self._deadline):
-                    self._peer._expire(self)
-                if not inflow.ready:
+                    self._caller.expire(self)
+                if not ready:
                     return
-                yield self._next_body(inflow)
+                yield self._next_body(ready)
         finally:
             self.cancel()
 
     async def _bodies_async(self) -> AsyncIterator[Body]:
-        inflow = self._stream()
+        ready = self._stream()
         try:
             while True:
-                if not await self.wait_async(self._has_next, self._peer._wakers, self._deadline):
-                    self._peer._expire(self)
-                if not inflow.ready:
+                if not await self.wait_async(self._has_next, self._caller.line.wakers, self._deadline):
+                    self._caller.expire(self)
+                if not ready:
                     return
-                yield self._next_body(inflow)
+                yield self._next_body(ready)
         finally:
             self.cancel()
 
-    def _stream(self) -> Inflow:
-        if self._inflow is None:
+    def _stream(self) -> deque[Body]:
+        if self._ready is None:
             raise TypeError(f"{self.method} was requested without streaming=True")
-        return self._inflow
+        return self._ready
 
     def _has_next(self) -> bool:
-        return bool(self._stream().ready) or self._done
+        return bool(self._ready) or self._done
 
-    def _next_body(self, inflow: Inflow) -> Body:
-        body = inflow.ready.pop(0)
-        inflow.consumed += 1
-        if inflow.consumed - inflow.credited >= max(1, self._peer.window // 2):
-            inflow.credited = inflow.consumed
-            self._peer._credit(self.seq, inflow.consumed)
+    def _next_body(self, ready: deque[Body]) -> Body:
+        body = ready.popleft()
+        self._caller.consumed(self)
         return body
 
-    # The peer's side: each of these is called once, by whoever took the call out of the peer's table
+    # The peer's side
 
-    def _answered(self, ok: bool, body: Body) -> None:
+    def answered(self, ok: bool, body: Body) -> None:
+        """Completes the call. Called once, by the peer, unless `failed` is."""
         self._ok = ok
         self._body = body
         self._complete()
 
-    def _failed(self, error: BaseException) -> None:
+    def arrived(self, bodies: list[Body]) -> None:
+        """Hands over the next items of the stream."""
+        if self._ready is not None:
+            self._ready.extend(bodies)
+            self.wake()
+
+    def failed(self, error: BaseException) -> list[Body]:
+        """Completes the call without an answer. Called once, by the peer; returns the items that nobody has read."""
         self._error = error
+        unread: list[Body] = []
+        while self._ready:
+            unread.append(self._ready.popleft())
         self._complete()
+        return unread
 
     def _complete(self) -> None:
-        self.parts = self._held = None
+        self.opened = self._held = None
         self._done = True
         self.wake()
 

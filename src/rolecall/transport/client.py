@@ -15,7 +15,7 @@ from rolecall.transport.call import fresh
 from rolecall.transport.frames import Limits
 from rolecall.transport.handshake import HELLO_S, Hello
 from rolecall.transport.link import Link, widen
-from rolecall.transport.peer import Handler, Peer
+from rolecall.transport.peer import MAX_IN_FLIGHT, Handler, Peer
 
 FIRST_BACKOFF_S = 0.005
 LAST_BACKOFF_S = 1.0
@@ -27,9 +27,9 @@ class Client:
     Args:
         name: The other side's name, for messages.
         addresses: Where it may listen, tried in order in each round: Unix first, then TCP.
-        hello: What this side says of itself; its `epoch` (default 0) is compared by the server.
+        hello: What this side says of itself.
 
-    A refusal (wrong token, older epoch) is for good: the peer fails with it and nothing is dialled again.
+    A refusal (a wrong token, say) is for good: the peer fails with it and nothing is dialled again.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class Client:
         on_detached: Callable[[Exception | None], None] | None = None,
         window: int = 16,
         probe: float = 1.0,
+        max_in_flight: int = MAX_IN_FLIGHT,
         limits: Limits | None = None,
     ) -> None:
         self.name = name
@@ -64,6 +65,7 @@ class Client:
             on_detached=self._lost,
             window=window,
             probe=probe,
+            max_in_flight=max_in_flight,
         )
         self._task: asyncio.Task[None] | None = None
         self._gone: asyncio.Event | None = None
@@ -84,7 +86,7 @@ class Client:
             raise fresh(self.peer.failure)
 
     def close(self) -> None:
-        """Ends the conversation and the dialling. Any thread, any number of times."""
+        """Ends the session and the dialling. Any thread, any number of times."""
         self.fail(RPCConnectionError(self.name, "closed on this side"))
 
     def fail(self, exc: BaseException) -> None:
@@ -143,7 +145,7 @@ class Client:
         sock = await address.dial(where, self._loop)
         try:
             widen(sock)
-            hello = Hello(self.peer.session, int(self._info.get("epoch", 0)), self._info)
+            hello = Hello(self.peer.session, self._info)
             welcome = await handshake.say_hello(sock, hello, self._token, self._limits, self._loop)
             link = Link(sock, loop=self._loop, limits=self._limits)
         except BaseException:

@@ -51,7 +51,6 @@ class Limits:
         max_buffers: Buffers of one frame.
         max_payload: Bytes of all buffers of one frame.
         max_hello: Bytes of the header of the first frame, see `before_hello`.
-        max_depth: Levels of nesting of a value. For information: the codec keeps to `MAX_DEPTH` on every connection.
         one_by_one: Give out one frame at a time. The owner asks for the next with `buffer_updated(0)`.
     """
 
@@ -59,7 +58,6 @@ class Limits:
     max_buffers: int = 65536
     max_payload: int = 256 * _GIB
     max_hello: int = 4096
-    max_depth: int = MAX_DEPTH
     one_by_one: bool = False
 
     def before_hello(self) -> Limits:
@@ -67,7 +65,7 @@ class Limits:
 
         Frames may have come along behind the hello. After `reader.limits = limits`, `buffer_updated(0)` returns them.
         """
-        return Limits(self.max_hello, 0, 0, self.max_hello, self.max_depth, one_by_one=True)
+        return Limits(self.max_hello, 0, 0, self.max_hello, one_by_one=True)
 
 
 DEFAULT_LIMITS = Limits()

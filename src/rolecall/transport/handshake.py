@@ -4,33 +4,67 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from rolecall.errors import AuthenticationError, ProtocolError, RPCConnectionError, RPCError
 from rolecall.protocol.token import Token
 from rolecall.transport.frames import MAGIC, Frame, FrameReader, Limits, pack
-from rolecall.transport.session import messages
 
 PREFIX_SIZE = 20
 HELLO_S = 10.0  # how long a connection may take to say who it is
 
 
-@dataclass(frozen=True)
-class Hello:
+class Hello(msgspec.Struct, array_like=True, frozen=True):
     """Who dials.
 
     Attributes:
         session: The id of the caller's end; the same after it reconnected.
-        epoch: Which controller it follows; an older one than known is refused.
         info: Whatever else it says of itself.
     """
 
     session: str
-    epoch: int = 0
-    info: dict[str, Any] = field(default_factory=dict)
+    info: dict[str, Any] = {}
+
+
+class Opening(msgspec.Struct, array_like=True, frozen=True):
+    """First frame of whoever dials. `hello` is a `Hello`, not looked at before the token is."""
+
+    token: bytes
+    hello: msgspec.Raw
+
+
+class Welcome(msgspec.Struct, array_like=True, frozen=True, tag=1):
+    """The listener's answer. A new `session` means that it does not remember earlier calls."""
+
+    session: str
+
+
+class Refusal(msgspec.Struct, array_like=True, frozen=True, tag=2):
+    """The listener's last word; `reason` is `token` or `hello`."""
+
+    reason: str
+    sentence: str
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_openings = msgspec.msgpack.Decoder(Opening)
+_hellos = msgspec.msgpack.Decoder(Hello)
+_answers: msgspec.msgpack.Decoder[Welcome | Refusal] = msgspec.msgpack.Decoder(Welcome | Refusal)
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class _Decoder(Protocol[T_co]):
+    def decode(self, buf: bytes | memoryview | msgspec.Raw, /) -> T_co: ...
+
+
+def _decoded(decoder: _Decoder[T_co], header: bytes | memoryview | msgspec.Raw, what: str) -> T_co:
+    try:
+        return decoder.decode(header)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as e:
+        raise ProtocolError(what) from e
 
 
 async def read_hello(
@@ -42,20 +76,20 @@ async def read_hello(
         AuthenticationError: The token is wrong. Nothing behind it was parsed.
         ProtocolError: It is no hello, or it is too large.
     """
-    body = messages.decode_hello_body(_behind_token(await _read_frame(sock, begun, limits, loop), token))
-    return Hello(body.session, body.epoch, body.info)
+    raw = _behind_token(await _read_frame(sock, begun, limits, loop), token)
+    return _decoded(_hellos, raw, "a hello without session and info")
 
 
 def _behind_token(header: bytes | memoryview, token: Token) -> msgspec.Raw:
-    hello = messages.decode_hello(header)
-    if not token.matches(hello.token):
-        raise AuthenticationError(seen="wrong" if hello.token else "missing")
-    return hello.rest.copy()  # so that no variable of a frame that may still raise holds the secret
+    opening = _decoded(_openings, header, "a first frame that is no hello")
+    if not token.matches(opening.token):
+        raise AuthenticationError(seen="wrong" if opening.token else "missing")
+    return opening.hello.copy()  # so that no variable of a frame that may still raise holds the secret
 
 
 async def say_hello(
     sock: socket.socket, hello: Hello, token: Token, limits: Limits, loop: asyncio.AbstractEventLoop
-) -> messages.Welcome:
+) -> Welcome:
     """Says hello and waits for the welcome.
 
     Raises:
@@ -64,8 +98,8 @@ async def say_hello(
         RPCConnectionError: The connection ended before an answer.
     """
     await loop.sock_sendall(sock, _hello_frame(hello, token))
-    answer = messages.decode_answer(await _read_frame(sock, b"", limits, loop))
-    if isinstance(answer, messages.Welcome):
+    answer = _decoded(_answers, await _read_frame(sock, b"", limits, loop), "an answer to the hello that is none")
+    if isinstance(answer, Welcome):
         return answer
     if answer.reason == "token":
         raise AuthenticationError(seen="refused by the other side")
@@ -73,17 +107,17 @@ async def say_hello(
 
 
 def _hello_frame(hello: Hello, token: Token) -> bytes:
-    rest = msgspec.Raw(messages.encode(messages.HelloBody(hello.session, hello.epoch, hello.info)))
-    return b"".join(pack(messages.encode(messages.Hello(token.reveal(), rest))))
+    opening = Opening(token.reveal(), msgspec.Raw(_encode(hello)))
+    return b"".join(pack(_encode(opening)))
 
 
-def welcome(session: str, epoch: int) -> bytes:
-    return b"".join(pack(messages.encode(messages.Welcome(session, epoch))))
+def welcome(session: str) -> bytes:
+    return b"".join(pack(_encode(Welcome(session))))
 
 
 def refusal(error: RPCError) -> bytes:
     reason = "token" if isinstance(error, AuthenticationError) else "hello"
-    return b"".join(pack(messages.encode(messages.Refusal(reason, str(error)))))
+    return b"".join(pack(_encode(Refusal(reason, str(error)))))
 
 
 async def _read_frame(

@@ -35,7 +35,6 @@ class Server:
         token: The run's secret.
         on_peer: Names the peer that a hello (re)attaches to; an error of ours raised here refuses it.
         http: The routes; without them every authenticated request is 404.
-        epoch: A hello with an older one is refused; a newer one closes the links of the older.
         hosts: Further names that HTTP's `Host` may have, beside loopback and the bound address.
     """
 
@@ -47,19 +46,17 @@ class Server:
         on_peer: Callable[[Hello], Peer] | None = None,
         http: Routes | None = None,
         limits: Limits | None = None,
-        epoch: int = 0,
         hosts: tuple[str, ...] = (),
     ) -> None:
         self._token, self._loop, self._on_peer = Token(token), loop, on_peer
         self._routes = http or Routes()
         self._limits = limits or Limits()
-        self.epoch = epoch
         self._hosts = {"localhost", "127.0.0.1", "::1", *(h.lower() for h in hosts)}
         self._listeners: list[socket.socket] = []
         self._paths: list[Path] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._strangers: dict[asyncio.Task[None], None] = {}  # connections without the token yet, oldest first
-        self._links: dict[Link, int] = {}
+        self._links: set[Link] = set()
         self.closed = False
 
     def listen_unix(self, path: str | Path) -> None:
@@ -196,18 +193,18 @@ class Server:
             await self._loop.sock_sendall(sock, handshake.refusal(e))
             await self._drain(sock)
             raise
-        await self._loop.sock_sendall(sock, handshake.welcome(peer.session, self.epoch))
-        if self.closed or hello.epoch < self.epoch:
-            raise RPCConnectionError("the server", "closing, or a newer controller took over meanwhile")
+        await self._loop.sock_sendall(sock, handshake.welcome(peer.session))
+        if self.closed:
+            raise RPCConnectionError("the server", "it is closing")
         link = Link(sock, loop=self._loop, limits=self._limits)
         peer.attach(link, hello.session)
         if link.closed:  # the peer has ended
             return
-        self._links[link] = hello.epoch
+        self._links.add(link)
         forward = link.on_closed
 
         def on_closed(exc: Exception | None) -> None:
-            self._links.pop(link, None)
+            self._links.discard(link)
             forward(exc)
 
         link.on_closed = on_closed
@@ -220,15 +217,6 @@ class Server:
                 return
 
     def _peer_of(self, hello: Hello) -> Peer:
-        if hello.epoch < self.epoch:
-            raise ProtocolError(
-                "an older controller was replaced; its epoch is no longer served", hello.epoch, self.epoch
-            )
         if self._on_peer is None:
             raise ProtocolError("this listener speaks HTTP only")
-        if hello.epoch > self.epoch:
-            self.epoch = hello.epoch
-            for link, epoch in list(self._links.items()):
-                if epoch < self.epoch:
-                    link.abort(ProtocolError("a newer controller took over", epoch, self.epoch))
         return self._on_peer(hello)

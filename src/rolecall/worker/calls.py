@@ -1,4 +1,4 @@
-"""Running one engine method for one request: on the lane, on the loop, or as a stream beside the lane."""
+"""Running one engine method for one request: on the engine thread, on the loop, or as a stream beside both."""
 
 from __future__ import annotations
 
@@ -6,157 +6,183 @@ import asyncio
 import inspect
 import threading
 import traceback
-from collections.abc import Callable, Coroutine, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from rolecall.errors import CallCancelledError, EngineCallError, RolecallError
+from rolecall.protocol.worker_methods import CallMethod
 from rolecall.tensors import functions, tree
 from rolecall.tensors.binding import binding
 from rolecall.tensors.handle import RTensor
 from rolecall.tensors.service import DataService
-from rolecall.transport.peer import Incoming
-from rolecall.worker.host import META, EngineHost, Kind, Method
+from rolecall.transport.codec.exceptions import describe
+from rolecall.worker.engines import Engines, Kind, Method
+from rolecall.worker.requests import Request
 
 
-class Calls:
-    """Takes requests for engine methods and answers each exactly once."""
+class EngineCalls:
+    """Starts calls of engine methods; each request is answered exactly once."""
 
-    def __init__(self, host: EngineHost, data: DataService, loop: asyncio.AbstractEventLoop) -> None:
-        self._host, self._data, self._loop = host, data, loop
+    def __init__(self, engines: Engines, data: DataService, loop: asyncio.AbstractEventLoop) -> None:
+        self.engines, self.data, self.loop = engines, data, loop
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def dispatch(self, incoming: Incoming) -> None:
-        """Starts the call; runs on the loop and never blocks it."""
-        meta = incoming.meta
-        method = self._host.method(meta.get("engine") or self._host.worker_id, meta["method"])
-        if incoming.streaming:
-            self._start_stream(incoming, method)
-        elif method.kind is Kind.PLAIN:
-            method.lane.submit(lambda: self._on_lane(incoming, method))
-        elif method.kind is Kind.ASYNC:
-            self._spawn(incoming, self._on_loop(incoming, method))
+    def start(self, request: Request, wanted: CallMethod) -> None:
+        """Starts a call on the loop's thread without blocking it. The method is looked up before anything runs.
+
+        Raises:
+            EngineNotFoundError, MethodNotFoundError: Nothing was run.
+            EngineCallError: A generator was called, or a method that is not one was streamed.
+        """
+        method = self.engines.method(wanted.engine_name or self.engines.worker_id, wanted.method)
+        call = EngineCall(self, request, wanted, method)
+        if method.kind is Kind.ASYNC_GENERATOR and request.streaming:
+            self._spawn(call, call.stream_on_loop())
+        elif method.kind is Kind.ASYNC and not request.streaming:
+            self._spawn(call, call.on_loop())
+        elif method.kind is Kind.PLAIN and not request.streaming:
+            method.thread.submit(call.on_engine_thread)
+        elif method.kind in (Kind.PLAIN, Kind.GENERATOR) and request.streaming:
+            threading.Thread(target=call.stream_on_thread, name=f"engine stream {wanted.method}", daemon=True).start()
         else:
-            name = incoming.meta["method"]
-            hint = f"{name}() yields a stream; use .stream({name!r}, ...)"
-            raise EngineCallError(self._host.worker_id, name, "TypeError", hint)
+            raise EngineCallError(self.engines.worker_id, wanted.method, "TypeError", _hint(wanted.method, method.kind))
 
-    def _on_lane(self, incoming: Incoming, method: Method) -> None:
-        if incoming.cancelled:
-            return incoming.fail(CallCancelledError(self._host.worker_id, incoming.meta["method"]))
-        try:
-            with binding.using(self._data):
-                args, kwargs = functions.localize(incoming.args())
-                value = method.run(args, kwargs, incoming.meta.get(META))
-            if inspect.isawaitable(value):  # a plain function that hands out a coroutine
-                value = asyncio.run_coroutine_threadsafe(_awaited(value), self._loop).result()
-            value = self._leave_tensors(incoming, value)
-        except BaseException as e:
-            return incoming.fail(self._reply_error(incoming, e))
-        incoming.finish(value)
-
-    async def _on_loop(self, incoming: Incoming, method: Method) -> None:
-        self._host.progress.begin()
-        try:
-            with binding.using(self._data):
-                args, kwargs = await functions.alocalize(incoming.args())
-                value = await method.run(args, kwargs, incoming.meta.get(META))
-            if incoming.meta.get("tensors") == "remote":
-                value = await asyncio.to_thread(self._data.remotize, value)  # it copies, and the loop serves others
-        except BaseException as e:
-            incoming.fail(self._reply_error(incoming, e))
-        else:
-            incoming.finish(value)
-        finally:
-            self._host.progress.end()
-
-    def _start_stream(self, incoming: Incoming, method: Method) -> None:
-        if method.kind is Kind.ASYNC_GENERATOR:
-            self._spawn(incoming, self._stream_on_loop(incoming, method))
-        elif method.kind is Kind.ASYNC:
-            name = incoming.meta["method"]
-            raise EngineCallError(
-                self._host.worker_id, name, "TypeError", f"{name}() yields no stream; use .call({name!r}, ...)"
-            )
-        else:
-            run = lambda: self._stream_on_thread(incoming, method)  # noqa: E731
-            threading.Thread(target=run, name=f"stream {incoming.meta['method']}", daemon=True).start()
-
-    async def _stream_on_loop(self, incoming: Incoming, method: Method) -> None:
-        self._host.progress.begin()
-        try:
-            with binding.using(self._data):
-                args, kwargs = await functions.alocalize(incoming.args())
-                async with _closing(method.run(args, kwargs, incoming.meta.get(META))) as items:
-                    async for item in items:
-                        with self._left_behind(incoming, item) as left:
-                            await incoming.emit(left)
-        except BaseException as e:
-            incoming.fail(self._reply_error(incoming, e))
-        else:
-            incoming.finish(None)
-        finally:
-            self._host.progress.end()
-
-    def _stream_on_thread(self, incoming: Incoming, method: Method) -> None:
-        self._host.progress.begin()
-        try:
-            with binding.using(self._data):
-                args, kwargs = functions.localize(incoming.args())
-                items = _iterated(incoming.meta["method"], method.run(args, kwargs, incoming.meta.get(META)))
-                try:
-                    for item in items:
-                        with self._left_behind(incoming, item) as left:
-                            incoming.emit_blocking(left)
-                finally:
-                    close = getattr(items, "close", None)
-                    if close is not None:
-                        close()
-        except BaseException as e:
-            incoming.fail(self._reply_error(incoming, e))
-        else:
-            incoming.finish(None)
-        finally:
-            self._host.progress.end()
-
-    def _leave_tensors(self, incoming: Incoming, value: Any) -> Any:
-        return self._data.remotize(value) if incoming.meta.get("tensors") == "remote" else value
-
-    @contextmanager
-    def _left_behind(self, incoming: Incoming, item: Any) -> Iterator[Any]:
-        """`item` as it travels. When it does not, its tensors are freed again: no handle of them is anywhere."""
-        left = self._leave_tensors(incoming, item)
-        try:
-            yield left
-        except BaseException:
-            own = {id(leaf) for leaf in tree.leaves(item)}
-            functions.clear([leaf for leaf in tree.leaves(left) if isinstance(leaf, RTensor) and id(leaf) not in own])
-            raise
-
-    def _spawn(self, incoming: Incoming, work: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(work)
+    def _spawn(self, call: EngineCall, work: Coroutine[Any, Any, None]) -> None:
+        task = self.loop.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(lambda task: self._ended(task, incoming))
-        incoming.on_cancel(task.cancel)
+        task.add_done_callback(lambda task: self._ended(task, call))
+        call.request.on_cancel(task.cancel)
 
-    def _ended(self, task: asyncio.Task[None], incoming: Incoming) -> None:
+    def _ended(self, task: asyncio.Task[None], call: EngineCall) -> None:
         self._tasks.discard(task)
         if task.cancelled():  # before its first step, so that it could not answer itself
-            incoming.fail(CallCancelledError(self._host.worker_id, incoming.meta["method"]))
+            call.request.fail(call.cancelled())
 
-    def _reply_error(self, incoming: Incoming, error: BaseException) -> RolecallError:
-        name = incoming.meta["method"]
-        if isinstance(error, asyncio.CancelledError) and incoming.cancelled:
-            return CallCancelledError(self._host.worker_id, name)
-        return engine_error(self._host.worker_id, name, error)
+
+class EngineCall:
+    """One call: its request, the method that was looked up, and one way to run it for each kind of method."""
+
+    __slots__ = ("_data", "_loop", "_method", "_progress", "_wanted", "_worker_id", "request")
+
+    def __init__(self, calls: EngineCalls, request: Request, wanted: CallMethod, method: Method) -> None:
+        self.request, self._wanted, self._method = request, wanted, method
+        self._data, self._loop = calls.data, calls.loop
+        self._progress, self._worker_id = calls.engines.progress, calls.engines.worker_id
+
+    def cancelled(self) -> CallCancelledError:
+        """The answer to a cancelled call."""
+        return CallCancelledError(self._worker_id, self._wanted.method)
+
+    def on_engine_thread(self) -> None:
+        """Runs a plain method. The engine thread counts its begin and end."""
+        if self.request.cancelled:
+            return self.request.fail(self.cancelled())
+        try:
+            with binding.using(self._data):
+                value = self._run(arguments(self.request))
+                if inspect.isawaitable(value):  # a plain function that returns a coroutine
+                    value = asyncio.run_coroutine_threadsafe(_awaited(value), self._loop).result()
+            self._finish(value, self._leave(value))
+        except BaseException as e:  # every call is answered
+            self._fail(e)
+
+    async def on_loop(self) -> None:
+        """Runs an `async` method."""
+        with self._counted(), self._answering():
+            value = await self._run(await aarguments(self.request))
+            remote = self._wanted.tensors == "remote"
+            left = await asyncio.to_thread(self._leave, value) if remote else value  # copying would block the loop
+            self._finish(value, left)
+
+    async def stream_on_loop(self) -> None:
+        """Runs an `async` generator."""
+        with self._counted(), self._answering():
+            async with _aclosing(self._run(await aarguments(self.request))) as items:
+                async for item in items:
+                    left = self._leave(item)
+                    try:
+                        await self.request.emit(left)
+                    except BaseException:
+                        _free(item, left)
+                        raise
+            self.request.finish(None)
+
+    def stream_on_thread(self) -> None:
+        """Runs a generator, or a plain method that returns an iterable."""
+        with self._counted(), self._answering():
+            with _closing(_iterated(self._wanted.method, self._run(arguments(self.request)))) as items:
+                for item in items:
+                    left = self._leave(item)
+                    try:
+                        self.request.emit_blocking(left)
+                    except BaseException:
+                        _free(item, left)
+                        raise
+            self.request.finish(None)
+
+    def _run(self, arguments: tuple[Any, Any]) -> Any:
+        args, kwargs = arguments
+        return self._method.run(args, kwargs, self._wanted.rpc_meta)
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Answers the request with the exception when the block raises one."""
+        try:
+            with binding.using(self._data):
+                yield
+        except BaseException as e:  # every call is answered
+            self._fail(e)
+
+    def _fail(self, error: BaseException) -> None:
+        given_up = isinstance(error, asyncio.CancelledError) and self.request.cancelled
+        name = self._wanted.method
+        self.request.fail(self.cancelled() if given_up else engine_error(self._worker_id, name, error))
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        self._progress.begin()
+        try:
+            yield
+        finally:
+            self._progress.end()
+
+    def _leave(self, value: Any) -> Any:
+        return self._data.remotize(value) if self._wanted.tensors == "remote" else value
+
+    def _finish(self, value: Any, left: Any) -> None:
+        """Answers with `left`: `value` with handles in the place of its tensors, or `value` itself."""
+        try:
+            self.request.finish(left)
+        except BaseException:
+            _free(value, left)
+            raise
+
+
+def _free(value: Any, left: Any) -> None:
+    """Frees the tensors of `value` that were stored here for the handles in `left`; the caller never got these."""
+    own = {id(leaf) for leaf in tree.leaves(value)}
+    functions.clear([leaf for leaf in tree.leaves(left) if isinstance(leaf, RTensor) and id(leaf) not in own])
+
+
+def arguments(request: Request) -> tuple[Any, Any]:
+    """The engine's arguments, with tensors in the place of handles."""
+    args, kwargs = functions.localized(request.received())
+    return args, kwargs
+
+
+async def aarguments(request: Request) -> tuple[Any, Any]:
+    """As `arguments`, without blocking the loop."""
+    args, kwargs = await functions.alocalized(request.received())
+    return args, kwargs
 
 
 def engine_error(worker_id: str, method: str, error: BaseException) -> RolecallError:
-    """What the caller gets for an exception: ours as they are when no user code raised them, else EngineCallError."""
+    """The error that the caller gets: a RolecallError unchanged unless an engine raised it, else EngineCallError."""
     if isinstance(error, RolecallError) and not isinstance(error, EngineCallError) and _is_ours(error):
         return error
     text = "".join(traceback.format_exception(_without_our_frames(error)))
-    reply = EngineCallError(worker_id, method, full_name(type(error)), str(error), text)
+    reply = EngineCallError(worker_id, method, full_name(type(error)), describe(error)[1], text)
     reply.__cause__ = error
     return reply
 
@@ -166,24 +192,33 @@ def full_name(cls: type) -> str:
 
 
 def _is_ours(error: BaseException) -> bool:
-    """True when the exception was raised below this module without passing through an engine."""
+    """True when no frame of the traceback belongs to an engine."""
+    ours = ("rolecall.", "asyncio.", "concurrent.", "contextlib")
     tb = error.__traceback__
     while tb is not None:
-        if not tb.tb_frame.f_globals.get("__name__", "").startswith(("rolecall.", "asyncio.", "concurrent.")):
+        if not tb.tb_frame.f_globals.get("__name__", "").startswith(ours):
             return False
         tb = tb.tb_next
     return True
 
 
 def _without_our_frames(error: BaseException) -> BaseException:
-    if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
-        return error.with_traceback(error.__traceback__.tb_next)
-    return error
+    """The exception with a traceback that begins in the engine's code, if the traceback reaches it."""
+    tb = error.__traceback__
+    while tb is not None and tb.tb_frame.f_globals.get("__name__", "").startswith(("rolecall.worker.", "contextlib")):
+        tb = tb.tb_next
+    return error.with_traceback(tb) if tb is not None else error
+
+
+def _hint(name: str, kind: Kind) -> str:
+    if kind is Kind.ASYNC:
+        return f"{name}() is not a generator and cannot be streamed; use .call({name!r}, ...)"
+    return f'{name}() yields a stream; use .stream({name!r}, ...), or "stream": true over HTTP'
 
 
 def _iterated(name: str, value: Any) -> Iterator[Any]:
     if not isinstance(value, Iterable):
-        raise TypeError(f"{name}() returned {type(value).__name__}, which is no stream; use .call({name!r}, ...)")
+        raise TypeError(f"{name}() returned {type(value).__name__}, which cannot be streamed; use .call({name!r}, ...)")
     return iter(value)
 
 
@@ -191,16 +226,23 @@ async def _awaited(value: Any) -> Any:
     return await value
 
 
-class _closing:
-    """Closes an async generator also when its consumer is cancelled."""
+@contextmanager
+def _closing(items: Iterator[Any]) -> Iterator[Iterator[Any]]:
+    """Closes a generator also when its consumer stops early; other iterators need no closing."""
+    try:
+        yield items
+    finally:
+        close = getattr(items, "close", None)
+        if close is not None:
+            close()
 
-    def __init__(self, items: Any) -> None:
-        self._items = items
 
-    async def __aenter__(self) -> Any:
-        return self._items
-
-    async def __aexit__(self, *exc: object) -> None:
-        close: Callable[[], Any] | None = getattr(self._items, "aclose", None)
+@asynccontextmanager
+async def _aclosing(items: Any) -> AsyncIterator[Any]:
+    """As `_closing`, for asynchronous ones."""
+    try:
+        yield items
+    finally:
+        close = getattr(items, "aclose", None)
         if close is not None:
             await close()

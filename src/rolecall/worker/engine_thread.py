@@ -1,30 +1,58 @@
-"""The lane: the one thread on which an engine's plain methods run, in order. Collectives need exactly that."""
+"""The one thread on which an engine's plain methods run, in order. Collectives need exactly that."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import queue
 import threading
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 from rolecall.worker.progress import Progress
 
+T = TypeVar("T")
+
+log = logging.getLogger("rolecall")
+
 
 class EngineThread:
-    """Runs jobs one at a time on a thread of its own.
-
-    A job must not raise: whoever submits it answers for its errors.
-    """
+    """Runs jobs one at a time on a thread of its own."""
 
     def __init__(self, name: str, progress: Progress) -> None:
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._progress = progress
-        self.waiting = 0
-        self._thread = threading.Thread(target=self._run, name=f"lane {name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"engine {name}", daemon=True)
         self._thread.start()
 
+    @property
+    def waiting(self) -> int:
+        """Number of jobs that have not begun."""
+        return self._jobs.qsize()
+
     def submit(self, job: Callable[[], None]) -> None:
-        self.waiting += 1
+        """Runs `job` after the jobs submitted before. It must not raise; its submitter handles errors."""
         self._jobs.put(job)
+
+    async def run(self, fn: Callable[[], T]) -> T:
+        """Runs `fn` after the jobs submitted before, and returns its result or raises its exception."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[T] = loop.create_future()
+
+        def settle(value: Any, error: Exception | None) -> None:
+            if not done.done():
+                done.set_result(value) if error is None else done.set_exception(error)
+
+        def job() -> None:
+            value, error = None, None
+            try:
+                value = fn()
+            except BaseException as e:
+                error = e if isinstance(e, Exception) else RuntimeError(f"{type(e).__name__}: {e}")
+            loop.call_soon_threadsafe(settle, value, error)
+
+        self.submit(job)
+        return await done
 
     def close(self) -> None:
         """Lets the thread end after the jobs already submitted."""
@@ -33,9 +61,10 @@ class EngineThread:
     def _run(self) -> None:
         get, progress = self._jobs.get, self._progress
         while (job := get()) is not None:
-            self.waiting -= 1
             progress.begin()
             try:
                 job()
+            except BaseException:  # a bug of the submitter must not end the thread, and with it the engine
+                log.exception("a job of thread %r raised", self._thread.name)
             finally:
                 progress.end()

@@ -1,175 +1,259 @@
-"""The engines of one worker: named objects, each with a lane. The host knows nothing of wires and requests."""
+"""EngineHost answers every method of a worker, over frames and HTTP alike. It opens no sockets.
+
+Requests arrive on the loop's thread, and nothing here blocks it. A malformed request, an exception of an engine and a
+bug in this package are answered with three different errors.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import inspect
+import logging
+import os
+import random
+import sys
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from enum import Enum, auto
-from functools import partialmethod, singledispatchmethod
+import time
+import traceback
+import zlib
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
-from rolecall.errors import EngineCreationError, EngineNotFoundError
-from rolecall.worker.engine_thread import EngineThread
-from rolecall.worker.progress import Progress
+import msgspec
+import psutil
 
-META = "rpc_meta"
+from rolecall.errors import (
+    EngineCreationError,
+    EngineImportError,
+    InternalError,
+    ProtocolError,
+    RolecallError,
+    WorkerConfigurationError,
+)
+from rolecall.protocol.guard import Ports
+from rolecall.protocol.worker_methods import (
+    METHODS,
+    AllocPorts,
+    Asked,
+    Configure,
+    CreateEngine,
+    Destroy,
+    Done,
+    EngineCreated,
+    Fork,
+    Forked,
+    Health,
+    KillFork,
+    Seeded,
+    SetEnv,
+    WorkerMethod,
+)
+from rolecall.tensors.binding import binding
+from rolecall.tensors.service import DataService
+from rolecall.worker.calls import EngineCalls, arguments, full_name
+from rolecall.worker.engines import Engines
+from rolecall.worker.loading import load_engine_class
+from rolecall.worker.requests import Request
 
+AskGuard = Callable[[str, dict[str, Any]], Awaitable[Any]]
+StartsCall = Callable[[Request, Any], None]
+Answers = Callable[[Any], Awaitable[Any]]
 
-class Kind(Enum):
-    """How a method runs: plain ones on the lane; the others beside it."""
-
-    PLAIN = auto()
-    ASYNC = auto()
-    GENERATOR = auto()
-    ASYNC_GENERATOR = auto()
-
-
-@dataclass
-class Hosted:
-    """One engine with its lane."""
-
-    name: str
-    engine: Any
-    lane: EngineThread
-
-
-@dataclass(frozen=True)
-class Method:
-    """A method found on an engine.
-
-    Attributes:
-        static: What the class says under its name, by which a replaced method is noticed.
-        takes_meta: Whether it has a parameter `rpc_meta`, and so wants what callers pass under that name.
-    """
-
-    call: Callable[..., Any]
-    kind: Kind
-    lane: EngineThread
-    static: Any = None
-    takes_meta: bool = False
-
-    def run(self, args: Sequence[Any], kwargs: dict[str, Any], rpc_meta: Any) -> Any:
-        """Calls it. The worker itself knows nothing of what `rpc_meta` means."""
-        if self.takes_meta and rpc_meta is not None:
-            kwargs = {**kwargs, META: rpc_meta}
-        return self.call(*args, **kwargs)
+log = logging.getLogger("rolecall")
 
 
 class EngineHost:
-    """Makes, finds and destroys the engines of a worker."""
+    """The methods of a worker, by name.
 
-    def __init__(self, worker_id: str, progress: Progress) -> None:
-        self.worker_id = worker_id
-        self.progress = progress
-        self._engines: dict[str, Hosted] = {}
-        self._reserved: dict[str, EngineThread] = {}
-        self._methods: dict[tuple[str, str], Method] = {}
-        self._lock = threading.Lock()
+    Args:
+        ask_guard: Asks the worker's guard, by method and value.
+    """
 
-    def names(self) -> list[str]:
-        return list(self._engines)
+    def __init__(
+        self, engines: Engines, data: DataService, ask_guard: AskGuard, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._engines, self._data, self._ask_guard, self._loop = engines, data, ask_guard, loop
+        self._started = time.time()
+        self._tasks: set[asyncio.Task[None]] = set()
+        engine_methods: dict[str, StartsCall] = {
+            "call": EngineCalls(engines, data, loop).start,
+            "create_engine": self._create_engine,
+        }
+        control_methods: dict[str, Answers] = {
+            "health": self._health,
+            "metrics": self._metrics,
+            "stacks": self._stacks,
+            "destroy": self._destroy,
+            "configure": self._configure,
+            "set_env": self._set_env,
+            "alloc_ports": self._alloc_ports,
+            "fork": self._fork,
+            "kill_forked_worker": self._kill_forked_worker,
+        }
+        self._starts: dict[str, Callable[[Request], None]] = {
+            **{name: partial(self._with_arguments, METHODS[name], start) for name, start in engine_methods.items()},
+            **{name: partial(self._in_task, METHODS[name], answer) for name, answer in control_methods.items()},
+            **{name: self._on_pool for name in METHODS if name.startswith("data.")},
+        }
 
-    def waiting(self) -> int:
-        """Calls that wait for their lane."""
-        return sum(h.lane.waiting for h in list(self._engines.values()))
+    @property
+    def worker_id(self) -> str:
+        return self._engines.worker_id
 
-    def reserve(self, name: str) -> EngineThread:
-        """Takes the name and gives the lane on which the engine is to be made.
+    def dispatch(self, request: Request) -> None:
+        """Starts the work that a request asks for; every request is answered."""
+        try:
+            start = self._starts.get(request.method)
+            if start is None:
+                raise ProtocolError("unknown request", request.method, sorted(METHODS))
+            start(request)
+        except Exception as e:  # a request is always answered
+            self._fail(request, e)
 
-        Raises:
-            EngineCreationError: There is an engine of that name, or one is being made.
-        """
-        with self._lock:
-            if name in self._engines or name in self._reserved:
-                raise EngineCreationError(
-                    self.worker_id, name, "there is one of that name already; pass another engine_name"
-                )
-            lane = self._reserved[name] = EngineThread(name, self.progress)
-            return lane
+    def _with_arguments(self, method: WorkerMethod, start: StartsCall, request: Request) -> None:
+        """The engine's arguments are decoded later, on the thread that the engine runs on."""
+        start(request, method.parsed(request.meta))
 
-    def add(self, name: str, engine: Any) -> None:
-        """Puts the engine made under a reserved name in service."""
-        with self._lock:
-            self._engines[name] = Hosted(name, engine, self._reserved.pop(name))
+    def _in_task(self, method: WorkerMethod, answer: Answers, request: Request) -> None:
+        task = self._loop.create_task(self._answer(method, answer, request))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    def abandon(self, name: str) -> None:
-        """Gives a reserved name back after its engine could not be made."""
-        with self._lock:
-            lane = self._reserved.pop(name, None)
-        if lane is not None:
-            lane.close()
+    async def _answer(self, method: WorkerMethod, answer: Answers, request: Request) -> None:
+        try:
+            request.finish(msgspec.to_builtins(await answer(method.parsed(request.args()))))
+        except Exception as e:  # a request is always answered
+            self._fail(request, e)
 
-    def method(self, engine_name: str, name: str) -> Method:
-        """Looks a method up before anything of the call is run.
+    def _on_pool(self, request: Request) -> None:
+        """Runs on a pool thread, because copying memory would block the loop."""
+        self._loop.run_in_executor(None, self._answer_data, request)
 
-        Raises:
-            EngineNotFoundError: No such engine, or no such public method on it.
-        """
-        found = self._methods.get((engine_name, name))
-        if found is not None and _is_current(self._engines[engine_name].engine, name, found):
-            return found
-        return self._find(engine_name, name)
+    def _fail(self, request: Request, error: Exception) -> None:
+        """Answers with an error. One that is not a RolecallError is a bug in this package; its traceback is logged."""
+        if not isinstance(error, RolecallError):
+            log.error("internal error in %r", request.method, exc_info=error)
+            error = InternalError(self.worker_id, request.method, full_name(type(error)), str(error))
+        request.fail(error)
 
-    def _find(self, engine_name: str, name: str) -> Method:
-        hosted = self._engines.get(engine_name)
-        if hosted is None:
-            raise EngineNotFoundError(self.worker_id, name, f"engine {engine_name!r}", self.names())
-        missing = object()
-        # A class attribute first: a property's getter is user code, and looking a name up must not run it.
-        static = missing if name.startswith("_") else inspect.getattr_static(hosted.engine, name, missing)
-        call = None if static is missing or _is_getter(static) else getattr(hosted.engine, name)
-        if not callable(call):
-            cls = type(hosted.engine)
-            known = [n for n in dir(cls) if not n.startswith("_") and _is_method(cls, n)]
-            raise EngineNotFoundError(self.worker_id, name, f"method {name!r} of engine {engine_name!r}", known)
-        method = Method(call, _kind(call), hosted.lane, getattr(type(hosted.engine), name, None), _takes_meta(call))
-        self._methods[engine_name, name] = method
-        return method
+    def _answer_data(self, request: Request) -> None:
+        try:
+            value = self._data.answer(request.method, request.args())
+            request.finish(value, stable=request.method == "data.get")  # a shard's memory never changes
+        except Exception as e:  # a request is always answered
+            self._fail(request, e)
 
-    def remove(self, name: str) -> Hosted | None:
-        with self._lock:
-            hosted = self._engines.pop(name, None)
-            self._methods = {k: m for k, m in self._methods.items() if k[0] != name}
-        return hosted
+    # Engines
 
-    def close(self) -> None:
-        """Lets every lane end after what it runs."""
-        with self._lock:
-            lanes = [*(hosted.lane for hosted in self._engines.values()), *self._reserved.values()]
-        for lane in lanes:
-            lane.close()
+    def _create_engine(self, request: Request, wanted: CreateEngine) -> None:
+        name = wanted.engine_name or self.worker_id
+        self._engines.reserve(name).submit(lambda: self._make(request, name, wanted.engine))
+
+    def _make(self, request: Request, name: str, path: str) -> None:
+        """Creates an engine, on its thread."""
+        try:
+            cls = load_engine_class(path)
+            with binding.using(self._data):
+                args, kwargs = arguments(request)
+                engine = cls(*args, **kwargs)
+        except EngineImportError as e:
+            self._engines.abandon(name)
+            return request.fail(e)
+        except BaseException as e:
+            self._engines.abandon(name)
+            text = "".join(traceback.format_exception(e))
+            return request.fail(EngineCreationError(self.worker_id, name, f"{type(e).__name__}: {e}", text))
+        self._engines.add(name, engine)
+        request.finish(msgspec.to_builtins(EngineCreated(engine_name=name)))
+
+    async def _destroy(self, wanted: Destroy) -> dict[str, str]:
+        """Calls `destroy()` on engines, on their threads, all at the same time; returns problems by engine name."""
+        names = self._engines.names() if wanted.engines is None else wanted.engines
+        outcomes = await asyncio.gather(*(self._destroy_one(name, wanted.timeout) for name in names))
+        return {name: problem for name, problem in zip(names, outcomes, strict=True) if problem}
+
+    async def _destroy_one(self, name: str, timeout: float) -> str:
+        hosted = self._engines.remove(name)
+        if hosted is None:  # never created, or destroyed by another request
+            return ""
+        try:
+            destroy = getattr(hosted.engine, "destroy", None)
+            if destroy is not None:
+                async with asyncio.timeout(timeout):
+                    outcome = await hosted.thread.run(destroy)
+                    if inspect.isawaitable(outcome):
+                        await outcome
+        except TimeoutError:
+            return f"destroy() took more than {timeout:g} s"
+        except BaseException as e:
+            return f"destroy() raised {type(e).__name__}: {e}"
+        finally:
+            hosted.thread.close()
+        return ""
+
+    # The worker itself
+
+    async def _configure(self, wanted: Configure) -> Seeded:
+        seed = wanted.config.get("seed", 0)
+        try:
+            base = int(seed)
+        except (TypeError, ValueError, OverflowError) as e:
+            raise WorkerConfigurationError("bad seed", seed, "use a whole number") from e
+        seed = zlib.crc32(f"{base}/{wanted.role}/{wanted.rank}".encode())
+        random.seed(seed)
+        for module, path in (("numpy", "random.seed"), ("torch", "manual_seed")):
+            if module in sys.modules:
+                fn: Any = sys.modules[module]
+                for part in path.split("."):
+                    fn = getattr(fn, part)
+                fn(seed)
+        return Seeded(seed=seed)
+
+    async def _health(self, wanted: Asked) -> Health:
+        forked = await self._ask_guard("forked_children", {})
+        worker = self.worker_id
+        return Health(worker=worker, pid=os.getpid(), engines=self._engines.names(), forked_children=forked)
+
+    async def _stacks(self, wanted: Asked) -> str:
+        return thread_stacks()
+
+    async def _metrics(self, wanted: Asked) -> dict[str, Any]:
+        process = psutil.Process()
+        cpu = process.cpu_times()
+        return {
+            "uptime_s": time.time() - self._started,
+            "cpu_s": cpu.user + cpu.system,
+            "rss_bytes": process.memory_info().rss,
+            "open_fds": process.num_fds(),
+            "threads": process.num_threads(),
+            "calls_begun": self._engines.progress.begun,
+            "calls_ended": self._engines.progress.ended,
+            "calls_waiting": self._engines.waiting(),
+            **self._data.metrics(),
+        }
+
+    # What its guard does for it
+
+    async def _set_env(self, wanted: SetEnv) -> Done:
+        await self._ask_guard("set_env", msgspec.to_builtins(wanted))
+        return Done()
+
+    async def _alloc_ports(self, wanted: AllocPorts) -> Ports:
+        return msgspec.convert(await self._ask_guard("alloc_ports", msgspec.to_builtins(wanted)), Ports)
+
+    async def _fork(self, wanted: Fork) -> Forked:
+        return msgspec.convert(await self._ask_guard("fork", msgspec.to_builtins(wanted)), Forked)
+
+    async def _kill_forked_worker(self, wanted: KillFork) -> Done:
+        await self._ask_guard("kill_forked_worker", msgspec.to_builtins(wanted))
+        return Done()
 
 
-def _is_current(engine: Any, name: str, found: Method) -> bool:
-    """False once the method was replaced, on the class or on the engine itself."""
-    return getattr(type(engine), name, None) is found.static and name not in getattr(engine, "__dict__", ())
-
-
-def _takes_meta(call: Callable[..., Any]) -> bool:
-    try:
-        return META in inspect.signature(call).parameters
-    except (TypeError, ValueError):  # some callables written in C do not say
-        return False
-
-
-def _is_getter(static: Any) -> bool:
-    """A property of any kind: code of the user's that would run when the attribute is only looked up."""
-    if not hasattr(type(static), "__get__") or callable(static) or inspect.ismemberdescriptor(static):
-        return False
-    return not isinstance(static, classmethod | staticmethod | partialmethod | singledispatchmethod)
-
-
-def _is_method(cls: type, name: str) -> bool:
-    static = inspect.getattr_static(cls, name, None)
-    return callable(static) or isinstance(static, classmethod)
-
-
-def _kind(call: Callable[..., Any]) -> Kind:
-    call = inspect.unwrap(call)
-    if inspect.isasyncgenfunction(call):
-        return Kind.ASYNC_GENERATOR
-    if inspect.isgeneratorfunction(call):
-        return Kind.GENERATOR
-    return Kind.ASYNC if inspect.iscoroutinefunction(call) else Kind.PLAIN
+def thread_stacks() -> str:
+    """The Python stacks of all threads of this process, under the threads' names."""
+    names = {t.ident: t.name for t in threading.enumerate()}
+    return "\n".join(
+        f"Thread {names.get(ident, ident)}\n" + "".join(traceback.format_stack(frame))
+        for ident, frame in sys._current_frames().items()
+    )

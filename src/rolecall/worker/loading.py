@@ -1,7 +1,7 @@
-"""Finding the class that an engine path names. It imports and refuses; it never makes an object.
+"""Finding the class that an engine path names. It imports classes and refuses some; it never instantiates one.
 
-A path is `package.module.Class` or `package.module:Class`. Classes of the standard library are refused, under whatever
-name they were re-exported, since an engine is code that the user wrote, and `subprocess.Popen` is not.
+A path is `package.module.Class` or `package.module:Class`. Classes of the standard library are refused, under any
+name that re-exports them, since an engine is code that the user wrote, and `subprocess.Popen` is not.
 Classes of the controller's own script are found by loading that script once more under another `__name__`, as
 `multiprocessing` does, so the script needs its `if __name__ == "__main__":`.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
+import os
 import signal
 import socket
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 from rolecall.protocol.message import from_plain, to_plain
 from rolecall.protocol.worker import WorkerConfig
+from rolecall.protocol.worker_methods import METHODS
 from rolecall.tensors.binding import binding
 from rolecall.transport.link import Link
 from rolecall.transport.loop import new_loop
@@ -61,8 +63,8 @@ class _Process:
             self._over.set()
         elif incoming.method == "configure":
             self._configure(incoming)
-        elif self._node is not None:
-            self._node.service.dispatch(incoming)
+        elif incoming.method == "set_env":
+            self._set_env(incoming)
 
     def _configure(self, incoming: Incoming) -> None:
         try:
@@ -72,6 +74,13 @@ class _Process:
             binding.set(self._node.data)
             incoming.finish(to_plain(self._node.start()))
         except Exception as e:  # the guard reports why the worker is not ready
+            incoming.fail(e)
+
+    def _set_env(self, incoming: Incoming) -> None:
+        try:
+            os.environ.update(METHODS["set_env"].parsed(incoming.args()).env)
+            incoming.finish(None)
+        except Exception as e:  # the guard hears of it
             incoming.fail(e)
 
     async def _ask_guard(self, method: str, value: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""A worker without its process: engines, tensors and the server in front of them. Tests host it in a thread."""
+"""A worker without its process: engines, tensors and the listeners in front of them. Tests host it in a thread."""
 
 from __future__ import annotations
 
@@ -15,49 +15,38 @@ from rolecall.tensors.connections import Connections
 from rolecall.tensors.fetch import Fetcher
 from rolecall.tensors.service import DataService
 from rolecall.tensors.store import Store
-from rolecall.transport.peer import Peer
-from rolecall.transport.server import Hello, Server
-from rolecall.transport.sessions import Sessions
-from rolecall.worker.host import EngineHost
+from rolecall.worker.engines import Engines
+from rolecall.worker.host import AskGuard, EngineHost
 from rolecall.worker.progress import Progress
-from rolecall.worker.routes import AskGuard, WorkerRoutes
-from rolecall.worker.service import WorkerService
+from rolecall.worker.server import WorkerServer
 
 CACHE_BYTES = 1 << 30
 
 
 class WorkerNode:
-    """Everything of a worker, assembled."""
+    """Everything of a worker, assembled: engines, tensors, the engine host and its listeners."""
 
     def __init__(self, config: WorkerConfig, loop: asyncio.AbstractEventLoop, ask_guard: AskGuard) -> None:
-        self._config, self._loop = config, loop
+        self._config = config
         hello = {"kind": "worker", "name": config.worker_id}
         self._owners = Connections(config.token, loop=loop, hello=hello)
-        self._sessions = Sessions(self._new_peer)
         self._progress = Progress(config.progress or None)
-        self._host = EngineHost(config.worker_id, self._progress)
+        self._engines = Engines(config.worker_id, self._progress)
         self.data = self._data_service()
-        self.service = WorkerService(self._host, self.data, loop)
-        self._server = Server(
-            config.token,
-            loop=loop,
-            on_peer=self._sessions,
-            http=WorkerRoutes(self.service, ask_guard).routes(),
-        )
+        host = EngineHost(self._engines, self.data, ask_guard, loop)
+        self._server = WorkerServer(host, config.token, loop)
 
     def start(self) -> Configured:
         """Listens, and says where."""
         config = self._config
-        self._server.listen_unix(config.socket)
-        port = self._server.listen_tcp(config.bind, config.port)
+        port = self._server.listen(config.socket, config.bind, config.port)
         return Configured(pid=os.getpid(), socket=config.socket, port=port)
 
     async def close(self) -> None:
-        """Ends connections, lanes and memory. Engines are not destroyed; that is asked for before."""
+        """Ends connections, engine threads and memory. Engines are not destroyed; that is asked for before."""
         await self._server.close()
         self._owners.close()
-        self._sessions.close()
-        self._host.close()
+        self._engines.close()
         self.data.store.close()
         self._progress.close()
 
@@ -69,6 +58,3 @@ class WorkerNode:
         addresses = [f"unix:{config.socket}", f"tcp:{config.ip}:{config.port}"]
         store = Store(config.worker_id, addresses, backends, default=config.tensor_backend)
         return DataService(store, Fetcher(self._owners, Cache(CACHE_BYTES), backends, store), self._owners)
-
-    def _new_peer(self, hello: Hello) -> Peer:
-        return Peer(str(hello.info.get("name", "somebody")), loop=self._loop, handler=self.service)

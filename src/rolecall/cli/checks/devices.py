@@ -1,4 +1,4 @@
-"""Devices: which there are, which this user may open, and whether the visible-devices variables name others."""
+"""Devices: which exist, which this user may open, and whether the visible-devices variables name others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def check_devices(folder: Path = Path("/dev"), env: Mapping[str, str] = os.envir
         if files:
             yield _files(kind, files)
     if not any(found.values()):
-        yield info(CHECK, "no accelerator is seen; roles with gpu=0 work")
+        yield info(CHECK, "no accelerator was found; roles with gpu=0 work")
     for kind, name in VARIABLES.items():
         if name in env:
             yield _variable(name, env[name], len(found[kind]))
@@ -30,7 +30,10 @@ def _files(kind: str, files: list[Path]) -> Finding:
     if closed:
         seen = f"{', '.join(map(str, closed))} may not be opened by this user"
         return error(
-            CHECK, seen, "join the group that may, or start the container with the devices", f"ls -l {closed[0]}"
+            CHECK,
+            seen,
+            "join the group that may, or start the container with the devices",
+            f"ls -l {closed[0]}",
         )
     return ok(CHECK, f"{len(files)} {kind} device(s): {', '.join(path.name for path in files)}")
 
@@ -39,5 +42,5 @@ def _variable(name: str, value: str, count: int) -> Finding:
     beyond = [device for device in parse_visible(value) if device.isdigit() and int(device) >= count]
     if beyond:
         seen = f"{name}={value} names device(s) {', '.join(beyond)}, but there are {count}"
-        return warning(CHECK, seen, "workers would find no device; correct the variable", f"unset {name}")
+        return warning(CHECK, seen, "workers would not find these devices; correct the variable", f"unset {name}")
     return ok(CHECK, f"{name}={value}")

@@ -18,7 +18,7 @@ SHOWN = 8
 
 
 def check_left_processes(fileroot: Path) -> Iterator[Finding]:
-    """One finding for each run that has processes here."""
+    """One finding per run with processes on this host."""
     table = snapshot()
     groups: dict[str, list[RunProcess]] = defaultdict(list)
     for item in run_processes():
@@ -32,7 +32,7 @@ def check_left_processes(fileroot: Path) -> Iterator[Finding]:
 
 
 def guards_above(items: list[RunProcess], table: dict[int, Stat]) -> list[Stat]:
-    """The guards among processes and above them: whoever stands below one is not left over but looked after."""
+    """The guards among these processes and their ancestors; a process below a guard is supervised, not left over."""
     pids: set[int] = set()
     for item in items:
         pids |= ancestors(item.stat.pid, table)
@@ -46,14 +46,14 @@ def _judge(run_id: str, items: list[RunProcess], directory: RunDir | None, guard
     shown = ", ".join(item.describe() for item in items[:SHOWN]) + (" ..." if len(items) > SHOWN else "")
     stopped = [guard for guard in guards if guard.state in "Tt"]
     if stopped:
-        seen = f"{name}: its guard {stopped[0].pid} is stopped and looks after nothing: {shown}"
-        return error(CHECK, seen, "let it go on (kill -CONT), or end the run", stop)
+        seen = f"{name}: its guard {stopped[0].pid} is stopped and supervises nothing: {shown}"
+        return error(CHECK, seen, "continue it (kill -CONT), or end the run", stop)
     if controller is not None:
-        return ok(CHECK, f"{name}: {len(items)} processes, controller {controller} lives")
+        return ok(CHECK, f"{name}: {len(items)} processes, controller {controller} is running")
     if guards and directory is None:
-        return info(CHECK, f"{name} has a guard, {guards[0].pid}, and its directory under another fileroot: {shown}")
+        return info(CHECK, f"{name} has a guard, {guards[0].pid}; its run directory is under another fileroot: {shown}")
     if guards:
-        advice = "its guard ends them with the lease, unless the controller is on another host; or end them now"
+        advice = "if the controller is not on another host, the guard ends them when its lease expires; or end them now"
         return warning(CHECK, f"{name} has no controller here but {len(items)} process(es): {shown}", advice, stop)
-    seen = f"{name} has no {'controller' if directory else 'guard'} any more but left {len(items)} process(es): {shown}"
+    seen = f"{name} left {len(items)} process(es) without a {'controller' if directory else 'guard'}: {shown}"
     return error(CHECK, seen, "end them", stop)

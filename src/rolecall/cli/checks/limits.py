@@ -1,4 +1,4 @@
-"""Limits of the user, the kernel and the cgroup that runs of many workers meet."""
+"""Limits of the user, the kernel and the cgroup that runs with many workers may reach."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ENOUGH_MAPS = 65530
 
 
 def check_limits() -> Iterator[Finding]:
-    """Everything, each by a function of the value alone."""
+    """All limits; each is judged by a pure function of its value."""
     yield files(*resource.getrlimit(resource.RLIMIT_NOFILE))
     yield processes(resource.getrlimit(resource.RLIMIT_NPROC)[0])
     yield locked_memory(resource.getrlimit(resource.RLIMIT_MEMLOCK)[0])
@@ -37,7 +37,7 @@ def check_limits() -> Iterator[Finding]:
 
 
 def files(soft: int, hard: int) -> Finding:
-    """Open files: each worker costs the controller and the guard some, each peer a worker one."""
+    """Open files: the controller and the guard need several per worker, a worker one per peer."""
     seen = f"open files: {_amount(soft)} (hard limit {_amount(hard)})"
     advice = "each worker needs some in the controller and the guard; raise it in the shell that starts the run"
     command = f"ulimit -n {min(65536, hard) if hard >= 0 else 65536}"
@@ -57,7 +57,7 @@ def processes(soft: int) -> Finding:
 
 
 def locked_memory(soft: int) -> Finding:
-    """Memory that may be locked, which RDMA needs."""
+    """Lockable memory, which RDMA needs."""
     seen = f"lockable memory: {'unlimited' if soft < 0 else format_bytes(soft)}"
     if 0 <= soft < ENOUGH_LOCKED:
         return info(CHECK, seen, "NCCL over InfiniBand needs more; other transports do not", "ulimit -l unlimited")
@@ -65,7 +65,7 @@ def locked_memory(soft: int) -> Finding:
 
 
 def memory(limit: int) -> Finding:
-    """What this cgroup, or the machine, has."""
+    """The memory limit of this cgroup, or the memory of the machine."""
     seen = f"memory for this cgroup: {format_bytes(limit)}"
     if limit < LITTLE_MEMORY:
         return warning(CHECK, seen, "each torch worker takes 0.3 GiB before its model; raise the container's limit")
@@ -73,7 +73,7 @@ def memory(limit: int) -> Finding:
 
 
 def pids(text: str) -> Finding:
-    """Highest pid plus one, threads counted."""
+    """Maximum number of pids, threads included."""
     seen = f"kernel.pid_max: {text}"
     if int(text) < 32768:
         return warning(CHECK, seen, "threads count too; raise it", "sudo sysctl kernel.pid_max=4194304")
@@ -81,7 +81,7 @@ def pids(text: str) -> Finding:
 
 
 def maps(text: str) -> Finding:
-    """Mappings of one process; each mapped tensor is one."""
+    """Memory mappings per process; each mapped tensor is one."""
     seen = f"vm.max_map_count: {text}"
     if int(text) < ENOUGH_MAPS:
         return warning(CHECK, seen, "each mapped tensor takes one; raise it", "sudo sysctl vm.max_map_count=262144")
@@ -89,16 +89,16 @@ def maps(text: str) -> Finding:
 
 
 def overcommit(text: str) -> Finding:
-    """Whether the kernel promises more memory than there is, which forks rely on."""
+    """Memory overcommit, which forks rely on."""
     seen = f"vm.overcommit_memory: {text}"
     if text == "2":
-        advice = "forks of a process with much memory are refused then"
+        advice = "with 2, forks of a process with much memory are refused"
         return warning(CHECK, seen, advice, "sudo sysctl vm.overcommit_memory=0")
     return ok(CHECK, seen)
 
 
 def huge_pages(text: str) -> Finding:
-    """`[chosen]` among the choices for shared memory."""
+    """The setting for shared memory; the active choice is in brackets."""
     seen = f"transparent huge pages for shared memory: {text}"
     if "[never]" in text or "[deny]" in text:
         advice = "`advise` makes mapping large tensors faster"
@@ -108,7 +108,7 @@ def huge_pages(text: str) -> Finding:
 
 
 def cgroup_pids(limit: str, current: str) -> Iterator[Finding]:
-    """The container's own limit of processes and threads."""
+    """The container's limit of processes and threads."""
     if not limit.isdigit():
         return
     seen = f"processes and threads in this cgroup: {current or '?'} of {limit}"

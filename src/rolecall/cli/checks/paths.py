@@ -1,4 +1,4 @@
-"""Folders: long paths that no Unix socket fits, who may write where runs are kept, and whether there is room."""
+"""Directories: socket paths that are too long, permissions of the fileroot, free space, clock of the file system."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def check_paths(fileroot: Path) -> Iterator[Finding]:
 
 
 def socket_room(root: Path) -> Finding:
-    """How long a role's name may be before its worker's socket has no valid path."""
+    """How long a role's name may be so that the path of its worker's socket is still valid."""
     longest = worker_socket(str(root / ("0" * RUN_ID_LENGTH)), "/999")
     room = SOCKET_PATH - len(os.fsencode(longest))
     seen = f"sockets in {root}/ leave {room} bytes for a role's name"
-    advice = "a longer path than 107 bytes is no Unix socket; point TMPDIR to a shorter folder"
+    advice = "the path of a Unix socket holds 107 bytes; set TMPDIR to a shorter path"
     if room < 16:
         return error(CHECK, seen, advice, "export TMPDIR=/tmp")
     return info(CHECK, seen, advice, "export TMPDIR=/tmp") if room < LONGEST_ROLE else ok(CHECK, seen)
@@ -42,12 +42,15 @@ def socket_room(root: Path) -> Finding:
 
 def _fileroot(root: Path) -> Iterator[Finding]:
     if not root.exists():
-        yield ok(CHECK, f"{root} does not exist yet; the first run makes it")
+        yield ok(CHECK, f"{root} does not exist yet; the first run creates it")
         return
     quoted = shlex.quote(str(root))
     if not root.is_dir() or not os.access(root, os.W_OK | os.X_OK):
         yield error(
-            CHECK, f"{root} is no folder that this user may write", "choose another with fileroot=", f"ls -ld {quoted}"
+            CHECK,
+            f"{root} is not a writable directory",
+            "choose another with fileroot=",
+            f"ls -ld {quoted}",
         )
         return
     yield permissions(root, root.stat())
@@ -56,15 +59,15 @@ def _fileroot(root: Path) -> Iterator[Finding]:
 
 
 def permissions(root: Path, found: os.stat_result) -> Finding:
-    """Others must not write there (they could plant logs and state), and better not read."""
+    """Other users must not be able to write there (they could forge logs and state), nor, preferably, to read."""
     mode = stat.S_IMODE(found.st_mode)
     seen, command = f"{root} has mode {mode:04o}", f"chmod 700 {shlex.quote(str(root))}"
     if found.st_uid != os.getuid():
-        return warning(CHECK, f"{root} belongs to uid {found.st_uid}", "choose a folder of your own with fileroot=")
+        return warning(CHECK, f"{root} belongs to uid {found.st_uid}", "choose a directory of your own with fileroot=")
     if mode & 0o022:
-        return error(CHECK, seen, "others can write there, and what they write is believed; make it private", command)
+        return error(CHECK, seen, "other users can write there and forge the state of runs; make it private", command)
     if mode & 0o055:
-        return info(CHECK, seen, "others can read the logs of your runs; make it private if that matters", command)
+        return info(CHECK, seen, "other users can read the logs of your runs; make it private if that matters", command)
     return ok(CHECK, seen)
 
 
@@ -73,18 +76,18 @@ def _room(root: Path) -> Finding:
     free = space.f_bavail * space.f_frsize
     seen = f"{root} has {format_bytes(free)} free"
     if free < LITTLE_ROOM:
-        return warning(CHECK, seen, "logs and checkpoints need room", f"du -sh {shlex.quote(str(root))}/*/*")
+        return warning(CHECK, seen, "logs and checkpoints need space", f"du -sh {shlex.quote(str(root))}/*/*")
     return ok(CHECK, seen)
 
 
 def _clock(root: Path) -> Iterator[Finding]:
-    """Compares this host's clock with that of the file system, which is another host's when it is shared."""
+    """Compares this host's clock with that of the file system, which for a shared one is the file server's."""
     with tempfile.NamedTemporaryFile(dir=root, prefix=".clock-") as file:
         skew = os.fstat(file.fileno()).st_mtime - time.time()
     if abs(skew) > CLOCK_SKEW_S:
-        seen = f"the clock of {root} is {skew:+.1f} s off this host's"
+        seen = f"the clock of {root} is {skew:+.1f} s off this host's clock"
         yield warning(
-            "clock", seen, "times in logs and ages of files mislead; synchronize the clocks", "timedatectl status"
+            "clock", seen, "times in logs and ages of files are wrong; synchronize the clocks", "timedatectl status"
         )
     else:
-        yield ok("clock", f"agrees with that of {root}")
+        yield ok("clock", f"agrees with the clock of {root}")

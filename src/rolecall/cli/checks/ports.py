@@ -1,4 +1,4 @@
-"""Ports: the lock file of the leases, the range they come from, who holds some, and strangers in the range."""
+"""Ports: the range of the leases, their lock file, the ports leased now, and other listeners in the range."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _FLOCK = "@hhqqi4x"  # struct flock: type, whence, start, length, pid
 
 
 def check_ports(lock_file: Path = LOCK_FILE) -> Iterator[Finding]:
-    """Range, lock file, leases, strangers."""
+    """Range, lock file, leases, other listeners."""
     low, high = ephemeral()
     first, last = lease_range((low, high))
     yield _range(first, last, low, high)
     yield from _lock_file(lock_file, first, last)
-    yield from _strangers(first, last)
+    yield from _other_listeners(first, last)
 
 
 def ephemeral() -> tuple[int, int]:
-    """The range from which the kernel gives ports to outgoing connections."""
+    """The ephemeral range, from which the kernel assigns ports to outgoing connections."""
     try:
         low, high = map(int, RANGE_FILE.read_text().split())
     except (OSError, ValueError):
@@ -43,9 +43,9 @@ def ephemeral() -> tuple[int, int]:
 
 
 def _range(first: int, last: int, low: int, high: int) -> Finding:
-    seen = f"leases from {first}-{last}, the kernel's ephemeral range is {low}-{high}"
+    seen = f"range of the leases: {first}-{last}; the kernel's ephemeral range: {low}-{high}"
     if first <= high and low <= last:
-        advice = "a leased port can be taken by an outgoing connection; leave room outside the ephemeral range"
+        advice = "an outgoing connection can take a leased port; leave room below the ephemeral range"
         return warning(CHECK, seen, advice, "sudo sysctl net.ipv4.ip_local_port_range='32768 60999'")
     if last - first < FEW:
         return warning(CHECK, seen, f"fewer than {FEW} ports", "sudo sysctl net.ipv4.ip_local_port_range='32768 60999'")
@@ -60,9 +60,9 @@ def _lock_file(path: Path, first: int, last: int) -> Iterator[Finding]:
         return
     remove = f"rm {shlex.quote(str(path))}"
     if not stat.S_ISREG(found.st_mode):
-        yield error(CHECK, f"{path} is no plain file; no port can be leased", "remove it", remove)
+        yield error(CHECK, f"{path} is not a regular file; no port can be leased", "remove it", remove)
     elif not os.access(path, os.R_OK | os.W_OK):
-        advice = "have its owner let everybody lock it"
+        advice = "its owner must let all users lock it"
         yield error(CHECK, f"{path} may not be opened by this user", advice, f"sudo chmod 666 {shlex.quote(str(path))}")
     else:
         yield from _leases(path, first, last)
@@ -79,14 +79,14 @@ def _leases(path: Path, first: int, last: int) -> Iterator[Finding]:
     odd = [pid for pid in openers(path) if pid not in known and _name(pid) != GUARD_NAME]
     if odd:
         names = ", ".join(f"{pid} {_name(pid)}" for pid in odd)
-        advice = "only guards hold leases; end the process, and the kernel frees the ports"
-        yield warning(CHECK, f"{len(ports)} leased ({shown}), held also by {names}", advice, f"kill {odd[0]}")
+        advice = "only guards hold leases; end the process, and the kernel releases the ports"
+        yield warning(CHECK, f"{len(ports)} leased ({shown}), also held by {names}", advice, f"kill {odd[0]}")
     else:
-        yield ok(CHECK, f"{len(ports)} leased by living guards: {shown}")
+        yield ok(CHECK, f"{len(ports)} leased by running guards: {shown}")
 
 
 def leased(fd: int, first: int, last: int) -> list[int]:
-    """The ports whose byte of the lock file somebody else has locked, found without locking any."""
+    """The ports whose byte of the lock file another process has locked, found without locking any."""
     ports: list[int] = []
     todo = [(first, last)]
     while todo:
@@ -104,7 +104,7 @@ def leased(fd: int, first: int, last: int) -> list[int]:
 
 
 def openers(path: Path) -> list[int]:
-    """Processes that have a file open, as far as one may look."""
+    """Processes that have a file open, as far as their descriptors are readable."""
     found = []
     for process in Path("/proc").iterdir():
         if process.name.isdigit():
@@ -112,12 +112,12 @@ def openers(path: Path) -> list[int]:
                 if any(os.readlink(link) == str(path) for link in (process / "fd").iterdir()):  # noqa: PTH115
                     found.append(int(process.name))
             except OSError:
-                continue  # it ended while we looked, or is not ours
+                continue  # the process has ended, or belongs to another user
     return sorted(found)
 
 
-def _strangers(first: int, last: int) -> Iterator[Finding]:
-    ours = {item.stat.pid for item in run_processes()}
+def _other_listeners(first: int, last: int) -> Iterator[Finding]:
+    own = {item.stat.pid for item in run_processes()}
     held = sorted(
         {
             (c.laddr.port, c.pid)
@@ -126,14 +126,12 @@ def _strangers(first: int, last: int) -> Iterator[Finding]:
         },
         key=str,
     )
-    strange = [(port, pid) for port, pid in held if pid not in ours]
-    if strange:
-        shown = ", ".join(
-            f"{port} ({pid} {_name(pid)})" if pid else f"{port} (hidden)" for port, pid in strange[:SHOWN]
-        )
-        more = " ..." if len(strange) > SHOWN else ""
-        advice = "harmless: leases step around them; choose other fixed ports for programs that begin later"
-        yield info(CHECK, f"{len(strange)} listener(s) of other programs in our range: {shown}{more}", advice)
+    others = [(port, pid) for port, pid in held if pid not in own]
+    if others:
+        shown = ", ".join(f"{port} ({pid} {_name(pid)})" if pid else f"{port} (hidden)" for port, pid in others[:SHOWN])
+        more = " ..." if len(others) > SHOWN else ""
+        advice = "harmless: leases avoid these ports; programs that start later should use ports outside the range"
+        yield info(CHECK, f"{len(others)} listener(s) of other programs in the range: {shown}{more}", advice)
 
 
 def _name(pid: int) -> str:

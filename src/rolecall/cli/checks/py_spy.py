@@ -1,4 +1,4 @@
-"""Whether stacks can be read from outside: py-spy is there and the kernel lets it attach."""
+"""Whether stacks can be read from outside: py-spy is installed and the kernel lets it attach."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ TIMEOUT_S = 20.0
 
 
 def check_py_spy() -> Iterator[Finding]:
-    """Tries it, on this very process: what settings promise is not always what the kernel does."""
+    """Attaches to this process, since the settings alone do not tell whether the kernel allows it."""
     program = py_spy()
     if program is None:
         pip = shlex.join([sys.executable, "-m", "pip", "install", "py-spy"])
-        yield warning(CHECK, "py-spy is not installed", "without it a stuck worker's stacks cannot be read", pip)
+        yield warning(CHECK, "py-spy is not installed", "without it the stacks of a stuck worker cannot be read", pip)
         return
     argv = [program, "dump", "--nonblocking", "--pid", str(os.getpid())]
     try:
@@ -34,9 +34,9 @@ def check_py_spy() -> Iterator[Finding]:
 
 
 def _refused(stderr: str) -> Finding:
-    reason = stderr.strip().splitlines()[0] if stderr.strip() else "it gave no reason"
+    reason = stderr.strip().splitlines()[0] if stderr.strip() else "no reason given"
     scope = PTRACE_SCOPE.read_text().strip() if PTRACE_SCOPE.exists() else "0"
     if scope != "0":
-        advice = f"kernel.yama.ptrace_scope is {scope}; 0 lets a user's processes look at each other"
+        advice = f"kernel.yama.ptrace_scope is {scope}; 0 allows a user's processes to trace each other"
         return warning(CHECK, f"py-spy may not attach: {reason}", advice, "sudo sysctl kernel.yama.ptrace_scope=0")
     return warning(CHECK, f"py-spy may not attach: {reason}", "in a container add the capability: --cap-add SYS_PTRACE")

@@ -1,4 +1,4 @@
-"""The runtime directories in the temporary folder: whose they are, who may read them, which are left over."""
+"""The runtime directories in the temporary directory: owner, permissions, and which are left over."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from rolecall.cli.rundir import age
 from rolecall.scheduler.run import private_root
 
 CHECK = "runtime directories"
-YOUNG_S = 60.0  # a run that is just starting has a directory before it has a process
+YOUNG_S = 60.0  # a run that is starting creates its directory before it has a process
 
 
 def check_runtime_dirs(root: Path | None = None) -> Iterator[Finding]:
-    """The private root and everything in it."""
+    """The private root and all runtime directories in it."""
     root = root or private_root()
     if not root.exists() and not root.is_symlink():
         yield ok(CHECK, f"{root} does not exist yet")
@@ -29,15 +29,15 @@ def check_runtime_dirs(root: Path | None = None) -> Iterator[Finding]:
     if not findings:
         living = {item.run_id for item in run_processes()}
         for directory in sorted(root.iterdir()):
-            with suppress(FileNotFoundError):  # its run ended while we looked
+            with suppress(FileNotFoundError):  # its run has ended in the meantime
                 findings += [*_secrecy(directory), *_staleness(directory, living)]
-    yield from findings or [ok(CHECK, f"{root} is private, and nothing in it is left over")]
+    yield from findings or [ok(CHECK, f"{root} is private and contains nothing left over")]
 
 
 def _root(root: Path) -> Iterator[Finding]:
     found = root.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-        advice = "no run can start before it is removed (by its owner, or root), or TMPDIR names another folder"
+        advice = "no run can start until it is removed (by its owner, or root) or TMPDIR names another directory"
         yield error(CHECK, f"{root} is not a directory of this user", advice, _rm(root))
 
 
@@ -48,8 +48,8 @@ def _secrecy(directory: Path) -> Iterator[Finding]:
         except FileNotFoundError:
             continue
         if mode & ~allowed:
-            seen = f"{path} has mode {mode:04o}; others may reach the run's token or sockets"
-            yield error(CHECK, seen, f"make it {allowed:04o}", f"chmod {allowed:o} {shlex.quote(str(path))}")
+            seen = f"{path} has mode {mode:04o}; other users may access the run's token or sockets"
+            yield error(CHECK, seen, f"set it to {allowed:04o}", f"chmod {allowed:o} {shlex.quote(str(path))}")
 
 
 def _staleness(directory: Path, living: set[str]) -> Iterator[Finding]:
@@ -57,7 +57,7 @@ def _staleness(directory: Path, living: set[str]) -> Iterator[Finding]:
     young = age(directory.lstat().st_mtime) < YOUNG_S
     if young or directory.name in living or any(is_listening(path) for path in sockets):
         return
-    seen = f"{directory} is left over: nobody listens in it and no process bears its id"
+    seen = f"{directory} is left over: no process listens on its sockets or has its run id"
     yield warning(CHECK, seen, "remove it", _rm(directory))
 
 

@@ -1,4 +1,4 @@
-"""/dev/shm: its size, and files of ours or of torch that no process uses any more."""
+"""/dev/shm: its size, and files of rolecall or torch that no process uses any more."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rolecall.cli.terminal import format_bytes
 CHECK = "shared memory"
 FOLDER = Path("/dev/shm")
 SMALL = 1 << 30  # containers often have 64 MiB, too little for a data loader or NCCL
-YOUNG_S = 60.0  # between its making and its mapping a file looks unused
+YOUNG_S = 60.0  # a file looks unused between its creation and its mapping
 _OURS = re.compile(r"(rolecall|torch_)")
 
 
@@ -35,7 +35,7 @@ def _size(folder: Path, total: int, free: int) -> Finding:
         advice = "data loaders and NCCL need more; in a container pass --shm-size=8g"
         return warning(CHECK, seen, advice, f"sudo mount -o remount,size=8G {folder}")
     if free < total / 20:
-        return warning(CHECK, seen, "see what fills it", f"ls -lS {folder} | head")
+        return warning(CHECK, seen, "check what fills it", f"ls -lS {folder} | head")
     return ok(CHECK, seen)
 
 
@@ -57,7 +57,7 @@ def _old(path: Path) -> bool:
 
 
 def in_use(paths: dict[str, Path]) -> set[str]:
-    """Those of the paths that some process has mapped or open, as far as one may look."""
+    """The paths that some process has mapped or open, as far as /proc is readable."""
     used: set[str] = set()
     for process in Path("/proc").iterdir():
         if process.name.isdigit():
@@ -79,5 +79,5 @@ def _opened(process: Path) -> set[str]:
         for link in (process / "fd").iterdir():
             found.add(os.readlink(link))  # noqa: PTH115 - not every target of these links is a path
     except OSError:
-        pass  # it ended while we looked, or is not ours
+        pass  # the process has ended, or belongs to another user
     return found

@@ -1,4 +1,4 @@
-"""Versions: Python's, those of the packages that we need, and those of the packages that we can use."""
+"""Versions of Python, of the required packages and of the optional ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EXTRAS = {"torch": "torch", "numpy": "torch", "ray": "ray", "transformers": "rl"
 
 
 def check_versions() -> Iterator[Finding]:
-    """Python, needed packages, optional packages."""
+    """Python, required packages, optional packages."""
     yield _python(sys.version_info[:2])
     yield from _needed({name: installed(name) for name in NEEDED})
     yield from (_usable(name, installed(name)) for name in USABLE)
@@ -28,7 +28,7 @@ def check_versions() -> Iterator[Finding]:
 
 
 def installed(package: str) -> str | None:
-    """The version of a package without importing it."""
+    """The version of a package, without importing it."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -66,10 +66,10 @@ def _needed(found: dict[str, str | None]) -> Iterator[Finding]:
 def _usable(name: str, version: str | None) -> Finding:
     if version is None:
         extra = EXTRAS.get(name)
-        advice = f"only needed for the extra {extra!r}" if extra else "optional"
+        advice = f"needed only with the extra {extra!r}" if extra else "optional"
         return info(CHECK, f"{name} is not installed", advice, _pip(f"rolecall[{extra}]" if extra else name))
     if older(version, USABLE[name]):
-        advice = f"{USABLE[name]} is the oldest that works"
+        advice = f"{USABLE[name]} is the oldest supported version"
         return warning(CHECK, f"{name} {version} is too old", advice, _pip(f"{name}>={USABLE[name]}"))
     return ok(CHECK, f"{name} {version}")
 

@@ -18,20 +18,31 @@ Types by name are looked up under the rules of `type_names`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, NoReturn
 
 from rolecall.errors import DecodeError, EncodeError, RolecallError
 from rolecall.transport.codec import arrays as array_codec
 from rolecall.transport.codec import exceptions as exception_codec
 from rolecall.transport.codec import plain as plain_codec
+from rolecall.transport.codec import rows as row_codec
 from rolecall.transport.codec import tensors as tensor_codec
 from rolecall.transport.codec import user_types as type_codec
 from rolecall.transport.codec.exceptions import full_name
-from rolecall.transport.codec.walk import DECODERS, Reader, Refused, Swap, Writer, leaf, pack_plain, unpack_plain
+from rolecall.transport.codec.walk import DECODERS, LISTED_TYPES, Reader, Refused, Swap, Writer, leaf
 from rolecall.transport.frames import DEFAULT_LIMITS
 
-_RULES = (plain_codec, type_codec, exception_codec, array_codec, tensor_codec)  # importing them adds their rules
+_RULES = (
+    plain_codec,
+    row_codec,
+    type_codec,
+    exception_codec,
+    array_codec,
+    tensor_codec,
+)  # importing them adds their rules
+# By a rule; by msgspec, for a subclass of int, float or str; for a big int; for a lone surrogate; for too deep nesting.
+_RARE = (Refused, TypeError, OverflowError, UnicodeEncodeError, RecursionError)
 _CODES = range(1, 128)
 _extensions: dict[int, type] = {}
 _SEEN = 200  # characters that an error shows of what a peer sent
@@ -60,10 +71,10 @@ def encode(value: Any, place: str = "value", *, swap: Swap | None = None) -> Enc
     writer = Writer(swap)
     try:
         try:
-            header = pack_plain(writer.plain(value))
-        except (OverflowError, UnicodeEncodeError):  # an int beyond 64 bits, a lone surrogate: both are rare
+            header = writer.header(value)
+        except _RARE:
             writer.start_over()
-            header = pack_plain(writer.plain(value))
+            header = writer.header(value)
     except Refused as refused:
         kind = full_name(type(refused.value))
         raise EncodeError(refused.place(place), kind, refused.hint or _hint(refused.value)) from refused.__cause__
@@ -72,6 +83,34 @@ def encode(value: Any, place: str = "value", *, swap: Swap | None = None) -> Enc
     if len(header) > DEFAULT_LIMITS.max_header or len(writer.buffers) > DEFAULT_LIMITS.max_buffers:
         raise EncodeError(place, full_name(type(value)), _too_large(len(header), len(writer.buffers)))
     return Encoded(header, writer.buffers)
+
+
+class Received:
+    """A header on its way to a value: what was listed before the value is decoded, the value is not.
+
+    Attributes:
+        references: The objects of extensions that are `listed`, each once, in order.
+    """
+
+    def __init__(self, header: bytes | memoryview, buffers: Sequence[Any] = (), *, context: Any = None) -> None:
+        """As `decode`, up to the value."""
+        self._reader = Reader(buffers, context)
+        with _told():
+            self.references, self._value = self._reader.opened(header)
+
+    def value(self, instead: Sequence[Any] | None = None) -> Any:
+        """Decodes the value; once.
+
+        Args:
+            instead: What stands in the places of `references`, as many; None: they themselves.
+
+        Raises:
+            DecodeError: These are not an encoded value, or they name a type that is refused.
+        """
+        if not self.references:
+            return self._value
+        with _told():
+            return self._reader.closed(self.references if instead is None else instead)
 
 
 def decode(header: bytes | memoryview, buffers: Sequence[Any] = (), *, context: Any = None) -> Any:
@@ -83,19 +122,37 @@ def decode(header: bytes | memoryview, buffers: Sequence[Any] = (), *, context: 
         context: Handed to the `decode` of extensions. Tensors go to `context.tensor_device` where it has one.
 
     Raises:
-        DecodeError: These are no bytes of ours, or they name a type that is refused.
+        DecodeError: These are not an encoded value, or they name a type that is refused.
     """
+    reader = Reader(buffers, context)
     try:
-        return unpack_plain(header, ext_hook=Reader(buffers, context).hook)
-    except DecodeError as e:
+        listed, value = reader.opened(header)
+        return reader.closed(listed) if listed else value
+    except Exception as e:
+        _raise(e)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except Exception as e:
+        _raise(e)
+
+
+def _raise(e: Exception) -> NoReturn:
+    """Raises whatever went wrong while bytes were decoded as a DecodeError of bounded length."""
+    if isinstance(e, DecodeError):
         raise e if len(str(e)) <= _LONGEST else DecodeError(e.what[:_SEEN], str(e.seen)[:_SEEN]) from None
-    except RolecallError:  # an extension's own
-        raise
-    except Exception as e:  # hostile content can trip any check in the constructors of datetime, numpy, torch, ...
-        raise DecodeError("not a valid encoded value", f"{type(e).__name__}: {e}"[:_SEEN]) from e
+    if isinstance(e, RolecallError):  # an extension's own
+        raise e
+    # Hostile content can trip any check in the constructors of datetime, numpy, torch, ...
+    raise DecodeError("not a valid encoded value", f"{type(e).__name__}: {e}"[:_SEEN]) from e
 
 
-def extension(code: int, cls: type, encode: Callable[[Any], Any], decode: Callable[[Any, Any], Any]) -> None:
+def extension(
+    code: int, cls: type, encode: Callable[[Any], Any], decode: Callable[[Any, Any], Any], *, listed: bool = False
+) -> None:
     """Adds a type of another layer.
 
     Args:
@@ -103,6 +160,8 @@ def extension(code: int, cls: type, encode: Callable[[Any], Any], decode: Callab
         cls: Exactly this class, not its subclasses.
         encode: Returns a value that travels.
         decode: Gets that value and the `context` of `rolecall.transport.codec.decode`; returns the object.
+        listed: Objects lie in a list before the value that refers to them, each once, so that the receiver may put
+            something else in their places while it decodes the value (see `Received`).
 
     Raises:
         ValueError: The code is taken by another class, or out of range.
@@ -112,6 +171,10 @@ def extension(code: int, cls: type, encode: Callable[[Any], Any], decode: Callab
     taken = _extensions.setdefault(code, cls)
     if full_name(taken) != full_name(cls):  # the same class of a module loaded again is fine
         raise ValueError(f"code {code} of {cls.__qualname__} is taken by {taken.__qualname__}")
+    if listed:
+        leaf(cls, lambda writer, value: writer.listed(code, value, encode))
+        LISTED_TYPES[code] = decode
+        return
     leaf(cls, lambda writer, value: writer.extension(code, writer.plain(encode(value))))
     DECODERS[code] = lambda reader, data: decode(reader.value(data), reader.context)
 

@@ -16,10 +16,11 @@ from collections.abc import Callable
 from typing import Any
 
 from rolecall.errors import CodecError, DecodeError, RemoteError, RolecallError
+from rolecall.transport.codec.native import encode as pack_plain
 from rolecall.transport.codec.places import shown
 from rolecall.transport.codec.type_names import resolve
 from rolecall.transport.codec.user_types import named, own_attributes, set_attributes
-from rolecall.transport.codec.walk import DECODERS, RESOLVERS, Encode, Reader, Refused, Writer, pack_plain
+from rolecall.transport.codec.walk import DECODERS, RESOLVERS, Encode, Reader, Refused, Writer
 
 EXCEPTION, OWN_ERROR, STAND_IN = -35, -36, -37
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import uuid
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from decimal import Decimal
 from pathlib import Path, PosixPath, PurePath, PurePosixPath, PureWindowsPath, WindowsPath
 from types import EllipsisType, NotImplementedType
@@ -47,21 +47,14 @@ _VIEW_FORMATS = frozenset("cbB?hHiIlLqQnNfd")
 # --- containers ---
 
 
-def _plain_items(writer: Writer, items: Sequence[Any]) -> Sequence[Any]:
-    if writer.native.issuperset(map(type, items)):
-        return items
-    plain = writer.plain
-    return [plain(item) for item in items]
-
-
 def _list(writer: Writer, value: list[Any]) -> Any:
-    return _plain_items(writer, value)
+    return writer.column(value)
 
 
 def _dict(writer: Writer, value: dict[Any, Any]) -> Any:
     if not writer.native.issuperset(map(type, value)):
         return writer.extension(PAIRS, _pairs(writer, value))
-    if writer.native.issuperset(map(type, value.values())):
+    if writer.fit(list(value.values())):
         return value
     plain = writer.plain
     return {key: plain(item) for key, item in value.items()}
@@ -79,15 +72,15 @@ def _from_pairs(pairs: list[Any]) -> Iterable[tuple[Any, Any]]:
 
 
 def _tuple(writer: Writer, value: tuple[Any, ...]) -> Any:
-    return writer.extension(TUPLE, _plain_items(writer, value))
+    return writer.extension(TUPLE, writer.column(value))
 
 
 def _set(writer: Writer, value: set[Any]) -> Any:
-    return writer.extension(SET, _plain_items(writer, list(value)))
+    return writer.extension(SET, writer.column(list(value)))
 
 
 def _frozenset(writer: Writer, value: frozenset[Any]) -> Any:
-    return writer.extension(FROZENSET, _plain_items(writer, list(value)))
+    return writer.extension(FROZENSET, writer.column(list(value)))
 
 
 def _ordered(writer: Writer, value: OrderedDict[Any, Any]) -> Any:
@@ -108,7 +101,7 @@ def _decode_default(reader: Reader, data: memoryview) -> Any:
 
 
 def _deque(writer: Writer, value: deque[Any]) -> Any:
-    return writer.extension(DEQUE, [value.maxlen, *_plain_items(writer, list(value))])
+    return writer.extension(DEQUE, [value.maxlen, *map(writer.plain, value)])
 
 
 def _decode_deque(reader: Reader, data: memoryview) -> Any:

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum, Flag
 from functools import cached_property
 from inspect import getattr_static
+from operator import attrgetter
 from typing import Any
 
 import msgspec
 
 from rolecall.errors import DecodeError
 from rolecall.transport.codec.type_names import name_of, resolve
-from rolecall.transport.codec.walk import DECODERS, RESOLVERS, Encode, Reader, Refused, Writer
+from rolecall.transport.codec.walk import DECODERS, RESOLVERS, ROWS, Encode, Reader, Refused, Rows, Writer
 
-ENUM, NAMEDTUPLE, DATACLASS, STRUCT, MODEL = -30, -31, -32, -33, -34
+ENUM, NAMEDTUPLE, DATACLASS, STRUCT, MODEL, DATACLASSES = -30, -31, -32, -33, -34, -38
 
 _BUILT_IN_BASES = (dict, list, tuple, set, frozenset, str, bytes, bytearray, int, float, complex)
 _UNSENT = object()
@@ -159,6 +160,38 @@ def _decode_dataclass(reader: Reader, data: memoryview) -> Any:
     return value
 
 
+def _dataclass_rows(cls: type) -> Rows:
+    """The rule for a list of these; it takes none with attributes beside the fields, or with a field not set."""
+    names = [field.name for field in dataclasses.fields(cls)]
+    getters, known = [attrgetter(name) for name in names], frozenset(names)
+
+    def encode(writer: Writer, rows: Sequence[Any]) -> Any:
+        if not names or (cls.__dictoffset__ and not all(map(known.issuperset, map(vars, rows)))):
+            return None
+        try:
+            name, found = name_of(cls), [list(map(getter, rows)) for getter in getters]
+        except (LookupError, AttributeError):  # it says so when it is met alone
+            return None
+        return writer.extension(DATACLASSES, [name, names, *map(writer.column, found)])
+
+    return encode
+
+
+def _decode_dataclasses(reader: Reader, data: memoryview) -> Any:
+    name, names, *found = reader.items(data)
+    cls = resolve(name, is_dataclass, "dataclass")
+    if type(names) is not list or len(set(names)) != len(found) or len(names) != len(found):
+        raise DecodeError(f"{name} has another number of columns than names of fields", len(found))
+    if not {field.name for field in dataclasses.fields(cls)}.issuperset(names):
+        raise DecodeError(f"{name} has no fields of these names", names)
+    values = [object.__new__(cls) for _ in reader.columns(found)[0]]
+    assign = object.__setattr__
+    for field, column in zip(names, found, strict=True):
+        for value, item in zip(values, column, strict=True):
+            assign(value, field, item)
+    return values
+
+
 # --- msgspec Structs ---
 
 
@@ -225,6 +258,7 @@ def _rule_of(kind: type) -> tuple[Encode, bool] | None:
     if is_model(kind):
         return named(kind, _model), False
     if is_dataclass(kind):
+        ROWS[kind] = _dataclass_rows(kind)
         return _dataclass_rule(kind), False
     return None
 
@@ -233,5 +267,6 @@ RESOLVERS.append(_rule_of)
 DECODERS[ENUM] = _decode_enum
 DECODERS[NAMEDTUPLE] = _decode_named_tuple
 DECODERS[DATACLASS] = _decode_dataclass
+DECODERS[DATACLASSES] = _decode_dataclasses
 DECODERS[STRUCT] = _decode_struct
 DECODERS[MODEL] = _decode_model

@@ -9,27 +9,32 @@ to the tables here. Codes below 0 are ours, codes above 0 belong to `codec.exten
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import NoneType
 from typing import Any, TypeAlias
 
-from msgspec import msgpack
+from msgspec import Raw, msgpack
 
 from rolecall.errors import DecodeError
+from rolecall.transport.codec.native import MANY, NATIVE, NATIVE_CONTAINERS, floats, foreign_level
+from rolecall.transport.codec.native import encode as pack_plain
 from rolecall.transport.codec.places import step
 from rolecall.transport.frames import MAX_DEPTH
 
 Encode: TypeAlias = "Callable[[Writer, Any], Any]"
 Decode: TypeAlias = "Callable[[Reader, memoryview], Any]"
 Swap: TypeAlias = Callable[[Any], Any]
+Rows: TypeAlias = "Callable[[Writer, Sequence[Any]], Any]"
 
-NATIVE = frozenset({NoneType, bool, int, float, str})
 CAREFUL = NATIVE - {int, str}  # what msgpack takes whatever its value is
 
 ENCODERS: dict[type, tuple[Encode, bool]] = {}
 DECODERS: dict[int, Decode] = {}
+LISTED_TYPES: dict[int, Callable[[Any, Any], Any]] = {}  # makes the objects that lie in a list before the value
+TABLE, LISTED = -64, -65  # objects that lie in a list before the value, and what stands for one in the value
 RESOLVERS: list[Callable[[type], tuple[Encode, bool] | None]] = []
+ROWS: dict[type, Rows] = {}  # for lists of one type; a rule returns None for a list that it does not take
+FEW = 4  # items from which on columns are the faster form
+MOST_ROWS = 1 << 22  # of one value: a row that arrives in columns may take a byte and becomes an object
 
-pack_plain = msgpack.Encoder().encode
 unpack_plain = msgpack.decode
 
 TOO_DEEP = f"it contains itself, or is nested deeper than {MAX_DEPTH} levels"
@@ -83,9 +88,13 @@ def _find(kind: type) -> tuple[Encode, bool]:
 
 
 class Writer:
-    """Turns one value into what msgspec can encode, and collects its buffers."""
+    """Turns one value into what msgspec can encode, and collects its buffers.
 
-    __slots__ = ("_depth", "_swap", "_swapped", "buffers", "native")
+    At first it decides for many values at a time what msgpack holds as it is, and writes lists of like items as
+    columns. After a refusal it starts over, looks at every value, and so finds what is refused and where it lies.
+    """
+
+    __slots__ = ("_columned", "_depth", "_listed", "_swap", "_swapped", "_walked", "buffers", "native")
 
     def __init__(self, swap: Swap | None = None) -> None:
         self.buffers: list[memoryview] = []
@@ -93,10 +102,14 @@ class Writer:
         self._swap = swap
         self._swapped: dict[int, tuple[Any, Any]] = {}
         self._depth = 0
+        self._listed: dict[int, tuple[Any, int, int, Any]] = {}  # by identity; holds the object, too
+        self._columned = 0  # rows written as columns
+        self._walked = 0  # levels above this one were looked at already and hold something foreign
 
     def start_over(self) -> None:
-        """Makes the writer look at every int and str as well. What was swapped stays swapped."""
+        """Makes the writer look at every value by itself, int and str as well. What was swapped stays swapped."""
         self.buffers, self.native, self._depth = [], CAREFUL, 0
+        self._listed.clear()
 
     def plain(self, value: Any) -> Any:
         """Returns `value` in a form that msgspec encodes.
@@ -127,9 +140,74 @@ class Writer:
         finally:
             self._depth -= 1
 
+    def column(self, values: Sequence[Any]) -> Any:
+        """`values` in a form that arrives as a list of them."""
+        if self.native is CAREFUL or not values:
+            return self._each(values)
+        kind = type(values[0])
+        if kind is float and len(values) >= MANY and (packed := floats(values)) is not None:
+            return Raw(packed)
+        if kind in NATIVE_CONTAINERS and self.fit(values):
+            return values
+        rows = self._rows(kind, values) if len(values) >= FEW else None
+        return self._each(values) if rows is None else rows
+
+    def fit(self, values: Sequence[Any]) -> bool:
+        """Whether msgpack holds all of these as they are."""
+        if len(values) < MANY or self.native is CAREFUL:
+            kinds = set(map(type, values))
+            if kinds <= self.native:
+                return True
+            if self.native is CAREFUL or not kinds <= NATIVE_CONTAINERS:
+                return False
+        if self._depth < self._walked:
+            return False
+        level = foreign_level(values, MAX_DEPTH - self._depth)
+        if level is None:
+            return True
+        self._walked = self._depth + level
+        return False
+
+    def _each(self, values: Sequence[Any]) -> Sequence[Any]:
+        plain = self.plain
+        return [plain(value) for value in values]
+
+    def _rows(self, kind: type, values: Sequence[Any]) -> Any:
+        if kind not in ENCODERS:
+            _find(kind)
+        rule = ROWS.get(kind)
+        self._columned += len(values)
+        if (
+            rule is None
+            or self._depth >= MAX_DEPTH
+            or self._columned > MOST_ROWS
+            or [*map(type, values)].count(kind) != len(values)
+        ):
+            return None
+        self._depth += 1
+        try:
+            return rule(self, values)
+        finally:
+            self._depth -= 1
+
     def extension(self, code: int, payload: Any) -> msgpack.Ext:
         """Wraps `payload`, which must be plain already."""
         return msgpack.Ext(code, pack_plain(payload))
+
+    def listed(self, code: int, value: Any, form: Callable[[Any], Any]) -> msgpack.Ext:
+        """Puts `form(value)` into the list before the value. Returns what stands for it: its number there."""
+        known = self._listed.get(id(value))
+        if known is None:
+            known = self._listed[id(value)] = (value, len(self._listed), code, form(value))
+        return msgpack.Ext(LISTED, pack_plain(known[1]))
+
+    def header(self, value: Any) -> bytes:
+        """`value` as bytes, behind the list of what it refers to."""
+        body = pack_plain(self.plain(value))
+        if not self._listed:
+            return body
+        codes, forms = ([entry[i] for entry in self._listed.values()] for i in (2, 3))
+        return pack_plain(self.extension(TABLE, [codes, self.column(forms), body]))
 
     def buffer(self, memory: memoryview, inline: int) -> int | bytes:
         """Hands over flat `memory`. Returns what stands for it: a number, or the bytes when there are few."""
@@ -153,12 +231,14 @@ class Reader:
     which msgspec reads without us. Counts are bounded by the input: it takes memory for an item when it has read it.
     """
 
-    __slots__ = ("_buffers", "_depth", "context")
+    __slots__ = ("_body", "_buffers", "_depth", "_rows", "_table", "context")
 
     def __init__(self, buffers: Sequence[Any], context: Any = None) -> None:
         self.context = context
         self._buffers = buffers
-        self._depth = 0
+        self._depth = self._rows = 0
+        self._table: Sequence[Any] = ()
+        self._body: bytes | None = None
 
     def hook(self, code: int, data: memoryview) -> Any:
         decode = DECODERS.get(code)
@@ -172,6 +252,39 @@ class Reader:
         finally:
             self._depth -= 1
 
+    def opened(self, header: bytes | memoryview) -> tuple[list[Any], Any]:
+        """Decodes a header up to the value. Returns what is listed before it, and the value when nothing is."""
+        value = self.value(header)
+        if self._body is None:
+            return [], value
+        return list(self._table), None
+
+    def closed(self, listed: Sequence[Any]) -> Any:
+        """Decodes the value behind a list, with these in the place of what was listed."""
+        body, self._body, self._table = self._body, None, listed
+        if body is None:
+            raise DecodeError("a value is decoded once")
+        return self.value(body)
+
+    def table(self, data: memoryview) -> None:
+        """Reads the list before the value; it is the first thing in a header, and stands there once."""
+        if self._depth != 1 or self._body is not None or self._table:
+            raise DecodeError("a list of references inside a value")
+        codes, forms, body = self.items(data, 3)
+        if type(codes) is not list or type(forms) is not list or type(body) is not bytes or not codes:
+            raise DecodeError("a list of references is not the list that it must be")
+        if not LISTED_TYPES.keys() >= set(codes):
+            raise DecodeError("unknown code of a reference")
+        context = self.context
+        self._table = [LISTED_TYPES[code](form, context) for code, form in zip(codes, forms, strict=True)]
+        self._body = body
+
+    def listed(self, data: memoryview) -> Any:
+        number = self.value(data)
+        if type(number) is not int or not 0 <= number < len(self._table):
+            raise DecodeError("no reference of that number", number)
+        return self._table[number]
+
     def value(self, data: memoryview | bytes) -> Any:
         """Decodes what `Writer.extension` wrapped."""
         return unpack_plain(data, ext_hook=self.hook)
@@ -182,6 +295,27 @@ class Reader:
         if type(found) is not list or (count is not None and len(found) != count):
             raise DecodeError("an extension's content is not the list that it must be")
         return found
+
+    def columns(self, found: list[Any]) -> list[list[Any]]:
+        """The columns that arrived, when they are such.
+
+        Raises:
+            DecodeError: There are none, one is no list, they differ in length, or there are too many rows.
+        """
+        if set(map(type, found)) != {list} or len(set(map(len, found))) != 1:
+            raise DecodeError("columns are not lists of one length")
+        self.count(len(found[0]))
+        return found
+
+    def count(self, rows: int) -> None:
+        """Notes objects that will be made from columns.
+
+        Raises:
+            DecodeError: They are more than one value may have.
+        """
+        self._rows += rows
+        if self._rows > MOST_ROWS:
+            raise DecodeError("too many rows", self._rows)
 
     def text(self, data: memoryview | bytes) -> str:
         """The same, where it must be a str."""
@@ -197,3 +331,7 @@ class Reader:
         if type(ref) is not int or not 0 <= ref < len(self._buffers):
             raise DecodeError("no buffer of that number", ref)
         return memoryview(self._buffers[ref]).cast("B")
+
+
+DECODERS[TABLE] = Reader.table
+DECODERS[LISTED] = Reader.listed

@@ -19,7 +19,7 @@ async def http_get(
     """Sends one GET to `unix:/path` or `tcp:host:port`.
 
     Raises:
-        OSError: Nobody listens there, or the server hung up.
+        OSError: No process listens at the address, or the server hung up.
         TimeoutError: No answer within `timeout` seconds.
     """
     loop = asyncio.get_running_loop()

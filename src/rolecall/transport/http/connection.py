@@ -1,8 +1,8 @@
 """One connection that speaks HTTP, served by h11.
 
-The order of the checks is the promise: token, then `Host` and `Origin`, then the route and its method, then the body's
-size, then the body. The token is looked for in the bytes of a request's head: without it nothing is parsed, and what is
-malformed is refused as what is well formed. A connection that fails one of the first two is closed after the answer.
+Checks are made in this order: token, `Host` and `Origin`, route and method, size of the body, body. The token is looked
+for in the raw bytes of a request's head: without it nothing is parsed, and malformed requests are refused like
+well-formed ones. A connection that fails one of the first two checks is closed after the answer.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ IDLE_S = 75.0  # between two requests of one connection
 BODY_S = 300.0
 RECEIVE = 64 << 10
 LINGER_S = 1.0
+WATCH_AFTER_S = 0.02  # from when on a hang-up is watched for; most requests are answered before, and watching costs
 
 log = logging.getLogger("rolecall")
 
@@ -63,7 +64,8 @@ class HttpConnection:
         self._sock, self._loop, self._token, self._routes, self._hosts = sock, loop, token, routes, hosts
         self._authenticated = authenticated
         self._unix = sock.family == socket.AF_UNIX
-        self._hang_up = HangUp()
+        self._hang_up = HangUp(self._has_hung_up)
+        self._watch_timer: asyncio.TimerHandle | None = None
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
         self._http.receive_data(begun)
 
@@ -83,32 +85,42 @@ class HttpConnection:
 
     async def _serve(self, seen: _Glimpse) -> bool:
         """Answers one request; False when the connection cannot be used again."""
-        self._hang_up = HangUp()
+        self._hang_up, self._watch_timer = HangUp(self._has_hung_up), None
         try:
             reusable = await self._send(await self._response(seen), to_head=seen.to_head)
         except BaseException:
             self._hang_up.happen()
             raise
         finally:
-            self._loop.remove_reader(self._sock.fileno())
+            self._watch_no_more()
         if not reusable:
             await self._linger()
         return reusable
 
     def _watch(self) -> None:
-        """Notices that the client hangs up while its request is answered. Takes no byte off the socket."""
-        self._loop.add_reader(self._sock.fileno(), self._peek)
+        """Notices that the client hangs up while its request is answered."""
+        self._watch_timer = None
+        self._loop.add_reader(self._sock.fileno(), self._readable)
 
-    def _peek(self) -> None:
-        self._loop.remove_reader(self._sock.fileno())  # what it sends early is the next request, and stays where it is
-        try:
-            gone = not self._sock.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return self._watch()
-        except OSError:
-            gone = True
-        if gone:
+    def _watch_no_more(self) -> None:
+        if self._watch_timer is None:
+            self._loop.remove_reader(self._sock.fileno())
+        else:
+            self._watch_timer.cancel()
+
+    def _readable(self) -> None:
+        self._loop.remove_reader(self._sock.fileno())  # an early next request stays in the socket until its turn
+        if self._has_hung_up():
             self._hang_up.happen()
+
+    def _has_hung_up(self) -> bool:
+        """Looks without taking a byte off the socket. Any thread."""
+        try:
+            return not self._sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     async def _glimpse(self) -> _Glimpse | None:
         """Waits for the next request's head; None when the connection ended instead."""
@@ -142,7 +154,7 @@ class HttpConnection:
         route, max_body, params = self._routes.find(request.method, request.path)
         async with asyncio.timeout(BODY_S):
             body = await self._body(request, max_body)
-        self._watch()
+        self._watch_timer = self._loop.call_later(WATCH_AFTER_S, self._watch)
         return await self._handled(route, replace(request, body=body, params=params, hang_up=self._hang_up))
 
     def _checked(self, head: Any) -> Request:
@@ -204,8 +216,9 @@ class HttpConnection:
             await self._send_bytes(head + self._chunk(response.body) + self._end())
         else:
             await self._send_bytes(head)
-            async for chunk in response.chunks:
-                await self._send_bytes(self._chunk(chunk))
+            async with contextlib.aclosing(response.chunks) as chunks:
+                async for chunk in chunks:
+                    await self._send_bytes(self._chunk(chunk))
             await self._send_bytes(self._end())
         if ends or http.our_state is h11.MUST_CLOSE:
             return False
@@ -244,7 +257,7 @@ def _split(target: str) -> Any:
 
 
 def _hostname(host: str) -> str:
-    """The name without brackets and port; all of it when it is malformed, so that it equals no name of ours."""
+    """The name without brackets and port; a malformed one unchanged, so that it equals none of the allowed names."""
     host = host.strip().lower()
     found = _HOST.fullmatch(host)
     return host if found is None else found[1] or found[2] or ""

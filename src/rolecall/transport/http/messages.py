@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,28 +11,34 @@ JSON = "application/json"
 
 
 class HangUp:
-    """Tells a route that the client of its request has closed the connection. All on the loop's thread.
+    """Tells a route that the client of its request has closed the connection. On the loop's thread, but for `seen`.
 
-    A client that closes only its sending side counts as gone, too; its answer is sent all the same.
+    A client that closes only its sending side counts as hung up, too; the answer is sent all the same.
 
-    Attributes:
-        seen: Whether it has happened.
+    Args:
+        look: Whether the client has closed the connection by now, where that can be seen.
     """
 
-    def __init__(self) -> None:
-        self.seen = False
+    def __init__(self, look: Callable[[], bool] = lambda: False) -> None:
+        self._look = look
+        self._happened = False
         self._callbacks: list[Callable[[], object]] = []
+
+    @property
+    def seen(self) -> bool:
+        """Whether the client has hung up, also when the callbacks have not been run yet. Any thread."""
+        return self._happened or self._look()
 
     def then(self, fn: Callable[[], object]) -> None:
         """Calls `fn` when the client hangs up; at once when it already has."""
-        if self.seen:
+        if self._happened:
             fn()
         else:
             self._callbacks.append(fn)
 
     def happen(self) -> None:
         """Runs the callbacks. May be called twice."""
-        self.seen = True
+        self._happened = True
         callbacks, self._callbacks = self._callbacks, []
         for fn in callbacks:
             fn()
@@ -73,7 +79,7 @@ class Response:
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
-    chunks: AsyncIterator[bytes] | None = None
+    chunks: AsyncGenerator[bytes, None] | None = None
 
     def json(self) -> Any:
         return json.loads(self.body)

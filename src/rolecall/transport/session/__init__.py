@@ -1,1 +1,1 @@
-"""At-most-once conversations as state."""
+"""At most once, as two pure state machines."""

@@ -1,0 +1,321 @@
+"""The methods of a worker, each described once: its request, its answer, its errors and its HTTP routes.
+
+A worker derives both of its listeners from `METHODS`. Over frames a request's value is the request struct, as a dict;
+over HTTP it is the body, as JSON. Where a request carries an engine's arguments, they travel beside the struct: over
+frames they are the value, `(args, kwargs)`, and the struct is the call's `meta`; over HTTP they are two further members
+of the body, and `"stream": true` asks for a stream.
+
+Calls over frames run at most once, also when a connection breaks. Over HTTP that is not promised: a client that sends a
+request again runs it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from rolecall.errors import (
+    EngineCallError,
+    EngineCreationError,
+    EngineImportError,
+    EngineNotFoundError,
+    InternalError,
+    MethodNotFoundError,
+    PortAllocationError,
+    ProtocolError,
+    RolecallError,
+    ShardExistsError,
+    ShardNotFoundError,
+    TensorError,
+    WorkerConfigurationError,
+    WorkerCreationError,
+    WorkerNotFoundError,
+)
+from rolecall.protocol.guard import PortCount, Ports
+from rolecall.protocol.message import Message
+from rolecall.types import TensorPolicy
+
+DESTROY_TIMEOUT_S = 10.0
+MAX_BODY = 64 << 20
+MAX_TENSOR = 1 << 30  # bytes that one PUT takes; larger tensors go over a framed connection
+
+ShardId = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+
+
+class Asked(Message, frozen=True, kw_only=True):
+    """Base of the requests; by itself one that says nothing more."""
+
+
+class CreateEngine(Asked, frozen=True, kw_only=True):
+    """Makes an object of the class that `engine` names. `engine_name` defaults to the worker's id."""
+
+    engine: str
+    engine_name: str | None = None
+
+
+class CallMethod(Asked, frozen=True, kw_only=True):
+    """Calls an engine's method.
+
+    Attributes:
+        tensors: `remote` leaves the result's tensors on the worker and answers with handles.
+        rpc_meta: Handed to methods that declare a parameter of that name.
+    """
+
+    method: str
+    engine_name: str | None = None
+    tensors: TensorPolicy = "local"
+    rpc_meta: Any = None
+
+
+class Destroy(Asked, frozen=True, kw_only=True):
+    """Ends engines, all at the same time. `engines`: None means all; `timeout`: seconds for each."""
+
+    engines: list[str] | None = None
+    timeout: float = DESTROY_TIMEOUT_S
+
+
+class Configure(Asked, frozen=True, kw_only=True):
+    """Seeds the worker from its role and rank; `config["seed"]` is the run's seed (default 0)."""
+
+    config: dict[str, Any] = {}
+    role: str = ""
+    rank: int = 0
+
+
+class SetEnv(Asked, frozen=True, kw_only=True):
+    """Changes the environment of the worker and of its later forks."""
+
+    env: dict[str, str]
+
+
+class AllocPorts(Asked, frozen=True, kw_only=True):
+    """Leases ports on the worker's host until the worker ends."""
+
+    count: PortCount
+
+
+class Fork(Asked, frozen=True, kw_only=True):
+    """Starts worker `role/worker_index` in the worker's slot.
+
+    Attributes:
+        command: A dotted module to run as a program; with `raw_cmd` None too, the fork hosts engines.
+        raw_cmd: A program with its arguments.
+    """
+
+    role: str
+    worker_index: int
+    command: str | None = None
+    raw_cmd: list[str] | None = None
+    env: dict[str, str] = {}
+
+
+class KillFork(Asked, frozen=True, kw_only=True):
+    """Ends a worker that was started by `fork` of this one."""
+
+    role: str
+    worker_index: int
+
+
+class GetShards(Asked, frozen=True, kw_only=True):
+    """Asks for stored tensors. `ranges`: for each id the elements `(start, stop)` wanted; the tensors are flat then."""
+
+    shard_ids: list[str]
+    ranges: list[tuple[int, int]] | None = None
+
+
+class StoreShard(Asked, frozen=True, kw_only=True):
+    """Stores a tensor under an id of the caller's: its elements row by row, as the host has them."""
+
+    shard_id: ShardId
+    dtype: str
+    shape: list[int]
+    data: bytes
+
+
+class ClearShards(Asked, frozen=True, kw_only=True):
+    """Frees shards; unknown ids are ignored. `owner`: the worker that owns them; None is the one asked."""
+
+    shard_ids: list[str]
+    owner: str | None = None
+
+
+class ShardInfo(Asked, frozen=True, kw_only=True):
+    """Asks what is stored. `shard_ids`: None means all."""
+
+    shard_ids: list[str] | None = None
+
+
+class Done(Message, frozen=True, kw_only=True):
+    """Answer of a method that has nothing else to say."""
+
+    status: str = "ok"
+
+
+class EngineCreated(Message, frozen=True, kw_only=True):
+    """Answer to `create_engine`."""
+
+    engine_name: str
+    status: str = "ok"
+
+
+class Seeded(Message, frozen=True, kw_only=True):
+    """Answer to `configure`: what the worker's generators were seeded with."""
+
+    seed: int
+
+
+class Health(Message, frozen=True, kw_only=True):
+    """Answer to `health`. `forked_children`: ids of the living workers in the same slot."""
+
+    worker: str
+    pid: int
+    engines: list[str]
+    forked_children: list[str]
+    status: str = "ok"
+
+
+class Forked(Message, frozen=True, kw_only=True):
+    """Answer to `fork`. `port`: the first of its ports, 0 when it has none."""
+
+    host: str
+    port: int
+    pid: int
+
+
+class Stored(Message, frozen=True, kw_only=True):
+    """Answer to `data.store`."""
+
+    shard_id: str
+    nbytes: int
+
+
+class Cleared(Message, frozen=True, kw_only=True):
+    """Answer to `data.clear`: what was freed, and what is left of this worker's."""
+
+    cleared_count: int
+    num_tensors: int
+    total_bytes: int
+
+
+Form = Literal["json", "call", "tensor", "upload", "frame", "metrics", "text"]
+
+
+@dataclass(frozen=True)
+class HttpRoute:
+    """How a method is asked for over HTTP.
+
+    Attributes:
+        form: How request and answer are written: `json` as the structs are; `call` with the value as `{"result": ...}`;
+            `tensor` (the answer) and `upload` (the request) as raw bytes with the headers `x-dtype` and `x-shape`;
+            `frame` as one frame of the codec; `metrics` as Prometheus text or JSON; `text` as it is.
+        statuses: Of errors whose status differs from `STATUS`.
+    """
+
+    verb: str
+    path: str
+    form: Form = "json"
+    max_body: int = MAX_BODY
+    statuses: Mapping[type[RolecallError], int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class WorkerMethod:
+    """One method of a worker.
+
+    Attributes:
+        request: The struct that is asked with; None where the value is anything that the codec takes.
+        answer: The type of the answer.
+        errors: What it may raise, beside ProtocolError (malformed request) and InternalError (a bug in this package).
+        arguments: What an engine's arguments are called over HTTP, where the request carries any.
+    """
+
+    name: str
+    request: type[Asked] | None
+    answer: Any
+    errors: tuple[type[RolecallError], ...] = ()
+    routes: tuple[HttpRoute, ...] = ()
+    arguments: tuple[str, str] | None = None
+
+    def parsed(self, value: Any) -> Any:
+        """The request that a decoded value says.
+
+        Raises:
+            ProtocolError: A field is missing, unknown or of another type.
+        """
+        if self.request is None:
+            return value
+        try:
+            return msgspec.convert({} if value is None else value, self.request)
+        except msgspec.ValidationError as e:
+            raise malformed(self.name, str(e)) from e
+
+
+def malformed(method: str, problem: str) -> ProtocolError:
+    """The error for a request that is not what its method is asked with."""
+    return ProtocolError(f"malformed request {method!r}", problem)
+
+
+STATUS: Mapping[type[RolecallError], int] = {  # of an error or its nearest base
+    RolecallError: 400,
+    EngineNotFoundError: 404,
+    MethodNotFoundError: 400,
+    EngineCallError: 500,
+    InternalError: 500,
+    WorkerNotFoundError: 404,
+    ShardExistsError: 409,
+}
+
+_METHODS = (
+    WorkerMethod("health", Asked, Health, routes=(HttpRoute("GET", "/health"),)),
+    WorkerMethod("metrics", Asked, dict[str, Any], routes=(HttpRoute("GET", "/metrics", "metrics"),)),
+    WorkerMethod("stacks", Asked, str, routes=(HttpRoute("GET", "/stacks", "text"),)),
+    WorkerMethod(
+        "create_engine",
+        CreateEngine,
+        EngineCreated,
+        (EngineImportError, EngineCreationError),
+        (HttpRoute("POST", "/create_engine"),),
+        arguments=("init_args", "init_kwargs"),
+    ),
+    WorkerMethod(
+        "call",
+        CallMethod,
+        Any,
+        (EngineNotFoundError, MethodNotFoundError, EngineCallError, ShardNotFoundError),
+        (HttpRoute("POST", "/call", "call"),),
+        arguments=("args", "kwargs"),
+    ),
+    WorkerMethod("destroy", Destroy, dict[str, str], routes=(HttpRoute("POST", "/destroy"),)),
+    WorkerMethod("configure", Configure, Seeded, (WorkerConfigurationError,), (HttpRoute("POST", "/configure"),)),
+    WorkerMethod("set_env", SetEnv, Done, (WorkerConfigurationError,), (HttpRoute("POST", "/set_env"),)),
+    WorkerMethod("alloc_ports", AllocPorts, Ports, (PortAllocationError,), (HttpRoute("POST", "/alloc_ports"),)),
+    WorkerMethod("fork", Fork, Forked, (WorkerConfigurationError, WorkerCreationError), (HttpRoute("POST", "/fork"),)),
+    WorkerMethod(
+        "kill_forked_worker", KillFork, Done, (WorkerNotFoundError,), (HttpRoute("POST", "/kill_forked_worker"),)
+    ),
+    WorkerMethod(
+        "data.get",
+        GetShards,
+        list[Any],
+        (ShardNotFoundError, TensorError),
+        (
+            HttpRoute("POST", "/data/batch", "frame"),
+            HttpRoute("GET", "/data/{shard_id}", "tensor", statuses={ShardNotFoundError: 404}),
+        ),
+    ),
+    WorkerMethod(
+        "data.store",
+        StoreShard,
+        Stored,
+        (ShardExistsError, TensorError),
+        (HttpRoute("PUT", "/data/{shard_id}", "upload", MAX_TENSOR),),
+    ),
+    WorkerMethod("data.put", None, Any, (TensorError,)),
+    WorkerMethod("data.clear", ClearShards, Cleared, routes=(HttpRoute("DELETE", "/data/clear"),)),
+    WorkerMethod("data.info", ShardInfo, list[dict[str, Any]], (ShardNotFoundError,)),
+)
+
+METHODS: Mapping[str, WorkerMethod] = {method.name: method for method in _METHODS}

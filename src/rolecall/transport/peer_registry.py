@@ -1,0 +1,48 @@
+"""Which peer belongs to which caller: the usual `on_peer` of a server whose callers may come back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from rolecall.transport.handshake import Hello
+from rolecall.transport.peer import Peer
+
+KEPT = 256
+
+
+class PeerRegistry:
+    """Makes a peer for each new session and finds it again when the caller reconnects. On the loop's thread.
+
+    Args:
+        make: Makes the peer of a new session.
+        keep: Peers without a link that are kept for their caller's return; the oldest beyond that are closed.
+    """
+
+    def __init__(self, make: Callable[[Hello], Peer], *, keep: int = KEPT) -> None:
+        self._make, self._keep = make, keep
+        self._peers: dict[str, Peer] = {}
+
+    def __call__(self, hello: Hello) -> Peer:
+        peer = self._peers.pop(hello.session, None)
+        if peer is None or peer.closed:
+            peer = self._make(hello)
+            self._close_oldest()
+        self._peers[hello.session] = peer
+        return peer
+
+    def __iter__(self) -> Iterator[Peer]:
+        return iter(list(self._peers.values()))
+
+    def __len__(self) -> int:
+        return len(self._peers)
+
+    def close(self) -> None:
+        """Closes every peer. May be called twice."""
+        for peer in self:
+            peer.close()
+        self._peers.clear()
+
+    def _close_oldest(self) -> None:
+        idle = [session for session, peer in self._peers.items() if not peer.attached]
+        for session in idle[: max(0, len(idle) - self._keep)]:
+            self._peers.pop(session).close()

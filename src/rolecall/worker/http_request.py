@@ -1,0 +1,140 @@
+"""HttpRequest is a request that came over HTTP, with the interface that requests over frames have.
+
+Streams are answered as lines of JSON (`application/x-ndjson`): `{"item": ...}` for each item, then `{"result": null}`,
+or `{"error": ...}` when the stream broke off. An error before the first item has a status of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
+from typing import Any
+
+from rolecall.errors import CallCancelledError, InternalError, RolecallError
+from rolecall.protocol.worker_methods import HttpRoute, WorkerMethod
+from rolecall.transport.codec import Received, encode
+from rolecall.transport.http import Request, Response
+from rolecall.worker import http_forms
+
+WINDOW = 16  # items of a stream that may be on their way to a slow client
+
+
+class HttpRequest:
+    """One request over HTTP. `response()` waits for its answer. A client that hangs up has given up.
+
+    Raises:
+        ProtocolError, DecodeError: It is malformed.
+    """
+
+    def __init__(self, worker_id: str, method: WorkerMethod, route: HttpRoute, request: Request) -> None:
+        self._worker_id, self._route, self._request = worker_id, route, request
+        self.method = method.name
+        self.meta, self._arguments, self.streaming = http_forms.read(method, route, request)
+        self._loop = asyncio.get_running_loop()
+        self._response: asyncio.Future[Response] = self._loop.create_future()
+        if self.streaming:
+            self._lines: asyncio.Queue[bytes | None] = asyncio.Queue()
+            self._room = asyncio.Semaphore(WINDOW)
+            request.hang_up.then(self._room.release)  # wakes a stream that waits for room
+
+    @property
+    def cancelled(self) -> bool:
+        return self._request.hang_up.seen
+
+    async def response(self) -> Response:
+        """The answer, or the head of the answer's stream."""
+        return await self._response
+
+    def args(self) -> Any:
+        """The engine's arguments where the method takes any, else the fields of the request."""
+        return self.meta if self._arguments is None else self._arguments
+
+    def received(self) -> Received:
+        return Received(*encode(self.args()))
+
+    def on_cancel(self, fn: Callable[[], object]) -> None:
+        self._request.hang_up.then(fn)
+
+    def finish(self, value: Any, *, stable: bool = False) -> None:
+        """Answers with a value, written in this thread.
+
+        Raises:
+            EncodeError: It cannot be written as JSON. The request is not answered yet.
+            CallCancelledError: The client has hung up, and nobody will receive the handles in the value.
+        """
+        if self.streaming or self.meta.get("tensors") == "remote":
+            self._check_there()
+        if self.streaming:
+            self._end(http_forms.json_bytes({"result": value}))
+        else:
+            self._settle(http_forms.answer(self._route, self._request, value, self._worker_id))
+
+    def fail(self, exc: BaseException) -> None:
+        """Answers with an error. One that is not a RolecallError becomes an InternalError."""
+        kind = f"{type(exc).__module__}.{type(exc).__qualname__}"
+        error = exc if isinstance(exc, RolecallError) else InternalError(self._worker_id, self.method, kind, str(exc))
+        if self.streaming:
+            self._soon(lambda: self._fail_stream(error))
+        else:
+            self._settle(http_forms.failure(self._route, error))
+
+    async def emit(self, item: Any) -> None:
+        """Sends one item of the stream; waits while the client is behind.
+
+        Raises:
+            CallCancelledError: The client has hung up.
+            EncodeError: The item cannot be written as JSON; the stream may go on.
+        """
+        await self._push(http_forms.json_bytes({"item": item}, "item"))
+
+    def emit_blocking(self, item: Any) -> None:
+        """As `emit`, for a thread."""
+        line = http_forms.json_bytes({"item": item}, "item")
+        asyncio.run_coroutine_threadsafe(self._push(line), self._loop).result()
+
+    async def _push(self, line: bytes) -> None:
+        self._check_there()
+        await self._room.acquire()
+        self._check_there()
+        self._begin_stream()
+        self._lines.put_nowait(line + b"\n")
+
+    def _check_there(self) -> None:
+        if self.cancelled:
+            raise CallCancelledError(self._worker_id, self.method)
+
+    def _settle(self, response: Response) -> None:
+        self._soon(lambda: self._answer_with(response))
+
+    def _end(self, line: bytes) -> None:
+        self._soon(lambda: self._end_stream(line))
+
+    def _soon(self, fn: Callable[[], object]) -> None:
+        with suppress(RuntimeError):  # the loop is closed, and with it every connection
+            self._loop.call_soon_threadsafe(fn)
+
+    # On the loop's thread
+
+    def _answer_with(self, response: Response) -> None:
+        if not self._response.done():
+            self._response.set_result(response)
+
+    def _begin_stream(self) -> None:
+        self._answer_with(Response(200, {"content-type": "application/x-ndjson"}, chunks=self._chunks()))
+
+    def _end_stream(self, line: bytes) -> None:
+        self._begin_stream()
+        self._lines.put_nowait(line + b"\n")
+        self._lines.put_nowait(None)
+
+    def _fail_stream(self, error: RolecallError) -> None:
+        if self._response.done():
+            self._end_stream(http_forms.json_bytes(http_forms.error_facts(error)))
+        else:
+            self._answer_with(http_forms.failure(self._route, error))
+
+    async def _chunks(self) -> AsyncGenerator[bytes, None]:
+        while (line := await self._lines.get()) is not None:
+            yield line
+            self._room.release()

@@ -1,0 +1,53 @@
+"""The listeners of a worker, for frames and for HTTP, both derived from the table of its methods."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+from rolecall.errors import RolecallError
+from rolecall.protocol.worker_methods import METHODS, HttpRoute, WorkerMethod
+from rolecall.transport.http import Request, Response, Routes
+from rolecall.transport.peer import Peer
+from rolecall.transport.peer_registry import PeerRegistry
+from rolecall.transport.server import Hello, Server
+from rolecall.worker import http_forms
+from rolecall.worker.host import EngineHost
+from rolecall.worker.http_request import HttpRequest
+
+
+class WorkerServer:
+    """Passes requests, over frames and HTTP, to one engine host. All methods on the loop's thread."""
+
+    def __init__(self, host: EngineHost, token: str, loop: asyncio.AbstractEventLoop) -> None:
+        self._host, self._loop = host, loop
+        self._sessions = PeerRegistry(self._new_peer)
+        self._server = Server(token, loop=loop, on_peer=self._sessions, http=self._routes())
+
+    def listen(self, socket: str, bind: str, port: int) -> int:
+        """Listens on a Unix path and on a TCP address; returns the port."""
+        self._server.listen_unix(socket)
+        return self._server.listen_tcp(bind, port)
+
+    async def close(self) -> None:
+        """Ends the connections. May be called twice."""
+        await self._server.close()
+        self._sessions.close()
+
+    def _new_peer(self, hello: Hello) -> Peer:
+        return Peer(str(hello.info.get("name", "a client")), loop=self._loop, handler=self._host)
+
+    def _routes(self) -> Routes:
+        routes = Routes()
+        for method in METHODS.values():
+            for route in method.routes:
+                routes.add(route.verb, route.path, partial(self._answer, method, route), max_body=route.max_body)
+        return routes
+
+    async def _answer(self, method: WorkerMethod, route: HttpRoute, request: Request) -> Response:
+        try:
+            asked = HttpRequest(self._host.worker_id, method, route, request)
+        except RolecallError as e:
+            return http_forms.failure(route, e)
+        self._host.dispatch(asked)
+        return await asked.response()

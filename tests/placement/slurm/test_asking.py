@@ -1,0 +1,90 @@
+"""What is asked of Slurm by options has really reached it: in the words of `scontrol show` on a real cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from rolecall.errors import GPUAllocationError, WorkerCreationError
+from rolecall.placement.slurm.slurm import SlurmScheduler
+from tests.support import sample_engines
+from tests.support.slurm_cluster import SlurmCluster
+
+Make = Callable[..., SlurmScheduler]
+SMALL: dict[str, Any] = {"cpu": 1, "mem": 1}
+
+
+@pytest.fixture
+def reservation(cluster: SlurmCluster) -> Iterator[str]:
+    """The second node, for this user."""
+    facts = ("Users=root", "StartTime=now", "Duration=10", "Nodes=n2")
+    cluster.ask("scontrol", "create", "reservation", "ReservationName=ours", *facts)
+    yield "ours"
+    cluster.ask("scontrol", "delete", "ReservationName=ours")
+
+
+def shown(cluster: SlurmCluster) -> set[str]:
+    """What Slurm says of the one job that there is, word by word."""
+    (job,) = cluster.jobs()
+    return set(" ".join(cluster.ask("scontrol", "show", "job", job)).split())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"constraint": "only-n2"}, ["Features=only-n2", "NodeList=n2"]),
+        ({"constraint": "any&only-n1"}, ["Features=any&only-n1", "NodeList=n1"]),
+        ({"account": "lab-7"}, ["Account=lab-7"]),
+        ({"partition": "yielding"}, ["Partition=yielding"]),
+        ({"time": "1-12:00:00"}, ["TimeLimit=1-12:00:00"]),
+        ({"exclude": "n1"}, ["ExcNodeList=n1", "NodeList=n2"]),
+        ({"nodelist": "n2"}, ["ReqNodeList=n2", "NodeList=n2"]),
+        ({"gres": "gpu:a100"}, ["TresPerNode=gres:gpu:a100:2"]),
+        ({"gres": "gpu"}, ["TresPerNode=gres:gpu:2"]),
+        ({"gpu_request": "gpus-per-node"}, ["TresPerNode=gres:gpu:2"]),
+        ({"gpu_request": "gpus-per-node", "gres": "gpu:a100"}, ["TresPerNode=gres:gpu:a100:2"]),
+    ],
+    ids=str,
+)
+def test_an_option_is_what_slurm_has_got(
+    make: Make, cluster: SlurmCluster, options: dict[str, Any], words: list[str]
+) -> None:
+    """And the role works with it, on the devices that it asked for."""
+    role = make(**options).start("actor", gpu=2, **SMALL)
+    assert shown(cluster) >= set(words)
+    role.create_engine(sample_engines.Echo)
+    assert role.call("environment", "CUDA_VISIBLE_DEVICES") == [{"CUDA_VISIBLE_DEVICES": "0,1"}]
+
+
+def test_a_reservation_is_used(make: Make, cluster: SlurmCluster, reservation: str) -> None:
+    s = make(reservation=reservation)
+    s.start("actor", **SMALL)
+    assert shown(cluster) >= {"Reservation=ours", "NodeList=n2"}
+    s.close()
+
+
+def test_a_quality_of_service_is_asked_for(make: Make, cluster: SlurmCluster) -> None:
+    """As far as it goes without accounting, where Slurm knows of none: the job's own script."""
+    make(qos="high").start("actor", **SMALL)
+    (job,) = cluster.jobs()
+    assert "#SBATCH --qos=high" in cluster.ask("scontrol", "write", "batch_script", job, "-")
+
+
+@pytest.mark.parametrize("given", [["--job-name=of mine"], "--job-name='of mine'"], ids=str)
+def test_further_arguments_of_srun_reach_the_step(make: Make, cluster: SlurmCluster, given: str | list[str]) -> None:
+    make(srun_additional_args=given).start("actor", **SMALL)
+    assert "of mine" in cluster.ask("squeue", "--steps", "--noheader", "--format=%j")
+
+
+def test_devices_of_a_type_that_no_node_has_are_refused(make: Make, cluster: SlurmCluster) -> None:
+    with pytest.raises(GPUAllocationError, match=r"1 device\(s\) wanted, 0 free"):
+        make(gres="gpu:h100").start("actor", gpu=1, **SMALL)
+    assert cluster.jobs() == {}
+
+
+def test_a_constraint_that_no_node_meets_is_refused_in_slurms_words(make: Make, cluster: SlurmCluster) -> None:
+    with pytest.raises(WorkerCreationError, match="Invalid feature specification"):
+        make(constraint="nosuch").start("actor", **SMALL)
+    assert cluster.jobs() == {}

@@ -1,0 +1,37 @@
+"""What the README shows runs, as it stands there."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.checkout import ROOT, SOURCES
+
+PROGRAMS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+EXPECTED = [
+    ["[1.5, 1.5]", "6.0"],
+    ["[3, 7]", "3", "['t0', 't1', 't2']"],
+    ["True", "set()"],
+    ["[6.0, 6.0]", "tensor([0, 1, 2])"],
+    ["200", "200"],
+]
+
+
+def test_every_program_of_the_readme_is_known_here() -> None:
+    assert len(PROGRAMS) == len(EXPECTED)
+
+
+@pytest.mark.slow("the page's programs, as a user would run them")
+@pytest.mark.parametrize("index", range(len(EXPECTED)))
+def test_a_program_of_the_readme_runs_and_prints_what_it_says(index: int, tmp_path: Path) -> None:
+    script = tmp_path / "program.py"
+    script.write_text(PROGRAMS[index])
+    env = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join([str(SOURCES), *sys.path])}
+    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if line] == EXPECTED[index]

@@ -1,0 +1,117 @@
+"""The real Slurm cluster of a test session: brought up when the first test asks for it, taken down after the last."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.checkout import ROOT
+
+SCRIPT = ROOT / "tests" / "clusters" / "slurm"
+NOT_HERE = 2  # the script's exit code where the programs are missing or may not be used
+CLEAN_WITHIN_S = 10.0
+
+
+class SlurmCluster:
+    """What tests ask of the cluster, by its own commands."""
+
+    def __init__(self, folder: Path, exports: dict[str, str]) -> None:
+        self.folder = folder
+        self.exports = exports  # variables by which Slurm's commands find it
+
+    def ask(self, *command: str) -> list[str]:
+        """A command's lines."""
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, env=os.environ | self.exports)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        return done.stdout.splitlines()
+
+    def jobs(self) -> dict[str, str]:
+        """Name and state of each job in the queue by its id."""
+        rows = self.ask("squeue", "--noheader", "--format=%A|%j %T")
+        return dict(tuple(row.split("|", 1)) for row in rows)  # type: ignore[misc]
+
+    def nodes(self) -> dict[str, str]:
+        rows = self.ask("sinfo", "--noheader", "--Node", "--partition=main", "--format=%N|%T")
+        return dict(tuple(row.split("|")) for row in rows)  # type: ignore[misc]
+
+    def wait_for(self, job: str, *states: str, within_s: float = 60.0) -> None:
+        """Waits until a job is in one of these states."""
+        deadline = time.monotonic() + within_s
+        command = ("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T")
+        while (seen := self.ask(*command)) not in [[state] for state in states]:
+            assert time.monotonic() < deadline, f"job {job} is {seen}, not {states}"
+            threading.Event().wait(0.1)
+
+    def blocker(self, *options: str) -> str:
+        """A job that holds what it asks for until it is cancelled; returns its id when it runs."""
+        command = ("sbatch", "--parsable", "--output=/dev/null", "--job-name=blocker", *options, "--wrap=sleep 600")
+        (job,) = self.ask(*command)
+        self.wait_for(job, "RUNNING")
+        return job
+
+    def mend(self) -> None:
+        """Starts daemons that are gone. They outlive the test and so do not bear the mark of what it started."""
+        unmarked = {name: value for name, value in os.environ.items() if name != "RC_TEST_SESSION"}
+        subprocess.run([str(SCRIPT), "up", "--dir", str(self.folder)], env=unmarked, check=True, timeout=120)
+
+    def resume(self, node: str) -> None:
+        """Gives a node back that was taken down by hand, once its jobs have left it."""
+        deadline = time.monotonic() + CLEAN_WITHIN_S
+        while "completing" in self.nodes()[node] or self.jobs():
+            assert time.monotonic() < deadline, f"{node} is {self.nodes()[node]}"
+            threading.Event().wait(0.05)
+        if self.nodes()[node].startswith("down"):  # it may have come back by itself
+            self.ask("scontrol", "update", f"NodeName={node}", "State=RESUME")
+
+    def clean(self) -> bool:
+        return not self.jobs() and set(self.nodes().values()) == {"idle"}
+
+    def check_clean(self, within_s: float = CLEAN_WITHIN_S) -> None:
+        """Nothing is in the queue, and no node drained, down or still busy."""
+        deadline = time.monotonic() + within_s
+        while not self.clean() and time.monotonic() < deadline:
+            threading.Event().wait(0.05)
+        jobs, nodes = self.jobs(), self.nodes()
+        if jobs:
+            self.ask("scancel", *jobs)  # for the tests that follow
+        assert not jobs, f"left in the queue: {jobs}"
+        assert set(nodes.values()) == {"idle"}, f"nodes are {nodes}: {self.ask('sinfo', '-R')}"
+
+
+def skip_if_missing(done: subprocess.CompletedProcess[str]) -> None:
+    """Skips where the script says that its programs are missing or may not be used; in CI that is a failure."""
+    if done.returncode == NOT_HERE and not os.environ.get("CI"):
+        pytest.skip(f"no Slurm cluster here: {done.stderr.strip()}")
+
+
+@contextlib.contextmanager
+def running_slurm(*options: str) -> Iterator[SlurmCluster]:
+    """Brings a cluster up and down. Without Slurm the test is skipped on a developer's machine, and fails in CI.
+
+    Args:
+        options: Further ones of the script.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="rct-slurm-", dir="/tmp"))
+    folder.chmod(0o755)  # munge wants it so
+    command = [
+        str(SCRIPT),
+        "up",
+        f"--dir={folder}",
+        f"--owner={os.getpid()}",
+        *options,
+    ]  # gone with us, if we are killed
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
+    try:
+        skip_if_missing(done)
+        assert done.returncode == 0, done.stderr
+        yield SlurmCluster(folder, {"SLURM_CONF": done.stdout.strip().partition("SLURM_CONF=")[2]})
+    finally:
+        subprocess.run([SCRIPT, "down", "--dir", folder], check=True, timeout=180)
