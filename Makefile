@@ -5,6 +5,8 @@ BIN       := $(VENV)/bin
 SEED      ?= 0
 SCHEDULER ?= local
 ARGS      ?=
+# Each test starts processes, which would compile all they import, every time.
+unexport PYTHONDONTWRITEBYTECODE
 # Most tests wait for processes, so four run side by side; JOBS=0 runs one after the other.
 JOBS      ?= 4
 # What `make bench` runs: files of benchmarks/.
@@ -28,9 +30,10 @@ test: lint ## ruff, mypy --strict, then the tests (ARGS= goes to pytest)
 	@echo "== pytest"
 	@$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
+# What is ignored needs transformers, whose import takes each process 4 s.
 check: lint ## ruff, mypy --strict, and the tests that need no cluster and no long wait
 	@echo "== pytest, the quick ones"
-	@$(BIN)/python -m pytest -q -n $(JOBS) -m 'not cluster and not slow' $(ARGS)
+	@$(BIN)/python -m pytest -q -n 3 -m 'not cluster and not slow' --ignore=tests/demo/test_engines.py $(ARGS)
 
 lint: $(VENV)/.dev ## ruff and mypy --strict alone
 	@echo "== ruff"

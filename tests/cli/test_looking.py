@@ -14,6 +14,8 @@ import pytest
 
 from tests.cli.cli_rig import CommandLine, Controller, environment, running
 
+pytestmark = pytest.mark.slow("controllers and commands, each a process")
+
 WORKERS = ["actor/0", "actor/1", "sidecar/0", "sidecar/1"]
 
 
@@ -125,7 +127,6 @@ def test_stack_reads_a_living_worker_through_its_guard(cli: CommandLine, control
     controller.process.kill()
 
 
-@pytest.mark.slow("waits until a stuck guard is given up")
 def test_stack_reads_the_worker_itself_when_the_guard_is_stuck(cli: CommandLine, controller: Controller) -> None:
     """A stopped guard costs its patience, then py-spy is used from here, and the reason is told."""
     guard = controller.guard_pid()

@@ -12,6 +12,8 @@ import pytest
 
 from tests.cli.cli_rig import CommandLine, Controller, wait_for_exit
 
+pytestmark = pytest.mark.slow("controllers and commands, each a process")
+
 Leftover = Callable[[str], subprocess.Popen[bytes]]
 
 
@@ -28,7 +30,6 @@ def test_stop_ends_everything_of_a_living_run_and_leaves_its_controller(
     assert controller.ask("say hello").startswith("WorkerFailedError")
 
 
-@pytest.mark.slow("waits until a stuck guard is given up")
 def test_stop_ends_a_run_whose_controller_was_killed_and_whose_guard_is_stuck(
     cli: CommandLine, controller: Controller
 ) -> None:

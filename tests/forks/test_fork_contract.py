@@ -19,6 +19,8 @@ from tests.support import sample_engines
 from tests.support.schedulers_under_test import OF_PROCESSES, each
 from tests.support.worker_processes import of_worker, processes, wait_for
 
+pytestmark = pytest.mark.slow("a run for each test")
+
 Echo = sample_engines.Echo
 HTTP_SERVER = [sys.executable, "-u", "-m", "http.server", "--bind", "{host}", "{port}"]
 # Writes its arguments, then waits: the log shows what a program was started with.
@@ -233,7 +235,6 @@ def test_forks_and_kills_at_the_same_time_leave_a_consistent_table(s: Scheduler)
     assert all(not of_worker(s.run_id, f"f{i}/{j}") for i in range(6) for j in range(2))
 
 
-@pytest.mark.slow("waits for a process that takes its time to die")
 def test_a_table_look_up_does_not_wait_for_a_process_that_takes_its_time_to_die(s: Scheduler) -> None:
     """The guard's lock covers look-ups only: a kill that waits does not hold up a start."""
     actors = s.start("actor")

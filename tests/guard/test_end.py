@@ -18,6 +18,8 @@ from tests.guard.descendants import workers_with_descendants
 from tests.guard.guard_rig import Rig, gone, wait_for
 from tests.support.checkout import PYTHONPATH
 
+pytestmark = pytest.mark.slow("a guard for each test, which must end")
+
 
 def test_a_shutdown_proves_that_nothing_is_left(rig: Rig) -> None:
     """`shutdown` reports what was killed; then there is no process, no socket, and the status is 0."""
@@ -85,7 +87,6 @@ def test_a_lease_that_nobody_renews_ends_the_guard(make_rig: Callable[..., Rig])
     assert "not heard of for 1 s" in (rig.run_dir / "logs" / "guard-g0.log").read_text()
 
 
-@pytest.mark.slow("waits for longer than a lease")
 def test_a_renewed_lease_keeps_the_guard(make_rig: Callable[..., Rig]) -> None:
     """Renewals carry a guard past several leases."""
     rig = make_rig(lease_s=1.5, controller_pid=0)
@@ -138,7 +139,6 @@ def test_the_controllers_death_ends_everything(
     assert not Path(facts["runtime_dir"]).exists()
 
 
-@pytest.mark.slow("waits for longer than a lease")
 def test_a_stopped_controller_is_not_dead(controller: tuple["subprocess.Popen[str]", dict[str, Any]]) -> None:
     """A controller stopped by Ctrl-Z for longer than its lease finds its workers when it goes on."""
     process, facts = controller

@@ -11,6 +11,8 @@ from rolecall.guard.proc import read_stat
 from tests.guard.descendants import SPAWN, descendants
 from tests.guard.guard_rig import Rig, gone, wait_for
 
+pytestmark = pytest.mark.slow("a guard for each test, and workers that die")
+
 ORPHANS = """
 import os
 for _ in range(50):

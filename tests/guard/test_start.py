@@ -13,6 +13,8 @@ from rolecall.guard.proc import environ, identify, read_stat
 from tests.guard.guard_rig import Rig, gone, wait_for
 from tests.support.checkout import PYTHONPATH
 
+pytestmark = pytest.mark.slow("a guard for each test, and many workers")
+
 LOOK = """
 import os, signal
 folder = "/proc/self/fd/"

@@ -23,6 +23,8 @@ from tests.support import sample_engines
 from tests.support.checkout import PYTHONPATH
 from tests.support.worker_processes import wait_for
 
+pytestmark = pytest.mark.slow("controllers that are programs of their own")
+
 Echo = sample_engines.Echo
 SCRIPT = """
 import os, sys
@@ -167,7 +169,6 @@ def test_a_method_that_is_replaced_is_called_in_its_new_form(s: LocalScheduler) 
     assert role[0].call("count") == -1
 
 
-@pytest.mark.slow("waits for seconds on purpose")
 def test_handles_are_held_until_the_answer_also_when_nobody_waits_for_it(s: LocalScheduler, tmp_path: Path) -> None:
     owner = s.start("owner").with_options(tensors="remote")
     owner.create_engine(sample_engines.Tensors)
@@ -188,7 +189,6 @@ def stored(s: LocalScheduler, worker_id: str) -> int:
     return int(client.peer.request("metrics").result()["store"]["shards"])
 
 
-@pytest.mark.slow("several processes import torch")
 def test_tensors_that_nobody_will_read_are_freed(s: LocalScheduler, tmp_path: Path) -> None:
     """A call that was given up still leaves its result behind, and a stream those of its items that were not read."""
     role = s.start("rollout").with_options(tensors="remote")
@@ -214,7 +214,6 @@ def test_a_method_that_declares_rpc_meta_gets_it_and_no_other(s: LocalScheduler)
     assert s.call_engine("actor/0", "waiting", rpc_meta=meta) == meta
 
 
-@pytest.mark.slow("waits for a bound of seconds")
 def test_destroying_is_bounded_as_a_whole(s: LocalScheduler) -> None:
     role = s.start("actor", replicas=2)
     role.create_engine(sample_engines.SlowEnd, 8.0)

@@ -20,6 +20,8 @@ from rolecall.scheduler.starting import Group, take_back
 from tests.support import sample_engines
 from tests.support.worker_processes import of_worker, processes, wait_for
 
+pytestmark = pytest.mark.slow("threads that race for seconds")
+
 Echo = sample_engines.Echo
 NEVER_READY = [sys.executable, "-c", "import time; print('sleeping', flush=True); time.sleep(3600)"]
 

@@ -95,6 +95,13 @@ REFUSED = (
 )
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveRun]:
+    """For tests that leave it as it was."""
+    with live_run(tmp_path_factory.mktemp("run")) as run:
+        yield run
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[LiveRun]:
     with live_run(tmp_path) as run:
@@ -123,13 +130,12 @@ def test_only_a_users_class_becomes_an_engine(run: LiveRun, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("path", [None, 5, b"os.system", ["os.system"], {"__reduce__": 1}, True])
-def test_a_path_that_is_no_text_is_refused(run: LiveRun, path: Any) -> None:
+def test_a_path_that_is_no_text_is_refused(shared: LiveRun, path: Any) -> None:
     """An engine is named by a class or by text, on either side."""
     with pytest.raises(EngineImportError):
-        run.actor.create_engine(path)
-    answer = send_http(
-        run.worker, "POST", "/create_engine", {"engine": repr(path) if path is None else str(path)}, token=run.token
-    )
+        shared.actor.create_engine(path)
+    wanted = {"engine": repr(path) if path is None else str(path)}
+    answer = send_http(shared.worker, "POST", "/create_engine", wanted, token=shared.token)
     assert answer.status == 400
 
 

@@ -18,6 +18,8 @@ from rolecall.errors import RolecallError, WorkerConfigurationError, WorkerNotFo
 from tests.security.live_run import LiveRun, live_run
 from tests.support import sample_engines
 
+pytestmark = pytest.mark.slow("a live run for each test")
+
 BAD_NAMES = (
     "",
     ".",

@@ -17,8 +17,17 @@ import pytest
 from tests.security.attacker import Answer, send_http
 from tests.security.live_run import LiveRun, live_run
 
+pytestmark = pytest.mark.slow("a live run for most tests")
+
 ENGINES = "tests.support.sample_engines"
 SHARD = "0123456789abcdef" * 2
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveRun]:
+    """For tests that leave it as it was."""
+    with live_run(tmp_path_factory.mktemp("run")) as run:
+        yield run
 
 
 @pytest.fixture
@@ -38,50 +47,50 @@ def result(run: LiveRun, method: str, *args: Any, **kwargs: Any) -> Any:
     return answer.json["result"]
 
 
-def test_health_names_engines_and_forks(run: LiveRun) -> None:
+def test_health_names_engines_and_forks(shared: LiveRun) -> None:
     """`GET /health` {status, engines, forked_children}, over the Unix socket and over TCP."""
-    for address in (run.worker, run.worker_tcp):
-        health = send_http(address, "GET", "/health", token=run.token)
+    for address in (shared.worker, shared.worker_tcp):
+        health = send_http(address, "GET", "/health", token=shared.token)
         assert health.status == 200 and health.headers["content-type"] == "application/json"
         assert health.json["status"] == "ok" and health.json["engines"] == ["actor/0"]
         assert health.json["forked_children"] == []
-    assert send_http(run.worker, "HEAD", "/health", token=run.token)[::2] == (405, b"")
+    assert send_http(shared.worker, "HEAD", "/health", token=shared.token)[::2] == (405, b"")
 
 
-def test_curl_works(run: LiveRun) -> None:
+def test_curl_works(shared: LiveRun) -> None:
     """The one line that the documentation shows."""
-    curl = ["curl", "-sS", "--unix-socket", run.worker.removeprefix("unix:"), "-H", "@-", "http://localhost/health"]
-    header = f"Authorization: Bearer {run.token}\n"
+    curl = ["curl", "-sS", "--unix-socket", shared.worker.removeprefix("unix:"), "-H", "@-", "http://localhost/health"]
+    header = f"Authorization: Bearer {shared.token}\n"
     done = subprocess.run(curl, input=header, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["status"] == "ok"
 
 
-def test_calls(run: LiveRun) -> None:
+def test_calls(shared: LiveRun) -> None:
     """`/call`: the result as JSON; async methods too; 404 unknown engine, 400 unknown method, 500 a method's error."""
-    assert result(run, "add", 1, b=2) == 3
-    assert result(run, "later", {"x": [1, None, "é"]}) == {"x": [1, None, "é"]}
+    assert result(shared, "add", 1, b=2) == 3
+    assert result(shared, "later", {"x": [1, None, "é"]}) == {"x": [1, None, "é"]}
     meta = {"method": "greet", "engine_name": "actor/0", "rpc_meta": {"broadcast": False}}
-    assert ask(run, "POST", "/call", meta).json == {"result": "hello"}
-    unknown = ask(run, "POST", "/call", {"method": "greet", "engine_name": "nobody"})
+    assert ask(shared, "POST", "/call", meta).json == {"result": "hello"}
+    unknown = ask(shared, "POST", "/call", {"method": "greet", "engine_name": "nobody"})
     assert unknown.status == 404 and "actor/0" in unknown.json["error"]
-    missing = ask(run, "POST", "/call", {"method": "gret"})
+    missing = ask(shared, "POST", "/call", {"method": "gret"})
     assert missing.status == 400 and "greet" in missing.json["error"]
-    failed = ask(run, "POST", "/call", {"method": "fail", "args": ["no luck"]})
+    failed = ask(shared, "POST", "/call", {"method": "fail", "args": ["no luck"]})
     assert failed.status == 500 and failed.json["type"] == "builtins.ValueError"
     assert "no luck" in failed.json["error"] and "sample_engines.py" in failed.json["traceback"]
-    assert ask(run, "POST", "/call", {"method": "missing_attribute"}).status == 500
-    assert ask(run, "POST", "/call", {"method": "add", "args": [1, 2, 3, 4]}).status == 500
-    odd = ask(run, "POST", "/call", {"method": "unencodable"})
+    assert ask(shared, "POST", "/call", {"method": "missing_attribute"}).status == 500
+    assert ask(shared, "POST", "/call", {"method": "add", "args": [1, 2, 3, 4]}).status == 500
+    odd = ask(shared, "POST", "/call", {"method": "unencodable"})
     assert odd.status == 400 and "as JSON" in odd.json["error"]
 
 
-def test_a_bad_body_is_400(run: LiveRun) -> None:
+def test_a_bad_body_is_400(shared: LiveRun) -> None:
     """A sentence says what is wrong with it, and the worker goes on."""
     for path in ("/call", "/create_engine", "/alloc_ports", "/fork", "/set_env", "/data/batch"):
         for body in (b"", b"{", b"[]", b"null", b"{}", b'{"method": 5}', b"\xff", b"[" * 100_000):
-            answer = ask(run, "POST", path, body)
+            answer = ask(shared, "POST", path, body)
             assert answer.status == 400 and answer.json["error"].startswith("malformed request "), (path, body[:20])
-    assert result(run, "greet") == "hello"
+    assert result(shared, "greet") == "hello"
 
 
 def test_engines_are_created(run: LiveRun) -> None:
@@ -118,22 +127,22 @@ def test_the_environment_is_set_for_the_worker_and_its_later_forks(run: LiveRun)
     assert send_http(there, "POST", "/call", call, token=run.token).json == {"result": {"COLOUR": "red"}}
 
 
-def test_configure_seeds_from_role_and_rank(run: LiveRun) -> None:
+def test_configure_seeds_from_role_and_rank(shared: LiveRun) -> None:
     """`/configure` {config, role, rank}: the same seed for the same three, another one for another rank."""
-    first = ask(run, "POST", "/configure", {"config": {"seed": 7}, "role": "actor", "rank": 0}).json
-    again = ask(run, "POST", "/configure", {"config": {"seed": 7}, "role": "actor", "rank": 0}).json
-    other = ask(run, "POST", "/configure", {"config": {"seed": 7}, "role": "actor", "rank": 1}).json
+    first = ask(shared, "POST", "/configure", {"config": {"seed": 7}, "role": "actor", "rank": 0}).json
+    again = ask(shared, "POST", "/configure", {"config": {"seed": 7}, "role": "actor", "rank": 0}).json
+    other = ask(shared, "POST", "/configure", {"config": {"seed": 7}, "role": "actor", "rank": 1}).json
     assert first == again != other
     for config in ({"seed": "many"}, {"seed": [1]}, {"seed": 1e400}):
-        assert ask(run, "POST", "/configure", json.dumps({"config": config}).encode()).status == 400, config
+        assert ask(shared, "POST", "/configure", json.dumps({"config": config}).encode()).status == 400, config
 
 
-def test_ports_are_leased(run: LiveRun) -> None:
+def test_ports_are_leased(shared: LiveRun) -> None:
     """`/alloc_ports` {count > 0} -> {ports, host}; a count that no host has is refused, and at once."""
-    answer = ask(run, "POST", "/alloc_ports", {"count": 3})
+    answer = ask(shared, "POST", "/alloc_ports", {"count": 3})
     assert answer.status == 200 and answer.json["host"] == "127.0.0.1" and len(set(answer.json["ports"])) == 3
     for count in (0, -1, 10**6, 10**30, 1.5, "3", True):
-        assert ask(run, "POST", "/alloc_ports", {"count": count}).status == 400, count
+        assert ask(shared, "POST", "/alloc_ports", {"count": count}).status == 400, count
 
 
 def test_forks_come_and_go(run: LiveRun) -> None:
@@ -242,11 +251,11 @@ def test_metrics_are_numbers(run: LiveRun) -> None:
     assert 'rolecall_guard_workers{guard="g0"} 1' in text.body.decode()
 
 
-def test_unknown_paths_and_methods(run: LiveRun) -> None:
+def test_unknown_paths_and_methods(shared: LiveRun) -> None:
     """404 and 405 with a sentence, for whoever has the token."""
-    assert ask(run, "GET", "/nonsense").status == 404
-    assert ask(run, "GET", "/..%2ftoken").status == 404
-    refused = ask(run, "BREW", "/call")
+    assert ask(shared, "GET", "/nonsense").status == 404
+    assert ask(shared, "GET", "/..%2ftoken").status == 404
+    refused = ask(shared, "BREW", "/call")
     assert refused.status == 405 and refused.headers["allow"] == "POST" and "POST" in refused.json["error"]
 
 

@@ -27,6 +27,8 @@ from tests.security.attacker import exchange, frame, hello, send_http
 from tests.security.live_run import LiveRun, command_line_of, environment_of, live_run, mode
 from tests.support import sample_engines
 
+pytestmark = pytest.mark.slow("a live run for each test")
+
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[LiveRun]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,17 +47,17 @@ PATHS = (
 )
 
 
-@pytest.fixture
-def runs(tmp_path: Path) -> Iterator[tuple[LiveRun, LiveRun]]:
-    """The run under attack, and another one whose token the attacker has."""
-    with live_run(tmp_path, "attacked") as attacked, live_run(tmp_path, "other") as other:
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LiveRun, LiveRun]]:
+    """The run under attack, and another one whose token the attacker has. What is refused changes neither."""
+    folder = tmp_path_factory.mktemp("runs")
+    with live_run(folder, "attacked") as attacked, live_run(folder, "other") as other:
         yield attacked, other
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Iterator[LiveRun]:
-    with live_run(tmp_path) as run:
-        yield run
+def run(runs: tuple[LiveRun, LiveRun]) -> LiveRun:
+    return runs[0]
 
 
 def wrong_tokens(attacked: LiveRun, other: LiveRun) -> list[str]:

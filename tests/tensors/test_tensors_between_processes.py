@@ -28,6 +28,8 @@ from tests.support.checkout import PYTHONPATH
 from tests.tensors.open_files import open_descriptors
 from tests.tensors.tensor_worker import TOKEN
 
+pytestmark = pytest.mark.slow("its workers import torch")
+
 NAMES = ("a", "b", "far")  # the last one as if on another host
 
 

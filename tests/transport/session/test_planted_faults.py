@@ -100,6 +100,7 @@ class SilenceAccepted(Caller[Asking]):
         return (), ()
 
 
+@pytest.mark.slow("thousands of histories")
 @pytest.mark.parametrize(
     ("fault", "seen"),
     [
