@@ -15,7 +15,7 @@ import psutil
 
 from rolecall.errors import ProtocolError, RolecallError
 from rolecall.protocol.message import from_json
-from rolecall.protocol.state import State
+from rolecall.protocol.state import RunState
 
 _RUN_ID = re.compile(r"[0-9a-f]{4,64}")
 _CLOCK_SLACK_S = 2.0  # start times count in ticks from a boot time in whole seconds
@@ -59,7 +59,7 @@ class RunDir:
         """When the controller last began or wrote something here."""
         return max(_mtime(self.path / ".lock"), _mtime(self.path / "state.json"))
 
-    def state(self) -> State:
+    def state(self) -> RunState:
         """What the controller wrote last; an empty state when it has written none yet.
 
         Raises:
@@ -67,9 +67,9 @@ class RunDir:
         """
         file = self.path / "state.json"
         try:
-            state = from_json(State, file.read_bytes(), "the controller")
+            state = from_json(RunState, file.read_bytes(), "the controller")
         except FileNotFoundError:
-            return State()
+            return RunState()
         except (OSError, ProtocolError) as e:
             raise BrokenStateError(str(file), str(e)) from e
         if state.run_id and not _RUN_ID.fullmatch(state.run_id):
@@ -90,7 +90,7 @@ class RunDir:
             if isinstance(event, dict):
                 yield event
 
-    def controller(self, state: State) -> int | None:
+    def controller(self, state: RunState) -> int | None:
         """Pid of the controller while it lives on this host and has the run open, else None."""
         lock = self.path / ".lock"
         try:

@@ -1,7 +1,8 @@
-"""`state.json` of a run directory: written whole by the controller, read by the command line."""
+"""A run as a value: what `Scheduler.inspect()` returns, and what `state.json` of the run directory holds."""
 
 from __future__ import annotations
 
+from rolecall.errors import WorkerNotFoundError
 from rolecall.protocol.message import Message
 
 
@@ -9,6 +10,10 @@ class WorkerState(Message, frozen=True, kw_only=True):
     """A worker as the controller knew it last.
 
     Attributes:
+        pid: Of its process on its host.
+        guard: Id of the guard that owns it.
+        devices: Its slot's, as the visible-devices variable names them.
+        target: For a fork the worker in whose slot it lives.
         state: `running` or `failed`.
         since: When it became ready, in seconds since the epoch.
         command: Its program; None when it hosts engines.
@@ -59,7 +64,7 @@ class ControllerState(Message, frozen=True, kw_only=True):
     ended: bool = False
 
 
-class State(Message, frozen=True, kw_only=True):
+class RunState(Message, frozen=True, kw_only=True):
     """A run. `run_id` is empty as long as the controller has written nothing."""
 
     run_id: str = ""
@@ -74,3 +79,14 @@ class State(Message, frozen=True, kw_only=True):
     def workers(self) -> list[WorkerState]:
         """Each worker once; a role that borrows its target's workers has none of its own."""
         return list({worker.id: worker for role in self.roles for worker in role.workers}.values())
+
+    def worker(self, worker_id: str) -> WorkerState:
+        """One of them.
+
+        Raises:
+            WorkerNotFoundError: No such worker.
+        """
+        found = {worker.id: worker for worker in self.workers()}
+        if worker_id not in found:
+            raise WorkerNotFoundError(worker_id, list(found))
+        return found[worker_id]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rolecall.errors import WorkerConfigurationError
 from rolecall.protocol.message import to_json
-from rolecall.protocol.state import ControllerState, GuardState, RoleState, State
+from rolecall.protocol.state import ControllerState, GuardState, RoleState, RunState
 from rolecall.types import check_name
 
 
@@ -75,9 +75,9 @@ class Run:
     def log_path(self, worker_id: str) -> Path:
         return self.run_dir / "logs" / f"{worker_id.replace('/', '-')}.log"
 
-    def write_state(self, controller: ControllerState, guards: list[GuardState], roles: list[RoleState]) -> None:
-        """Replaces `state.json`, whole or not at all. One writer at a time."""
-        state = State(
+    def state(self, controller: ControllerState, guards: list[GuardState], roles: list[RoleState]) -> RunState:
+        """The run as a value, with what others know of it."""
+        return RunState(
             run_id=self.run_id,
             runtime_dir=str(self.runtime_dir),
             experiment=self.experiment,
@@ -87,6 +87,9 @@ class Run:
             guards=guards,
             roles=roles,
         )
+
+    def write_state(self, state: RunState) -> None:
+        """Replaces `state.json`, whole or not at all. One writer at a time."""
         fresh = self.run_dir / "state.json.new"
         fresh.write_text(to_json(state, indent=1))
         fresh.replace(self.run_dir / "state.json")

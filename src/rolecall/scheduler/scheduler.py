@@ -23,6 +23,7 @@ from rolecall.protocol.environment import WORKER
 from rolecall.protocol.guard import SET_ENV, STACKS, Method, SetEnv, Stacks
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.message import Message
+from rolecall.protocol.state import RunState
 from rolecall.scheduler.calls import CallOptions, PendingCall, argument_place, engine_path
 from rolecall.scheduler.guards import GuardProxy
 from rolecall.scheduler.lifecycle import RoleLifecycle
@@ -416,6 +417,13 @@ class Scheduler(ABC):
         I/O thread and must not wait there: let them set an event that the controller looks at.
         """
         self._watch.listeners.append(listener)
+
+    def inspect(self) -> RunState:
+        """The run as it is now: its guards, roles and workers, with their pids, hosts, devices and states.
+
+        The same value is kept in `state.json` for the command line. It is a snapshot; nothing is asked of any process.
+        """
+        return self._watch.state()
 
     @property
     def run_dir(self) -> str:

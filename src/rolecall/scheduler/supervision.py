@@ -17,7 +17,7 @@ import msgspec
 from rolecall.errors import WorkerFailedError, WorkerStalledError
 from rolecall.protocol import events
 from rolecall.protocol.message import to_plain
-from rolecall.protocol.state import ControllerState, RoleState
+from rolecall.protocol.state import ControllerState, RoleState, RunState
 from rolecall.scheduler.guards import Explain, GuardProxy
 from rolecall.scheduler.run import Run
 from rolecall.scheduler.table import Member, Table
@@ -77,14 +77,22 @@ class Supervision:
         """Brings `state.json` up to date. While the run is being closed it keeps naming the workers that there were."""
         with self._writing:  # the I/O thread writes too, when a worker dies
             if not self.closing:
-                self._roles = [
-                    RoleState(name=r.name, target=r.target, workers=[m.state() for m in r.members])
-                    for r in self._table.roles()
-                ]
-            controller = ControllerState(pid=os.getpid(), host=os.uname().nodename, ended=ended)
-            guards = [guard.state() for guard in self.guards()]
+                self._roles = self._living_roles()
             with self._bookkeeping():
-                self._run.write_state(controller, guards, self._roles)
+                self._run.write_state(self._state(self._roles, ended))
+
+    def state(self) -> RunState:
+        """The run as it is now."""
+        return self._state(self._living_roles(), self.closing)
+
+    def _living_roles(self) -> list[RoleState]:
+        return [
+            RoleState(name=r.name, target=r.target, workers=[m.state() for m in r.members]) for r in self._table.roles()
+        ]
+
+    def _state(self, roles: list[RoleState], ended: bool) -> RunState:
+        controller = ControllerState(pid=os.getpid(), host=os.uname().nodename, ended=ended)
+        return self._run.state(controller, [guard.state() for guard in self.guards()], roles)
 
     @contextlib.contextmanager
     def _bookkeeping(self) -> Iterator[None]:
