@@ -42,6 +42,7 @@ class InProcessScheduler(OneHostScheduler):
             expected = "workers are threads of this process; use LocalScheduler"
             raise WorkerConfigurationError("the in-process scheduler connects to no Ray", None, expected)
         self._guard: InProcessGuard = InProcessGuard(self._run, self._io, self._tensor_backend)
+        self._watch.guards = lambda: [self._guard]
 
     def _end_guards(self, *, graceful: bool) -> None:
         self._guard.ask(asked.SHUTDOWN, asked.Shutdown()).result()
