@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from rolecall.placement.local import LocalScheduler as LocalScheduler
     from rolecall.placement.ray.ray import RayScheduler as RayScheduler
     from rolecall.placement.slurm.slurm import SlurmScheduler as SlurmScheduler
+    from rolecall.protocol.state import GuardState as GuardState
+    from rolecall.protocol.state import RunState as RunState
+    from rolecall.protocol.state import WorkerState as WorkerState
     from rolecall.scheduler.calls import PendingCall as PendingCall
     from rolecall.scheduler.front import scheduler as scheduler
     from rolecall.scheduler.roles import Role as Role
@@ -29,17 +32,20 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "GuardState": "rolecall.protocol.state",
     "Job": "rolecall.types",
     "LocalScheduler": "rolecall.placement.local",
     "PendingCall": "rolecall.scheduler.calls",
     "RTensor": "rolecall.tensors.handle",
     "RayScheduler": "rolecall.placement.ray.ray",
     "Role": "rolecall.scheduler.roles",
+    "RunState": "rolecall.protocol.state",
     "Scheduler": "rolecall.scheduler.scheduler",
     "SchedulingSpec": "rolecall.types",
     "SchedulingStrategy": "rolecall.types",
     "SlurmScheduler": "rolecall.placement.slurm.slurm",
     "Worker": "rolecall.types",
+    "WorkerState": "rolecall.protocol.state",
     "clear": "rolecall.tensors.functions",
     "localize": "rolecall.tensors.functions",
     "ray_placement_group": "rolecall.worker.ray_group",

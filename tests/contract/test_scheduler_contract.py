@@ -520,3 +520,22 @@ def test_the_token_is_in_no_file_that_others_can_read(s: Scheduler) -> None:
     for root, _, files in os.walk(s.run_dir):
         for name in files:
             assert token not in (Path(root) / name).read_bytes()
+
+
+def test_a_run_can_be_inspected(s: Scheduler) -> None:
+    """The view of a run names every worker with its process, its devices and since when it is there."""
+    began = time.time()
+    actors = s.start("actor", replicas=2, gpu=1)
+    actors.create_engine(Echo)
+    refs = actors.fork("ref")
+    seen = actors.inspect()
+    assert [worker.id for worker in seen] == ["actor/0", "actor/1"]
+    assert [worker.pid for worker in seen] == actors.call("pid")
+    assert all(worker.state == "running" and began - 1 <= worker.since <= time.time() for worker in seen)
+    assert all(len(worker.devices) == 1 for worker in seen)
+    assert [worker.target for worker in refs.inspect()] == ["actor/0", "actor/1"]
+    run = s.inspect()
+    assert {worker.id for worker in run.workers()} == {"actor/0", "actor/1", "ref/0", "ref/1"}
+    assert {worker.guard for worker in run.workers()} == {guard.id for guard in run.guards if guard.pid}
+    with pytest.raises(WorkerNotFoundError):
+        run.worker("actor/7")

@@ -14,6 +14,7 @@ import pytest
 
 from rolecall import Job, Scheduler, SchedulingSpec, SchedulingStrategy
 from rolecall.errors import WorkerConfigurationError, WorkerCreationError, WorkerFailedError, WorkerNotFoundError
+from rolecall.protocol.guard import METRICS, Nothing
 from tests.support import sample_engines
 from tests.support.schedulers_under_test import OF_PROCESSES, each
 from tests.support.worker_processes import of_worker, processes, wait_for
@@ -62,7 +63,7 @@ def bindable(ip: str, port: str) -> bool:
 
 def leased(s: Scheduler) -> int:
     guards = {member.guard for member in s._table.members()}
-    return sum(int(guard.ask("metrics").result()["ports_leased"]) for guard in guards)
+    return sum(int(guard.ask(METRICS, Nothing()).result()["ports_leased"]) for guard in guards)
 
 
 def test_when_the_middle_one_of_three_fails_exactly_the_other_two_are_killed(s: Scheduler, tmp_path: Path) -> None:

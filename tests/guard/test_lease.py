@@ -3,8 +3,8 @@
 from rolecall.guard.lease import Lease
 
 
-def connected(reattach_s: float = 0.0) -> Lease:
-    lease = Lease(lease_s=30, reattach_s=reattach_s, began=0)
+def connected() -> Lease:
+    lease = Lease(lease_s=30, began=0)
     lease.connected(1)
     return lease
 
@@ -17,17 +17,11 @@ def test_a_renewed_lease_holds_and_an_old_one_lapses() -> None:
     assert "not heard of for 30 s" in lease.verdict(130, controller_dead=False)
 
 
-def test_a_closed_connection_is_the_end_unless_a_reattach_was_asked_for() -> None:
-    """Without `reattach_s` a cut ends the guard at once; with it, a new connection within it keeps the guard."""
+def test_a_closed_connection_is_the_end() -> None:
+    """A connection that the controller closed ends the guard at once."""
     lease = connected()
-    lease.disconnected(5)
+    lease.disconnected()
     assert "connection closed" in lease.verdict(5, controller_dead=False)
-    patient = connected(reattach_s=60)
-    patient.disconnected(5)
-    patient.disconnected(50)  # a failed attempt does not begin the grace anew
-    assert patient.verdict(64, controller_dead=True) == "" != patient.verdict(65, controller_dead=True)
-    patient.connected(64)
-    assert patient.verdict(65, controller_dead=False) == ""
 
 
 def test_a_controller_seen_dead_is_the_end() -> None:
@@ -37,7 +31,7 @@ def test_a_controller_seen_dead_is_the_end() -> None:
 
 def test_a_controller_that_is_never_reached_is_the_end() -> None:
     """A guard that cannot call home ends after one lease, also while the controller's process lives."""
-    lease = Lease(lease_s=30, reattach_s=0, began=0)
+    lease = Lease(lease_s=30, began=0)
     lease.renew(29)
     assert lease.verdict(29, controller_dead=False) == ""
     assert "could not be reached" in lease.verdict(30, controller_dead=False)

@@ -5,15 +5,15 @@ import contextlib
 import os
 
 from rolecall.guard.notices import LONGEST, Notices
-from rolecall.protocol.guard import NoticeNote
+from rolecall.protocol.events import Notice
 
 LINE = b'{"role": "actor", "reason": "the time limit", "seconds": 120}\n'
-NOTICE = NoticeNote(role="actor", reason="the time limit", seconds=120)
+NOTICE = Notice(role="actor", reason="the time limit", seconds=120)
 
 
-async def told(*pieces: bytes) -> list[NoticeNote]:
+async def told(*pieces: bytes) -> list[Notice]:
     """What is told of pieces that are written one after the other, each when the one before has been read."""
-    heard: list[NoticeNote] = []
+    heard: list[Notice] = []
     theirs, ours = os.pipe()
     loop = asyncio.get_running_loop()
     notices = Notices(loop, heard.append, theirs)

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from rolecall.guard.progress import Counters
 from rolecall.guard.stall import Resumed, Sample, Stalled, StallWatch
+from rolecall.protocol.progress import Counters
 from tests.guard.guard_rig import Rig, wait_for
 
 

@@ -203,13 +203,16 @@ def test_a_template_killed_while_forking_loses_no_start(rig: Rig) -> None:
     assert sorted(workers) == sorted(f"b/{n}" for n in range(40))
 
 
-def test_another_interpreter_is_started_cold(rig: Rig, tmp_path: Path) -> None:
-    """A spec's own `python` runs the worker."""
+def test_workers_run_under_the_interpreter_that_the_guard_was_told(
+    make_rig: Callable[..., Rig], tmp_path: Path
+) -> None:
+    """`python` of the configuration runs the workers, whether they are forked or started cold."""
     python = tmp_path / "python-of-my-own"
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -X dev "$@"\n')
     python.chmod(0o755)
-    result = rig.worker(python=str(python))
-    assert rig.do(result, "import sys; answer = sys.flags.dev_mode") is True
+    rig = make_rig(python=str(python))
+    for worker, env in {"a/0": {}, "b/0": {"PYTHONUTF8": "1"}}.items():
+        assert rig.do(rig.worker(worker, env=env), "import sys; answer = sys.flags.dev_mode") is True
 
 
 def test_a_module_that_cannot_be_preloaded_is_skipped(make_rig: Callable[..., Rig]) -> None:

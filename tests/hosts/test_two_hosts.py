@@ -14,8 +14,8 @@ import pytest
 
 from rolecall import Role, Scheduler
 from rolecall.errors import WorkerFailedError
-from rolecall.guard.progress import LAYOUT, Counters
 from rolecall.guard.runtime import page_path
+from rolecall.protocol.progress import parse
 from tests.support import sample_engines
 from tests.support.hosts_under_test import KINDS, Hosts
 from tests.support.worker_processes import guard_of, living, processes, wait_for
@@ -74,7 +74,7 @@ def calls_ended(s: Scheduler, index: int, root: Path) -> Callable[[], int]:
     """Reads from the page that a worker writes for its guard how many calls it has answered."""
     member = s._table.members()[index]
     page = page_path(str(Path(member.socket).parents[1]), member.guard.guard_id, member.id)
-    return lambda: Counters(*LAYOUT.unpack((root / page[1:]).read_bytes()[: LAYOUT.size])).ended
+    return lambda: parse((root / page[1:]).read_bytes()).ended
 
 
 def test_workers_of_two_hosts_are_called_over_the_network_and_pass_tensors(s: Scheduler, hosts: Hosts) -> None:

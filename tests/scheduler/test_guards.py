@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 
 from rolecall.errors import AuthenticationError, GuardLostError, ProtocolError, RPCError
+from rolecall.protocol.guard import TABLE, Nothing
+from rolecall.protocol.guard_hello import GuardHello
+from rolecall.protocol.message import to_plain
 from rolecall.scheduler.guards import GuardProxy
 from rolecall.scheduler.listener import GuardListener
 from rolecall.scheduler.run import Run
@@ -48,20 +51,13 @@ class Controller:
             if topic == "lease" and answers:
                 client.peer.notify("alive")
 
-        facts = {
-            "kind": "guard",
-            "guard_id": guard_id,
-            "run_id": self.run.run_id,
-            "host_id": host,
-            "pid": 1,
-            "host": "h",
-        }
+        hello = GuardHello(guard_id=guard_id, run_id=self.run.run_id, host_id=host, pid=1, host="h", ip="")
         client = Client(
             "controller",
             self.hub.addresses[1:],
             token or self.run.token,
             loop=self.io.loop,
-            hello=facts,
+            hello=to_plain(hello),
             on_notify=notified or on_notify,
         )
         self.dialled.append(client)
@@ -108,7 +104,7 @@ def test_a_silent_guard_elsewhere_is_given_up_and_not_taken_back(controller: Con
     assert controller.told.wait(5)
     assert "nothing was heard of it" in controller.lost[0]
     with pytest.raises(GuardLostError):
-        guard.ask("table")
+        guard.ask(TABLE, Nothing())
     first.close()
     again = controller.call_home("g1-0", host="elsewhere")
     with pytest.raises(RPCError, match="it is not taken back"):

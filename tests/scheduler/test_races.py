@@ -15,6 +15,7 @@ import pytest
 
 from rolecall import Job, LocalScheduler, SchedulingSpec
 from rolecall.errors import SchedulerError, WorkerConfigurationError, WorkerCreationError, WorkerFailedError
+from rolecall.protocol.guard import ALLOC_PORTS, METRICS, AllocPorts, Nothing
 from rolecall.scheduler.starting import Group, take_back
 from tests.support import sample_engines
 from tests.support.worker_processes import of_worker, processes, wait_for
@@ -61,7 +62,7 @@ def log(s: LocalScheduler, worker_id: str) -> str:
 
 
 def leased(s: LocalScheduler) -> int:
-    return int(s._guard.ask("metrics").result()["ports_leased"])
+    return int(s._guard.ask(METRICS, Nothing()).result()["ports_leased"])
 
 
 def starting(s: LocalScheduler, start: Callable[[], Any], role: str) -> Side:
@@ -89,7 +90,7 @@ def test_ports_leased_for_a_start_that_never_began_are_given_back(s: LocalSchedu
     """Ports are leased before the guard is asked for the workers; what comes in between may end the start."""
     slots = s.plan(Job("x", 2)).slots
     for slot in slots:
-        s._guard.ask("alloc_ports", {"owner": slot.worker_id, "count": 3}).result()
+        s._guard.ask(ALLOC_PORTS, AllocPorts(owner=slot.worker_id, count=3)).result()
     assert leased(s) == 6
     take_back(Group("x", slots, [s._guard] * 2))
     assert leased(s) == 0
@@ -218,7 +219,7 @@ def test_all_callers_learn_of_a_lost_guard_also_when_nothing_can_be_written(s: L
 
 
 def signal_guard(s: LocalScheduler) -> None:
-    os.kill(int(s._guard.info["pid"]), signal.SIGKILL)
+    os.kill(s._guard.pid, signal.SIGKILL)
 
 
 def test_after_the_guard_was_lost_starts_are_refused_and_closing_is_quick(s: LocalScheduler) -> None:

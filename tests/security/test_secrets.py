@@ -20,10 +20,9 @@ from rich.pretty import pretty_repr
 
 from rolecall import LocalScheduler
 from rolecall.errors import EngineCallError, EngineCreationError, WorkerCreationError, WorkerFailedError
-from rolecall.protocol.guard import WorkerConfig as GuardsWorkerConfig
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.token import Token
-from rolecall.worker.node import WorkerConfig
+from rolecall.protocol.worker import WorkerConfig
 from tests.security.attacker import exchange, frame, hello, send_http
 from tests.security.live_run import LiveRun, command_line_of, environment_of, live_run, mode
 from tests.support import sample_engines
@@ -174,18 +173,8 @@ def test_configurations_do_not_show_their_token() -> None:
     """The values that carry it from process to process keep it to themselves."""
     secret = "5ec4e7" * 10
     guard = GuardConfig(run_id="r", guard_id="g", token=secret, controller=[], run_dir="", runtime_dir="")
-    common: dict[str, Any] = {
-        "worker_id": "a/0",
-        "run_id": "r",
-        "socket": "",
-        "ip": "",
-        "bind": "",
-        "port": 1,
-    }
-    node = WorkerConfig(token=secret, **common)
-    rest: dict[str, Any] = dict.fromkeys(("guard_id", "run_dir", "main_path", "progress", "log_path"), "")
-    told_by_guard = GuardsWorkerConfig(token=secret, ports=[], sys_path=[], **common, **rest)
-    for config in (guard, node, told_by_guard):
+    worker = WorkerConfig(token=secret, worker_id="a/0", run_id="r", guard_id="g", socket="", ip="", bind="", port=1)
+    for config in (guard, worker):
         for shown in (repr(config), str(config), pretty_repr(config)):
             assert secret not in shown and "token" in shown and "run_id" in shown, type(config)
 

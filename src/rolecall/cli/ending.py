@@ -17,11 +17,12 @@ from pathlib import Path
 from rolecall.cli.client import NoAnswerError, is_private
 from rolecall.cli.jobs import Jobs, end_jobs
 from rolecall.cli.processes import REAPER_NAME, RunProcess, run_processes
-from rolecall.cli.rundir import State, on_another_host
+from rolecall.cli.rundir import on_another_host
 from rolecall.cli.runs import SelectedRun, state_of
 from rolecall.guard import runtime
 from rolecall.guard.proc import send
 from rolecall.placement.ray.joining import folder_of
+from rolecall.protocol.state import RunState
 
 KILL_MARGIN_S = 15.0  # beyond the grace: SIGKILL, and seeing everything dead
 LEAVE_S = 3.0  # a guard that was asked, or a reaper whose guard was killed, is gone in milliseconds
@@ -136,7 +137,7 @@ def _gone(left: Callable[[], list[RunProcess]], patience: float) -> bool:
 
 
 def _elsewhere(run: SelectedRun) -> list[str]:
-    state = state_of(run.directory) if run.directory else State()
+    state = state_of(run.directory) if run.directory else RunState()
     hosts = {guard.host for guard in state.guards if on_another_host(guard.host)}
     return [] if state.controller.ended else sorted(hosts)
 

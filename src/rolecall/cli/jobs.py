@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from rolecall.cli.rundir import State
 from rolecall.cli.runs import SelectedRun, state_of
 from rolecall.errors import SlurmError
 from rolecall.placement.slurm.commands import Slurm
 from rolecall.placement.slurm.queue import Queue
 from rolecall.placement.slurm.script import job_comment
 from rolecall.placement.slurm.slurm import SlurmAllocation, SlurmScheduler
+from rolecall.protocol.state import RunState
 
 AT_ONCE = 16
 BRIEF_S = 5.0
@@ -46,7 +46,7 @@ def end_jobs(run: SelectedRun) -> Jobs:
     Slurm is asked too where a run is not known here, and where its controller has ended and may have had to leave a
     job; but then it need not answer.
     """
-    state = state_of(run.directory) if run.directory else State()
+    state = state_of(run.directory) if run.directory else RunState()
     surely = state.scheduler == SlurmScheduler.backend and not state.controller.ended
     if not surely and (state.scheduler not in ("", SlurmScheduler.backend) or shutil.which("squeue") is None):
         return Jobs()

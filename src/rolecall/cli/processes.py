@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rolecall.guard.proc import TICKS, Process, Stat, ancestors, environ, snapshot
-from rolecall.guard.sweep import GUARD, RUN, WORKER
+from rolecall.protocol.environment import GUARD, RUN, WORKER
 
 REAPER_NAME = "rc:reaper"  # as the processes name themselves, see the guard's `set_name`
 GUARD_NAME = "rc:guard"

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import psutil
 
-from rolecall.errors import RolecallError
+from rolecall.errors import ProtocolError, RolecallError
+from rolecall.protocol.message import from_json
+from rolecall.protocol.state import RunState
 
 _RUN_ID = re.compile(r"[0-9a-f]{4,64}")
 _CLOCK_SLACK_S = 2.0  # start times count in ticks from a boot time in whole seconds
@@ -26,57 +27,6 @@ class BrokenStateError(RolecallError):
     def __init__(self, path: str, reason: str) -> None:
         self.path, self.reason = path, reason
         super().__init__(f"{path} cannot be read: {reason}; `rolecall logs` still works")
-
-
-class WorkerState(msgspec.Struct):
-    """A worker as the controller wrote it last."""
-
-    id: str
-    ip: str = ""
-    ports: list[str] = []
-    pid: int = 0
-    host: str = ""
-    guard: str = ""
-    devices: list[str] = []
-    target: str | None = None
-    command: list[str] | None = None
-    log: str = ""
-    state: str = "running"
-
-
-class RoleState(msgspec.Struct):
-    name: str
-    target: str | None = None
-    workers: list[WorkerState] = []
-
-
-class GuardState(msgspec.Struct):
-    id: str
-    pid: int = 0
-    host: str = ""
-
-
-class ControllerState(msgspec.Struct):
-    pid: int = 0
-    host: str = ""
-    ended: bool = False
-
-
-class State(msgspec.Struct):
-    """`state.json`. Fields that later versions add are skipped."""
-
-    run_id: str = ""
-    runtime_dir: str = ""
-    experiment: str = ""
-    trial: str = ""
-    scheduler: str = ""
-    controller: ControllerState = msgspec.field(default_factory=ControllerState)
-    guards: list[GuardState] = []
-    roles: list[RoleState] = []
-
-    def workers(self) -> list[WorkerState]:
-        """Each worker once; a role that borrows its target's workers has none of its own."""
-        return list({worker.id: worker for role in self.roles for worker in role.workers}.values())
 
 
 def on_another_host(host: str) -> bool:
@@ -109,7 +59,7 @@ class RunDir:
         """When the controller last began or wrote something here."""
         return max(_mtime(self.path / ".lock"), _mtime(self.path / "state.json"))
 
-    def state(self) -> State:
+    def state(self) -> RunState:
         """What the controller wrote last; an empty state when it has written none yet.
 
         Raises:
@@ -117,10 +67,10 @@ class RunDir:
         """
         file = self.path / "state.json"
         try:
-            state = msgspec.json.decode(file.read_bytes(), type=State, strict=False)
+            state = from_json(RunState, file.read_bytes(), "the controller")
         except FileNotFoundError:
-            return State()
-        except (OSError, msgspec.DecodeError) as e:
+            return RunState()
+        except (OSError, ProtocolError) as e:
             raise BrokenStateError(str(file), str(e)) from e
         if state.run_id and not _RUN_ID.fullmatch(state.run_id):
             raise BrokenStateError(str(file), f"run id {state.run_id!r} is none of ours")
@@ -140,7 +90,7 @@ class RunDir:
             if isinstance(event, dict):
                 yield event
 
-    def controller(self, state: State) -> int | None:
+    def controller(self, state: RunState) -> int | None:
         """Pid of the controller while it lives on this host and has the run open, else None."""
         lock = self.path / ".lock"
         try:

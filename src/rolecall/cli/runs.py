@@ -10,9 +10,10 @@ from pathlib import Path
 
 from rolecall.cli.client import RunClient, is_listening
 from rolecall.cli.processes import run_processes
-from rolecall.cli.rundir import BrokenStateError, RunDir, State
+from rolecall.cli.rundir import BrokenStateError, RunDir
 from rolecall.cli.terminal import remark
 from rolecall.errors import RolecallError
+from rolecall.protocol.state import RunState
 from rolecall.scheduler.run import private_root
 
 DEFAULT_FILEROOT = Path("~/.rolecall")
@@ -88,12 +89,12 @@ def selected(run: RunDir) -> SelectedRun:
     return SelectedRun(state.run_id or runtime_dir.name, runtime_dir, run)
 
 
-def state_of(run: RunDir) -> State:
+def state_of(run: RunDir) -> RunState:
     """The contents of `state.json`; an empty state when it cannot be read."""
     try:
         return run.state()
     except BrokenStateError:
-        return State()
+        return RunState()
 
 
 def is_running(run: RunDir) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +9,12 @@ from typing import Any
 
 from rolecall.cli.client import NoAnswerError
 from rolecall.cli.processes import GUARD_NAME, RunProcess, run_processes, usage
-from rolecall.cli.rundir import State, WorkerState, on_another_host
+from rolecall.cli.rundir import on_another_host
 from rolecall.cli.runs import SelectedRun, state_of
 from rolecall.errors import describe_exit
-from rolecall.guard.progress import LAYOUT, Counters
 from rolecall.guard.runtime import page_path
+from rolecall.protocol.progress import SIZE, Counters, parse
+from rolecall.protocol.state import RunState, WorkerState
 
 Rows = dict[str, dict[str, Any]]  # guards' tables by worker
 
@@ -72,7 +72,7 @@ class RunView:
 
 def view(run: SelectedRun) -> RunView:
     """Looks at a run. Guards are asked with a short patience; whoever does not answer is described from outside."""
-    state = state_of(run.directory) if run.directory else State()
+    state = state_of(run.directory) if run.directory else RunState()
     processes = run_processes(run.run_id) if run.run_id else []
     pid = run.directory.controller(state) if run.directory else None
     guards, rows = _ask_guards(run, state, processes)
@@ -90,7 +90,7 @@ def view(run: SelectedRun) -> RunView:
     )
 
 
-def _controller(state: State, pid: int | None) -> str:
+def _controller(state: RunState, pid: int | None) -> str:
     """`running`, `ended`, `gone` (without having ended its run), or on which other host it was."""
     if pid or state.controller.ended:
         return "running" if pid else "ended"
@@ -102,7 +102,7 @@ def _any_answers(guards: list[GuardView]) -> bool:
     return any(guard.state == "running" for guard in guards)
 
 
-def _ask_guards(run: SelectedRun, state: State, processes: list[RunProcess]) -> tuple[list[GuardView], Rows]:
+def _ask_guards(run: SelectedRun, state: RunState, processes: list[RunProcess]) -> tuple[list[GuardView], Rows]:
     known = {guard.id: guard for guard in state.guards}
     alive = {item.guard_id for item in processes if item.stat.name == GUARD_NAME}
     views: list[GuardView] = []
@@ -124,7 +124,7 @@ def _ask_guards(run: SelectedRun, state: State, processes: list[RunProcess]) -> 
 class _Workers:
     """Puts the sources together, worker by worker."""
 
-    def __init__(self, run: SelectedRun, state: State, processes: list[RunProcess], rows: Rows) -> None:
+    def __init__(self, run: SelectedRun, state: RunState, processes: list[RunProcess], rows: Rows) -> None:
         self._run, self._rows = run, rows
         self._written = {worker.id: worker for worker in state.workers()}
         self._ended = state.controller.ended
@@ -139,7 +139,7 @@ class _Workers:
         return [self._view(name) for name in names]
 
     def _view(self, name: str) -> WorkerView:
-        said, row = self._written.get(name) or WorkerState(name), self._rows.get(name, {})
+        said, row = self._written.get(name) or WorkerState(id=name), self._rows.get(name, {})
         pid = row.get("pid") or said.pid or None
         made = WorkerView(
             worker=name,
@@ -170,7 +170,7 @@ class _Workers:
 
     def _controller_gone(self) -> bool:
         directory = self._run.directory
-        return directory is None or directory.controller(State()) is None
+        return directory is None or directory.controller(RunState()) is None
 
     def _measure(self, made: WorkerView) -> None:
         items = self._processes.get(made.worker)
@@ -200,6 +200,6 @@ def read_page(runtime_dir: Path, guard_id: str, worker_id: str) -> Counters | No
     """A worker's progress page, which it writes even while nobody can ask it anything."""
     try:
         with Path(page_path(str(runtime_dir), guard_id, worker_id)).open("rb") as file:
-            return Counters(*LAYOUT.unpack(file.read(LAYOUT.size)))
-    except (OSError, struct.error):
+            return parse(file.read(SIZE))
+    except OSError:
         return None

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from rolecall.guard.kernel import die_with_parent, overwrite_marker, set_name
 from rolecall.guard.proc import open_files
-from rolecall.guard.sweep import WORKER
+from rolecall.protocol.environment import WORKER
 from rolecall.protocol.fork import ForkSpec
 
 _OPENBLAS_SETTERS = ("scipy_openblas_set_num_threads64_", "openblas_set_num_threads64_", "openblas_set_num_threads")

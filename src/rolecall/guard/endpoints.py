@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rolecall.errors import PortAllocationError, RolecallError, WorkerConfigurationError, WorkerNotFoundError
 from rolecall.guard import runtime
 from rolecall.guard.metrics import METRICS
-from rolecall.guard.service import ControllerService, LocalService
+from rolecall.guard.service import ControllerRequests, SocketRequests
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.transport.http import HttpError, Request, Response, Routes, json_response
 from rolecall.transport.http.metrics import metrics_response
@@ -25,8 +25,8 @@ class Endpoints:
 
     def __init__(self, guard: "Guard", config: GuardConfig, loop: asyncio.AbstractEventLoop) -> None:
         self._guard, self._config, self._loop = guard, config, loop
-        self._service = LocalService(guard)
-        self._controller = ControllerService(guard)
+        self._service = SocketRequests(guard)
+        self._controller = ControllerRequests(guard)
         self._server = Server(config.token, loop=loop, on_peer=self._on_peer, http=self._routes())
 
     def listen(self) -> None:

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
-from rolecall.guard.sweep import GUARD, RUN, WORKER
+from rolecall.protocol.environment import FOREIGN, GUARD, PREFIX, RUN, WORKER
 from rolecall.protocol.guard import ProcessSpec
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-_NOT_INHERITED = ("ROLECALL_", "PMI", "OMPI_")  # an MPI library that finds its launcher's names takes over the process
+_NOT_INHERITED = (PREFIX, *FOREIGN)
 _COLD = ("LD_", "PYTHON")  # read by the loader and the interpreter when they start: a fork is too late for them
 
 

@@ -15,8 +15,8 @@ from rolecall.guard.children import Children, Exit
 from rolecall.guard.environment import THREADS
 from rolecall.guard.proc import Process, below, read_stat, send, snapshot
 from rolecall.guard.spawn import spawn
-from rolecall.guard.sweep import WORKER
 from rolecall.guard.template import MAX_CHILDREN, TEMPLATE_NAME
+from rolecall.protocol.environment import WORKER
 from rolecall.protocol.fork import ForkSpec, TemplateReady, encode
 from rolecall.protocol.guard_config import GuardConfig
 

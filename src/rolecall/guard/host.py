@@ -6,17 +6,16 @@ import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
+from rolecall.protocol.devices import VARIABLES, listed
 from rolecall.protocol.guard_config import GuardConfig
+from rolecall.protocol.guard_hello import GuardHello
 from rolecall.transport import address
 from rolecall.transport.hosts import address_toward, this_host
 
 HOST_CORES = len(os.sched_getaffinity(0))
-DEVICE_VARS = ("CUDA_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES")
-_DEVICE_FILES = ("nvidia[0-9]*", "davinci[0-9]*")
 
 
 def memory_gib() -> float:
@@ -26,11 +25,9 @@ def memory_gib() -> float:
 
 def visible_devices(env: Mapping[str, str], folder: Path = Path("/dev")) -> list[str]:
     """The devices that we were given, by the variable that says so, else those that there are."""
-    for name in DEVICE_VARS:
-        if name in env:
-            return [device for device in env[name].split(",") if device]
-    counts = [len(list(folder.glob(pattern))) for pattern in _DEVICE_FILES]
-    return [str(index) for index in range(max(counts))]
+    named = listed(env)
+    counts = [len(list(folder.glob(f"{kind}[0-9]*"))) for kind in VARIABLES]
+    return [str(index) for index in range(max(counts))] if named is None else named
 
 
 def settled(config: GuardConfig) -> GuardConfig:
@@ -51,18 +48,17 @@ def _own_address(controller: list[str]) -> str:
     return address_toward(dialled[0]) if dialled else "127.0.0.1"
 
 
-def hello(config: GuardConfig) -> dict[str, Any]:
+def hello(config: GuardConfig) -> GuardHello:
     """Who and where this guard is."""
-    return {
-        "kind": "guard",
-        "guard_id": config.guard_id,
-        "run_id": config.run_id,
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "host_id": this_host(),
-        "ip": config.ip,
-        "cores": HOST_CORES,
-        "memory_gib": memory_gib(),
-        "devices": visible_devices(os.environ),
-        "python": f"{platform.python_version()} {sys.executable}",
-    }
+    return GuardHello(
+        guard_id=config.guard_id,
+        run_id=config.run_id,
+        pid=os.getpid(),
+        host=socket.gethostname(),
+        host_id=this_host(),
+        ip=config.ip,
+        cores=HOST_CORES,
+        memory_gib=memory_gib(),
+        devices=visible_devices(os.environ),
+        python=f"{platform.python_version()} {sys.executable}",
+    )

@@ -83,22 +83,28 @@ class Killer:
             await asyncio.sleep(pause)
 
     def _close(self, records: Sequence[Record], left: dict[Record, set[Process]]) -> KillReport:
-        report = KillReport()
-        for record in records:
-            end = record.exit
-            report.killed[record.worker_id] = describe_exit(end.code, end.signal) if end else "never ran"
-            for process in left.get(record, ()):
-                stat = read_stat(process.pid)
-                report.survivors.append(f"{record.worker_id} {process.pid} {stat.name if stat else ''}")
-            self._forget(record, report, bool(left.get(record)))
-        return report
+        return KillReport(
+            killed={record.worker_id: _ended(record) for record in records},
+            survivors=[_named(record, process) for record in records for process in left.get(record, ())],
+            ports=[port for record in records for port in self._forget(record, bool(left.get(record)))],
+        )
 
-    def _forget(self, record: Record, report: KillReport, survivors: bool) -> None:
+    def _forget(self, record: Record, survivors: bool) -> list[int]:
+        """Takes a record out of the table; returns the ports that were given back."""
         if not self._table.remove(record):
-            return  # somebody else has ended it at the same time; its ports may be another's by now
+            return []  # another task has ended it at the same time; its ports may be leased again by now
         if survivors:
             _log.error("%s left processes that SIGKILL does not end; its ports stay leased", record.worker_id)
-        else:
-            report.ports += self._ports.release(record.worker_id)
+        ports = [] if survivors else self._ports.release(record.worker_id)
         record.gone.set()
         self._on_gone(record)
+        return ports
+
+
+def _ended(record: Record) -> str:
+    return describe_exit(record.exit.code, record.exit.signal) if record.exit else "never ran"
+
+
+def _named(record: Record, process: Process) -> str:
+    stat = read_stat(process.pid)
+    return f"{record.worker_id} {process.pid} {stat.name if stat else ''}"

@@ -5,7 +5,6 @@ import logging
 import os
 import socket
 import sys
-import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,8 +24,10 @@ from rolecall.guard.readiness import wait_until_ready
 from rolecall.guard.spawn import spawn
 from rolecall.guard.table import Record, State, Table
 from rolecall.protocol.fork import ForkSpec
-from rolecall.protocol.guard import Configured, ProcessSpec, StartResult, WorkerConfig
+from rolecall.protocol.guard import ProcessSpec, StartResult
 from rolecall.protocol.guard_config import GuardConfig
+from rolecall.protocol.message import from_plain, to_plain
+from rolecall.protocol.worker import Configured, WorkerConfig
 from rolecall.transport.link import Link
 from rolecall.transport.peer import Peer
 from rolecall.types import check_argv, check_env, check_name
@@ -135,9 +136,9 @@ class Launcher:
 
     def _forkable(self, record: Record) -> bool:
         spec = record.spec
-        if spec.argv is not None or spec.python not in (None, "", self._python()):
-            return False
-        return not environment.needs_cold_start(self.environment(record), self._parts.template.env)
+        return spec.argv is None and not environment.needs_cold_start(
+            self.environment(record), self._parts.template.env
+        )
 
     # Make processes
 
@@ -237,14 +238,13 @@ class Launcher:
             ports=record.ports,
             worker_id=record.worker_id,
             devices=environment.own_env(record.spec, record.env).get(record.spec.device_var, ""),
-            python=record.spec.python or self._python(),
+            python=self._python(),
         )
 
     def _spawn_cold(self, record: Record, log: int) -> None:
         config = self._parts.config
         ours, theirs = socket.socketpair()
-        python = record.spec.python or self._python()
-        argv = [python, "-m", config.cold_module, "--control-fd", str(theirs.fileno())]
+        argv = [self._python(), "-m", config.cold_module, "--control-fd", str(theirs.fileno())]
         try:
             with theirs:
                 process = self._run(record, argv, log, keep=[theirs.fileno()])
@@ -290,10 +290,12 @@ class Launcher:
             await item.gone.wait()  # whoever aborted the start ends it, and reports what was ended
         else:
             await self._parts.killer.end([item], 0)
-        result = self._result(item, error or "killed while starting")
-        result.log_tail = tail
-        result.exit_code, result.signal = (end.code, end.signal) if end else (None, None)
-        return result
+        return msgspec.structs.replace(
+            self._result(item, error or "killed while starting"),
+            log_tail=tail,
+            exit_code=end.code if end else None,
+            signal=end.signal if end else None,
+        )
 
     async def _wait_ready(self, record: Record) -> str:
         """Waits until a worker is ready, has ended or shall end; returns why it is not."""
@@ -325,9 +327,8 @@ class Launcher:
         if record.peer is None:
             await wait_until_ready(record, self._parts.config)
             return
-        answer = await record.peer.request("configure", msgspec.to_builtins(self._worker_config(record)))
-        configured = msgspec.convert(answer, Configured)
-        record.socket = configured.socket
+        answer = await record.peer.request("configure", to_plain(self._worker_config(record)))
+        record.socket = from_plain(Configured, answer, f"worker {record.worker_id}").socket
 
     def _worker_config(self, record: Record) -> WorkerConfig:
         config = self._parts.config
@@ -357,7 +358,6 @@ class Launcher:
             ip=self._parts.config.ip,
             ports=record.ports,
             socket=record.socket,
-            elapsed=time.monotonic() - record.requested,
             timeline=record.timeline,
             error=error,
             log_path=record.log_path,
@@ -392,5 +392,4 @@ def _in_slot(spec: ProcessSpec, target: ProcessSpec) -> ProcessSpec:
         device_var=target.device_var,
         cores=spec.cores or target.cores,
         cwd=spec.cwd or target.cwd,
-        python=spec.python or target.python,
     )

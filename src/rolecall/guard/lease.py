@@ -9,19 +9,17 @@ class Lease:
 
     Attributes:
         lease_s: It lapses when nothing renews it for so long, and when no first connection comes about within it.
-        reattach_s: Grace of a closed connection, also of one whose controller has died: another may take over.
         began: When the guard began.
         renewed: When it was last renewed.
         attached: Whether there has been a connection.
-        cut: When the connection closed, None while it is open.
+        cut: The connection was closed.
     """
 
     lease_s: float
-    reattach_s: float
     began: float
     renewed: float = 0.0
     attached: bool = False
-    cut: float | None = None
+    cut: bool = False
 
     def __post_init__(self) -> None:
         self.renewed = self.began
@@ -32,12 +30,12 @@ class Lease:
 
     def connected(self, now: float) -> None:
         """A connection was opened."""
-        self.cut, self.attached = None, True
+        self.cut, self.attached = False, True
         self.renew(now)
 
-    def disconnected(self, now: float) -> None:
-        """The connection was closed."""
-        self.cut = now if self.cut is None else self.cut
+    def disconnected(self) -> None:
+        """The connection was closed. Nobody else can take the guard over, so this is its end."""
+        self.cut = True
 
     def verdict(self, now: float, controller_dead: bool) -> str:
         """Why the guard must end; empty while it may live.
@@ -45,15 +43,12 @@ class Lease:
         Args:
             controller_dead: The controller was on this host and is seen to be gone.
         """
-        if controller_dead and not self.reattach_s:
+        if controller_dead:
             return "the controller has died"
         if not self.attached and now - self.began >= self.lease_s:
             return f"the controller could not be reached for {self.lease_s:g} s"
-        if self.cut is not None:
-            away = now - self.cut >= self.reattach_s
-            return (
-                f"the controller's connection closed and did not come back within {self.reattach_s:g} s" if away else ""
-            )
+        if self.cut:
+            return "the controller's connection closed"
         if now - self.renewed >= self.lease_s:
             return f"the controller was not heard of for {self.lease_s:g} s"
         return ""

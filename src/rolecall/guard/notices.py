@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from rolecall.protocol.guard import NoticeNote
+from rolecall.protocol.events import Notice
 
 STDIN = 0
 LONGEST = 64 << 10
@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 class Notices:
     """Reads notices from standard input, one line of JSON each, and passes them on. The end of the input is ignored."""
 
-    def __init__(self, loop: AbstractEventLoop, tell: Callable[[NoticeNote], None], fd: int = STDIN) -> None:
+    def __init__(self, loop: AbstractEventLoop, tell: Callable[[Notice], None], fd: int = STDIN) -> None:
         self._loop, self._tell, self._fd = loop, tell, fd
         self._left = b""
 
@@ -45,7 +45,7 @@ class Notices:
 
     def _notice(self, line: bytes) -> None:
         try:
-            notice = msgspec.json.decode(line, type=NoticeNote)
+            notice = msgspec.json.decode(line, type=Notice)
         except msgspec.DecodeError as error:
             _log.warning("ignored on stdin: not a notice: %r: %s", line[:200], error)
         else:

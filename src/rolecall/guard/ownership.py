@@ -4,8 +4,8 @@ import os
 from collections.abc import Iterable, Mapping
 
 from rolecall.guard.proc import Process, Stat, below, environ, snapshot
-from rolecall.guard.sweep import WORKER
 from rolecall.guard.table import Record
+from rolecall.protocol.environment import WORKER
 
 
 class Census:

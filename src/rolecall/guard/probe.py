@@ -11,10 +11,10 @@ from pathlib import Path
 from rolecall.guard import logs
 from rolecall.guard.children import Children
 from rolecall.guard.proc import Process, read_stat, send
-from rolecall.guard.progress import Counters
 from rolecall.guard.spawn import spawn
 from rolecall.guard.stall import Sample
 from rolecall.guard.table import Record
+from rolecall.protocol.progress import Counters
 
 PY_SPY_S = 15.0
 FAULTHANDLER_S = 2.0

@@ -1,27 +1,13 @@
-"""The progress page: one page of a file that a worker maps and writes and the guard reads. It costs neither a call.
-
-Layout: `<QQQ`, the heartbeat's counter, calls begun, calls ended.
-"""
+"""The guard's view of a worker's progress page; see `protocol.progress`."""
 
 import os
-import struct
 from pathlib import Path
-from typing import NamedTuple
 
-PAGE_BYTES = 4096
-LAYOUT = struct.Struct("<QQQ")
-
-
-class Counters(NamedTuple):
-    """What a worker counts. A heartbeat of 0 means that it does not write the page."""
-
-    heartbeat: int = 0
-    begun: int = 0
-    ended: int = 0
+from rolecall.protocol.progress import PAGE_BYTES, SIZE, Counters, parse
 
 
 class ProgressPage:
-    """The guard's view of a page. The file goes with it.
+    """The file of a page; it is removed with the worker.
 
     Read, not mapped: a worker that cuts the file short must not be able to end the guard with SIGBUS.
     """
@@ -32,8 +18,7 @@ class ProgressPage:
         os.ftruncate(self._fd, PAGE_BYTES)
 
     def read(self) -> Counters:
-        data = os.pread(self._fd, LAYOUT.size, 0)
-        return Counters(*LAYOUT.unpack(data)) if len(data) == LAYOUT.size else Counters()
+        return parse(os.pread(self._fd, SIZE, 0))
 
     def close(self) -> None:
         """May be called twice."""

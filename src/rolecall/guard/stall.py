@@ -8,7 +8,7 @@ suspicion. A long step uses CPU time, and code that holds the interpreter lock s
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from rolecall.guard.progress import Counters
+from rolecall.protocol.progress import Counters
 
 STOPPED_S = 5.0
 GAP_S = 3.0  # a longer gap between samples means that the guard itself was stopped; it counts as this long

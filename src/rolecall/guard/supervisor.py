@@ -26,12 +26,15 @@ from rolecall.guard.ownership import Census
 from rolecall.guard.ports import PortLeases
 from rolecall.guard.proc import Process, alive, send
 from rolecall.guard.progress import ProgressPage
-from rolecall.guard.service import ControllerService, WorkerService
+from rolecall.guard.service import ControllerRequests, WorkerRequests
 from rolecall.guard.sweep import sweep
 from rolecall.guard.table import Record, State, Table
 from rolecall.guard.watching import Watcher
-from rolecall.protocol.guard import ExitNote, KillReport, ProcessSpec, ShutdownReport, StartResult
+from rolecall.protocol import events
+from rolecall.protocol.guard import KillReport, Ports, ProcessSpec, ShutdownReport, StartResult
 from rolecall.protocol.guard_config import GuardConfig
+from rolecall.protocol.message import from_json, to_plain
+from rolecall.protocol.worker_methods import SetEnv
 from rolecall.transport.client import Client
 from rolecall.transport.loop import new_loop
 from rolecall.transport.peer import Peer
@@ -76,16 +79,16 @@ class Guard:
         self.counts = Counts()
         self.watcher = Watcher(self.table, self.children, self.counts, self.tell, self.spawn_task, config.stall_s)
         self.endpoints = Endpoints(self, config, loop)
-        self.lease = Lease(config.lease_s, config.reattach_s, time.monotonic())
+        self.lease = Lease(config.lease_s, time.monotonic())
         self._stop: asyncio.Future[str] = loop.create_future()
         self._ended: asyncio.Task[ShutdownReport] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._controller = Process(config.controller_pid, config.controller_start)
         self._controller_handle = -1
         self.client: Client | None = None
-        self.notices = Notices(loop, lambda notice: self.tell("notice", notice))
+        self.notices = Notices(loop, self.tell)
 
-    # RoleLifecycle
+    # Lifecycle
 
     async def run(self) -> None:
         """Serves until the controller, a signal or the lease ends it."""
@@ -99,8 +102,8 @@ class Guard:
             self.config.controller,
             self.config.token,
             loop=self.loop,
-            hello=host.hello(self.config),
-            handler=ControllerService(self),
+            hello=to_plain(host.hello(self.config)),
+            handler=ControllerRequests(self),
             on_notify=self._notified,
             on_attached=lambda: self.lease.connected(time.monotonic()),
             on_detached=self._cut,
@@ -186,7 +189,7 @@ class Guard:
                 self.client.peer.notify("alive")
 
     def _cut(self, error: Exception | None) -> None:
-        self.lease.disconnected(time.monotonic())
+        self.lease.disconnected()
         self._check_lease()
 
     def _watch_controller(self) -> None:
@@ -215,11 +218,12 @@ class Guard:
         if reason:
             self.stop(reason)
 
-    def tell(self, topic: str, value: msgspec.Struct) -> None:
-        """Sends a notification to the controller."""
+    def tell(self, event: events.Event) -> None:
+        """Notifies the controller of an event."""
+        topic = events.topic_of(event)
         if self.client is not None:
             try:
-                self.client.peer.notify(topic, msgspec.to_builtins(value))
+                self.client.peer.notify(topic, to_plain(event))
             except RolecallError as error:
                 _log.warning("the controller was not told of %s: %s", topic, error)
 
@@ -251,9 +255,8 @@ class Guard:
         report = await self.killer.end(records, grace_s)
         for record in records:
             if told and (end := record.exit) is not None:
-                self.tell("exited", self._exit_note(record, end, told))
-        report.unknown = [worker for worker in workers if worker not in names]
-        return report
+                self.tell(_exited(record, end, told))
+        return msgspec.structs.replace(report, unknown=[worker for worker in workers if worker not in names])
 
     async def set_env(self, worker: str, env: dict[str, str]) -> None:
         """Changes a worker's environment: its record, which forks inherit, and the running process."""
@@ -262,7 +265,7 @@ class Guard:
             check_env(key, value)
         record.env |= env
         if record.peer is not None and record.state is State.READY:
-            await record.peer.request("set_env", {"env": env}, timeout=30.0)
+            await record.peer.request("set_env", to_plain(SetEnv(env=env)), timeout=30.0)
 
     def _make_peer(self, record: Record) -> Peer:
         def notified(topic: str, value: Any) -> None:
@@ -270,7 +273,7 @@ class Guard:
                 record.mark("connected")
 
         return Peer(
-            record.worker_id, loop=self.loop, handler=WorkerService(self, record), on_notify=notified, context=None
+            record.worker_id, loop=self.loop, handler=WorkerRequests(self, record), on_notify=notified, context=None
         )
 
     def _planned(self, record: Record) -> None:
@@ -298,29 +301,16 @@ class Guard:
         oom = self.watcher.oom
         reason = oom.explain(record.rss) if end.signal == signal.SIGKILL and oom.claim() else ""
         self.counts.exits += 1
-        self.tell("exited", self._exit_note(record, end, reason))
+        self.tell(_exited(record, end, reason))
         self.spawn_task(self.killer.end([record], 0.0))  # what it has forked into its slot is not its own
-
-    def _exit_note(self, record: Record, end: Exit, reason: str) -> ExitNote:
-        assert record.process is not None
-        return ExitNote(
-            worker=record.worker_id,
-            pid=record.process.pid,
-            exit_code=end.code,
-            signal=end.signal,
-            reason=reason,
-            log_tail=logs.tail(record.log_path, record.log_start),
-            log_path=record.log_path,
-            host=socket.gethostname(),
-        )
 
     async def stacks(self, worker: str) -> str:
         """The Python stacks of a worker as text."""
         return await probe.stacks(self.table.get(worker), self.children)
 
-    def alloc_ports(self, owner: str, count: int) -> dict[str, Any]:
+    def alloc_ports(self, owner: str, count: int) -> Ports:
         """Leases ports until their owner ends."""
-        return {"ports": self.ports.lease(owner, count), "host": self.config.ip}
+        return Ports(ports=self.ports.lease(owner, count), host=self.config.ip)
 
     def metrics(self) -> dict[str, float]:
         """The guard's numbers by name."""
@@ -350,13 +340,27 @@ def _kill_strays() -> list[str]:
     return list(seen.values())
 
 
+def _exited(record: Record, end: Exit, reason: str) -> events.Exited:
+    assert record.process is not None
+    return events.Exited(
+        worker=record.worker_id,
+        pid=record.process.pid,
+        exit_code=end.code,
+        signal=end.signal,
+        reason=reason,
+        log_tail=logs.tail(record.log_path, record.log_start),
+        log_path=record.log_path,
+        host=socket.gethostname(),
+    )
+
+
 def _log_file(config: GuardConfig) -> str:
     return str(Path(config.run_dir, "logs", f"guard-{config.guard_id}.log"))
 
 
 def main(raw: bytes) -> int:
     """Runs a guard until its end; returns its exit status."""
-    config = host.settled(msgspec.json.decode(raw, type=GuardConfig))
+    config = host.settled(from_json(GuardConfig, raw, "the controller"))
     path = Path(_log_file(config))
     path.parent.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(

@@ -10,10 +10,8 @@ import time
 from typing import NamedTuple
 
 from rolecall.guard.proc import Process, alive, ancestors, environ, send, snapshot
+from rolecall.protocol.environment import GUARD, RUN, WORKER
 
-RUN = "ROLECALL_RUN"
-GUARD = "ROLECALL_GUARD"
-WORKER = "ROLECALL_WORKER"
 _POLL_S = 0.01
 
 

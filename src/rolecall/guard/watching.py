@@ -5,8 +5,6 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
-
 from rolecall.guard import probe
 from rolecall.guard.children import Children
 from rolecall.guard.metrics import Counts
@@ -14,9 +12,9 @@ from rolecall.guard.oom import OomWatch
 from rolecall.guard.ownership import Census
 from rolecall.guard.stall import Resumed, Stalled, StallWatch
 from rolecall.guard.table import Record, State, Table
-from rolecall.protocol.guard import ResumeNote, StallNote
+from rolecall.protocol import events
 
-Tell = Callable[[str, msgspec.Struct], None]
+Tell = Callable[[events.Event], None]
 Spawn = Callable[[Coroutine[Any, Any, Any]], None]
 
 DUMPS = 4  # stacks read at the same time, when many workers stall together
@@ -72,7 +70,7 @@ class Watcher:
         async with turn:
             if isinstance(change, Resumed):
                 if record.state is State.READY:
-                    self._tell("resumed", ResumeNote(worker=record.worker_id))
+                    self._tell(events.Resumed(worker=record.worker_id))
                 return
             self._counts.stalls += 1
             async with self._dumps:
@@ -83,7 +81,7 @@ class Watcher:
                 return
             if record.state is not State.READY or record.process is None:
                 return  # it ended meanwhile, which is told otherwise
-            note = StallNote(
+            stalled = events.Stalled(
                 worker=record.worker_id, pid=record.process.pid, kind=change.kind, reason=change.reason, stacks=stacks
             )
-            self._tell("stalled", note)
+            self._tell(stalled)

@@ -20,7 +20,9 @@ from rolecall.errors import WorkerConfigurationError, WorkerCreationError, Worke
 from rolecall.guard.sweep import sweep
 from rolecall.placement.exit_causes import ExitCause, ExitCauses
 from rolecall.placement.plan import Plan
-from rolecall.scheduler.guards import GuardProxy, Question, ask_all
+from rolecall.protocol.guard import SHUTDOWN, Shutdown
+from rolecall.protocol.guard_config import GuardConfig
+from rolecall.scheduler.guards import GuardProxy, ask_all
 from rolecall.scheduler.scheduler import Scheduler
 from rolecall.scheduler.waiting import Waiting
 from rolecall.types import Job, check_seconds
@@ -102,7 +104,7 @@ class ClusterScheduler(Scheduler):
         """Takes back what `_join` did. Nothing is placed any more."""
 
     @abstractmethod
-    def _submit(self, name: str, plan: Plan, config: dict[str, Any]) -> Allocation:
+    def _submit(self, name: str, plan: Plan, config: GuardConfig) -> Allocation:
         """Asks for what the plan says and returns at once, or raises and leaves nothing.
 
         Args:
@@ -202,7 +204,7 @@ class ClusterScheduler(Scheduler):
             why = standing.reason or "the cluster gives no reason"
             raise WorkerTimeoutError(what, self._queue_timeout, "allocation", why)
         if standing.state == "running" and waited > self._start_timeout:
-            there = ", ".join(g.guard_id for g in placed.guards if g.info) or "none"
+            there = ", ".join(g.guard_id for g in placed.guards if g.hello) or "none"
             where = " or ".join(self._hub.addresses[1:])
             hint = f"connected: {there}; can the nodes reach {where} (ip=...)? logs: {self.run_dir}/logs"
             raise WorkerTimeoutError(what, self._start_timeout, "connection from its guards", hint)
@@ -216,8 +218,8 @@ class ClusterScheduler(Scheduler):
         with placed.ending, Waiting(f"releasing the allocation of role {placed.role} ..."):
             for guard in placed.guards:
                 guard.ending = True
-            there = [guard for guard in placed.guards if guard.info and guard.lost is None]
-            ask_all([Question(g, "shutdown", {"grace_s": grace_s}, grace_s + SHUTDOWN_MARGIN_S) for g in there])
+            there = [guard for guard in placed.guards if guard.hello and guard.lost is None]
+            ask_all(SHUTDOWN, [(guard, Shutdown(grace_s=grace_s)) for guard in there], grace_s + SHUTDOWN_MARGIN_S)
             placed.allocation.release()
             if self._placed.get(placed.role) is placed:
                 del self._placed[placed.role]
@@ -246,5 +248,5 @@ class ClusterScheduler(Scheduler):
 def _progress(placed: Placed, standing: AllocationStatus) -> str:
     if standing.state == "queued":
         return f"role {placed.role} waits for its allocation" + (f": {standing.reason}" if standing.reason else "")
-    there = sum(bool(guard.info) for guard in placed.guards)
+    there = sum(guard.hello is not None for guard in placed.guards)
     return f"role {placed.role}: {there} of {len(placed.guards)} guard(s) have connected ..."

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 
 from rolecall.errors import GPUAllocationError
 
-VISIBLE_VARIABLES = ("CUDA_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES")
-
 
 class DevicePool:
     """Gives devices out exclusively and takes them back.
@@ -56,9 +54,3 @@ class DevicePool:
 
     def give_back(self, owner: str) -> None:
         self._held.pop(owner, None)
-
-
-def parse_visible(value: str) -> list[str]:
-    """Splits a visible-devices variable: `"0,2"` -> `["0", "2"]`. `""` and `"-1"` mean none."""
-    names = [part.strip() for part in value.split(",")]
-    return [] if names in ([""], ["-1"]) else names

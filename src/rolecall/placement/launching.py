@@ -5,20 +5,26 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 from rolecall.errors import WorkerConfigurationError
 from rolecall.guard.proc import identify
-from rolecall.guard.sweep import GUARD, RUN
+from rolecall.protocol.guard_config import GuardConfig
 from rolecall.scheduler.calls import main_path
 from rolecall.scheduler.run import Run
 from rolecall.transport.hosts import this_host
 
 
 def guard_config(
-    run: Run, name: str, *, controller: list[str], lease_s: float, preload: list[str], ip: str = ""
-) -> dict[str, Any]:
-    """The configuration of a guard, or of several that tell themselves apart; see `guard.config.GuardConfig`.
+    run: Run,
+    name: str,
+    *,
+    controller: list[str],
+    lease_s: float,
+    preload: list[str],
+    tensor_backend: str,
+    ip: str = "",
+) -> GuardConfig:
+    """The configuration of a guard, or of several that tell themselves apart.
 
     Args:
         name: Id of the guard.
@@ -27,28 +33,24 @@ def guard_config(
     """
     me = identify(os.getpid())
     assert me is not None
-    return {
-        "run_id": run.run_id,
-        "guard_id": name,
-        "token": run.token,
-        "controller": controller,
-        "lease_s": lease_s,
-        "ip": ip,
-        "run_dir": str(run.run_dir),
-        "runtime_dir": str(run.runtime_dir),
-        "preload": preload,
-        "cwd": current_folder(),
-        "sys_path": python_path(),
-        "main_path": main_path() or "",
-        "controller_host": this_host(),
-        "controller_pid": me.pid,
-        "controller_start": me.start,
-    }
-
-
-def marks(config: dict[str, Any]) -> dict[str, str]:
-    """Variables of a guard's process, by which a sweep finds it like all that it starts."""
-    return {RUN: config["run_id"], GUARD: config["guard_id"]}
+    return GuardConfig(
+        run_id=run.run_id,
+        guard_id=name,
+        token=run.token,
+        controller=controller,
+        lease_s=lease_s,
+        ip=ip,
+        run_dir=str(run.run_dir),
+        runtime_dir=str(run.runtime_dir),
+        preload=preload,
+        cwd=current_folder(),
+        sys_path=python_path(),
+        main_path=main_path() or "",
+        controller_host=this_host(),
+        controller_pid=me.pid,
+        controller_start=me.start,
+        tensor_backend=tensor_backend,
+    )
 
 
 def python_path() -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import subprocess
 import sys
@@ -14,10 +13,13 @@ from typing import Any
 
 from rolecall.errors import GuardLostError, WorkerTimeoutError
 from rolecall.guard.sweep import sweep
-from rolecall.placement.launching import marks, python_path
+from rolecall.placement.launching import python_path
 from rolecall.placement.one_host import OneHostScheduler
 from rolecall.placement.plan import base_environment
-from rolecall.scheduler.guards import Question, ask_all
+from rolecall.protocol.environment import marks
+from rolecall.protocol.guard import SHUTDOWN, Shutdown
+from rolecall.protocol.message import to_json
+from rolecall.scheduler.guards import ask_all
 
 GUARD_TIMEOUT_S = 60.0
 SHUTDOWN_MARGIN_S = 5.0
@@ -56,16 +58,16 @@ class LocalScheduler(OneHostScheduler):
     def _end_guards(self, *, graceful: bool) -> None:
         guard = self._guard
         guard.ending = True
-        if guard.info:
+        if guard.hello:
             grace = self._grace_s if graceful else 0.0
             # A guard that is gone or does not answer is ended from above.
-            ask_all([Question(guard, "shutdown", {"grace_s": grace}, grace + SHUTDOWN_MARGIN_S)])
+            ask_all(SHUTDOWN, [(guard, Shutdown(grace_s=grace))], grace + SHUTDOWN_MARGIN_S)
         self._end_reaper()
         sweep(self._run.run_id)
 
     def _end_reaper(self) -> None:
         """The reaper ends when the guard has. Its first SIGTERM asks a guard that is stuck, its second kills it."""
-        patience = 2.0 if self._guard.info else 0.0
+        patience = 2.0 if self._guard.hello else 0.0
         for push in (self._reaper.terminate, self._reaper.terminate, self._reaper.kill):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._reaper.wait(patience)
@@ -82,7 +84,7 @@ class LocalScheduler(OneHostScheduler):
         config = self._guard_config(self._guard.guard_id, self._ip)
         fd = _above_stderr(os.memfd_create("rolecall-config", os.MFD_CLOEXEC))
         try:
-            os.write(fd, json.dumps(config).encode())
+            os.write(fd, to_json(config).encode())
             os.lseek(fd, 0, os.SEEK_SET)
             with self._guard_log().open("ab") as out:
                 return subprocess.Popen(
@@ -92,7 +94,7 @@ class LocalScheduler(OneHostScheduler):
                     stdout=out,
                     stderr=out,
                     start_new_session=True,
-                    env=base_environment(os.environ, python_path()) | marks(config),
+                    env=base_environment(os.environ, python_path()) | marks(config.run_id, config.guard_id),
                 )
         finally:
             os.close(fd)

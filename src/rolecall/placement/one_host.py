@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rolecall.placement.devices import VISIBLE_VARIABLES, DevicePool, parse_visible
+from rolecall.placement.devices import DevicePool
 from rolecall.placement.plan import Plan, separate_slots, with_devices
+from rolecall.protocol.devices import listed
 from rolecall.scheduler.guards import GuardProxy
 from rolecall.scheduler.scheduler import Scheduler
 from rolecall.types import CLUSTER_FIELDS, Job, worker_id
@@ -70,9 +71,9 @@ def _warn_of_unused(job: Job) -> None:
 
 def visible_devices() -> list[str]:
     """What the visible-devices variable lists, else the device files that are there."""
-    for variable in VISIBLE_VARIABLES:
-        if variable in os.environ:
-            return parse_visible(os.environ[variable])
+    named = listed(os.environ)
+    if named is not None:
+        return named
     for pattern in ("nvidia[0-9]*", "davinci[0-9]*"):
         found = list(Path("/dev").glob(pattern))
         if found:

@@ -6,9 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
-from typing import Any
 
 from rolecall.errors import GPUAllocationError
+from rolecall.protocol.environment import FOREIGN, PREFIX
+from rolecall.protocol.guard import Ready
 from rolecall.types import Job, SchedulingSpec, check_argv, check_module, readiness, worker_id
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -30,7 +31,7 @@ class Slot:
     port_count: int
     env: Mapping[str, str]
     argv: tuple[str, ...] | None = None
-    ready: Mapping[str, Any] | None = None
+    ready: Ready | None = None
     target: str | None = None
 
 
@@ -80,7 +81,7 @@ def separate_slots(job: Job, host_cores: int) -> tuple[Slot, ...]:
             port_count=spec.port_count,
             env=dict(spec.env_vars),
             argv=argv_of(spec.cmd),
-            ready=readiness(spec.ready),
+            ready=_ready(spec),
         )
         for i, spec in enumerate(job.specs())
     )
@@ -120,11 +121,16 @@ def forked_slots(role: str, targets: Sequence[Slot], specs: Sequence[SchedulingS
             port_count=max(spec.port_count, target.port_count),
             env=dict(spec.env_vars),
             argv=argv_of(spec.cmd),
-            ready=readiness(spec.ready),
+            ready=_ready(spec),
             target=target.worker_id,
         )
         for i, (target, spec) in enumerate(zip(targets, specs, strict=True))
     )
+
+
+def _ready(spec: SchedulingSpec) -> Ready | None:
+    how = readiness(spec.ready)
+    return Ready(**how) if how is not None else None
 
 
 def argv_of(command: str | Sequence[str] | None) -> tuple[str, ...] | None:
@@ -144,7 +150,7 @@ def rank_environment(index: int, world: int, master: tuple[str, str] | None) -> 
     return env
 
 
-_FOREIGN = ("PMI", "OMPI_", "ROLECALL_")
+_FOREIGN = (PREFIX, *FOREIGN)
 # What describes the controller's own host, login session or share of a cluster, and would be wrong on another host.
 _HOSTS_OWN = re.compile(
     r"PATH|HOME|USER|LOGNAME|SHELL|SHLVL|PWD|OLDPWD|HOSTNAME|HOST|TMPDIR|TMP|TEMP|TERM|DISPLAY|MAIL|_|PS1|LD_\w+"

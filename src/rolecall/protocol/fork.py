@@ -1,9 +1,11 @@
-"""The values between the guard, the template and a child while it is born."""
+"""What a guard sends its template process to fork workers, and what the template says when it can."""
 
 import msgspec
 
+from rolecall.protocol.message import Message
 
-class ForkSpec(msgspec.Struct, frozen=True, kw_only=True):
+
+class ForkSpec(Message, frozen=True, kw_only=True):
     """What a forked child needs to become a worker.
 
     Attributes:
@@ -27,7 +29,7 @@ encode = msgspec.msgpack.Encoder().encode
 decode = msgspec.msgpack.Decoder(list[ForkSpec]).decode
 
 
-class TemplateReady(msgspec.Struct, frozen=True, kw_only=True):
+class TemplateReady(Message, frozen=True, kw_only=True):
     """The template's first message: what it imported, what it could not, how many threads it has (one is right)."""
 
     loaded: list[str]

@@ -1,11 +1,39 @@
-"""The values that travel between a guard, its controller and its workers."""
+"""What the controller and the command line ask of a guard, and what it answers.
+
+`METHOD` constants pair the two, so that both sides are checked against the same types.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Generic, TypeVar
 
 import msgspec
 
-from rolecall.protocol.token import CarriesToken
+from rolecall.protocol.devices import CUDA
+from rolecall.protocol.message import Message
+from rolecall.types import MAX_PORTS
+
+Q = TypeVar("Q", bound=Message)
+A = TypeVar("A")
+
+PortCount = Annotated[int, msgspec.Meta(ge=1, le=MAX_PORTS)]
 
 
-class Ready(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True)
+class Method(Generic[Q, A]):
+    """A method of a guard: what it is asked with, and what it answers."""
+
+    name: str
+    request: type[Q]
+    answer: type[A]
+
+
+class Nothing(Message, frozen=True, kw_only=True):
+    """The request of methods that take none."""
+
+
+class Ready(Message, frozen=True, kw_only=True):
     """How a program shows that it is ready. None of the three: it is still alive after a short settle.
 
     Attributes:
@@ -19,7 +47,7 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True):
     log: str | None = None
 
 
-class ProcessSpec(msgspec.Struct, frozen=True, kw_only=True):
+class ProcessSpec(Message, frozen=True, kw_only=True):
     """One process to start.
 
     Attributes:
@@ -30,7 +58,6 @@ class ProcessSpec(msgspec.Struct, frozen=True, kw_only=True):
         devices: The slot's devices, set as `device_var`; none hides all.
         cores: The slot's cores; 0 leaves thread counts to the libraries.
         ports: Leased before with `alloc_ports(owner=worker_id)`; when empty, `port_count` are leased now.
-        python: Another interpreter: started cold.
     """
 
     worker_id: str
@@ -38,17 +65,16 @@ class ProcessSpec(msgspec.Struct, frozen=True, kw_only=True):
     argv: list[str] | None = None
     target: str | None = None
     devices: list[str] = []
-    device_var: str = "CUDA_VISIBLE_DEVICES"
+    device_var: str = CUDA
     cores: int = 0
     ports: list[int] = []
     port_count: int = 2
     ready: Ready | None = None
     start_timeout: float = 120.0
-    python: str | None = None
     cwd: str = ""
 
 
-class StartResult(msgspec.Struct, kw_only=True):
+class StartResult(Message, frozen=True, kw_only=True):
     """What became of one `ProcessSpec`. `timeline` holds seconds since the request by what was reached."""
 
     worker_id: str
@@ -57,7 +83,6 @@ class StartResult(msgspec.Struct, kw_only=True):
     ip: str = ""
     ports: list[int] = []
     socket: str = ""
-    elapsed: float = 0.0
     timeline: dict[str, float] = {}
     error: str = ""
     exit_code: int | None = None
@@ -66,72 +91,40 @@ class StartResult(msgspec.Struct, kw_only=True):
     log_path: str = ""
 
 
-class WorkerConfig(CarriesToken, frozen=True, kw_only=True):
-    """What an engine worker is told over its control channel with the request `configure`."""
+class AllocPorts(Message, frozen=True, kw_only=True):
+    """Leases ports until the worker `owner` ends, or `release_ports`."""
 
-    worker_id: str
-    run_id: str
-    guard_id: str
-    token: str
-    socket: str
-    ip: str
-    bind: str
-    port: int
+    owner: str
+    count: PortCount
+
+
+class Ports(Message, frozen=True, kw_only=True):
+    """Answer to `alloc_ports`. `host`: the address of the guard's host."""
+
     ports: list[int]
-    run_dir: str
-    main_path: str
-    sys_path: list[str]
-    progress: str
-    log_path: str
-    tensor_backend: str = "shm"
-
-
-class Configured(msgspec.Struct, frozen=True, kw_only=True):
-    """The worker's answer to `configure`: it listens."""
-
-    pid: int
-    socket: str
-    port: int
-
-
-class ExitNote(msgspec.Struct, frozen=True, kw_only=True):
-    """Notify `exited`: a worker ended that nobody asked to end."""
-
-    worker: str
-    pid: int
-    exit_code: int | None
-    signal: int | None
-    reason: str
-    log_tail: str
-    log_path: str
     host: str
 
 
-class StallNote(msgspec.Struct, frozen=True, kw_only=True):
-    """Notify `stalled`: a worker lives but does not run. `kind` is `stopped` or `suspected`."""
+class ReleasePorts(Message, frozen=True, kw_only=True):
+    """Gives back all ports that were leased for `owner`."""
 
-    worker: str
-    pid: int
-    kind: str
-    reason: str
-    stacks: str
+    owner: str
 
 
-class NoticeNote(msgspec.Struct, frozen=True, kw_only=True):
-    """Notify `notice`: the cluster's manager is about to end a role. `seconds`: about how long it has."""
+class Start(Message, frozen=True, kw_only=True):
+    """Starts workers; as a stream, each result comes as soon as it is known."""
 
-    role: str
-    reason: str
-    seconds: int
+    specs: list[ProcessSpec]
 
 
-class ResumeNote(msgspec.Struct, frozen=True, kw_only=True):
-    """Notify `resumed`: a worker that had stalled runs again."""
+class Kill(Message, frozen=True, kw_only=True):
+    """Ends workers: SIGTERM, `grace_s` seconds, SIGKILL."""
 
-    worker: str
+    workers: list[str]
+    grace_s: float = 0.0
 
 
-class KillReport(msgspec.Struct, kw_only=True):
+class KillReport(Message, frozen=True, kw_only=True):
     """Answer to `kill`.
 
     Attributes:
@@ -147,7 +140,26 @@ class KillReport(msgspec.Struct, kw_only=True):
     unknown: list[str] = []
 
 
-class ShutdownReport(msgspec.Struct, kw_only=True):
+class SetEnv(Message, frozen=True, kw_only=True):
+    """Changes the environment of a living worker and of its later forks."""
+
+    worker: str
+    env: dict[str, str]
+
+
+class Stacks(Message, frozen=True, kw_only=True):
+    """Asks for the Python stacks of a worker's threads."""
+
+    worker: str
+
+
+class Shutdown(Message, frozen=True, kw_only=True):
+    """Ends all workers, then the guard."""
+
+    grace_s: float = 0.0
+
+
+class ShutdownReport(Message, frozen=True, kw_only=True):
     """Answer to `shutdown`.
 
     Attributes:
@@ -159,3 +171,35 @@ class ShutdownReport(msgspec.Struct, kw_only=True):
     killed: dict[str, str] = {}
     strays: list[str] = []
     survivors: list[str] = []
+
+
+class WorkerRow(Message, frozen=True, kw_only=True):
+    """One worker in a guard's table.
+
+    Attributes:
+        state: `starting`, `ready` or `ending`.
+        rss: Resident bytes of its process tree when last seen.
+        processes: How many processes belong to it.
+    """
+
+    worker: str
+    state: str
+    pid: int | None
+    target: str | None
+    ports: list[int]
+    devices: list[str]
+    command: list[str] | None
+    rss: int
+    processes: int
+    log_path: str
+
+
+ALLOC_PORTS = Method("alloc_ports", AllocPorts, Ports)
+RELEASE_PORTS = Method("release_ports", ReleasePorts, list[int])
+START = Method("start", Start, list[StartResult])
+KILL = Method("kill", Kill, KillReport)
+SET_ENV: Method[SetEnv, Any] = Method("set_env", SetEnv, type(None))
+STACKS = Method("stacks", Stacks, str)
+TABLE = Method("table", Nothing, list[WorkerRow])
+METRICS = Method("metrics", Nothing, dict[str, float])
+SHUTDOWN = Method("shutdown", Shutdown, ShutdownReport)

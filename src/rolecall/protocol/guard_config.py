@@ -3,13 +3,12 @@
 from rolecall.protocol.token import CarriesToken
 
 
-class GuardConfig(CarriesToken, frozen=True, kw_only=True):
+class GuardConfig(CarriesToken, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Comes as JSON through an inherited descriptor or a 0600 file, because it holds the run's token.
 
     Attributes:
         controller: Addresses that the guard dials, `unix:/path` or `tcp:host:port`, best first.
         lease_s: The guard ends with all it owns when the controller was not heard of for so long.
-        reattach_s: How long a closed connection may take to come back; 0 ends the guard at once.
         ip: This host as the controller and other hosts see it; empty for its address on the way to the controller.
         bind: Address that TCP listeners of workers bind; empty for `ip`.
         env: Base environment of workers, over the guard's own.
@@ -34,7 +33,6 @@ class GuardConfig(CarriesToken, frozen=True, kw_only=True):
     run_dir: str
     runtime_dir: str
     lease_s: float = 30.0
-    reattach_s: float = 0.0
     ip: str = ""
     bind: str = ""
     preload: list[str] = []

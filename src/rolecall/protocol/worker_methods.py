@@ -34,17 +34,18 @@ from rolecall.errors import (
     WorkerCreationError,
     WorkerNotFoundError,
 )
-from rolecall.types import MAX_PORTS, TensorPolicy
+from rolecall.protocol.guard import PortCount, Ports
+from rolecall.protocol.message import Message
+from rolecall.types import TensorPolicy
 
 DESTROY_TIMEOUT_S = 10.0
 MAX_BODY = 64 << 20
 MAX_TENSOR = 1 << 30  # bytes that one PUT takes; larger tensors go over a framed connection
 
-PortCount = Annotated[int, msgspec.Meta(ge=1, le=MAX_PORTS)]
 ShardId = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Asked(Message, frozen=True, kw_only=True):
     """Base of the requests; by itself one that says nothing more."""
 
 
@@ -147,26 +148,26 @@ class ShardInfo(Asked, frozen=True, kw_only=True):
     shard_ids: list[str] | None = None
 
 
-class Done(msgspec.Struct, frozen=True, kw_only=True):
+class Done(Message, frozen=True, kw_only=True):
     """Answer of a method that has nothing else to say."""
 
     status: str = "ok"
 
 
-class EngineCreated(msgspec.Struct, frozen=True, kw_only=True):
+class EngineCreated(Message, frozen=True, kw_only=True):
     """Answer to `create_engine`."""
 
     engine_name: str
     status: str = "ok"
 
 
-class Seeded(msgspec.Struct, frozen=True, kw_only=True):
+class Seeded(Message, frozen=True, kw_only=True):
     """Answer to `configure`: what the worker's generators were seeded with."""
 
     seed: int
 
 
-class Health(msgspec.Struct, frozen=True, kw_only=True):
+class Health(Message, frozen=True, kw_only=True):
     """Answer to `health`. `forked_children`: ids of the living workers in the same slot."""
 
     worker: str
@@ -176,14 +177,7 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     status: str = "ok"
 
 
-class Ports(msgspec.Struct, frozen=True, kw_only=True):
-    """Answer to `alloc_ports`."""
-
-    ports: list[int]
-    host: str
-
-
-class Forked(msgspec.Struct, frozen=True, kw_only=True):
+class Forked(Message, frozen=True, kw_only=True):
     """Answer to `fork`. `port`: the first of its ports, 0 when it has none."""
 
     host: str
@@ -191,14 +185,14 @@ class Forked(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
 
 
-class Stored(msgspec.Struct, frozen=True, kw_only=True):
+class Stored(Message, frozen=True, kw_only=True):
     """Answer to `data.store`."""
 
     shard_id: str
     nbytes: int
 
 
-class Cleared(msgspec.Struct, frozen=True, kw_only=True):
+class Cleared(Message, frozen=True, kw_only=True):
     """Answer to `data.clear`: what was freed, and what is left of this worker's."""
 
     cleared_count: int

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
-from rolecall.errors import GuardLostError, RolecallError
+from rolecall.errors import GuardLostError, ProtocolError, RolecallError
+from rolecall.protocol.events import EVENTS, FROM_GUARDS, Event, GuardStalled
+from rolecall.protocol.guard import START, Method, ProcessSpec, Start, StartResult
+from rolecall.protocol.guard_hello import GuardHello
+from rolecall.protocol.message import Message, from_plain, to_plain
+from rolecall.protocol.state import GuardState
 from rolecall.transport.call import fresh
 from rolecall.transport.hosts import this_host
 from rolecall.transport.loop import IOThread
 from rolecall.transport.peer import Call, Peer
 
 log = logging.getLogger("rolecall")
-EventSink = Callable[["GuardProxy", str, dict[str, Any]], None]
+EventSink = Callable[["GuardProxy", Event], None]
+Q = TypeVar("Q", bound=Message)
+A = TypeVar("A")
 SILENT_LOOKS = 3
 # A caller knows within 15 s what happened: silence is noticed after 12 s at the most, a closed connection at once.
 SILENT_TOLD_S, CLOSED_TOLD_S = 2.0, 10.0
@@ -33,7 +40,7 @@ class GuardProxy:
         explain: Who knows why it ended; None where only its process could tell.
 
     Attributes:
-        info: Its hello: pid, host, ip, cores, memory_gib, devices. Empty until it called.
+        hello: What it said of itself when it called home; None before.
         cut: Its connection closed. What it or its workers say from then on belongs to the past.
     """
 
@@ -49,26 +56,56 @@ class GuardProxy:
         self.cut = False
         self._explain = explain
         self._unanswered = 0
-        self.info: dict[str, Any] = {}
+        self.hello: GuardHello | None = None
         self.lost: GuardLostError | None = None
         self.ending = False
         self.peer = Peer(f"guard {guard_id}", loop=io.loop, on_notify=self._notified, on_detached=self._disconnected)
         self._arrived = threading.Event()
         self._on_event, self._on_lost = on_event, on_lost
 
-    def arrive(self, info: dict[str, Any]) -> None:
-        """It called home; `info` is what it said of itself."""
-        self.info = info
+    def arrive(self, hello: GuardHello) -> None:
+        """It called home."""
+        self.hello = hello
         self._arrived.set()
+
+    @property
+    def pid(self) -> int:
+        """0 until it has called home."""
+        return self.hello.pid if self.hello else 0
+
+    @property
+    def host(self) -> str:
+        """Name of its host, empty until it has called home."""
+        return self.hello.host if self.hello else ""
+
+    @property
+    def ip(self) -> str:
+        """Address of its host, empty until it has called home."""
+        return self.hello.ip if self.hello else ""
 
     @property
     def here(self) -> bool:
         """True when it is on the controller's own host, whose files and processes they share."""
-        return bool(self.info.get("host_id") == this_host())
+        return self.hello is not None and self.hello.host_id == this_host()
+
+    def state(self) -> GuardState:
+        """What the command line shows of it."""
+        if self.hello is None:
+            return GuardState(id=self.guard_id)
+        said = self.hello
+        return GuardState(
+            id=self.guard_id,
+            pid=said.pid,
+            host=said.host,
+            host_id=said.host_id,
+            ip=said.ip,
+            devices=said.devices,
+            python=said.python,
+        )
 
     def renew(self) -> None:
         """Renews its lease. A guard elsewhere that has not answered the last few times is lost."""
-        if not self.info or self.lost is not None or self.cut:
+        if self.hello is None or self.lost is not None or self.cut:
             return
         if not self.here and self._unanswered >= SILENT_LOOKS:
             self._gone("nothing was heard of it: its host or the network failed, or it was stopped", SILENT_TOLD_S)
@@ -79,17 +116,24 @@ class GuardProxy:
     def wait(self, timeout: float) -> bool:
         """Waits until it has called home or was lost; says whether it is there."""
         self._arrived.wait(timeout)
-        return bool(self.info) and self.lost is None
+        return self.hello is not None and self.lost is None
 
-    def ask(self, method: str, value: dict[str, Any] | None = None, *, timeout: float | None = None) -> Call:
+    def ask(self, method: Method[Q, A], request: Q, *, timeout: float | None = None) -> Answer[A]:
         """Sends a request. A lost guard answers at once with GuardLostError."""
         self.check()
-        return self.peer.request(method, value or {}, timeout=timeout)
+        call = self.peer.request(method.name, to_plain(request), timeout=timeout)
+        return Answer(call, method.answer, str(self))
 
-    def start(self, specs: list[dict[str, Any]], timeout: float) -> AsyncIterator[dict[str, Any]]:
+    async def start(self, specs: list[ProcessSpec], timeout: float) -> AsyncIterator[StartResult]:
         """Asks for workers and yields each one's result as soon as it is known. On the I/O loop."""
         self.check()
-        return aiter(self.peer.request("start", {"specs": specs}, timeout=timeout, streaming=True))
+        async for result in self.peer.request(
+            START.name, to_plain(Start(specs=specs)), timeout=timeout, streaming=True
+        ):
+            yield from_plain(StartResult, result, str(self))
+
+    def __str__(self) -> str:
+        return f"guard {self.guard_id}"
 
     def check(self) -> None:
         """Raises GuardLostError once it is lost."""
@@ -100,20 +144,22 @@ class GuardProxy:
         """Its connection is gone for good. Everything it owned is dead or dying."""
         if self.lost is not None:
             return
-        self.lost = GuardLostError(self.guard_id, self.info.get("host", ""), self.info.get("pid"), reason)
+        self.lost = self._loss(reason)
         self.peer.fail(self.lost)
         self._arrived.set()
         self._on_lost(self)
 
     def stall(self, reason: str) -> None:
         """It lives but does not run: what was asked of it fails now, later requests may work again."""
-        facts = {"guard": self.guard_id, "pid": self.info.get("pid"), "reason": reason}
-        self.peer.fail_pending(GuardLostError(self.guard_id, self.info.get("host", ""), self.info.get("pid"), reason))
-        self._on_event(self, "guard_stalled", facts)
+        self.peer.fail_pending(self._loss(reason))
+        self._on_event(self, GuardStalled(guard=self.guard_id, pid=self.pid, reason=reason))
+
+    def _loss(self, reason: str) -> GuardLostError:
+        return GuardLostError(self.guard_id, self.host, self.pid or None, reason)
 
     def _disconnected(self, error: Exception | None) -> None:
         if self.ending:  # as it should; who still asks it for something gets no answer any more
-            self.peer.fail(GuardLostError(self.guard_id, self.info.get("host", ""), self.info.get("pid"), "it ended"))
+            self.peer.fail(self._loss("it ended"))
         else:
             self._gone("its connection closed", CLOSED_TOLD_S, patient=True)
 
@@ -127,38 +173,59 @@ class GuardProxy:
 
     def _notified(self, topic: str, value: Any) -> None:
         self._unanswered = 0
-        if topic != "alive":
-            self._on_event(self, topic, value)
+        if topic == "alive":
+            return
+        try:
+            self._on_event(self, self._event(topic, value))
+        except ProtocolError as e:
+            log.error("%s", e)
+
+    def _event(self, topic: str, value: Any) -> Event:
+        if topic not in FROM_GUARDS:
+            raise ProtocolError(f"{self} notified of an unknown event", topic)
+        return from_plain(EVENTS[topic], value, str(self))
 
 
-class Question(NamedTuple):
-    """What to ask of one guard."""
+class Answer(Generic[A]):
+    """The answer of a guard that is under way: wait for it, or await it. `call`: the same, as plain values."""
 
-    guard: GuardProxy
-    method: str
-    value: dict[str, Any]
-    timeout: float
+    def __init__(self, call: Call, kind: type[A], guard: str) -> None:
+        self.call, self._kind, self._guard = call, kind, guard
+
+    def result(self) -> A:
+        """Waits in this thread.
+
+        Raises:
+            GuardLostError: The guard is gone.
+            ProtocolError: Its answer is not what the method answers.
+            TimeoutError: The time limit passed.
+        """
+        return from_plain(self._kind, self.call.result(), self._guard)
+
+    def __await__(self) -> Generator[Any, None, A]:
+        value = yield from self.call.__await__()
+        return from_plain(self._kind, value, self._guard)
 
 
-def ask_all(questions: Sequence[Question]) -> list[Any]:
-    """Asks guards at the same time; returns their answers, None for who gave none.
+def ask_all(method: Method[Q, A], requests: Sequence[tuple[GuardProxy, Q]], timeout: float) -> list[A | None]:
+    """Asks guards at the same time; returns their answers, None for a guard that gave none.
 
     For ends, which must go on: a guard that is lost has killed its workers, or its reaper has.
     """
-    calls = [_asked(question) for question in questions]
-    return [_answer(question, call) for question, call in zip(questions, calls, strict=True)]
+    answers = [_asked(guard, method, request, timeout) for guard, request in requests]
+    return [_answer(guard, method, answer) for (guard, _), answer in zip(requests, answers, strict=True)]
 
 
-def _asked(question: Question) -> Call | None:
+def _asked(guard: GuardProxy, method: Method[Q, A], request: Q, timeout: float) -> Answer[A] | None:
     try:
-        return question.guard.ask(question.method, question.value, timeout=question.timeout)
+        return guard.ask(method, request, timeout=timeout)
     except RolecallError:
         return None
 
 
-def _answer(question: Question, call: Call | None) -> Any:
+def _answer(guard: GuardProxy, method: Method[Q, A], answer: Answer[A] | None) -> A | None:
     try:
-        return call.result() if call is not None else None
+        return answer.result() if answer is not None else None
     except (RolecallError, TimeoutError) as e:
-        log.warning("guard %s did not confirm %r: %s", question.guard.guard_id, question.method, e)
+        log.warning("%s did not confirm %r: %s", guard, method.name, e)
         return None

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
 
 from rolecall.errors import AuthenticationError, ProtocolError
 from rolecall.guard.proc import read_stat
+from rolecall.protocol.guard_hello import GuardHello
+from rolecall.protocol.message import from_plain
 from rolecall.scheduler.guards import EventSink, Explain, GuardProxy
 from rolecall.scheduler.run import Run
 from rolecall.transport.loop import IOThread
@@ -103,18 +104,18 @@ class GuardListener:
                     guard.stall("it is stopped by a signal (state T); send it SIGCONT, or end the run")
 
     def _arrived(self, hello: Hello) -> Peer:
-        facts: dict[str, Any] = hello.info
-        guard = self._guards.get(str(facts.get("guard_id")))
-        if guard is None or facts.get("run_id") != self._run.run_id:
-            raise AuthenticationError(str(facts.get("guard_id")), "of another run")
+        said = from_plain(GuardHello, hello.info, "a guard")
+        guard = self._guards.get(said.guard_id)
+        if guard is None or said.run_id != self._run.run_id:
+            raise AuthenticationError(said.guard_id, "of another run")
         if guard.cut or guard.lost is not None:
             raise ProtocolError("this guard was given up with its workers; it is not taken back", guard.guard_id)
-        guard.arrive(facts)
+        guard.arrive(said)
         return guard.peer
 
 
 def _is_stopped(guard: GuardProxy) -> bool:
     if not guard.here or guard.lost is not None:
         return False
-    stat = read_stat(int(guard.info["pid"]))
+    stat = read_stat(guard.pid)
     return stat is not None and stat.state in "Tt"

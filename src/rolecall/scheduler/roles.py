@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, Protocol, overload
 
 from rolecall.errors import WorkerConfigurationError, WorkerFailedError
+from rolecall.protocol.state import RunState, WorkerState
 from rolecall.scheduler.calls import CallOptions, PendingCall
 from rolecall.types import Job, SchedulingSpec, SchedulingStrategy, TensorPolicy, Worker
 
@@ -27,6 +28,7 @@ class Workers(Protocol):
     def submit_env(self, worker_id: str, env: dict[str, str]) -> PendingCall: ...
     def check_living(self, worker_ids: Sequence[str]) -> None: ...
     def stacks(self, worker_id: str) -> str: ...
+    def inspect(self) -> RunState: ...
     def submit(
         self,
         worker_id: str,
@@ -82,6 +84,11 @@ class Role(Sequence["RoleWorker"]):
     def workers(self) -> list[Worker]:
         """Where the workers are."""
         return self._scheduler.get_workers(self.name)
+
+    def inspect(self) -> list[WorkerState]:
+        """The workers as they are now, the failed ones too: pid, host, devices, state, since when. Nothing is asked."""
+        state = self._scheduler.inspect()
+        return [state.worker(worker_id) for worker_id in self._ids]
 
     def with_options(
         self, *, timeout: float | None = _UNSET, engine: str | None = _UNSET, tensors: TensorPolicy | None = _UNSET

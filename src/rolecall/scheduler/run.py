@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import itertools
-import json
 import os
 import secrets
 import shutil
@@ -12,9 +11,10 @@ import stat
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from rolecall.errors import WorkerConfigurationError
+from rolecall.protocol.message import to_json
+from rolecall.protocol.state import ControllerState, GuardState, RoleState, RunState
 from rolecall.types import check_name
 
 
@@ -75,12 +75,23 @@ class Run:
     def log_path(self, worker_id: str) -> Path:
         return self.run_dir / "logs" / f"{worker_id.replace('/', '-')}.log"
 
-    def write_state(self, state: dict[str, Any]) -> None:
+    def state(self, controller: ControllerState, guards: list[GuardState], roles: list[RoleState]) -> RunState:
+        """The run as a value, with what others know of it."""
+        return RunState(
+            run_id=self.run_id,
+            runtime_dir=str(self.runtime_dir),
+            experiment=self.experiment,
+            trial=self.trial,
+            scheduler=self._scheduler,
+            controller=controller,
+            guards=guards,
+            roles=roles,
+        )
+
+    def write_state(self, state: RunState) -> None:
         """Replaces `state.json`, whole or not at all. One writer at a time."""
-        head = {"experiment": self.experiment, "trial": self.trial, "run_id": self.run_id, "scheduler": self._scheduler}
-        body = json.dumps({**head, "runtime_dir": str(self.runtime_dir), **state}, indent=1)
         fresh = self.run_dir / "state.json.new"
-        fresh.write_text(body)
+        fresh.write_text(to_json(state, indent=1))
         fresh.replace(self.run_dir / "state.json")
 
     def close(self) -> None:

@@ -13,11 +13,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 from rolecall.errors import EncodeError, WorkerConfigurationError, WorkerNotFoundError
 from rolecall.placement.launching import guard_config
 from rolecall.placement.plan import Plan, forked_slots
+from rolecall.protocol.devices import CUDA
+from rolecall.protocol.environment import WORKER
+from rolecall.protocol.guard import SET_ENV, STACKS, Method, SetEnv, Stacks
+from rolecall.protocol.guard_config import GuardConfig
+from rolecall.protocol.message import Message
+from rolecall.protocol.state import RunState
 from rolecall.scheduler.calls import CallOptions, PendingCall, argument_place, engine_path
 from rolecall.scheduler.guards import GuardProxy
 from rolecall.scheduler.lifecycle import RoleLifecycle
@@ -50,6 +56,7 @@ from rolecall.types import (
 )
 
 CACHE_BYTES = 1 << 30
+Q = TypeVar("Q", bound=Message)
 CONTROL_TIMEOUT_S = 30.0
 
 
@@ -168,7 +175,7 @@ class Scheduler(ABC):
         """Ends every guard and proves it gone."""
 
     def _device_var(self) -> str:
-        return "CUDA_VISIBLE_DEVICES"
+        return CUDA
 
     # The reference system's interface.
 
@@ -393,15 +400,15 @@ class Scheduler(ABC):
         """As `set_worker_env`, and returns at once."""
         for key, value in env.items():
             check_env(key, value)
-        return self._control(worker_id, "set_env", {"worker": worker_id, "env": env})
+        return self._control(worker_id, SET_ENV, SetEnv(worker=worker_id, env=env))
 
     def stacks(self, worker_id: str) -> str:
         """The Python stacks of a worker's threads, read from outside. Errors as `set_worker_env`."""
-        return str(self._control(worker_id, "stacks", {"worker": worker_id}).result())
+        return str(self._control(worker_id, STACKS, Stacks(worker=worker_id)).result())
 
-    def _control(self, worker_id: str, method: str, value: dict[str, Any]) -> PendingCall:
-        call = self._living(worker_id).guard.ask(method, value, timeout=CONTROL_TIMEOUT_S)
-        return PendingCall(call, worker_id, method, CONTROL_TIMEOUT_S)
+    def _control(self, worker_id: str, method: Method[Q, Any], request: Q) -> PendingCall:
+        answer = self._living(worker_id).guard.ask(method, request, timeout=CONTROL_TIMEOUT_S)
+        return PendingCall(answer.call, worker_id, method.name, CONTROL_TIMEOUT_S)
 
     def subscribe(self, listener: Listener) -> None:
         """Calls `listener(topic, facts)` for `exited`, `stalled`, `resumed`, `guard_lost` and, on a cluster, `notice`.
@@ -410,6 +417,13 @@ class Scheduler(ABC):
         I/O thread and must not wait there: let them set an event that the controller looks at.
         """
         self._watch.listeners.append(listener)
+
+    def inspect(self) -> RunState:
+        """The run as it is now: its guards, roles and workers, with their pids, hosts, devices and states.
+
+        The same value is kept in `state.json` for the command line. It is a snapshot; nothing is asked of any process.
+        """
+        return self._watch.state()
 
     @property
     def run_dir(self) -> str:
@@ -448,10 +462,16 @@ class Scheduler(ABC):
         for record in reversed(self._table.roles()):
             self._life.end(record, self._grace_s if graceful else 0.0, destroy=graceful)
 
-    def _guard_config(self, name: str, ip: str = "") -> dict[str, Any]:
-        where = self._hub.addresses
-        config = guard_config(self._run, name, controller=where, lease_s=self._lease_s, preload=self._preload, ip=ip)
-        return config | {"tensor_backend": self._tensor_backend}
+    def _guard_config(self, name: str, ip: str = "") -> GuardConfig:
+        return guard_config(
+            self._run,
+            name,
+            controller=self._hub.addresses,
+            lease_s=self._lease_s,
+            preload=self._preload,
+            tensor_backend=self._tensor_backend,
+            ip=ip,
+        )
 
     # Starting roles.
 
@@ -518,6 +538,6 @@ class Scheduler(ABC):
 
 
 def _refuse_inside_worker() -> None:
-    if "ROLECALL_WORKER" in os.environ and "__rolecall_main__" in sys.modules:
+    if WORKER in os.environ and "__rolecall_main__" in sys.modules:
         what = "a scheduler was made while a worker loads this script"
         raise WorkerConfigurationError(what, None, "put the script's work under `if __name__ == '__main__':`")

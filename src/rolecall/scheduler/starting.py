@@ -5,11 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from rolecall.errors import WorkerCreationError, WorkerFailedError
 from rolecall.placement.plan import Slot, rank_environment
-from rolecall.scheduler.guards import GuardProxy, Question, ask_all
+from rolecall.protocol.guard import (
+    ALLOC_PORTS,
+    KILL,
+    RELEASE_PORTS,
+    AllocPorts,
+    Kill,
+    ProcessSpec,
+    ReleasePorts,
+    StartResult,
+)
+from rolecall.scheduler.guards import GuardProxy, ask_all
 from rolecall.scheduler.table import Member
 from rolecall.scheduler.waiting import Waiting
 from rolecall.transport.loop import IOThread
@@ -65,14 +74,14 @@ class Starter:
 
     def _lease_ports(self, group: Group) -> None:
         calls = [
-            place.ask("alloc_ports", {"owner": slot.worker_id, "count": slot.port_count}, timeout=MARGIN_S)
+            place.ask(ALLOC_PORTS, AllocPorts(owner=slot.worker_id, count=slot.port_count), timeout=MARGIN_S)
             for slot, place in zip(group.slots, group.places, strict=True)
         ]
-        group.ports = [call.result()["ports"] for call in calls]
+        group.ports = [call.result().ports for call in calls]
 
-    async def _start_all(self, group: Group) -> list[dict[str, Any]]:
+    async def _start_all(self, group: Group) -> list[StartResult]:
         """Every worker's result, or the error of the first that fails, at once and not when the others are ready."""
-        results: dict[int, dict[str, Any]] = {}
+        results: dict[int, StartResult] = {}
         tasks = [asyncio.ensure_future(self._start_on(group, mine, results)) for mine in group.by_guard().values()]
         try:
             await asyncio.gather(*tasks)
@@ -82,65 +91,67 @@ class Starter:
             await asyncio.wait(tasks)
         return [results[i] for i in range(len(group.slots))]
 
-    async def _start_on(self, group: Group, indices: list[int], results: dict[int, dict[str, Any]]) -> None:
+    async def _start_on(self, group: Group, indices: list[int], results: dict[int, StartResult]) -> None:
         """The workers of one guard."""
         master = _master(group)
         by_id = {group.slots[i].worker_id: i for i in indices}
         specs = [self._spec(group, i, master) for i in indices]
         async for result in group.places[indices[0]].start(specs, self._timeout + MARGIN_S):
-            index = by_id[result["worker_id"]]
-            if not result["ok"]:
-                raise WorkerCreationError(group.role, result["error"], [index], {index: result["log_tail"]})
+            index = by_id[result.worker_id]
+            if not result.ok:
+                raise WorkerCreationError(group.role, result.error, [index], {index: result.log_tail})
             results[index] = result
 
-    def _spec(self, group: Group, i: int, master: tuple[str, str] | None) -> dict[str, Any]:
-        slot, ports = group.slots[i], group.ports[i]
-        return {
-            "worker_id": slot.worker_id,
-            "env": {**rank_environment(i, len(group.slots), master), **slot.env},
-            "argv": list(slot.argv) if slot.argv is not None else None,
-            "target": slot.target,
-            "devices": list(slot.devices),
-            "device_var": self._device_var,
-            "cores": slot.cores,
-            "ports": ports,
-            "ready": dict(slot.ready) if slot.ready is not None else None,
-            "start_timeout": self._timeout,
-        }
+    def _spec(self, group: Group, i: int, master: tuple[str, str] | None) -> ProcessSpec:
+        slot = group.slots[i]
+        return ProcessSpec(
+            worker_id=slot.worker_id,
+            env={**rank_environment(i, len(group.slots), master), **slot.env},
+            argv=list(slot.argv) if slot.argv is not None else None,
+            target=slot.target,
+            devices=list(slot.devices),
+            device_var=self._device_var,
+            cores=slot.cores,
+            ports=group.ports[i],
+            ready=slot.ready,
+            start_timeout=self._timeout,
+        )
 
 
 def _master(group: Group) -> tuple[str, str] | None:
     """Address of the process group: worker 0's host and its second port."""
     if len(group.ports[0]) < 2:
         return None
-    return group.places[0].info["ip"], str(group.ports[0][1])
+    return group.places[0].ip, str(group.ports[0][1])
 
 
 def take_back(group: Group) -> None:
     """Kills whatever of the group was started and frees its ports; a lost guard has done so itself."""
     for member in group.members:
         member.fail(WorkerFailedError(member.id, reason="its role was not started", pid=member.pid))
-    kills = []
-    for indices in group.by_guard().values():
-        workers = [group.slots[i].worker_id for i in indices]
-        kills.append(Question(group.places[indices[0]], "kill", {"workers": workers, "grace_s": 0.0}, MARGIN_S))
-    releases = []
-    for kill, report in zip(kills, ask_all(kills), strict=True):
-        # Ports are leased before the guard is asked for the worker, and it may never have been.
-        for owner in (report or {}).get("unknown", ()):
-            releases.append(Question(kill.guard, "release_ports", {"owner": owner}, MARGIN_S))
-    ask_all(releases)
+    kills = [
+        (group.places[indices[0]], Kill(workers=[group.slots[i].worker_id for i in indices]))
+        for indices in group.by_guard().values()
+    ]
+    reports = ask_all(KILL, kills, MARGIN_S)
+    # Ports are leased before the guard is asked for the worker, and it may never have been.
+    releases = [
+        (guard, ReleasePorts(owner=owner))
+        for (guard, _), report in zip(kills, reports, strict=True)
+        for owner in (report.unknown if report else ())
+    ]
+    ask_all(RELEASE_PORTS, releases, MARGIN_S)
 
 
-def _member(group: Group, i: int, result: dict[str, Any]) -> Member:
+def _member(group: Group, i: int, result: StartResult) -> Member:
     slot, place = group.slots[i], group.places[i]
-    worker = Worker(slot.worker_id, result["ip"], [str(p) for p in result["ports"]])
+    worker = Worker(slot.worker_id, result.ip, [str(p) for p in result.ports])
     return Member(
         worker=worker,
         slot=slot,
         guard=place,
-        pid=result["pid"],
-        socket=result["socket"],
-        log_path=result["log_path"],
-        timeline=result["timeline"],
+        pid=result.pid or 0,
+        socket=result.socket,
+        log_path=result.log_path,
+        timeline=result.timeline,
     )

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from rolecall.errors import RolecallError
-from rolecall.scheduler.guards import Question, ask_all
+from rolecall.protocol.guard import KILL, Kill
+from rolecall.scheduler.guards import ask_all
 from rolecall.scheduler.table import Member, RoleRecord
 from rolecall.scheduler.waiting import Waiting
 from rolecall.transport.peer import Call
@@ -45,11 +46,8 @@ def kill(members: Sequence[Member], grace_s: float) -> None:
     by_guard: dict[str, list[Member]] = {}
     for member in members:
         by_guard.setdefault(member.guard.guard_id, []).append(member)
-    questions = []
-    for group in by_guard.values():
-        wanted = {"workers": [m.id for m in group], "grace_s": grace_s}
-        questions.append(Question(group[0].guard, "kill", wanted, grace_s + MARGIN_S))
+    requests = [(group[0].guard, Kill(workers=[m.id for m in group], grace_s=grace_s)) for group in by_guard.values()]
     with Waiting(f"ending {', '.join(m.id for m in members[:4])} ..."):
-        for report in ask_all(questions):
-            for survivor in (report or {}).get("survivors", ()):
+        for report in ask_all(KILL, requests, grace_s + MARGIN_S):
+            for survivor in report.survivors if report else ():
                 log.warning("SIGKILL did not end %s; its devices may still be in use", survivor)

@@ -12,7 +12,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import msgspec
+
 from rolecall.errors import WorkerFailedError, WorkerStalledError
+from rolecall.protocol import events
+from rolecall.protocol.message import to_plain
+from rolecall.protocol.state import ControllerState, RoleState, RunState
 from rolecall.scheduler.guards import Explain, GuardProxy
 from rolecall.scheduler.run import Run
 from rolecall.scheduler.table import Member, Table
@@ -33,53 +38,61 @@ class Supervision:
         self.guards: Callable[[], list[GuardProxy]] = list
         self.explain: Explain | None = None
         self.closing = False
-        self._roles: list[dict[str, Any]] = []
+        self._roles: list[RoleState] = []
         self._writing = threading.Lock()
         self._complained = False
 
-    def on_event(self, guard: GuardProxy, topic: str, facts: dict[str, Any]) -> None:
-        if topic == "exited" and self.explain is not None and facts["signal"] in ENDING_SIGNALS:
-            by_manager = facts["signal"] == signal.SIGTERM  # likely, and then it says so in a moment
-            self.explain(guard, lambda words: self._exited(facts, words), patient=by_manager, limit_s=WORDS_S)
-            return
-        if topic == "exited":
-            self._exited(facts)
-            return
-        if topic == "notice":
-            log.warning("role %s: %s", facts["role"], facts["reason"])
-        if topic == "stalled":
-            self._stall(guard, facts)
-        self._tell(topic, facts)
+    def on_event(self, guard: GuardProxy, event: events.Event) -> None:
+        match event:
+            case events.Exited(signal=by) if self.explain is not None and by in ENDING_SIGNALS:
+                by_manager = by == signal.SIGTERM  # likely, and then it says so in a moment
+                self.explain(guard, lambda words: self._exited(event, words), patient=by_manager, limit_s=WORDS_S)
+            case events.Exited():
+                self._exited(event)
+            case _:
+                self._note(guard, event)
+                self._tell(event)
 
-    def _exited(self, facts: dict[str, Any], words: str = "") -> None:
+    def _note(self, guard: GuardProxy, event: events.Event) -> None:
+        if isinstance(event, events.Notice):
+            log.warning("role %s: %s", event.role, event.reason)
+        elif isinstance(event, events.Stalled):
+            self._stall(guard, event)
+
+    def _exited(self, event: events.Exited, words: str = "") -> None:
         """A worker has died. `words`: what a cluster's manager says of it."""
-        facts |= {"reason": "; ".join(filter(None, (words, facts["reason"])))}
-        error = exit_error(facts)
+        event = msgspec.structs.replace(event, reason="; ".join(filter(None, (words, event.reason))))
+        error = exit_error(event)
         member = self._table.died(error)
         if member is not None:
             self._fail([member], lambda member: error)
-        self._tell("exited", facts)
+        self._tell(event)
 
     def on_guard_lost(self, guard: GuardProxy) -> None:
         self._fail(self._table.members_of(guard), lambda member: _lost_with(guard, member))
         if not self.closing:
-            self._tell("guard_lost", {"guard": guard.guard_id, "reason": str(guard.lost)})
+            self._tell(events.GuardLost(guard=guard.guard_id, reason=str(guard.lost)))
 
     def write_state(self, *, ended: bool = False) -> None:
         """Brings `state.json` up to date. While the run is being closed it keeps naming the workers that there were."""
         with self._writing:  # the I/O thread writes too, when a worker dies
             if not self.closing:
-                self._roles = [
-                    {"name": r.name, "target": r.target, "workers": [m.row() for m in r.members]}
-                    for r in self._table.roles()
-                ]
-            state = {
-                "controller": {"pid": os.getpid(), "host": os.uname().nodename, "ended": ended},
-                "guards": [{"id": g.guard_id, **g.info} for g in self.guards()],
-                "roles": self._roles,
-            }
+                self._roles = self._living_roles()
             with self._bookkeeping():
-                self._run.write_state(state)
+                self._run.write_state(self._state(self._roles, ended))
+
+    def state(self) -> RunState:
+        """The run as it is now."""
+        return self._state(self._living_roles(), self.closing)
+
+    def _living_roles(self) -> list[RoleState]:
+        return [
+            RoleState(name=r.name, target=r.target, workers=[m.state() for m in r.members]) for r in self._table.roles()
+        ]
+
+    def _state(self, roles: list[RoleState], ended: bool) -> RunState:
+        controller = ControllerState(pid=os.getpid(), host=os.uname().nodename, ended=ended)
+        return self._run.state(controller, [guard.state() for guard in self.guards()], roles)
 
     @contextlib.contextmanager
     def _bookkeeping(self) -> Iterator[None]:
@@ -91,18 +104,17 @@ class Supervision:
                 self._complained = True
                 log.warning("what the command line shows of this run is not kept up to date: %s", e)
 
-    def _stall(self, guard: GuardProxy, facts: dict[str, Any]) -> None:
-        member = self._table.find(str(facts["worker"]))
-        if member is None or member.pid != facts["pid"]:
+    def _stall(self, guard: GuardProxy, event: events.Stalled) -> None:
+        member = self._table.find(event.worker)
+        if member is None or member.pid != event.pid:
             return
-        host = guard.info.get("host", "")
-        error = WorkerStalledError(member.id, facts["reason"], facts["stacks"], host=host, pid=member.pid)
-        if facts["kind"] == "stopped" and member.client is not None:  # the other kind is only a suspicion
+        error = WorkerStalledError(member.id, event.reason, event.stacks, host=guard.host, pid=member.pid)
+        if event.kind == "stopped" and member.client is not None:  # the other kind is only a suspicion
             member.client.peer.fail_pending(error)
         log.warning("%s", error)
         name = f"{member.id.replace('/', '-')}-{time.strftime('%H%M%S')}.txt"
         with self._bookkeeping():
-            (self._run.run_dir / "stacks" / name).write_text(f"{facts['reason']}\n{facts['stacks']}")
+            (self._run.run_dir / "stacks" / name).write_text(f"{event.reason}\n{event.stacks}")
 
     def _fail(self, members: Sequence[Member], error_of: Callable[[Member], WorkerFailedError]) -> None:
         """All of them first: nothing that is told or written may keep a caller waiting."""
@@ -115,7 +127,8 @@ class Supervision:
         if news:
             self.write_state()
 
-    def _tell(self, topic: str, facts: dict[str, Any]) -> None:
+    def _tell(self, event: events.Event) -> None:
+        topic, facts = events.topic_of(event), to_plain(event)
         with self._bookkeeping(), (self._run.run_dir / "events.jsonl").open("a") as f:
             f.write(json.dumps({"time": time.time(), "event": topic, **facts}) + "\n")
         for listener in self.listeners:
@@ -125,17 +138,17 @@ class Supervision:
                 log.exception("a listener raised on %s", topic)
 
 
-def exit_error(facts: dict[str, Any]) -> WorkerFailedError:
-    """The error for a guard's `exited` report."""
+def exit_error(event: events.Exited) -> WorkerFailedError:
+    """The error that calls of a worker raise that has ended."""
     return WorkerFailedError(
-        facts["worker"],
-        facts["exit_code"],
-        facts["signal"],
-        facts["log_tail"],
-        host=facts["host"],
-        pid=facts["pid"],
-        reason=facts["reason"],
-        log_path=facts["log_path"],
+        event.worker,
+        event.exit_code,
+        event.signal,
+        event.log_tail,
+        host=event.host,
+        pid=event.pid,
+        reason=event.reason,
+        log_path=event.log_path,
     )
 
 
@@ -144,9 +157,9 @@ def _lost_with(guard: GuardProxy, member: Member) -> WorkerFailedError:
         member.id,
         signal=9,
         log_tail=_tail(member.log_path),
-        host=guard.info.get("host", ""),
+        host=guard.host,
         pid=member.pid,
-        reason=f"it ended with its guard, pid {guard.info.get('pid')}: {guard.lost}",
+        reason=f"it ended with its guard, pid {guard.pid}: {guard.lost}",
         log_path=member.log_path,
     )
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass, field
-from typing import Any
 
 from rolecall.errors import WorkerCreationError, WorkerFailedError, WorkerNotFoundError, WorkerTimeoutError
 from rolecall.placement.plan import Slot
+from rolecall.protocol.state import WorkerState
 from rolecall.scheduler.guards import GuardProxy
 from rolecall.transport.client import Client
 from rolecall.types import Worker
@@ -20,6 +21,7 @@ class Member:
     Attributes:
         timeline: Seconds from the request to its guard until it was forked, connected and ready.
         leaving: It is being deleted, so its exit is no news.
+        since: When it was ready, in seconds since the epoch.
     """
 
     worker: Worker
@@ -31,7 +33,8 @@ class Member:
     client: Client | None = None
     failed: WorkerFailedError | None = None
     timeline: dict[str, float] = field(default_factory=dict)
-    leaving: bool = False  # it is being deleted, so its exit is no news
+    leaving: bool = False
+    since: float = field(default_factory=time.time)
 
     @property
     def id(self) -> str:
@@ -43,22 +46,23 @@ class Member:
         if self.client is not None:
             self.client.fail(error)
 
-    def row(self) -> dict[str, Any]:
+    def state(self) -> WorkerState:
         """What the command line shows of it."""
-        return {
-            "id": self.id,
-            "ip": self.worker.ip,
-            "ports": list(self.worker.worker_ports),
-            "pid": self.pid,
-            "host": self.guard.info.get("host", ""),
-            "guard": self.guard.guard_id,
-            "devices": list(self.slot.devices),
-            "target": self.slot.target,
-            "command": list(self.slot.argv) if self.slot.argv else None,
-            "log": self.log_path,
-            "state": "failed" if self.failed else "running",
-            "timeline": self.timeline,
-        }
+        return WorkerState(
+            id=self.id,
+            ip=self.worker.ip,
+            ports=list(self.worker.worker_ports),
+            pid=self.pid,
+            host=self.guard.host,
+            guard=self.guard.guard_id,
+            devices=list(self.slot.devices),
+            target=self.slot.target,
+            command=list(self.slot.argv) if self.slot.argv else None,
+            log=self.log_path,
+            state="failed" if self.failed else "running",
+            since=self.since,
+            timeline=self.timeline,
+        )
 
 
 @dataclass(eq=False)

@@ -31,6 +31,7 @@ from rolecall.errors import (
     RolecallError,
     WorkerConfigurationError,
 )
+from rolecall.protocol.guard import Ports
 from rolecall.protocol.worker_methods import (
     METHODS,
     AllocPorts,
@@ -44,7 +45,6 @@ from rolecall.protocol.worker_methods import (
     Forked,
     Health,
     KillFork,
-    Ports,
     Seeded,
     SetEnv,
     WorkerMethod,

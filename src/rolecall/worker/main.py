@@ -11,15 +11,15 @@ import sys
 import types
 from typing import Any
 
-import msgspec
-
+from rolecall.protocol.message import from_plain, to_plain
+from rolecall.protocol.worker import WorkerConfig
 from rolecall.protocol.worker_methods import METHODS
 from rolecall.tensors.binding import binding
 from rolecall.transport.link import Link
 from rolecall.transport.loop import new_loop
 from rolecall.transport.peer import Incoming, Peer
 from rolecall.worker.loading import ScriptModule
-from rolecall.worker.node import WorkerConfig, WorkerNode
+from rolecall.worker.node import WorkerNode
 
 
 def run(control: socket.socket) -> None:
@@ -68,11 +68,11 @@ class _Process:
 
     def _configure(self, incoming: Incoming) -> None:
         try:
-            config = msgspec.convert(incoming.args(), WorkerConfig)
+            config = from_plain(WorkerConfig, incoming.args(), "the guard")
             _adopt_paths(config)
             self._node = WorkerNode(config, self._loop, self._ask_guard)
             binding.set(self._node.data)
-            incoming.finish(self._node.start())
+            incoming.finish(to_plain(self._node.start()))
         except Exception as e:  # the guard reports why the worker is not ready
             incoming.fail(e)
 

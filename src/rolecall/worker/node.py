@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import Any
 
-from rolecall.protocol.token import CarriesToken
+from rolecall.protocol.worker import Configured, WorkerConfig
 from rolecall.tensors.backends.base import Backend
 from rolecall.tensors.backends.ray import RayBackend
 from rolecall.tensors.backends.shm import ShmBackend
@@ -24,27 +23,6 @@ from rolecall.worker.server import WorkerServer
 CACHE_BYTES = 1 << 30
 
 
-class WorkerConfig(CarriesToken, frozen=True):
-    """A worker's configuration, sent by the guard over the control channel.
-
-    Attributes:
-        socket: The Unix path to listen on.
-        tensor_backend: Name of the backend that is asked first to store a tensor.
-    """
-
-    worker_id: str
-    run_id: str
-    token: str
-    socket: str
-    ip: str
-    bind: str
-    port: int
-    progress: str = ""
-    main_path: str = ""
-    sys_path: list[str] = []
-    tensor_backend: str = "shm"
-
-
 class WorkerNode:
     """Everything of a worker, assembled: engines, tensors, the engine host and its listeners."""
 
@@ -58,11 +36,11 @@ class WorkerNode:
         host = EngineHost(self._engines, self.data, ask_guard, loop)
         self._server = WorkerServer(host, config.token, loop)
 
-    def start(self) -> dict[str, Any]:
-        """Listens; returns what the guard passes on: pid, Unix path, port."""
+    def start(self) -> Configured:
+        """Listens, and says where."""
         config = self._config
         port = self._server.listen(config.socket, config.bind, config.port)
-        return {"pid": os.getpid(), "socket": config.socket, "port": port}
+        return Configured(pid=os.getpid(), socket=config.socket, port=port)
 
     async def close(self) -> None:
         """Ends connections, engine threads and memory. Engines are not destroyed; that is asked for before."""

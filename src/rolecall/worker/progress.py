@@ -1,4 +1,4 @@
-"""The page that the guard reads from outside: heartbeat, calls begun, calls ended, each a little-endian u64.
+"""The worker's side of the progress page, which the guard reads from outside; see `protocol.progress`.
 
 The heartbeat comes from a thread that needs the interpreter lock, so it stops while the lock is held or the process
 is stopped; what that means is the guard's to judge.
@@ -7,13 +7,12 @@ is stopped; what that means is the guard's to judge.
 from __future__ import annotations
 
 import mmap
-import struct
 import threading
 from pathlib import Path
 
-PAGE_BYTES = 4096
+from rolecall.protocol.progress import PAGE_BYTES, Counters
+
 HEARTBEAT_S = 0.5
-_PAGE = struct.Struct("<QQQ")
 
 
 class Progress:
@@ -43,7 +42,7 @@ class Progress:
 
     def _publish(self) -> None:
         if self._page is not None:
-            _PAGE.pack_into(self._page, 0, self._beats, self.begun, self.ended)
+            Counters(self._beats, self.begun, self.ended).write(self._page)
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_S):

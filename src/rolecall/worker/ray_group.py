@@ -6,8 +6,7 @@ import os
 from typing import Any
 
 from rolecall.errors import WorkerConfigurationError
-
-NAMESPACE, GROUP = "ROLECALL_RAY_NAMESPACE", "ROLECALL_RAY_PLACEMENT_GROUP"
+from rolecall.protocol.environment import RAY_NAMESPACE, RAY_PLACEMENT_GROUP
 
 
 def ray_placement_group() -> Any:
@@ -20,7 +19,7 @@ def ray_placement_group() -> Any:
     Raises:
         WorkerConfigurationError: This is no worker of a Ray scheduler, or its group was removed.
     """
-    name = os.environ.get(GROUP)
+    name = os.environ.get(RAY_PLACEMENT_GROUP)
     if name is None:
         expected = "call it in an engine of a Ray scheduler's worker"
         raise WorkerConfigurationError("this process has no placement group", None, expected)
@@ -28,7 +27,7 @@ def ray_placement_group() -> Any:
     from ray.util.placement_group import PlacementGroup, placement_group_table
 
     if not ray.is_initialized():
-        ray.init(address=os.environ["RAY_ADDRESS"], namespace=os.environ[NAMESPACE], log_to_driver=False)
+        ray.init(address=os.environ["RAY_ADDRESS"], namespace=os.environ[RAY_NAMESPACE], log_to_driver=False)
     for key, table in placement_group_table().items():  # by name in all namespaces: the engine may have chosen its own
         if table["name"] == name and table["state"] != "REMOVED":
             return PlacementGroup(ray.PlacementGroupID(bytes.fromhex(key)))

@@ -50,7 +50,7 @@ def known_in_time(call: PendingCall) -> WorkerFailedError:
 
 
 def guards(s: SlurmScheduler) -> list[int]:
-    return [guard.info["pid"] for guard in s._hub.guards()]
+    return [guard.pid for guard in s._hub.guards()]
 
 
 @pytest.mark.parametrize("replicas", [1, 2])

@@ -7,24 +7,22 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rolecall.cli.checks.finding import Finding, error, info, ok, warning
-from rolecall.guard.host import DEVICE_VARS
+from rolecall.protocol.devices import VARIABLES, parse_visible
 
 CHECK = "devices"
-KINDS = {"nvidia": "CUDA_VISIBLE_DEVICES", "davinci": "ASCEND_RT_VISIBLE_DEVICES"}
 
 
 def check_devices(folder: Path = Path("/dev"), env: Mapping[str, str] = os.environ) -> Iterator[Finding]:
     """Device files, then the variables."""
-    found = {kind: sorted(folder.glob(f"{kind}[0-9]*")) for kind in KINDS}
+    found = {kind: sorted(folder.glob(f"{kind}[0-9]*")) for kind in VARIABLES}
     for kind, files in found.items():
         if files:
             yield _files(kind, files)
     if not any(found.values()):
         yield info(CHECK, "no accelerator was found; roles with gpu=0 work")
-    for name in DEVICE_VARS:
+    for kind, name in VARIABLES.items():
         if name in env:
-            count = next(len(found[kind]) for kind, variable in KINDS.items() if variable == name)
-            yield _variable(name, env[name], count)
+            yield _variable(name, env[name], len(found[kind]))
 
 
 def _files(kind: str, files: list[Path]) -> Finding:
@@ -41,8 +39,7 @@ def _files(kind: str, files: list[Path]) -> Finding:
 
 
 def _variable(name: str, value: str, count: int) -> Finding:
-    named = [device.strip() for device in value.split(",") if device.strip()]
-    beyond = [device for device in named if device.isdigit() and int(device) >= count]
+    beyond = [device for device in parse_visible(value) if device.isdigit() and int(device) >= count]
     if beyond:
         seen = f"{name}={value} names device(s) {', '.join(beyond)}, but there are {count}"
         return warning(CHECK, seen, "workers would not find these devices; correct the variable", f"unset {name}")

@@ -9,15 +9,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from rolecall.placement.launching import marks
 from rolecall.placement.ray import guard as ray_guard
 from rolecall.placement.ray import words as ray_words
+from rolecall.protocol.environment import RAY_PLACEMENT_GROUP, marks
 
 STOP_S = 20.0
 GONE_S = 5.0
 PROBE_S = 0.5
 LOOK_S = 0.2
-GROUP = "ROLECALL_RAY_PLACEMENT_GROUP"  # by which an engine finds its own
 Say = Callable[[str, Any], None]
 
 
@@ -91,7 +90,9 @@ class RoleActors:
                 self._actors[n] = self._actor(ray_guard.Guard, actor)
                 config = self._config(n, actor)
                 # The token in it goes to the actor itself; what a constructor is given is kept by Ray's head.
-                run = self._actors[n].run.remote(config, marks(config), self._order["kind"])
+                run = self._actors[n].run.remote(
+                    config, marks(config["run_id"], config["guard_id"]), self._order["kind"]
+                )
             elif self._has_devices(actor):
                 self._actors[n] = self._actor(ray_guard.Holder, actor)
                 run = self._actors[n].run.remote()
@@ -103,7 +104,7 @@ class RoleActors:
         """A guard's own configuration: what is said of all, its id, and the group that its workers are in."""
         of_all: dict[str, Any] = self._order["config"]
         group = self._order["groups"][actor["group"]]
-        return of_all | {"guard_id": f"{self._name}-{n}", "env": of_all["env"] | {GROUP: group["name"]}}
+        return of_all | {"guard_id": f"{self._name}-{n}", "env": of_all["env"] | {RAY_PLACEMENT_GROUP: group["name"]}}
 
     def _actor(self, kind: type, actor: dict[str, Any]) -> Any:
         import ray

@@ -16,7 +16,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-DEVICE_VARS = {"GPU": "CUDA_VISIBLE_DEVICES", "NPU": "ASCEND_RT_VISIBLE_DEVICES"}  # by Ray's name of the resource
+from rolecall.protocol.devices import ASCEND, CUDA
+
+DEVICE_VARS = {"GPU": CUDA, "NPU": ASCEND}  # by Ray's name of the resource
 PUSHES_S = (8.0, 5.0, 5.0)  # SIGTERM asks the guard, a second one kills it, SIGKILL ends its reaper
 # What Ray gives to its own processes alone; another Ray program below the guard must not take it for its own.
 _RAYS_OWN = ("RAY_JOB_ID", "RAY_RAYLET_PID", "RAY_CLIENT_MODE", "RAY_LD_PRELOAD_ON_WORKERS", "SPT_NOENV")

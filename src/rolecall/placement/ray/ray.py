@@ -15,15 +15,21 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from rolecall.errors import WorkerConfigurationError
 from rolecall.guard.sweep import sweep
 from rolecall.placement.cluster import Allocation, AllocationStatus, ClusterScheduler
 from rolecall.placement.exit_causes import RUNS, ExitCause
-from rolecall.placement.launching import marks, python_path
+from rolecall.placement.launching import python_path
 from rolecall.placement.plan import Plan, portable_environment, separate_slots, with_devices
 from rolecall.placement.ray.groups import DEVICE_KEYS, Accelerator, Asking, Placement, held_devices, place
 from rolecall.placement.ray.joining import folder_of
 from rolecall.placement.sidecar import ANSWER_S, Sidecar
+from rolecall.protocol.devices import ASCEND, CUDA
+from rolecall.protocol.environment import RAY_NAMESPACE, marks
+from rolecall.protocol.guard_config import GuardConfig
+from rolecall.protocol.message import to_plain
 from rolecall.scheduler.guards import GuardProxy
 from rolecall.types import Job, check_count
 
@@ -33,7 +39,6 @@ SILENCE_S, SHORT_S = 15.0, 1.0  # after the first a start is given up
 RELEASE_S = 45.0  # longer than the driver takes to give up
 LEAVE_S, HURRY_S = 30.0, 2.0
 ENOUGH_CORES = 1 << 16
-NAMESPACE = "ROLECALL_RAY_NAMESPACE"
 IGNORED = ("image", "mount", "nodelist", "exclude", "srun_additional_args", "additional_bash_cmds")
 
 
@@ -89,13 +94,13 @@ class RayScheduler(ClusterScheduler):
         super().__init__(queue_timeout=queue_timeout, **options)
 
     def _device_var(self) -> str:
-        return "ASCEND_RT_VISIBLE_DEVICES" if self._accelerator == "npu" else "CUDA_VISIBLE_DEVICES"
+        return ASCEND if self._accelerator == "npu" else CUDA
 
     def _join(self) -> str:
         if find_spec("ray") is None:
             raise WorkerConfigurationError("Ray is not installed", None, "pip install 'rolecall[ray]'")
         # The second: Ray's agents give themselves titles, which would take the room of their first variables.
-        mark = marks({"run_id": self.run_id, "guard_id": "ray"}) | {"SPT_NOENV": "1"}
+        mark = marks(self.run_id, "ray") | {"SPT_NOENV": "1"}
         log_path = Path(self.run_dir, "logs", "ray-driver.log")
         self._driver = Sidecar("rolecall.placement.ray.driver", log_path, mark, self._io)
         found = self._enter(self._driver)
@@ -143,13 +148,13 @@ class RayScheduler(ClusterScheduler):
             log.warning("role %s: %s mean nothing on Ray and are passed over", job.role, ", ".join(unused))
         return super()._place(job)
 
-    def _submit(self, name: str, plan: Plan, config: dict[str, Any]) -> Allocation:
+    def _submit(self, name: str, plan: Plan, config: GuardConfig) -> Allocation:
         assert isinstance(plan, RayPlan)
         assert self._driver is not None
         allocation = RayAllocation(name, self._driver)
         try:
-            config |= {"env": self._environment()}
-            self._driver.tell("place", name=name, config=config, kind=self._kind, **asdict(plan.placement))
+            config = msgspec.structs.replace(config, env=self._environment())
+            self._driver.tell("place", name=name, config=to_plain(config), kind=self._kind, **asdict(plan.placement))
         except BaseException:  # Ctrl-C, when the driver may have the order already
             allocation.release()
             raise
@@ -157,7 +162,7 @@ class RayScheduler(ClusterScheduler):
 
     def _environment(self) -> dict[str, str]:
         """The base of workers' environment: the controller's, and by what an engine finds the cluster."""
-        inside = {"RAY_ADDRESS": str(self._address), NAMESPACE: self._namespace}
+        inside = {"RAY_ADDRESS": str(self._address), RAY_NAMESPACE: self._namespace}
         return portable_environment(os.environ, python_path()) | inside
 
 
@@ -178,7 +183,7 @@ class RayAllocation:
 
     def settled(self, plan: Plan, guards: Sequence[GuardProxy]) -> Plan | None:
         layout = self._driver.news.get(f"layout {self._name}")
-        if layout is None or not all(guards[n].info for n in layout["guards"]):
+        if layout is None or not all(guards[n].hello for n in layout["guards"]):
             return None
         devices = {slot.worker_id: given for slot, given in zip(plan.slots, layout["devices"], strict=True)}
         return replace(plan, guards=tuple(layout["guards"]), slots=with_devices(plan.slots, devices))

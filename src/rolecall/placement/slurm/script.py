@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from rolecall.placement.slurm.options import SlurmOptions
 from rolecall.placement.slurm.packing import Packing
+from rolecall.protocol.environment import GUARD, RUN
 
 NAME = "<name of the guards>"
 CONFIGURATION = "<configuration of the guards>"
@@ -131,8 +132,8 @@ def _guards(role: str, packing: Packing, options: SlurmOptions, here: Surroundin
     path = shlex.quote(":".join(here.python_path))
     return [
         "set +vx; trap - DEBUG",  # a shell that tells what it reads would tell the configuration that follows
-        f"export ROLECALL_RUN={shlex.quote(here.run_id)}",
-        f"export ROLECALL_GUARD={shlex.quote(NAME)}",
+        f"export {RUN}={shlex.quote(here.run_id)}",
+        f"export {GUARD}={shlex.quote(NAME)}",
         *([f'export PYTHONPATH={path}"${{PYTHONPATH:+:$PYTHONPATH}}"'] if here.python_path else []),
         "",
         "exec 3>&1",

@@ -13,6 +13,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from rolecall.errors import SlurmError, WorkerConfigurationError, WorkerCreationError
 from rolecall.placement.cluster import AllocationStatus, ClusterScheduler
 from rolecall.placement.exit_causes import RUNS, ExitCause
@@ -24,6 +26,9 @@ from rolecall.placement.slurm.packing import MIB, Node, place
 from rolecall.placement.slurm.queue import Queue
 from rolecall.placement.slurm.script import Surroundings, filled, job_comment, job_name, render
 from rolecall.placement.slurm.states import JobState
+from rolecall.protocol.guard_config import GuardConfig
+from rolecall.protocol.guard_hello import GuardHello
+from rolecall.protocol.message import to_plain
 from rolecall.scheduler.guards import GuardProxy
 from rolecall.transport.hosts import address_toward
 from rolecall.types import Job
@@ -101,11 +106,11 @@ class SlurmScheduler(ClusterScheduler):
         script = render(job.role, packing, wishes, here)
         return SlurmPlan(job.role, slots, guards=packing.guards, script=script, python_path=path)
 
-    def _submit(self, name: str, plan: Plan, config: dict[str, Any]) -> SlurmAllocation:
+    def _submit(self, name: str, plan: Plan, config: GuardConfig) -> SlurmAllocation:
         assert isinstance(plan, SlurmPlan)
-        config |= {"sys_path": list(plan.python_path), "notices": True}
+        config = msgspec.structs.replace(config, sys_path=list(plan.python_path), notices=True)
         try:
-            job_id = self._slurm.submit(filled(plan.script, name, config))
+            job_id = self._slurm.submit(filled(plan.script, name, to_plain(config)))
             log.info("role %s is job %s", plan.role, job_id)
             return self._allocation(job_id)
         except BaseException as e:  # Ctrl-C, or a slurmctld so slow that nobody knows whether it has taken the job
@@ -168,7 +173,7 @@ class SlurmAllocation:
         )
 
     def settled(self, plan: Plan, guards: Sequence[GuardProxy]) -> Plan | None:
-        return dealt(plan, [g.info["devices"] for g in guards]) if all(g.info for g in guards) else None
+        return _dealt(plan, [guard.hello for guard in guards])
 
     def fate(self, ordinal: int) -> ExitCause:
         state = self._look(FRESH_S, TOLD_S)
@@ -245,6 +250,11 @@ class SlurmAllocation:
         except OSError:  # no file system that both see, or nothing was written
             text = ""
         return f"; its output ends with\n{text}" if text else ""
+
+
+def _dealt(plan: Plan, hellos: Sequence[GuardHello | None]) -> Plan | None:
+    given = [hello.devices for hello in hellos if hello is not None]
+    return dealt(plan, given) if len(given) == len(hellos) else None
 
 
 def _job_environment() -> dict[str, str]:

@@ -33,6 +33,8 @@ TABLE, LISTED = -64, -65  # objects that lie in a list before the value, and wha
 RESOLVERS: list[Callable[[type], tuple[Encode, bool] | None]] = []
 ROWS: dict[type, Rows] = {}  # for lists of one type; a rule returns None for a list that it does not take
 FEW = 4  # items from which on columns are the faster form
+SIZED = frozenset({list, tuple, dict})
+MOST_ITEMS = 1 << 23  # of all rows of one list together: one that contains itself many times multiplies on each level
 MOST_ROWS = 1 << 22  # of one value: a row that arrives in columns may take a byte and becomes an object
 
 unpack_plain = msgpack.decode
@@ -182,6 +184,7 @@ class Writer:
             or self._depth >= MAX_DEPTH
             or self._columned > MOST_ROWS
             or [*map(type, values)].count(kind) != len(values)
+            or (kind in SIZED and sum(map(len, values)) > MOST_ITEMS)
         ):
             return None
         self._depth += 1

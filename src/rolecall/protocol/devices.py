@@ -1,0 +1,29 @@
+"""The variables that say which accelerators a process sees, and the one way to read them. Pure."""
+
+from collections.abc import Mapping
+
+CUDA = "CUDA_VISIBLE_DEVICES"
+ASCEND = "ASCEND_RT_VISIBLE_DEVICES"
+# The variable of each kind of device, by the beginning of its files' names in /dev.
+VARIABLES: Mapping[str, str] = {"nvidia": CUDA, "davinci": ASCEND}
+
+
+def parse_visible(value: str) -> list[str]:
+    """The devices that a visible-devices variable lists: indices, UUIDs (`GPU-8c1f`) or MIG names, as they stand there.
+
+    As the CUDA runtime reads it: spaces around a name do not count, an empty name or `-1` ends the list, so `""` and
+    `"-1"` hide all devices and `"0,-1,1"` shows the first alone. A name that comes twice counts once.
+    """
+    names: list[str] = []
+    for part in value.split(","):
+        name = part.strip()
+        if name in ("", "-1"):
+            break
+        if name not in names:
+            names.append(name)
+    return names
+
+
+def listed(env: Mapping[str, str]) -> list[str] | None:
+    """What the first visible-devices variable that is set lists; None when none is set."""
+    return next((parse_visible(env[name]) for name in VARIABLES.values() if name in env), None)

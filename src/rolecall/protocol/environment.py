@@ -1,0 +1,22 @@
+"""Names of the environment variables that processes of a run give each other.
+
+Every process below a guard bears `ROLECALL_RUN`, `ROLECALL_GUARD` and `ROLECALL_WORKER`, by which a sweep of `/proc`
+finds it wherever it went.
+"""
+
+PREFIX = "ROLECALL_"  # names with it are the runtime's; users may not set them
+
+RUN = "ROLECALL_RUN"
+GUARD = "ROLECALL_GUARD"
+WORKER = "ROLECALL_WORKER"
+
+RAY_NAMESPACE = "ROLECALL_RAY_NAMESPACE"
+RAY_PLACEMENT_GROUP = "ROLECALL_RAY_PLACEMENT_GROUP"
+
+# Variables of other launchers: an MPI library that finds them takes over the process.
+FOREIGN = ("PMI", "OMPI_")
+
+
+def marks(run_id: str, guard_id: str) -> dict[str, str]:
+    """Variables of a guard's process, by which a sweep finds it and all that it starts."""
+    return {RUN: run_id, GUARD: guard_id}
