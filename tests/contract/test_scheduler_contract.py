@@ -28,7 +28,7 @@ from rolecall.errors import (
     WorkerNotFoundError,
     WorkerTimeoutError,
 )
-from tests.support import sample_engines
+from tests.support import live, sample_engines
 from tests.support.schedulers_under_test import BACKENDS, DEVICES, Backend, each
 
 Echo = sample_engines.Echo
@@ -516,7 +516,7 @@ def test_a_run_says_in_one_line_where_it_listens_and_what_protects_it(
 def test_the_token_is_in_no_file_that_others_can_read(s: Scheduler) -> None:
     """No file of the run directory holds the run's token."""
     s.start("actor")
-    token = s._run.token.encode()
+    token = live.token(s).encode()
     for root, _, files in os.walk(s.run_dir):
         for name in files:
             assert token not in (Path(root) / name).read_bytes()

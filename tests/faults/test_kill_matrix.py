@@ -120,7 +120,7 @@ def test_a_killed_worker_fails_its_caller_at_once_and_leaves_nothing(
     role = family(s)
     outcome = begin(s, role, at)
     victim_id = affected(at)
-    victim = next(m.pid for m in s._table.members()) if victim_id == "actor/0" else _slow_pid(s)
+    victim = s.inspect().worker("actor/0").pid if victim_id == "actor/0" else _slow_pid(s)
     died_at = kill(victim, number)
     if outcome is None:
         outcome = Outcome(lambda: role[0].call("wait"))
@@ -150,7 +150,7 @@ def test_a_stopped_worker_is_reported_with_stacks(s: Scheduler, at: str) -> None
     role = family(s)
     outcome = begin(s, role, at)
     starting = at in ("starting", "forking")
-    victim = _slow_pid(s) if starting else s._table.members()[0].pid
+    victim = _slow_pid(s) if starting else s.inspect().worker("actor/0").pid
     send(victim, SIGSTOP)
     if outcome is None:
         outcome = Outcome(lambda: role[0].call("wait"))
@@ -175,7 +175,7 @@ def test_a_killed_guard_fails_all_callers_at_once_and_leaves_nothing(
     outcome = begin(s, role, at)
     guard, mark = guard_of(s.run_id, affected(at)), f"ROLECALL_GUARD={guard_id(s.run_id, affected(at))}"
     owned = tree(psutil.Process(guard.ppid()))
-    worker = s._table.members()[0].pid
+    worker = s.inspect().worker("actor/0").pid
     send(guard.pid, number)
     if outcome is None:
         outcome = Outcome(lambda: role[0].call("wait"))
@@ -237,7 +237,7 @@ def test_a_template_that_dies_or_stops_harms_no_worker_and_is_replaced(
     if begun is not None:
         assert begun.error is None and begun.ended_at == 0.0, "the call goes on"
     else:
-        assert role[0].call("pid") == s._table.members()[0].pid
+        assert role[0].call("pid") == s.inspect().worker("actor/0").pid
 
 
 def launch(backend: str, at: str, tmp_path: Path) -> tuple[subprocess.Popen[str], str]:
@@ -293,7 +293,7 @@ def test_the_errors_of_a_dead_worker_stay_the_same_for_later_callers(s: Schedule
     """Pending and later calls fail alike, and the role can be deleted and started again."""
     role = family(s)
     pending = [role[0].submit("wait") for _ in range(3)]
-    send(s._table.members()[0].pid, SIGKILL)
+    send(s.inspect().worker("actor/0").pid, SIGKILL)
     for call in pending:
         with pytest.raises(WorkerFailedError):
             call.result()

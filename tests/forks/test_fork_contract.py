@@ -14,8 +14,8 @@ import pytest
 
 from rolecall import Job, Scheduler, SchedulingSpec, SchedulingStrategy
 from rolecall.errors import WorkerConfigurationError, WorkerCreationError, WorkerFailedError, WorkerNotFoundError
-from rolecall.protocol.guard import METRICS, Nothing
 from tests.support import sample_engines
+from tests.support.live import ports_leased
 from tests.support.schedulers_under_test import OF_PROCESSES, each
 from tests.support.worker_processes import of_worker, processes, wait_for
 
@@ -61,16 +61,11 @@ def bindable(ip: str, port: str) -> bool:
         return True
 
 
-def leased(s: Scheduler) -> int:
-    guards = {member.guard for member in s._table.members()}
-    return sum(int(guard.ask(METRICS, Nothing()).result()["ports_leased"]) for guard in guards)
-
-
 def test_when_the_middle_one_of_three_fails_exactly_the_other_two_are_killed(s: Scheduler, tmp_path: Path) -> None:
     """A failed fork is rolled back as a whole: processes, ports and the name are free when the error is raised."""
     actors = s.start("actor", replicas=3)
     actors.create_engine(Echo)
-    before, ports = set(processes(s.run_id)), leased(s)
+    before, ports = set(processes(s.run_id)), ports_leased(s)
     with pytest.raises(WorkerCreationError) as caught:
         command = [sys.executable, "-c", FAIL_IN_THE_MIDDLE, "{index}", str(tmp_path)]
         actors.fork("bad", command=command, ready={"log": "never printed"})
@@ -78,7 +73,7 @@ def test_when_the_middle_one_of_three_fails_exactly_the_other_two_are_killed(s: 
     assert list(caught.value.log_tails) == [1]
     assert "I am 1" in str(caught.value) and "exit code 42" in str(caught.value)
     assert set(processes(s.run_id)) == before, "seen dead before the error was raised"
-    assert leased(s) == ports, "their ports were released before the error was raised"
+    assert ports_leased(s) == ports, "their ports were released before the error was raised"
     for index in (0, 2):
         assert f"I am {index}" in log(s, f"bad/{index}")
     assert actors.call("greet") == ["hello"] * 3
@@ -245,7 +240,7 @@ def test_forks_and_kills_at_the_same_time_leave_a_consistent_table(s: Scheduler)
     for thread in threads:
         thread.join()
     assert not errors
-    assert [r.name for r in s._table.roles()] == ["actor"]
+    assert [r.name for r in s.inspect().roles] == ["actor"]
     assert all(not of_worker(s.run_id, f"f{i}/{j}") for i in range(6) for j in range(2))
 
 

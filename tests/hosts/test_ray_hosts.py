@@ -13,7 +13,7 @@ import pytest
 
 from rolecall import Scheduler
 from rolecall.errors import RolecallError, ShardNotFoundError, WorkerFailedError
-from tests.support import sample_engines
+from tests.support import live, sample_engines
 from tests.support.hosts_under_test import OfRay, of_ray
 from tests.support.worker_processes import processes, wait_for
 
@@ -81,7 +81,7 @@ def test_what_lay_in_the_store_of_a_host_is_lost_with_it(
 
 def folder(s: Scheduler, hosts: OfRay, address: str) -> list[Path]:
     """What there is of the run in its runtime directory on a host."""
-    return sorted((hosts.root(address) / s._run.runtime_dir.relative_to("/")).glob("**"))
+    return sorted((hosts.root(address) / live.runtime_dir(s).relative_to("/")).glob("**"))
 
 
 def test_a_host_that_crashes(s: Scheduler, hosts: OfRay) -> None:

@@ -16,7 +16,8 @@ from rolecall import Role, Scheduler
 from rolecall.errors import WorkerFailedError
 from rolecall.guard.runtime import page_path
 from rolecall.protocol.progress import parse
-from tests.support import sample_engines
+from rolecall.transport.hosts import this_host
+from tests.support import live, sample_engines
 from tests.support.hosts_under_test import KINDS, Hosts
 from tests.support.worker_processes import guard_of, living, processes, wait_for
 
@@ -40,7 +41,7 @@ def s(hosts: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     options: dict[str, Any] = {"experiment": "hosts", "trial": "t", "fileroot": tmp_path, "preload": []}
     with hosts.scheduler(monkeypatch, lease_s=LEASE_S, **options) as scheduler:
         yield scheduler
-        folders = [hosts.root(address) / scheduler._run.runtime_dir.relative_to("/") for address in hosts.cables]
+        folders = [hosts.root(address) / live.runtime_dir(scheduler).relative_to("/") for address in hosts.cables]
         for address in hosts.cables:
             hosts.plug(address)
     wait_for(lambda: not processes(scheduler.run_id), LEASE_S, "end of what was cut off")
@@ -72,8 +73,8 @@ def on_host(s: Scheduler, index: int) -> Callable[[], dict[int, str]]:
 
 def calls_ended(s: Scheduler, index: int, root: Path) -> Callable[[], int]:
     """Reads from the page that a worker writes for its guard how many calls it has answered."""
-    member = s._table.members()[index]
-    page = page_path(str(Path(member.socket).parents[1]), member.guard.guard_id, member.id)
+    worker = s.inspect().worker(f"actor/{index}")
+    page = page_path(str(live.runtime_dir(s)), worker.guard, worker.id)
     return lambda: parse((root / page[1:]).read_bytes()).ended
 
 
@@ -81,7 +82,7 @@ def test_workers_of_two_hosts_are_called_over_the_network_and_pass_tensors(s: Sc
     """Guards call home, and workers are called, at addresses of their own."""
     role = pair(s)
     assert sorted(addresses(s)) == sorted(hosts.cables)
-    assert not any(member.guard.here for member in s._table.members())
+    assert this_host() not in {guard.host_id for guard in s.inspect().guards}
     assert role.call("greet") == ["hello", "hello"]
     role.with_options(engine="tensors").create_engine(sample_engines.Tensors)
     first, second = (worker.with_options(engine="tensors") for worker in (role[0], role[1]))
@@ -149,7 +150,7 @@ def test_a_late_answer_of_a_host_that_was_given_up_is_refused(s: Scheduler, host
     finally:
         os.kill(guard.pid, signal.SIGCONT)
     wait_for(lambda: not owned(), LEASE_S, "end of what the guard owns")
-    log = Path(s.run_dir, "logs", f"guard-{s._table.members()[1].guard.guard_id}.log")
+    log = Path(s.run_dir, "logs", f"guard-{s.inspect().worker('actor/1').guard}.log")
     said = (hosts.root(address) / log.relative_to("/")).read_text()
     assert "ending: the controller's connection closed" in said  # told to end, before its lease would have lapsed
     assert s.home.metrics()["adopted"] == adopted

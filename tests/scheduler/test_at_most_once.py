@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ import pytest
 from rolecall import LocalScheduler, Role
 from rolecall.transport.client import Client
 from rolecall.transport.loop import IOThread
-from tests.support import sample_engines
+from tests.support import live, sample_engines
 from tests.transport.chaos_proxy import ChaosProxy
 
 pytestmark = pytest.mark.slow("thousands of calls over a bad line")
@@ -35,14 +34,10 @@ def actor(scheduler: LocalScheduler) -> Role:
     return actor
 
 
-def runtime_dir(scheduler: LocalScheduler) -> Path:
-    return Path(json.loads((Path(scheduler.run_dir) / "state.json").read_text())["runtime_dir"])
-
-
 @contextmanager
 def bad_line(scheduler: LocalScheduler, *, drop: float, cut: float) -> Iterator[ChaosProxy]:
     """Puts a proxy in the place of the worker's socket, and has the controller dial anew."""
-    place = runtime_dir(scheduler) / "w" / "actor-0.sock"
+    place = live.runtime_dir(scheduler) / "w" / "actor-0.sock"
     real = place.rename(place.with_name("real.sock"))
     with ChaosProxy(place, real, drop=drop, cut=cut, seed=23) as proxy:
         client = scheduler._table.member("actor/0").client
@@ -78,7 +73,7 @@ def test_a_thousand_calls_of_twenty_threads_run_once_each(
     scheduler: LocalScheduler, actor: Role, tmp_path: Path, drop: float, cut: float
 ) -> None:
     """Each thread waits for its answer before it asks again, so that nearly every frame is a request or its answer."""
-    directory = runtime_dir(scheduler)
+    directory = live.runtime_dir(scheduler)
     token = (directory / "token").read_text()
     results: dict[int, object] = {}
     with (
@@ -118,6 +113,4 @@ def test_a_handle_is_made_once(scheduler: LocalScheduler, actor: Role) -> None:
         assert tensors[0].call("total", made[7]["x"]) == 7 * 400
         proxy.calm()
         assert len({shard.id for each in made for handle in each.values() for shard in handle.shards}) == 40
-        client = scheduler._table.member("actor/0").client
-        assert client is not None
-        assert client.peer.request("metrics").result()["store"]["put"] == 40
+        assert live.shards(scheduler, "w/real.sock")["put"] == 40

@@ -19,7 +19,7 @@ import pytest
 import rolecall
 from rolecall import LocalScheduler, Role
 from rolecall.errors import WorkerConfigurationError
-from tests.support import sample_engines
+from tests.support import live, sample_engines
 from tests.support.checkout import PYTHONPATH
 from tests.support.worker_processes import wait_for
 
@@ -194,9 +194,7 @@ def test_handles_are_held_until_the_answer_also_when_nobody_waits_for_it(s: Loca
 
 
 def stored(s: LocalScheduler, worker_id: str) -> int:
-    client = s._table.member(worker_id).client
-    assert client is not None
-    return int(client.peer.request("metrics").result()["store"]["shards"])
+    return live.shards(s, f"w/{worker_id.replace('/', '-')}.sock")["shards"]
 
 
 def test_tensors_that_nobody_will_read_are_freed(s: LocalScheduler, tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ import pytest
 
 from rolecall import Job, LocalScheduler, SchedulingSpec
 from rolecall.errors import SchedulerError, WorkerConfigurationError, WorkerCreationError, WorkerFailedError
-from rolecall.protocol.guard import ALLOC_PORTS, METRICS, AllocPorts, Nothing
+from rolecall.protocol.guard import ALLOC_PORTS, AllocPorts
 from rolecall.scheduler.starting import Group, take_back
 from tests.support import sample_engines
+from tests.support.live import ports_leased
 from tests.support.worker_processes import of_worker, processes, wait_for
 
 pytestmark = pytest.mark.slow("threads that race for seconds")
@@ -61,10 +62,6 @@ def log(s: LocalScheduler, worker_id: str) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def leased(s: LocalScheduler) -> int:
-    return int(s._guard.ask(METRICS, Nothing()).result()["ports_leased"])
-
-
 def starting(s: LocalScheduler, start: Callable[[], Any], role: str) -> Side:
     """A start that is under way: its program runs and is not ready."""
     side = Side(start)
@@ -82,7 +79,7 @@ def test_a_worker_that_dies_while_the_others_start_fails_the_start(s: LocalSched
         s.start("x", replicas=2, tasks=tasks)
     assert caught.value.failed == [0]
     assert not of_worker(s.run_id, "x/1")
-    assert leased(s) == 0
+    assert ports_leased(s) == 0
     s.start("x")
 
 
@@ -91,9 +88,9 @@ def test_ports_leased_for_a_start_that_never_began_are_given_back(s: LocalSchedu
     slots = s.plan(Job("x", 2)).slots
     for slot in slots:
         s._guard.ask(ALLOC_PORTS, AllocPorts(owner=slot.worker_id, count=3)).result()
-    assert leased(s) == 6
+    assert ports_leased(s) == 6
     take_back(Group("x", slots, [s._guard] * 2))
-    assert leased(s) == 0
+    assert ports_leased(s) == 0
 
 
 def test_two_roles_started_at_once_get_different_devices(tmp_path: Path) -> None:
@@ -123,7 +120,7 @@ def test_threads_that_delete_and_start_one_role_never_end_each_others_workers(s:
             assert any(side.is_alive() for side in sides), "the name never became free"
     for side in sides:
         side.end()
-    if [r.name for r in s._table.roles()] == ["a"]:  # a late deleter may have meant the new one
+    if [r.name for r in s.inspect().roles] == ["a"]:  # a late deleter may have meant the new one
         again.create_engine(Echo)
         assert again.call("greet") == ["hello"]
     else:
@@ -145,7 +142,7 @@ def test_a_target_that_is_deleted_takes_the_fork_with_it_that_is_being_started(s
     up.touch()
     fork.end()
     delete.end()
-    assert [r.name for r in s._table.roles()] == []
+    assert [r.name for r in s.inspect().roles] == []
     assert not of_worker(s.run_id, "ref/0")
 
 
@@ -173,7 +170,7 @@ def test_ctrl_c_while_a_role_starts_takes_it_back(s: LocalScheduler) -> None:
         s.start("slow", gpu=2, cmd=NEVER_READY, ready={"log": "never"})
     side.end()
     assert not of_worker(s.run_id, "slow/0")
-    assert leased(s) == 0
+    assert ports_leased(s) == 0
     s.start("slow", gpu=2)
 
 
@@ -219,14 +216,16 @@ def test_all_callers_learn_of_a_lost_guard_also_when_nothing_can_be_written(s: L
 
 
 def signal_guard(s: LocalScheduler) -> None:
-    os.kill(s._guard.pid, signal.SIGKILL)
+    os.kill(s.inspect().guards[0].pid, signal.SIGKILL)
 
 
 def test_after_the_guard_was_lost_starts_are_refused_and_closing_is_quick(s: LocalScheduler) -> None:
     """A run without its guard starts nothing and closes without waiting."""
     s.start("actor").create_engine(Echo)
+    events: list[str] = []
+    s.subscribe(lambda topic, facts: events.append(topic))
     signal_guard(s)
-    wait_for(lambda: s._guard.lost is not None, 5, "loss of the guard")
+    wait_for(lambda: "guard_lost" in events, 5, "loss of the guard")
     with pytest.raises(WorkerCreationError, match="was lost"):
         s.start("next")
     with pytest.raises(WorkerCreationError, match="was lost"):

@@ -57,8 +57,8 @@ def test_two_thousand_steps_with_handles_leave_memory_descriptors_and_threads_fl
     actor = s.start("actor", replicas=2)
     for role in (rollout, actor):
         role.create_engine(sample_engines.Tensors)
-    processes = {"controller": psutil.Process(os.getpid()), "guard": psutil.Process(s._guard.pid)}
-    processes |= {m.id: psutil.Process(m.pid) for m in s._table.members()}
+    processes = {"controller": psutil.Process(os.getpid()), "guard": psutil.Process(s.inspect().guards[0].pid)}
+    processes |= {m.id: psutil.Process(m.pid) for m in s.inspect().workers()}
     for _ in range(WARM_UP):
         step(rollout, actor)
     s.home.flush()

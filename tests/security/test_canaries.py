@@ -21,8 +21,8 @@ import rolecall
 from rolecall.errors import EncodeError, EngineCallError
 from rolecall.transport.codec.arrays import ARRAY, DTYPE, SCALAR
 from rolecall.transport.codec.walk import DECODERS
-from tests.security.attacker import connect, exchange, frame, hello, read_frame, request, send_http
 from tests.security.live_run import LiveRun, live_run
+from tests.support.attacker import connect, exchange, frame, hello, read_frame, request, send_http
 
 SOURCE = Path(rolecall.__file__).parent
 POSTS = (

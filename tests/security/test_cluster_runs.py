@@ -15,10 +15,10 @@ import pytest
 from rolecall import Scheduler
 from rolecall.errors import EngineCallError, WorkerCreationError
 from rolecall.transport import address
-from tests.security.attacker import SENTENCE, exchange, frames_in, hello, send_http
 from tests.security.cluster_run import ClusterRun, cluster_run, files_that_hold, processes_that_show
 from tests.security.live_run import mode
 from tests.support import sample_engines
+from tests.support.attacker import SENTENCE, exchange, frames_in, hello, send_http
 from tests.support.ray_cluster import SharedRay
 from tests.support.schedulers_under_test import each, make_scheduler
 from tests.support.slurm_cluster import SlurmCluster

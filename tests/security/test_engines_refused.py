@@ -10,8 +10,8 @@ import pytest
 
 from rolecall.errors import EngineImportError, EngineNotFoundError
 from tests.security import refused_engines
-from tests.security.attacker import send_http
 from tests.security.live_run import LiveRun, live_run
+from tests.support.attacker import send_http
 
 REFUSED = (
     "os.system",

@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rolecall.transport import codec
-from tests.security.attacker import PREFIX, connect, frame, hello, read_frame, read_to_end, request, send_http
 from tests.security.live_run import LiveRun, live_run
+from tests.support.attacker import PREFIX, connect, frame, hello, read_frame, read_to_end, request, send_http
 
 pytestmark = pytest.mark.slow("a live run is sent thousands of things")
 

@@ -12,8 +12,8 @@ import pytest
 
 from rolecall.errors import PortAllocationError
 from rolecall.guard.ports import PortLeases
-from tests.security.attacker import send_http
 from tests.security.live_run import LiveRun, live_run
+from tests.support.attacker import send_http
 
 ASKERS = 200
 

@@ -14,8 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.security.attacker import Answer, send_http
 from tests.security.live_run import LiveRun, live_run
+from tests.support.attacker import Answer, send_http
 
 pytestmark = pytest.mark.slow("a live run for most tests")
 

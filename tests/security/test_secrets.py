@@ -23,9 +23,9 @@ from rolecall.errors import EngineCallError, EngineCreationError, WorkerCreation
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.token import Token
 from rolecall.protocol.worker import WorkerConfig
-from tests.security.attacker import exchange, frame, hello, send_http
 from tests.security.live_run import LiveRun, command_line_of, environment_of, live_run, mode
 from tests.support import sample_engines
+from tests.support.attacker import exchange, frame, hello, send_http
 
 pytestmark = pytest.mark.slow("a live run for each test")
 

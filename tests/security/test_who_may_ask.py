@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.security.attacker import (
+from tests.security.live_run import LiveRun, live_run
+from tests.support.attacker import (
     SENTENCE,
     connect,
     exchange,
@@ -19,7 +20,6 @@ from tests.security.attacker import (
     send_http,
     statuses,
 )
-from tests.security.live_run import LiveRun, live_run
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "BREW")
 PATHS = (

@@ -169,7 +169,7 @@ def _stopped(s: LocalScheduler) -> object:
 def _without_guard(s: LocalScheduler) -> object:
     lost = threading.Event()
     s.subscribe(lambda topic, facts: lost.set() if topic == "guard_lost" else None)
-    os.kill(s._guard.pid, signal.SIGKILL)
+    os.kill(s.inspect().guards[0].pid, signal.SIGKILL)
     assert lost.wait(10.0)
     try:
         return s.start("late")

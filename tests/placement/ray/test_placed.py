@@ -103,8 +103,8 @@ def test_workers_of_a_shared_group_share_the_guard_of_their_node(s: RayScheduler
     assert kinds == ["Guard", "Holder", "Holder", "Holder"]
     assert actors["actor/3"]["ReprName"] == "Holder(actor/3)"
     assert [name for name in actors if name.startswith("thinker/")] == ["thinker/0"]
-    assert len({m.guard.guard_id for m in s._table.members()}) == 2
-    assert sorted(d for m in s._table.members() for d in m.slot.devices) == ["0", "1", "2", "3"]
+    assert len({m.guard for m in s.inspect().workers()}) == 2
+    assert sorted(d for m in s.inspect().workers() for d in m.devices) == ["0", "1", "2", "3"]
 
 
 def test_who_loses_its_devices_ends(s: RayScheduler, census: Census) -> None:

@@ -50,7 +50,7 @@ def known_in_time(call: PendingCall) -> WorkerFailedError:
 
 
 def guards(s: SlurmScheduler) -> list[int]:
-    return [guard.pid for guard in s._hub.guards()]
+    return [guard.pid for guard in s.inspect().guards]
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
@@ -126,9 +126,9 @@ def test_a_worker_that_somebody_kills_leaves_its_job_and_the_others(s: SlurmSche
     """The death of one worker leaves the job and its other workers running."""
     role = s.start("actor", replicas=2, **SMALL)
     failed = waiting_call(role)
-    os.kill(s._table.member("actor/0").pid, signal.SIGKILL)
+    os.kill(s.inspect().worker("actor/0").pid, signal.SIGKILL)
     assert (failed().signal, failed_reason(role)) == (signal.SIGKILL, "")
-    assert role[1].call("pid") == s._table.member("actor/1").pid
+    assert role[1].call("pid") == s.inspect().worker("actor/1").pid
     assert list(cluster.jobs().values()) == ["rolecall-slurm-actor RUNNING"]
 
 

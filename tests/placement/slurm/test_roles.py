@@ -15,7 +15,7 @@ import pytest
 from rolecall import Job, Role, SchedulingSpec
 from rolecall.errors import GPUAllocationError, SlurmError, WorkerConfigurationError, WorkerNotFoundError
 from rolecall.placement.slurm.slurm import SlurmScheduler
-from tests.support import sample_engines
+from tests.support import live, sample_engines
 from tests.support.checkout import PYTHONPATH, SOURCES
 from tests.support.slurm_cluster import SlurmCluster
 from tests.support.worker_processes import wait_for
@@ -38,7 +38,7 @@ def devices(role: Role) -> list[str]:
 
 def nodes_of(s: SlurmScheduler, role: str) -> list[str]:
     """The Slurm node of each worker of a role."""
-    workers = [s._table.member(member) for member in s.members(role)]
+    workers = [s.inspect().worker(member) for member in s.members(role)]
     found = []
     for member in workers:
         env = (Path("/proc") / str(member.pid) / "environ").read_bytes().split(b"\0")
@@ -143,7 +143,7 @@ def test_a_plan_is_the_script_without_the_token_and_submits_nothing(s: SlurmSche
     plan = s.plan(job)
     assert plan.guards == (0, 1)
     assert "#SBATCH --nodes=2\n" in plan.script and "#SBATCH --gres=gpu:4\n" in plan.script
-    assert s._run.token not in str(plan)
+    assert live.token(s) not in str(plan)
     assert s.plan(job) == plan
     assert cluster.jobs() == {}
 
@@ -151,7 +151,7 @@ def test_a_plan_is_the_script_without_the_token_and_submits_nothing(s: SlurmSche
 def test_the_token_is_in_no_argument_and_no_environment(s: SlurmScheduler) -> None:
     """No process on the machine shows the token in its command line or environment, nor does a file of the run."""
     s.start("actor", replicas=5, gpu=1, **SMALL)
-    token = s._run.token.encode()
+    token = live.token(s).encode()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             for name in ("cmdline", "environ"):
