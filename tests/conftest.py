@@ -34,7 +34,7 @@ STRANGER_AFTER_S = 30.0
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cluster(name): the fixture of the cluster that the test needs")
-    config.addinivalue_line("markers", "slow(reason): too long for `make check`")
+    config.addinivalue_line("markers", "slow(reason, seconds=3): too long for `make check`; how long, about")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it runs in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)  # else every controller of a test would ignore it too
     os.environ[MARK] = _SESSION
@@ -50,22 +50,27 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    config.option.loadscopereorder = False  # ours, by time, instead of one by number of tests
     return SideBySide(config, log)
 
 
 class SideBySide(LoadScopeScheduling):  # type: ignore[misc]
     """Tests of one file and one backend run one after the other. Ray's cluster is large, so the suites of all backends
-    share one, and the tests of Ray alone another; tests of hosts have clusters of their own.
+    share two, and the tests of Ray alone another; tests of hosts have clusters of their own.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        file, _, test = nodeid.partition("::")
-        backend = test.rpartition("[")[2].rstrip("]").split("-")[0]
-        if "/ray/" in file:
-            return "tests of ray alone"
-        if backend == "ray" and "/hosts/" not in file:
-            return "suites on ray"
-        return f"{file} {backend}" if backend in BACKENDS else file
+        return _scope(nodeid)
+
+
+def _scope(nodeid: str) -> str:
+    file, _, test = nodeid.partition("::")
+    backend = test.rpartition("[")[2].rstrip("]").split("-")[0]
+    if "/ray/" in file:
+        return "tests of ray alone"
+    if backend == "ray" and "/hosts/" not in file:
+        return "faults on ray" if "/faults/" in file else "suites on ray"
+    return f"{file} {backend}" if backend in BACKENDS else file
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
@@ -73,6 +78,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for name in CLUSTERS & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.cluster(name))
+    lasts = {scope: _lasts(group) for scope, group in _by_scope(items).items()}
+    items.sort(key=lambda item: -lasts[_scope(item.nodeid)])
+
+
+def _by_scope(items: list[pytest.Item]) -> dict[str, list[pytest.Item]]:
+    found: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        found.setdefault(_scope(item.nodeid), []).append(item)
+    return found
+
+
+def _lasts(items: list[pytest.Item]) -> float:
+    """About how many seconds tests take together: what is begun last should be short."""
+    return sum(map(_seconds, items))
+
+
+def _seconds(item: pytest.Item) -> float:
+    slow = item.get_closest_marker("slow")
+    return max(float(slow.kwargs.get("seconds", 3)) if slow else 0.2, 4.0 if _cluster(item) else 0.0)
 
 
 def _cluster(item: pytest.Item) -> str | None:

@@ -31,7 +31,7 @@ def test_ps_shows_every_worker_as_its_guard_and_the_kernel_see_it(cli: CommandLi
     assert {row["state"] for row in workers.values()} == {"running"}
     actor = workers["actor/0"]
     assert actor["pid"] == controller.worker_pid("actor/0")
-    assert actor["rss_bytes"] > 1 << 20 and actor["uptime_s"] >= 0 and len(actor["ports"]) == 2
+    assert actor["rss_bytes"] > 1 << 20 and 0 <= actor["uptime_s"] < 600 and len(actor["ports"]) == 2
     assert actor["calls"] >= 1 and actor["pending"] == 0
     assert workers["sidecar/0"]["target"] == "actor/0" and workers["sidecar/0"]["command"]
 
@@ -101,7 +101,8 @@ def test_top_measures_between_two_looks(cli: CommandLine, controller: Controller
     rows = {row["worker"]: row for row in seen["workers"]}
     for name in ("actor/0", "actor/1"):
         row = rows[name]
-        assert row["cpu_percent"] >= 0 and row["calls_per_s"] >= 0 and row["rss_bytes"] > 1 << 20
+        assert 0 <= row["cpu_percent"] < 100 * (os.cpu_count() or 1) + 1 and row["calls_per_s"] == 0  # nobody calls
+        assert row["rss_bytes"] > 1 << 20
         assert (row["waiting"], row["store_bytes"], row["ports"]) == (0, 0, 2) and row["open_fds"] > 3
     assert rows["sidecar/0"]["waiting"] is None and rows["sidecar/0"]["rss_bytes"] > 1 << 20
 

@@ -21,7 +21,7 @@ from rolecall.demo.loop import run_demo
 from rolecall.demo.options import DemoOptions, Recipe
 from tests.support.schedulers_under_test import OF_PROCESSES, each
 
-pytestmark = pytest.mark.slow("models learn, in processes of their own")
+pytestmark = pytest.mark.slow("models learn, in processes of their own", seconds=16)
 
 SMALL = DemoOptions(Recipe(hidden=16, heads=2, prompts=4, group=4, eval_prompts=8), steps=12, eval_every=5, trial="t0")
 INTERRUPTED_WITHIN_S = 3.0

@@ -17,7 +17,7 @@ from tests.support import live, sample_engines
 from tests.support.hosts_under_test import OfRay, of_ray
 from tests.support.worker_processes import processes, wait_for
 
-pytestmark = pytest.mark.slow("a cluster of its own")
+pytestmark = pytest.mark.slow("a cluster of its own", seconds=28)
 
 OUTSIDE = Path(__file__).parents[1] / "placement" / "ray" / "outside.py"
 TOLD_WITHIN_S = 15.0

@@ -21,7 +21,7 @@ from tests.support import live, sample_engines
 from tests.support.hosts_under_test import KINDS, Hosts
 from tests.support.worker_processes import guard_of, living, processes, wait_for
 
-pytestmark = pytest.mark.slow("a cluster of its own")
+pytestmark = pytest.mark.slow("a cluster of its own", seconds=18)
 
 HALF_A_NODE_AND_MORE: dict[str, Any] = {"cpu": 65, "mem": 1}  # so that two workers are on two nodes
 LEASE_S = 20.0

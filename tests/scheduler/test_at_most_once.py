@@ -15,7 +15,7 @@ from rolecall.transport.loop import IOThread
 from tests.support import live, sample_engines
 from tests.transport.chaos_proxy import ChaosProxy
 
-pytestmark = pytest.mark.slow("thousands of calls over a bad line")
+pytestmark = pytest.mark.slow("thousands of calls over a bad line", seconds=7)
 
 CALLS = 1000
 LOSSES = [(0.25, 0.0), (0.2, 0.05), (0.0, 0.25)]  # shares of the frames, each way, that vanish and that are cut

@@ -15,7 +15,7 @@ import rolecall
 from rolecall import LocalScheduler, Role
 from tests.support import sample_engines
 
-pytestmark = pytest.mark.slow("two thousand steps")
+pytestmark = pytest.mark.slow("two thousand steps", seconds=55)
 
 STEPS = 2000
 WARM_UP = 200

@@ -245,8 +245,10 @@ def test_what_is_no_tensor_is_not_stored(run: LiveRun) -> None:
 
 def test_metrics_are_numbers(run: LiveRun) -> None:
     """`GET /metrics` of a worker and of the guard."""
-    found = ask(run, "GET", "/metrics?format=json").json
-    assert found["rss_bytes"] > 1 << 20 and found["store"]["shards"] == 0 and found["calls_begun"] >= 0
+    before = ask(run, "GET", "/metrics?format=json").json
+    assert before["rss_bytes"] > 1 << 20 and before["store"]["shards"] == 0
+    assert result(run, "greet") == "hello"
+    assert ask(run, "GET", "/metrics?format=json").json["calls_begun"] == before["calls_begun"] + 1
     text = send_http(run.guard, "GET", "/metrics", token=run.token)
     assert 'rolecall_guard_workers{guard="g0"} 1' in text.body.decode()
 

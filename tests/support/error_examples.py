@@ -61,6 +61,7 @@ def settled(message: str, folder: Path) -> str:
     message = message.replace(str(folder), "~/.rolecall").replace(os.uname().nodename, "host")
     message = re.sub(r"pid \d+", "pid 4711", message)
     message = re.sub(r"Process \d+:.*", "Process 4711: python -m rolecall.guard.template ...", message)
+    message = re.sub(r"stopped by a signal for \d+ s", "stopped by a signal for 5 s", message)
     message = re.sub(r"was lost: .*", "was lost: its connection closed", message)  # or reset, as it happens
     message = re.sub(r"\b[0-9a-f]{32}\b", "0f9c...", message)
     message = re.sub(r'File "[^"]*/', 'File ".../', message)

@@ -131,6 +131,8 @@ def test_info_describes_shards(store: Store) -> None:
 
 def test_closing_twice_does_no_harm(store: Store) -> None:
     """The second close of a store does nothing, and its shards are gone."""
-    store.put(torch.ones(PACKED))
+    shard = store.put(torch.ones(PACKED))
     store.close()
     store.close()
+    with pytest.raises(ShardNotFoundError):
+        store.get([shard.id])

@@ -16,7 +16,7 @@ from tests.clusters.ray_nodes import RayCluster, started
 from tests.support.checkout import SOURCES
 from tests.support.worker_processes import processes, wait_for
 
-pytestmark = pytest.mark.slow("a cluster of its own")
+pytestmark = pytest.mark.slow("a cluster of its own", seconds=31)
 
 CONTROLLER = """
 import sys, time

@@ -17,7 +17,7 @@ from tests.support import sample_engines
 from tests.support.checkout import SOURCES
 from tests.support.worker_processes import processes
 
-pytestmark = pytest.mark.slow("clusters of their own")
+pytestmark = pytest.mark.slow("clusters of their own", seconds=13)
 
 WITH_SOURCE = {"PYTHONPATH": str(SOURCES)}
 STRANGER = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False)"
