@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from tests.clusters import cables
 from tests.clusters.ray_host import READY, in_namespaces
-from tests.clusters.ray_nodes import NODE_DEVICES, RayCluster
+from tests.clusters.ray_nodes import NODE_DEVICES, RayCluster, command_line
 from tests.clusters.slurm_layout import Layout, Node, bridge_of
 
 
@@ -59,7 +59,7 @@ class RayHosts(RayCluster):
 
     def first(self, name: str) -> int:
         """The first process of a host."""
-        lines = ((pid, Path(f"/proc/{pid}/cmdline").read_text().split("\0")) for pid in self.pids())
+        lines = ((pid, command_line(pid)) for pid in self.pids())
         found = [pid for pid, line in lines if "ray_host.py" in " ".join(line[:3]) and self._address(name) in line]
         return found[0]
 

@@ -206,12 +206,17 @@ def _has_mark(pid: int, mark: str) -> bool:
     return mark.encode() in environ and state not in "ZX"
 
 
-def _runs(pid: int, program: str, argument: str) -> bool:
+def command_line(pid: int) -> list[str]:
+    """A process's arguments; none when it has ended."""
     try:
-        command = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
     except OSError:
-        return False
-    return Path(command[0]).name == program and argument in "\0".join(command)
+        return []
+
+
+def _runs(pid: int, program: str, argument: str) -> bool:
+    command = command_line(pid)
+    return bool(command) and Path(command[0]).name == program and argument in "\0".join(command)
 
 
 def _signal(pids: Iterable[int], number: signal.Signals) -> None:
