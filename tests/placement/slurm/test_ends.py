@@ -171,7 +171,8 @@ def test_more_memory_than_was_asked_for_is_told_in_slurms_words(s: SlurmSchedule
     role.create_engine(sample_engines.Hungry)
     error = str(known_in_time(role[0].submit("eat", 2048)))
     assert re.search(r"Slurm says of job \d+: FAILED \(NonZeroExitCode\): .*slurmstepd.*exceeded memory limit", error)
-    with pytest.raises(WorkerFailedError, match=r"exceeded memory limit|killed by SIGKILL"):  # whichever is seen first
+    # The other node's worker may be killed while Slurm still says that the job runs; then no reason is known yet.
+    with pytest.raises(WorkerFailedError, match=r"exceeded memory limit|killed by SIGKILL"):
         role[1].call("eat", 1)
     s.delete_workers("actor")
 
