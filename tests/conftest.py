@@ -21,6 +21,7 @@ from rolecall import Scheduler
 from tests.support.ray_cluster import SharedRay, running_ray
 from tests.support.schedulers_under_test import BACKENDS, CLUSTERS, Backend, make_scheduler
 from tests.support.slurm_cluster import SlurmCluster, running_slurm
+from tests.support.waiting import poll
 
 # Every process that a test starts inherits this mark, however far it strays, and is found by it.
 MARK = "RC_TEST_SESSION"
@@ -173,14 +174,8 @@ def _clean(also: Callable[[], list[str]] = list) -> Iterator[None]:
         return [thing for thing in found if thing not in before]
 
     yield
-    assert not (seen := _wait_until_empty(left)), f"left behind: {seen}"
-
-
-def _wait_until_empty(look: Callable[[], list[str]]) -> list[str]:
-    deadline = time.monotonic() + GONE_WITHIN_S
-    while (left := look()) and time.monotonic() < deadline:
-        threading.Event().wait(0.02)
-    return left
+    if not poll(lambda: not left(), GONE_WITHIN_S):
+        assert not (seen := left()), f"left behind: {seen}"
 
 
 def _of_runs(folder: Path) -> list[str]:

@@ -24,6 +24,7 @@ from rolecall.errors import SchedulerError, WorkerCreationError, WorkerFailedErr
 from tests.support import sample_engines
 from tests.support.checkout import PYTHONPATH
 from tests.support.schedulers_under_test import OF_PROCESSES, Backend, each
+from tests.support.waiting import wait_for
 from tests.support.worker_processes import (
     guard_id,
     guard_of,
@@ -35,7 +36,6 @@ from tests.support.worker_processes import (
     state,
     templates,
     tree,
-    wait_for,
     wait_until_gone,
 )
 

@@ -17,7 +17,8 @@ from rolecall.errors import WorkerConfigurationError, WorkerCreationError, Worke
 from tests.support import sample_engines
 from tests.support.live import ports_leased
 from tests.support.schedulers_under_test import OF_PROCESSES, each
-from tests.support.worker_processes import of_worker, processes, wait_for
+from tests.support.waiting import wait_for
+from tests.support.worker_processes import of_worker, processes
 
 pytestmark = pytest.mark.slow("a run for each test")
 

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,14 +21,13 @@ from rolecall.transport.loop import IOThread
 from rolecall.transport.peer import Peer
 from rolecall.transport.server import Hello, Server
 from tests.support.checkout import PYTHONPATH, SOURCES
+from tests.support.waiting import poll
 
 
 def wait_for(what: Callable[[], Any], timeout: float = 10.0) -> Any:
     """Looks until `what` is true, and returns it."""
-    deadline = time.monotonic() + timeout
-    while not (value := what()):
-        assert time.monotonic() < deadline, f"not so within {timeout} s"
-        time.sleep(0.005)
+    value = poll(what, timeout)
+    assert value, f"not so within {timeout} s"
     return value
 
 

@@ -15,7 +15,8 @@ from rolecall import Scheduler
 from rolecall.errors import RolecallError, ShardNotFoundError, WorkerFailedError
 from tests.support import live, sample_engines
 from tests.support.hosts_under_test import OfRay, of_ray
-from tests.support.worker_processes import processes, wait_for
+from tests.support.waiting import wait_for
+from tests.support.worker_processes import processes
 
 pytestmark = pytest.mark.slow("a cluster of its own", seconds=28)
 

@@ -19,7 +19,8 @@ from rolecall.protocol.progress import parse
 from rolecall.transport.hosts import this_host
 from tests.support import live, sample_engines
 from tests.support.hosts_under_test import KINDS, Hosts
-from tests.support.worker_processes import guard_of, living, processes, wait_for
+from tests.support.waiting import wait_for
+from tests.support.worker_processes import guard_of, living, processes
 
 pytestmark = pytest.mark.slow("a cluster of its own", seconds=18)
 

@@ -21,7 +21,7 @@ from rolecall import LocalScheduler, Role
 from rolecall.errors import WorkerConfigurationError
 from tests.support import live, sample_engines
 from tests.support.checkout import PYTHONPATH
-from tests.support.worker_processes import wait_for
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.slow("controllers that are programs of their own")
 

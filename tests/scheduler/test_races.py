@@ -19,7 +19,8 @@ from rolecall.protocol.guard import ALLOC_PORTS, AllocPorts
 from rolecall.scheduler.starting import Group, take_back
 from tests.support import sample_engines
 from tests.support.live import ports_leased
-from tests.support.worker_processes import of_worker, processes, wait_for
+from tests.support.waiting import wait_for
+from tests.support.worker_processes import of_worker, processes
 
 pytestmark = pytest.mark.slow("threads that race for seconds")
 

@@ -102,7 +102,7 @@ def test_no_process_and_no_file_that_others_may_read_shows_the_token(
     with pytest.raises(EngineCallError):
         run.actor.call("fail", "no luck")
     with pytest.raises(WorkerCreationError) as failed:
-        run.scheduler.start("broken", cpu=1, mem=1, cmd=["sh", "-c", "env; exit 1"])
+        run.scheduler.start("broken", cpu=1, mem=1, cmd=["sh", "-c", "env; exit 1"], ready={"log": "never printed"})
     assert run.token not in str(failed.value)
     assert processes_that_show(run.token) == []
     folder = cluster.folder if isinstance(cluster, SlurmCluster) else cluster.nodes.folder

@@ -24,7 +24,7 @@ from tests.clusters.ray_hosts import RayHosts
 from tests.clusters.ray_nodes import new_folder, running
 from tests.support.ray_cluster import needs_ray
 from tests.support.slurm_cluster import SCRIPT, SlurmCluster, running_slurm
-from tests.support.worker_processes import wait_for
+from tests.support.waiting import wait_for
 
 BACK_WITHIN_S = 60.0  # slurmctld asks a node that did not answer again by and by
 

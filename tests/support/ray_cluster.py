@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +13,7 @@ import pytest
 
 from tests.clusters.ray_census import Census, census_of
 from tests.clusters.ray_nodes import RayCluster, started
+from tests.support.waiting import poll
 
 CLEAN_WITHIN_S = 10.0
 
@@ -49,10 +48,9 @@ def left_of(found: Mapping[str, list[Any]], nodes: RayCluster) -> dict[str, list
 
 def check_none(look: Callable[[], Mapping[str, Any]]) -> None:
     """Fails when something is still there after a while, of which there are lists by kind."""
-    deadline = time.monotonic() + CLEAN_WITHIN_S
-    while (seen := {kind: things for kind, things in look().items() if things}) and time.monotonic() < deadline:
-        threading.Event().wait(0.05)
-    assert not seen, f"left on Ray: {seen}"
+    if not poll(lambda: not any(look().values()), CLEAN_WITHIN_S):
+        seen = {kind: things for kind, things in look().items() if things}
+        assert not seen, f"left on Ray: {seen}"
 
 
 def check_clean(nodes: RayCluster) -> None:

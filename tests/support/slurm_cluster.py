@@ -6,14 +6,13 @@ import contextlib
 import os
 import subprocess
 import tempfile
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.checkout import ROOT
+from tests.support.waiting import poll, wait_for
 
 SCRIPT = ROOT / "tests" / "clusters" / "slurm"
 NOT_HERE = 2  # the script's exit code where the programs are missing or may not be used
@@ -44,11 +43,8 @@ class SlurmCluster:
 
     def wait_for(self, job: str, *states: str, within_s: float = 60.0) -> None:
         """Waits until a job is in one of these states."""
-        deadline = time.monotonic() + within_s
         command = ("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T")
-        while (seen := self.ask(*command)) not in [[state] for state in states]:
-            assert time.monotonic() < deadline, f"job {job} is {seen}, not {states}"
-            threading.Event().wait(0.1)
+        wait_for(lambda: self.ask(*command) in [[state] for state in states], within_s, f"job {job} in {states}")
 
     def blocker(self, *options: str) -> str:
         """A job that holds what it asks for until it is cancelled; returns its id when it runs."""
@@ -64,10 +60,7 @@ class SlurmCluster:
 
     def resume(self, node: str) -> None:
         """Gives a node back that was taken down by hand, once its jobs have left it."""
-        deadline = time.monotonic() + CLEAN_WITHIN_S
-        while "completing" in self.nodes()[node] or self.jobs():
-            assert time.monotonic() < deadline, f"{node} is {self.nodes()[node]}"
-            threading.Event().wait(0.05)
+        wait_for(lambda: "completing" not in self.nodes()[node] and not self.jobs(), CLEAN_WITHIN_S, f"idle {node}")
         if self.nodes()[node].startswith("down"):  # it may have come back by itself
             self.ask("scontrol", "update", f"NodeName={node}", "State=RESUME")
 
@@ -76,9 +69,7 @@ class SlurmCluster:
 
     def check_clean(self, within_s: float = CLEAN_WITHIN_S) -> None:
         """Nothing is in the queue, and no node drained, down or still busy."""
-        deadline = time.monotonic() + within_s
-        while not self.clean() and time.monotonic() < deadline:
-            threading.Event().wait(0.05)
+        poll(self.clean, within_s)
         jobs, nodes = self.jobs(), self.nodes()
         if jobs:
             self.ask("scancel", *jobs)  # for the tests that follow

@@ -6,13 +6,11 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import psutil
 
-T = TypeVar("T")
+from tests.support.waiting import poll
 
 
 def processes(run_id: str, *marks: str) -> dict[int, str]:
@@ -80,23 +78,11 @@ def state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-def wait_for(look: Callable[[], T], within: float, what: str) -> T:
-    """The first true value of `look`; fails with what was last seen when the time is over."""
-    deadline = time.monotonic() + within
-    while not (seen := look()):
-        assert time.monotonic() < deadline, f"no {what} within {within} s (last seen: {seen!r})"
-        time.sleep(0.005)  # polls /proc, which tells of no changes
-    return seen
-
-
 def wait_until_gone(run_id: str, within: float, *marks: str) -> float:
     """Seconds until nothing of the run (with these marks) lives."""
     begun = time.monotonic()
-    left = processes(run_id, *marks)
-    while left:
-        assert time.monotonic() - begun < within, f"alive after {within} s: {left}"
-        time.sleep(0.005)
-        left = processes(run_id, *marks)
+    if not poll(lambda: not processes(run_id, *marks), within):
+        assert not (left := processes(run_id, *marks)), f"alive after {within} s: {left}"
     return time.monotonic() - begun
 
 

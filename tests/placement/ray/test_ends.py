@@ -14,7 +14,8 @@ import pytest
 
 from tests.clusters.ray_nodes import RayCluster, started
 from tests.support.checkout import SOURCES
-from tests.support.worker_processes import processes, wait_for
+from tests.support.waiting import wait_for
+from tests.support.worker_processes import processes
 
 pytestmark = pytest.mark.slow("a cluster of its own", seconds=31)
 

@@ -21,7 +21,8 @@ from tests.clusters.ray_nodes import RayCluster, started
 from tests.placement.ray.ray_engines import Inside
 from tests.support import sample_engines
 from tests.support.ray_cluster import check_clean
-from tests.support.worker_processes import of_worker, wait_for
+from tests.support.waiting import wait_for
+from tests.support.worker_processes import of_worker
 
 KNOWN_WITHIN_S = 15.0
 HEADLESS_S = 10.0  # so long Ray's nodes go on without a head; 60 unless they are told otherwise

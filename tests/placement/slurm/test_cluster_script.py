@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.support.slurm_cluster import SCRIPT, skip_if_missing
-from tests.support.worker_processes import wait_for
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.slow("clusters of their own")
 

@@ -20,7 +20,8 @@ from rolecall.placement.slurm.slurm import SlurmScheduler
 from tests.placement.slurm.fake_slurm import FakeSlurm
 from tests.support import sample_engines
 from tests.support.slurm_cluster import SlurmCluster
-from tests.support.worker_processes import processes, wait_for
+from tests.support.waiting import wait_for
+from tests.support.worker_processes import processes
 
 Make = Callable[..., SlurmScheduler]
 SMALL: dict[str, Any] = {"cpu": 1, "mem": 1}

@@ -17,7 +17,7 @@ from rolecall.placement.slurm.slurm import SlurmScheduler
 from tests.support import sample_engines
 from tests.support.checkout import SOURCES
 from tests.support.slurm_cluster import SlurmCluster
-from tests.support.worker_processes import wait_for
+from tests.support.waiting import wait_for
 
 ALL_DEVICES = ("--nodes=2", "--ntasks-per-node=1", "--gres=gpu:4", "--mem=1G")
 SMALL: dict[str, Any] = {"cpu": 1, "mem": 1}

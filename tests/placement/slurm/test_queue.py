@@ -21,7 +21,7 @@ from tests.placement.slurm.fake_slurm import FakeSlurm
 from tests.support import sample_engines
 from tests.support.checkout import SOURCES
 from tests.support.slurm_cluster import SlurmCluster
-from tests.support.worker_processes import wait_for
+from tests.support.waiting import wait_for
 
 Make = Callable[..., SlurmScheduler]
 SMALL: dict[str, Any] = {"cpu": 1, "mem": 1}

@@ -15,7 +15,7 @@ from rolecall.errors import WorkerConfigurationError, WorkerCreationError
 from rolecall.placement.slurm.slurm import SlurmScheduler
 from tests.placement.slurm.fake_slurm import FakeSlurm
 from tests.support.slurm_cluster import SlurmCluster
-from tests.support.worker_processes import wait_for
+from tests.support.waiting import wait_for
 
 Make = Callable[..., SlurmScheduler]
 SMALL: dict[str, Any] = {"cpu": 1, "mem": 1}

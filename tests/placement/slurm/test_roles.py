@@ -18,7 +18,7 @@ from rolecall.placement.slurm.slurm import SlurmScheduler
 from tests.support import live, sample_engines
 from tests.support.checkout import PYTHONPATH, SOURCES
 from tests.support.slurm_cluster import SlurmCluster
-from tests.support.worker_processes import wait_for
+from tests.support.waiting import wait_for
 
 Echo = sample_engines.Echo
 Make = Callable[..., SlurmScheduler]
