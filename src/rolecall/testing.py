@@ -21,7 +21,7 @@ from rolecall.protocol import guard as asked
 from rolecall.protocol.guard import Method, ProcessSpec, StartResult
 from rolecall.protocol.guard_hello import GuardHello
 from rolecall.protocol.message import Message
-from rolecall.protocol.worker import WorkerConfig
+from rolecall.protocol.worker import FORKED_CHILDREN, WorkerConfig
 from rolecall.scheduler.guards import GuardProxy
 from rolecall.scheduler.run import Run
 from rolecall.transport.hosts import this_host
@@ -138,10 +138,10 @@ class InProcessGuard(GuardProxy):
         self._ports.close()
         return asked.ShutdownReport()
 
-    async def _ask_guard(self, method: str, value: dict[str, Any]) -> Any:
-        if method == "forked_children":
+    async def _ask_guard(self, method: Method[Q, A], request: Q) -> Any:
+        if method is FORKED_CHILDREN:
             return []
-        raise WorkerConfigurationError(f"the in-process scheduler answers no {method!r} over HTTP")
+        raise WorkerConfigurationError(f"the in-process scheduler answers no {method.name!r} over HTTP")
 
 
 class _Answer:

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, TypeVar
+from types import NoneType
+from typing import Annotated, Generic, TypeVar
 
 import msgspec
 
@@ -198,7 +199,7 @@ ALLOC_PORTS = Method("alloc_ports", AllocPorts, Ports)
 RELEASE_PORTS = Method("release_ports", ReleasePorts, list[int])
 START = Method("start", Start, list[StartResult])
 KILL = Method("kill", Kill, KillReport)
-SET_ENV: Method[SetEnv, Any] = Method("set_env", SetEnv, type(None))
+SET_ENV = Method("set_env", SetEnv, NoneType)
 STACKS = Method("stacks", Stacks, str)
 TABLE = Method("table", Nothing, list[WorkerRow])
 METRICS = Method("metrics", Nothing, dict[str, float])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import NoneType
 
 from rolecall.protocol.guard import KillReport, Method, Nothing, Ports
 from rolecall.protocol.message import Message
@@ -60,4 +60,4 @@ FORK = Method("fork", Fork, Forked)
 FORK_OF = Method("fork", ForkOf, Forked)
 KILL_FORK = Method("kill_forked_worker", KillFork, KillReport)
 FORKED_CHILDREN = Method("forked_children", Nothing, list[str])
-SET_OWN_ENV: Method[SetEnv, Any] = Method("set_env", SetEnv, type(None))
+SET_OWN_ENV = Method("set_env", SetEnv, NoneType)

@@ -18,9 +18,8 @@ import traceback
 import zlib
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
-import msgspec
 import psutil
 
 from rolecall.errors import (
@@ -31,7 +30,9 @@ from rolecall.errors import (
     RolecallError,
     WorkerConfigurationError,
 )
-from rolecall.protocol.guard import Ports
+from rolecall.protocol.guard import Method, Nothing, Ports
+from rolecall.protocol.message import Message, to_plain
+from rolecall.protocol.worker import ALLOC_OWN_PORTS, FORK, FORKED_CHILDREN, KILL_FORK, SET_OWN_ENV
 from rolecall.protocol.worker_methods import (
     METHODS,
     AllocPorts,
@@ -56,18 +57,26 @@ from rolecall.worker.engines import Engines
 from rolecall.worker.loading import load_engine_class
 from rolecall.worker.requests import Request
 
-AskGuard = Callable[[str, dict[str, Any]], Awaitable[Any]]
 StartsCall = Callable[[Request, Any], None]
 Answers = Callable[[Any], Awaitable[Any]]
 
+Q = TypeVar("Q", bound=Message)
+A = TypeVar("A")
+
 log = logging.getLogger("rolecall")
+
+
+class AskGuard(Protocol):
+    """Asks the worker's guard with a request of `protocol.worker`, and returns its answer."""
+
+    async def __call__(self, method: Method[Q, A], request: Q) -> A: ...
 
 
 class EngineHost:
     """The methods of a worker, by name.
 
     Args:
-        ask_guard: Asks the worker's guard, by method and value.
+        ask_guard: Asks the worker's guard.
     """
 
     def __init__(
@@ -122,7 +131,7 @@ class EngineHost:
 
     async def _answer(self, method: WorkerMethod, answer: Answers, request: Request) -> None:
         try:
-            request.finish(msgspec.to_builtins(await answer(method.parsed(request.args()))))
+            request.finish(to_plain(await answer(method.parsed(request.args()))))
         except Exception as e:  # a request is always answered
             self._fail(request, e)
 
@@ -165,7 +174,7 @@ class EngineHost:
             text = "".join(traceback.format_exception(e))
             return request.fail(EngineCreationError(self.worker_id, name, f"{type(e).__name__}: {e}", text))
         self._engines.add(name, engine)
-        request.finish(msgspec.to_builtins(EngineCreated(engine_name=name)))
+        request.finish(to_plain(EngineCreated(engine_name=name)))
 
     async def _destroy(self, wanted: Destroy) -> dict[str, str]:
         """Calls `destroy()` on engines, on their threads, all at the same time; returns problems by engine name."""
@@ -211,7 +220,7 @@ class EngineHost:
         return Seeded(seed=seed)
 
     async def _health(self, wanted: Asked) -> Health:
-        forked = await self._ask_guard("forked_children", {})
+        forked = await self._ask_guard(FORKED_CHILDREN, Nothing())
         worker = self.worker_id
         return Health(worker=worker, pid=os.getpid(), engines=self._engines.names(), forked_children=forked)
 
@@ -236,17 +245,17 @@ class EngineHost:
     # What its guard does for it
 
     async def _set_env(self, wanted: SetEnv) -> Done:
-        await self._ask_guard("set_env", msgspec.to_builtins(wanted))
+        await self._ask_guard(SET_OWN_ENV, wanted)
         return Done()
 
     async def _alloc_ports(self, wanted: AllocPorts) -> Ports:
-        return msgspec.convert(await self._ask_guard("alloc_ports", msgspec.to_builtins(wanted)), Ports)
+        return await self._ask_guard(ALLOC_OWN_PORTS, wanted)
 
     async def _fork(self, wanted: Fork) -> Forked:
-        return msgspec.convert(await self._ask_guard("fork", msgspec.to_builtins(wanted)), Forked)
+        return await self._ask_guard(FORK, wanted)
 
     async def _kill_forked_worker(self, wanted: KillFork) -> Done:
-        await self._ask_guard("kill_forked_worker", msgspec.to_builtins(wanted))
+        await self._ask_guard(KILL_FORK, wanted)
         return Done()
 
 

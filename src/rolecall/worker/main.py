@@ -9,17 +9,21 @@ import signal
 import socket
 import sys
 import types
-from typing import Any
+from typing import TypeVar
 
-from rolecall.protocol.message import from_plain, to_plain
+from rolecall.protocol.guard import Method
+from rolecall.protocol.message import Message, from_plain, to_plain
 from rolecall.protocol.worker import WorkerConfig
-from rolecall.protocol.worker_methods import METHODS
+from rolecall.protocol.worker_methods import SetEnv
 from rolecall.tensors.binding import binding
 from rolecall.transport.link import Link
 from rolecall.transport.loop import new_loop
 from rolecall.transport.peer import Incoming, Peer
 from rolecall.worker.loading import ScriptModule
 from rolecall.worker.node import WorkerNode
+
+Q = TypeVar("Q", bound=Message)
+A = TypeVar("A")
 
 
 def run(control: socket.socket) -> None:
@@ -78,13 +82,14 @@ class _Process:
 
     def _set_env(self, incoming: Incoming) -> None:
         try:
-            os.environ.update(METHODS["set_env"].parsed(incoming.args()).env)
+            os.environ.update(from_plain(SetEnv, incoming.args(), "the guard").env)
             incoming.finish(None)
         except Exception as e:  # the guard hears of it
             incoming.fail(e)
 
-    async def _ask_guard(self, method: str, value: dict[str, Any]) -> Any:
-        return await self._guard.request(method, value)
+    async def _ask_guard(self, method: Method[Q, A], request: Q) -> A:
+        answer = await self._guard.request(method.name, to_plain(request))
+        return from_plain(method.answer, answer, "the guard")
 
 
 def _adopt_paths(config: WorkerConfig) -> None:
