@@ -87,7 +87,8 @@ def test_a_kill_reaches_daemons_and_the_deaf(rig: Rig) -> None:
 
 def test_a_graceful_kill_lets_a_worker_end_by_itself(rig: Rig) -> None:
     """SIGTERM comes first: a worker that handles it ends with its own exit code, within the grace."""
-    result = rig.worker(argv=["bash", "-c", "trap 'echo bye; exit 5' TERM; while :; do sleep 0.01; done"])
+    program = "trap 'echo bye; exit 5' TERM; echo up; while :; do sleep 0.01; done"
+    result = rig.worker(argv=["bash", "-c", program], ready={"log": "up"})
     report = rig.ask("kill", workers=["actor/0"], grace_s=20)
     assert report["killed"] == {"actor/0": "exit code 5"}
     assert Path(result["log_path"]).read_text().endswith("bye\n")
