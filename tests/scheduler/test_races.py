@@ -13,10 +13,14 @@ from typing import Any
 
 import pytest
 
-from rolecall import Job, LocalScheduler, SchedulingSpec
-from rolecall.errors import SchedulerError, WorkerConfigurationError, WorkerCreationError, WorkerFailedError
-from rolecall.protocol.guard import ALLOC_PORTS, AllocPorts
-from rolecall.scheduler.starting import Group, take_back
+from rolecall import LocalScheduler, SchedulingSpec
+from rolecall.errors import (
+    PortAllocationError,
+    SchedulerError,
+    WorkerConfigurationError,
+    WorkerCreationError,
+    WorkerFailedError,
+)
 from tests.support import sample_engines
 from tests.support.live import ports_leased
 from tests.support.waiting import wait_for
@@ -85,13 +89,12 @@ def test_a_worker_that_dies_while_the_others_start_fails_the_start(s: LocalSched
 
 
 def test_ports_leased_for_a_start_that_never_began_are_given_back(s: LocalScheduler) -> None:
-    """Ports are leased before the guard is asked for the workers; what comes in between may end the start."""
-    slots = s.plan(Job("x", 2)).slots
-    for slot in slots:
-        s._guard.ask(ALLOC_PORTS, AllocPorts(owner=slot.worker_id, count=3)).result()
-    assert ports_leased(s) == 6
-    take_back(Group("x", slots, [s._guard] * 2))
+    """Ports are leased before the guard is asked for the workers: what comes in between may end the start."""
+    with pytest.raises(PortAllocationError):
+        s.start("x", replicas=2, tasks=[SchedulingSpec(port_count=3), SchedulingSpec(port_count=40_000)])
     assert ports_leased(s) == 0
+    s.start("x", port_count=3)
+    assert ports_leased(s) == 3
 
 
 def test_two_roles_started_at_once_get_different_devices(tmp_path: Path) -> None:
@@ -140,7 +143,7 @@ def test_a_target_that_is_deleted_takes_the_fork_with_it_that_is_being_started(s
     argv = [sys.executable, "-c", program, str(up)]
     fork = starting(s, lambda: actors.fork("ref", command=argv, ready={"log": "up"}), "ref")
     delete = Side(lambda: s.delete_workers("actor"))
-    wait_for(lambda: s._table.role("actor").leaving, 5, "deletion")
+    wait_for(lambda: s.inspect().worker("actor/0").state == "ending", 5, "deletion")
     up.touch()
     fork.end()
     delete.end()

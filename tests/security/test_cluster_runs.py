@@ -55,7 +55,7 @@ def test_another_address_of_the_same_host_reaches_nothing(make: Callable[..., Sc
     """The controller listens where it was told to."""
     with make(ip="127.0.0.2") as s:
         s.start("actor", cpu=1, mem=1)
-        where = address.parse(s._hub.addresses[1])
+        where = address.parse(s.inspect().controller.addresses[1])
         assert where.host == "127.0.0.2"
         for other in ("127.0.0.1", "127.0.0.3", "::1"):
             with pytest.raises(ConnectionRefusedError):

@@ -10,10 +10,8 @@ from typing import Any
 import pytest
 from _pytest.mark.structures import ParameterSet
 
-from rolecall import LocalScheduler, Scheduler
+from rolecall import LocalScheduler, RayScheduler, Scheduler, SlurmScheduler
 from rolecall.errors import GPUAllocationError, RolecallError, WorkerCreationError
-from rolecall.placement.ray.ray import RayScheduler
-from rolecall.placement.slurm.slurm import SlurmScheduler
 from rolecall.testing import InProcessScheduler
 
 DEVICES = 8  # what each backend has for a test to give out, so that one job fits all of them

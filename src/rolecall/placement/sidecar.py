@@ -90,6 +90,10 @@ class Sidecar:
             self._fresh.wait_for(lambda: key in self.news or self.lost is not None, timeout)
             return key in self.news
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def close(self, patience: float) -> bool:
         """Ends it; False when it had to be killed. May be called twice."""
         self._peer.close()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rolecall import Job, SchedulingSpec
 from rolecall.errors import WorkerConfigurationError
-from rolecall.placement.ray.groups import GIB, LEAST_CPU, Asking, Placement, held_devices, place, shares
+from rolecall.placement.ray.groups import GIB, LEAST_CPU, Asking, RoleGroups, held_devices, place, shares
 
 HOW = Asking("rc/1", per_node=8)
 NPU = Asking("rc/1", accelerator="npu", per_node=8)
@@ -21,7 +21,7 @@ def spec(cpu: int, gpu: int = 0, mem: int = 32, strategy: Any = "shared") -> Sch
     return SchedulingSpec(cpu=cpu, gpu=gpu, mem=mem, ray_placement_strategy=strategy)
 
 
-def bundles(placement: Placement) -> list[list[dict[str, float]]]:
+def bundles(placement: RoleGroups) -> list[list[dict[str, float]]]:
     return [[dict(bundle) for bundle in group.bundles] for group in placement.groups]
 
 
@@ -56,7 +56,7 @@ def test_bundles(specs: list[SchedulingSpec], how: Asking, expected: list[list[d
 
 
 def test_names_are_of_the_run_the_role_and_the_index() -> None:
-    """Placement groups and actors are named after run, role and worker."""
+    """RoleGroups groups and actors are named after run, role and worker."""
     shared = place(Job("actor", 2), Asking("rc/1"))
     assert [group.name for group in shared.groups] == ["rc/1/actor"]
     assert [actor.name for actor in shared.actors] == ["rc/1/actor/0", "rc/1/actor/1"]

@@ -15,6 +15,7 @@ from rolecall import RayScheduler
 from rolecall.errors import WorkerConfigurationError, WorkerCreationError
 from tests.clusters.ray_census import Census
 from tests.placement.ray.ray_engines import Inside
+from tests.support.ray_cluster import placement_of
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -80,8 +81,7 @@ def test_ctrl_c_while_waiting_removes_the_group(s: RayScheduler, census: Census)
 
 def test_ctrl_c_as_the_order_was_sent_takes_it_back(s: RayScheduler, census: Census) -> None:
     """And as it is being sent: an order that never came is taken back as well."""
-    driver = s._driver
-    assert driver is not None
+    driver = placement_of(s).driver
     told = driver.tell
 
     def interrupted(method: str, **facts: Any) -> None:
@@ -102,8 +102,7 @@ def test_ctrl_c_as_the_order_was_sent_takes_it_back(s: RayScheduler, census: Cen
 
 def test_an_order_says_the_environment_once_however_many_workers(s: RayScheduler) -> None:
     """And each guard gets it, with the group of its own."""
-    driver = s._driver
-    assert driver is not None
+    driver = placement_of(s).driver
     sent: list[str] = []
     told = driver.tell
 
@@ -120,10 +119,9 @@ def test_an_order_says_the_environment_once_however_many_workers(s: RayScheduler
 
 
 def test_what_cannot_be_looked_at_is_answered_in_words(s: RayScheduler) -> None:
-    """Who asks for a guard's fate must not take an error of Ray's for silence."""
+    """Whoever asks why a guard ended must not take an error of Ray's for silence."""
     s.start("actor", cpu=1)
-    assert s._driver is not None
-    answered, words = s._driver.ask("look", name="g1", ordinal=7)
+    answered, words = placement_of(s).driver.ask("look", name="g1", ordinal=7)
     assert answered and "out of range" in words
 
 

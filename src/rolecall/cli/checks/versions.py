@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 
-from rolecall.cli.checks.finding import Finding, error, info, ok, warning
+from rolecall.placement.outside import Finding, error, info, ok, warning
 
 CHECK = "versions"
 OLDEST_PYTHON = (3, 11)

@@ -26,8 +26,8 @@ class RoleActors:
     Where the group is shared, one guard on each node owns the slots of all bundles there: torch is imported once on a
     node and not in front of each worker. Other bundles' devices are held by actors that do nothing else.
 
-    News: `state NAME` is [state, reason], `layout NAME` each worker's guard and devices, `fate NAME ORDINAL` a guard's
-    end, `released NAME` a list of what is left.
+    News: `state NAME` is [state, reason], `layout NAME` each worker's guard and devices, `exit NAME ORDINAL` why a
+    guard ended, `released NAME` a list of what is left.
     """
 
     def __init__(self, order: dict[str, Any], say: Say) -> None:
@@ -37,7 +37,7 @@ class RoleActors:
         self._owners: list[int] = []  # of each worker's slot: the worker that its guard is named after
         self._actors: dict[int, Any] = {}
         self._runs: dict[Any, int] = {}
-        self._fates: dict[int, str] = {}
+        self._ends: dict[int, str] = {}
         self._releasing = threading.Event()
         self.released = threading.Event()
         self._idle = threading.Event()
@@ -158,13 +158,13 @@ class RoleActors:
         if owner != ordinal:
             words = f"the actor that held the devices of {worker} ended: {words}"
             self._actors[owner].stop.remote()  # Ray gives those devices to others now
-        self._fates.setdefault(owner, words)
-        self._say(f"fate {self._name} {owner}", self._fates[owner])
+        self._ends.setdefault(owner, words)
+        self._say(f"exit {self._name} {owner}", self._ends[owner])
         self._say(f"state {self._name}", ["ended", f"{worker}: {words}"])
 
     def look(self, ordinal: int) -> str | None:
         """What is known of a guard's end, or to be seen of it before Ray reports it."""
-        return self._fates.get(ordinal) or self._cause(ordinal)
+        return self._ends.get(ordinal) or self._cause(ordinal)
 
     def _cause(self, ordinal: int) -> str | None:
         """What has taken a guard with it: a dying node kills it before anything is heard of the node."""

@@ -48,7 +48,7 @@ class Actor:
 
 
 @dataclass(frozen=True)
-class Placement:
+class RoleGroups:
     """All of a role. `actors[i]` is the guard of worker `i`."""
 
     strategy: RayPlacementStrategy
@@ -83,7 +83,7 @@ class Asking:
     reserve_memory: bool = False
 
 
-def place(job: Job, how: Asking) -> Placement:
+def place(job: Job, how: Asking) -> RoleGroups:
     """What a job asks for.
 
     Raises:
@@ -109,7 +109,7 @@ def place(job: Job, how: Asking) -> Placement:
         )
         for i, worker in enumerate(workers)
     ]
-    return Placement(strategy, tuple(groups), tuple(actors))
+    return RoleGroups(strategy, tuple(groups), tuple(actors))
 
 
 def strategy_of(job: Job) -> RayPlacementStrategy:

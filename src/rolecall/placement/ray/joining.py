@@ -15,11 +15,6 @@ LOCAL_STORE_BYTES = 1 << 30
 CALL_S = 5.0
 
 
-def folder_of(run_id: str) -> Path:
-    """Where a run's own cluster lies. Short: a Unix socket's path holds 107 bytes, Ray needs 79 of them."""
-    return Path(f"/tmp/rc-ray-{run_id}")
-
-
 def join(hello: dict[str, Any]) -> dict[str, Any]:
     """Connects to the cluster that is named, else RAY_ADDRESS's, else one that runs here, else one of our own."""
     import ray

@@ -143,6 +143,10 @@ def _str(writer: Writer, value: str) -> Any:
     return value
 
 
+def _bounds(writer: Writer, value: slice | range) -> list[Any]:
+    return [writer.plain(bound) for bound in (value.start, value.stop, value.step)]
+
+
 def _content(reader: Reader, data: memoryview) -> bytes:
     found = reader.value(data)
     if type(found) is not bytes:
@@ -235,6 +239,10 @@ def _datetime(writer: Writer, value: dt.datetime) -> Any:
 def _time(writer: Writer, value: dt.time) -> Any:
     parts = [value.hour, value.minute, value.second, value.microsecond]
     return writer.extension(TIME, [*parts, value.fold, _zone(writer, value, value.tzinfo)])
+
+
+def _timedelta(writer: Writer, value: dt.timedelta) -> Any:
+    return writer.extension(TIMEDELTA, [value.days, value.seconds, value.microseconds])
 
 
 def _timezone(writer: Writer, value: dt.timezone) -> Any:
