@@ -54,7 +54,7 @@ class _Walk:
         self._change, self._enter, self._depth = change, enter, 0
 
     def walk(self, value: Any) -> Any:
-        kind = type(value)
+        kind: type = type(value)
         if kind in _PLAIN:
             return value
         rule = _rule_of(kind)
