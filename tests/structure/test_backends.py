@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import io
 import itertools
+import re
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.checkout import SOURCES
+from tests.support.checkout import ROOT, SOURCES
 
 PLACEMENT = SOURCES / "rolecall" / "placement"
 BACKENDS = {
@@ -32,6 +33,7 @@ PLANNERS = {
 OUTSIDE = {"slurm/outside.py", "ray/outside.py"}
 BLOCK = 6
 LINES = 500
+TOY_LINES = 80
 
 
 def statements(path: Path) -> dict[int, str]:
@@ -93,6 +95,16 @@ def test_a_backend_is_small_without_its_planner(backend: str) -> None:
 def test_every_planner_belongs_to_a_backend() -> None:
     """The list of pure planners names only files of the backends."""
     assert set(itertools.chain(*BACKENDS.values())) >= PLANNERS
+
+
+def test_a_toy_backend_is_a_folder_of_less_than_eighty_lines() -> None:
+    """All that it needs stands in its folder: no other file of the package or of the suites knows its name."""
+    toy = ROOT / "tests" / "placement" / "toy"
+    lines = {path.name: len(path.read_text().splitlines()) for path in toy.glob("*.py")}
+    assert sum(lines.values()) < TOY_LINES, lines
+    elsewhere = [*SOURCES.rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
+    knowing = [path for path in elsewhere if re.search(r"placement.toy|ToyPlacement", path.read_text())]
+    assert {path for path in knowing if path != Path(__file__)} == set(toy.glob("[pu]*.py"))
 
 
 def test_lines_that_are_shared_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
