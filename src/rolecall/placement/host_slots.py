@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 from rolecall.placement.devices import DevicePool
-from rolecall.placement.plan import Plan, separate_slots, with_devices
+from rolecall.placement.plan import Plan, separate_slots, warn_of_unused, with_devices
 from rolecall.protocol.devices import listed
 from rolecall.types import CLUSTER_FIELDS, Job, worker_id
-
-log = logging.getLogger("rolecall")
 
 
 class HostSlots:
@@ -43,9 +40,7 @@ class HostSlots:
 
     def take(self, job: Job) -> Plan:
         """Plans a role and takes its devices, before another thread can. Errors as `plan`."""
-        unused = [name for name in CLUSTER_FIELDS if any(getattr(spec, name) for spec in job.specs())]
-        if unused:
-            log.warning("role %s: %s mean nothing on one machine and are passed over", job.role, ", ".join(unused))
+        warn_of_unused(job, CLUSTER_FIELDS, "on one machine")
         with self._choosing:
             plan = self.plan(job)
             self._pool.take({slot.worker_id: slot.devices for slot in plan.slots})

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from rolecall import Job, SchedulingSpec
 from rolecall.errors import WorkerConfigurationError
-from rolecall.placement.ray.groups import GIB, LEAST_CPU, Asking, RoleGroups, held_devices, place, shares
+from rolecall.placement.ray.groups import GIB, LEAST_CPU, Asking, held_devices, place, shares, table
+from rolecall.protocol.ray_driver import RoleGroups
 
 HOW = Asking("rc/1", per_node=8)
 NPU = Asking("rc/1", accelerator="npu", per_node=8)
@@ -56,7 +57,7 @@ def test_bundles(specs: list[SchedulingSpec], how: Asking, expected: list[list[d
 
 
 def test_names_are_of_the_run_the_role_and_the_index() -> None:
-    """RoleGroups groups and actors are named after run, role and worker."""
+    """Placement groups and actors are named after run, role and worker."""
     shared = place(Job("actor", 2), Asking("rc/1"))
     assert [group.name for group in shared.groups] == ["rc/1/actor"]
     assert [actor.name for actor in shared.actors] == ["rc/1/actor/0", "rc/1/actor/1"]
@@ -102,7 +103,7 @@ def test_a_worker_larger_than_a_node_is_told_to_span_nodes() -> None:
 
 def test_a_placement_prints_what_it_asks_for() -> None:
     """Groups, bundles and guards are printed with their resources."""
-    text = str(place(Job("actor", 1, [spec(4, 2)]), HOW))
+    text = table(place(Job("actor", 1, [spec(4, 2)]), HOW))
     assert text == ("placement group rc/1/actor (PACK)\n  bundle 0: 4 CPU, 2 GPU; guard of actor/0 holds 4 CPU, 2 GPU")
 
 

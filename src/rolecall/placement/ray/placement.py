@@ -9,7 +9,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -21,15 +21,15 @@ from rolecall.placement.allocations import Allocation, Allocations, check_queue_
 from rolecall.placement.base import Placed, Placement, PlacementContext
 from rolecall.placement.launching import python_path
 from rolecall.placement.outside import Finding
-from rolecall.placement.plan import Plan, portable_environment, separate_slots
+from rolecall.placement.plan import Plan, portable_environment, separate_slots, warn_of_unused
 from rolecall.placement.ray import outside
 from rolecall.placement.ray.allocation import RayAllocation, answers
-from rolecall.placement.ray.groups import DEVICE_KEYS, Accelerator, Asking, RoleGroups, held_devices, place
+from rolecall.placement.ray.groups import DEVICE_KEYS, Accelerator, Asking, held_devices, place, table
 from rolecall.placement.sidecar import Sidecar
 from rolecall.protocol.devices import ASCEND, CUDA
 from rolecall.protocol.environment import RAY_NAMESPACE, marks
 from rolecall.protocol.guard_config import GuardConfig
-from rolecall.protocol.message import to_plain
+from rolecall.protocol.ray_driver import JOIN, PLACE, JoinCluster, Joined, PlaceRole, RoleGroups
 from rolecall.types import Job, check_count
 
 log = logging.getLogger("rolecall")
@@ -46,7 +46,7 @@ class RayPlan(Plan):
     role_groups: RoleGroups = field(default_factory=lambda: RoleGroups("shared", (), ()))
 
     def __str__(self) -> str:
-        return f"{super().__str__()}\n{self.role_groups}"
+        return f"{super().__str__()}\n{table(self.role_groups)}"
 
 
 class RayPlacement(Placement):
@@ -108,22 +108,23 @@ class RayPlacement(Placement):
         with contextlib.ExitStack() as undo:
             undo.callback(self._leave)
             found = self._join()
-            context.listen(self._ip or str(found["ip"]))
+            context.listen(self._ip or found.ip)
             undo.pop_all()
-        self.address = found["address"]
-        self.n_gpus_per_node = found["devices"].get(self._kind, 0) if self._per_node is None else self._per_node
+        self.address = found.address
+        self.n_gpus_per_node = found.devices.get(self._kind, 0) if self._per_node is None else self._per_node
         self._allocations = Allocations(context, self._queue_timeout)
 
-    def _join(self) -> dict[str, Any]:
+    def _join(self) -> Joined:
         """Has the driver join a cluster; returns what it found there."""
-        driver, folder = self.driver, outside.folder_of(self._context.run_id)
-        hello = {"address": self.address, "namespace": self._namespace, "init": self._init}
-        _, answer = driver.ask("join", timeout=JOIN_S, folder=str(folder), **hello)
-        found: dict[str, Any] = answer or {"refused": ["", driver.lost or f"no answer within {JOIN_S:g} s"]}
-        if "refused" in found:
+        folder = str(outside.folder_of(self._context.run_id))
+        wanted = JoinCluster(address=self.address, folder=folder, namespace=self._namespace, init=self._init)
+        found = self.driver.ask(JOIN, wanted, timeout=JOIN_S)
+        if found is None:
+            found = Joined(error="TimeoutError", reason=self.driver.lost or f"no answer within {JOIN_S:g} s")
+        if found.error:
             where = self.address or os.environ.get("RAY_ADDRESS") or "none named"
-            kind, why = found["refused"]
-            raise WorkerConfigurationError(f"the Ray cluster ({where}) cannot be joined: {why}", None, _advice(kind))
+            what = f"the Ray cluster ({where}) cannot be joined: {found.reason}"
+            raise WorkerConfigurationError(what, None, _advice(found.error))
         self._joined = True
         return found
 
@@ -144,9 +145,7 @@ class RayPlacement(Placement):
         return RayPlan(job.role, slots, guards=tuple(range(len(slots))), role_groups=groups)
 
     def place(self, job: Job) -> Placed:
-        unused = [name for name in IGNORED if any(getattr(spec, name) for spec in job.specs())]
-        if unused:
-            log.warning("role %s: %s mean nothing on Ray and are passed over", job.role, ", ".join(unused))
+        warn_of_unused(job, IGNORED, "on Ray")
         plan = self.plan(job)
         return self._allocations.place(plan, lambda name, config: self._submit(plan, name, config))
 
@@ -163,7 +162,8 @@ class RayPlacement(Placement):
         allocation = RayAllocation(name, self.driver)
         try:
             config = msgspec.structs.replace(config, env=self._environment())
-            self.driver.tell("place", name=name, config=to_plain(config), kind=self._kind, **asdict(plan.role_groups))
+            wanted = PlaceRole(name=name, config=config, kind=self._kind, wanted=plan.role_groups)
+            self.driver.tell(PLACE, wanted)
         except BaseException:  # Ctrl-C, when the driver may have the order already
             allocation.release()
             raise
@@ -183,7 +183,7 @@ class RayPlacement(Placement):
         return outside.check_ray()
 
 
-def _advice(kind: str) -> str:
-    if kind == "AuthenticationError":
+def _advice(error: str) -> str:
+    if error == "AuthenticationError":
         return "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH as on the cluster"
     return "is it running, and is this host one of its nodes (`ray start --address=... --num-cpus=0` makes it one)?"
