@@ -148,9 +148,12 @@ def kept(request: pytest.FixtureRequest, backend: str, tmp_path_factory: pytest.
 
 @pytest.fixture
 def shared(kept: Scheduler) -> Iterator[Scheduler]:
-    """The scheduler that all tests of a file use, for tests that need no run of their own. Roles are deleted after each."""
+    """The same scheduler for all tests of a file that need no run of their own; no role and no log is left in it."""
     yield kept
     kept.delete_workers()
+    for log in Path(kept.run_dir, "logs").glob("*-[0-9]*.log"):  # no test reads what another one's worker has written
+        if not log.name.startswith("guard-"):
+            log.unlink()
 
 
 @pytest.fixture
