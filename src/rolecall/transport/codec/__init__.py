@@ -29,7 +29,7 @@ from rolecall.transport.codec import plain as plain_codec
 from rolecall.transport.codec import rows as row_codec
 from rolecall.transport.codec import tensors as tensor_codec
 from rolecall.transport.codec import user_types as type_codec
-from rolecall.transport.codec.exceptions import full_name
+from rolecall.transport.codec.exceptions import short_name
 from rolecall.transport.codec.walk import DECODERS, LISTED_TYPES, Reader, Refused, Swap, Writer, leaf
 from rolecall.transport.frames import DEFAULT_LIMITS
 
@@ -76,12 +76,12 @@ def encode(value: Any, place: str = "value", *, swap: Swap | None = None) -> Enc
             writer.start_over()
             header = writer.header(value)
     except Refused as refused:
-        kind = full_name(type(refused.value))
+        kind = short_name(type(refused.value))
         raise EncodeError(refused.place(place), kind, refused.hint or _hint(refused.value)) from refused.__cause__
     except RecursionError as e:
-        raise EncodeError(place, full_name(type(value)), "it is nested too deep") from e
+        raise EncodeError(place, short_name(type(value)), "it is nested too deep") from e
     if len(header) > DEFAULT_LIMITS.max_header or len(writer.buffers) > DEFAULT_LIMITS.max_buffers:
-        raise EncodeError(place, full_name(type(value)), _too_large(len(header), len(writer.buffers)))
+        raise EncodeError(place, short_name(type(value)), _too_large(len(header), len(writer.buffers)))
     return Encoded(header, writer.buffers)
 
 
@@ -169,7 +169,7 @@ def extension(
     if code not in _CODES:
         raise ValueError(f"code {code} of {cls.__qualname__} is not from 1 to 127")
     taken = _extensions.setdefault(code, cls)
-    if full_name(taken) != full_name(cls):  # the same class of a module loaded again is fine
+    if short_name(taken) != short_name(cls):  # the same class of a module loaded again is fine
         raise ValueError(f"code {code} of {cls.__qualname__} is taken by {taken.__qualname__}")
     if listed:
         leaf(cls, lambda writer, value: writer.listed(code, value, encode))
