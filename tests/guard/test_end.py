@@ -84,7 +84,7 @@ def test_a_lease_that_nobody_renews_ends_the_guard(make_rig: Callable[..., Rig])
     rig = make_rig(lease_s=5.0, controller_pid=0)
     mine = workers_with_descendants(rig)
     assert rig.reaper.wait(20) == 0 and all(gone(process) for process in mine)
-    assert "not heard of for 5 s" in (rig.run_dir / "logs" / "guard-g0.log").read_text()
+    assert "no renewal from the controller for 5 s" in (rig.run_dir / "logs" / "guard-g0.log").read_text()
 
 
 def test_a_renewed_lease_keeps_the_guard(make_rig: Callable[..., Rig]) -> None:

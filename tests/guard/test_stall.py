@@ -14,7 +14,7 @@ from tests.guard.guard_rig import Rig, wait_for
 def watch(samples: list[Sample], stall_s: float = 120) -> list[object]:
     """What a watch says to samples, without its silence."""
     seen = StallWatch(stall_s)
-    return [change for sample in samples if (change := seen.see(sample))]
+    return [change for sample in samples if (change := seen.add(sample))]
 
 
 def seconds(count: int, state: str = "S", cpu: int = 0, beat: int = 0, ended: int = 0, first: int = 0) -> list[Sample]:

@@ -55,7 +55,7 @@ def _first_line(fd: int) -> bytes:
 
 def _guard(config: bytes) -> int:
     # Imported after the fork, so that the reaper stays small and has no event loop.
-    status: int = import_module("rolecall.guard.supervisor").main(config)
+    status: int = import_module("rolecall.guard.guard").main(config)
     return status
 
 

@@ -1,4 +1,4 @@
-"""What a forked child does before it is a worker: it leaves everything of the template's behind."""
+"""Turns a forked child of the template into a worker: nothing of the template's state is kept."""
 
 import ctypes
 import importlib
@@ -12,41 +12,41 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
 
-from rolecall.guard.kernel import die_with_parent, overwrite_marker, set_name
-from rolecall.guard.proc import open_files
+from rolecall.guard.kernel import die_with_parent, overwrite_variable, set_name
+from rolecall.guard.proc import open_descriptors
 from rolecall.protocol.environment import WORKER
 from rolecall.protocol.fork import ForkSpec
 
 _OPENBLAS_SETTERS = ("scipy_openblas_set_num_threads64_", "openblas_set_num_threads64_", "openblas_set_num_threads")
 
 
-def become_worker(birth: ForkSpec, control: int, keep: set[int]) -> None:
-    """Turns this fresh fork, already handed over to the guard, into the worker of `birth`.
+def become_worker(spec: ForkSpec, control: int, keep: set[int]) -> None:
+    """Turns this forked child, whose parent is the guard by now, into the worker of `spec`.
 
     Args:
-        birth: What it shall be.
-        control: Its end of the control channel.
+        spec: The worker.
+        control: The worker's end of the control channel.
         keep: Descriptors of the modules that were imported before the fork; all others but `control` are closed.
     """
     os.setsid()
-    if not die_with_parent(birth.guard):
+    if not die_with_parent(spec.guard):
         os._exit(1)
-    set_name(f"rc:{birth.worker_id}")
+    set_name(f"rc:{spec.worker_id}")
     _close_others({control} | keep)
     os.set_inheritable(control, False)
     _reset_signals()
-    _redirect(birth.log_path)
-    overwrite_marker(WORKER, birth.worker_id)
+    _redirect(spec.log_path)
+    overwrite_variable(WORKER, spec.worker_id)
     os.environb.clear()
-    os.environb.update(birth.env)
-    if birth.cwd:
-        os.chdir(birth.cwd)
+    os.environb.update(spec.env)
+    if spec.cwd:
+        os.chdir(spec.cwd)
     _reseed()
-    _limit_threads(birth.threads)
+    _limit_threads(spec.threads)
 
 
 def _close_others(keep: set[int]) -> None:
-    for number in open_files() - keep - {0, 1, 2}:
+    for number in open_descriptors() - keep - {0, 1, 2}:
         os.close(number)
 
 
@@ -75,7 +75,7 @@ def _line_buffer(stream: TextIO) -> None:
 
 
 def _reseed() -> None:
-    """Gives the child random numbers of its own: what was copied from the template is the same in all workers."""
+    """Seeds the generators again: their states were copied from the template, so all workers would draw the same."""
     random.seed()
     numpy: Any = sys.modules.get("numpy")
     if numpy is not None:
@@ -86,7 +86,7 @@ def _reseed() -> None:
 
 
 def _limit_threads(threads: int) -> None:
-    """Libraries that were imported before the fork have read their variables, which said one thread."""
+    """Sets thread counts by call: libraries imported before the fork do not read their variables again."""
     torch: Any = sys.modules.get("torch")
     if torch is not None and threads > 0:
         torch.set_num_threads(threads)
@@ -96,9 +96,9 @@ def _limit_threads(threads: int) -> None:
 
 @cache
 def openblas_setters() -> list[Any]:
-    """OpenBLAS has no Python face: its function, under whichever name, in the libraries that are mapped.
+    """OpenBLAS's `set_num_threads`, under any of its names, from every mapped library. It has no Python binding.
 
-    The template calls it once, after its imports, and its children find the answer.
+    The template calls this once, after its imports, and its children inherit the cached result.
     """
     maps = Path("/proc/self/maps").read_text().splitlines()
     paths = {line.split()[-1] for line in maps if "openblas" in line}

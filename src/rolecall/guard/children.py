@@ -1,4 +1,4 @@
-"""Owns `waitpid`: all descendants of the guard are reaped here and nowhere else."""
+"""Reaps all children of the guard, orphans included. Nothing else in the guard calls `waitpid`."""
 
 import asyncio
 import os
@@ -12,7 +12,7 @@ _KEPT = 4096  # exits of processes that are not watched yet; a forked child may 
 
 
 class Exit(NamedTuple):
-    """How a process ended; `at` is of the monotonic clock."""
+    """How a process ended; `at` is `time.monotonic()`."""
 
     code: int | None
     signal: int | None
@@ -32,7 +32,7 @@ class Children:
         loop.add_signal_handler(signal.SIGCHLD, self.reap)
 
     def watch(self, process: Process) -> "asyncio.Future[Exit]":
-        """A future of the process's end; already done if it has ended."""
+        """A future of the process's exit; done already if it has ended."""
         future: asyncio.Future[Exit] = self._loop.create_future()
         if process in self._unclaimed:
             future.set_result(self._unclaimed.pop(process))
@@ -52,9 +52,9 @@ class Children:
             process = identify(ended.si_pid)  # while it is a zombie its start time can still be read
             _, status = os.waitpid(ended.si_pid, 0)
             if process is not None:
-                self._tell(process, os.waitstatus_to_exitcode(status))
+                self._complete(process, os.waitstatus_to_exitcode(status))
 
-    def _tell(self, process: Process, code: int) -> None:
+    def _complete(self, process: Process, code: int) -> None:
         end = Exit(code if code >= 0 else None, -code if code < 0 else None, time.monotonic())
         future = self._watched.pop(process, None)
         if future is None:

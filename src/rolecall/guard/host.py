@@ -1,4 +1,4 @@
-"""What the guard tells the controller about its host. It only looks."""
+"""Describes this host to the controller: addresses, cores, memory, devices. It changes nothing."""
 
 import os
 import platform
@@ -24,17 +24,17 @@ def memory_gib() -> float:
 
 
 def visible_devices(env: Mapping[str, str], folder: Path = Path("/dev")) -> list[str]:
-    """The devices that we were given, by the variable that says so, else those that there are."""
+    """The devices that the visible-devices variable names; without one, all that are in `/dev`."""
     named = listed(env)
     counts = [len(list(folder.glob(f"{kind}[0-9]*"))) for kind in VARIABLES]
     return [str(index) for index in range(max(counts))] if named is None else named
 
 
-def settled(config: GuardConfig) -> GuardConfig:
-    """The configuration with what only this host knows: its own address, and which of the controller's it can use.
+def resolve_addresses(config: GuardConfig) -> GuardConfig:
+    """Completes the configuration on this host: its own address, and the addresses of the controller that it can reach.
 
     Raises:
-        OSError: There is no way from here to the controller.
+        OSError: There is no route to the controller.
     """
     if config.controller_host and config.controller_host != this_host():
         reachable = [where for where in config.controller if not address.parse(where).is_unix]
@@ -49,7 +49,7 @@ def _own_address(controller: list[str]) -> str:
 
 
 def hello(config: GuardConfig) -> GuardHello:
-    """Who and where this guard is."""
+    """What the guard says of itself when it connects."""
     return GuardHello(
         guard_id=config.guard_id,
         run_id=config.run_id,

@@ -1,4 +1,4 @@
-"""The few kernel calls that Python has no name for. It owns no state."""
+"""Calls of libc and the kernel that Python does not wrap. It owns no state."""
 
 import ctypes
 import os
@@ -35,7 +35,7 @@ def set_name(name: str) -> None:
     _prctl(PR_SET_NAME, ctypes.c_char_p(name.encode()[:15]))
 
 
-def overwrite_marker(name: str, value: str) -> None:
+def overwrite_variable(name: str, value: str) -> None:
     """Overwrites an environment variable where the kernel placed it at exec.
 
     `/proc/<pid>/environ` shows that memory, also for whatever this process forks, and `putenv` does not touch it. The

@@ -1,4 +1,4 @@
-"""The guard's permission to live. Pure: it is told the time and what was seen, and says whether to end."""
+"""Decides when a guard must end: its lease lapsed, or the controller is gone. Pure: time and events are arguments."""
 
 from dataclasses import dataclass
 
@@ -8,47 +8,47 @@ class Lease:
     """When the guard must end.
 
     Attributes:
-        lease_s: It lapses when nothing renews it for so long, and when no first connection comes about within it.
+        lease_s: Seconds after the last renewal, or after the start without any connection, at which it lapses.
         began: When the guard began.
         renewed: When it was last renewed.
-        attached: Whether there has been a connection.
-        cut: The connection was closed.
+        connected_once: There has been a connection.
+        closed: The connection was closed.
     """
 
     lease_s: float
     began: float
     renewed: float = 0.0
-    attached: bool = False
-    cut: bool = False
+    connected_once: bool = False
+    closed: bool = False
 
     def __post_init__(self) -> None:
         self.renewed = self.began
 
     def renew(self, now: float) -> None:
-        """The controller was heard of, or is seen to live on this host."""
+        """The controller sent a renewal, or its process is alive on this host."""
         self.renewed = now
 
     def connected(self, now: float) -> None:
         """A connection was opened."""
-        self.cut, self.attached = False, True
+        self.closed, self.connected_once = False, True
         self.renew(now)
 
     def disconnected(self) -> None:
-        """The connection was closed. Nobody else can take the guard over, so this is its end."""
-        self.cut = True
+        """The connection was closed. No other controller can take over, so the guard ends."""
+        self.closed = True
 
-    def verdict(self, now: float, controller_dead: bool) -> str:
+    def end_reason(self, now: float, controller_dead: bool) -> str:
         """Why the guard must end; empty while it may live.
 
         Args:
-            controller_dead: The controller was on this host and is seen to be gone.
+            controller_dead: The controller's process was on this host and has ended.
         """
         if controller_dead:
             return "the controller has died"
-        if not self.attached and now - self.began >= self.lease_s:
+        if not self.connected_once and now - self.began >= self.lease_s:
             return f"the controller could not be reached for {self.lease_s:g} s"
-        if self.cut:
-            return "the controller's connection closed"
+        if self.closed:
+            return "the controller closed the connection"
         if now - self.renewed >= self.lease_s:
-            return f"the controller was not heard of for {self.lease_s:g} s"
+            return f"no renewal from the controller for {self.lease_s:g} s"
         return ""

@@ -44,8 +44,8 @@ def tail(path: str, start: int = 0) -> str:
 
 
 @dataclass(eq=False, slots=True)
-class Source:
-    """One worker's log, and how far it has been copied."""
+class FollowedLog:
+    """One worker's log, and how much of it was copied. `rest` is an incomplete last line."""
 
     worker_id: str
     path: str
@@ -54,10 +54,10 @@ class Source:
 
 
 class MergedLog:
-    """Copies the lines of all workers' logs into one file, each with its worker's name.
+    """Copies the lines of all workers' logs into one file, each prefixed with its worker's id.
 
-    Lines are appended whole, so several guards may write to the same file. Any thread: run directories may be on
-    shared file systems, which may hang, so files are read and written outside the guard's event loop.
+    Lines are appended whole, so several guards may write to the same file. Methods may be called from any thread: a run
+    directory may be on a shared file system, which may block, so the event loop's thread reads and writes nothing.
     """
 
     def __init__(self, run_dir: str) -> None:
@@ -65,39 +65,39 @@ class MergedLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._copying = threading.Lock()
-        self._sources: set[Source] = set()
+        self._followed: set[FollowedLog] = set()
 
-    def follow(self, worker_id: str, path: str, start: int) -> Source:
+    def follow(self, worker_id: str, path: str, start: int) -> FollowedLog:
         """Adds a worker's log. Returns at once."""
-        source = Source(worker_id, path, start)
-        self._sources.add(source)
-        return source
+        log = FollowedLog(worker_id, path, start)
+        self._followed.add(log)
+        return log
 
-    def unfollow(self, source: Source) -> None:
+    def unfollow(self, log: FollowedLog) -> None:
         """Copies the rest of the log, including an incomplete last line, and stops following it."""
         with self._copying:
-            if source not in self._sources or self._fd < 0:
+            if log not in self._followed or self._fd < 0:
                 return
-            self._sources.discard(source)
-            while self._copy(source):
+            self._followed.discard(log)
+            while self._copy(log):
                 pass
-            if source.rest:
-                self._write(source.worker_id, [source.rest])
+            if log.rest:
+                self._write(log.worker_id, [log.rest])
 
-    def pump(self) -> None:
+    def copy_new_lines(self) -> None:
         """Copies the lines appended since the last call."""
-        for source in list(self._sources):
+        for log in list(self._followed):
             with self._copying:
-                if source in self._sources:
-                    self._copy(source)
+                if log in self._followed:
+                    self._copy(log)
 
-    def _copy(self, source: Source) -> bool:
-        data = read_from(source.path, source.offset) if size(source.path) > source.offset else b""
-        source.offset += len(data)
-        *lines, source.rest = (source.rest + data).split(b"\n")
-        if len(source.rest) > _LINE:
-            lines, source.rest = [*lines, source.rest], b""
-        self._write(source.worker_id, lines)
+    def _copy(self, log: FollowedLog) -> bool:
+        data = read_from(log.path, log.offset) if size(log.path) > log.offset else b""
+        log.offset += len(data)
+        *lines, log.rest = (log.rest + data).split(b"\n")
+        if len(log.rest) > _LINE:
+            lines, log.rest = [*lines, log.rest], b""
+        self._write(log.worker_id, lines)
         return bool(data)
 
     def _write(self, worker_id: str, lines: list[bytes]) -> None:
@@ -107,8 +107,8 @@ class MergedLog:
 
     def close(self) -> None:
         """Copies the rest of all logs. May be called twice."""
-        for source in list(self._sources):
-            self.unfollow(source)
+        for log in list(self._followed):
+            self.unfollow(log)
         with self._copying:
             if self._fd >= 0:
                 os.close(self._fd)

@@ -1,4 +1,4 @@
-"""The guard's numbers and what they mean. Pure but for the counters that it holds."""
+"""The guard's metrics, and the counters behind them."""
 
 import time
 from collections import Counter
@@ -9,7 +9,7 @@ from rolecall.transport.http.metrics import Metric, counter, gauge
 
 
 class Counts:
-    """What has happened since the guard began."""
+    """What has happened since the guard started."""
 
     def __init__(self) -> None:
         self.began = time.monotonic()
@@ -19,7 +19,7 @@ class Counts:
         self.stalls = 0
 
     def metrics(self, records: Iterable[Record], ports: int, respawns: int, lease_age: float) -> dict[str, float]:
-        """All numbers by name."""
+        """All metrics by name."""
         records = list(records)
         states = Counter(str(record.state) for record in records)
         return {
@@ -39,7 +39,7 @@ class Counts:
 
 
 METRICS: Mapping[str, Metric] = {
-    "uptime_seconds": gauge("Seconds since the guard began."),
+    "uptime_seconds": gauge("Seconds since the guard started."),
     "workers": gauge("Workers that the guard owns."),
     "workers_starting": gauge("Workers that are not ready yet."),
     "workers_ready": gauge("Workers that are ready."),

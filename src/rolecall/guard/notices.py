@@ -16,10 +16,10 @@ _log = logging.getLogger(__name__)
 
 
 class Notices:
-    """Reads notices from standard input, one line of JSON each, and passes them on. The end of the input is ignored."""
+    """Reads notices from standard input, one line of JSON each, and passes them on until the end of the input."""
 
-    def __init__(self, loop: AbstractEventLoop, tell: Callable[[Notice], None], fd: int = STDIN) -> None:
-        self._loop, self._tell, self._fd = loop, tell, fd
+    def __init__(self, loop: AbstractEventLoop, notify: Callable[[Notice], None], fd: int = STDIN) -> None:
+        self._loop, self._notify, self._fd = loop, notify, fd
         self._left = b""
 
     def open(self) -> None:
@@ -49,4 +49,4 @@ class Notices:
         except msgspec.DecodeError as error:
             _log.warning("ignored on stdin: not a notice: %r: %s", line[:200], error)
         else:
-            self._tell(notice)
+            self._notify(notice)

@@ -19,7 +19,7 @@ from rolecall.errors import PortAllocationError
 LOCK_FILE = Path("/tmp/rolecall-ports.lock")
 LOWEST = 20000  # below live the well-known services, and Ray's workers (10002 to 19999)
 HIGHEST = 65535
-_ENOUGH = 1000  # a range smaller than this is not worth preferring
+_ENOUGH = 1000  # ports that a range outside the ephemeral one must have to be used
 _FLOCK = "@hhqqi4x"  # struct flock: type, whence, start, length, pid (0 for locks of the open file)
 
 

@@ -1,4 +1,4 @@
-"""Observes a worker from outside: a line of `/proc`, its progress page, and on demand its Python stacks."""
+"""Observes a worker from outside: `/proc`, its progress page, and on demand its Python stacks."""
 
 import asyncio
 import os
@@ -36,7 +36,7 @@ async def stacks(record: Record, children: Children) -> str:
     """
     process = record.process
     if process is None or record.exit is not None:
-        return "no stacks: it has no process"
+        return "no stacks: the worker has no process"
     text, failure = await _by_py_spy(process, children)
     return text or await _by_faulthandler(record, process, failure)
 
@@ -68,9 +68,9 @@ async def _by_py_spy(process: Process, children: Children) -> tuple[str, str]:
 async def _by_faulthandler(record: Record, process: Process, failure: str) -> str:
     stat = read_stat(process.pid)
     if stat is None or stat.state in "Tt":
-        return f"no stacks: {failure}, and a stopped process cannot write its own"
+        return f"no stacks: {failure}, and a stopped process cannot write them itself"
     if not _handles(process.pid, STACKS_SIGNAL):
-        return f"no stacks: {failure}, and it has no faulthandler registered"
+        return f"no stacks: {failure}, and the worker has not registered faulthandler"
     start = logs.size(record.log_path)
     send(process, STACKS_SIGNAL)
     for _ in range(int(FAULTHANDLER_S / 0.05)):
@@ -78,7 +78,7 @@ async def _by_faulthandler(record: Record, process: Process, failure: str) -> st
         text = logs.read_from(record.log_path, start).decode(errors="replace")
         if "File " in text:
             return text
-    return f"no stacks: {failure}, and its faulthandler wrote nothing within {FAULTHANDLER_S:g} s"
+    return f"no stacks: {failure}, and faulthandler wrote nothing within {FAULTHANDLER_S:g} s"
 
 
 def _handles(pid: int, number: int) -> bool:

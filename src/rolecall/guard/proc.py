@@ -1,4 +1,4 @@
-"""Processes in `/proc`, and signals that cannot reach a process that reuses a pid. It keeps no state."""
+"""Processes in `/proc`, and signals that cannot reach another process that reuses a pid. It keeps no state."""
 
 import os
 import signal
@@ -58,44 +58,44 @@ def identify(pid: int) -> Process | None:
     return stat.process if stat else None
 
 
-def numbers(folder: str) -> list[int]:
+def numeric_entries(folder: str) -> list[int]:
     """The numeric names of a directory of `/proc`: pids, threads, descriptors."""
     return [int(name) for name in os.listdir(folder) if name.isdigit()]  # noqa: PTH208  (as above)
 
 
-def open_files() -> set[int]:
+def open_descriptors() -> set[int]:
     """The descriptors of this process."""
-    listed = numbers("/proc/self/fd")  # one of them is the listing's own, closed by now
+    listed = numeric_entries("/proc/self/fd")  # one of them is the listing's own, closed by now
     return {number for number in listed if os.path.lexists(f"/proc/self/fd/{number}")}
 
 
 def snapshot() -> dict[int, Stat]:
     """All processes of the host by pid."""
-    stats = (read_stat(pid) for pid in numbers("/proc"))
+    stats = (read_stat(pid) for pid in numeric_entries("/proc"))
     return {stat.pid: stat for stat in stats if stat}
 
 
-def below(roots: Iterable[int], table: dict[int, Stat]) -> set[int]:
-    """The descendants of the roots in `table`, without the roots."""
+def descendants_of(roots: Iterable[int], stats: dict[int, Stat]) -> set[int]:
+    """The descendants of the roots in `stats`, without the roots."""
     children: dict[int, list[int]] = {}
-    for stat in table.values():
+    for stat in stats.values():
         children.setdefault(stat.ppid, []).append(stat.pid)
     found: set[int] = set()
-    todo = deque(roots)
-    while todo:
-        for child in children.get(todo.popleft(), ()):
+    queue = deque(roots)
+    while queue:
+        for child in children.get(queue.popleft(), ()):
             if child not in found:
                 found.add(child)
-                todo.append(child)
+                queue.append(child)
     return found
 
 
-def ancestors(pid: int, table: dict[int, Stat]) -> set[int]:
+def ancestors(pid: int, stats: dict[int, Stat]) -> set[int]:
     """The pid and its ancestors."""
     found: set[int] = set()
-    while pid in table and pid not in found:
+    while pid in stats and pid not in found:
         found.add(pid)
-        pid = table[pid].ppid
+        pid = stats[pid].ppid
     return found
 
 
@@ -106,7 +106,7 @@ def environ(pid: int) -> dict[str, str]:
             raw = file.read()
     except OSError:
         return {}
-    # A marker overwritten in place ends at its first NUL, as any value does; what is left of the old one has no "=".
+    # A value that was overwritten in place ends at its first NUL; what is left of the old one has no "=".
     pairs = (item.partition("=") for item in raw.decode(errors="surrogateescape").split("\0") if "=" in item)
     return {name: value for name, _, value in pairs}
 
@@ -120,16 +120,16 @@ def alive(process: Process) -> bool:
 def send(process: Process, number: int) -> bool:
     """Sends a signal to exactly this process. Returns False if it has ended or may not be signalled."""
     try:
-        handle = os.pidfd_open(process.pid)
+        pidfd = os.pidfd_open(process.pid)
     except OSError:
         return False
     try:
-        # Read after the handle was opened: the same start time means that the handle is this very process.
+        # Read after pidfd_open: the same start time means that the pidfd refers to this process.
         if identify(process.pid) != process:
             return False
-        signal.pidfd_send_signal(handle, number)
+        signal.pidfd_send_signal(pidfd, number)
         return True
     except (ProcessLookupError, PermissionError):
         return False
     finally:
-        os.close(handle)
+        os.close(pidfd)

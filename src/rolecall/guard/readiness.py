@@ -1,10 +1,10 @@
-"""Waits until a program is ready, and takes nobody else's server for it: the listener must be of the program's tree."""
+"""Waits until a program is ready. A listener on its port counts only when a process of the worker holds it."""
 
 import asyncio
 import re
 
 from rolecall.guard import logs
-from rolecall.guard.ownership import Census
+from rolecall.guard.descendants import Descendants
 from rolecall.guard.sockets import holders, listener_inodes
 from rolecall.guard.table import Record
 from rolecall.protocol.guard import Ready
@@ -39,7 +39,7 @@ async def _is_ready(record: Record, ready: Ready, host: str) -> bool:
     if record.waits_for:
         return False
     record.mark("connected")
-    record.waits_for = f"it listens, but {ready.http} does not answer with success"
+    record.waits_for = f"it listens, but {ready.http} does not answer with a status below 400"
     return not ready.http or await _answers(host, record.ports[0], ready.http)
 
 
@@ -49,13 +49,13 @@ def _log_matches(record: Record, pattern: str) -> bool:
 
 
 def _why_no_listener(record: Record) -> str:
-    """Why no process of the worker listens on its first port; empty if one does, or if that cannot be read."""
+    """Why the worker does not listen on its first port; empty if it does, or if that cannot be read."""
     assert record.process is not None
     port = record.ports[0]
     inodes = listener_inodes(port, record.process.pid)
     if not inodes:
         return f"no process listens on port {port}"
-    owned = Census().owned(record.worker_id, record.process, frozenset(record.tracked))
+    owned = Descendants().owned(record.worker_id, record.process, frozenset(record.tracked))
     found = holders(inodes, [process.pid for process in owned])
     return "" if found is None or found else f"a process that is not part of the worker listens on port {port}"
 

@@ -1,6 +1,6 @@
 """The parent process of a guard. When the guard ends in any way, it kills all remaining descendants.
 
-It imports little, since it must work as long as the run lasts.
+It imports little: it runs as long as the guard does.
 """
 
 import json
@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from rolecall.guard import runtime
 from rolecall.guard.kernel import become_subreaper, die_with_parent, set_name
-from rolecall.guard.proc import below, send, snapshot
+from rolecall.guard.proc import descendants_of, send, snapshot
 from rolecall.guard.sweep import sweep
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -31,8 +31,8 @@ def run(config: bytes, guard_main: Callable[[bytes], int]) -> int:
     Returns:
         The guard's exit status, 128 + signal when it was killed.
     """
-    facts = json.loads(config)
-    if facts.get("starter_pid") and not _detach_from_starter(facts["starter_pid"]):
+    fields = json.loads(config)
+    if fields.get("starter_pid") and not _detach_from_starter(fields["starter_pid"]):
         return 0  # the launching process has died, and nothing was started
     _own_session()
     become_subreaper()
@@ -44,24 +44,24 @@ def run(config: bytes, guard_main: Callable[[bytes], int]) -> int:
         _run_guard(reaper, config, guard_main)
     status = _wait_for_guard(guard)
     _kill_below()
-    sweep(facts["run_id"], facts["guard_id"])
-    runtime.clean(facts["runtime_dir"], facts["guard_id"])
+    sweep(fields["run_id"], fields["guard_id"])
+    runtime.clean(fields["runtime_dir"], fields["guard_id"])
     return status
 
 
 def _detach_from_starter(starter: int) -> bool:
-    """Forks an intermediate process between the starter and this one; returns False if the starter has ended.
+    """Forks, so that an intermediate process stands between the starter and the reaper. False if the starter has ended.
 
     Ray kills the children of an actor that it ends. It then kills the intermediate process, whose death the kernel
     signals to this one.
     """
     if not die_with_parent(starter):
         return False
-    between = os.getpid()
+    intermediate = os.getpid()
     reaper = os.fork()
     if reaper == 0:
-        return die_with_parent(between, signal.SIGTERM)
-    set_name("rc:between")
+        return die_with_parent(intermediate, signal.SIGTERM)
+    set_name("rc:intermediate")
     for number in STOP_SIGNALS:
         signal.signal(number, lambda number, _: os.kill(reaper, number))
     _, status = os.waitpid(reaper, 0)
@@ -90,19 +90,19 @@ def _run_guard(reaper: int, config: bytes, guard_main: Callable[[bytes], int]) -
 
 
 def _wait_for_guard(guard: int) -> int:
-    asked = False
+    terminated = False
 
-    def ask(number: int, frame: object) -> None:
-        nonlocal asked
-        os.kill(guard, signal.SIGKILL if asked else signal.SIGTERM)  # our unreaped child: the pid is still its own
-        asked = True
+    def forward(number: int, frame: object) -> None:
+        nonlocal terminated
+        os.kill(guard, signal.SIGKILL if terminated else signal.SIGTERM)  # our unreaped child: the pid is still its own
+        terminated = True
         signal.alarm(STOP_TIMEOUT_S)
 
     for number in (*STOP_SIGNALS, signal.SIGALRM):
-        signal.signal(number, ask)
+        signal.signal(number, forward)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     while True:
-        # Seen first and reaped with the handlers off, so that `ask` never signals a pid that was given away.
+        # Seen first and reaped with the handlers off, so that `forward` never signals a pid that was reused.
         ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
         if ended is not None and ended.si_pid == guard:
             signal.pthread_sigmask(signal.SIG_BLOCK, (*STOP_SIGNALS, signal.SIGALRM))
@@ -116,10 +116,10 @@ def _wait_for_guard(guard: int) -> int:
 def _kill_below() -> None:
     deadline = time.monotonic() + KILL_TIMEOUT_S
     while time.monotonic() < deadline:
-        table = snapshot()
-        for pid in below([os.getpid()], table):
-            if not table[pid].dead:
-                send(table[pid].process, signal.SIGKILL)
+        stats = snapshot()
+        for pid in descendants_of([os.getpid()], stats):
+            if not stats[pid].dead:
+                send(stats[pid].process, signal.SIGKILL)
         if not _reap():
             return
         time.sleep(0.002)

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from rolecall.guard.proc import numbers
+from rolecall.guard.proc import numeric_entries
 
 _LISTEN = "0A"
 
@@ -31,7 +31,7 @@ def holders(inodes: set[str], pids: Iterable[int]) -> set[int] | None:
     for pid in pids:
         folder = f"/proc/{pid}/fd"
         try:
-            for number in numbers(folder):
+            for number in numeric_entries(folder):
                 if _link(f"{folder}/{number}") in wanted:
                     found.add(pid)
         except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Distinguishes a worker that hangs from one that is busy. Pure: it takes samples and returns what has changed.
+"""Distinguishes a worker that hangs from one that is busy. Pure: samples go in, changes come out.
 
 Two conditions are a stall. The worker has been stopped (Ctrl-Z, a debugger, SIGSTOP) for some seconds, which the kernel
 reports. Or it shows no activity for a long time (no heartbeat, no CPU time, no finished call), which is only a
@@ -40,15 +40,15 @@ class Resumed(NamedTuple):
 
 @dataclass(slots=True)
 class StallWatch:
-    """The samples of one worker, condensed."""
+    """What the samples of one worker show so far."""
 
     stall_s: float
     last: Sample | None = None
     stopped_for: float = 0.0
     idle_for: float = 0.0
-    told: Kind | None = None
+    reported: Kind | None = None
 
-    def see(self, sample: Sample) -> Stalled | Resumed | None:
+    def add(self, sample: Sample) -> Stalled | Resumed | None:
         """Adds a sample; returns what has changed."""
         last, self.last = self.last, sample
         if last is None:
@@ -62,14 +62,14 @@ class StallWatch:
         return self._change(sample)
 
     def _change(self, sample: Sample) -> Stalled | Resumed | None:
-        if self.stopped_for >= STOPPED_S and self.told != "stopped":
-            self.told = "stopped"
+        if self.stopped_for >= STOPPED_S and self.reported != "stopped":
+            self.reported = "stopped"
             by = "a debugger" if sample.state == "t" else "a signal"
             return Stalled("stopped", f"stopped by {by} for {self.stopped_for:.0f} s")
-        if self.told is None and self.idle_for >= self.stall_s:
-            self.told = "suspected"
+        if self.reported is None and self.idle_for >= self.stall_s:
+            self.reported = "suspected"
             return Stalled("suspected", f"no heartbeat, no CPU time and no call ended for {self.idle_for:.0f} s")
-        if self.told and not self.stopped_for and not self.idle_for:
-            kind, self.told = self.told, None
+        if self.reported and not self.stopped_for and not self.idle_for:
+            kind, self.reported = self.reported, None
             return Resumed(kind)
         return None

@@ -1,7 +1,7 @@
 """Finds and kills remaining processes of a run by the run id in their environment. It needs no guard and no controller.
 
 Every descendant of a guard has `ROLECALL_RUN`, `ROLECALL_GUARD` and `ROLECALL_WORKER` in `/proc/<pid>/environ`,
-also when it has left the process tree because its guard and reaper were both killed.
+also when it has left the process tree because both guard and reaper were killed.
 """
 
 import os
@@ -27,10 +27,10 @@ class Killed(NamedTuple):
 
 def find(run_id: str, guard_id: str | None = None) -> list[Killed]:
     """The running processes of a run, or of one of its guards, without this process and its ancestors."""
-    table = snapshot()
-    spared = ancestors(os.getpid(), table)
+    stats = snapshot()
+    spared = ancestors(os.getpid(), stats)
     found = []
-    for stat in table.values():
+    for stat in stats.values():
         if stat.dead or stat.pid in spared:
             continue
         env = environ(stat.pid)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rolecall.errors import WorkerNotFoundError
 from rolecall.guard.children import Exit
-from rolecall.guard.logs import Source
+from rolecall.guard.logs import FollowedLog
 from rolecall.guard.proc import Process
 from rolecall.guard.progress import ProgressPage
 from rolecall.protocol.guard import ProcessSpec
@@ -32,17 +32,17 @@ class Record:
 
     Attributes:
         env: The recorded part of its environment, which forks of it start from.
-        made: Set when its process exists, or will not be started.
-        end: Done when its process has ended; None while there is none.
-        abort: Set when it is to be ended; aborts a start in progress.
+        created: Set when its process exists, or will not be started.
+        exit_future: Done when its process has ended; None while it has no process.
+        abort: Set when it is to be killed; aborts a start in progress.
         stalled: Set when it is stopped during its start; aborts the start.
         stall: The reason, with its stacks.
         gone: Set when all of its processes have ended and its ports are released.
-        tracked: Processes seen among its descendants; they stay its own when they leave its process tree.
-        started_by: The worker that requested it and with which it ends; empty for the controller.
+        tracked: Processes seen among its descendants, also when they have left its process tree.
+        started_by: The worker that requested it and is killed together with it; empty for the controller.
         page: Its progress page.
-        source: Its log, as far as it is merged.
-        waits_for: What a start waits for, for the message when it takes too long.
+        log: Its log file, as far as it is merged.
+        waits_for: What its start waits for; the message of a timeout shows it.
         rss: Memory of its tree in bytes when last seen.
     """
 
@@ -54,8 +54,8 @@ class Record:
     state: State = State.STARTING
     process: Process | None = None
     peer: "Peer | None" = None
-    made: asyncio.Event = field(default_factory=asyncio.Event)
-    end: "asyncio.Future[Exit] | None" = None
+    created: asyncio.Event = field(default_factory=asyncio.Event)
+    exit_future: "asyncio.Future[Exit] | None" = None
     abort: asyncio.Event = field(default_factory=asyncio.Event)
     stalled: asyncio.Event = field(default_factory=asyncio.Event)
     stall: str = ""
@@ -63,7 +63,7 @@ class Record:
     tracked: set[Process] = field(default_factory=set)
     started_by: str = ""
     page: ProgressPage | None = None
-    source: Source | None = None
+    log: FollowedLog | None = None
     rss: int = 0
     log_start: int = 0
     waits_for: str = ""
@@ -77,7 +77,7 @@ class Record:
     @property
     def exit(self) -> Exit | None:
         """How its process ended, when it has."""
-        return self.end.result() if self.end is not None and self.end.done() else None
+        return self.exit_future.result() if self.exit_future is not None and self.exit_future.done() else None
 
     def mark(self, what: str) -> None:
         """Records when a step of the start was reached, in seconds since the request."""

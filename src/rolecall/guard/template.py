@@ -1,9 +1,9 @@
 """The template process: imports the heavy modules once, then forks workers in milliseconds.
 
 `python -m rolecall.guard.template <socket> <module,...> <sys.path as JSON>`. It has one thread, no event loop and no
-device context. Each request is one packet with descriptors: the births in a memory file, the write end of the
-birth pipe, then one control socket for each child. It never answers: the guard reads the births from the pipe, whose
-end tells it that nobody of the request is still about to be born.
+device context. Each request is one packet with descriptors: the fork specs in a memory file, the write end of a pipe,
+then one control socket for each child. Each child writes `index pid start` to the pipe; when the pipe is closed in all
+processes, the guard knows that no further child will come.
 """
 
 import gc
@@ -18,11 +18,11 @@ import msgspec
 
 from rolecall.guard.child import become_worker, openblas_setters, run_entry
 from rolecall.guard.kernel import set_name
-from rolecall.guard.proc import identify, numbers, open_files
+from rolecall.guard.proc import identify, numeric_entries, open_descriptors
 from rolecall.protocol.fork import ForkSpec, TemplateReady, decode
 
 MAX_CHILDREN = 200  # the kernel passes at most 253 descriptors in one message
-TEMPLATE_NAME = "rc:template"  # also of a child until it is a worker
+TEMPLATE_NAME = "rc:template"  # forked children have it too until they are workers
 
 
 def _preload(names: list[str]) -> TemplateReady:
@@ -32,20 +32,20 @@ def _preload(names: list[str]) -> TemplateReady:
         try:
             importlib.import_module(name)
             loaded.append(name)
-        except Exception as error:  # an import may raise anything; workers repeat it and see the error
+        except Exception as error:  # an import may raise anything; the worker that needs it imports again and raises
             skipped[name] = f"{type(error).__name__}: {error}"
     openblas_setters()
     gc.collect()
-    gc.freeze()  # so that a child's collections do not touch, and thereby copy, the template's pages
-    threads = len(numbers("/proc/self/task"))
+    gc.freeze()  # so that a collection in a child does not write to, and thereby copy, shared pages
+    threads = len(numeric_entries("/proc/self/task"))
     return TemplateReady(loaded=loaded, skipped=skipped, threads=threads, seconds=time.monotonic() - began)
 
 
-class Newborn(Exception):
-    """Unwinds the stack of the forked child out of the template's loop, so that it ends as any interpreter does."""
+class ForkedChild(Exception):
+    """Raised in the forked child to leave the template's loop, so that it exits as any interpreter does."""
 
-    def __init__(self, birth: ForkSpec, control: int, keep: set[int]) -> None:
-        self.birth, self.control, self.keep = birth, control, keep
+    def __init__(self, spec: ForkSpec, control: int, keep: set[int]) -> None:
+        self.spec, self.control, self.keep = spec, control, keep
 
 
 def _serve(guard: socket.socket, keep: set[int]) -> None:
@@ -62,45 +62,45 @@ def _fork(descriptors: list[int], keep: set[int]) -> None:
         intermediate = os.fork()
     except OSError as error:
         for index in range(len(descriptors) - 2):
-            _refuse(descriptors[1], index, error)
+            _report_failure(descriptors[1], index, error)
     else:
         if intermediate == 0:
-            _bear(descriptors, keep)
+            _fork_children(descriptors, keep)
         os.waitpid(intermediate, 0)
     for descriptor in descriptors:
         os.close(descriptor)
 
 
-def _refuse(pipe: int, index: int, error: OSError) -> None:
+def _report_failure(pipe: int, index: int, error: OSError) -> None:
     os.write(pipe, f"{index} - {error.strerror}\n".encode())
 
 
-def _bear(descriptors: list[int], keep: set[int]) -> None:
-    births, pipe, *controls = descriptors
-    raw = os.pread(births, os.fstat(births).st_size, 0)
+def _fork_children(descriptors: list[int], keep: set[int]) -> None:
+    specs, pipe, *controls = descriptors
+    raw = os.pread(specs, os.fstat(specs).st_size, 0)
     parent = os.getpid()
-    gate, held_open = os.pipe2(os.O_CLOEXEC)  # its end tells the children that this process is ending
+    gate, held_open = os.pipe2(os.O_CLOEXEC)  # closed by the end of this process, which the children wait for
     for index, control in enumerate(controls):
         try:
             pid = os.fork()
         except OSError as error:
-            _refuse(pipe, index, error)
+            _report_failure(pipe, index, error)
             continue
         if pid == 0:
             os.close(held_open)
             me = identify(os.getpid())
             assert me is not None
-            os.write(pipe, f"{index} {me.pid} {me.start}\n".encode())  # below PIPE_BUF: whole or not at all
+            os.write(pipe, f"{index} {me.pid} {me.start}\n".encode())  # below PIPE_BUF, so atomic
             os.close(pipe)
-            birth = decode(raw)[index]
-            if not _wait_for_guard(gate, parent, birth.guard):
+            spec = decode(raw)[index]
+            if not _wait_until_reparented(gate, parent, spec.guard):
                 os._exit(1)
-            raise Newborn(birth, control, keep)
+            raise ForkedChild(spec, control, keep)
     os._exit(0)
 
 
-def _wait_for_guard(gate: int, intermediate: int, guard: int) -> bool:
-    # Blocks until the intermediate ends: a hundred polling children would slow its forking.
+def _wait_until_reparented(gate: int, intermediate: int, guard: int) -> bool:
+    # Blocks until the intermediate ends: polling in a hundred children would slow its forks.
     os.read(gate, 1)
     os.close(gate)
     while os.getppid() == intermediate:  # a process closes its descriptors shortly before its children are reparented
@@ -117,17 +117,17 @@ def main(arguments: list[str]) -> int:
     ready = _preload([name for name in modules.split(",") if name])
     guard = socket.socket(fileno=int(number))
     guard.set_inheritable(False)
-    keep = open_files() - {guard.fileno()}  # descriptors that the preloaded modules have opened
+    keep = open_descriptors() - {guard.fileno()}  # descriptors that the preloaded modules have opened
     guard.send(msgspec.json.encode(ready))
     try:
         _serve(guard, keep)
-    except Newborn as newborn:
+    except ForkedChild as child:
         guard.detach()
-        become_worker(newborn.birth, newborn.control, newborn.keep)
-        birth, control = newborn.birth, newborn.control
+        become_worker(child.spec, child.control, child.keep)
+        spec, control = child.spec, child.control
     else:
         return 0
-    return run_entry(birth.entry, control)
+    return run_entry(spec.entry, control)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ class GuardConfig(CarriesToken, frozen=True, kw_only=True, forbid_unknown_fields
 
     Attributes:
         controller: Addresses that the guard dials, `unix:/path` or `tcp:host:port`, best first.
-        lease_s: The guard ends with all it owns when the controller was not heard of for so long.
+        lease_s: The guard ends, with all its workers, when the controller has not renewed the lease for so long.
         ip: This host as the controller and other hosts see it; empty for its address on the way to the controller.
         bind: Address that TCP listeners of workers bind; empty for `ip`.
         env: Base environment of workers, over the guard's own.

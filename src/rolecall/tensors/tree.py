@@ -8,9 +8,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import msgspec
+
+from rolecall.transport.codec.native import is_native
 
 MAX_DEPTH = 200  # deeper than any real batch; ends a value that contains itself
 
@@ -41,26 +44,40 @@ def map_leaves(change: Change, value: Any, *, enter: Change | None = None) -> An
     Raises:
         ValueError: The value is nested deeper than 200 levels, or contains itself.
     """
-    return _walk(change, enter, value, 0)
+    return value if is_native(value) else _Walk(change, enter).walk(value)
 
 
-def _walk(change: Change, enter: Change | None, value: Any, depth: int) -> Any:
-    kind = type(value)
-    if kind in _PLAIN:
-        return value
-    if depth > MAX_DEPTH:
-        raise ValueError(f"a value nested deeper than {MAX_DEPTH} levels; does it contain itself?")
+class _Walk:
+    """One walk over a value, and how deep it is now."""
 
-    def inner(item: Any) -> Any:
-        return _walk(change, enter, item, depth + 1)
+    def __init__(self, change: Change, enter: Change | None) -> None:
+        self._change, self._enter, self._depth = change, enter, 0
 
-    if isinstance(value, dict):
-        return _walk_dict(inner, enter(value) if enter else value)
-    if isinstance(value, list | tuple | set | frozenset):
-        return _walk_sequence(inner, enter(value) if enter else value)
-    if not isinstance(value, type) and (isinstance(value, msgspec.Struct) or dataclasses.is_dataclass(value)):
-        return _walk_record(inner, enter(value) if enter else value)
-    return change(value)
+    def walk(self, value: Any) -> Any:
+        kind: type = type(value)
+        if kind in _PLAIN:
+            return value
+        rule = _rule_of(kind)
+        if rule is None:
+            return self._change(value)
+        if self._depth > MAX_DEPTH:
+            raise ValueError(f"a value nested deeper than {MAX_DEPTH} levels; does it contain itself?")
+        self._depth += 1
+        new = rule(self.walk, self._enter(value) if self._enter else value)
+        self._depth -= 1
+        return new
+
+
+@cache
+def _rule_of(kind: type) -> Callable[[Change, Any], Any] | None:
+    """How a container of that type is walked; None for a leaf."""
+    if issubclass(kind, dict):
+        return _walk_dict
+    if issubclass(kind, list | tuple | set | frozenset):
+        return _walk_sequence
+    if issubclass(kind, msgspec.Struct) or dataclasses.is_dataclass(kind):
+        return _walk_record
+    return None
 
 
 def _walk_dict(inner: Change, value: dict[Any, Any]) -> Any:

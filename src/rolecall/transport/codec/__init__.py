@@ -3,7 +3,7 @@
     header, buffers = encode({"method": "step", "args": (batch,)})
     value = decode(header, buffers)
 
-The header is msgpack (see `walk`); large memory travels beside it in `buffers`, which view the sender's arrays and
+The header is msgpack (see `rules`); large memory travels beside it in `buffers`, which view the sender's arrays and
 tensors without a copy: they must not change until the frame is written. What is decoded views the received buffers, so
 they belong to the value from then on.
 
@@ -29,8 +29,11 @@ from rolecall.transport.codec import plain as plain_codec
 from rolecall.transport.codec import rows as row_codec
 from rolecall.transport.codec import tensors as tensor_codec
 from rolecall.transport.codec import user_types as type_codec
-from rolecall.transport.codec.exceptions import full_name
-from rolecall.transport.codec.walk import DECODERS, LISTED_TYPES, Reader, Refused, Swap, Writer, leaf
+from rolecall.transport.codec.exceptions import short_name
+from rolecall.transport.codec.places import Refused
+from rolecall.transport.codec.reader import Reader
+from rolecall.transport.codec.rules import DECODERS, ENCODERS, LISTED_TYPES
+from rolecall.transport.codec.writer import Writer
 from rolecall.transport.frames import DEFAULT_LIMITS
 
 _RULES = (
@@ -56,19 +59,17 @@ class Encoded(NamedTuple):
     buffers: list[memoryview]
 
 
-def encode(value: Any, place: str = "value", *, swap: Swap | None = None) -> Encoded:
+def encode(value: Any, place: str = "value") -> Encoded:
     """Returns `value` as a header and the large memory beside it.
 
     Args:
         value: What to send.
         place: What the value is called in an error, for instance `args`.
-        swap: Called once with every object inside that is neither a container nor a None, bool, int, float or str. What
-            it returns is sent instead; it is not swapped again.
 
     Raises:
         EncodeError: A part of it is not serializable; the error says which.
     """
-    writer = Writer(swap)
+    writer = Writer()
     try:
         try:
             header = writer.header(value)
@@ -76,12 +77,12 @@ def encode(value: Any, place: str = "value", *, swap: Swap | None = None) -> Enc
             writer.start_over()
             header = writer.header(value)
     except Refused as refused:
-        kind = full_name(type(refused.value))
+        kind = short_name(type(refused.value))
         raise EncodeError(refused.place(place), kind, refused.hint or _hint(refused.value)) from refused.__cause__
     except RecursionError as e:
-        raise EncodeError(place, full_name(type(value)), "it is nested too deep") from e
+        raise EncodeError(place, short_name(type(value)), "it is nested too deep") from e
     if len(header) > DEFAULT_LIMITS.max_header or len(writer.buffers) > DEFAULT_LIMITS.max_buffers:
-        raise EncodeError(place, full_name(type(value)), _too_large(len(header), len(writer.buffers)))
+        raise EncodeError(place, short_name(type(value)), _too_large(len(header), len(writer.buffers)))
     return Encoded(header, writer.buffers)
 
 
@@ -169,13 +170,13 @@ def extension(
     if code not in _CODES:
         raise ValueError(f"code {code} of {cls.__qualname__} is not from 1 to 127")
     taken = _extensions.setdefault(code, cls)
-    if full_name(taken) != full_name(cls):  # the same class of a module loaded again is fine
+    if short_name(taken) != short_name(cls):  # the same class of a module loaded again is fine
         raise ValueError(f"code {code} of {cls.__qualname__} is taken by {taken.__qualname__}")
     if listed:
-        leaf(cls, lambda writer, value: writer.listed(code, value, encode))
+        ENCODERS[cls] = lambda writer, value: writer.listed(code, value, encode)
         LISTED_TYPES[code] = decode
         return
-    leaf(cls, lambda writer, value: writer.extension(code, writer.plain(encode(value))))
+    ENCODERS[cls] = lambda writer, value: writer.extension(code, writer.plain(encode(value)))
     DECODERS[code] = lambda reader, data: decode(reader.value(data), reader.context)
 
 

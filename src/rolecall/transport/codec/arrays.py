@@ -13,7 +13,10 @@ from math import prod
 from typing import Any
 
 from rolecall.errors import DecodeError
-from rolecall.transport.codec.walk import DECODERS, RESOLVERS, Encode, Reader, Refused, Writer
+from rolecall.transport.codec.places import Refused
+from rolecall.transport.codec.reader import Reader
+from rolecall.transport.codec.rules import DECODERS, RESOLVERS, Encode
+from rolecall.transport.codec.writer import Writer
 
 ARRAY, SCALAR, DTYPE = -40, -41, -42
 
@@ -123,16 +126,16 @@ def _decode_scalar(reader: Reader, data: memoryview) -> Any:
     return _numpy().ndarray((), dtype, buffer=memory)[()]
 
 
-def _rule_of(kind: type) -> tuple[Encode, bool] | None:
+def _rule_of(kind: type) -> Encode | None:
     numpy: Any = sys.modules.get("numpy")
     if numpy is None or not hasattr(numpy, "memmap"):  # the latter while another thread imports it
         return None
     if kind in (numpy.ndarray, numpy.memmap):
-        return _array, True
+        return _array
     if issubclass(kind, numpy.generic):
-        return _scalar, True
+        return _scalar
     if issubclass(kind, numpy.dtype):
-        return _dtype, True
+        return _dtype
     return None
 
 

@@ -17,10 +17,12 @@ from typing import Any
 
 from rolecall.errors import CodecError, DecodeError, RemoteError, RolecallError
 from rolecall.transport.codec.native import encode as pack_plain
-from rolecall.transport.codec.places import shown
+from rolecall.transport.codec.places import Refused, shown
+from rolecall.transport.codec.reader import Reader
+from rolecall.transport.codec.rules import DECODERS, RESOLVERS, Encode
 from rolecall.transport.codec.type_names import resolve
 from rolecall.transport.codec.user_types import named, own_attributes, set_attributes
-from rolecall.transport.codec.walk import DECODERS, RESOLVERS, Encode, Reader, Refused, Writer
+from rolecall.transport.codec.writer import Writer
 
 EXCEPTION, OWN_ERROR, STAND_IN = -35, -36, -37
 
@@ -36,7 +38,12 @@ _KEPT_APART: dict[type[Exception], tuple[str, ...]] = {
 
 
 def full_name(kind: type) -> str:
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def short_name(kind: type) -> str:
+    """The full name, without the module where that is `builtins`."""
+    return full_name(kind).removeprefix("builtins.")
 
 
 def describe(exc: BaseException) -> tuple[str, str, str]:
@@ -45,7 +52,7 @@ def describe(exc: BaseException) -> tuple[str, str, str]:
         message = str(exc)
     except Exception:  # the user's __str__ may do anything
         message = shown(exc)
-    return full_name(type(exc)), _clean(message), _clean(traceback_text(exc))
+    return short_name(type(exc)), _clean(message), _clean(traceback_text(exc))
 
 
 def traceback_text(exc: BaseException) -> str:
@@ -175,13 +182,13 @@ def _decode_stand_in(reader: Reader, data: memoryview) -> Any:
     return RemoteError(*parts)
 
 
-def _rule_of(kind: type) -> tuple[Encode, bool] | None:
+def _rule_of(kind: type) -> Encode | None:
     if not issubclass(kind, BaseException):
         return None
     if not issubclass(kind, Exception):
-        return _stand_in, True
+        return _stand_in
     by_name = named(kind, _own_error if issubclass(kind, RolecallError) else _exception)
-    return lambda writer, exc: _by_name_or_stand_in(writer, exc, by_name), True
+    return lambda writer, exc: _by_name_or_stand_in(writer, exc, by_name)
 
 
 def _by_name_or_stand_in(writer: Writer, exc: Exception, by_name: Encode) -> Any:

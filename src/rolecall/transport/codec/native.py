@@ -22,6 +22,8 @@ from typing import Any
 
 import msgspec
 
+from rolecall.transport.frames import MAX_DEPTH
+
 NATIVE = frozenset({NoneType, bool, int, float, str})
 NATIVE_CONTAINERS = NATIVE | {list, dict}
 MANY = 16  # items from which on the checks in C are the cheaper ones
@@ -59,6 +61,11 @@ def floats(items: Sequence[Any]) -> bytes | None:
     if head < 1 or packed[head::9].count(_FLOAT) != len(items) or get_referents(*items):
         return None
     return packed
+
+
+def is_native(value: Any) -> bool:
+    """True when `value` holds only exact None, bool, int, float, str, list and dict, or what the encoder refuses."""
+    return foreign_level([value], MAX_DEPTH) is None
 
 
 def foreign_level(items: Sequence[Any], room: int) -> int | None:

@@ -1,4 +1,4 @@
-"""Names the step from a value to something in it, for messages: `[3]`, `['key']`, `.field`, `{element}`. Pure."""
+"""Where in a value something lies, for messages: `[3]`, `['key']`, `.field`, `{element}` after one another. Pure."""
 
 from __future__ import annotations
 
@@ -11,6 +11,30 @@ _SHOWN = 60  # characters of a key or an element
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = _SHOWN
+
+
+class Refused(Exception):
+    """A value does not travel. On its way up it learns where the value lies; nothing is spent on that otherwise."""
+
+    def __init__(self, value: Any, hint: str = "") -> None:
+        self.value, self.hint = value, hint
+        self._child = value
+        self._steps: list[tuple[int, str]] = []  # innermost first: the parent's identity, the step down from it
+
+    def rise(self, parent: Any) -> None:
+        """Notes the step from `parent` to where the refusal is now."""
+        if parent is not self._child:
+            self._steps.append((id(parent), step(parent, self._child)))
+        self._child = parent
+
+    def place(self, root: str) -> str:
+        seen: set[int] = set()
+        for parent, text in reversed(self._steps):
+            if parent in seen:  # a cycle: once around says it all
+                break
+            seen.add(parent)
+            root += text
+        return root
 
 
 def step(parent: Any, child: Any) -> str:

@@ -19,7 +19,10 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from rolecall.errors import DecodeError
-from rolecall.transport.codec.walk import DECODERS, Reader, Refused, Writer, container, leaf
+from rolecall.transport.codec.places import Refused
+from rolecall.transport.codec.reader import Reader
+from rolecall.transport.codec.rules import DECODERS, ENCODERS
+from rolecall.transport.codec.writer import Writer
 
 TUPLE, SET, FROZENSET, PAIRS, ORDERED, DEFAULT, DEQUE = -2, -3, -4, -5, -6, -7, -8
 BIG_INT, ODD_TEXT, BYTES, BYTEARRAY, MEMORYVIEW, COMPLEX, SLICE, RANGE, SINGLETON = (
@@ -109,14 +112,14 @@ def _decode_deque(reader: Reader, data: memoryview) -> Any:
     return deque(items, maxlen)
 
 
-container(list, _list)
-container(dict, _dict)
-container(tuple, _tuple)
-container(set, _set)
-container(frozenset, _frozenset)
-container(OrderedDict, _ordered)
-container(defaultdict, _default)
-container(deque, _deque)
+ENCODERS[list] = _list
+ENCODERS[dict] = _dict
+ENCODERS[tuple] = _tuple
+ENCODERS[set] = _set
+ENCODERS[frozenset] = _frozenset
+ENCODERS[OrderedDict] = _ordered
+ENCODERS[defaultdict] = _default
+ENCODERS[deque] = _deque
 DECODERS[TUPLE] = lambda reader, data: tuple(reader.items(data))
 DECODERS[SET] = lambda reader, data: set(reader.items(data))
 DECODERS[FROZENSET] = lambda reader, data: frozenset(reader.items(data))
@@ -143,6 +146,10 @@ def _str(writer: Writer, value: str) -> Any:
     return value
 
 
+def _bounds(writer: Writer, value: slice | range) -> list[Any]:
+    return [writer.plain(bound) for bound in (value.start, value.stop, value.step)]
+
+
 def _content(reader: Reader, data: memoryview) -> bytes:
     found = reader.value(data)
     if type(found) is not bytes:
@@ -150,16 +157,14 @@ def _content(reader: Reader, data: memoryview) -> bytes:
     return found
 
 
-container(int, _int)
-container(str, _str)
-leaf(complex, lambda writer, value: writer.extension(COMPLEX, [value.real, value.imag]))
-leaf(
-    slice,
-    lambda writer, value: writer.extension(SLICE, [writer.plain(x) for x in (value.start, value.stop, value.step)]),
+ENCODERS[int] = _int
+ENCODERS[str] = _str
+ENCODERS[complex] = lambda writer, value: writer.extension(COMPLEX, [value.real, value.imag])
+ENCODERS[slice] = lambda writer, value: writer.extension(
+    SLICE, [writer.plain(x) for x in (value.start, value.stop, value.step)]
 )
-leaf(
-    range,
-    lambda writer, value: writer.extension(RANGE, [writer.plain(x) for x in (value.start, value.stop, value.step)]),
+ENCODERS[range] = lambda writer, value: writer.extension(
+    RANGE, [writer.plain(x) for x in (value.start, value.stop, value.step)]
 )
 DECODERS[BIG_INT] = lambda reader, data: int.from_bytes(_content(reader, data), "big", signed=True)
 DECODERS[ODD_TEXT] = lambda reader, data: _content(reader, data).decode("utf-8", "surrogatepass")
@@ -198,9 +203,9 @@ def _decode_memoryview(reader: Reader, data: memoryview) -> Any:
     return flat.cast(layout, shape)
 
 
-leaf(bytes, _bytes)
-leaf(bytearray, _bytearray)
-leaf(memoryview, _memoryview)
+ENCODERS[bytes] = _bytes
+ENCODERS[bytearray] = _bytearray
+ENCODERS[memoryview] = _memoryview
 DECODERS[BYTES] = lambda reader, data: bytes(reader.buffer(reader.value(data)))
 DECODERS[BYTEARRAY] = lambda reader, data: bytearray(reader.buffer(reader.value(data)))
 DECODERS[MEMORYVIEW] = _decode_memoryview
@@ -214,7 +219,7 @@ def _singleton(writer: Writer, value: Any) -> Any:
 
 
 for _kind in (EllipsisType, NotImplementedType, type(msgspec.UNSET)):
-    leaf(_kind, _singleton)
+    ENCODERS[_kind] = _singleton
 DECODERS[SINGLETON] = lambda reader, data: _SINGLETONS[reader.text(data)]
 
 
@@ -235,6 +240,10 @@ def _datetime(writer: Writer, value: dt.datetime) -> Any:
 def _time(writer: Writer, value: dt.time) -> Any:
     parts = [value.hour, value.minute, value.second, value.microsecond]
     return writer.extension(TIME, [*parts, value.fold, _zone(writer, value, value.tzinfo)])
+
+
+def _timedelta(writer: Writer, value: dt.timedelta) -> Any:
+    return writer.extension(TIMEDELTA, [value.days, value.seconds, value.microseconds])
 
 
 def _timezone(writer: Writer, value: dt.timezone) -> Any:
@@ -264,12 +273,14 @@ def _decode_timezone(reader: Reader, data: memoryview) -> Any:
     return dt.timezone(offset, *name) if name else dt.UTC if not offset else dt.timezone(offset)
 
 
-leaf(dt.datetime, _datetime)
-leaf(dt.time, _time)
-leaf(dt.timezone, _timezone)
-leaf(ZoneInfo, _zoneinfo)
-leaf(dt.date, lambda writer, value: writer.extension(DATE, value.toordinal()))
-leaf(dt.timedelta, lambda writer, value: writer.extension(TIMEDELTA, [value.days, value.seconds, value.microseconds]))
+ENCODERS[dt.datetime] = _datetime
+ENCODERS[dt.time] = _time
+ENCODERS[dt.timezone] = _timezone
+ENCODERS[ZoneInfo] = _zoneinfo
+ENCODERS[dt.date] = lambda writer, value: writer.extension(DATE, value.toordinal())
+ENCODERS[dt.timedelta] = lambda writer, value: writer.extension(
+    TIMEDELTA, [value.days, value.seconds, value.microseconds]
+)
 DECODERS[DATETIME] = _decode_datetime
 DECODERS[TIME] = _decode_time
 DECODERS[TIMEZONE] = _decode_timezone
@@ -292,9 +303,9 @@ def _decode_path(reader: Reader, data: memoryview) -> Any:
 
 
 for _path_kind in (PosixPath, WindowsPath, PurePosixPath, PureWindowsPath):
-    leaf(_path_kind, _path)
-leaf(Decimal, lambda writer, value: writer.extension(DECIMAL, str(value)))
-leaf(uuid.UUID, lambda writer, value: writer.extension(UUID, value.bytes))
+    ENCODERS[_path_kind] = _path
+ENCODERS[Decimal] = lambda writer, value: writer.extension(DECIMAL, str(value))
+ENCODERS[uuid.UUID] = lambda writer, value: writer.extension(UUID, value.bytes)
 DECODERS[PATH] = _decode_path
 DECODERS[DECIMAL] = lambda reader, data: Decimal(reader.text(data))
 DECODERS[UUID] = lambda reader, data: uuid.UUID(bytes=_content(reader, data))

@@ -13,7 +13,9 @@ from itertools import chain, islice
 from typing import Any
 
 from rolecall.errors import DecodeError
-from rolecall.transport.codec.walk import DECODERS, ROWS, Reader, Writer
+from rolecall.transport.codec.reader import Reader
+from rolecall.transport.codec.rules import DECODERS, ROWS
+from rolecall.transport.codec.writer import Writer
 
 EVEN_TUPLES, UNEVEN_TUPLES, LISTS, DICTS = -60, -61, -62, -63
 

@@ -17,7 +17,10 @@ from typing import Any
 
 from rolecall.errors import DecodeError
 from rolecall.transport.codec.arrays import INLINE, checked_shape
-from rolecall.transport.codec.walk import DECODERS, RESOLVERS, Encode, Reader, Refused, Writer
+from rolecall.transport.codec.places import Refused
+from rolecall.transport.codec.reader import Reader
+from rolecall.transport.codec.rules import DECODERS, RESOLVERS, Encode
+from rolecall.transport.codec.writer import Writer
 
 TENSOR, META, SPARSE, TORCH_DTYPE, DEVICE, SIZE = -50, -51, -52, -53, -54, -55
 
@@ -123,7 +126,7 @@ def _sparse(writer: Writer, value: Any) -> Any:
     if layout not in _PARTS:
         raise Refused(value, f"its layout is {layout}; send to_dense()")
     value = value.detach()
-    parts = [_tensor(writer, getattr(value, part)()) for part in _PARTS[layout]]  # never swapped one by one
+    parts = [_tensor(writer, getattr(value, part)()) for part in _PARTS[layout]]
     coalesced = layout == "sparse_coo" and value.is_coalesced()
     return writer.extension(SPARSE, [layout, list(value.shape), coalesced, *parts])
 
@@ -156,16 +159,16 @@ def _decode_torch_dtype(reader: Reader, data: memoryview) -> Any:
     return found
 
 
-def _rule_of(kind: type) -> tuple[Encode, bool] | None:
+def _rule_of(kind: type) -> Encode | None:
     torch: Any = sys.modules.get("torch")
     if torch is None or not hasattr(torch, "nn"):  # the latter while another thread imports it
         return None
     if kind in (torch.Tensor, torch.nn.Parameter, getattr(torch.nn, "Buffer", None)):
-        return _tensor, True
+        return _tensor
     if issubclass(kind, torch.Tensor):
-        return _refuse_subclass, True
+        return _refuse_subclass
     if issubclass(kind, torch.nn.Module):
-        return _refuse_module, True
+        return _refuse_module
     return _SMALL.get(f"{kind.__module__}.{kind.__qualname__}")
 
 
@@ -177,10 +180,10 @@ def _refuse_module(writer: Writer, value: Any) -> Any:
     raise Refused(value, "modules do not travel; send state_dict()")
 
 
-_SMALL: dict[str, tuple[Encode, bool]] = {
-    "torch.dtype": (_torch_dtype, True),
-    "torch.device": (lambda writer, value: writer.extension(DEVICE, str(value)), True),
-    "torch.Size": (lambda writer, value: writer.extension(SIZE, list(value)), True),
+_SMALL: dict[str, Encode] = {
+    "torch.dtype": _torch_dtype,
+    "torch.device": lambda writer, value: writer.extension(DEVICE, str(value)),
+    "torch.Size": lambda writer, value: writer.extension(SIZE, list(value)),
 }
 
 RESOLVERS.insert(0, _rule_of)  # before the user's types: torch.Size is a tuple

@@ -19,8 +19,11 @@ from typing import Any
 import msgspec
 
 from rolecall.errors import DecodeError
+from rolecall.transport.codec.places import Refused
+from rolecall.transport.codec.reader import Reader
+from rolecall.transport.codec.rules import DECODERS, RESOLVERS, ROWS, Encode, Rows
 from rolecall.transport.codec.type_names import name_of, resolve
-from rolecall.transport.codec.walk import DECODERS, RESOLVERS, ROWS, Encode, Reader, Refused, Rows, Writer
+from rolecall.transport.codec.writer import Writer
 
 ENUM, NAMEDTUPLE, DATACLASS, STRUCT, MODEL, DATACLASSES = -30, -31, -32, -33, -34, -38
 
@@ -247,19 +250,19 @@ def _decode_model(reader: Reader, data: memoryview) -> Any:
     return value
 
 
-def _rule_of(kind: type) -> tuple[Encode, bool] | None:
-    """The rule for a user's type; all but enums hold values, so a swap goes into them."""
+def _rule_of(kind: type) -> Encode | None:
+    """The rule for a user's type."""
     if is_enum(kind):
-        return named(kind, _enum), True
+        return named(kind, _enum)
     if is_named_tuple(kind):
-        return named(kind, _named_tuple), False
+        return named(kind, _named_tuple)
     if is_struct(kind):
-        return _struct_rule(kind), False
+        return _struct_rule(kind)
     if is_model(kind):
-        return named(kind, _model), False
+        return named(kind, _model)
     if is_dataclass(kind):
         ROWS[kind] = _dataclass_rows(kind)
-        return _dataclass_rule(kind), False
+        return _dataclass_rule(kind)
     return None
 
 

@@ -19,7 +19,7 @@ from msgspec.msgpack import Ext
 from msgspec.msgpack import encode as packed
 
 from rolecall.errors import DecodeError, EncodeError
-from rolecall.transport.codec import decode, encode, walk
+from rolecall.transport.codec import decode, encode, reader, rules, writer
 from rolecall.transport.codec.rows import DICTS, EVEN_TUPLES, LISTS, UNEVEN_TUPLES
 from rolecall.transport.codec.user_types import DATACLASSES
 
@@ -238,7 +238,7 @@ def test_a_list_that_contains_itself_many_times_is_refused_soon() -> None:
         encode(rows)
 
 
-ROW = "tests.transport.test_codec_exact:Row"
+ROW = "tests.transport.codec.test_exact:Row"
 
 
 @pytest.mark.parametrize(
@@ -263,8 +263,8 @@ ROW = "tests.transport.test_codec_exact:Row"
         (DATACLASSES, [ROW, ["a", "a"], [1], [2]]),
         (DATACLASSES, [ROW, ["c"], [1]]),
         (DATACLASSES, ["os:system", ["a"], [1]]),
-        (walk.LISTED, 0),
-        (walk.TABLE, [[1], 1]),
+        (rules.LISTED, 0),
+        (rules.TABLE, [[1], 1]),
     ],
 )
 def test_broken_columns_are_refused(code: int, content: Any) -> None:
@@ -275,7 +275,8 @@ def test_broken_columns_are_refused(code: int, content: Any) -> None:
 
 def test_more_rows_than_one_value_may_have_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The receiver bounds how many rows one header may expand to; the sender avoids the form where it would not fit."""
-    monkeypatch.setattr(walk, "MOST_ROWS", 100)
+    for side in (reader, writer):
+        monkeypatch.setattr(side, "MOST_ROWS", 100)
     header = packed(Ext(DICTS, packed([["a"], [1] * 101])))
     with pytest.raises(DecodeError, match="too many rows"):
         decode(header)

@@ -1,4 +1,4 @@
-"""The guard's side of the template process: starts it, has it fork children, and replaces it if it dies or hangs."""
+"""Owns the template process: starts it, requests forks, and replaces it when it dies or hangs. See `template.py`."""
 
 import asyncio
 import logging
@@ -13,26 +13,26 @@ import msgspec
 
 from rolecall.guard.children import Children, Exit
 from rolecall.guard.environment import THREADS
-from rolecall.guard.proc import Process, below, read_stat, send, snapshot
+from rolecall.guard.proc import Process, descendants_of, read_stat, send, snapshot
 from rolecall.guard.spawn import spawn
 from rolecall.guard.template import MAX_CHILDREN, TEMPLATE_NAME
 from rolecall.protocol.environment import WORKER
 from rolecall.protocol.fork import ForkSpec, TemplateReady, encode
 from rolecall.protocol.guard_config import GuardConfig
 
-ANSWER_S = 10.0  # a template that has not forked within this is stopped or stuck
+FORK_S = 10.0  # a template that has not forked within this is stopped or stuck
 PRELOAD_S = 300.0  # the first import of torch from a shared file system can take minutes
-LOOK_S = 1.0
+POLL_S = 1.0
 ATTEMPTS = 3
-_MARKER_ROOM = 128
+_WORKER_ID_BYTES = 128
 
 _log = logging.getLogger(__name__)
 
 
-class Request(NamedTuple):
-    """One child to fork: its birth and its end of the control channel."""
+class ForkRequest(NamedTuple):
+    """One child to fork: its spec and its end of the control channel."""
 
-    birth: ForkSpec
+    spec: ForkSpec
     control: int
 
 
@@ -43,16 +43,16 @@ class TemplateError(Exception):
 class _Running(NamedTuple):
     process: Process
     sock: socket.socket
-    end: "asyncio.Future[Exit]"
+    exit_future: "asyncio.Future[Exit]"
     ready: TemplateReady
 
 
-class Template:
-    """Owns the template process of a guard."""
+class TemplateProcess:
+    """The template process of a guard."""
 
     def __init__(self, config: GuardConfig, env: dict[str, str], children: Children, log: int) -> None:
         # One thread while modules load: thread pools do not survive a fork.
-        self.env = env | dict.fromkeys(THREADS, "1") | {WORKER: " " * _MARKER_ROOM}
+        self.env = env | dict.fromkeys(THREADS, "1") | {WORKER: " " * _WORKER_ID_BYTES}
         self._config, self._children, self._log = config, children, log
         self._lock = asyncio.Lock()
         self._running: _Running | None = None
@@ -65,12 +65,12 @@ class Template:
         """The template as it runs now."""
         return self._running.process if self._running else self._starting
 
-    async def warm(self) -> None:
+    async def warm_up(self) -> None:
         """Starts the template before it is needed."""
         async with self._lock:
             await self._ensure()
 
-    async def fork(self, requests: Sequence[Request]) -> list[Process | str]:
+    async def fork(self, requests: Sequence[ForkRequest]) -> list[Process | str]:
         """Forks children, all at once. Returns for each its process, or why it was not forked.
 
         If the template dies, the requests for which it has forked no child are repeated on a new one; no child is
@@ -93,26 +93,26 @@ class Template:
         return [results.get(index, "the template process died while forking") for index in range(len(requests))]
 
     async def _fork_missing(
-        self, requests: Sequence[Request], missing: list[int], results: dict[int, Process | str]
+        self, requests: Sequence[ForkRequest], missing: list[int], results: dict[int, Process | str]
     ) -> None:
         for first in range(0, len(missing), MAX_CHILDREN):
             batch = missing[first : first + MAX_CHILDREN]
-            born = await self._ask([requests[index] for index in batch])
-            results |= {batch[place]: child for place, child in born.items()}
+            children = await self._request_forks([requests[index] for index in batch])
+            results |= {batch[place]: child for place, child in children.items()}
 
-    async def _ask(self, requests: Sequence[Request]) -> dict[int, Process | str]:
+    async def _request_forks(self, requests: Sequence[ForkRequest]) -> dict[int, Process | str]:
         running = await self._ensure()
         read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(write_end, True)
-        births = os.memfd_create("rolecall-births", os.MFD_CLOEXEC)
+        specs = os.memfd_create("rolecall-fork-specs", os.MFD_CLOEXEC)
         try:
-            os.write(births, encode([request.birth for request in requests]))
-            descriptors = [births, write_end, *(request.control for request in requests)]
+            os.write(specs, encode([request.spec for request in requests]))
+            descriptors = [specs, write_end, *(request.control for request in requests)]
             sent = await self._send(running, descriptors)
         finally:
-            os.close(births)
+            os.close(specs)
             os.close(write_end)
-        text = await self._read_births(running, read_end) if sent else ""
+        text = await self._read_children(running, read_end) if sent else ""
         os.close(read_end)
         return _parse(text)
 
@@ -124,27 +124,27 @@ class Template:
             return False
         return True
 
-    async def _read_births(self, running: _Running, pipe: int) -> str:
+    async def _read_children(self, running: _Running, pipe: int) -> str:
         chunks: list[bytes] = []
-        ended = await _read_births(running.process, pipe, chunks)
+        ended = await _read_pipe(running.process, pipe, chunks)
         if not ended:
             _log.warning("the template process (pid %d) is stopped, or did not fork in time", running.process.pid)
             await self._kill(running)
-            await self._end_births(pipe, chunks)
+            await self._kill_children(pipe, chunks)
         return b"".join(chunks).decode()
 
-    async def _end_births(self, pipe: int, chunks: list[bytes]) -> None:
-        """Kills the children of the request that are not workers yet, so that the missing ones can be forked again."""
+    async def _kill_children(self, pipe: int, chunks: list[bytes]) -> None:
+        """Kills the children of the request that are not workers yet, so that these can be forked again."""
         for _ in range(ATTEMPTS):
-            table = snapshot()
-            for pid in below([os.getpid()], table):
-                if table[pid].name == TEMPLATE_NAME:
-                    send(table[pid].process, signal.SIGKILL)
+            stats = snapshot()
+            for pid in descendants_of([os.getpid()], stats):
+                if stats[pid].name == TEMPLATE_NAME:
+                    send(stats[pid].process, signal.SIGKILL)
             if await _read_to_end(pipe, chunks, 1.0):
                 return
 
     async def _ensure(self) -> _Running:
-        if self._running and not self._running.end.done() and not _stopped(self._running.process):
+        if self._running and not self._running.exit_future.done() and not _stopped(self._running.process):
             return self._running
         if self._running:
             await self._kill(self._running)
@@ -155,7 +155,7 @@ class Template:
             self._running = await self._spawn()
             if self._running:
                 return self._running
-        self._broken = True  # for good: repeating a failing import every second would only load the host
+        self._broken = True  # permanently: a failing import is not repeated every second
         raise TemplateError("the template process dies while it imports; see the guard's log")
 
     async def _spawn(self) -> _Running | None:
@@ -173,7 +173,7 @@ class Template:
         finally:
             theirs.close()
         self._starting = process
-        end = self._children.watch(process)
+        exit_future = self._children.watch(process)
         try:
             message = await _ready_message(process, ours)
         except (TimeoutError, OSError):
@@ -184,28 +184,28 @@ class Template:
             send(process, signal.SIGKILL)
             ours.close()
             return None
-        return self._log_preload(_Running(process, ours, end, msgspec.json.decode(message, type=TemplateReady)))
+        return self._log_preload(_Running(process, ours, exit_future, msgspec.json.decode(message, type=TemplateReady)))
 
     def _log_preload(self, running: _Running) -> _Running:
         ready = running.ready
         for name, reason in ready.skipped.items():
             _log.info("preload of %s skipped: %s", name, reason)
         if ready.threads > 1:
-            _log.warning("the preloaded modules run %d threads, which do not survive a fork", ready.threads)
+            _log.warning("the preloaded modules started %d threads, which do not survive a fork", ready.threads)
         return running
 
     async def _kill(self, running: _Running) -> None:
         send(running.process, signal.SIGKILL)
         running.sock.close()
-        await running.end
+        await running.exit_future
         if self._running is running:
             self._running = None
 
-    def check(self) -> bool:
+    def healthy(self) -> bool:
         """False when the template is stopped or dead and should be replaced before it is needed."""
         if self._running is None or self._lock.locked():
             return True
-        return not self._running.end.done() and not _stopped(self._running.process)
+        return not self._running.exit_future.done() and not _stopped(self._running.process)
 
     async def close(self) -> None:
         """Kills the template. May be called twice."""
@@ -227,7 +227,7 @@ async def _ready_message(process: Process, sock: socket.socket) -> bytes:
         message = asyncio.ensure_future(asyncio.get_running_loop().sock_recv(sock, 1 << 16))
         try:
             while not message.done() and not _stopped(process):
-                await asyncio.wait([message], timeout=LOOK_S)
+                await asyncio.wait([message], timeout=POLL_S)
             return message.result() if message.done() else b""
         finally:
             message.cancel()
@@ -247,13 +247,13 @@ def _parse(text: str) -> dict[int, Process | str]:
     return results
 
 
-async def _read_births(template: Process, pipe: int, chunks: list[bytes]) -> bool:
-    """Collects births until the last one; False when the template is stopped, or does not get on."""
+async def _read_pipe(template: Process, pipe: int, chunks: list[bytes]) -> bool:
+    """Reads until no child is still to come; False when the template is stopped or makes no progress."""
     seen, idle_s = 0, 0.0
-    while not await _read_to_end(pipe, chunks, LOOK_S):
-        idle_s = idle_s + LOOK_S if len(chunks) == seen else 0.0
+    while not await _read_to_end(pipe, chunks, POLL_S):
+        idle_s = idle_s + POLL_S if len(chunks) == seen else 0.0
         seen = len(chunks)
-        if idle_s >= ANSWER_S or _stopped(template):
+        if idle_s >= FORK_S or _stopped(template):
             return False
     return True
 

@@ -1,4 +1,4 @@
-"""Starts workers: plans their records, makes their processes by fork or cold, waits until they are ready."""
+"""Starts workers: adds their records, creates their processes by fork or cold, waits until they are ready."""
 
 import asyncio
 import logging
@@ -15,14 +15,14 @@ from rolecall.errors import RolecallError, WorkerConfigurationError, describe_ex
 from rolecall.guard import environment, logs, runtime
 from rolecall.guard.children import Children
 from rolecall.guard.command import fill
-from rolecall.guard.forker import Request, Template, TemplateError
 from rolecall.guard.host import HOST_CORES
-from rolecall.guard.killing import Killer
+from rolecall.guard.killer import Killer
 from rolecall.guard.ports import PortLeases
 from rolecall.guard.proc import Process
 from rolecall.guard.readiness import wait_until_ready
 from rolecall.guard.spawn import spawn
 from rolecall.guard.table import Record, State, Table
+from rolecall.guard.template_process import ForkRequest, TemplateError, TemplateProcess
 from rolecall.protocol.fork import ForkSpec
 from rolecall.protocol.guard import ProcessSpec, StartResult
 from rolecall.protocol.guard_config import GuardConfig
@@ -35,37 +35,37 @@ from rolecall.types import check_argv, check_env, check_name
 INDEX_DIGITS = 6  # of a worker's index, which becomes part of a socket's path
 
 OnCancel = Callable[[Callable[[], None]], None]
-Tell = Callable[[StartResult], Awaitable[None]]
+OnResult = Callable[[StartResult], Awaitable[None]]
 
 _log = logging.getLogger(__name__)
 
 
 class StartError(Exception):
-    """Why one worker could not be started, in words for its `StartResult`."""
+    """Why one worker could not be started: `StartResult.error`."""
 
 
 @dataclass(slots=True)
-class Parts:
-    """What the launcher works with; all of it is the guard's."""
+class LaunchContext:
+    """What a launcher uses and does not own."""
 
     config: GuardConfig
     base_env: Mapping[str, str]
     table: Table
     ports: PortLeases
     children: Children
-    template: Template
+    template: TemplateProcess
     killer: Killer
     make_peer: Callable[[Record], Peer]
     on_planned: Callable[[Record], None]
-    on_made: Callable[[Record], None]
+    on_created: Callable[[Record], None]
     spawn_task: Callable[[Coroutine[Any, Any, Any]], None]
 
 
 class Launcher:
     """Starts workers, any number at a time. A failure of one is its result; it never fails the others."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
+    def __init__(self, context: LaunchContext) -> None:
+        self._context = context
         self.closed = False
 
     async def start(
@@ -73,116 +73,115 @@ class Launcher:
         specs: Sequence[ProcessSpec],
         started_by: str = "",
         *,
-        tell: Tell | None = None,
+        on_result: OnResult | None = None,
         on_cancel: OnCancel | None = None,
     ) -> list[StartResult]:
-        """Starts all at the same time and returns when each is ready or has failed and left nothing behind.
+        """Starts all at the same time. Returns when each is ready, or has failed and its processes are gone.
 
         Args:
-            started_by: The worker that asked for it; empty for the controller.
-            tell: Gets each result as soon as it is known.
-            on_cancel: Takes a function to call when the caller gives up; what was started then is ended again.
+            started_by: The worker that has requested it; empty for the controller.
+            on_result: Gets each result as soon as it is known.
+            on_cancel: Takes a function to call when the caller gives up; it kills what was started.
         """
         planned = await asyncio.gather(*(self._plan(spec, started_by) for spec in specs))
         records = [record for record in planned if isinstance(record, Record)]
         if on_cancel is not None:
-            on_cancel(lambda: self._parts.spawn_task(self._parts.killer.end(records, 0)))
-        failures = await self._make(records)
-        return list(await asyncio.gather(*(self._finish_and_tell(item, failures, tell) for item in planned)))
+            on_cancel(lambda: self._context.spawn_task(self._context.killer.kill(records, 0)))
+        failures = await self._create(records)
+        return list(await asyncio.gather(*(self._finish_and_report(item, failures, on_result) for item in planned)))
 
     # Plan
 
     async def _plan(self, spec: ProcessSpec, started_by: str) -> Record | StartResult:
-        predecessor = self._parts.table.find(spec.worker_id)
-        if predecessor is not None and predecessor.state is State.ENDING:
-            await predecessor.gone.wait()
+        previous = self._context.table.find(spec.worker_id)
+        if previous is not None and previous.state is State.ENDING:
+            await previous.gone.wait()
         try:
             return self._record(spec, started_by)
         except (RolecallError, StartError, OSError) as error:
-            if self._parts.table.find(spec.worker_id) is None:
-                self._parts.ports.release(spec.worker_id)  # leased ahead for this very start
+            if self._context.table.find(spec.worker_id) is None:
+                self._context.ports.release(spec.worker_id)  # leased before, for this start
             return StartResult(worker_id=spec.worker_id, ok=False, error=str(error))
 
     def _record(self, spec: ProcessSpec, started_by: str) -> Record:
-        parts = self._parts
+        context = self._context
         _check(spec)
         if self.closed:
             raise StartError("the guard is ending")
-        if parts.table.find(spec.worker_id) is not None:
+        if context.table.find(spec.worker_id) is not None:
             raise StartError(f"{spec.worker_id} is already running; delete it first")
-        target = parts.table.get(spec.target) if spec.target else None
+        target = context.table.get(spec.target) if spec.target else None
         spec = _in_slot(spec, target.spec) if target else spec
         record = Record(
             spec=spec,
-            env=environment.own_env(spec, target.env if target else None),
-            log_path=logs.log_path(parts.config.run_dir, spec.worker_id),
-            ports=spec.ports or parts.ports.lease(spec.worker_id, spec.port_count),
+            env=environment.recorded_env(spec, target.env if target else None),
+            log_path=logs.log_path(context.config.run_dir, spec.worker_id),
+            ports=spec.ports or context.ports.lease(spec.worker_id, spec.port_count),
             started_by=started_by,
         )
         record.log_start = logs.size(record.log_path)
-        parts.on_planned(record)
-        parts.table.add(record)
+        context.on_planned(record)
+        context.table.add(record)
         return record
 
     def environment(self, record: Record) -> dict[str, str]:
         """The whole environment of a worker's process."""
-        config = self._parts.config
-        env = dict(self._parts.base_env) | record.env
+        config = self._context.config
+        env = dict(self._context.base_env) | record.env
         env |= environment.thread_counts(env, record.spec.cores, HOST_CORES)
-        return environment.marked(env, config.run_id, config.guard_id, record.worker_id)
+        return environment.with_run_ids(env, config.run_id, config.guard_id, record.worker_id)
 
     def _python(self) -> str:
-        return self._parts.config.python or sys.executable
+        return self._context.config.python or sys.executable
 
     def _forkable(self, record: Record) -> bool:
         spec = record.spec
         return spec.argv is None and not environment.needs_cold_start(
-            self.environment(record), self._parts.template.env
+            self.environment(record), self._context.template.env
         )
 
-    # Make processes
+    # Create processes
 
-    async def _make(self, records: Sequence[Record]) -> dict[Record, str]:
-        """Makes the processes; returns for which it could not be done, and why."""
+    async def _create(self, records: Sequence[Record]) -> dict[Record, str]:
+        """Creates the processes; returns why it failed, for those for which it did."""
         forks = [record for record in records if self._forkable(record)]
         failures = {record: self._spawn(record) for record in records if record not in forks}
         try:
-            failures |= await self._fork_wanted(forks)
+            failures |= await self._fork_unless_aborted(forks)
         except (TemplateError, OSError) as error:
             _log.warning("workers are started cold: %s", error)
             failures |= {record: self._spawn(record) for record in forks}
         finally:
             for record in records:
-                record.made.set()
+                record.created.set()
         return {record: failure for record, failure in failures.items() if failure}
 
-    async def _fork_wanted(self, records: Sequence[Record]) -> dict[Record, str]:
-        """Forks those that are still wanted once the template is there, which imports for seconds."""
+    async def _fork_unless_aborted(self, records: Sequence[Record]) -> dict[Record, str]:
+        """Forks those that were not aborted while the template was importing, which takes seconds."""
         if records:
-            await self._until_warm(records)
-        unwanted = [record for record in records if record.abort.is_set()]
-        failures = await self._fork([record for record in records if record not in unwanted])
-        return failures | dict.fromkeys(unwanted, "killed while starting")
+            await self._wait_until_warm(records)
+        aborted = [record for record in records if record.abort.is_set()]
+        failures = await self._fork([record for record in records if record not in aborted])
+        return failures | dict.fromkeys(aborted, "killed while starting")
 
-    async def _until_warm(self, records: Sequence[Record]) -> None:
-        """Waits for the template, or until none of the workers is wanted any more."""
-        warm = asyncio.ensure_future(self._parts.template.warm())
-        unwanted = asyncio.gather(*(record.abort.wait() for record in records))
-        either: set[asyncio.Future[Any]] = {warm, unwanted}
+    async def _wait_until_warm(self, records: Sequence[Record]) -> None:
+        """Waits for the template, or until all workers are aborted."""
+        warm = asyncio.ensure_future(self._context.template.warm_up())
+        aborted = asyncio.gather(*(record.abort.wait() for record in records))
+        either: set[asyncio.Future[Any]] = {warm, aborted}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        unwanted.add_done_callback(_retrieved)
-        unwanted.cancel()
-        warm.add_done_callback(_retrieved)  # it goes on; why it failed is told by the fork that needs it
+        aborted.add_done_callback(_retrieve_exception)
+        aborted.cancel()
+        warm.add_done_callback(_retrieve_exception)  # it continues; the next fork raises why it failed
 
     async def _fork(self, records: Sequence[Record]) -> dict[Record, str]:
         if not records:
             return {}
         pairs = [socket.socketpair() for _ in records]
         try:
-            requests = [
-                Request(self._birth(record), pair[1].fileno()) for record, pair in zip(records, pairs, strict=True)
-            ]
-            born = await self._parts.template.fork(requests)
+            ends = zip(records, pairs, strict=True)
+            requests = [ForkRequest(self._fork_spec(record), theirs.fileno()) for record, (_, theirs) in ends]
+            children = await self._context.template.fork(requests)
         except BaseException:
             for ours, _ in pairs:
                 ours.close()
@@ -192,25 +191,25 @@ class Launcher:
                 theirs.close()
         return {
             record: self._adopt(record, ours, child)
-            for record, (ours, _), child in zip(records, pairs, born, strict=True)
+            for record, (ours, _), child in zip(records, pairs, children, strict=True)
         }
 
     def _adopt(self, record: Record, control: socket.socket, child: Process | str) -> str:
         if isinstance(child, Process):
-            self._made(record, child, control)
+            self._register_process(record, child, control)
             return ""
         control.close()
         return child
 
-    def _birth(self, record: Record) -> ForkSpec:
+    def _fork_spec(self, record: Record) -> ForkSpec:
         env = self.environment(record)
         return ForkSpec(
             worker_id=record.worker_id,
             guard=os.getpid(),
             env={os.fsencode(name): os.fsencode(value) for name, value in env.items()},
             log_path=record.log_path,
-            entry=self._parts.config.entry,
-            cwd=record.spec.cwd or self._parts.config.cwd,
+            entry=self._context.config.entry,
+            cwd=record.spec.cwd or self._context.config.cwd,
             threads=environment.thread_limit(env, record.spec.cores, HOST_CORES),
         )
 
@@ -222,27 +221,27 @@ class Launcher:
             log = os.open(record.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             try:
                 if record.spec.argv is not None:
-                    self._made(record, self._run(record, self._argv(record), log), None)
+                    self._register_process(record, self._run(record, self._argv(record), log), None)
                 else:
                     self._spawn_cold(record, log)
             finally:
                 os.close(log)
-        except (RolecallError, OSError, ValueError) as error:  # the last where the kernel would cut a string at a NUL
+        except (RolecallError, OSError, ValueError) as error:  # ValueError: a NUL in a string
             return str(error)
         return ""
 
     def _argv(self, record: Record) -> list[str]:
         return fill(
             record.spec.argv or [],
-            host=self._parts.config.ip,
+            host=self._context.config.ip,
             ports=record.ports,
             worker_id=record.worker_id,
-            devices=environment.own_env(record.spec, record.env).get(record.spec.device_var, ""),
+            devices=environment.recorded_env(record.spec, record.env).get(record.spec.device_var, ""),
             python=self._python(),
         )
 
     def _spawn_cold(self, record: Record, log: int) -> None:
-        config = self._parts.config
+        config = self._context.config
         ours, theirs = socket.socketpair()
         argv = [self._python(), "-m", config.cold_module, "--control-fd", str(theirs.fileno())]
         try:
@@ -251,29 +250,29 @@ class Launcher:
         except BaseException:
             ours.close()
             raise
-        self._made(record, process, ours)
+        self._register_process(record, process, ours)
 
     def _run(self, record: Record, argv: list[str], log: int, keep: Sequence[int] = ()) -> Process:
-        cwd = record.spec.cwd or self._parts.config.cwd
+        cwd = record.spec.cwd or self._context.config.cwd
         return spawn(record.worker_id, argv, self.environment(record), log=log, cwd=cwd, keep=keep)
 
-    def _made(self, record: Record, process: Process, control: socket.socket | None) -> None:
+    def _register_process(self, record: Record, process: Process, control: socket.socket | None) -> None:
         record.process = process
-        record.end = self._parts.children.watch(process)
+        record.exit_future = self._context.children.watch(process)
         record.mark("forked")
-        self._parts.on_made(record)
+        self._context.on_created(record)
         if control is not None:
-            record.peer = self._parts.make_peer(record)
+            record.peer = self._context.make_peer(record)
             record.peer.attach(Link(control, loop=asyncio.get_running_loop()))
 
     # Wait until ready
 
-    async def _finish_and_tell(
-        self, item: Record | StartResult, failures: Mapping[Record, str], tell: Tell | None
+    async def _finish_and_report(
+        self, item: Record | StartResult, failures: Mapping[Record, str], on_result: OnResult | None
     ) -> StartResult:
         result = await self._finish(item, failures)
-        if tell is not None:
-            await tell(result)
+        if on_result is not None:
+            await on_result(result)
         return result
 
     async def _finish(self, item: Record | StartResult, failures: Mapping[Record, str]) -> StartResult:
@@ -284,12 +283,12 @@ class Launcher:
             item.state = State.READY
             item.mark("ready")
             return self._result(item)
-        end = item.exit  # before it is killed: how it ended by itself
+        end = item.exit  # read before it is killed: how it ended by itself
         tail = logs.tail(item.log_path, item.log_start)
         if item.state is State.ENDING:
-            await item.gone.wait()  # whoever aborted the start ends it, and reports what was ended
+            await item.gone.wait()  # the task that aborted the start kills it and reports that
         else:
-            await self._parts.killer.end([item], 0)
+            await self._context.killer.kill([item], 0)
         return msgspec.structs.replace(
             self._result(item, error or "killed while starting"),
             log_tail=tail,
@@ -298,13 +297,13 @@ class Launcher:
         )
 
     async def _wait_ready(self, record: Record) -> str:
-        """Waits until a worker is ready, has ended or shall end; returns why it is not."""
-        assert record.end is not None
-        ready = asyncio.ensure_future(self._ready(record))
+        """Waits until a worker is ready, has ended or is aborted; returns why it is not ready."""
+        assert record.exit_future is not None
+        ready = asyncio.ensure_future(self._until_ready(record))
         abort = asyncio.ensure_future(record.abort.wait())
         timeout = record.spec.start_timeout
         stalled = asyncio.ensure_future(record.stalled.wait())
-        waiting: set[asyncio.Future[Any]] = {ready, abort, stalled, record.end}
+        waiting: set[asyncio.Future[Any]] = {ready, abort, stalled, record.exit_future}
         try:
             await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -314,8 +313,8 @@ class Launcher:
                 ready.cancel()
         if record.abort.is_set():
             return "killed while starting"
-        if record.end.done():
-            end = record.end.result()
+        if record.exit_future.done():
+            end = record.exit_future.result()
             return f"the process ended during startup: {describe_exit(end.code, end.signal)}"
         if record.stalled.is_set():
             return f"the process makes no progress: {record.stall}"
@@ -323,15 +322,15 @@ class Launcher:
             return f"not ready within {timeout:g} s" + (f" ({record.waits_for})" if record.waits_for else "")
         return str(ready.exception() or "")
 
-    async def _ready(self, record: Record) -> None:
+    async def _until_ready(self, record: Record) -> None:
         if record.peer is None:
-            await wait_until_ready(record, self._parts.config)
+            await wait_until_ready(record, self._context.config)
             return
         answer = await record.peer.request("configure", to_plain(self._worker_config(record)))
         record.socket = from_plain(Configured, answer, f"worker {record.worker_id}").socket
 
     def _worker_config(self, record: Record) -> WorkerConfig:
-        config = self._parts.config
+        config = self._context.config
         return WorkerConfig(
             worker_id=record.worker_id,
             run_id=config.run_id,
@@ -355,7 +354,7 @@ class Launcher:
             worker_id=record.worker_id,
             ok=not error,
             pid=record.process.pid if record.process else None,
-            ip=self._parts.config.ip,
+            ip=self._context.config.ip,
             ports=record.ports,
             socket=record.socket,
             timeline=record.timeline,
@@ -379,13 +378,13 @@ def _check(spec: ProcessSpec) -> None:
         )
 
 
-def _retrieved(task: asyncio.Future[Any]) -> None:
+def _retrieve_exception(task: asyncio.Future[Any]) -> None:
     if not task.cancelled():
         task.exception()
 
 
 def _in_slot(spec: ProcessSpec, target: ProcessSpec) -> ProcessSpec:
-    """A fork's spec with what it takes over from its target's slot."""
+    """A fork's spec, completed with the slot of its target."""
     return msgspec.structs.replace(
         spec,
         devices=spec.devices or target.devices,

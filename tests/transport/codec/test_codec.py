@@ -30,8 +30,9 @@ from rolecall.errors import DecodeError, EncodeError, RemoteError
 from rolecall.transport import codec
 from rolecall.transport.codec import decode, encode, extension
 from rolecall.transport.codec.plain import SLICE
+from rolecall.transport.codec.rules import DECODERS
 from rolecall.transport.codec.user_types import DATACLASS, ENUM
-from rolecall.transport.codec.walk import DECODERS, Writer
+from rolecall.transport.codec.writer import Writer
 from rolecall.transport.frames import FrameReader, pack
 
 T = TypeVar("T")
@@ -741,7 +742,7 @@ def test_importing_the_codec_is_light() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-# --- swap and extensions ---
+# --- extensions ---
 
 
 @dataclasses.dataclass
@@ -769,34 +770,6 @@ def test_an_extension_gets_its_value_and_the_context() -> None:
     with pytest.raises(EncodeError) as caught:
         encode({"h": Handle((1,), function)}, "args")
     assert caught.value.place == "args['h']['parts']"
-
-
-@pytest.mark.usefixtures("handles")
-def test_swap_replaces_leaves_once_in_one_pass() -> None:
-    """`swap` sees each leaf once, and never a container, text or number."""
-    tensor, seen = torch.ones(3), []
-
-    def swap(leaf: Any) -> Any:
-        seen.append(leaf)
-        return Handle(tuple(leaf.shape)) if isinstance(leaf, torch.Tensor) else leaf
-
-    value = {"a": [tensor, (tensor, Color.RED)], "c": Config(inner=tensor), "n": 2**70, "s": "text", "b": b"bytes"}
-    header, buffers = encode(value, swap=swap)
-    got = decode(header, buffers, context=0)
-    assert got["a"][0] == (0, (3,), None) == got["c"].inner and got["a"][1][1] is Color.RED and got["n"] == 2**70
-    assert not buffers
-    assert sum(x is tensor for x in seen) == 1, (
-        "one tensor in three places is one handle, also when the walk starts over"
-    )
-    assert not any(isinstance(x, dict | list | tuple | Config | str | int) for x in seen)
-
-
-def test_what_swap_returns_is_sent_as_it_is() -> None:
-    """What `swap` returns is encoded without being swapped again, and refused with its place if not serializable."""
-    assert decode(*encode([function], swap=lambda leaf: (1, "fn"))) == [(1, "fn")]
-    with pytest.raises(EncodeError) as caught:
-        encode({"a": [function]}, swap=lambda leaf: threading.Lock())
-    assert caught.value.place == "value['a'][0]"
 
 
 # --- a forged header does not get at memory ---

@@ -1,0 +1,176 @@
+"""The guard itself: connects a supervisor to the controller, keeps the lease, and ends with all that it started."""
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from rolecall.errors import RolecallError
+from rolecall.guard import host, runtime
+from rolecall.guard.lease import Lease
+from rolecall.guard.notices import Notices
+from rolecall.guard.proc import Process, alive
+from rolecall.guard.requests import ControllerRequests, WorkerRequests
+from rolecall.guard.server import GuardServer
+from rolecall.guard.supervisor import Supervisor
+from rolecall.guard.table import Record
+from rolecall.protocol import events
+from rolecall.protocol.guard_config import GuardConfig
+from rolecall.protocol.message import from_json, to_plain
+from rolecall.transport.client import Client
+from rolecall.transport.loop import new_loop
+
+TICK_S = 1.0
+LOG_TICK_S = 0.2
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+_log = logging.getLogger(__name__)
+
+
+class Guard:
+    """The process of a run on one host. Everything runs on one event loop, in the main thread."""
+
+    def __init__(self, config: GuardConfig, loop: asyncio.AbstractEventLoop) -> None:
+        self._config, self._loop = config, loop
+        self._lease = Lease(config.lease_s, time.monotonic())
+        self._supervisor = Supervisor(config, loop, self._lease, self._handler, self._notify, _log_file(config))
+        self._server = GuardServer(self._supervisor, config, loop)
+        self._notices = Notices(loop, self._notify)
+        self._stop: asyncio.Future[str] = loop.create_future()
+        self._controller = Process(config.controller_pid, config.controller_start)
+        self._controller_pidfd = -1
+        self._client: Client | None = None
+
+    async def run(self) -> None:
+        """Serves until the controller, a signal or the lease ends it."""
+        for number in STOP_SIGNALS:
+            self._loop.add_signal_handler(number, self._stop_soon, f"asked to by {signal.Signals(number).name}")
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        self._watch_controller()
+        self._server.listen()
+        self._client = self._connect()
+        if self._config.notices:
+            self._notices.open()
+        self._supervisor.warm_up()
+        self._supervisor.spawn_task(self._every(TICK_S, self._tick))
+        self._supervisor.spawn_task(self._every(LOG_TICK_S, self._supervisor.copy_logs))
+        reason = await self._stop
+        _log.info("ending: %s", reason)
+        await self._supervisor.shutdown(0.0)
+        await self._close()
+
+    def _connect(self) -> Client:
+        return Client(
+            "controller",
+            self._config.controller,
+            self._config.token,
+            loop=self._loop,
+            hello=to_plain(host.hello(self._config)),
+            handler=ControllerRequests(self._supervisor, self._stop_soon),
+            on_notify=self._on_notify,
+            on_attached=lambda: self._lease.connected(time.monotonic()),
+            on_detached=self._on_disconnected,
+        )
+
+    def _stop_soon(self, reason: str) -> None:
+        """Ends the guard soon. The first reason counts."""
+        if not self._stop.done():
+            self._stop.set_result(reason)
+
+    async def _close(self) -> None:
+        self._notices.close()
+        if self._client is not None:
+            self._client.close()
+        if self._controller_pidfd >= 0:
+            self._loop.remove_reader(self._controller_pidfd)
+        self._supervisor.close()
+        await self._server.close()
+        runtime.clean(self._config.runtime_dir, self._config.guard_id)
+
+    def _handler(self, record: Record) -> WorkerRequests:
+        return WorkerRequests(self._supervisor, record)
+
+    async def _every(self, pause: float, work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await asyncio.sleep(pause)
+            try:
+                await work()
+            except Exception:  # observation must continue, whatever one read of /proc or a full disk raises
+                _log.exception("%s failed", work)
+
+    async def _tick(self) -> None:
+        self._check_lease()
+        await self._supervisor.tick()
+
+    # The controller
+
+    def _on_notify(self, topic: str, value: Any) -> None:
+        if topic == "lease":
+            self._lease.renew(time.monotonic())
+            if self._client is not None:
+                self._client.peer.notify("alive")
+
+    def _on_disconnected(self, error: Exception | None) -> None:
+        self._lease.disconnected()
+        self._check_lease()
+
+    def _watch_controller(self) -> None:
+        """On the controller's host its death is noticed at once, even if a child of it keeps the connection open."""
+        if not self._controller.pid:
+            return
+        try:
+            self._controller_pidfd = os.pidfd_open(self._controller.pid)
+        except OSError:
+            return
+        self._loop.add_reader(self._controller_pidfd, self._on_controller_exit)
+
+    def _on_controller_exit(self) -> None:
+        self._loop.remove_reader(self._controller_pidfd)
+        self._check_lease()
+
+    def _check_lease(self) -> None:
+        now = time.monotonic()
+        local = bool(self._controller.pid)
+        living = local and alive(self._controller)
+        if living:
+            self._lease.renew(now)  # a controller that is stopped by Ctrl-Z or a debugger cannot renew the lease
+        if self._client is not None and self._client.peer.closed:
+            self._stop_soon("the controller refused the guard")
+        reason = self._lease.end_reason(now, controller_dead=local and not living)
+        if reason:
+            self._stop_soon(reason)
+
+    def _notify(self, event: events.Event) -> None:
+        """Notifies the controller of an event."""
+        topic = events.topic_of(event)
+        if self._client is not None:
+            try:
+                self._client.peer.notify(topic, to_plain(event))
+            except RolecallError as error:
+                _log.warning("the controller was not notified of %s: %s", topic, error)
+
+
+def _log_file(config: GuardConfig) -> str:
+    return str(Path(config.run_dir, "logs", f"guard-{config.guard_id}.log"))
+
+
+def main(raw: bytes) -> int:
+    """Runs a guard until its end; returns its exit status."""
+    config = host.resolve_addresses(from_json(GuardConfig, raw, "the controller"))
+    path = Path(_log_file(config))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(
+        filename=path, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+    )
+    loop = new_loop(uvloop=False)  # uvloop handles SIGCHLD itself, and the guard handles no calls
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_until_complete(Guard(config, loop).run())
+    except BaseException:
+        _log.exception("the guard failed; its reaper kills what it owned")
+        raise
+    return 0

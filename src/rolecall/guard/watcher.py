@@ -1,0 +1,87 @@
+"""Samples all workers every second: which processes are theirs, how much memory they use, whether they stall."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+from rolecall.guard import probe
+from rolecall.guard.children import Children
+from rolecall.guard.descendants import Descendants
+from rolecall.guard.metrics import Counts
+from rolecall.guard.oom import OomWatch
+from rolecall.guard.stall import Resumed, Stalled, StallWatch
+from rolecall.guard.table import Record, State, Table
+from rolecall.protocol import events
+
+Notify = Callable[[events.Event], None]
+Spawn = Callable[[Coroutine[Any, Any, Any]], None]
+
+MAX_STACK_DUMPS = 4  # stacks read at the same time, when many workers stall together
+
+
+@dataclass(slots=True)
+class _Watch:
+    """One worker's policy, and a lock that keeps its events in order while stacks are read."""
+
+    policy: StallWatch
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class Watcher:
+    """Records what can no longer be read when a worker has died: its processes, its memory, the kernel's counters.
+
+    Args:
+        notify: Notifies the controller of an event.
+        spawn_task: Runs a coroutine concurrently, since reading stacks takes seconds.
+        stall_s: See `GuardConfig.stall_s`.
+    """
+
+    def __init__(
+        self, table: Table, children: Children, counts: Counts, notify: Notify, spawn_task: Spawn, stall_s: float
+    ) -> None:
+        self._table, self._children, self._counts = table, children, counts
+        self._notify, self._spawn_task, self._stall_s = notify, spawn_task, stall_s
+        self._watches: dict[Record, _Watch] = {}
+        self._stack_dumps = asyncio.Semaphore(MAX_STACK_DUMPS)
+        self.oom = OomWatch()
+
+    async def look(self) -> None:
+        """Samples everything once."""
+        self.oom.look()
+        await self._attribute()
+        living = [record for record in self._table if record.state is not State.ENDING]
+        self._watches = {record: self._watches.get(record) or _Watch(StallWatch(self._stall_s)) for record in living}
+        for record, watch in self._watches.items():
+            sample = probe.sample(record)
+            change = watch.policy.add(sample) if sample else None
+            if change is not None:
+                self._spawn_task(self._report(record, change, watch.lock))
+
+    async def _attribute(self) -> None:
+        descendants = await asyncio.to_thread(Descendants)
+        for record in self._table:
+            if record.process is not None and record.state is not State.ENDING:  # else the killer tracks its processes
+                owned = descendants.owned(record.worker_id, record.process, record.tracked)
+                record.tracked = owned
+                record.rss = sum(descendants.by_pid[process.pid].rss for process in owned)
+
+    async def _report(self, record: Record, change: Stalled | Resumed, lock: asyncio.Lock) -> None:
+        async with lock:
+            if isinstance(change, Resumed):
+                if record.state is State.READY:
+                    self._notify(events.Resumed(worker=record.worker_id))
+                return
+            self._counts.stalls += 1
+            async with self._stack_dumps:
+                stacks = await probe.stacks(record, self._children)
+            if record.state is State.STARTING and change.kind == "stopped":
+                record.stall = f"{change.reason}\n{stacks}"
+                record.stalled.set()  # the start fails with it
+                return
+            if record.state is not State.READY or record.process is None:
+                return  # it has ended meanwhile, which is an event of its own
+            stalled = events.Stalled(
+                worker=record.worker_id, pid=record.process.pid, kind=change.kind, reason=change.reason, stacks=stacks
+            )
+            self._notify(stalled)

@@ -1,0 +1,127 @@
+"""The reader turns msgpack back into a value, with the rules of `rules`. It trusts nothing that it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from msgspec import msgpack
+
+from rolecall.errors import DecodeError
+from rolecall.transport.codec.rules import DECODERS, LISTED, LISTED_TYPES, MOST_ROWS, TABLE
+from rolecall.transport.frames import MAX_DEPTH
+
+unpack_plain = msgpack.decode
+
+
+class Reader:
+    """Turns msgpack back into one value.
+
+    Nesting is bounded by `MAX_DEPTH` for extensions and by the interpreter's recursion limit for plain lists and dicts,
+    which msgspec reads without us. Counts are bounded by the input: it takes memory for an item when it has read it.
+    """
+
+    __slots__ = ("_body", "_buffers", "_depth", "_rows", "_table", "context")
+
+    def __init__(self, buffers: Sequence[Any], context: Any = None) -> None:
+        self.context = context
+        self._buffers = buffers
+        self._depth = self._rows = 0
+        self._table: Sequence[Any] = ()
+        self._body: bytes | None = None
+
+    def hook(self, code: int, data: memoryview) -> Any:
+        decode = DECODERS.get(code)
+        if decode is None:
+            raise DecodeError("unknown code of an extension", code)
+        if self._depth > MAX_DEPTH:
+            raise DecodeError("nested too deep", self._depth)
+        self._depth += 1
+        try:
+            return decode(self, data)
+        finally:
+            self._depth -= 1
+
+    def opened(self, header: bytes | memoryview) -> tuple[list[Any], Any]:
+        """Decodes a header up to the value. Returns what is listed before it, and the value when nothing is."""
+        value = self.value(header)
+        if self._body is None:
+            return [], value
+        return list(self._table), None
+
+    def closed(self, listed: Sequence[Any]) -> Any:
+        """Decodes the value behind a list, with these in the place of what was listed."""
+        body, self._body, self._table = self._body, None, listed
+        if body is None:
+            raise DecodeError("a value is decoded once")
+        return self.value(body)
+
+    def table(self, data: memoryview) -> None:
+        """Reads the list before the value; it is the first thing in a header, and stands there once."""
+        if self._depth != 1 or self._body is not None or self._table:
+            raise DecodeError("a list of references inside a value")
+        codes, forms, body = self.items(data, 3)
+        if type(codes) is not list or type(forms) is not list or type(body) is not bytes or not codes:
+            raise DecodeError("a list of references is not the list that it must be")
+        if not LISTED_TYPES.keys() >= set(codes):
+            raise DecodeError("unknown code of a reference")
+        context = self.context
+        self._table = [LISTED_TYPES[code](form, context) for code, form in zip(codes, forms, strict=True)]
+        self._body = body
+
+    def listed(self, data: memoryview) -> Any:
+        number = self.value(data)
+        if type(number) is not int or not 0 <= number < len(self._table):
+            raise DecodeError("no reference of that number", number)
+        return self._table[number]
+
+    def value(self, data: memoryview | bytes) -> Any:
+        """Decodes what `Writer.extension` wrapped."""
+        return unpack_plain(data, ext_hook=self.hook)
+
+    def items(self, data: memoryview | bytes, count: int | None = None) -> list[Any]:
+        """The same, where it must be a list (of `count` items)."""
+        found = self.value(data)
+        if type(found) is not list or (count is not None and len(found) != count):
+            raise DecodeError("an extension's content is not the list that it must be")
+        return found
+
+    def columns(self, found: list[Any]) -> list[list[Any]]:
+        """The columns that arrived, when they are such.
+
+        Raises:
+            DecodeError: There are none, one is no list, they differ in length, or there are too many rows.
+        """
+        if set(map(type, found)) != {list} or len(set(map(len, found))) != 1:
+            raise DecodeError("columns are not lists of one length")
+        self.count(len(found[0]))
+        return found
+
+    def count(self, rows: int) -> None:
+        """Notes objects that will be made from columns.
+
+        Raises:
+            DecodeError: They are more than one value may have.
+        """
+        self._rows += rows
+        if self._rows > MOST_ROWS:
+            raise DecodeError("too many rows", self._rows)
+
+    def text(self, data: memoryview | bytes) -> str:
+        """The same, where it must be a str."""
+        found = self.value(data)
+        if type(found) is not str:
+            raise DecodeError("an extension's content is not the text that it must be", type(found).__name__)
+        return found
+
+    def buffer(self, ref: Any) -> memoryview:
+        """The memory that `Writer.buffer` stood for, flat and, when it was received, writable."""
+        if type(ref) is bytes:
+            return memoryview(bytearray(ref))
+        if type(ref) is not int or not 0 <= ref < len(self._buffers):
+            raise DecodeError("no buffer of that number", ref)
+        return memoryview(self._buffers[ref]).cast("B")
+
+
+DECODERS[TABLE] = Reader.table
+DECODERS[LISTED] = Reader.listed

@@ -1,0 +1,139 @@
+"""The writer turns a value into msgpack. It knows no type beyond what msgpack has; the others follow `rules`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from msgspec import Raw, msgpack
+
+from rolecall.transport.codec.native import MANY, NATIVE, NATIVE_CONTAINERS, floats, foreign_level
+from rolecall.transport.codec.native import encode as pack_plain
+from rolecall.transport.codec.places import Refused
+from rolecall.transport.codec.rules import LISTED, MOST_ROWS, ROWS, TABLE, rule_of
+from rolecall.transport.frames import MAX_DEPTH
+
+CAREFUL = NATIVE - {int, str}  # what msgpack takes whatever its value is
+FEW = 4  # items from which on columns are the faster form
+SIZED = frozenset({list, tuple, dict})
+MOST_ITEMS = 1 << 23  # of all rows of one list together: one that contains itself many times multiplies on each level
+TOO_DEEP = f"it contains itself, or is nested deeper than {MAX_DEPTH} levels"
+
+
+class Writer:
+    """Turns one value into what msgspec can encode, and collects its buffers.
+
+    At first it decides for many values at a time what msgpack holds as it is, and writes lists of like items as
+    columns. After a refusal it starts over, looks at every value, and so finds what is refused and where it lies.
+    """
+
+    __slots__ = ("_columned", "_depth", "_listed", "_walked", "buffers", "native")
+
+    def __init__(self) -> None:
+        self.buffers: list[memoryview] = []
+        self.native = NATIVE
+        self._depth = 0
+        self._listed: dict[int, tuple[Any, int, int, Any]] = {}  # by identity; holds the object, too
+        self._columned = 0  # rows written as columns
+        self._walked = 0  # levels above this one were looked at already and hold something foreign
+
+    def start_over(self) -> None:
+        """Makes the writer look at every value by itself, int and str as well."""
+        self.buffers, self.native, self._depth = [], CAREFUL, 0
+        self._listed.clear()
+
+    def plain(self, value: Any) -> Any:
+        """Returns `value` in a form that msgspec encodes.
+
+        Raises:
+            Refused: It, or something in it, does not travel.
+        """
+        kind = type(value)
+        if kind in self.native:
+            return value
+        if self._depth >= MAX_DEPTH:
+            raise Refused(value, TOO_DEEP)
+        self._depth += 1
+        try:
+            return rule_of(kind)(self, value)
+        except Refused as refused:
+            refused.rise(value)
+            raise
+        finally:
+            self._depth -= 1
+
+    def column(self, values: Sequence[Any]) -> Any:
+        """`values` in a form that arrives as a list of them."""
+        if self.native is CAREFUL or not values:
+            return self._each(values)
+        kind = type(values[0])
+        if kind is float and len(values) >= MANY and (packed := floats(values)) is not None:
+            return Raw(packed)
+        if kind in NATIVE_CONTAINERS and self.fit(values):
+            return values
+        rows = self._rows(kind, values) if len(values) >= FEW else None
+        return self._each(values) if rows is None else rows
+
+    def fit(self, values: Sequence[Any]) -> bool:
+        """Whether msgpack holds all of these as they are."""
+        if len(values) < MANY or self.native is CAREFUL:
+            kinds = set(map(type, values))
+            if kinds <= self.native:
+                return True
+            if self.native is CAREFUL or not kinds <= NATIVE_CONTAINERS:
+                return False
+        if self._depth < self._walked:
+            return False
+        level = foreign_level(values, MAX_DEPTH - self._depth)
+        if level is None:
+            return True
+        self._walked = self._depth + level
+        return False
+
+    def _each(self, values: Sequence[Any]) -> Sequence[Any]:
+        plain = self.plain
+        return [plain(value) for value in values]
+
+    def _rows(self, kind: type, values: Sequence[Any]) -> Any:
+        rule_of(kind)  # adds the one for rows as well
+        rule = ROWS.get(kind)
+        self._columned += len(values)
+        if (
+            rule is None
+            or self._depth >= MAX_DEPTH
+            or self._columned > MOST_ROWS
+            or [*map(type, values)].count(kind) != len(values)
+            or (kind in SIZED and sum(map(len, values)) > MOST_ITEMS)
+        ):
+            return None
+        self._depth += 1
+        try:
+            return rule(self, values)
+        finally:
+            self._depth -= 1
+
+    def extension(self, code: int, payload: Any) -> msgpack.Ext:
+        """Wraps `payload`, which must be plain already."""
+        return msgpack.Ext(code, pack_plain(payload))
+
+    def listed(self, code: int, value: Any, form: Callable[[Any], Any]) -> msgpack.Ext:
+        """Puts `form(value)` into the list before the value. Returns what stands for it: its number there."""
+        known = self._listed.get(id(value))
+        if known is None:
+            known = self._listed[id(value)] = (value, len(self._listed), code, form(value))
+        return msgpack.Ext(LISTED, pack_plain(known[1]))
+
+    def header(self, value: Any) -> bytes:
+        """`value` as bytes, behind the list of what it refers to."""
+        body = pack_plain(self.plain(value))
+        if not self._listed:
+            return body
+        codes, forms = ([entry[i] for entry in self._listed.values()] for i in (2, 3))
+        return pack_plain(self.extension(TABLE, [codes, self.column(forms), body]))
+
+    def buffer(self, memory: memoryview, inline: int) -> int | bytes:
+        """Hands over flat `memory`. Returns what stands for it: a number, or the bytes when there are few."""
+        if len(memory) <= inline:
+            return memory.tobytes()
+        self.buffers.append(memory)
+        return len(self.buffers) - 1
