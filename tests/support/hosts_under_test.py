@@ -81,7 +81,7 @@ class OfSlurm(Hosts):
         """All nodes are back and idle, whatever became of their cables, and none is drained or down."""
         for slurmd in self._slurmds.values():
             os.kill(slurmd, signal.SIGHUP)  # it says that it is there, instead of waiting until it is asked
-        self.cluster.check_clean(BACK_WITHIN_S)
+        self.cluster.check_clean(within_s=BACK_WITHIN_S)
 
 
 class OfRay(Hosts):

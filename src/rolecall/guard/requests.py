@@ -20,7 +20,7 @@ from rolecall.protocol import guard as protocol
 from rolecall.protocol import worker
 from rolecall.protocol.guard import Method, Nothing, ProcessSpec, StartResult, WorkerRow
 from rolecall.protocol.message import Message, from_plain, to_plain
-from rolecall.protocol.worker_methods import AllocPorts, Fork, Forked, KillFork, SetEnv
+from rolecall.protocol.worker_methods import CALLER, AllocPorts, Fork, Forked, KillFork, SetEnv
 from rolecall.transport.peer import Incoming
 from rolecall.types import check_module, check_name
 
@@ -205,9 +205,9 @@ def request_of(kind: type[Q], value: Any) -> Q:
         WorkerConfigurationError: A field is unknown, missing or of another type; the message names it.
     """
     try:
-        return from_plain(kind, value or {}, "the caller")
+        return from_plain(kind, value or {}, CALLER)
     except ProtocolError as error:
-        raise WorkerConfigurationError(f"bad arguments: {error}") from error
+        raise WorkerConfigurationError(str(error)) from error
 
 
 def row(record: Record) -> WorkerRow:

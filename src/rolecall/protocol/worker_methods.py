@@ -35,9 +35,10 @@ from rolecall.errors import (
     WorkerNotFoundError,
 )
 from rolecall.protocol.guard import PortCount, Ports
-from rolecall.protocol.message import Message
+from rolecall.protocol.message import Message, from_plain, malformed
 from rolecall.types import TensorPolicy
 
+CALLER = "the caller"  # in errors about its requests
 DESTROY_TIMEOUT_S = 10.0
 MAX_BODY = 64 << 20
 MAX_TENSOR = 1 << 30  # bytes that one PUT takes; larger tensors go over a framed connection
@@ -240,22 +241,18 @@ class WorkerMethod:
     arguments: tuple[str, str] | None = None
 
     def parsed(self, value: Any) -> Any:
-        """The request that a decoded value says.
+        """The request that a decoded value holds.
 
         Raises:
             ProtocolError: A field is missing, unknown or of another type.
         """
         if self.request is None:
             return value
-        try:
-            return msgspec.convert({} if value is None else value, self.request)
-        except msgspec.ValidationError as e:
-            raise malformed(self.name, str(e)) from e
+        return from_plain(self.request, {} if value is None else value, CALLER, f"request {self.name!r}")
 
-
-def malformed(method: str, problem: str) -> ProtocolError:
-    """The error for a request that is not what its method is asked with."""
-    return ProtocolError(f"malformed request {method!r}", problem)
+    def malformed(self, problem: str) -> ProtocolError:
+        """The error for a request that `parsed` does not get to see."""
+        return malformed(f"request {self.name!r}", CALLER, problem)
 
 
 STATUS: Mapping[type[RolecallError], int] = {  # of an error or its nearest base

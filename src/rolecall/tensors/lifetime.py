@@ -117,7 +117,7 @@ class Home:
             known = self._known.get(shard.key)
             if known is not None:
                 return known
-            shard.keeper = self
+            shard.manager = self
             finalizer = weakref.finalize(shard, self._collected, shard.owner, shard.addresses, shard.id, shard.nbytes)
             finalizer.atexit = False  # the run's end frees everything anyway
             self._known[shard.key] = shard

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from rolecall.errors import ProtocolError, RolecallError, ShardExistsError
-from rolecall.protocol.worker_methods import METHODS, ClearShards, GetShards, ShardInfo, StoreShard, malformed
+from rolecall.protocol.worker_methods import METHODS, ClearShards, GetShards, ShardInfo, StoreShard
 from rolecall.tensors import raw, tree
 from rolecall.tensors.dtypes import dtype_name, storable
 from rolecall.tensors.fetch import Fetcher
@@ -49,29 +49,29 @@ class DataService:
             raise ProtocolError("no such data method", method)
         return self._methods[method](METHODS[method].parsed(value))
 
-    def get(self, wanted: GetShards) -> list[torch.Tensor]:
+    def get(self, params: GetShards) -> list[torch.Tensor]:
         """The tensors, or the flat ranges of elements."""
-        if wanted.ranges is not None and len(wanted.ranges) != len(wanted.shard_ids):
-            raise malformed("data.get", f"{len(wanted.ranges)} ranges for {len(wanted.shard_ids)} ids")
-        return self.store.get(wanted.shard_ids, wanted.ranges)
+        if params.ranges is not None and len(params.ranges) != len(params.shard_ids):
+            raise METHODS["data.get"].malformed(f"{len(params.ranges)} ranges for {len(params.shard_ids)} ids")
+        return self.store.get(params.shard_ids, params.ranges)
 
-    def store_shard(self, wanted: StoreShard) -> dict[str, Any]:
+    def store_shard(self, params: StoreShard) -> dict[str, Any]:
         """Stores a tensor under the caller's id."""
-        if self.store.has(wanted.shard_id):
-            raise ShardExistsError(wanted.shard_id, self.store.owner)
-        tensor = raw.from_bytes(wanted.data, wanted.dtype, wanted.shape)
-        shard = self.store.put(tensor, wanted.shard_id)
+        if self.store.has(params.shard_id):
+            raise ShardExistsError(params.shard_id, self.store.owner)
+        tensor = raw.from_bytes(params.data, params.dtype, params.shape)
+        shard = self.store.put(tensor, params.shard_id)
         return {"shard_id": shard.id, "nbytes": shard.nbytes}
 
-    def clear(self, wanted: ClearShards) -> dict[str, int]:
+    def clear(self, params: ClearShards) -> dict[str, int]:
         """Frees own shards, and what the cache holds of the owner's; unknown ids are passed over."""
-        owner = wanted.owner or self.store.owner
-        self.fetcher.cache.discard((owner, i) for i in wanted.shard_ids)
-        return self.store.delete(wanted.shard_ids)
+        owner = params.owner or self.store.owner
+        self.fetcher.cache.discard((owner, i) for i in params.shard_ids)
+        return self.store.delete(params.shard_ids)
 
-    def info(self, wanted: ShardInfo) -> list[dict[str, Any]]:
+    def info(self, params: ShardInfo) -> list[dict[str, Any]]:
         """Dtype, shape, size and backend of each."""
-        return self.store.info(wanted.shard_ids)
+        return self.store.info(params.shard_ids)
 
     def remotize(self, value: Any) -> Any:
         """`value` with its tensors stored here and handles in their place, batches without their padding.

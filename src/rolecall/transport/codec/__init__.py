@@ -29,7 +29,7 @@ from rolecall.transport.codec import plain as plain_codec
 from rolecall.transport.codec import rows as row_codec
 from rolecall.transport.codec import tensors as tensor_codec
 from rolecall.transport.codec import user_types as type_codec
-from rolecall.transport.codec.exceptions import full_name
+from rolecall.transport.codec.exceptions import short_name
 from rolecall.transport.codec.places import Refused
 from rolecall.transport.codec.reader import Reader
 from rolecall.transport.codec.rules import DECODERS, ENCODERS, LISTED_TYPES
@@ -78,12 +78,12 @@ def encode(value: Any, place: str = "value") -> Encoded:
             writer.start_over()
             header = writer.header(value)
     except Refused as refused:
-        kind = full_name(type(refused.value))
+        kind = short_name(type(refused.value))
         raise EncodeError(refused.place(place), kind, refused.hint or _hint(refused.value)) from refused.__cause__
     except RecursionError as e:
-        raise EncodeError(place, full_name(type(value)), "it is nested too deep") from e
+        raise EncodeError(place, short_name(type(value)), "it is nested too deep") from e
     if len(header) > _MAX_HEADER or len(writer.buffers) > _MAX_BUFFERS:
-        raise EncodeError(place, full_name(type(value)), _too_large(len(header), len(writer.buffers)))
+        raise EncodeError(place, short_name(type(value)), _too_large(len(header), len(writer.buffers)))
     return tuple.__new__(Encoded, (header, writer.buffers))  # a third of the time that its own constructor takes
 
 
@@ -171,7 +171,7 @@ def extension(
     if code not in _CODES:
         raise ValueError(f"code {code} of {cls.__qualname__} is not from 1 to 127")
     taken = _extensions.setdefault(code, cls)
-    if full_name(taken) != full_name(cls):  # the same class of a module loaded again is fine
+    if short_name(taken) != short_name(cls):  # the same class of a module loaded again is fine
         raise ValueError(f"code {code} of {cls.__qualname__} is taken by {taken.__qualname__}")
     if listed:
         ENCODERS[cls] = lambda writer, value: writer.listed(code, value, encode)

@@ -38,7 +38,12 @@ _KEPT_APART: dict[type[Exception], tuple[str, ...]] = {
 
 
 def full_name(kind: type) -> str:
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def short_name(kind: type) -> str:
+    """The full name, without the module where that is `builtins`."""
+    return full_name(kind).removeprefix("builtins.")
 
 
 def describe(exc: BaseException) -> tuple[str, str, str]:
@@ -47,7 +52,7 @@ def describe(exc: BaseException) -> tuple[str, str, str]:
         message = str(exc)
     except Exception:  # the user's __str__ may do anything
         message = shown(exc)
-    return full_name(type(exc)), _clean(message), _clean(traceback_text(exc))
+    return short_name(type(exc)), _clean(message), _clean(traceback_text(exc))
 
 
 def traceback_text(exc: BaseException) -> str:
