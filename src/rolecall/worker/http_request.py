@@ -37,11 +37,11 @@ class HttpRequest:
         if self.streaming:
             self._lines: asyncio.Queue[bytes | None] = asyncio.Queue()
             self._window = asyncio.Semaphore(WINDOW)
-            request.hang_up.then(self._window.release)  # wakes a stream that waits for the client
+            request.disconnect.add_callback(self._window.release)  # wakes a stream that waits for the client
 
     @property
     def cancelled(self) -> bool:
-        return self._request.hang_up.seen
+        return self._request.disconnect.happened
 
     async def response(self) -> Response:
         """The response; of a stream its head, the items follow in `chunks`."""
@@ -55,7 +55,7 @@ class HttpRequest:
         return Received(*encode(self.args()))
 
     def on_cancel(self, fn: Callable[[], object]) -> None:
-        self._request.hang_up.then(fn)
+        self._request.disconnect.add_callback(fn)
 
     def finish(self, value: Any, *, stable: bool = False) -> None:
         """Answers with a value, written in this thread.
