@@ -134,6 +134,29 @@ def make(backend: str, tmp_path: Path) -> Iterator[Callable[..., Scheduler]]:
         scheduler.close()
 
 
+@pytest.fixture(scope="module")
+def kept(request: pytest.FixtureRequest, backend: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scheduler]:
+    """A scheduler of the backend, for a whole file whose fixture `backend` is of scope `module`."""
+    with pytest.MonkeyPatch.context() as patch:
+        if (name := BACKENDS[backend].cluster) is not None:
+            _export(patch, request.getfixturevalue(name))
+        with make_scheduler(backend, fileroot=tmp_path_factory.mktemp("kept")) as scheduler:
+            if not BACKENDS[backend].guards_of_roles:
+                scheduler.start("first")  # its guard and template stay, and so must be there before the first test
+                scheduler.delete_workers("first")
+            yield scheduler
+
+
+@pytest.fixture
+def shared(kept: Scheduler) -> Iterator[Scheduler]:
+    """The same scheduler for all tests of a file that need no run of their own; no role and no log is left in it."""
+    yield kept
+    kept.delete_workers()
+    for log in Path(kept.run_dir, "logs").glob("*-[0-9]*.log"):  # no test reads what another one's worker has written
+        if not log.name.startswith("guard-"):
+            log.unlink()
+
+
 @pytest.fixture
 def facts(backend: str) -> Backend:
     """What may differ between backends."""
@@ -157,10 +180,15 @@ def nothing_left(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: py
     if cluster is None:
         yield from _clean()
         return
-    for variable, value in cluster.exports.items():
-        monkeypatch.setenv(variable, value)
+    _export(monkeypatch, cluster)
+    kept = cluster.jobs().keys()
     yield from _clean(lambda: _of_runs(tmp_path))
-    cluster.check_clean()
+    cluster.check_clean(kept)
+
+
+def _export(patch: pytest.MonkeyPatch, cluster: SlurmCluster | SharedRay) -> None:
+    for variable, value in cluster.exports.items():
+        patch.setenv(variable, value)
 
 
 def _clean(also: Callable[[], list[str]] = list) -> Iterator[None]:

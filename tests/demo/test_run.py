@@ -10,15 +10,17 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from rolecall.demo.loop import run_demo
+from rolecall import Scheduler
+from rolecall.demo.loop import Demo, open_scheduler, run_demo
 from rolecall.demo.options import DemoOptions, Recipe
+from rolecall.demo.records import Evaluation, Step, Summary
 from tests.support.schedulers_under_test import OF_PROCESSES, each
 
 pytestmark = pytest.mark.slow("models learn, in processes of their own", seconds=16)
@@ -34,44 +36,71 @@ def numbers(value: Any) -> list[float]:
     return [value] if isinstance(value, int | float) else []
 
 
-def test_a_short_run_writes_its_files_and_says_where(tmp_path: Path) -> None:
-    """Every step and evaluation is a line of finite numbers, the curve is a picture, and the end names them."""
+@dataclass(frozen=True)
+class Run:
+    """A short run that has ended: its folder, its last words and what it has shown."""
+
+    folder: Path
+    summary: Summary
+    shown: str
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def run(fileroot: Path, scheduler: str = "local") -> Run:
     out = io.StringIO()
-    summary = run_demo(replace(SMALL, fileroot=tmp_path), Console(file=out))
-    directory = tmp_path / "demo" / "t0"
-    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if line["event"] == "step"] == list(range(1, 13))
-    assert [line["step"] for line in lines if line["event"] == "evaluation"] == [0, 5, 10, 12]
-    assert all(math.isfinite(n) for line in lines for n in numbers(line))
-    assert list(lines[2]["phases"]) == ["sample", "reference", "train", "weights"]
-    assert (directory / "reward.png").read_bytes().startswith(b"\x89PNG")
-    assert summary.steps == 12
-    shown = out.getvalue().splitlines()
-    assert shown[0] == f"GRPO on 'sort five digits', seed 0, files in {directory}"
+    summary = run_demo(replace(SMALL, fileroot=fileroot, scheduler=scheduler), Console(file=out))
+    return Run(fileroot / "demo" / "t0", summary, out.getvalue())
+
+
+def rewards(lines: list[dict[str, Any]]) -> list[float]:
+    """Those of a run's steps and evaluations."""
+    return [line["reward"] for line in lines if line["event"] in ("step", "evaluation")]
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run on this machine, which the tests of this file compare with others."""
+    return run(tmp_path_factory.mktemp("local"))
+
+
+def test_a_short_run_writes_its_files_and_says_where(local: Run) -> None:
+    """Every step and evaluation is a line of finite numbers, the curve is a picture, and the end names them."""
+    assert [line["step"] for line in local.lines if line["event"] == "step"] == list(range(1, 13))
+    assert [line["step"] for line in local.lines if line["event"] == "evaluation"] == [0, 5, 10, 12]
+    assert all(math.isfinite(n) for line in local.lines for n in numbers(line))
+    assert list(local.lines[2]["phases"]) == ["sample", "reference", "train", "weights"]
+    assert (local.folder / "reward.png").read_bytes().startswith(b"\x89PNG")
+    assert local.summary.steps == 12
+    shown = local.shown.splitlines()
+    assert shown[0] == f"GRPO on 'sort five digits', seed 0, files in {local.folder}"
     assert shown[1].startswith("started in")
     assert any(line.startswith("step   10") and "reward" in line for line in shown)
-    assert str(directory / "reward.png") in out.getvalue()
+    assert str(local.folder / "reward.png") in local.shown
 
 
-def rewards(folder: Path, trial: str, seed: int = 0, scheduler: str = "local") -> list[float]:
-    """Those of a short run's steps and evaluations."""
-    options = replace(SMALL, recipe=replace(SMALL.recipe, seed=seed), steps=3, fileroot=folder, trial=trial)
-    run_demo(replace(options, scheduler=scheduler), Console(file=io.StringIO()))
-    text = (folder / "demo" / trial / "metrics.jsonl").read_text()
-    return [json.loads(line)["reward"] for line in text.splitlines() if '"step"' in line and "reward" in line]
-
-
-def test_the_seed_decides_the_run(tmp_path: Path) -> None:
+def test_the_seed_decides_the_run(local: Run, tmp_path: Path) -> None:
     """The same seed gives the same rewards, whatever the machine was doing; another gives others."""
-    first = rewards(tmp_path, "a")
-    assert first == rewards(tmp_path, "b")
-    assert first != rewards(tmp_path, "c", seed=1)
+    first = rewards(local.lines)
+    options = replace(SMALL, fileroot=tmp_path, trial="again")
+    with open_scheduler(options) as scheduler:
+        assert seeded(scheduler, options, 0) == first
+        scheduler.delete_workers()
+        assert seeded(scheduler, options, 1) != first
+
+
+def seeded(scheduler: Scheduler, options: DemoOptions, seed: int) -> list[float]:
+    """The rewards of a training on a scheduler that has no roles yet."""
+    demo = Demo(scheduler, replace(options, recipe=replace(options.recipe, seed=seed)), time.perf_counter())
+    return [record.reward for record in demo.records() if isinstance(record, Step | Evaluation)]
 
 
 @pytest.mark.parametrize("backend", each([name for name in OF_PROCESSES if name != "local"]))
-def test_the_same_script_learns_the_same_on_a_cluster(tmp_path: Path, backend: str) -> None:
+def test_the_same_script_learns_the_same_on_a_cluster(local: Run, tmp_path: Path, backend: str) -> None:
     """Step by step the rewards of the local run: only the scheduler's name differs."""
-    assert rewards(tmp_path, "cluster", scheduler=backend) == rewards(tmp_path, "local")
+    assert rewards(run(tmp_path, backend).lines) == rewards(local.lines)
 
 
 @pytest.mark.parametrize("moment", ["", "GRPO", "started in", "step   10"])

@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ from tests.support.schedulers_under_test import OF_PROCESSES, each
 from tests.support.waiting import wait_for
 from tests.support.worker_processes import of_worker, processes
 
-pytestmark = pytest.mark.slow("a run for each test")
+pytestmark = pytest.mark.slow("programs and forks, on each backend")
 
 Echo = sample_engines.Echo
 HTTP_SERVER = [sys.executable, "-u", "-m", "http.server", "--bind", "{host}", "{port}"]
@@ -38,14 +37,14 @@ sys.exit(42)
 """
 
 
-@pytest.fixture(params=each(OF_PROCESSES))
+@pytest.fixture(scope="module", params=each(OF_PROCESSES))
 def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture
-def s(make: Callable[..., Scheduler]) -> Scheduler:
-    return make()
+def s(shared: Scheduler) -> Scheduler:
+    return shared
 
 
 def log(s: Scheduler, worker_id: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import NoneType
 
-from rolecall.protocol.guard import Method, Nothing
+from rolecall.protocol.guard import Method, NoArguments
 from rolecall.protocol.message import Message
 from rolecall.protocol.ray_driver import Topic
 
@@ -25,8 +25,8 @@ class Said(Message, frozen=True, kw_only=True):
 ECHO = Method("echo", Text, Text)
 SAY = Method("say", Said, Text)
 CRASH = Method("crash", Text, NoneType)
-NOTHING = Method("nothing", Nothing, NoneType)
-FAIL = Method("fail", Nothing, NoneType)
-HANG = Method("hang", Nothing, Text)
-UNKNOWN = Method("unknown", Nothing, NoneType)
+NOTHING = Method("nothing", NoArguments, NoneType)
+FAIL = Method("fail", NoArguments, NoneType)
+HANG = Method("hang", NoArguments, Text)
+UNKNOWN = Method("unknown", NoArguments, NoneType)
 STATE = Topic("state", Text)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rolecall.placement.sidecar import Sidecar
-from rolecall.protocol.guard import Nothing
+from rolecall.protocol.guard import NoArguments
 from rolecall.transport.loop import IOThread
 from tests.placement.sidecar_requests import CRASH, ECHO, FAIL, HANG, NOTHING, SAY, STATE, UNKNOWN, Said, Text
 from tests.support.checkout import PYTHONPATH
@@ -54,7 +54,7 @@ def test_news_are_the_latest_of_each_name(sidecar: Sidecar) -> None:
 def test_it_is_silent_until_there_is_an_answer(sidecar: Sidecar) -> None:
     """A request without an answer marks the sidecar silent until it answers again."""
     assert not sidecar.silent
-    assert sidecar.ask(NOTHING, Nothing(), timeout=SHORT_S) is None
+    assert sidecar.ask(NOTHING, NoArguments(), timeout=SHORT_S) is None
     assert sidecar.silent
     assert sidecar.ask(ECHO, Text(), timeout=LONG_S)
     assert not sidecar.silent
@@ -63,11 +63,11 @@ def test_it_is_silent_until_there_is_an_answer(sidecar: Sidecar) -> None:
 def test_what_fails_takes_nothing_with_it(sidecar: Sidecar) -> None:
     """An exception or an unknown method is raised at the caller, and the sidecar goes on."""
     with pytest.raises(ZeroDivisionError):
-        sidecar.ask(FAIL, Nothing(), timeout=LONG_S)
+        sidecar.ask(FAIL, NoArguments(), timeout=LONG_S)
     with pytest.raises(KeyError, match="unknown"):
-        sidecar.ask(UNKNOWN, Nothing(), timeout=LONG_S)
-    sidecar.tell(FAIL, Nothing())
-    sidecar.tell(UNKNOWN, Nothing())
+        sidecar.ask(UNKNOWN, NoArguments(), timeout=LONG_S)
+    sidecar.tell(FAIL, NoArguments())
+    sidecar.tell(UNKNOWN, NoArguments())
     assert sidecar.ask(ECHO, Text(), timeout=LONG_S)
 
 
@@ -77,7 +77,7 @@ def test_its_end_is_news_with_its_last_words(sidecar: Sidecar) -> None:
     assert not sidecar.wait_for(STATE, "joined", LONG_S)
     assert sidecar.lost == "the library has had enough"
     assert sidecar.ask(ECHO, Text(), timeout=LONG_S) is None
-    sidecar.tell(FAIL, Nothing())  # lost, and no error
+    sidecar.tell(FAIL, NoArguments())  # lost, and no error
 
 
 def test_a_request_under_way_ends_with_it(sidecar: Sidecar) -> None:
@@ -112,7 +112,7 @@ def test_closing_lets_it_end_by_itself(sidecar: Sidecar, log: Path) -> None:
 
 def test_one_that_hangs_is_killed(sidecar: Sidecar) -> None:
     """Closing waits for its grace period, then kills the sidecar."""
-    assert sidecar.ask(HANG, Nothing(), timeout=LONG_S)
+    assert sidecar.ask(HANG, NoArguments(), timeout=LONG_S)
     assert not sidecar.close(SHORT_S)
     assert sidecar.ask(ECHO, Text()) is None
 

@@ -71,9 +71,13 @@ def _listening(process: psutil.Process) -> set[tuple[str, int]]:
 @contextmanager
 def cluster_run(make: Callable[..., Scheduler], trial: str = "t", **options: object) -> Iterator[ClusterRun]:
     with make(experiment="security", trial=trial, **options) as scheduler:
-        actor = scheduler.start("actor", replicas=2, cpu=1, mem=1)
-        actor.create_engine(sample_engines.Echo)
-        yield ClusterRun(scheduler, actor)
+        yield with_actors(scheduler)
+
+
+def with_actors(scheduler: Scheduler) -> ClusterRun:
+    actor = scheduler.start("actor", replicas=2, cpu=1, mem=1)
+    actor.create_engine(sample_engines.Echo)
+    return ClusterRun(scheduler, actor)
 
 
 def processes_that_show(token: str) -> list[str]:

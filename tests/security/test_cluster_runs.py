@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 from rolecall import Scheduler
 from rolecall.errors import EngineCallError, WorkerCreationError
 from rolecall.transport import address
-from tests.security.cluster_run import ClusterRun, cluster_run, files_that_hold, processes_that_show
+from tests.security.cluster_run import ClusterRun, cluster_run, files_that_hold, processes_that_show, with_actors
 from tests.security.live_run import mode
 from tests.support import sample_engines
 from tests.support.attacker import SENTENCE, exchange, frames_in, hello, send_http
@@ -25,7 +25,7 @@ from tests.support.slurm_cluster import SlurmCluster
 from tests.support.worker_processes import processes
 
 
-@pytest.fixture(params=each(["slurm", "ray"]))
+@pytest.fixture(scope="module", params=each(["slurm", "ray"]))
 def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -37,9 +37,8 @@ def cluster(request: pytest.FixtureRequest, facts: Any) -> SlurmCluster | Shared
 
 
 @pytest.fixture
-def run(make: Callable[..., Scheduler], cluster: object) -> Iterator[ClusterRun]:
-    with cluster_run(make) as run:
-        yield run
+def run(shared: Scheduler) -> ClusterRun:
+    return with_actors(shared)
 
 
 def test_each_listener_is_bound_to_the_address_that_it_was_given(run: ClusterRun) -> None:

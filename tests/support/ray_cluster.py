@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -38,14 +38,18 @@ class SharedRay:
         """Variables by which a program finds it."""
         return self.nodes.exports
 
-    def left(self) -> dict[str, Any]:
+    def jobs(self) -> dict[str, Any]:
+        """Those that have not ended, by their ids."""
+        return {str(job["JobID"]): job for job in self.census.take()["jobs"]}
+
+    def left(self) -> dict[str, list[Any]]:
         """What a run has there, and nodes that it has cost."""
         found = self.census.take()
         return left_of(found, self.nodes) | {"dead nodes": [node for node in found["nodes"] if not node["Alive"]]}
 
-    def check_clean(self) -> None:
-        """No actor, placement group, job or object is there, and no node was lost."""
-        check_none(self.left)
+    def check_clean(self, kept: Collection[str]) -> None:
+        """No actor, placement group, object or job is there but the jobs that were kept, and no node was lost."""
+        check_none(lambda: (left := self.left()) | {"jobs": [job for job in left["jobs"] if job["JobID"] not in kept]})
 
 
 def left_of(found: Mapping[str, list[Any]], nodes: RayCluster) -> dict[str, list[Any]]:

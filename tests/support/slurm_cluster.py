@@ -6,7 +6,7 @@ import contextlib
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -64,16 +64,16 @@ class SlurmCluster:
         if self.nodes()[node].startswith("down"):  # it may have come back by itself
             self.ask("scontrol", "update", f"NodeName={node}", "State=RESUME")
 
-    def clean(self) -> bool:
-        return not self.jobs() and set(self.nodes().values()) == {"idle"}
+    def clean(self, kept: Collection[str] = ()) -> bool:
+        return self.jobs().keys() <= set(kept) and set(self.nodes().values()) == {"idle"}
 
-    def check_clean(self, within_s: float = CLEAN_WITHIN_S) -> None:
-        """Nothing is in the queue, and no node drained, down or still busy."""
-        poll(self.clean, within_s)
-        jobs, nodes = self.jobs(), self.nodes()
-        if jobs:
-            self.ask("scancel", *jobs)  # for the tests that follow
-        assert not jobs, f"left in the queue: {jobs}"
+    def check_clean(self, kept: Collection[str] = (), within_s: float = CLEAN_WITHIN_S) -> None:
+        """Nothing is in the queue but the jobs that were kept, and no node drained, down or still busy."""
+        poll(lambda: self.clean(kept), within_s)
+        left, nodes = {job: state for job, state in self.jobs().items() if job not in kept}, self.nodes()
+        if left:
+            self.ask("scancel", *left)  # for the tests that follow
+        assert not left, f"left in the queue: {left}"
         assert set(nodes.values()) == {"idle"}, f"nodes are {nodes}: {self.ask('sinfo', '-R')}"
 
 

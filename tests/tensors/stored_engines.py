@@ -15,7 +15,7 @@ from rolecall.errors import ShardNotFoundError
 from rolecall.tensors.backends.ray import RayBackend
 from rolecall.tensors.binding import binding
 from rolecall.tensors.dtypes import torch_dtype
-from rolecall.tensors.raw import laid_out
+from rolecall.tensors.raw import row_major
 from rolecall.tensors.service import DataService
 from rolecall.tensors.shard import Shard
 from rolecall.tensors.store import Store
@@ -30,7 +30,7 @@ def random_bits(dtype: str, nbytes: int, seed: int) -> torch.Tensor:
 
 
 def digest(tensor: torch.Tensor) -> str:
-    return f"{tensor.dtype} {list(tensor.shape)} {hashlib.sha256(laid_out(tensor)).hexdigest()}"
+    return f"{tensor.dtype} {list(tensor.shape)} {hashlib.sha256(row_major(tensor)).hexdigest()}"
 
 
 class Tensors:

@@ -317,7 +317,6 @@ def test_a_dead_owners_shards_are_lost_by_name_and_freeing_them_harmless(tmp_pat
         functions.localize(small)
     with pytest.raises(errors.ShardNotFoundError, match=r"on dead .*owner is gone"):
         run.call("alive", "total", small)
-    run.connections.lost("dead", errors.WorkerFailedError("dead", signal=9))
     del small, big
     gc.collect()
     assert run.home.flush()

@@ -25,11 +25,12 @@ def to_plain(message: Any) -> Any:
     return msgspec.to_builtins(message)
 
 
-def from_plain(kind: type[T], value: Any, sender: str) -> T:
+def from_plain(kind: type[T], value: Any, sender: str, name: str = "") -> T:
     """The message of type `kind` that `value` holds.
 
     Args:
         sender: Who sent it, for the error.
+        name: What the error calls the message; the name of its struct by default.
 
     Raises:
         ProtocolError: A field is missing, unknown or of another type; names it, the struct and the sender.
@@ -37,7 +38,12 @@ def from_plain(kind: type[T], value: Any, sender: str) -> T:
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as e:
-        raise ProtocolError(f"{sender} sent no valid {_name(kind)}: {e}") from e
+        raise malformed(name or _name(kind), sender, str(e)) from e
+
+
+def malformed(name: str, sender: str, problem: str) -> ProtocolError:
+    """The error for a message that is not what its receiver expects."""
+    return ProtocolError(f"malformed {name} from {sender}: {problem}")
 
 
 def from_json(kind: type[T], raw: bytes, sender: str) -> T:
@@ -49,7 +55,7 @@ def from_json(kind: type[T], raw: bytes, sender: str) -> T:
     try:
         value = json.loads(raw)
     except (ValueError, RecursionError) as e:
-        raise ProtocolError(f"{sender} sent no valid {_name(kind)}: {e}") from e
+        raise malformed(_name(kind), sender, str(e)) from e
     return from_plain(kind, value, sender)
 
 

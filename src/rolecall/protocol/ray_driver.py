@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import NoneType
 from typing import Any, Generic, Literal, TypeVar
 
-from rolecall.protocol.guard import Method, Nothing
+from rolecall.protocol.guard import Method, NoArguments
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.message import Message
 from rolecall.types import RayPlacementStrategy
@@ -142,7 +142,7 @@ class Topic(Generic[T]):
 
 
 JOIN = Method("join", JoinCluster, Joined)
-COUNT_NODES = Method("count_nodes", Nothing, int)
+COUNT_NODES = Method("count_nodes", NoArguments, int)
 PLACE = Method("place", PlaceRole, NoneType)
 LOOK = Method("look", OfGuard, GuardEnd)
 RELEASE = Method("release", OfRole, NoneType)

@@ -1,64 +1,49 @@
-"""Who fetches and frees for a handle here: its shard's keeper, or the one its process or context is bound to."""
+"""Which `ShardManager` serves a handle: its shard's own, else the context's, else the process's."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Protocol
 
 from rolecall.errors import TensorError
-from rolecall.tensors.shard import Shard
-
-
-class Fetching(Protocol):
-    """Turns handles into tensors: `fetch.Fetcher`."""
-
-    def fetch(self, handles: Sequence[Any]) -> list[Any]: ...
-    async def afetch(self, handles: Sequence[Any]) -> list[Any]: ...
-
-
-class Keeper(Protocol):
-    """Whoever fetches and frees shards for this process: a controller's `Home`, a worker's `DataService`."""
-
-    @property
-    def fetcher(self) -> Fetching: ...
-    def free(self, shards: Sequence[Shard]) -> None: ...
+from rolecall.tensors.shard import Shard, ShardManager
 
 
 class Binding:
-    """The keeper of handles that were decoded without one: the worker's, set once, or a context's own."""
+    """The manager of shards that have none of their own: the worker's, set once, or the context's."""
 
     def __init__(self) -> None:
-        self._process: Keeper | None = None
-        self._context: ContextVar[Keeper | None] = ContextVar("rolecall_keeper", default=None)
+        self._process: ShardManager | None = None
+        self._context: ContextVar[ShardManager | None] = ContextVar("rolecall_shard_manager", default=None)
 
-    def set(self, keeper: Keeper | None) -> None:
-        """Makes `keeper` the one of the whole process (a worker's threads all use its store)."""
-        self._process = keeper
+    def set(self, manager: ShardManager | None) -> None:
+        """Sets the manager of the whole process."""
+        self._process = manager
 
     @contextmanager
-    def using(self, keeper: Keeper) -> Iterator[None]:
-        """Makes `keeper` the one of this context only."""
-        token = self._context.set(keeper)
+    def using(self, manager: ShardManager) -> Iterator[None]:
+        """Sets the manager of this context for the block."""
+        token = self._context.set(manager)
         try:
             yield
         finally:
             self._context.reset(token)
 
-    def get(self) -> Keeper | None:
+    def get(self) -> ShardManager | None:
         return self._context.get() or self._process
 
-    def of(self, shard: Shard) -> Keeper:
-        """Who fetches and frees this shard here.
+    def of(self, shard: Shard) -> ShardManager:
+        """The manager of this shard.
 
         Raises:
-            TensorError: Nobody does: the handle is outside the controller and its workers.
+            TensorError: There is none: this process is neither the controller nor a worker of the run.
         """
-        keeper = shard.keeper or self.get()
-        if keeper is None:
-            raise TensorError(f"nobody here can fetch shard {shard.id} of {shard.owner}: its handle is outside its run")
-        return keeper
+        manager = shard.manager or self.get()
+        if manager is None:
+            problem = "this process is neither the controller nor a worker of its run"
+            raise TensorError(f"shard {shard.id} of {shard.owner} cannot be fetched: {problem}")
+        return manager
 
 
 binding = Binding()

@@ -1,21 +1,41 @@
-"""Connections to owners, opened when first needed and given up when an owner stays away."""
+"""Connections to owners of shards, opened when first needed and failed when an owner cannot be reached."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rolecall.errors import RPCConnectionError
 from rolecall.protocol.token import Token
 from rolecall.transport.client import Client
 from rolecall.transport.peer import Peer
 
-PATIENCE_S = 10.0  # for an owner on another host, whose death looks like a slow network
-LOOK_S = 0.1
+UNREACHABLE_S = 10.0  # for an owner on another host, whose death cannot be told from a slow network
+POLL_S = 0.1
+
+
+class Answer(Protocol):
+    """A pending request: `transport.call.Call`."""
+
+    @property
+    def done(self) -> bool: ...
+    def result(self) -> Any: ...
+    def cancel(self) -> None: ...
+    def __await__(self) -> Any: ...
+
+
+class Requester(Protocol):
+    """A connection to an owner: `transport.peer.Peer`. Any thread may use it."""
+
+    def request(self, method: str, value: Any = None, *, timeout: float | None = None) -> Any: ...
+
+
+Connect = Callable[[str, tuple[str, ...]], Requester]
+"""Returns the connection to an owner by its id and addresses, without blocking. Raises RolecallError if it is dead."""
 
 
 class Connections:
@@ -24,7 +44,7 @@ class Connections:
     Args:
         hello: What this process says of itself.
         context: Handed to the codec for what owners answer.
-        patience: Seconds without a connection after which an owner is taken for gone.
+        unreachable_s: Seconds without a connection after which an owner is considered dead.
     """
 
     def __init__(
@@ -34,10 +54,10 @@ class Connections:
         loop: asyncio.AbstractEventLoop,
         hello: dict[str, Any] | None = None,
         context: Any = None,
-        patience: float = PATIENCE_S,
+        unreachable_s: float = UNREACHABLE_S,
     ) -> None:
         self._token, self._loop, self._hello, self._context = Token(token), loop, hello, context
-        self._patience = patience
+        self._unreachable_s = unreachable_s
         self._lock = threading.Lock()
         self._clients: dict[tuple[str, tuple[str, ...]], Client] = {}
         self._closed = False
@@ -49,7 +69,7 @@ class Connections:
         self.close()
 
     def __call__(self, owner: str, addresses: tuple[str, ...]) -> Peer:
-        """The connection to `owner`; does not wait until it stands.
+        """The connection to `owner`, which may not be established yet.
 
         Raises:
             RPCConnectionError: This process is closing, or the shard has no address.
@@ -63,13 +83,6 @@ class Connections:
                 client = self._clients[key] = self._dial(owner, addresses)
             return client.peer
 
-    def lost(self, owner: str, exc: BaseException) -> None:
-        """The owner is known to be dead: what waits for it fails with `exc` now."""
-        with self._lock:
-            gone = [self._clients.pop(key) for key in list(self._clients) if key[0] == owner]
-        for client in gone:
-            client.fail(exc)
-
     def close(self) -> None:
         """Closes every connection. May be called twice."""
         with self._lock:
@@ -80,7 +93,7 @@ class Connections:
             client.close()
 
     def _dial(self, owner: str, addresses: tuple[str, ...]) -> Client:
-        watch = _Watch(self._loop, addresses, self._patience)
+        watch = _Watch(self._loop, addresses, self._unreachable_s)
         client = Client(
             owner,
             addresses,
@@ -97,39 +110,39 @@ class Connections:
 
 
 class _Watch:
-    """Gives a connection up that stays away; on the loop's thread only."""
+    """Fails a client whose owner is dead or cannot be reached. Used on the loop's thread only."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, addresses: Sequence[str], patience: float) -> None:
-        self._loop, self._addresses, self._patience = loop, addresses, patience
+    def __init__(self, loop: asyncio.AbstractEventLoop, addresses: Sequence[str], unreachable_s: float) -> None:
+        self._loop, self._addresses, self._unreachable_s = loop, addresses, unreachable_s
         self._timer: asyncio.TimerHandle | None = None
         self.client: Client | None = None
 
     def start(self) -> None:
         self.stop()
         if self.client is not None and not self.client.peer.attached:
-            self._look(self._loop.time())
+            self._check(self._loop.time())
 
     def stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _look(self, since: float) -> None:
+    def _check(self, since: float) -> None:
         assert self.client is not None
         if self.client.peer.closed:
             return
         if _refused(self._addresses):
             self.client.fail(RPCConnectionError(self.client.name, "nothing listens on its socket any more"))
-        elif self._loop.time() - since >= self._patience:
-            self.client.fail(RPCConnectionError(self.client.name, f"not reached within {self._patience:g} s"))
+        elif self._loop.time() - since >= self._unreachable_s:
+            self.client.fail(RPCConnectionError(self.client.name, f"not reached within {self._unreachable_s:g} s"))
         else:
-            self._timer = self._loop.call_later(LOOK_S, self._look, since)
+            self._timer = self._loop.call_later(POLL_S, self._check, since)
 
 
 def _refused(addresses: Sequence[str]) -> bool:
-    """True when the owner was on this host and is dead: its socket is there, or was its only address, and refuses.
+    """True when the owner is on this host and dead: its socket exists, or was its only address, and refuses.
 
-    A living process accepts connections however busy it is: the kernel does it.
+    A living process never refuses, however busy: the kernel accepts for it.
     """
     paths = [address.removeprefix("unix:") for address in addresses if address.startswith("unix:")]
     remote = len(paths) < len(addresses)
@@ -144,6 +157,6 @@ def _refuses(path: str) -> bool:
             sock.connect(path)
         except (ConnectionRefusedError, FileNotFoundError):
             return True
-        except OSError:  # its queue is full, say
+        except OSError:  # a full backlog, for instance: a process listens
             return False
         return False

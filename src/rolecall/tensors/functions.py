@@ -10,12 +10,12 @@ from typing import Any
 
 from rolecall.errors import TensorError
 from rolecall.tensors import tree
-from rolecall.tensors.binding import Keeper, binding
+from rolecall.tensors.binding import binding
 from rolecall.tensors.dtypes import empty
 from rolecall.tensors.handle import RTensor
 from rolecall.tensors.padding import trimmed
 from rolecall.tensors.service import DataService
-from rolecall.tensors.shard import Shard
+from rolecall.tensors.shard import Shard, ShardManager
 from rolecall.transport.codec import Received
 
 
@@ -48,16 +48,16 @@ async def alocalized(received: Received) -> Any:
 def fetch(handles: Sequence[RTensor]) -> list[Any]:
     """The tensors of these handles."""
     found: dict[int, Any] = {}
-    for keeper, group in _by_keeper(handles):
-        found.update(zip(map(id, group), keeper.fetcher.fetch(group), strict=True))
+    for manager, group in _by_manager(handles):
+        found.update(zip(map(id, group), manager.fetcher.fetch(group), strict=True))
     return [_tensor(found, handle) for handle in handles]
 
 
 async def afetch(handles: Sequence[RTensor]) -> list[Any]:
     """As `fetch`, for a task."""
     found: dict[int, Any] = {}
-    for keeper, group in _by_keeper(handles):
-        found.update(zip(map(id, group), await keeper.fetcher.afetch(group), strict=True))
+    for manager, group in _by_manager(handles):
+        found.update(zip(map(id, group), await manager.fetcher.afetch(group), strict=True))
     return [_tensor(found, handle) for handle in handles]
 
 
@@ -87,12 +87,12 @@ def clear(value: Any) -> int:
     It does not wait for the owners. Clearing twice does no harm.
     """
     shards = dict.fromkeys(shard for handle in _handles(value) for shard in handle.shards)
-    groups: dict[int, tuple[Keeper, list[Shard]]] = {}
+    groups: dict[int, tuple[ShardManager, list[Shard]]] = {}
     for shard in shards:
-        keeper = binding.of(shard)
-        groups.setdefault(id(keeper), (keeper, []))[1].append(shard)
-    for keeper, group in groups.values():
-        keeper.free(group)
+        manager = binding.of(shard)
+        groups.setdefault(id(manager), (manager, []))[1].append(shard)
+    for manager, group in groups.values():
+        manager.free(group)
     return len(shards)
 
 
@@ -104,13 +104,13 @@ def _handles(value: Any) -> list[RTensor]:
     return [leaf for leaf in tree.leaves(value) if isinstance(leaf, RTensor)]
 
 
-def _by_keeper(handles: Sequence[RTensor]) -> list[tuple[Keeper, list[RTensor]]]:
+def _by_manager(handles: Sequence[RTensor]) -> list[tuple[ShardManager, list[RTensor]]]:
     """Handles with pieces, by who fetches them; in a controller of several runs that may be several."""
-    groups: dict[int, tuple[Keeper, list[RTensor]]] = {}
+    groups: dict[int, tuple[ShardManager, list[RTensor]]] = {}
     for handle in handles:
         if handle.pieces:
-            keeper = binding.of(handle.pieces[0].shard)
-            groups.setdefault(id(keeper), (keeper, []))[1].append(handle)
+            manager = binding.of(handle.pieces[0].shard)
+            groups.setdefault(id(manager), (manager, []))[1].append(handle)
     return list(groups.values())
 
 

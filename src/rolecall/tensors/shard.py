@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import msgspec
 
 from rolecall.errors import DecodeError
 from rolecall.tensors.dtypes import ITEMSIZE
 
-if TYPE_CHECKING:
-    from rolecall.tensors.binding import Keeper
-
 Where = dict[str, str | int]
+
+
+class Fetches(Protocol):
+    """Turns handles into tensors: `fetch.Fetcher`."""
+
+    def fetch(self, handles: Sequence[Any]) -> list[Any]: ...
+    async def afetch(self, handles: Sequence[Any]) -> list[Any]: ...
+
+
+class ShardManager(Protocol):
+    """Fetches and frees shards for this process: `Home` in the controller, `DataService` in a worker."""
+
+    @property
+    def fetcher(self) -> Fetches: ...
+    def free(self, shards: Sequence[Shard]) -> None: ...
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
@@ -22,15 +35,15 @@ class Shard:
     """One stored tensor on its owner.
 
     Attributes:
-        id: Unique for ever: 32 hexadecimal digits.
+        id: Never used twice: 32 hexadecimal digits.
         owner: Id of the worker that stores it.
         addresses: Where the owner listens: `unix:/path`, `tcp:host:port`.
         backend: Name of the backend that holds the bytes.
         where: What that backend needs to find them; plain values.
         dtype: Name of the dtype, `float32`.
-        shape: Shape of the stored tensor; its elements lie row by row.
+        shape: Shape of the stored tensor; its elements are in row-major order.
         nbytes: Size of the elements.
-        keeper: Set in the process that answers for it; None where it is borrowed.
+        manager: What fetches and frees it, in the controller; None in workers.
         freed: True once this process has asked its owner to free it.
     """
 
@@ -42,12 +55,12 @@ class Shard:
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
-    keeper: Keeper | None = field(default=None, repr=False)
+    manager: ShardManager | None = field(default=None, repr=False)
     freed: bool = field(default=False, repr=False)
 
     @property
     def key(self) -> tuple[str, str]:
-        """What makes it the same shard wherever it is met."""
+        """What identifies the shard in every process."""
         return self.owner, self.id
 
     @property
@@ -60,22 +73,22 @@ class Shard:
 
     @classmethod
     def from_plain(cls, plain: Any) -> Shard:
-        """The shard that `to_plain` wrote down.
+        """The shard of which `to_plain` returned these values.
 
         Raises:
-            DecodeError: The values are none of a shard.
+            DecodeError: The values describe no shard.
         """
         try:
-            form = msgspec.convert(plain, _Form)
+            f = msgspec.convert(plain, _Fields)
         except msgspec.ValidationError as e:
             raise DecodeError("not a shard", str(e)) from e
-        if form.dtype not in ITEMSIZE:
-            raise DecodeError("not a shard", form.dtype)
-        nbytes = math.prod(form.shape) * ITEMSIZE[form.dtype]
-        return cls(form.id, form.owner, form.addresses, form.backend, form.where, form.dtype, form.shape, nbytes)
+        if f.dtype not in ITEMSIZE:
+            raise DecodeError("not a shard", f.dtype)
+        nbytes = math.prod(f.shape) * ITEMSIZE[f.dtype]
+        return cls(f.id, f.owner, f.addresses, f.backend, f.where, f.dtype, f.shape, nbytes)
 
 
-class _Form(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+class _Fields(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     """A shard on the wire."""
 
     id: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$", max_length=32)]
@@ -97,7 +110,7 @@ def shape_of(value: Any) -> tuple[int, ...]:
     """`value` as a shape.
 
     Raises:
-        DecodeError: It is none.
+        DecodeError: It is not a shape.
     """
     shape = tuple(_sequence(value))
     if len(shape) > 64 or not all(type(n) is int and n >= 0 for n in shape):

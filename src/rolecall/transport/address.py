@@ -1,4 +1,4 @@
-"""Addresses as text: `unix:/path` and `tcp:host:port`. Pure but for the two that open sockets."""
+"""Addresses as text, `unix:/path` and `tcp:host:port`, and connecting to them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Address:
 
 
 def parse(text: str) -> Address:
-    """Raises ProtocolError for what is no address."""
+    """Parses an address; raises ProtocolError for anything else."""
     kind, _, rest = text.partition(":")
     if kind == "unix" and rest:
         return Address(path=rest)

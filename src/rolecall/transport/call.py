@@ -13,20 +13,20 @@ from typing import Any, Protocol
 
 from rolecall.errors import ProtocolError, RolecallError
 from rolecall.transport import codec
-from rolecall.transport.line import Line
+from rolecall.transport.channel import Channel
 from rolecall.transport.session.caller import OpenCall
 from rolecall.transport.session.messages import Body
 from rolecall.transport.waiting import Waitable
 
 
 class Caller(Protocol):
-    """What a call asks of whoever made it."""
+    """What a call needs of the peer that made it."""
 
     @property
-    def line(self) -> Line: ...
+    def channel(self) -> Channel: ...
 
     def cancel(self, call: Call) -> None:
-        """Fails the call with CallCancelledError, unless it is over, and tells the callee."""
+        """Fails the call with CallCancelledError, unless it is done, and sends a cancellation."""
         ...
 
     def expire(self, call: Call) -> None:
@@ -39,16 +39,16 @@ class Caller(Protocol):
 
 
 class Call(Waitable):
-    """A request under way. Any thread may wait for it, any event loop may await it, several at once.
+    """A pending request. Any number of threads may wait for it, and tasks of any event loop await it.
 
     The arguments' arrays and tensors are sent from the memory they lie in; they must not be changed until the call is
-    answered. Until then they are held here, and the call by its peer, whoever else lets go of them. Giving up waiting
-    with Ctrl-C leaves the call running: ask for its `result()` again, or `cancel()` it.
+    answered. The call keeps a reference to them until then. Ctrl-C while waiting leaves the call running: ask for its
+    `result()` again, or `cancel()` it.
 
     Attributes:
-        method: What is asked for.
+        method: Name of the method.
         timeout: Seconds that it may take; None without a limit.
-        opened: What the session remembers of it; None before it was admitted and once it is over. The peer's.
+        opened: Its state in the session; None before the call was made and once it is done. Only the peer uses it.
     """
 
     __slots__ = (
@@ -87,15 +87,15 @@ class Call(Waitable):
 
     @property
     def done(self) -> bool:
-        """Whether the answer is there (a stream's answer may be there before its last items are read)."""
+        """Whether the answer has arrived. A stream's last items may still be unread."""
         return self._done
 
     def result(self) -> Any:
-        """Blocks until the answer; of a stream, drops the items not read and returns the generator's own value.
+        """Blocks until the answer. Of a stream it drops unread items and returns the generator's return value.
 
         Raises:
-            TimeoutError: The call's `timeout` passed. The callee is told to give up.
-            RolecallError: Whatever the other side failed with, or what ended the call here.
+            TimeoutError: The call's `timeout` passed. It was cancelled.
+            RolecallError: The other side's error, or the reason why there will be no answer.
         """
         if self._ready is not None:
             for _ in self._bodies():
@@ -110,13 +110,13 @@ class Call(Waitable):
         return self._answer().__await__()
 
     def cancel(self) -> None:
-        """Gives up: waiters get `CallCancelledError` at once, the callee is told. Nothing happens after the answer."""
+        """Cancels: waiters get `CallCancelledError` at once. After the answer nothing happens."""
         self._caller.cancel(self)
 
     def cancel_soon(self) -> None:
-        """As `cancel`, on the loop: may be called in a garbage collection, whatever lock it has interrupted."""
+        """As `cancel`, on the loop; safe in a garbage collection, which may interrupt code that holds a lock."""
         with suppress(RuntimeError):  # the loop is closed, and the call failed with its peer
-            self._caller.line.loop.call_soon_threadsafe(self.cancel)
+            self._caller.channel.loop.call_soon_threadsafe(self.cancel)
 
     def __iter__(self) -> Iterator[Any]:
         """The stream's items; leaving the loop early cancels the call."""
@@ -138,7 +138,7 @@ class Call(Waitable):
                 pass
         elif not self._done:
             try:
-                if not await self.wait_async(self._is_done, self._caller.line.wakers, self._deadline):
+                if not await self.wait_async(self._is_done, self._caller.channel.wakers, self._deadline):
                     self._caller.expire(self)
             except asyncio.CancelledError:
                 self.cancel()
@@ -146,7 +146,7 @@ class Call(Waitable):
         return self._outcome()
 
     def _refuse_to_block_the_loop(self) -> None:
-        if _get_running_loop() is self._caller.line.loop:
+        if _get_running_loop() is self._caller.channel.loop:
             raise RuntimeError(
                 f"waiting for {self.method}() here would block the loop that its answer comes in on; await it"
             )
@@ -162,13 +162,13 @@ class Call(Waitable):
                 self._value = value
             else:
                 self._error = value if isinstance(value, Exception) else _not_an_error(value)
-            self._body = None  # last: a second thread that finds none must find what it was decoded to
+            self._body = None  # last: a second thread that finds None must find the decoded value
         if self._error is not None:
             raise fresh(self._error)
         return self._value
 
     def _decoded(self, body: Body) -> Any:
-        return codec.decode(body[0], body[1], context=self._caller.line.context)
+        return codec.decode(body[0], body[1], context=self._caller.channel.context)
 
     # Streams
 
@@ -189,7 +189,7 @@ class Call(Waitable):
         ready = self._stream()
         try:
             while True:
-                if not await self.wait_async(self._has_next, self._caller.line.wakers, self._deadline):
+                if not await self.wait_async(self._has_next, self._caller.channel.wakers, self._deadline):
                     self._caller.expire(self)
                 if not ready:
                     return

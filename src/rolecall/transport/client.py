@@ -26,10 +26,10 @@ class Client:
 
     Args:
         name: The other side's name, for messages.
-        addresses: Where it may listen, tried in order in each round: Unix first, then TCP.
+        addresses: Tried in this order in each round: Unix sockets, then TCP.
         hello: What this side says of itself.
 
-    A refusal (a wrong token, say) is for good: the peer fails with it and nothing is dialled again.
+    A refusal, for instance of the token, fails the peer with it, and the client does not dial again.
     """
 
     def __init__(
@@ -62,15 +62,15 @@ class Client:
             context=context,
             on_notify=on_notify,
             on_attached=on_attached,
-            on_detached=self._lost,
+            on_detached=self._on_link_lost,
             window=window,
             probe=probe,
             max_in_flight=max_in_flight,
         )
         self._task: asyncio.Task[None] | None = None
-        self._gone: asyncio.Event | None = None
+        self._detached: asyncio.Event | None = None
         self._last_error = "not tried yet"
-        self._settled = threading.Event()
+        self._first_outcome = threading.Event()
         loop.call_soon_threadsafe(self._start)
 
     def wait_connected(self, timeout: float | None = None) -> None:
@@ -80,7 +80,7 @@ class Client:
             TimeoutError: That took longer than `timeout` seconds.
             AuthenticationError, ProtocolError: The other side refused for good.
         """
-        if not self._settled.wait(timeout):
+        if not self._first_outcome.wait(timeout):
             raise TimeoutError(f"{self.name}: no connection within {timeout:g} s; {self._last_error}")
         if self.peer.failure is not None:
             raise fresh(self.peer.failure)
@@ -92,7 +92,7 @@ class Client:
     def fail(self, exc: BaseException) -> None:
         """As `close`, with what pending and later calls raise."""
         self.peer.fail(exc)
-        self._settled.set()
+        self._first_outcome.set()
         try:
             self._loop.call_soon_threadsafe(self._stop)
         except RuntimeError:  # the loop is closed, and its tasks with it
@@ -100,30 +100,30 @@ class Client:
 
     def _start(self) -> None:
         if not self.peer.closed:
-            self._gone = asyncio.Event()
+            self._detached = asyncio.Event()
             self._task = self._loop.create_task(self._keep_connected())
 
     def _stop(self) -> None:
         if self._task is not None:
             self._task.cancel()
 
-    def _lost(self, exc: Exception | None) -> None:
-        if self._gone is not None:
-            self._gone.set()
+    def _on_link_lost(self, exc: Exception | None) -> None:
+        if self._detached is not None:
+            self._detached.set()
         if self._on_detached is not None:
             self._on_detached(exc)
 
     async def _keep_connected(self) -> None:
         backoff = FIRST_BACKOFF_S
-        gone = self._gone
-        assert gone is not None
+        detached = self._detached
+        assert detached is not None
         while not self.peer.closed:
             try:
-                gone.clear()
+                detached.clear()
                 if await self._connect():
                     backoff = FIRST_BACKOFF_S
-                    await gone.wait()
-            except Exception as e:  # refused for good, or a mistake of ours; either way no call may hang on it
+                    await detached.wait()
+            except Exception as e:  # refused, or a bug; either way no call may wait for ever
                 self.fail(e)
                 return
             await asyncio.sleep(backoff)
@@ -137,7 +137,7 @@ class Client:
             except (OSError, RPCConnectionError, TimeoutError) as e:
                 self._last_error = f"{where}: {e or type(e).__name__}"
                 continue
-            self._settled.set()
+            self._first_outcome.set()
             return True
         return False
 

@@ -1,4 +1,4 @@
-"""The first frame each way: hello with the token, welcome or refusal. Nothing is parsed before the token was right."""
+"""The first frame of each side: hello with the token, then welcome or refusal. Nothing is parsed before the token."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from rolecall.protocol.token import Token
 from rolecall.transport.frames import MAGIC, Frame, FrameReader, Limits, pack
 
 PREFIX_SIZE = 20
-HELLO_S = 10.0  # how long a connection may take to say who it is
+HELLO_S = 10.0  # within which a connection must have sent its hello
 
 
 class Hello(msgspec.Struct, array_like=True, frozen=True):
-    """Who dials.
+    """What the dialling side says of itself.
 
     Attributes:
-        session: The id of the caller's end; the same after it reconnected.
-        info: Whatever else it says of itself.
+        session: The id of its session; the same after it reconnected.
+        info: Further facts.
     """
 
     session: str
@@ -29,7 +29,7 @@ class Hello(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Opening(msgspec.Struct, array_like=True, frozen=True):
-    """First frame of whoever dials. `hello` is a `Hello`, not looked at before the token is."""
+    """First frame of the dialling side. `hello` is a `Hello`, decoded only after the token was compared."""
 
     token: bytes
     hello: msgspec.Raw
@@ -42,10 +42,10 @@ class Welcome(msgspec.Struct, array_like=True, frozen=True, tag=1):
 
 
 class Refusal(msgspec.Struct, array_like=True, frozen=True, tag=2):
-    """The listener's last word; `reason` is `token` or `hello`."""
+    """The listener closes the connection; `reason` is `token` or `hello`."""
 
     reason: str
-    sentence: str
+    message: str
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -70,40 +70,44 @@ def _decoded(decoder: _Decoder[T_co], header: bytes | memoryview | msgspec.Raw, 
 async def read_hello(
     sock: socket.socket, begun: bytes, token: Token, limits: Limits, loop: asyncio.AbstractEventLoop
 ) -> Hello:
-    """Reads the hello, of which `begun` has come, and not a byte more.
+    """Reads the hello, whose beginning `begun` was read before, and not a byte more.
 
     Raises:
         AuthenticationError: The token is wrong. Nothing behind it was parsed.
         ProtocolError: It is no hello, or it is too large.
     """
-    raw = _behind_token(await _read_frame(sock, begun, limits, loop), token)
+    raw = _check_token(await _read_frame(sock, begun, limits, loop), token)
     return _decoded(_hellos, raw, "a hello without session and info")
 
 
-def _behind_token(header: bytes | memoryview, token: Token) -> msgspec.Raw:
+def _check_token(header: bytes | memoryview, token: Token) -> msgspec.Raw:
     opening = _decoded(_openings, header, "a first frame that is no hello")
     if not token.matches(opening.token):
         raise AuthenticationError(seen="wrong" if opening.token else "missing")
-    return opening.hello.copy()  # so that no variable of a frame that may still raise holds the secret
+    return opening.hello.copy()  # so that no variable holds the token when decoding raises
 
 
 async def say_hello(
     sock: socket.socket, hello: Hello, token: Token, limits: Limits, loop: asyncio.AbstractEventLoop
 ) -> Welcome:
-    """Says hello and waits for the welcome.
+    """Sends the hello and waits for the welcome.
 
     Raises:
         AuthenticationError: The token was refused; trying again is of no use.
-        ProtocolError: The hello was refused for another reason, also for good.
+        ProtocolError: The hello was refused for another reason; trying again is of no use either.
         RPCConnectionError: The connection ended before an answer.
     """
     await loop.sock_sendall(sock, _hello_frame(hello, token))
-    answer = _decoded(_answers, await _read_frame(sock, b"", limits, loop), "an answer to the hello that is none")
+    answer = _decoded(
+        _answers,
+        await _read_frame(sock, b"", limits, loop),
+        "neither welcome nor refusal after the hello",
+    )
     if isinstance(answer, Welcome):
         return answer
     if answer.reason == "token":
         raise AuthenticationError(seen="refused by the other side")
-    raise ProtocolError(f"refused: {answer.sentence}")
+    raise ProtocolError(f"refused: {answer.message}")
 
 
 def _hello_frame(hello: Hello, token: Token) -> bytes:
@@ -127,7 +131,7 @@ async def _read_frame(
     reader = FrameReader(limits.before_hello())
     prefix = begun + await read_exactly(sock, PREFIX_SIZE - len(begun), loop)
     frames = _feed(reader, prefix)
-    length = int.from_bytes(prefix[len(MAGIC) : len(MAGIC) + 4], "big")  # within the limits, else _feed had raised
+    length = int.from_bytes(prefix[len(MAGIC) : len(MAGIC) + 4], "big")  # within the limits: _feed has checked
     if length:
         frames = _feed(reader, await read_exactly(sock, length, loop))
     return frames[0][0]
@@ -145,6 +149,6 @@ async def read_exactly(sock: socket.socket, size: int, loop: asyncio.AbstractEve
     while got < size:
         count = await loop.sock_recv_into(sock, view[got:])
         if not count:
-            raise RPCConnectionError("the other side", "it hung up during the hello")
+            raise RPCConnectionError("the other side", "it closed the connection during the hello")
         got += count
     return bytes(data)

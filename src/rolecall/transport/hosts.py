@@ -1,4 +1,4 @@
-"""Which host this is. Two processes share sockets in the file system, `/proc` and pids if they name the same one."""
+"""Identifies hosts. Processes with the same identity share `/proc`, pids, and sockets in the file system."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NAMESPACES = ("mnt", "net", "pid")
 
 @functools.cache
 def this_host() -> str:
-    """An identity, not a name: the running kernel and the namespaces of this process.
+    """The identity of this host: its boot and the namespaces of this process, not its name.
 
     Two containers of one machine are two hosts, since one cannot reach the files and processes of the other.
     """
@@ -23,10 +23,10 @@ def this_host() -> str:
 
 
 def address_toward(host: str) -> str:
-    """This host's own address on the way to another one. Nothing is sent.
+    """This host's own address on the route to another one. Nothing is sent.
 
     Raises:
-        OSError: There is no way to it, or no such host.
+        OSError: There is no route to it, or no such host.
     """
     family, _, _, _, where = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, socket.SOCK_DGRAM) as probe:

@@ -1,4 +1,4 @@
-"""Incoming is the callee's side of one request: what was asked, what was answered, and the record of both."""
+"""Incoming is the callee's side of one request."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any, Protocol
 
 from rolecall.errors import CallCancelledError, EncodeError, ProtocolError, RolecallError
 from rolecall.transport import codec
-from rolecall.transport.line import Line
-from rolecall.transport.session.callee import TakenCall
+from rolecall.transport.channel import Channel
+from rolecall.transport.session.callee import AcceptedCall
 from rolecall.transport.session.messages import Buffers, Invocation
 from rolecall.transport.waiting import Waitable
 
 
 class Answerer(Protocol):
-    """What a request asks of the peer that it came to."""
+    """What a request needs of the peer that received it."""
 
     @property
-    def line(self) -> Line: ...
+    def channel(self) -> Channel: ...
 
     def answer(self, incoming: Incoming, ok: bool, encoded: codec.Encoded, *, stable: bool) -> None:
-        """Gives the one answer; of several the first counts."""
+        """Answers; of several answers the first counts."""
         ...
 
     def emit(self, incoming: Incoming, encoded: codec.Encoded) -> None:
@@ -30,25 +30,35 @@ class Answerer(Protocol):
 
 
 class Incoming(Waitable):
-    """One request that this side has taken. It is handed out exactly once for each call id.
+    """One accepted request. Each call id gives at most one.
 
     Answer it with `finish` or `fail`, from any thread; the first answer counts.
 
     Attributes:
-        method: What is asked for.
+        method: Name of the method.
         meta: Options of the call, plain values.
         streaming: Whether the caller takes items (`emit`).
-        taken: What the session remembers of it. The peer's.
+        accepted: Its state in the session. Only the peer uses it.
     """
 
-    __slots__ = ("_answerer", "_body", "_buffers", "_callbacks", "_cancelled", "meta", "method", "streaming", "taken")
+    __slots__ = (
+        "_answerer",
+        "_body",
+        "_buffers",
+        "_callbacks",
+        "_cancelled",
+        "accepted",
+        "meta",
+        "method",
+        "streaming",
+    )
 
     def __init__(
-        self, answerer: Answerer, invocation: Invocation, buffers: Buffers, taken: TakenCall[Incoming]
+        self, answerer: Answerer, invocation: Invocation, buffers: Buffers, accepted: AcceptedCall[Incoming]
     ) -> None:
         self._waiters = []
-        self._answerer, self.taken = answerer, taken
-        self.method, self.meta, self.streaming = invocation.method, invocation.meta, taken.outflow is not None
+        self._answerer, self.accepted = answerer, accepted
+        self.method, self.meta, self.streaming = invocation.method, invocation.meta, accepted.stream is not None
         self._body: bytes | None = invocation.body
         self._buffers = buffers
         self._callbacks: list[Callable[[], object]] = []
@@ -56,11 +66,11 @@ class Incoming(Waitable):
 
     @property
     def cancelled(self) -> bool:
-        """Whether the caller has given up."""
+        """Whether the caller has cancelled."""
         return self._cancelled
 
     def args(self) -> Any:
-        """Decodes the request's value, once; the received bytes are let go.
+        """Decodes the request's value, once, and drops the received bytes.
 
         Raises:
             CodecError: They are not an encoded value.
@@ -68,15 +78,15 @@ class Incoming(Waitable):
         return self.received().value()
 
     def received(self) -> codec.Received:
-        """As `args`, up to the value, so that something else may be put in the places of what it refers to."""
+        """As `args`, but decodes the references only; the value is decoded once it is known what replaces them."""
         if self._body is None:
             raise ProtocolError("the arguments of a call were taken twice", self.method)
         body, buffers = self._body, self._buffers
         self._body, self._buffers = None, ()
-        return codec.Received(body, buffers, context=self._answerer.line.context)
+        return codec.Received(body, buffers, context=self._answerer.channel.context)
 
     def on_cancel(self, fn: Callable[[], object]) -> None:
-        """Calls `fn` on the loop's thread when the caller gives up; at once, here, when it already has."""
+        """Calls `fn` on the loop's thread when the caller cancels; at once, in this thread, when it already has."""
         self._callbacks.append(fn)
         if self._cancelled:
             self._run_callbacks()
@@ -84,22 +94,22 @@ class Incoming(Waitable):
     def finish(self, value: Any, *, stable: bool = False) -> None:
         """Answers with `value`, encoded in this thread. What cannot be encoded is answered with an EncodeError.
 
-        Arrays and tensors of more than 1 MiB are not copied: a thread waits here until they have arrived, so that an
-        engine may change them afterwards. On an event loop, where waiting is not possible, they are copied.
+        Arrays and tensors of more than 1 MiB are sent without a copy: the calling thread waits until they have arrived,
+        so that the engine may change them afterwards. On an event loop, which must not wait, they are copied.
 
         Args:
             stable: The value's memory will never change; neither copy nor wait.
         """
         try:
             self._answerer.answer(self, True, codec.encode(value, "result"), stable=stable)
-        except Exception as e:  # an object's own hooks run while it is encoded and may raise anything
+        except Exception as e:  # encoding runs hooks of the user's types, which may raise anything
             self.fail(e)
 
     def fail(self, exc: BaseException) -> None:
-        """Answers with an error: ours as themselves, others as far as their type is serializable."""
+        """Answers with an error; one that is not serializable is answered with an EncodeError."""
         error = exc
         if isinstance(exc, asyncio.CancelledError):
-            error = CallCancelledError(self._answerer.line.name, self.method)
+            error = CallCancelledError(self._answerer.channel.name, self.method)
         try:
             self._answerer.answer(self, False, codec.encode(error, "error"), stable=False)
         except Exception as e:  # as above; the second attempt has only text in it
@@ -111,10 +121,10 @@ class Incoming(Waitable):
         """Sends one item of the stream; waits while the caller's window is full.
 
         Raises:
-            CallCancelledError: The caller has given up.
+            CallCancelledError: The caller has cancelled.
             EncodeError: The item is not serializable; the stream may go on.
         """
-        await self.wait_async(self._has_room, self._answerer.line.wakers)
+        await self.wait_async(self._has_room, self._answerer.channel.wakers)
         self._push(item)
 
     def emit_blocking(self, item: Any) -> None:
@@ -123,18 +133,18 @@ class Incoming(Waitable):
         self._push(item)
 
     def __repr__(self) -> str:
-        return f"<Incoming {self.taken.seq} {self.method} {'answered' if self.taken.answered else 'running'}>"
+        return f"<Incoming {self.accepted.seq} {self.method} {'answered' if self.accepted.answered else 'running'}>"
 
     def _has_room(self) -> bool:
-        return self.taken.has_room
+        return self.accepted.has_room
 
     def _push(self, item: Any) -> None:
         if not self.streaming:
-            raise ProtocolError("items of a call whose caller wants none", self.method)
-        self._answerer.emit(self, codec.encode(item, f"item[{self.taken.emitted}]"))
+            raise ProtocolError("items of a call that is not a stream", self.method)
+        self._answerer.emit(self, codec.encode(item, f"item[{self.accepted.emitted}]"))
 
     def cancel(self) -> None:
-        """The caller has given up: whoever works on the call is told. On the loop's thread, by the peer."""
+        """Runs the cancel callbacks and wakes the engine. Called by the peer, on the loop's thread."""
         if not self._cancelled:
             self._cancelled = True
             self._run_callbacks()
@@ -149,4 +159,4 @@ class Incoming(Waitable):
             try:
                 fn()
             except Exception as e:  # the engine's own code; the connection and the other callbacks go on
-                self._answerer.line.report(f"a cancel callback of {self.method}", e)
+                self._answerer.channel.report(f"a cancel callback of {self.method}", e)

@@ -1,6 +1,6 @@
 """Link owns one connected socket that carries frames. It knows nothing of calls and never reconnects.
 
-Any thread sends: when nothing is queued the frame goes to the kernel right there, without a hop to the loop. What the
+Any thread may send: when nothing is queued, the frame is written to the socket by the calling thread. What the
 kernel does not take is queued and written by the loop, many frames in one system call. Reading happens on the loop,
 straight into the memory that `FrameReader` names. The socket is used directly rather than through an asyncio
 transport, because transports may only be written to from the loop's thread.
@@ -79,7 +79,7 @@ class Link(Waitable):
 
         Returns:
             The position behind the frame: once `written` has reached it, the kernel has all of it. A closed link
-            takes frames and drops them, as a cable would.
+            drops frames.
         """
         with self._lock:
             size = sum(map(len, parts)) if len(parts) > 1 else len(parts[0])
@@ -101,7 +101,7 @@ class Link(Waitable):
         except OSError as e:
             self._abort_soon(e)
             return
-        except BaseException as e:  # Ctrl-C between the system call and its count: the stream can no longer be trusted
+        except BaseException as e:  # Ctrl-C: how much was written is not known, so the stream is unusable
             self._abort_soon(OSError(f"interrupted by {type(e).__name__}"))
             raise
         self.written += done
@@ -201,7 +201,7 @@ class Link(Waitable):
             self._loop.add_reader(self._sock.fileno(), self._readable)
 
     def _readable(self) -> None:
-        self._corked = True  # answers given while a batch of frames is handled leave in one system call
+        self._corked = True  # answers to a batch of frames are written by one system call
         try:
             ended = self._read_some()
         except (BlockingIOError, InterruptedError):
@@ -273,7 +273,7 @@ class Link(Waitable):
         self._call_soon(self._finish, _lost(error))
 
     def _finish(self, exc: Exception | None) -> None:
-        with self._lock:  # under the lock: a thread that is writing must not meet another file with the same number
+        with self._lock:  # locked: a writing thread must not use a reused descriptor
             if self.closed:
                 return
             self._disarm()

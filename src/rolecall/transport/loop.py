@@ -78,7 +78,7 @@ class IOThread:
         return threading.get_ident() == self._thread.ident
 
     def close(self) -> None:
-        """Cancels every task, waits for them, ends the thread. May be called twice, and from several threads."""
+        """Cancels all tasks, waits for them, and ends the thread. May be called twice, and from several threads."""
         with self._lock:
             first, self._closed = not self._closed, True
         if first:

@@ -1,11 +1,11 @@
-"""Peer is one end of a session that outlives its links: it calls, is called, and notifies.
+"""Peer is one end of a session that outlives its links: it makes calls, answers calls, and notifies.
 
-What makes a call run at most once is decided in `session.caller` and `session.callee`; `Calling` and `Answering` drive
-these machines, and a peer gives both of them its links, one after another, and its timer.
+What makes a call run at most once is decided in `session.caller` and `session.callee`. `OutgoingCalls` and
+`IncomingCalls` drive these machines; the peer gives both its links, one after another, and a timer.
 
 Memory: a thread that calls waits in `request` while more than `max_in_flight` bytes of its side's requests are
 unanswered; a thread that answers waits while much is unsent. Reading never stops, so answers, cancellations and probes
-always get through and two full sides cannot block each other. Code on an event loop is not made to wait; it bounds its
+always arrive and two full sides cannot deadlock. Code on an event loop is not made to wait; it bounds its
 own number of calls.
 """
 
@@ -17,12 +17,12 @@ from collections.abc import Callable
 from typing import Any
 
 from rolecall.errors import RPCConnectionError
-from rolecall.transport.answering import Answering, Handler
 from rolecall.transport.call import Call
-from rolecall.transport.calling import Calling
+from rolecall.transport.channel import Channel
 from rolecall.transport.incoming import Incoming
-from rolecall.transport.line import Line
+from rolecall.transport.incoming_calls import Handler, IncomingCalls
 from rolecall.transport.link import Link
+from rolecall.transport.outgoing_calls import OutgoingCalls
 from rolecall.transport.session import messages
 from rolecall.transport.session.messages import Item, Reply, Status
 
@@ -43,8 +43,8 @@ class Peer:
         handler: Answers requests; without one they are refused.
         on_notify: Gets topic and value of each notification, on the loop's thread, once.
         context: Handed to the codec's decoders.
-        window: Items of a stream that may be under way.
-        probe: Seconds after which a silent call is asked after; doubles up to 15 s.
+        window: Unread items of a stream that may be in flight.
+        probe: Seconds after which a silent call is probed; doubles up to 15 s.
         max_in_flight: Bytes of unanswered requests above which calling threads wait.
         on_attached: Called on the loop's thread after a link was attached.
         on_detached: Called on the loop's thread with the link's error after it was lost.
@@ -72,46 +72,46 @@ class Peer:
         self._on_attached, self._on_detached = on_attached, on_detached
         self._tick_s = probe / 4
         self._timer: asyncio.TimerHandle | None = None
-        self._line = Line(name, loop, context)
-        self._calling = Calling(self._line, window=window, probe=probe, max_bytes=max_in_flight)
-        self._answering = Answering(self._line, handler, on_notify)
+        self._channel = Channel(name, loop, context)
+        self._outgoing = OutgoingCalls(self._channel, window=window, probe=probe, max_bytes=max_in_flight)
+        self._incoming = IncomingCalls(self._channel, handler, on_notify)
 
     @property
     def link(self) -> Link | None:
         """The present link."""
-        return self._line.link
+        return self._channel.link
 
     @property
     def attached(self) -> bool:
         """Whether there is a link."""
-        return self._line.link is not None
+        return self._channel.link is not None
 
     @property
     def pending(self) -> int:
         """Calls of this side without an answer."""
-        return self._calling.waiting
+        return self._outgoing.waiting
 
     @property
     def remembered(self) -> int:
-        """As `pending`, with notifications and with cancelled calls until the other side certainly knows of it."""
-        return self._calling.remembered
+        """As `pending`, plus notifications and cancelled calls that the other side has not confirmed."""
+        return self._outgoing.remembered
 
     @property
     def kept(self) -> int:
-        """Requests of the other side that run, or whose answer has not arrived."""
-        return self._answering.kept
+        """Requests of the other side that run, or whose answer is not acknowledged."""
+        return self._incoming.kept
 
     @property
     def failure(self) -> BaseException | None:
         """What later calls raise, once this end was closed or failed."""
-        return self._calling.failure
+        return self._outgoing.failure
 
     @property
     def closed(self) -> bool:
         """Whether this end was closed or failed."""
-        return self._calling.failure is not None
+        return self._outgoing.failure is not None
 
-    # Calling
+    # OutgoingCalls
 
     def request(
         self,
@@ -122,31 +122,31 @@ class Peer:
         timeout: float | None = None,
         streaming: bool = False,
     ) -> Call:
-        """Sends a request; without a link it leaves as soon as there is one.
+        """Sends a request; without a link it is sent as soon as there is one.
 
         Args:
             meta: Options beside the value; plain msgpack values only.
-            timeout: Seconds until the call fails with TimeoutError and the callee is told to give up.
+            timeout: Seconds until the call is cancelled and fails with TimeoutError.
 
         Raises:
             EncodeError: The value is not serializable. Nothing was sent.
-            RPCConnectionError: The peer is closed, or what it was failed with.
+            RPCConnectionError: The peer is closed. A failed peer raises the error that it was failed with.
         """
         kind = messages.STREAM if streaming else messages.CALL
-        return self._calling.request(kind, method, value, meta or {}, timeout)
+        return self._outgoing.request(kind, method, value, meta or {}, timeout)
 
     def notify(self, topic: str, value: Any = None) -> None:
-        """Tells the other side something, once, without an answer. In order as long as nothing is lost on the way."""
-        self._calling.request(messages.NOTIFICATION, topic, value, {}, None)
+        """Sends a notification, which has no answer. It arrives once, and in order unless a link is lost."""
+        self._outgoing.request(messages.NOTIFICATION, topic, value, {}, None)
 
     def fail_pending(self, exc: BaseException) -> None:
-        """Fails every call that waits, at once, with `exc`; later calls are not touched. Any thread."""
-        self._calling.fail_all(exc)
+        """Fails every pending call with `exc`; later calls work. Any thread."""
+        self._outgoing.fail_all(exc)
 
     def fail(self, exc: BaseException) -> None:
         """Ends the session: pending and later calls raise `exc`. Any thread."""
-        self._calling.fail_all(exc, last=True)
-        self._line.soon(self._end)
+        self._outgoing.fail_all(exc, last=True)
+        self._channel.call_soon(self._end)
 
     def close(self) -> None:
         """Ends the session: pending and later calls raise RPCConnectionError. Any thread, any number of times."""
@@ -156,12 +156,12 @@ class Peer:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        link, self._line.link = self._line.link, None
-        if link is not None and self._answering.lending:
-            link.abort()  # its queue views memory whose owner is about to be let go
+        link, self._channel.link = self._channel.link, None
+        if link is not None and self._incoming.zero_copy_pending:
+            link.abort()  # its queue views memory that the engine may change from here on
         elif link is not None:
             link.close()
-        self._answering.close()
+        self._incoming.close()
 
     # The link
 
@@ -175,42 +175,42 @@ class Peer:
         if self.closed:
             link.close()
             return
-        if self._line.link is not None:
-            self._drop_link(self._line.link)
-        self._line.link = link
+        if self._channel.link is not None:
+            self._drop_link(self._channel.link)
+        self._channel.link = link
         link.on_closed = lambda exc: self.detach(link, exc)
-        answering = self._answering.attach(remote)
-        link.on_frame = lambda header, buffers: self._on_frame(calling, answering, header, buffers)
+        incoming = self._incoming.attach(remote)
+        link.on_frame = lambda header, buffers: self._on_frame(outgoing, incoming, header, buffers)
         link.start()
-        calling = self._calling.attach(remote)
+        outgoing = self._outgoing.attach(remote)
         if self._timer is None:
             self._timer = self.loop.call_later(self._tick_s, self._tick)
         if self._on_attached is not None:
             self._on_attached()
 
     def detach(self, link: Link, exc: Exception | None) -> None:
-        """Takes note that `link` is gone; calls wait for the next one."""
-        if link is self._line.link:
+        """The link is lost; calls wait for the next one."""
+        if link is self._channel.link:
             self._drop_link(link)
             if self._on_detached is not None:
                 self._on_detached(exc)
 
     def _drop_link(self, link: Link) -> None:
-        self._line.link = None
-        link.abort()  # before owners of lent memory, which its queue may view, are told to go on
-        self._answering.detach()
-        self._calling.detach()
+        self._channel.link = None
+        link.abort()  # its queue may view memory that the engine may change once `detach` wakes it
+        self._incoming.detach()
+        self._outgoing.detach()
 
     def _tick(self) -> None:
-        if self._line.link is None and not self.pending:
+        if self._channel.link is None and not self.pending:
             self._timer = None  # an idle peer costs nothing; the next link starts it again
             return
         self._timer = self.loop.call_later(self._tick_s, self._tick)
-        self._calling.tick()
+        self._outgoing.tick()
 
-    def _on_frame(self, calling: int, answering: int, header: bytes | memoryview, buffers: list[memoryview]) -> None:
+    def _on_frame(self, outgoing: int, incoming: int, header: bytes | memoryview, buffers: list[memoryview]) -> None:
         message = messages.decode(header)
         if isinstance(message, TO_CALLER):
-            self._calling.receive(calling, message, buffers)
+            self._outgoing.receive(outgoing, message, buffers)
         else:
-            self._answering.receive(answering, message, buffers)
+            self._incoming.receive(incoming, message, buffers)

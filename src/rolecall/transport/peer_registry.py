@@ -1,4 +1,4 @@
-"""Which peer belongs to which caller: the usual `on_peer` of a server whose callers may come back."""
+"""Peers by session: the `on_peer` of a server whose clients may reconnect."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class PeerRegistry:
 
     Args:
         make: Makes the peer of a new session.
-        keep: Peers without a link that are kept for their caller's return; the oldest beyond that are closed.
+        keep: Number of peers without a link that are kept for a reconnect; the oldest beyond that are closed.
     """
 
     def __init__(self, make: Callable[[Hello], Peer], *, keep: int = KEPT) -> None:

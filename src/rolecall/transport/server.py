@@ -1,7 +1,7 @@
-"""Server owns listening sockets and the connections on them until they have shown the token.
+"""Server owns listening sockets, and connections until they are authenticated.
 
-One listener speaks both: frames begin with a magic word, everything else is HTTP. It knows nothing of calls: a link
-goes to the peer that `on_peer` names, an HTTP request to its route.
+A listener serves both frames, which begin with a magic word, and HTTP. It knows nothing of calls: a link goes to the
+peer that `on_peer` returns, an HTTP request to its route.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rolecall.transport.http import HttpConnection, Routes
 from rolecall.transport.link import Link
 from rolecall.transport.peer import Peer
 
-MAX_STRANGERS = 256  # connections that have not shown the token
+MAX_UNAUTHENTICATED = 256  # connections
 BACKLOG = 1024
 
 __all__ = ["Hello", "Server"]
@@ -33,9 +33,9 @@ class Server:
 
     Args:
         token: The run's secret.
-        on_peer: Names the peer that a hello (re)attaches to; an error of ours raised here refuses it.
-        http: The routes; without them every authenticated request is 404.
-        hosts: Further names that HTTP's `Host` may have, beside loopback and the bound address.
+        on_peer: Returns the peer for a hello; an RPCError that it raises refuses the connection.
+        http: The routes; without them every authenticated request is answered with 404.
+        hosts: Further values of the `Host` header that are accepted, beside loopback and the bound address.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Server:
         self._listeners: list[socket.socket] = []
         self._paths: list[Path] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._strangers: dict[asyncio.Task[None], None] = {}  # connections without the token yet, oldest first
+        self._unauthenticated: dict[asyncio.Task[None], None] = {}  # oldest first
         self._links: set[Link] = set()
         self.closed = False
 
@@ -64,7 +64,7 @@ class Server:
         path = Path(path)
         with contextlib.suppress(FileNotFoundError):
             if not stat.S_ISSOCK(path.lstat().st_mode):
-                raise FileExistsError(f"{path} is there and is no socket")
+                raise FileExistsError(f"{path} exists and is not a socket")
             path.unlink()
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -123,36 +123,36 @@ class Server:
                 sock, _ = listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
-            except OSError as e:  # out of descriptors, say: the listener stays, the next wake-up tries again
+            except OSError as e:  # out of descriptors, for instance: the next wake-up tries again
                 self._loop.call_exception_handler({"message": "accept failed", "exception": e})
-                self._rest(listener)
+                self._pause_accepting(listener)
                 return
-            if len(self._strangers) >= MAX_STRANGERS:
-                self._turn_oldest_away()
+            if len(self._unauthenticated) >= MAX_UNAUTHENTICATED:
+                self._drop_oldest()
             sock.setblocking(False)
             task = self._loop.create_task(self._serve(sock))
-            self._strangers[task] = None
+            self._unauthenticated[task] = None
             self._tasks.add(task)
             task.add_done_callback(self._ended)
 
-    def _turn_oldest_away(self) -> None:
-        """Whoever has the token shows it at once, so idle connections must not keep out the next one."""
-        oldest = next(iter(self._strangers))
-        del self._strangers[oldest]
+    def _drop_oldest(self) -> None:
+        """Makes room: clients with the token send it at once, so the oldest connection is idle or hostile."""
+        oldest = next(iter(self._unauthenticated))
+        del self._unauthenticated[oldest]
         oldest.cancel()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        self._strangers.pop(task, None)
+        self._unauthenticated.pop(task, None)
 
-    def _known(self) -> None:
-        """The connection of the running task has shown the token."""
+    def _authenticated(self) -> None:
+        """The connection of the current task has sent the token."""
         task = asyncio.current_task()
         assert task is not None
-        self._strangers.pop(task, None)
+        self._unauthenticated.pop(task, None)
 
-    def _rest(self, listener: socket.socket) -> None:
-        """Leaves the listener alone for a moment; it stays readable, and the loop would spin."""
+    def _pause_accepting(self, listener: socket.socket) -> None:
+        """Stops accepting for 0.1 s: the listener stays readable, so the loop would spin."""
         self._loop.remove_reader(listener.fileno())
 
         def again() -> None:
@@ -168,22 +168,22 @@ class Server:
                 if begun == MAGIC[:1]:
                     begun += await handshake.read_exactly(sock, len(MAGIC) - 1, self._loop)
                 if begun == MAGIC:
-                    await self._frames(sock, begun)
+                    await self._serve_frames(sock, begun)
                     return
             await HttpConnection(
-                sock, begun, self._loop, self._token, self._routes, frozenset(self._hosts), self._known
+                sock, begun, self._loop, self._token, self._routes, frozenset(self._hosts), self._authenticated
             ).run()
             sock.close()
         except (RPCError, OSError, TimeoutError):
             sock.close()
-        except Exception as e:  # a mistake of ours ends this connection and is told, but not the listener
+        except Exception as e:  # a bug ends this connection and is reported; the listener goes on
             sock.close()
             self._loop.call_exception_handler({"message": "serving a connection failed", "exception": e})
         except BaseException:
             sock.close()
             raise
 
-    async def _frames(self, sock: socket.socket, begun: bytes) -> None:
+    async def _serve_frames(self, sock: socket.socket, begun: bytes) -> None:
         try:
             hello = await handshake.read_hello(sock, begun, self._token, self._limits, self._loop)
             peer = self._peer_of(hello)
@@ -210,7 +210,7 @@ class Server:
         link.on_closed = on_closed
 
     async def _drain(self, sock: socket.socket) -> None:
-        """Lets the refusal be read: closing with unread bytes would reset the connection and lose it."""
+        """Reads what is left, so that the refusal arrives: closing with unread bytes would reset the connection."""
         sock.shutdown(socket.SHUT_WR)
         for _ in range(16):
             if not await self._loop.sock_recv(sock, 4096):
@@ -218,5 +218,5 @@ class Server:
 
     def _peer_of(self, hello: Hello) -> Peer:
         if self._on_peer is None:
-            raise ProtocolError("this listener speaks HTTP only")
+            raise ProtocolError("this listener serves HTTP only")
         return self._on_peer(hello)

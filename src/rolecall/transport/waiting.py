@@ -1,6 +1,6 @@
-"""Waiting for something that another thread brings about, from threads and from any event loop.
+"""Condition variables that threads and tasks of any event loop can wait on.
 
-`Waitable` owns the list of who waits. It never says what is waited for: that is the caller's predicate.
+`Waitable` owns the list of waiters; the condition is a predicate of the waiter.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class LoopWaker:
     __slots__ = ("_due", "_loop", "_scheduled")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = ref(loop)  # weak: a loop that ended must not live on because somebody waited in it once
+        self._loop = ref(loop)  # weak: must not keep a closed loop alive
         self._due: deque[asyncio.Future[None]] = deque()
         self._scheduled = False
 
@@ -39,12 +39,12 @@ class LoopWaker:
             self._scheduled = True
             try:
                 loop.call_soon_threadsafe(self._flush)
-            except RuntimeError:  # that loop is closed: nobody waits there any more
+            except RuntimeError:  # that loop is closed, and its tasks with it
                 self._due.clear()
                 self._scheduled = False
 
     def _flush(self) -> None:
-        self._scheduled = False  # before draining: whoever appends from here on schedules anew
+        self._scheduled = False  # before draining: a later append schedules again
         due = self._due
         while due:
             future = due.popleft()
@@ -53,7 +53,7 @@ class LoopWaker:
 
 
 class Wakers:
-    """One `LoopWaker` for each event loop that somebody waits in."""
+    """One `LoopWaker` for each event loop with waiters."""
 
     __slots__ = ("_by_loop", "_lock")
 
@@ -70,10 +70,10 @@ class Wakers:
 
 
 class Waitable:
-    """Something to wait for. Set what the predicate reads first, then `wake()`; then no wake-up is lost.
+    """Something to wait for. Change what the predicate reads, then call `wake()`: no wake-up is lost.
 
-    A waiter enters itself first and asks the predicate afterwards; `wake` empties the list after the state was
-    changed. Whichever comes first, one of the two sees the other.
+    A waiter enters the list before it evaluates the predicate, and `wake` empties the list after the change, so the
+    waiter sees the change or is woken.
     """
 
     __slots__ = ("_waiters",)
@@ -82,7 +82,7 @@ class Waitable:
         self._waiters: list[Callable[[], object]] = []
 
     def wake(self) -> None:
-        """Lets everyone who waits look again. Any thread."""
+        """Makes all waiters evaluate their predicates again. Any thread."""
         waiters = self._waiters
         while waiters:
             try:

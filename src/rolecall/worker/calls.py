@@ -1,4 +1,4 @@
-"""Running one engine method for one request: on the engine thread, on the loop, or as a stream beside both."""
+"""Runs engine methods: on the engine thread, on the event loop, or on a thread of the stream."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from rolecall.tensors import functions, tree
 from rolecall.tensors.binding import binding
 from rolecall.tensors.handle import RTensor
 from rolecall.tensors.service import DataService
-from rolecall.transport.codec.exceptions import describe
+from rolecall.transport.codec.exceptions import describe, full_name
 from rolecall.worker.engines import Engines, Kind, Method
 from rolecall.worker.requests import Request
 
 
 class EngineCalls:
-    """Starts calls of engine methods; each request is answered exactly once."""
+    """Starts calls of engine methods. Each request is answered exactly once."""
 
     def __init__(self, engines: Engines, data: DataService, loop: asyncio.AbstractEventLoop) -> None:
         self.engines, self.data, self.loop = engines, data, loop
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def start(self, request: Request, wanted: CallMethod) -> None:
-        """Starts a call on the loop's thread without blocking it. The method is looked up before anything runs.
+    def start(self, request: Request, params: CallMethod) -> None:
+        """Starts a call without blocking the loop's thread, which calls this. The method is looked up first.
 
         Raises:
             EngineNotFoundError, MethodNotFoundError: Nothing was run.
             EngineCallError: A generator was called, or a method that is not one was streamed.
         """
-        method = self.engines.method(wanted.engine_name or self.engines.worker_id, wanted.method)
-        call = EngineCall(self, request, wanted, method)
+        method = self.engines.method(params.engine_name or self.engines.worker_id, params.method)
+        call = EngineCall(self, request, params, method)
         if method.kind is Kind.ASYNC_GENERATOR and request.streaming:
             self._spawn(call, call.stream_on_loop())
         elif method.kind is Kind.ASYNC and not request.streaming:
@@ -44,9 +44,9 @@ class EngineCalls:
         elif method.kind is Kind.PLAIN and not request.streaming:
             method.thread.submit(call.on_engine_thread)
         elif method.kind in (Kind.PLAIN, Kind.GENERATOR) and request.streaming:
-            threading.Thread(target=call.stream_on_thread, name=f"engine stream {wanted.method}", daemon=True).start()
+            threading.Thread(target=call.stream_on_thread, name=f"engine stream {params.method}", daemon=True).start()
         else:
-            raise EngineCallError(self.engines.worker_id, wanted.method, "TypeError", _hint(wanted.method, method.kind))
+            raise EngineCallError(self.engines.worker_id, params.method, "TypeError", _hint(params.method, method.kind))
 
     def _spawn(self, call: EngineCall, work: Coroutine[Any, Any, None]) -> None:
         task = self.loop.create_task(work)
@@ -56,26 +56,26 @@ class EngineCalls:
 
     def _ended(self, task: asyncio.Task[None], call: EngineCall) -> None:
         self._tasks.discard(task)
-        if task.cancelled():  # before its first step, so that it could not answer itself
+        if task.cancelled():  # before its first step, so its own error handling did not run
             call.request.fail(call.cancelled())
 
 
 class EngineCall:
-    """One call: its request, the method that was looked up, and one way to run it for each kind of method."""
+    """One call, with one method of this class for each kind of engine method."""
 
-    __slots__ = ("_data", "_loop", "_method", "_progress", "_wanted", "_worker_id", "request")
+    __slots__ = ("_data", "_loop", "_method", "_params", "_progress", "_worker_id", "request")
 
-    def __init__(self, calls: EngineCalls, request: Request, wanted: CallMethod, method: Method) -> None:
-        self.request, self._wanted, self._method = request, wanted, method
+    def __init__(self, calls: EngineCalls, request: Request, params: CallMethod, method: Method) -> None:
+        self.request, self._params, self._method = request, params, method
         self._data, self._loop = calls.data, calls.loop
         self._progress, self._worker_id = calls.engines.progress, calls.engines.worker_id
 
     def cancelled(self) -> CallCancelledError:
         """The answer to a cancelled call."""
-        return CallCancelledError(self._worker_id, self._wanted.method)
+        return CallCancelledError(self._worker_id, self._params.method)
 
     def on_engine_thread(self) -> None:
-        """Runs a plain method. The engine thread counts its begin and end."""
+        """Runs a plain method. `EngineThread` counts it."""
         if self.request.cancelled:
             return self.request.fail(self.cancelled())
         try:
@@ -83,7 +83,7 @@ class EngineCall:
                 value = self._run(arguments(self.request))
                 if inspect.isawaitable(value):  # a plain function that returns a coroutine
                     value = asyncio.run_coroutine_threadsafe(_awaited(value), self._loop).result()
-            self._finish(value, self._leave(value))
+            self._finish(value, self._remotized(value))
         except BaseException as e:  # every call is answered
             self._fail(e)
 
@@ -91,39 +91,39 @@ class EngineCall:
         """Runs an `async` method."""
         with self._counted(), self._answering():
             value = await self._run(await aarguments(self.request))
-            remote = self._wanted.tensors == "remote"
-            left = await asyncio.to_thread(self._leave, value) if remote else value  # copying would block the loop
-            self._finish(value, left)
+            remote = self._params.tensors == "remote"
+            answer = await asyncio.to_thread(self._remotized, value) if remote else value  # copying blocks
+            self._finish(value, answer)
 
     async def stream_on_loop(self) -> None:
         """Runs an `async` generator."""
         with self._counted(), self._answering():
             async with _aclosing(self._run(await aarguments(self.request))) as items:
                 async for item in items:
-                    left = self._leave(item)
+                    answer = self._remotized(item)
                     try:
-                        await self.request.emit(left)
+                        await self.request.emit(answer)
                     except BaseException:
-                        _free(item, left)
+                        _free(item, answer)
                         raise
             self.request.finish(None)
 
     def stream_on_thread(self) -> None:
         """Runs a generator, or a plain method that returns an iterable."""
         with self._counted(), self._answering():
-            with _closing(_iterated(self._wanted.method, self._run(arguments(self.request)))) as items:
+            with _closing(_iterated(self._params.method, self._run(arguments(self.request)))) as items:
                 for item in items:
-                    left = self._leave(item)
+                    answer = self._remotized(item)
                     try:
-                        self.request.emit_blocking(left)
+                        self.request.emit_blocking(answer)
                     except BaseException:
-                        _free(item, left)
+                        _free(item, answer)
                         raise
             self.request.finish(None)
 
     def _run(self, arguments: tuple[Any, Any]) -> Any:
         args, kwargs = arguments
-        return self._method.run(args, kwargs, self._wanted.rpc_meta)
+        return self._method.run(args, kwargs, self._params.rpc_meta)
 
     @contextmanager
     def _answering(self) -> Iterator[None]:
@@ -135,9 +135,9 @@ class EngineCall:
             self._fail(e)
 
     def _fail(self, error: BaseException) -> None:
-        given_up = isinstance(error, asyncio.CancelledError) and self.request.cancelled
-        name = self._wanted.method
-        self.request.fail(self.cancelled() if given_up else engine_error(self._worker_id, name, error))
+        cancelled = isinstance(error, asyncio.CancelledError) and self.request.cancelled
+        name = self._params.method
+        self.request.fail(self.cancelled() if cancelled else engine_error(self._worker_id, name, error))
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -147,26 +147,26 @@ class EngineCall:
         finally:
             self._progress.end()
 
-    def _leave(self, value: Any) -> Any:
-        return self._data.remotize(value) if self._wanted.tensors == "remote" else value
+    def _remotized(self, value: Any) -> Any:
+        return self._data.remotize(value) if self._params.tensors == "remote" else value
 
-    def _finish(self, value: Any, left: Any) -> None:
-        """Answers with `left`: `value` with handles in the place of its tensors, or `value` itself."""
+    def _finish(self, value: Any, answer: Any) -> None:
+        """Answers with `answer`: `value` with handles in place of tensors, or `value` itself."""
         try:
-            self.request.finish(left)
+            self.request.finish(answer)
         except BaseException:
-            _free(value, left)
+            _free(value, answer)
             raise
 
 
-def _free(value: Any, left: Any) -> None:
-    """Frees the tensors of `value` that were stored here for the handles in `left`; the caller never got these."""
+def _free(value: Any, answer: Any) -> None:
+    """Frees the shards that were stored for the handles in `answer`, which the caller never received."""
     own = {id(leaf) for leaf in tree.leaves(value)}
-    functions.clear([leaf for leaf in tree.leaves(left) if isinstance(leaf, RTensor) and id(leaf) not in own])
+    functions.clear([leaf for leaf in tree.leaves(answer) if isinstance(leaf, RTensor) and id(leaf) not in own])
 
 
 def arguments(request: Request) -> tuple[Any, Any]:
-    """The engine's arguments, with tensors in the place of handles."""
+    """The engine's arguments, with tensors in place of handles."""
     args, kwargs = functions.localized(request.received())
     return args, kwargs
 
@@ -178,31 +178,27 @@ async def aarguments(request: Request) -> tuple[Any, Any]:
 
 
 def engine_error(worker_id: str, method: str, error: BaseException) -> RolecallError:
-    """The error that the caller gets: a RolecallError unchanged unless an engine raised it, else EngineCallError."""
-    if isinstance(error, RolecallError) and not isinstance(error, EngineCallError) and _is_ours(error):
+    """The error that the caller gets: RolecallErrors of this package unchanged, all others as an EngineCallError."""
+    if isinstance(error, RolecallError) and not isinstance(error, EngineCallError) and _raised_by_rolecall(error):
         return error
-    text = "".join(traceback.format_exception(_without_our_frames(error)))
+    text = "".join(traceback.format_exception(_without_own_frames(error)))
     reply = EngineCallError(worker_id, method, full_name(type(error)), describe(error)[1], text)
     reply.__cause__ = error
     return reply
 
 
-def full_name(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
-
-
-def _is_ours(error: BaseException) -> bool:
+def _raised_by_rolecall(error: BaseException) -> bool:
     """True when no frame of the traceback belongs to an engine."""
-    ours = ("rolecall.", "asyncio.", "concurrent.", "contextlib")
+    own = ("rolecall.", "asyncio.", "concurrent.", "contextlib")
     tb = error.__traceback__
     while tb is not None:
-        if not tb.tb_frame.f_globals.get("__name__", "").startswith(ours):
+        if not tb.tb_frame.f_globals.get("__name__", "").startswith(own):
             return False
         tb = tb.tb_next
     return True
 
 
-def _without_our_frames(error: BaseException) -> BaseException:
+def _without_own_frames(error: BaseException) -> BaseException:
     """The exception with a traceback that begins in the engine's code, if the traceback reaches it."""
     tb = error.__traceback__
     while tb is not None and tb.tb_frame.f_globals.get("__name__", "").startswith(("rolecall.worker.", "contextlib")):
@@ -228,7 +224,7 @@ async def _awaited(value: Any) -> Any:
 
 @contextmanager
 def _closing(items: Iterator[Any]) -> Iterator[Iterator[Any]]:
-    """Closes a generator also when its consumer stops early; other iterators need no closing."""
+    """Closes a generator, also when its consumer stops early."""
     try:
         yield items
     finally:
@@ -239,7 +235,7 @@ def _closing(items: Iterator[Any]) -> Iterator[Iterator[Any]]:
 
 @asynccontextmanager
 async def _aclosing(items: Any) -> AsyncIterator[Any]:
-    """As `_closing`, for asynchronous ones."""
+    """As `_closing`, for asynchronous iterators."""
     try:
         yield items
     finally:

@@ -1,4 +1,4 @@
-"""The one thread on which an engine's plain methods run, in order. Collectives need exactly that."""
+"""The thread on which an engine's plain methods run, one after the other: collectives need one thread and one order."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class EngineThread:
 
     @property
     def waiting(self) -> int:
-        """Number of jobs that have not begun."""
+        """Number of jobs in the queue."""
         return self._jobs.qsize()
 
     def submit(self, job: Callable[[], None]) -> None:
@@ -64,7 +64,7 @@ class EngineThread:
             progress.begin()
             try:
                 job()
-            except BaseException:  # a bug of the submitter must not end the thread, and with it the engine
+            except BaseException:  # a bug of the submitter must not end the thread
                 log.exception("a job of thread %r raised", self._thread.name)
             finally:
                 progress.end()

@@ -1,4 +1,4 @@
-"""The engines of one worker: named objects, each with an engine thread. Connections are not known here."""
+"""The engines of one worker: named objects, each with an engine thread. Knows no connections."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ META = "rpc_meta"
 
 
 class Kind(Enum):
-    """How a method runs: plain ones on the engine thread; the others beside it."""
+    """How a method runs: PLAIN on the engine thread, the others concurrently with it."""
 
     PLAIN = auto()
     ASYNC = auto()
@@ -27,7 +27,7 @@ class Kind(Enum):
 
 
 @dataclass
-class Hosted:
+class HostedEngine:
     """One engine with its thread."""
 
     name: str
@@ -40,7 +40,7 @@ class Method:
     """A method found on an engine.
 
     Attributes:
-        static: The class attribute of that name, by which a replaced method is noticed.
+        static: The class attribute of that name; when it is another one, the method was replaced.
         takes_meta: Whether it has a parameter `rpc_meta`.
     """
 
@@ -63,7 +63,7 @@ class Engines:
     def __init__(self, worker_id: str, progress: Progress) -> None:
         self.worker_id = worker_id
         self.progress = progress
-        self._engines: dict[str, Hosted] = {}
+        self._engines: dict[str, HostedEngine] = {}
         self._reserved: dict[str, EngineThread] = {}
         self._methods: dict[tuple[str, str], Method] = {}
         self._lock = threading.Lock()
@@ -91,9 +91,9 @@ class Engines:
     def add(self, name: str, engine: Any) -> None:
         """Makes the engine that was created under a reserved name available to calls."""
         with self._lock:
-            self._engines[name] = Hosted(name, engine, self._reserved.pop(name))
+            self._engines[name] = HostedEngine(name, engine, self._reserved.pop(name))
 
-    def abandon(self, name: str) -> None:
+    def release(self, name: str) -> None:
         """Releases a reserved name after the engine's creation failed."""
         with self._lock:
             thread = self._reserved.pop(name, None)
@@ -101,7 +101,7 @@ class Engines:
             thread.close()
 
     def method(self, engine_name: str, name: str) -> Method:
-        """Looks a method up before anything of the call is run.
+        """Looks a method up. No code of the engine runs.
 
         Raises:
             EngineNotFoundError: There is no such engine.
@@ -128,7 +128,7 @@ class Engines:
         self._methods[engine_name, name] = method
         return method
 
-    def remove(self, name: str) -> Hosted | None:
+    def remove(self, name: str) -> HostedEngine | None:
         with self._lock:
             hosted = self._engines.pop(name, None)
             self._methods = {k: m for k, m in self._methods.items() if k[0] != name}
@@ -150,7 +150,7 @@ def _is_current(engine: Any, name: str, found: Method) -> bool:
 def _takes_meta(call: Callable[..., Any]) -> bool:
     try:
         return META in inspect.signature(call).parameters
-    except (TypeError, ValueError):  # some callables written in C do not say
+    except (TypeError, ValueError):  # some callables written in C have no signature
         return False
 
 

@@ -1,7 +1,7 @@
-"""EngineHost answers every method of a worker, over frames and HTTP alike. It opens no sockets.
+"""EngineHost answers the requests of a worker, over frames and HTTP alike. It opens no sockets.
 
 Requests arrive on the loop's thread, and nothing here blocks it. A malformed request, an exception of an engine and a
-bug in this package are answered with three different errors.
+bug in this package are three different errors.
 """
 
 from __future__ import annotations
@@ -30,13 +30,12 @@ from rolecall.errors import (
     RolecallError,
     WorkerConfigurationError,
 )
-from rolecall.protocol.guard import Method, Nothing, Ports
+from rolecall.protocol.guard import Method, NoArguments, Ports
 from rolecall.protocol.message import Message, to_plain
 from rolecall.protocol.worker import ALLOC_OWN_PORTS, FORK, FORKED_CHILDREN, KILL_FORK, SET_OWN_ENV
 from rolecall.protocol.worker_methods import (
     METHODS,
     AllocPorts,
-    Asked,
     Configure,
     CreateEngine,
     Destroy,
@@ -49,16 +48,18 @@ from rolecall.protocol.worker_methods import (
     Seeded,
     SetEnv,
     WorkerMethod,
+    WorkerRequest,
 )
 from rolecall.tensors.binding import binding
 from rolecall.tensors.service import DataService
-from rolecall.worker.calls import EngineCalls, arguments, full_name
+from rolecall.transport.codec.exceptions import full_name
+from rolecall.worker.calls import EngineCalls, arguments
 from rolecall.worker.engines import Engines
 from rolecall.worker.loading import load_engine_class
 from rolecall.worker.requests import Request
 
-StartsCall = Callable[[Request, Any], None]
-Answers = Callable[[Any], Awaitable[Any]]
+StartCall = Callable[[Request, Any], None]
+Answer = Callable[[Any], Awaitable[Any]]
 
 Q = TypeVar("Q", bound=Message)
 A = TypeVar("A")
@@ -85,11 +86,11 @@ class EngineHost:
         self._engines, self._data, self._ask_guard, self._loop = engines, data, ask_guard, loop
         self._started = time.time()
         self._tasks: set[asyncio.Task[None]] = set()
-        engine_methods: dict[str, StartsCall] = {
+        engine_methods: dict[str, StartCall] = {
             "call": EngineCalls(engines, data, loop).start,
             "create_engine": self._create_engine,
         }
-        control_methods: dict[str, Answers] = {
+        control_methods: dict[str, Answer] = {
             "health": self._health,
             "metrics": self._metrics,
             "stacks": self._stacks,
@@ -111,7 +112,7 @@ class EngineHost:
         return self._engines.worker_id
 
     def dispatch(self, request: Request) -> None:
-        """Starts the work that a request asks for; every request is answered."""
+        """Starts the method that a request names. Every request is answered."""
         try:
             start = self._starts.get(request.method)
             if start is None:
@@ -120,16 +121,16 @@ class EngineHost:
         except Exception as e:  # a request is always answered
             self._fail(request, e)
 
-    def _with_arguments(self, method: WorkerMethod, start: StartsCall, request: Request) -> None:
-        """The engine's arguments are decoded later, on the thread that the engine runs on."""
+    def _with_arguments(self, method: WorkerMethod, start: StartCall, request: Request) -> None:
+        """Leaves the engine's arguments encoded; the thread that the engine runs on decodes them."""
         start(request, method.parsed(request.meta))
 
-    def _in_task(self, method: WorkerMethod, answer: Answers, request: Request) -> None:
+    def _in_task(self, method: WorkerMethod, answer: Answer, request: Request) -> None:
         task = self._loop.create_task(self._answer(method, answer, request))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _answer(self, method: WorkerMethod, answer: Answers, request: Request) -> None:
+    async def _answer(self, method: WorkerMethod, answer: Answer, request: Request) -> None:
         try:
             request.finish(to_plain(await answer(method.parsed(request.args()))))
         except Exception as e:  # a request is always answered
@@ -155,11 +156,11 @@ class EngineHost:
 
     # Engines
 
-    def _create_engine(self, request: Request, wanted: CreateEngine) -> None:
-        name = wanted.engine_name or self.worker_id
-        self._engines.reserve(name).submit(lambda: self._make(request, name, wanted.engine))
+    def _create_engine(self, request: Request, params: CreateEngine) -> None:
+        name = params.engine_name or self.worker_id
+        self._engines.reserve(name).submit(lambda: self._construct(request, name, params.engine))
 
-    def _make(self, request: Request, name: str, path: str) -> None:
+    def _construct(self, request: Request, name: str, path: str) -> None:
         """Creates an engine, on its thread."""
         try:
             cls = load_engine_class(path)
@@ -167,19 +168,19 @@ class EngineHost:
                 args, kwargs = arguments(request)
                 engine = cls(*args, **kwargs)
         except EngineImportError as e:
-            self._engines.abandon(name)
+            self._engines.release(name)
             return request.fail(e)
         except BaseException as e:
-            self._engines.abandon(name)
+            self._engines.release(name)
             text = "".join(traceback.format_exception(e))
             return request.fail(EngineCreationError(self.worker_id, name, f"{type(e).__name__}: {e}", text))
         self._engines.add(name, engine)
         request.finish(to_plain(EngineCreated(engine_name=name)))
 
-    async def _destroy(self, wanted: Destroy) -> dict[str, str]:
-        """Calls `destroy()` on engines, on their threads, all at the same time; returns problems by engine name."""
-        names = self._engines.names() if wanted.engines is None else wanted.engines
-        outcomes = await asyncio.gather(*(self._destroy_one(name, wanted.timeout) for name in names))
+    async def _destroy(self, params: Destroy) -> dict[str, str]:
+        """Calls `destroy()` of all engines at the same time, each on its thread; returns problems by engine name."""
+        names = self._engines.names() if params.engines is None else params.engines
+        outcomes = await asyncio.gather(*(self._destroy_one(name, params.timeout) for name in names))
         return {name: problem for name, problem in zip(names, outcomes, strict=True) if problem}
 
     async def _destroy_one(self, name: str, timeout: float) -> str:
@@ -203,13 +204,13 @@ class EngineHost:
 
     # The worker itself
 
-    async def _configure(self, wanted: Configure) -> Seeded:
-        seed = wanted.config.get("seed", 0)
+    async def _configure(self, params: Configure) -> Seeded:
+        seed = params.config.get("seed", 0)
         try:
             base = int(seed)
         except (TypeError, ValueError, OverflowError) as e:
             raise WorkerConfigurationError("bad seed", seed, "use a whole number") from e
-        seed = zlib.crc32(f"{base}/{wanted.role}/{wanted.rank}".encode())
+        seed = zlib.crc32(f"{base}/{params.role}/{params.rank}".encode())
         random.seed(seed)
         for module, path in (("numpy", "random.seed"), ("torch", "manual_seed")):
             if module in sys.modules:
@@ -219,15 +220,15 @@ class EngineHost:
                 fn(seed)
         return Seeded(seed=seed)
 
-    async def _health(self, wanted: Asked) -> Health:
-        forked = await self._ask_guard(FORKED_CHILDREN, Nothing())
+    async def _health(self, params: WorkerRequest) -> Health:
+        forked = await self._ask_guard(FORKED_CHILDREN, NoArguments())
         worker = self.worker_id
         return Health(worker=worker, pid=os.getpid(), engines=self._engines.names(), forked_children=forked)
 
-    async def _stacks(self, wanted: Asked) -> str:
+    async def _stacks(self, params: WorkerRequest) -> str:
         return thread_stacks()
 
-    async def _metrics(self, wanted: Asked) -> dict[str, Any]:
+    async def _metrics(self, params: WorkerRequest) -> dict[str, Any]:
         process = psutil.Process()
         cpu = process.cpu_times()
         return {
@@ -242,20 +243,20 @@ class EngineHost:
             **self._data.metrics(),
         }
 
-    # What its guard does for it
+    # Requests that the guard answers
 
-    async def _set_env(self, wanted: SetEnv) -> Done:
-        await self._ask_guard(SET_OWN_ENV, wanted)
+    async def _set_env(self, params: SetEnv) -> Done:
+        await self._ask_guard(SET_OWN_ENV, params)
         return Done()
 
-    async def _alloc_ports(self, wanted: AllocPorts) -> Ports:
-        return await self._ask_guard(ALLOC_OWN_PORTS, wanted)
+    async def _alloc_ports(self, params: AllocPorts) -> Ports:
+        return await self._ask_guard(ALLOC_OWN_PORTS, params)
 
-    async def _fork(self, wanted: Fork) -> Forked:
-        return await self._ask_guard(FORK, wanted)
+    async def _fork(self, params: Fork) -> Forked:
+        return await self._ask_guard(FORK, params)
 
-    async def _kill_forked_worker(self, wanted: KillFork) -> Done:
-        await self._ask_guard(KILL_FORK, wanted)
+    async def _kill_forked_worker(self, params: KillFork) -> Done:
+        await self._ask_guard(KILL_FORK, params)
         return Done()
 
 

@@ -1,4 +1,4 @@
-"""How a worker's requests and answers are written over HTTP, form by form. Pure: no engine, no socket.
+"""Reads a worker's HTTP requests and writes its HTTP responses, by the form of the route. Pure: no engine, no socket.
 
 A handle is written as `{"$rtensor": {"dtype": ..., "shape": ..., "shards": [...], "pieces": [...]}}`. Pass it back
 unchanged; `GET /data/<shards[i][0]>` returns the bytes. The runtime does not count the handles that HTTP clients hold:
@@ -22,7 +22,7 @@ from rolecall.errors import (
     RolecallError,
     ShardNotFoundError,
 )
-from rolecall.protocol.worker_methods import STATUS, HttpRoute, WorkerMethod, malformed
+from rolecall.protocol.worker_methods import STATUS, HttpRoute, WorkerMethod
 from rolecall.tensors import raw
 from rolecall.tensors.dtypes import dtype_name
 from rolecall.tensors.handle import RTensor
@@ -38,11 +38,11 @@ _PARTS = ("dtype", "shape", "shards", "pieces")
 
 
 class Body(NamedTuple):
-    """What a request says.
+    """The content of a request.
 
     Attributes:
-        fields: Of the request struct.
-        arguments: The engine's, `(args, kwargs)`, where the method takes any.
+        fields: The fields of the request struct.
+        arguments: The engine's `(args, kwargs)`, where the method takes any.
     """
 
     fields: dict[str, Any]
@@ -51,7 +51,7 @@ class Body(NamedTuple):
 
 
 def read(method: WorkerMethod, route: HttpRoute, request: Request) -> Body:
-    """What a request says.
+    """The content of a request.
 
     Raises:
         ProtocolError: It is malformed.
@@ -65,16 +65,16 @@ def read(method: WorkerMethod, route: HttpRoute, request: Request) -> Body:
     if method.arguments is None:
         return Body(fields)
     streaming = fields.pop("stream", False) if route.form == "call" else False
-    body = _with_arguments(method.name, method.arguments, fields, streaming)
+    body = _with_arguments(method, method.arguments, fields, streaming)
     return body._replace(arguments=_with_handles(body.arguments)) if HANDLE.encode() in request.body else body
 
 
-def _with_arguments(method: str, names: tuple[str, str], fields: dict[str, Any], streaming: Any) -> Body:
+def _with_arguments(method: WorkerMethod, names: tuple[str, str], fields: dict[str, Any], streaming: Any) -> Body:
     """Takes the engine's arguments out of the fields."""
     args, kwargs = fields.pop(names[0], []), fields.pop(names[1], {})
     for name, value, kind in ((names[0], args, list), (names[1], kwargs, dict), ("stream", streaming, bool)):
         if not isinstance(value, kind):
-            raise malformed(method, f"{name!r} is of type {type(value).__name__}, not {kind.__name__}")
+            raise method.malformed(f"{name!r} is of type {type(value).__name__}, not {kind.__name__}")
     return Body(fields, (args, kwargs), streaming)
 
 
@@ -82,9 +82,9 @@ def _fields(method: WorkerMethod, body: bytes) -> dict[str, Any]:
     try:
         fields = msgspec.json.decode(body or b"{}")
     except (msgspec.DecodeError, RecursionError) as e:
-        raise malformed(method.name, f"the body is not JSON: {e}") from e
+        raise method.malformed(f"the body is not JSON: {e}") from e
     if not isinstance(fields, dict):
-        raise malformed(method.name, "the body is JSON, but not an object")
+        raise method.malformed("the body is JSON, but not an object")
     return fields
 
 
@@ -92,12 +92,12 @@ def _tensor_headers(method: WorkerMethod, request: Request) -> dict[str, Any]:
     try:
         shape = msgspec.json.decode(request.headers.get("x-shape", ""), type=list[int])
     except (msgspec.DecodeError, RecursionError) as e:
-        raise malformed(method.name, f"the header x-shape is not a list of integers: {e}") from e
+        raise method.malformed(f"the header x-shape is not a list of integers: {e}") from e
     return {"dtype": request.headers.get("x-dtype", ""), "shape": shape}
 
 
 def _with_handles(value: Any, depth: int = 0) -> Any:
-    """`value` with the handles that are written in it.
+    """`value` with each written handle replaced by an `RTensor`.
 
     Raises:
         DecodeError: A handle is malformed, or the value is nested too deep.

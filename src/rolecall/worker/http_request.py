@@ -1,7 +1,7 @@
-"""HttpRequest is a request that came over HTTP, with the interface that requests over frames have.
+"""HttpRequest is a request over HTTP, with the same interface as one over frames.
 
 Streams are answered as lines of JSON (`application/x-ndjson`): `{"item": ...}` for each item, then `{"result": null}`,
-or `{"error": ...}` when the stream broke off. An error before the first item has a status of its own.
+or `{"error": ...}` when the stream failed. An error before the first item is a response with an error status.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from typing import Any
 from rolecall.errors import CallCancelledError, InternalError, RolecallError
 from rolecall.protocol.worker_methods import HttpRoute, WorkerMethod
 from rolecall.transport.codec import Received, encode
+from rolecall.transport.codec.exceptions import full_name
 from rolecall.transport.http import Request, Response
 from rolecall.worker import http_forms
 
-WINDOW = 16  # items of a stream that may be on their way to a slow client
+WINDOW = 16  # items of a stream that a slow client has not taken yet
 
 
 class HttpRequest:
-    """One request over HTTP. `response()` waits for its answer. A client that hangs up has given up.
+    """One request over HTTP. `response()` waits for its answer. A client that disconnects cancels it.
 
     Raises:
         ProtocolError, DecodeError: It is malformed.
@@ -35,15 +36,15 @@ class HttpRequest:
         self._response: asyncio.Future[Response] = self._loop.create_future()
         if self.streaming:
             self._lines: asyncio.Queue[bytes | None] = asyncio.Queue()
-            self._room = asyncio.Semaphore(WINDOW)
-            request.hang_up.then(self._room.release)  # wakes a stream that waits for room
+            self._window = asyncio.Semaphore(WINDOW)
+            request.disconnect.add_callback(self._window.release)  # wakes a stream that waits for the client
 
     @property
     def cancelled(self) -> bool:
-        return self._request.hang_up.seen
+        return self._request.disconnect.happened
 
     async def response(self) -> Response:
-        """The answer, or the head of the answer's stream."""
+        """The response; of a stream its head, the items follow in `chunks`."""
         return await self._response
 
     def args(self) -> Any:
@@ -54,17 +55,17 @@ class HttpRequest:
         return Received(*encode(self.args()))
 
     def on_cancel(self, fn: Callable[[], object]) -> None:
-        self._request.hang_up.then(fn)
+        self._request.disconnect.add_callback(fn)
 
     def finish(self, value: Any, *, stable: bool = False) -> None:
         """Answers with a value, written in this thread.
 
         Raises:
             EncodeError: It cannot be written as JSON. The request is not answered yet.
-            CallCancelledError: The client has hung up, and nobody will receive the handles in the value.
+            CallCancelledError: The client has disconnected and cannot receive the handles in the value.
         """
         if self.streaming or self.meta.get("tensors") == "remote":
-            self._check_there()
+            self._check_connected()
         if self.streaming:
             self._end(http_forms.json_bytes({"result": value}))
         else:
@@ -72,8 +73,9 @@ class HttpRequest:
 
     def fail(self, exc: BaseException) -> None:
         """Answers with an error. One that is not a RolecallError becomes an InternalError."""
-        kind = f"{type(exc).__module__}.{type(exc).__qualname__}"
-        error = exc if isinstance(exc, RolecallError) else InternalError(self._worker_id, self.method, kind, str(exc))
+        error = exc
+        if not isinstance(error, RolecallError):
+            error = InternalError(self._worker_id, self.method, full_name(type(exc)), str(exc))
         if self.streaming:
             self._soon(lambda: self._fail_stream(error))
         else:
@@ -83,7 +85,7 @@ class HttpRequest:
         """Sends one item of the stream; waits while the client is behind.
 
         Raises:
-            CallCancelledError: The client has hung up.
+            CallCancelledError: The client has disconnected.
             EncodeError: The item cannot be written as JSON; the stream may go on.
         """
         await self._push(http_forms.json_bytes({"item": item}, "item"))
@@ -94,13 +96,13 @@ class HttpRequest:
         asyncio.run_coroutine_threadsafe(self._push(line), self._loop).result()
 
     async def _push(self, line: bytes) -> None:
-        self._check_there()
-        await self._room.acquire()
-        self._check_there()
+        self._check_connected()
+        await self._window.acquire()
+        self._check_connected()
         self._begin_stream()
         self._lines.put_nowait(line + b"\n")
 
-    def _check_there(self) -> None:
+    def _check_connected(self) -> None:
         if self.cancelled:
             raise CallCancelledError(self._worker_id, self.method)
 
@@ -137,4 +139,4 @@ class HttpRequest:
     async def _chunks(self) -> AsyncGenerator[bytes, None]:
         while (line := await self._lines.get()) is not None:
             yield line
-            self._room.release()
+            self._window.release()

@@ -1,4 +1,4 @@
-"""Finding the class that an engine path names. It imports classes and refuses some; it never instantiates one.
+"""Imports the class that an engine path names. It refuses classes of the standard library and instantiates none.
 
 A path is `package.module.Class` or `package.module:Class`. Classes of the standard library are refused, under any
 name that re-exports them, since an engine is code that the user wrote, and `subprocess.Popen` is not.
@@ -21,7 +21,7 @@ MAIN_NAME = "__rolecall_main__"
 
 
 class ScriptModule(types.ModuleType):
-    """Stands for the controller's script as `__main__`; loads it when a name in it is first asked for."""
+    """The controller's script as `__main__`, loaded when an attribute is first looked up."""
 
     def __init__(self, path: str) -> None:
         super().__init__("__main__")
@@ -52,12 +52,12 @@ def _load_script(path: str) -> types.ModuleType:
         raise EngineImportError(
             "__main__", f"loading the controller's script {path!r} failed: {type(e).__name__}: {e}"
         ) from e
-    _call_it_main(module)
+    _rename_to_main(module)
     return module
 
 
-def _call_it_main(module: types.ModuleType) -> None:
-    """Objects of the script say `__main__`, as they do in the controller, so that their types travel both ways."""
+def _rename_to_main(module: types.ModuleType) -> None:
+    """Sets `__module__` of the script's classes to `__main__`, as the controller does, so that type names are equal."""
     for value in vars(module).values():
         if isinstance(value, type) and value.__module__ == MAIN_NAME:
             value.__module__ = "__main__"

@@ -1,4 +1,4 @@
-"""A worker process from its first line to its last. It listens, says so to its guard, and serves until it is killed."""
+"""The main function of a worker process: it is configured by its guard, listens, and serves until it is stopped."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run(control: socket.socket) -> None:
 
 
 def _prepare_signals() -> None:
-    """A signal from outside ends the process as that signal, so that the exit names it. Stopping is asked for."""
+    """Signals end the process by default action, so that its exit status names them; the guard stops it by request."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     faulthandler.enable(all_threads=True)  # a crash in native code leaves the Python stacks in the log
@@ -47,24 +47,24 @@ def _prepare_signals() -> None:
 
 
 class _Process:
-    """The control channel's side of a worker: takes its configuration, then forwards between guard and node."""
+    """The worker's end of the control channel: takes the configuration and forwards requests to the guard."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._node: WorkerNode | None = None
-        self._over = asyncio.Event()
-        self._guard = Peer("guard", loop=loop, handler=self, on_detached=lambda error: self._over.set())
+        self._stopped = asyncio.Event()
+        self._guard = Peer("guard", loop=loop, handler=self, on_detached=lambda error: self._stopped.set())
 
     async def serve(self, control: socket.socket) -> None:
         self._guard.attach(Link(control, loop=self._loop))
-        await self._over.wait()
+        await self._stopped.wait()
         if self._node is not None:
             await self._node.close()
 
     def dispatch(self, incoming: Incoming) -> None:
         if incoming.method == "stop":
             incoming.finish(None)
-            self._over.set()
+            self._stopped.set()
         elif incoming.method == "configure":
             self._configure(incoming)
         elif incoming.method == "set_env":
@@ -73,7 +73,7 @@ class _Process:
     def _configure(self, incoming: Incoming) -> None:
         try:
             config = from_plain(WorkerConfig, incoming.args(), "the guard")
-            _adopt_paths(config)
+            _set_paths(config)
             self._node = WorkerNode(config, self._loop, self._ask_guard)
             binding.set(self._node.data)
             incoming.finish(to_plain(self._node.start()))
@@ -84,7 +84,7 @@ class _Process:
         try:
             os.environ.update(from_plain(SetEnv, incoming.args(), "the guard").env)
             incoming.finish(None)
-        except Exception as e:  # the guard hears of it
+        except Exception as e:  # the guard gets the error
             incoming.fail(e)
 
     async def _ask_guard(self, method: Method[Q, A], request: Q) -> A:
@@ -92,7 +92,7 @@ class _Process:
         return from_plain(method.answer, answer, "the guard")
 
 
-def _adopt_paths(config: WorkerConfig) -> None:
+def _set_paths(config: WorkerConfig) -> None:
     sys.path[:] = [*config.sys_path, *(p for p in sys.path if p not in config.sys_path)]
-    # Without a script of the controller's there is nothing in `__main__`, least of all what this process began with.
+    # Without a script of the controller's `__main__` is empty: what this process was started with must not show.
     sys.modules["__main__"] = ScriptModule(config.main_path) if config.main_path else types.ModuleType("__main__")

@@ -1,4 +1,4 @@
-"""What the numbers of a worker mean, by their place in the JSON form of `/metrics`."""
+"""Kind and help text of a worker's metrics, by their path in the JSON form of `/metrics`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from rolecall.transport.http.metrics import Metric, counter, gauge
 
-LABELS: Mapping[str, str] = {"store.backends": "backend"}  # whose members are named by a label
+LABELS: Mapping[str, str] = {"store.backends": "backend"}  # the label that holds the name of each member
 
 METRICS: Mapping[str, Metric] = {
     "uptime_s": gauge("Seconds since the worker began to listen."),

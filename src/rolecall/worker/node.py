@@ -1,4 +1,4 @@
-"""A worker without its process: engines, tensors and the listeners in front of them. Tests host it in a thread."""
+"""A worker without its process: engines, tensors and listeners. Tests run it in a thread."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CACHE_BYTES = 1 << 30
 
 
 class WorkerNode:
-    """Everything of a worker, assembled: engines, tensors, the engine host and its listeners."""
+    """Builds and owns the parts of a worker: engines, tensors, the engine host and its server."""
 
     def __init__(self, config: WorkerConfig, loop: asyncio.AbstractEventLoop, ask_guard: AskGuard) -> None:
         self._config = config
@@ -43,7 +43,7 @@ class WorkerNode:
         return Configured(pid=os.getpid(), socket=config.socket, port=port)
 
     async def close(self) -> None:
-        """Ends connections, engine threads and memory. Engines are not destroyed; that is asked for before."""
+        """Closes connections, engine threads and stored tensors. `destroy()` of engines is a request of its own."""
         await self._server.close()
         self._owners.close()
         self._engines.close()

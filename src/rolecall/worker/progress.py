@@ -1,7 +1,7 @@
 """The worker's side of the progress page, which the guard reads from outside; see `protocol.progress`.
 
 The heartbeat comes from a thread that needs the interpreter lock, so it stops while the lock is held or the process
-is stopped; what that means is the guard's to judge.
+is stopped. The guard decides what that means.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Progress:
     def __init__(self, path: str | None = None) -> None:
         self.begun = 0
         self.ended = 0
-        self._beats = 1  # 0 would say that nobody writes the page
+        self._beats = 1  # 0 means that nobody writes the page
         self._page: mmap.mmap | None = None
         self._stop = threading.Event()
         if path:

@@ -13,11 +13,11 @@ def ray_placement_group() -> Any:
     """The `ray.util.placement_group.PlacementGroup` of the worker that this is called in.
 
     For engines that start actors of their own, vLLM's Ray executor for one. With `ray_placement_strategy="deferred"`
-    all of the group's CPUs and devices are theirs; otherwise the worker holds its bundle. Joins the cluster where the
-    engine has not done so.
+    all of the group's CPUs and devices are free for them; otherwise the worker occupies its bundle. Joins the
+    cluster where the engine has not done so.
 
     Raises:
-        WorkerConfigurationError: This is no worker of a Ray scheduler, or its group was removed.
+        WorkerConfigurationError: This process is not a worker of a Ray scheduler, or its group was removed.
     """
     name = os.environ.get(RAY_PLACEMENT_GROUP)
     if name is None:

@@ -30,7 +30,7 @@ class Request(Protocol):
 
     @property
     def cancelled(self) -> bool:
-        """Whether the caller has cancelled the request, or hung up."""
+        """Whether the caller has cancelled the request, or has disconnected."""
         ...
 
     def args(self) -> Any:
@@ -38,7 +38,7 @@ class Request(Protocol):
         ...
 
     def received(self) -> Received:
-        """As `args`, decoded up to the value, so that tensors can be put in the places of its handles."""
+        """As `args`, but decodes the handles only; the value is decoded once their tensors are known."""
         ...
 
     def on_cancel(self, fn: Callable[[], object]) -> None:

@@ -1,4 +1,4 @@
-"""The listeners of a worker, for frames and for HTTP, both derived from the table of its methods."""
+"""The server of a worker, for frames and HTTP, both derived from the table of its methods."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class WorkerServer:
 
     def __init__(self, host: EngineHost, token: str, loop: asyncio.AbstractEventLoop) -> None:
         self._host, self._loop = host, loop
-        self._sessions = PeerRegistry(self._new_peer)
-        self._server = Server(token, loop=loop, on_peer=self._sessions, http=self._routes())
+        self._peers = PeerRegistry(self._new_peer)
+        self._server = Server(token, loop=loop, on_peer=self._peers, http=self._routes())
 
     def listen(self, socket: str, bind: str, port: int) -> int:
         """Listens on a Unix path and on a TCP address; returns the port."""
@@ -30,9 +30,9 @@ class WorkerServer:
         return self._server.listen_tcp(bind, port)
 
     async def close(self) -> None:
-        """Ends the connections. May be called twice."""
+        """Closes the connections. May be called twice."""
         await self._server.close()
-        self._sessions.close()
+        self._peers.close()
 
     def _new_peer(self, hello: Hello) -> Peer:
         return Peer(str(hello.info.get("name", "a client")), loop=self._loop, handler=self._host)
@@ -46,8 +46,8 @@ class WorkerServer:
 
     async def _answer(self, method: WorkerMethod, route: HttpRoute, request: Request) -> Response:
         try:
-            asked = HttpRequest(self._host.worker_id, method, route, request)
+            accepted = HttpRequest(self._host.worker_id, method, route, request)
         except RolecallError as e:
             return http_forms.failure(route, e)
-        self._host.dispatch(asked)
-        return await asked.response()
+        self._host.dispatch(accepted)
+        return await accepted.response()

@@ -45,7 +45,7 @@ def emit(world: World, n: int) -> None:
 def answer(world: World, n: int) -> None:
     for running in world.running[-1 - n % 4 :]:
         if not running.answered:
-            world.answer(running, ok=n % 5 != 0, lent=n % 2 == 0)
+            world.answer(running, ok=n % 5 != 0, zero_copy=n % 2 == 0)
 
 
 def time_passes(world: World, n: int) -> None:

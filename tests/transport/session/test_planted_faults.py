@@ -9,10 +9,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 from rolecall.transport.session import callee, caller
-from rolecall.transport.session.callee import Callee, TakenCall
+from rolecall.transport.session.callee import AcceptedCall, Callee
 from rolecall.transport.session.caller import Caller
-from rolecall.transport.session.messages import Buffers, Invocation, Settled
-from rolecall.transport.session.sending import Sending
+from rolecall.transport.session.messages import Buffers, CumulativeAck, Invocation, Sending
 from rolecall.transport.session.sequences import SequenceSet
 
 from .conversation import Step, conversations, hold
@@ -34,7 +33,7 @@ class DuplicateAccepted(Callee[Running]):
 
     def _on_invocation(self, invocation: Invocation, buffers: Buffers, written: int) -> callee.Output[Running]:
         if invocation.seq not in self._calls:
-            self._taken = SequenceSet()
+            self._accepted = SequenceSet()
         return super()._on_invocation(invocation, buffers, written)
 
 
@@ -49,9 +48,9 @@ class AnswerDroppedEarly(Callee[Running]):
     """Takes an answer that was sent for one that has arrived."""
 
     def answer(
-        self, call: TakenCall[Running], ok: bool, body: bytes, buffers: Buffers, *, lent: bool = False
+        self, call: AcceptedCall[Running], ok: bool, body: bytes, buffers: Buffers, *, zero_copy: bool = False
     ) -> callee.Output[Running]:
-        events, sendings = super().answer(call, ok, body, buffers, lent=lent)
+        events, sendings = super().answer(call, ok, body, buffers, zero_copy=zero_copy)
         return [*events, *self._drop(call.seq)], sendings
 
 
@@ -62,11 +61,11 @@ class FormerLinkBelieved(Callee[Running]):
         return super().receive(self._link, *rest)
 
 
-class LoanSentElsewhere(Callee[Running]):
-    """Repeats an answer from memory that was lent for another link."""
+class ZeroCopyOnAnotherLink(Callee[Running]):
+    """Repeats an answer of the engine's memory on another link."""
 
-    def _send_again(self, call: TakenCall[Running], arrived: int, written: int) -> Sequence[Sending]:
-        call.lent_on = 0
+    def _send_again(self, call: AcceptedCall[Running], arrived: int, written: int) -> Sequence[Sending]:
+        call.zero_copy_link = 0
         return super()._send_again(call, arrived, written)
 
 
@@ -77,11 +76,11 @@ class RestartOverlooked(Caller[Asking]):
         return ()
 
 
-class SettledTooMuch(Caller[Asking]):
+class AcknowledgedTooMuch(Caller[Asking]):
     """Says that every answer has arrived, those it waits for too."""
 
     def _acknowledgements(self) -> list[Sending]:
-        return [(Settled(self._next, []), (), None)]
+        return [(CumulativeAck(self._next, []), (), None)]
 
 
 class GapOverlooked(Caller[Asking]):
@@ -108,9 +107,9 @@ class SilenceAccepted(Caller[Asking]):
         (AcknowledgementIgnored, "keeps answers that have arrived"),
         (AnswerDroppedEarly, "GONE, which did not happen"),
         (FormerLinkBelieved, "another session's call|run twice"),
-        (LoanSentElsewhere, "lent memory on another link"),
+        (ZeroCopyOnAnotherLink, "memory on another link"),
         (RestartOverlooked, "run twice"),
-        (SettledTooMuch, "GONE, which did not happen"),
+        (AcknowledgedTooMuch, "GONE, which did not happen"),
         (GapOverlooked, "before the last item|after the end"),
         (SilenceAccepted, "did not end|remembers calls"),
     ],

@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 
 from rolecall.transport.session import callee as callees
 from rolecall.transport.session import caller as callers
-from rolecall.transport.session.callee import Callee, Take, TakenCall
+from rolecall.transport.session.callee import Accepted, AcceptedCall, Callee
 from rolecall.transport.session.caller import Caller, OpenCall, Reason
-from rolecall.transport.session.messages import NOTIFICATION, STREAM, Buffers, Item, Message, Reply, Status
-from rolecall.transport.session.sending import Sending
+from rolecall.transport.session.messages import NOTIFICATION, STREAM, Buffers, Item, Message, Reply, Sending, Status
 
 ALL_WRITTEN = 1 << 63
 PROBE_S = 1.0
@@ -41,7 +40,7 @@ class Running:
     """One call as its engine sees it."""
 
     token: str
-    call: TakenCall[Running]
+    call: AcceptedCall[Running]
     engine: Callee[Running]
     cancelled: bool = False
     answered: bool = False
@@ -128,7 +127,7 @@ class World:
         self.there = cable
         cable.up_number, events = self.callee.attach(cable.sessions[0])
         self._callee_did(events, ())
-        self._take_back_loans()
+        self._end_zero_copy()
 
     def detach_caller(self) -> None:
         self.here = None
@@ -137,7 +136,7 @@ class World:
     def detach_callee(self) -> None:
         self.there = None
         self._callee_did(self.callee.detach(), ())
-        self._take_back_loans()
+        self._end_zero_copy()
 
     def deliver_up(self, cable: Cable, *, keep: bool = False) -> bool:
         """Hands the next message to the callee; `keep` leaves a duplicate behind."""
@@ -174,7 +173,7 @@ class World:
     def cancel(self, asking: Asking) -> None:
         if asking.kind != NOTIFICATION and asking.open is not None:
             asking.cancelled = True
-            self._caller_did(*self.caller.give_up(asking.open, Reason.CANCELLED))
+            self._caller_did(*self.caller.abandon(asking.open, Reason.CANCELLED))
 
     def read(self, asking: Asking) -> bool:
         """Takes one item that has arrived."""
@@ -233,22 +232,22 @@ class World:
 
     def emit(self, running: Running) -> bool:
         call = running.call
-        if call.outflow is None or not call.has_room or running.cancelled or running.answered:
+        if call.stream is None or not call.has_room or running.cancelled or running.answered:
             return False
         self._callee_did((), self.callee.emit(call, f"{running.token}#{call.emitted}".encode(), ()))
         return True
 
-    def answer(self, running: Running, ok: bool = True, lent: bool = False) -> None:
-        """Answers; a `lent` answer names the link that it may be sent on in its buffer."""
-        lent = lent and self.there is not None and running.engine is self.callee
-        buffers = (memoryview(b"lent on %d" % self._up_number()),) if lent else ()
+    def answer(self, running: Running, ok: bool = True, zero_copy: bool = False) -> None:
+        """Answers; a `zero_copy` answer names the link that it may be sent on in its buffer."""
+        zero_copy = zero_copy and self.there is not None and running.engine is self.callee
+        buffers = (memoryview(b"zero_copy on %d" % self._up_number()),) if zero_copy else ()
         body = f"{running.token}!{running.call.emitted}".encode()
         running.answered = True
-        self._callee_did(*running.engine.answer(running.call, ok, body, buffers, lent=lent))
+        self._callee_did(*running.engine.answer(running.call, ok, body, buffers, zero_copy=zero_copy))
 
-    def _take_back_loans(self) -> None:
+    def _end_zero_copy(self) -> None:
         for running in self.running:
-            if running.call.lent_on and not self.callee.on_loan(running.call):
+            if running.call.zero_copy_link and not self.callee.sending_zero_copy(running.call):
                 self._callee_did((), self.callee.replace(running.call, (memoryview(b"a copy"),)))
 
     def _up_number(self) -> int:
@@ -259,16 +258,18 @@ class World:
         for message, buffers, _ in sendings:
             assert self.there is not None, "a message without a link"
             for buffer in buffers:
-                lent = bytes(buffer).startswith(b"lent")
-                assert not lent or bytes(buffer) == b"lent on %d" % self._up_number(), "lent memory on another link"
+                zero_copy = bytes(buffer).startswith(b"zero_copy")
+                assert not zero_copy or bytes(buffer) == b"zero_copy on %d" % self._up_number(), (
+                    "memory on another link"
+                )
             self.there.down.append((message, buffers))
         for event in events:
-            if isinstance(event, Take):
-                self._take(event)
+            if isinstance(event, Accepted):
+                self._accept(event)
             elif isinstance(event, callees.Cancelled):
                 event.owner.cancelled = True
 
-    def _take(self, event: Take[Running]) -> None:
+    def _accept(self, event: Accepted[Running]) -> None:
         token = event.invocation.method
         self.executions[token] += 1
         assert self.executions[token] == 1, f"{token} was run twice"
@@ -310,7 +311,7 @@ class World:
             for running in self.running:
                 if running.engine is self.callee and not running.answered:
                     moved = True
-                    if not (running.call.outflow and running.call.emitted < 5 and self.emit(running)) and (
+                    if not (running.call.stream and running.call.emitted < 5 and self.emit(running)) and (
                         running.call.has_room or running.cancelled
                     ):
                         self.answer(running)

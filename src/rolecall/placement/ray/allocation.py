@@ -12,7 +12,7 @@ from rolecall.placement.base import ExpectedGuard
 from rolecall.placement.exit_causes import RUNS, ExitCause
 from rolecall.placement.plan import Plan, with_devices
 from rolecall.placement.sidecar import ANSWER_S, Sidecar
-from rolecall.protocol.guard import Nothing
+from rolecall.protocol.guard import NoArguments
 from rolecall.protocol.ray_driver import (
     COUNT_NODES,
     GUARD_END,
@@ -78,7 +78,7 @@ class RayAllocation:
 
 def answers(driver: Sidecar, timeout: float | None = None) -> bool:
     """Whether Ray's head can still be asked. Who has waited in vain does not wait so long again."""
-    nodes = driver.ask(COUNT_NODES, Nothing(), timeout=timeout or (SHORT_S if driver.silent else ANSWER_S))
+    nodes = driver.ask(COUNT_NODES, NoArguments(), timeout=timeout or (SHORT_S if driver.silent else ANSWER_S))
     return bool(nodes)
 
 

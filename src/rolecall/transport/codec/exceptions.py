@@ -38,7 +38,12 @@ _KEPT_APART: dict[type[Exception], tuple[str, ...]] = {
 
 
 def full_name(kind: type) -> str:
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def short_name(kind: type) -> str:
+    """The full name, without the module where that is `builtins`."""
+    return full_name(kind).removeprefix("builtins.")
 
 
 def describe(exc: BaseException) -> tuple[str, str, str]:
@@ -47,7 +52,7 @@ def describe(exc: BaseException) -> tuple[str, str, str]:
         message = str(exc)
     except Exception:  # the user's __str__ may do anything
         message = shown(exc)
-    return full_name(type(exc)), _clean(message), _clean(traceback_text(exc))
+    return short_name(type(exc)), _clean(message), _clean(traceback_text(exc))
 
 
 def traceback_text(exc: BaseException) -> str:
@@ -80,7 +85,7 @@ def _attempt(writer: Writer, make: Callable[[], Any]) -> Any:
 
 
 def _own_error(writer: Writer, exc: RolecallError, name: str) -> Any:
-    args, kwargs = exc._facts
+    args, kwargs = exc.facts
     facts = [_fact(writer, fact) for fact in args], {key: _fact(writer, fact) for key, fact in kwargs.items()}
     notes = list(map(str, getattr(exc, "__notes__", ())))
     return writer.extension(OWN_ERROR, [name, *facts, _clean(traceback_text(exc)), notes])

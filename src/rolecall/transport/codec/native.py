@@ -9,14 +9,18 @@ as lists, dataclasses and subclasses of dict as dicts, enum members as their val
 - `msgspec.convert` refuses every other type than the asked one and its subclasses.
 - The encoder itself refuses subclasses of int, float and str that are no enum members.
 - All keys of a dict are exact texts if and only if its referents are as many as its values (CPython keeps such dicts
-  apart); where they are not, the keys are looked at one by one.
+  apart); where they are twice as many, the keys are among them.
+- Values that lie side by side repeat their types with the length of their containers, and are looked at in columns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import reduce
 from gc import get_referents
 from itertools import chain
+from operator import iconcat
 from types import NoneType
 from typing import Any
 
@@ -26,8 +30,10 @@ from rolecall.transport.frames import MAX_DEPTH
 
 NATIVE = frozenset({NoneType, bool, int, float, str})
 NATIVE_CONTAINERS = NATIVE | {list, dict}
+SEEN = 64  # items from whose types is told how they repeat
 MANY = 16  # items from which on the checks in C are the cheaper ones
-MOST = 1 << 22  # items looked at in one go
+FREE = 1 << 12  # containers that are joined before their items are counted
+MOST = 1 << 22  # items looked at in one go: a list that contains itself many times multiplies on each level
 
 _LISTS: dict[type, Any] = {int: list[int], str: list[str]}
 _FLOAT = b"\xcb"  # what msgpack writes before the 8 bytes of a float
@@ -37,17 +43,13 @@ encode = msgspec.msgpack.Encoder().encode
 
 def all_scalars(items: Sequence[Any]) -> bool:
     """True when every item is exactly a None, bool, int, float or str, or one that the encoder refuses."""
-    if len(items) < MANY:
-        return NATIVE.issuperset(map(type, items))
-    kind = type(items[0])
-    if kind is float:
-        return floats(items) is not None or NATIVE.issuperset(map(type, items))
+    kind = type(items[0]) if len(items) >= MANY else None
+    if kind is float and floats(items) is not None:
+        return True
     if kind in _LISTS:
-        try:
+        with suppress(msgspec.ValidationError, AttributeError):  # the latter for an object that is asked for its keys
             msgspec.convert(items, _LISTS[kind])
-        except (msgspec.ValidationError, AttributeError):  # the latter for an object that is asked for its keys
-            return NATIVE.issuperset(map(type, items))
-        return not get_referents(*items)
+            return not get_referents(*items)
     return NATIVE.issuperset(map(type, items))
 
 
@@ -68,47 +70,83 @@ def is_native(value: Any) -> bool:
     return foreign_level([value], MAX_DEPTH) is None
 
 
-def foreign_level(items: Sequence[Any], room: int) -> int | None:
+def foreign_level(items: Sequence[Any], room: int, period: int = 1) -> int | None:
     """Looks for what msgpack does not hold as it is, level by level.
 
     Args:
         items: What lies side by side in a list or as the values of a dict.
         room: Levels of nesting that are allowed.
+        period: After how many items their types are likely to repeat; only a hint.
 
     Returns:
         The level on which it was found, 0 for `items` themselves; None when there is none.
     """
     for level in range(room):
-        if type(items[0]) not in (list, dict) and all_scalars(items):
+        if not items:
             return None
-        kinds = set(map(type, items))
-        if kinds <= NATIVE:
-            return None
-        if not kinds <= NATIVE_CONTAINERS:
-            return level
-        found = _inside(items, kinds)
-        if found is None:
+        lists: list[Any] = []
+        dicts: list[Any] = []
+        for column in _columns(items, period):
+            if not _sorted_out(column, lists, dicts):
+                return level
+        inside = _joined(lists)
+        found = values_of(dicts) if dicts else ([], 1)
+        if inside is None or found is None:
             return level + 1
-        if not found:
-            return None
-        items = found
+        items, period = ([*inside, *found[0]], 1) if inside else found
     return room
 
 
-def _inside(items: Sequence[Any], kinds: set[type]) -> Sequence[Any] | None:
-    """What the lists and dicts among the items hold; None for keys that are not native, or too many items."""
-    lists: Sequence[Any] = ()
-    dicts: Sequence[Any] = ()
-    if list in kinds:
-        lists = items if len(kinds) == 1 else [item for item in items if type(item) is list]
-    if dict in kinds:
-        dicts = items if len(kinds) == 1 else [item for item in items if type(item) is dict]
-    count = sum(map(len, dicts))
-    if count + sum(map(len, lists)) > MOST:
-        return None
-    inside = get_referents(*dicts) if dicts else []
-    if len(inside) != count:
-        if not NATIVE.issuperset(map(type, chain.from_iterable(dicts))):
+def _joined(lists: Sequence[list[Any]]) -> list[Any] | None:
+    """The items of all lists; None when there are too many."""
+    items: list[Any] = []
+    for at in range(0, len(lists), FREE):
+        items = reduce(iconcat, lists[at : at + FREE], items)
+        if len(items) > MOST:
             return None
-        inside = list(chain.from_iterable(map(dict.values, dicts)))
-    return inside + get_referents(*lists) if lists and inside else get_referents(*lists) if lists else inside
+    return items
+
+
+def items_of(tuples: Sequence[tuple[Any, ...]]) -> list[Any] | None:
+    """The items of all tuples, in whatever order; None when there are too many."""
+    items: list[Any] = []
+    for at in range(0, len(tuples), FREE):
+        items += get_referents(*tuples[at : at + FREE])
+        if len(items) > MOST:
+            return None
+    return items
+
+
+def _columns(items: Sequence[Any], period: int) -> Sequence[Sequence[Any]]:
+    """The items in parts of one type each, as far as the first of them show how."""
+    kinds = [*map(type, items[: min(period, SEEN)])]
+    for step in (1, 2, period):
+        if step * MANY <= len(items) and kinds == (kinds[:step] * len(kinds))[: len(kinds)]:
+            return [items[at::step] for at in range(step)] if step > 1 else (items,)
+    return (items,)
+
+
+def _sorted_out(items: Sequence[Any], lists: list[Any], dicts: list[Any]) -> bool:
+    """Adds the lists and dicts among the items to these; False when one is neither such nor a scalar."""
+    if type(items[0]) in NATIVE and all_scalars(items):
+        return True
+    kinds = set(map(type, items))
+    if not kinds <= NATIVE_CONTAINERS:
+        return False
+    for kind, found in ((list, lists), (dict, dicts)):
+        if kind in kinds:
+            found += items if len(kinds) == 1 else [item for item in items if type(item) is kind]
+    return True
+
+
+def values_of(dicts: Sequence[Any]) -> tuple[Sequence[Any], int] | None:
+    """The values of dicts, perhaps with their keys among them, and their period; None for keys that are not native."""
+    count = sum(map(len, dicts))
+    if count > MOST:
+        return None
+    values = get_referents(*dicts)
+    if len(values) in (count, 2 * count):
+        return values, len(dicts[0]) * len(values) // count if count else 1
+    if not NATIVE.issuperset(map(type, chain.from_iterable(dicts))):
+        return None
+    return list(chain.from_iterable(map(dict.values, dicts))), 1

@@ -9,8 +9,9 @@ from __future__ import annotations
 import datetime as dt
 import uuid
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
+from itertools import chain
 from pathlib import Path, PosixPath, PurePath, PurePosixPath, PureWindowsPath, WindowsPath
 from types import EllipsisType, NotImplementedType
 from typing import Any
@@ -19,10 +20,11 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from rolecall.errors import DecodeError
+from rolecall.transport.codec.native import MANY, values_of
 from rolecall.transport.codec.places import Refused
 from rolecall.transport.codec.reader import Reader
 from rolecall.transport.codec.rules import DECODERS, ENCODERS
-from rolecall.transport.codec.writer import Writer
+from rolecall.transport.codec.writer import FEW, Writer
 
 TUPLE, SET, FROZENSET, PAIRS, ORDERED, DEFAULT, DEQUE = -2, -3, -4, -5, -6, -7, -8
 BIG_INT, ODD_TEXT, BYTES, BYTEARRAY, MEMORYVIEW, COMPLEX, SLICE, RANGE, SINGLETON = (
@@ -51,21 +53,24 @@ _VIEW_FORMATS = frozenset("cbB?hHiIlLqQnNfd")
 
 
 def _list(writer: Writer, value: list[Any]) -> Any:
-    return writer.column(value)
+    return writer.column(value) if len(value) >= FEW else writer.each(value)
 
 
 def _dict(writer: Writer, value: dict[Any, Any]) -> Any:
-    if not writer.native.issuperset(map(type, value)):
+    if len(value) >= MANY and (found := values_of([value])) is not None and writer.fit(*found):
+        return value
+    native = writer.native
+    if not native.issuperset(map(type, value)):
         return writer.extension(PAIRS, _pairs(writer, value))
-    if writer.fit(list(value.values())):
+    if native.issuperset(map(type, value.values())):
         return value
     plain = writer.plain
-    return {key: plain(item) for key, item in value.items()}
+    return {key: item if type(item) in native else plain(item) for key, item in value.items()}
 
 
-def _pairs(writer: Writer, value: dict[Any, Any]) -> list[Any]:
+def _pairs(writer: Writer, value: dict[Any, Any]) -> Sequence[Any]:
     """A dict as keys and values in turn, for keys that msgpack has no form for."""
-    return [writer.plain(each) for item in value.items() for each in item]
+    return writer.each([*chain.from_iterable(value.items())])
 
 
 def _from_pairs(pairs: list[Any]) -> Iterable[tuple[Any, Any]]:
@@ -75,7 +80,7 @@ def _from_pairs(pairs: list[Any]) -> Iterable[tuple[Any, Any]]:
 
 
 def _tuple(writer: Writer, value: tuple[Any, ...]) -> Any:
-    return writer.extension(TUPLE, writer.column(value))
+    return writer.extension(TUPLE, writer.column(value) if len(value) >= FEW else writer.each(value))
 
 
 def _set(writer: Writer, value: set[Any]) -> Any:

@@ -86,6 +86,10 @@ class Reader:
             raise DecodeError("an extension's content is not the list that it must be")
         return found
 
+    def tuples(self, data: memoryview | bytes) -> list[tuple[Any, ...]]:
+        """The same, where it must be a list of lists, which become tuples."""
+        return unpack_plain(data, type=list[tuple[Any, ...]], ext_hook=self.hook)
+
     def columns(self, found: list[Any]) -> list[list[Any]]:
         """The columns that arrived, when they are such.
 

@@ -1,7 +1,8 @@
-"""Lists whose items are alike, written as columns. What arrives is the same list.
+"""Lists whose items are alike, written as one list of tuples or as columns. What arrives is the same list.
 
-A column is checked and packed at C speed, where a row by itself costs calls of Python functions and a message of its
-own. Lists and dicts come here only when msgpack does not hold them as they are. Dataclasses of one class have their
+Tuples of what msgpack holds are packed as lists are, and told from them once for all. A column is checked and packed at
+C speed, where a row by itself costs calls of Python functions and a message of its own. Lists and dicts come here only
+when msgpack does not hold them as they are. Dataclasses of one class have their
 rule beside the rule for one (`user_types`).
 """
 
@@ -13,11 +14,18 @@ from itertools import chain, islice
 from typing import Any
 
 from rolecall.errors import DecodeError
+from rolecall.transport.codec.native import items_of
 from rolecall.transport.codec.reader import Reader
 from rolecall.transport.codec.rules import DECODERS, ROWS
 from rolecall.transport.codec.writer import Writer
 
-EVEN_TUPLES, UNEVEN_TUPLES, LISTS, DICTS = -60, -61, -62, -63
+EVEN_TUPLES, UNEVEN_TUPLES, LISTS, DICTS, TUPLES = -60, -61, -62, -63, -66
+
+MOST_ITEMS = 1 << 23  # of all rows of one list together: one that contains itself many times multiplies on each level
+
+
+def _few(rows: Sequence[Any]) -> bool:
+    return sum(map(len, rows)) <= MOST_ITEMS
 
 
 def _flat(writer: Writer, rows: Sequence[Any]) -> list[Any]:
@@ -38,6 +46,11 @@ def _unflattened(reader: Reader, data: memoryview) -> Any:
 
 
 def _tuples(writer: Writer, rows: Sequence[Any]) -> Any:
+    items = items_of(rows)
+    if items is not None and writer.fit(items, len(rows[0])):
+        return writer.extension(TUPLES, rows)
+    if not _few(rows):
+        return None
     try:
         columns = list(zip(*rows, strict=True))
     except ValueError:  # of several lengths
@@ -48,16 +61,16 @@ def _tuples(writer: Writer, rows: Sequence[Any]) -> Any:
 
 
 def _lists(writer: Writer, rows: Sequence[Any]) -> Any:
-    return writer.extension(LISTS, _flat(writer, rows))
+    return writer.extension(LISTS, _flat(writer, rows)) if _few(rows) else None
 
 
 def _dicts(writer: Writer, rows: Sequence[Any]) -> Any:
     """The rule for dicts with the same keys, all of them texts; it takes no others."""
     keys = list(rows[0])
-    if not keys or set(map(len, rows)) != {len(keys)} or len(get_referents(*rows)) != len(keys) * len(rows):
-        return None  # the last: not all keys are exact texts, see `native`
-    if len(set(map(tuple, rows))) > 1:
+    if not keys or set(map(len, rows)) != {len(keys)} or not _few(rows):
         return None
+    if len(get_referents(*rows)) != len(keys) * len(rows) or len(set(map(tuple, rows))) > 1:
+        return None  # the former: not all keys are exact texts, see `native`
     columns = zip(*map(dict.values, rows), strict=True)
     return writer.extension(DICTS, [keys, *map(writer.column, columns)])
 
@@ -72,6 +85,7 @@ def _decode_dicts(reader: Reader, data: memoryview) -> Any:
 ROWS[tuple] = _tuples
 ROWS[list] = _lists
 ROWS[dict] = _dicts
+DECODERS[TUPLES] = Reader.tuples
 DECODERS[EVEN_TUPLES] = lambda reader, data: list(zip(*reader.columns(reader.items(data)), strict=True))
 DECODERS[UNEVEN_TUPLES] = lambda reader, data: list(map(tuple, _unflattened(reader, data)))
 DECODERS[LISTS] = lambda reader, data: list(map(list, _unflattened(reader, data)))

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from msgspec import Raw, msgpack
+from msgspec import Raw
+from msgspec.msgpack import Ext
 
 from rolecall.transport.codec.native import MANY, NATIVE, NATIVE_CONTAINERS, floats, foreign_level
 from rolecall.transport.codec.native import encode as pack_plain
 from rolecall.transport.codec.places import Refused
-from rolecall.transport.codec.rules import LISTED, MOST_ROWS, ROWS, TABLE, rule_of
+from rolecall.transport.codec.rules import ENCODERS, LISTED, MOST_ROWS, ROWS, TABLE, rule_of
 from rolecall.transport.frames import MAX_DEPTH
 
 CAREFUL = NATIVE - {int, str}  # what msgpack takes whatever its value is
-FEW = 4  # items from which on columns are the faster form
-SIZED = frozenset({list, tuple, dict})
-MOST_ITEMS = 1 << 23  # of all rows of one list together: one that contains itself many times multiplies on each level
+FEW = 6  # items from which on columns are the faster form
 TOO_DEEP = f"it contains itself, or is nested deeper than {MAX_DEPTH} levels"
 
 
@@ -32,8 +31,8 @@ class Writer:
     def __init__(self) -> None:
         self.buffers: list[memoryview] = []
         self.native = NATIVE
-        self._depth = 0
         self._listed: dict[int, tuple[Any, int, int, Any]] = {}  # by identity; holds the object, too
+        self._depth = 0
         self._columned = 0  # rows written as columns
         self._walked = 0  # levels above this one were looked at already and hold something foreign
 
@@ -51,48 +50,58 @@ class Writer:
         kind = type(value)
         if kind in self.native:
             return value
-        if self._depth >= MAX_DEPTH:
+        depth = self._depth
+        if depth >= MAX_DEPTH:
             raise Refused(value, TOO_DEEP)
-        self._depth += 1
+        self._depth = depth + 1
         try:
-            return rule_of(kind)(self, value)
+            return (ENCODERS.get(kind) or rule_of(kind))(self, value)
         except Refused as refused:
             refused.rise(value)
             raise
         finally:
-            self._depth -= 1
+            self._depth = depth
 
     def column(self, values: Sequence[Any]) -> Any:
         """`values` in a form that arrives as a list of them."""
-        if self.native is CAREFUL or not values:
-            return self._each(values)
+        if len(values) < FEW or self.native is CAREFUL:
+            return self.each(values)
         kind = type(values[0])
-        if kind is float and len(values) >= MANY and (packed := floats(values)) is not None:
-            return Raw(packed)
-        if kind in NATIVE_CONTAINERS and self.fit(values):
-            return values
-        rows = self._rows(kind, values) if len(values) >= FEW else None
-        return self._each(values) if rows is None else rows
+        if len(values) >= MANY:
+            if kind is float and (packed := floats(values)) is not None:
+                return Raw(packed)
+            if kind in NATIVE_CONTAINERS and self.fit(values):
+                return values
+        if kind in NATIVE:
+            return self.each(values)
+        walked = self._walked
+        rows = self._rows(kind, values)
+        if rows is None:
+            rows = self.each(values)
+        self._walked = walked
+        return rows
 
-    def fit(self, values: Sequence[Any]) -> bool:
-        """Whether msgpack holds all of these as they are."""
-        if len(values) < MANY or self.native is CAREFUL:
-            kinds = set(map(type, values))
-            if kinds <= self.native:
-                return True
-            if self.native is CAREFUL or not kinds <= NATIVE_CONTAINERS:
-                return False
-        if self._depth < self._walked:
+    def fit(self, values: Sequence[Any], period: int = 1) -> bool:
+        """Whether msgpack holds all of these as they are; they lie in what is written now. It is cheap for many.
+
+        Args:
+            period: As for `foreign_level`.
+        """
+        if self._depth < self._walked or self.native is CAREFUL:
             return False
-        level = foreign_level(values, MAX_DEPTH - self._depth)
+        level = foreign_level(values, MAX_DEPTH - self._depth, period)
         if level is None:
             return True
         self._walked = self._depth + level
         return False
 
-    def _each(self, values: Sequence[Any]) -> Sequence[Any]:
+    def each(self, values: Sequence[Any]) -> Sequence[Any]:
+        """Every one of them in a form that msgspec encodes."""
+        native = self.native
+        if native.issuperset(map(type, values)):
+            return values
         plain = self.plain
-        return [plain(value) for value in values]
+        return [value if type(value) in native else plain(value) for value in values]
 
     def _rows(self, kind: type, values: Sequence[Any]) -> Any:
         rule_of(kind)  # adds the one for rows as well
@@ -103,7 +112,6 @@ class Writer:
             or self._depth >= MAX_DEPTH
             or self._columned > MOST_ROWS
             or [*map(type, values)].count(kind) != len(values)
-            or (kind in SIZED and sum(map(len, values)) > MOST_ITEMS)
         ):
             return None
         self._depth += 1
@@ -112,16 +120,16 @@ class Writer:
         finally:
             self._depth -= 1
 
-    def extension(self, code: int, payload: Any) -> msgpack.Ext:
+    def extension(self, code: int, payload: Any) -> Ext:
         """Wraps `payload`, which must be plain already."""
-        return msgpack.Ext(code, pack_plain(payload))
+        return Ext(code, pack_plain(payload))
 
-    def listed(self, code: int, value: Any, form: Callable[[Any], Any]) -> msgpack.Ext:
+    def listed(self, code: int, value: Any, form: Callable[[Any], Any]) -> Ext:
         """Puts `form(value)` into the list before the value. Returns what stands for it: its number there."""
         known = self._listed.get(id(value))
         if known is None:
             known = self._listed[id(value)] = (value, len(self._listed), code, form(value))
-        return msgpack.Ext(LISTED, pack_plain(known[1]))
+        return Ext(LISTED, pack_plain(known[1]))
 
     def header(self, value: Any) -> bytes:
         """`value` as bytes, behind the list of what it refers to."""

@@ -1,14 +1,14 @@
-"""HTTP/1.1 beside frames on a listener, so that `curl` works. It knows routes and bytes, and nothing of workers."""
+"""HTTP/1.1 on the listeners that serve frames, so that `curl` works. It knows nothing of workers."""
 
 from rolecall.transport.http.client import http_get
 from rolecall.transport.http.connection import HttpConnection
-from rolecall.transport.http.messages import JSON, HangUp, HttpError, Request, Response, json_response
+from rolecall.transport.http.messages import JSON, Disconnect, HttpError, Request, Response, json_response
 from rolecall.transport.http.router import MAX_BODY, Route, Routes
 
 __all__ = [
     "JSON",
     "MAX_BODY",
-    "HangUp",
+    "Disconnect",
     "HttpConnection",
     "HttpError",
     "Request",

@@ -19,7 +19,7 @@ async def http_get(
     """Sends one GET to `unix:/path` or `tcp:host:port`.
 
     Raises:
-        OSError: No process listens at the address, or the server hung up.
+        OSError: No process listens at the address, or the server closed the connection.
         TimeoutError: No answer within `timeout` seconds.
     """
     loop = asyncio.get_running_loop()
@@ -54,4 +54,4 @@ async def _get(
         elif isinstance(event, h11.EndOfMessage):
             return Response(status, answer, bytes(body))
         elif isinstance(event, h11.ConnectionClosed):
-            raise ConnectionError("the server hung up before its answer was complete")
+            raise ConnectionError("the server closed the connection before its response was complete")

@@ -22,7 +22,7 @@ import h11
 
 from rolecall.errors import AuthenticationError, RPCConnectionError
 from rolecall.protocol.token import Token
-from rolecall.transport.http.messages import HangUp, HttpError, Request, Response
+from rolecall.transport.http.messages import Disconnect, HttpError, Request, Response
 from rolecall.transport.http.router import Route, Routes
 
 MAX_HEAD = 16 << 10
@@ -31,7 +31,7 @@ IDLE_S = 75.0  # between two requests of one connection
 BODY_S = 300.0
 RECEIVE = 64 << 10
 LINGER_S = 1.0
-WATCH_AFTER_S = 0.02  # from when on a hang-up is watched for; most requests are answered before, and watching costs
+WATCH_AFTER_S = 0.02  # before the socket is watched for a disconnect: most requests are answered before that
 
 log = logging.getLogger("rolecall")
 
@@ -41,10 +41,10 @@ _TRIED = re.compile(rb"^authorization:", re.IGNORECASE | re.MULTILINE)
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\[\]:]*))(?::\d*)?")
 
 
-class _Glimpse(NamedTuple):
-    """What the bytes of a request's head say before they are parsed; never the token itself."""
+class _Head(NamedTuple):
+    """What is read from a request's head before it is parsed; never the token itself."""
 
-    to_head: bool  # HEAD asks for the head of the answer alone
+    is_head_request: bool
     token: str  # `right`, `wrong` or `missing`
 
 
@@ -64,7 +64,7 @@ class HttpConnection:
         self._sock, self._loop, self._token, self._routes, self._hosts = sock, loop, token, routes, hosts
         self._authenticated = authenticated
         self._unix = sock.family == socket.AF_UNIX
-        self._hang_up = HangUp(self._has_hung_up)
+        self._disconnect = Disconnect(self._disconnected)
         self._watch_timer: asyncio.TimerHandle | None = None
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
         self._http.receive_data(begun)
@@ -75,34 +75,34 @@ class HttpConnection:
         Raises:
             OSError, TimeoutError: The connection broke, or was silent too long.
         """
-        patience = FIRST_REQUEST_S
+        timeout = FIRST_REQUEST_S
         while True:
-            async with asyncio.timeout(patience):
-                seen = await self._glimpse()
-            if seen is None or not await self._serve(seen):
+            async with asyncio.timeout(timeout):
+                head = await self._read_head()
+            if head is None or not await self._serve(head):
                 return
-            patience = IDLE_S
+            timeout = IDLE_S
 
-    async def _serve(self, seen: _Glimpse) -> bool:
+    async def _serve(self, head: _Head) -> bool:
         """Answers one request; False when the connection cannot be used again."""
-        self._hang_up, self._watch_timer = HangUp(self._has_hung_up), None
+        self._disconnect, self._watch_timer = Disconnect(self._disconnected), None
         try:
-            reusable = await self._send(await self._response(seen), to_head=seen.to_head)
+            reusable = await self._send(await self._response(head), without_body=head.is_head_request)
         except BaseException:
-            self._hang_up.happen()
+            self._disconnect.notify()
             raise
         finally:
-            self._watch_no_more()
+            self._stop_watching()
         if not reusable:
             await self._linger()
         return reusable
 
     def _watch(self) -> None:
-        """Notices that the client hangs up while its request is answered."""
+        """Watches for a disconnect while the request is answered."""
         self._watch_timer = None
         self._loop.add_reader(self._sock.fileno(), self._readable)
 
-    def _watch_no_more(self) -> None:
+    def _stop_watching(self) -> None:
         if self._watch_timer is None:
             self._loop.remove_reader(self._sock.fileno())
         else:
@@ -110,11 +110,11 @@ class HttpConnection:
 
     def _readable(self) -> None:
         self._loop.remove_reader(self._sock.fileno())  # an early next request stays in the socket until its turn
-        if self._has_hung_up():
-            self._hang_up.happen()
+        if self._disconnected():
+            self._disconnect.notify()
 
-    def _has_hung_up(self) -> bool:
-        """Looks without taking a byte off the socket. Any thread."""
+    def _disconnected(self) -> bool:
+        """Whether the client has closed the connection; reads no byte. Any thread."""
         try:
             return not self._sock.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
@@ -122,27 +122,27 @@ class HttpConnection:
         except OSError:
             return True
 
-    async def _glimpse(self) -> _Glimpse | None:
-        """Waits for the next request's head; None when the connection ended instead."""
+    async def _read_head(self) -> _Head | None:
+        """Waits for the head of the next request; None when the connection was closed instead."""
         while True:
             raw = self._http.trailing_data[0].lstrip(b"\r\n")
             end = _HEAD_ENDS.search(raw)
             if end or len(raw) > MAX_HEAD:
-                return self._seen_in(raw[: end.end() if end else None])
+                return self._head_of(raw[: end.end() if end else None])
             data = await self._loop.sock_recv(self._sock, RECEIVE)
             self._http.receive_data(data)
             if not data:
-                return self._seen_in(raw) if raw else None
+                return self._head_of(raw) if raw else None
 
-    def _seen_in(self, raw: bytes) -> _Glimpse:
+    def _head_of(self, raw: bytes) -> _Head:
         right = any(self._token.matches(shown) for shown in _SHOWN.findall(raw))
         token = "right" if right else "wrong" if _TRIED.search(raw) else "missing"
-        return _Glimpse(raw.startswith(b"HEAD "), token)
+        return _Head(raw.startswith(b"HEAD "), token)
 
-    async def _response(self, seen: _Glimpse) -> Response:
+    async def _response(self, head: _Head) -> Response:
         try:
-            if seen.token != "right":
-                raise HttpError(401, str(AuthenticationError(seen=seen.token)))
+            if head.token != "right":
+                raise HttpError(401, str(AuthenticationError(seen=head.token)))
             self._authenticated()
             return await self._answered(self._checked(await self._next_event()))
         except HttpError as e:
@@ -155,21 +155,21 @@ class HttpConnection:
         async with asyncio.timeout(BODY_S):
             body = await self._body(request, max_body)
         self._watch_timer = self._loop.call_later(WATCH_AFTER_S, self._watch)
-        return await self._handled(route, replace(request, body=body, params=params, hang_up=self._hang_up))
+        return await self._handled(route, replace(request, body=body, params=params, disconnect=self._disconnect))
 
     def _checked(self, head: Any) -> Request:
-        """The request, once its host and origin are right, and the token as it was parsed is the one that was seen."""
+        """The request, after its host, origin and parsed token were checked."""
         if not isinstance(head, h11.Request):
-            raise RPCConnectionError("the client", "it hung up before the request was complete")
+            raise RPCConnectionError("the client", "it closed the connection before the request was complete")
         headers = {name.decode(): value.decode("latin-1") for name, value in head.headers}
-        scheme, _, secret = headers.pop("authorization", "").partition(" ")  # taken out: no route ever sees it
+        scheme, _, secret = headers.pop("authorization", "").partition(" ")  # removed, so that no route sees it
         if scheme.lower() != "bearer" or not self._token.matches(secret.strip().encode("latin-1")):
             raise HttpError(401, str(AuthenticationError(seen="wrong")))
         host = _hostname(headers.get("host", ""))
         if host not in self._hosts and not (self._unix and not host):
-            raise HttpError(403, f"foreign Host {host!r}; use the address this listens on")
+            raise HttpError(403, f"foreign Host {host!r}; use the address that this server listens on")
         if "origin" in headers:
-            raise HttpError(403, f"requests of web pages are not answered (Origin {headers['origin']!r})")
+            raise HttpError(403, f"requests from web pages are refused (Origin {headers['origin']!r})")
         target = _split(head.target.decode("latin-1"))
         return Request(head.method.decode(), target.path, dict(parse_qsl(target.query)), headers)
 
@@ -186,7 +186,7 @@ class HttpConnection:
             if len(body) > max_body:
                 raise _too_large(max_body)
         if not isinstance(event, h11.EndOfMessage):
-            raise RPCConnectionError("the client", "it hung up before the request was complete")
+            raise RPCConnectionError("the client", "it closed the connection before the request was complete")
         return bytes(body)
 
     async def _handled(self, route: Route, request: Request) -> Response:
@@ -194,23 +194,23 @@ class HttpConnection:
             return await route(request)
         except HttpError:
             raise
-        except Exception as e:  # a route's mistake is this request's answer, not the end of the server
+        except Exception as e:  # a bug of a route fails this request, not the server
             report = "".join(traceback.format_exception(e))
             log.error("%s %s: %s", request.method, request.path, self._token.scrub(report))
-            sentence = f"internal error ({type(e).__name__}): {e}; the traceback is in this process's log"
-            raise HttpError(500, self._token.scrub(sentence)) from e
+            message = f"internal error ({type(e).__name__}): {e}; the traceback is in this process's log"
+            raise HttpError(500, self._token.scrub(message)) from e
 
-    async def _send(self, response: Response, *, to_head: bool) -> bool:
-        """Sends an answer, to HEAD without its body; False when the connection cannot be used again."""
+    async def _send(self, response: Response, *, without_body: bool) -> bool:
+        """Sends a response, for HEAD without its body; False when the connection cannot be used again."""
         http = self._http
-        ends = to_head or response.status in (401, 403) or http.their_state is not h11.DONE
+        ends = without_body or response.status in (401, 403) or http.their_state is not h11.DONE
         headers = dict(response.headers)
         if response.chunks is None:
             headers["content-length"] = str(len(response.body))
         if ends:
             headers["connection"] = "close"
         head = http.send(h11.Response(status_code=response.status, headers=list(headers.items()))) or b""
-        if to_head:
+        if without_body:
             await self._send_bytes(head)
         elif response.chunks is None:
             await self._send_bytes(head + self._chunk(response.body) + self._end())
@@ -236,7 +236,7 @@ class HttpConnection:
             await self._loop.sock_sendall(self._sock, data)
 
     async def _linger(self) -> None:
-        """Reads what is still coming, for a moment; closing over it would reset the connection and lose the answer."""
+        """Reads what still arrives, for a moment: closing with unread bytes would reset the connection."""
         self._sock.shutdown(socket.SHUT_WR)
         with contextlib.suppress(TimeoutError, OSError):
             async with asyncio.timeout(LINGER_S):

@@ -10,33 +10,33 @@ from typing import Any
 JSON = "application/json"
 
 
-class HangUp:
-    """Tells a route that the client of its request has closed the connection. On the loop's thread, but for `seen`.
+class Disconnect:
+    """Tells a route that the client has closed the connection. All but `happened` on the loop's thread.
 
-    A client that closes only its sending side counts as hung up, too; the answer is sent all the same.
+    A client that closes only its sending side counts as disconnected; the answer is sent all the same.
 
     Args:
-        look: Whether the client has closed the connection by now, where that can be seen.
+        check: Returns whether the client has closed the connection by now.
     """
 
-    def __init__(self, look: Callable[[], bool] = lambda: False) -> None:
-        self._look = look
+    def __init__(self, check: Callable[[], bool] = lambda: False) -> None:
+        self._check = check
         self._happened = False
         self._callbacks: list[Callable[[], object]] = []
 
     @property
-    def seen(self) -> bool:
-        """Whether the client has hung up, also when the callbacks have not been run yet. Any thread."""
-        return self._happened or self._look()
+    def happened(self) -> bool:
+        """Whether the client has disconnected, also before the callbacks were run. Any thread."""
+        return self._happened or self._check()
 
-    def then(self, fn: Callable[[], object]) -> None:
-        """Calls `fn` when the client hangs up; at once when it already has."""
+    def add_callback(self, fn: Callable[[], object]) -> None:
+        """Calls `fn` when the client disconnects; at once when it already has."""
         if self._happened:
             fn()
         else:
             self._callbacks.append(fn)
 
-    def happen(self) -> None:
+    def notify(self) -> None:
         """Runs the callbacks. May be called twice."""
         self._happened = True
         callbacks, self._callbacks = self._callbacks, []
@@ -46,7 +46,7 @@ class HangUp:
 
 @dataclass(frozen=True)
 class Request:
-    """One request. Header names are lower case, of repeated ones the last counts; `authorization` is taken out."""
+    """One request. Header names are in lower case; of repeated headers the last counts; `authorization` is removed."""
 
     method: str
     path: str
@@ -54,7 +54,7 @@ class Request:
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
     params: dict[str, str] = field(default_factory=dict)
-    hang_up: HangUp = field(default_factory=HangUp, compare=False)
+    disconnect: Disconnect = field(default_factory=Disconnect, compare=False)
 
     def json(self) -> Any:
         """The body as JSON.
@@ -70,10 +70,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Response:
-    """One answer; `json_response` makes the usual kind.
+    """One response; see also `json_response`.
 
     Attributes:
-        chunks: Where the body is not known beforehand: its parts as they come, instead of `body`.
+        chunks: The parts of a streamed body, instead of `body`.
     """
 
     status: int = 200
@@ -86,15 +86,15 @@ class Response:
 
 
 class HttpError(Exception):
-    """Raised in a route to answer with `status` and `{"error": sentence}`, and further `facts` beside it."""
+    """Raised in a route to answer with `status` and the JSON object `{"error": message, **facts}`."""
 
-    def __init__(self, status: int, sentence: str, **facts: Any) -> None:
-        self.status, self.sentence, self.facts = status, sentence, facts
-        super().__init__(f"{status}: {sentence}")
+    def __init__(self, status: int, message: str, **facts: Any) -> None:
+        self.status, self.message, self.facts = status, message, facts
+        super().__init__(f"{status}: {message}")
 
     def response(self) -> Response:
-        """The answer that it stands for."""
-        response = json_response({"error": self.sentence, **self.facts}, self.status)
+        """The error as a response."""
+        response = json_response({"error": self.message, **self.facts}, self.status)
         if self.status == 401:
             response.headers["www-authenticate"] = "Bearer"
         if self.status == 405:

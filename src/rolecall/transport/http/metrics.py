@@ -1,4 +1,4 @@
-"""How the numbers behind `/metrics` are written: in Prometheus' text format, or as JSON. Pure."""
+"""Writes metrics in Prometheus' text format or as JSON. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Metric(NamedTuple):
-    """What a number means."""
+    """Kind and help text of a metric."""
 
     kind: Literal["counter", "gauge"]
     help: str

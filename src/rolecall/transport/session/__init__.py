@@ -1,1 +1,1 @@
-"""At most once, as two pure state machines."""
+"""At-most-once calls, as two pure state machines."""

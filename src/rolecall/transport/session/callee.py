@@ -1,18 +1,17 @@
-"""Callee: what one end was asked by the other, and its answers until they have arrived. A pure state machine.
+"""Callee: the calls that one end has accepted, and their answers until they have arrived. A pure state machine.
 
-It has no thread, clock or socket. It is told what arrived on which link, what the engine answered, and that a link was
-attached or lost; it returns the messages to send and the events that happened. Whoever drives it holds a lock around
-each method.
+It has no thread, clock or socket. Arguments of its methods are what arrived on which link, what the engine answered,
+and that a link was attached or lost; they return messages to send and events. Its driver holds a lock around each.
 
-**Promise.** Each call id is handed out (`Take`) at most once in the life of the caller's session. Its answer is kept
-until the caller has said that it has it, and is sent again as often as the caller asks. Answers are bounded in number
-and bytes: beyond the bound the oldest are dropped, and a caller that asks for one is told that it is gone.
+**Promise.** Each call id is accepted at most once in the life of the caller's session. Its answer is kept until the
+caller has acknowledged it, and is sent again at each probe. Answers are bounded in number and bytes: beyond the bound
+the oldest are dropped, and a probe for one of these is answered with `gone`.
 
-**Why no id is run twice.** Every sequence that was ever taken is remembered (`SequenceSet`: a few intervals), also when
-its answer is not, and what is known is never taken again. Ids are forgotten only when the other end has a new session,
-whose sequences start anew; what a link of the former session still carries is not looked at, so no invocation of the
-former session is taken for one of the present. An answer belongs to the object that was handed out and not to its
-number, so what the former session's calls still answer reaches nobody.
+**Why no id is run twice.** Every accepted sequence is remembered (`SequenceSet`: a few intervals), also when its answer
+is not, and a remembered sequence is never accepted again. They are forgotten only when the other end has a new session,
+whose sequences start at 0. Messages on a link of the former session are ignored, so none of its invocations counts for
+the present session. An answer belongs to an `AcceptedCall`, not to a number, so late answers to calls of the former
+session are dropped.
 """
 
 from __future__ import annotations
@@ -24,18 +23,20 @@ import msgspec
 
 from rolecall.transport.session.messages import (
     STREAM,
+    UNKNOWN,
     Ack,
     Buffers,
     Cancel,
     Credit,
+    CumulativeAck,
     Invocation,
     Item,
     Probe,
     Reply,
-    Settled,
+    Sending,
     Status,
+    Tracked,
 )
-from rolecall.transport.session.sending import UNKNOWN, Sending, Tracked
 from rolecall.transport.session.sequences import SequenceSet
 
 MAX_ANSWERS = 65536
@@ -44,8 +45,8 @@ MAX_ANSWER_BYTES = 4 << 30
 Owner = TypeVar("Owner")
 
 
-class Outflow:
-    """The items of one stream on their way out."""
+class OutgoingStream:
+    """The items of one stream that is being sent."""
 
     __slots__ = ("consumed", "emitted", "items", "window")
 
@@ -55,87 +56,89 @@ class Outflow:
         self.items: dict[int, tuple[Item, Buffers]] = {}  # sent and not yet consumed
 
     def credit(self, consumed: int) -> None:
-        """The reader has taken so many items; they need not be sent again."""
+        """The caller has consumed so many items; these are never sent again."""
         consumed = min(consumed, self.emitted)
         for index in range(self.consumed, consumed):
             self.items.pop(index, None)
         self.consumed = max(self.consumed, consumed)
 
 
-class TakenCall(Tracked, Generic[Owner]):
-    """One call that was taken.
+class AcceptedCall(Tracked, Generic[Owner]):
+    """One accepted call.
 
     Attributes:
-        owner: Who is told of it, set by whoever handles `Take`; the machine never looks inside.
-        cancelled: The caller has given up.
-        reply: The one answer, until it has arrived.
-        answered: There is, or was, an answer.
-        released: The answer has arrived, or nobody waits for it any more.
+        owner: The driver's object for this call, set when it handles `Accepted`. Opaque to the machine.
+        cancelled: The caller has cancelled.
+        reply: The answer, until it is acknowledged.
+        answered: It has been answered.
+        released: Its answer is acknowledged or dropped, or the session has ended.
+        zero_copy_link: Number of the only link that may carry the answer, whose buffers are the engine's own memory; 0
+            when they are a copy.
     """
 
     __slots__ = (
         "answered",
         "buffers",
         "cancelled",
-        "lent_on",
-        "outflow",
         "owner",
         "released",
         "reply",
         "seq",
         "size",
+        "stream",
+        "zero_copy_link",
     )
 
     def __init__(self, invocation: Invocation) -> None:
         self.sent = None
         self.owner: Owner | None = None
         self.seq = invocation.seq
-        self.outflow = Outflow(max(1, invocation.window)) if invocation.kind == STREAM else None
+        self.stream = OutgoingStream(max(1, invocation.window)) if invocation.kind == STREAM else None
         self.cancelled = self.answered = self.released = False
         self.reply: Reply | None = None
         self.buffers: Buffers = ()
         self.size = 0
-        self.lent_on = 0  # the reply lies in memory of the engine, lent for the link of this number alone
+        self.zero_copy_link = 0
 
     @property
     def emitted(self) -> int:
-        """How many items were made."""
-        return 0 if self.outflow is None else self.outflow.emitted
+        """Number of items emitted so far."""
+        return 0 if self.stream is None else self.stream.emitted
 
     @property
     def has_room(self) -> bool:
-        """Whether `emit` need not wait: the window has room, or nobody takes items any more."""
-        if self.cancelled or self.answered or self.released or self.outflow is None:
+        """Whether `emit` need not wait: the window has room, or items are no longer sent."""
+        if self.cancelled or self.answered or self.released or self.stream is None:
             return True
-        return self.outflow.emitted - self.outflow.consumed < self.outflow.window
+        return self.stream.emitted - self.stream.consumed < self.stream.window
 
 
-class Take(msgspec.Struct, Generic[Owner], gc=False):
-    """Run this call. It happens once for each id."""
+class Accepted(msgspec.Struct, Generic[Owner], gc=False):
+    """A call was accepted and must be run. It happens once for each id."""
 
-    call: TakenCall[Owner]
+    call: AcceptedCall[Owner]
     invocation: Invocation
     buffers: Buffers
 
 
 class Cancelled(msgspec.Struct, Generic[Owner], gc=False):
-    """The caller has given up a call that was taken."""
+    """The caller has cancelled an accepted call."""
 
     owner: Owner
 
 
 class Changed(msgspec.Struct, Generic[Owner], gc=False):
-    """The call's window has room, or its answer has arrived: whoever waits for that looks again."""
+    """The call's window has room, or its answer has arrived. Waiters must check again."""
 
     owner: Owner
 
 
-Event = Take[Owner] | Cancelled[Owner] | Changed[Owner]
+Event = Accepted[Owner] | Cancelled[Owner] | Changed[Owner]
 Output = tuple[Sequence[Event[Owner]], Sequence[Sending]]
 
 
 class Callee(Generic[Owner]):
-    """The callee's half of a session; see the module's text.
+    """The callee's half of a session; see the module's docstring.
 
     Args:
         max_answers: Answers that are kept.
@@ -144,9 +147,9 @@ class Callee(Generic[Owner]):
 
     def __init__(self, *, max_answers: int = MAX_ANSWERS, max_bytes: int = MAX_ANSWER_BYTES) -> None:
         self._max_answers, self._max_bytes = max_answers, max_bytes
-        self._taken = SequenceSet()
-        self._calls: dict[int, TakenCall[Owner]] = {}
-        self._answers: dict[int, TakenCall[Owner]] = {}  # those that are answered, oldest answer first
+        self._accepted = SequenceSet()
+        self._calls: dict[int, AcceptedCall[Owner]] = {}
+        self._answers: dict[int, AcceptedCall[Owner]] = {}  # those that are answered, oldest answer first
         self._bytes = 0
         self._link = 0
         self._attached = False
@@ -154,34 +157,36 @@ class Callee(Generic[Owner]):
         self._closed = False
 
     def __len__(self) -> int:
-        """Calls that are remembered: they run, or their answer has not arrived."""
+        """Calls that run, or whose answer is not acknowledged."""
         return len(self._calls)
 
     @property
-    def lending(self) -> bool:
-        """Whether some answer lies in memory that is only lent."""
-        return any(call.lent_on for call in self._answers.values())
+    def zero_copy_pending(self) -> bool:
+        """Whether an answer is kept in the engine's own memory."""
+        return any(call.zero_copy_link for call in self._answers.values())
 
     # Links
 
     def attach(self, remote: str) -> tuple[int, Sequence[Event[Owner]]]:
-        """Goes on over a new link to the session `remote` ("" where it is not known); returns the link's number."""
+        """Continues over a new link with the session `remote` ("" where it is not known); returns the link's number."""
         self._link += 1
         self._attached = True
         events: Sequence[Event[Owner]] = ()
         if remote and self._remote and remote != self._remote:
             events = self._forget()
-            self._taken = SequenceSet()
+            self._accepted = SequenceSet()
         self._remote = remote or self._remote
         return self._link, events
 
     def detach(self) -> Sequence[Event[Owner]]:
-        """The link is lost. Owners of lent answers look again: theirs will not arrive on it."""
+        """The link is lost, and zero-copy answers with it: their owners must check again."""
         self._attached = False
-        return [Changed(call.owner) for call in self._answers.values() if call.lent_on and call.owner is not None]
+        return [
+            Changed(call.owner) for call in self._answers.values() if call.zero_copy_link and call.owner is not None
+        ]
 
     def close(self) -> Sequence[Event[Owner]]:
-        """Ends every call: those that run are cancelled, answers are forgotten, nothing is taken any more."""
+        """Ends every call: those that run are cancelled, answers are dropped, no further call is accepted."""
         self._closed = True
         return self._forget()
 
@@ -201,33 +206,33 @@ class Callee(Generic[Owner]):
 
     # What the engine answers
 
-    def emit(self, call: TakenCall[Owner], body: bytes, buffers: Buffers) -> Sequence[Sending]:
+    def emit(self, call: AcceptedCall[Owner], body: bytes, buffers: Buffers) -> Sequence[Sending]:
         """Adds an item to a stream; does nothing once the call is cancelled or answered."""
-        outflow = call.outflow
-        if call.cancelled or call.answered or call.released or outflow is None:
+        stream = call.stream
+        if call.cancelled or call.answered or call.released or stream is None:
             return ()
-        item = Item(call.seq, outflow.emitted, body)
-        outflow.items[outflow.emitted] = item, buffers
-        outflow.emitted += 1
+        item = Item(call.seq, stream.emitted, body)
+        stream.items[stream.emitted] = item, buffers
+        stream.emitted += 1
         return self._send(call, item, buffers)
 
     def answer(
-        self, call: TakenCall[Owner], ok: bool, body: bytes, buffers: Buffers, *, lent: bool = False
+        self, call: AcceptedCall[Owner], ok: bool, body: bytes, buffers: Buffers, *, zero_copy: bool = False
     ) -> Output[Owner]:
-        """Gives a call its one answer; later ones are dropped.
+        """Answers a call; later answers to it are dropped.
 
         Args:
-            lent: `buffers` are the engine's own memory: the answer is sent on the present link and no other. `replace`
-                puts a copy in its place.
+            zero_copy: `buffers` are the engine's own memory, so the answer is sent on the present link only, until
+                `replace` provides a copy.
         """
         if call.answered:
             return (), ()
         call.answered = True
         if call.released:
             return (), ()
-        call.reply = reply = Reply(call.seq, ok, 0 if call.outflow is None else call.outflow.emitted, body)
+        call.reply = reply = Reply(call.seq, ok, 0 if call.stream is None else call.stream.emitted, body)
         call.buffers = buffers
-        call.lent_on = self._link if lent else 0
+        call.zero_copy_link = self._link if zero_copy else 0
         call.size = len(body) + (sum(map(len, buffers)) if buffers else 0)
         self._answers[call.seq] = call
         self._bytes += call.size
@@ -236,18 +241,18 @@ class Callee(Generic[Owner]):
             return self._evict(), sendings
         return (), sendings
 
-    def on_loan(self, call: TakenCall[Owner]) -> bool:
-        """Whether a lent answer may still arrive from the memory that it was lent in."""
-        return not call.released and self._attached and call.lent_on == self._link
+    def sending_zero_copy(self, call: AcceptedCall[Owner]) -> bool:
+        """Whether a zero-copy answer may still arrive on its link."""
+        return not call.released and self._attached and call.zero_copy_link == self._link
 
-    def replace(self, call: TakenCall[Owner], buffers: Buffers) -> Sequence[Sending]:
-        """Puts the same answer, in memory of its own, in place of a lent one; it is sent again."""
+    def replace(self, call: AcceptedCall[Owner], buffers: Buffers) -> Sequence[Sending]:
+        """Replaces the buffers of a zero-copy answer by a copy, and sends it again."""
         if call.released or call.reply is None:
             return ()
-        call.buffers, call.lent_on = buffers, 0
+        call.buffers, call.zero_copy_link = buffers, 0
         return self._send(call, call.reply, buffers)
 
-    def _send(self, call: TakenCall[Owner], message: Reply | Item, buffers: Buffers) -> Sequence[Sending]:
+    def _send(self, call: AcceptedCall[Owner], message: Reply | Item, buffers: Buffers) -> Sequence[Sending]:
         if not self._attached:
             return ()
         call.sent = self._link, UNKNOWN
@@ -260,30 +265,30 @@ class Callee(Generic[Owner]):
         return events
 
     def _drop(self, seq: int) -> Sequence[Event[Owner]]:
-        """Forgets an answer that is no longer needed, or no longer kept."""
+        """Drops an answer that was acknowledged or is evicted."""
         call = self._answers.pop(seq, None)
         if call is None:
             return ()
         del self._calls[seq]
         self._bytes -= call.size
         call.released = True
-        call.reply, call.buffers, call.outflow = None, (), None
+        call.reply, call.buffers, call.stream = None, (), None
         owner, call.owner = call.owner, None
-        return (Changed(owner),) if call.lent_on and owner is not None else ()
+        return (Changed(owner),) if call.zero_copy_link and owner is not None else ()
 
     # What arrives
 
     def receive(
         self,
         link: int,
-        message: Invocation | Ack | Credit | Cancel | Settled | Probe,
+        message: Invocation | Ack | Credit | Cancel | CumulativeAck | Probe,
         buffers: Buffers,
         written: int,
     ) -> Output[Owner]:
-        """Takes a message in that came on the link of number `link`.
+        """Handles a message that came on the link of number `link`.
 
         Args:
-            written: Bytes that the kernel has taken of what was sent on that link.
+            written: Bytes sent on that link that are in the kernel.
         """
         if link != self._link or not self._attached or self._closed:
             return (), ()
@@ -293,8 +298,8 @@ class Callee(Generic[Owner]):
             return self._on_ack(message.seqs), ()
         if isinstance(message, Probe):
             return self._on_probe(message, written)
-        if isinstance(message, Settled):
-            return self._on_settled(message), ()
+        if isinstance(message, CumulativeAck):
+            return self._on_cumulative_ack(message), ()
         call = self._calls.get(message.seq)
         if call is None:
             return (), ()
@@ -303,10 +308,10 @@ class Callee(Generic[Owner]):
     def _on_invocation(self, invocation: Invocation, buffers: Buffers, written: int) -> Output[Owner]:
         events = self._on_ack(invocation.acks) if invocation.acks else ()
         seq = invocation.seq
-        if self._taken.add(seq):
-            call: TakenCall[Owner] = TakenCall(invocation)
+        if self._accepted.add(seq):
+            call: AcceptedCall[Owner] = AcceptedCall(invocation)
             self._calls[seq] = call
-            return (*events, Take(call, invocation, buffers)), ()
+            return (*events, Accepted(call, invocation, buffers)), ()
         known = self._calls.get(seq)
         if known is None:
             return events, ((Status([], [], [seq]), (), None),)
@@ -319,51 +324,51 @@ class Callee(Generic[Owner]):
                 events += dropped
         return events
 
-    def _on_settled(self, settled: Settled) -> Sequence[Event[Owner]]:
-        kept = set(settled.waiting)
-        return self._on_ack([seq for seq in self._answers if seq < settled.below and seq not in kept])
+    def _on_cumulative_ack(self, ack: CumulativeAck) -> Sequence[Event[Owner]]:
+        kept = set(ack.waiting)
+        return self._on_ack([seq for seq in self._answers if seq < ack.below and seq not in kept])
 
     def _on_probe(self, probe: Probe, written: int) -> Output[Owner]:
         status = Status([], [], [])
         events: list[Event[Owner]] = []
         sendings: list[Sending] = []
-        for asked in probe.calls:
-            call = self._calls.get(asked.seq)
+        for probed in probe.calls:
+            call = self._calls.get(probed.seq)
             if call is None:
-                (status.gone if asked.seq in self._taken else status.unknown).append(asked.seq)
+                (status.gone if probed.seq in self._accepted else status.unknown).append(probed.seq)
                 continue
-            if asked.cancelled:
+            if probed.cancelled:
                 events += _cancel(call)
-            events += _credit(call, asked.consumed)
+            events += _credit(call, probed.consumed)
             if not call.answered:
-                status.running.append(asked.seq)
-            sendings += self._send_again(call, asked.arrived, written)
+                status.running.append(probed.seq)
+            sendings += self._send_again(call, probed.arrived, written)
         if status.running or status.unknown or status.gone:
             sendings.append((status, (), None))
         return events, sendings
 
-    def _send_again(self, call: TakenCall[Owner], arrived: int, written: int) -> Sequence[Sending]:
+    def _send_again(self, call: AcceptedCall[Owner], arrived: int, written: int) -> Sequence[Sending]:
         if call.queued(self._link, written):
             return ()
         sendings: list[Sending] = []
-        if call.outflow is not None:
-            for index, (item, buffers) in call.outflow.items.items():
+        if call.stream is not None:
+            for index, (item, buffers) in call.stream.items.items():
                 if index >= arrived:
                     sendings += self._send(call, item, buffers)
-        if call.reply is not None and call.lent_on in (0, self._link):
+        if call.reply is not None and call.zero_copy_link in (0, self._link):
             sendings += self._send(call, call.reply, call.buffers)
         return sendings
 
 
-def _cancel(call: TakenCall[Owner]) -> Sequence[Event[Owner]]:
+def _cancel(call: AcceptedCall[Owner]) -> Sequence[Event[Owner]]:
     if call.cancelled:
         return ()
     call.cancelled = True
     return (Cancelled(call.owner),) if call.owner is not None else ()
 
 
-def _credit(call: TakenCall[Owner], consumed: int) -> Sequence[Event[Owner]]:
-    if call.outflow is None:
+def _credit(call: AcceptedCall[Owner], consumed: int) -> Sequence[Event[Owner]]:
+    if call.stream is None:
         return ()
-    call.outflow.credit(consumed)
+    call.stream.credit(consumed)
     return (Changed(call.owner),) if call.owner is not None else ()

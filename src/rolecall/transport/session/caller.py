@@ -1,21 +1,20 @@
-"""Caller: the calls that one end has made and has no answer to. A pure state machine: no thread, clock or socket.
+"""Caller: the unanswered calls of one end. A pure state machine: no thread, clock or socket.
 
-It is told what is asked, what arrived on which link, the time, and that a link was attached or lost; it returns the
-messages to send and the events that happened. Whoever drives it holds a lock around each method.
+Arguments of its methods are new calls, what arrived on which link, the time, and that a link was attached or lost; they
+return messages to send and events. Its driver holds a lock around each.
 
-**Promise.** Every call that was admitted ends exactly once: `Answered` with its own answer, or `Failed` with the
-reason. A stream's items come in order, none twice, and all of them before its answer. Once the network behaves, every
-call ends whose callee answers it.
+**Promise.** Every call ends exactly once: `Answered` with its own answer, or `Failed` with the reason. A stream's items
+come in order, none twice, and all of them before its answer. Once the network works, every call ends that the callee
+answers.
 
 **Why no id is run twice.** A call's id is (session of this end, sequence), and a sequence is given out once. An
-invocation is sent again only when the callee of the same session says that it does not know the id; that the callee
-refuses an id it has taken is `Callee`'s part. When the other end has a new session, its process was restarted and
-remembers nothing: calls that were ever sent fail instead of being sent again, because the former process may have run
-them. Frames of a link that was replaced are not looked at, so the word of a former session is not taken for that of
-the present one.
+invocation is sent again only when the callee of the same session reports the id as unknown; `Callee` refuses an id that
+it has accepted. When the other end has a new session, its process was restarted and remembers nothing: calls that were
+ever sent fail instead of being sent again, because the former process may have run them. Frames of a replaced link are
+ignored, so a message of a former session never counts for the present one.
 
-**What is lost is made good.** A call that is silent, and every call when a link is attached, is asked after (`Probe`).
-The callee says that it runs, sends its kept answer again, says that it never saw it, or says that the answer is gone.
+**How losses are repaired.** Silent calls, and all calls when a link is attached, are probed (`Probe`). The callee
+sends the answer that it keeps again, or reports the call as running, unknown, or gone.
 """
 
 from __future__ import annotations
@@ -30,27 +29,29 @@ import msgspec
 from rolecall.transport.session.messages import (
     NOTIFICATION,
     STREAM,
+    UNKNOWN,
     Ack,
-    Asked,
     Body,
     Buffers,
     Cancel,
     Credit,
+    CumulativeAck,
     Invocation,
     Item,
     Probe,
+    ProbedCall,
     Reply,
-    Settled,
+    Sending,
     Status,
+    Tracked,
 )
-from rolecall.transport.session.sending import UNKNOWN, Sending, Tracked
 
-ACKS_AT_ONCE = 256  # acknowledgements that ride on one frame
-ASKED_AT_ONCE = 1024
+ACKS_AT_ONCE = 256  # acknowledgements in one frame
+PROBED_AT_ONCE = 1024
 MAX_CALLS = 32768
-MAX_SETTLED = 4096
-SETTLED_ROUNDS = 3  # said again, for the frame itself may be lost
-LARGE_REPLY = 256 << 10  # keeping its answer costs the callee more than a frame costs
+MAX_WAITING = 4096
+CUMULATIVE_ACK_ROUNDS = 3  # repeated, since the frame itself may be lost
+LARGE_REPLY = 256 << 10  # acknowledged at once: keeping it costs the callee more than a frame
 PROBE_MAX_S = 15.0
 
 Owner = TypeVar("Owner")
@@ -66,7 +67,7 @@ class Reason(Enum):
 
 
 class Answered(msgspec.Struct, Generic[Owner], gc=False):
-    """The call has its answer; it is over."""
+    """The call is answered and done."""
 
     owner: Owner
     ok: bool
@@ -81,14 +82,14 @@ class Arrived(msgspec.Struct, Generic[Owner], gc=False):
 
 
 class Failed(msgspec.Struct, Generic[Owner], gc=False):
-    """The call will have no answer; it is over."""
+    """The call will not be answered and is done."""
 
     owner: Owner
     reason: Reason
 
 
 class Unread(msgspec.Struct, gc=False):
-    """Arrived for a call that was given up: nobody will read it."""
+    """Values that arrived for a call that was cancelled or has expired; they are dropped."""
 
     bodies: list[Body]
 
@@ -97,8 +98,8 @@ Event = Answered[Owner] | Arrived[Owner] | Failed[Owner] | Unread
 Output = tuple[Sequence[Event[Owner]], Sequence[Sending]]
 
 
-class Inflow:
-    """The items of one stream on their way in: put in order, each counted once."""
+class IncomingStream:
+    """The items of one stream that is being received: in order, without duplicates."""
 
     __slots__ = ("arrived", "consumed", "credited", "early", "final", "items", "probed_at")
 
@@ -112,7 +113,7 @@ class Inflow:
         self.probed_at = float("-inf")
 
     def put(self, index: int, body: Body, window: int) -> list[Body]:
-        """Takes an item in; returns those that are next in order."""
+        """Adds an item; returns those that are next in order."""
         if self.arrived <= index < self.consumed + 2 * window:
             self.early.setdefault(index, body)
         ready = []
@@ -123,59 +124,59 @@ class Inflow:
 
 
 class OpenCall(Tracked, Generic[Owner]):
-    """One call that the callee may still have to be asked after.
+    """One call that may still have to be probed.
 
     Attributes:
-        owner: Who is told of it; the machine never looks inside.
-        invocation: Kept until the callee has certainly taken the call.
-        given_up: Cancelled or expired here; kept until the callee certainly knows.
+        owner: The driver's object for this call. Opaque to the machine.
+        invocation: Kept until the callee is known to have accepted it.
+        abandoned: Cancelled or expired here; remembered until the callee is known to have been told.
     """
 
     __slots__ = (
+        "abandoned",
         "buffers",
         "deadline",
-        "given_up",
-        "inflow",
         "invocation",
-        "note",
+        "is_notification",
         "owner",
         "probe_at",
         "probe_wait",
         "seq",
         "size",
+        "stream",
     )
 
     def __init__(self, owner: Owner, invocation: Invocation, buffers: Buffers, deadline: float | None) -> None:
         self.sent = None
         self.owner = owner
         self.seq = invocation.seq
-        self.note = invocation.kind == NOTIFICATION
-        self.inflow = Inflow() if invocation.kind == STREAM else None
+        self.is_notification = invocation.kind == NOTIFICATION
+        self.stream = IncomingStream() if invocation.kind == STREAM else None
         self.invocation: Invocation | None = invocation
         self.buffers = buffers
         self.size = len(invocation.body) + (sum(b.nbytes for b in buffers) if buffers else 0)
         self.deadline = deadline
-        self.given_up = False
+        self.abandoned = False
         self.probe_at = self.probe_wait = 0.0
 
-    def asked(self) -> Asked:
-        """What a probe says of this call."""
-        inflow = self.inflow
-        if inflow is None:
-            return Asked(self.seq, 0, 0, self.given_up)
-        return Asked(self.seq, inflow.arrived, inflow.consumed, self.given_up)
+    def probed(self) -> ProbedCall:
+        """The entry of this call in a probe."""
+        stream = self.stream
+        if stream is None:
+            return ProbedCall(self.seq, 0, 0, self.abandoned)
+        return ProbedCall(self.seq, stream.arrived, stream.consumed, self.abandoned)
 
 
 class Caller(Generic[Owner]):
-    """The caller's half of a session; see the module's text.
+    """The caller's half of a session; see the module's docstring.
 
     Args:
-        window: Items of a stream that may be under way.
-        probe: Seconds after which a silent call is asked after; doubles up to 15 s while it runs.
+        window: Unread items of a stream that may be in flight.
+        probe: Seconds after which a silent call is probed; doubles up to 15 s while it runs.
         max_bytes: Bytes of unanswered requests above which `has_room` is False.
 
     Attributes:
-        waiting: Calls without an answer that somebody waits for.
+        waiting: Calls without an answer, not counting abandoned ones and notifications.
     """
 
     def __init__(self, *, window: int = 16, probe: float = 1.0, max_bytes: int = 256 << 20) -> None:
@@ -193,12 +194,12 @@ class Caller(Generic[Owner]):
         self._rounds = 0
 
     def __len__(self) -> int:
-        """Calls that are remembered, with notifications and calls that were given up."""
+        """Calls that are remembered, notifications and abandoned calls included."""
         return len(self._open)
 
     @property
     def has_room(self) -> bool:
-        """Whether one more call should be made now rather than later."""
+        """Whether a caller may go on; otherwise it should wait."""
         return self._bytes <= self._max_bytes and self.waiting < MAX_CALLS
 
     # What this side does
@@ -213,52 +214,52 @@ class Caller(Generic[Owner]):
         buffers: Buffers = (),
         deadline: float | None = None,
     ) -> OpenCall[Owner]:
-        """Admits a call. When its `sent` is not None, its `invocation` is to be sent now, else it waits for a link."""
+        """Adds a call. If its `sent` is not None, the driver sends its `invocation` now; else it waits for a link."""
         seq = self._next
         self._next = seq + 1
         acks = self.take_acks() if self._acks and self._attached else ()
         call = OpenCall(owner, Invocation(seq, kind, method, meta, self.window, acks, body), buffers, deadline)
         self._open[seq] = call
         self._bytes += call.size
-        self.waiting += not call.note
+        self.waiting += not call.is_notification
         if self._attached:
-            call.sent = self._link, UNKNOWN  # from here on it may have been taken
+            call.sent = self._link, UNKNOWN  # from here on it may have been accepted
         return call
 
     def withdraw(self, call: OpenCall[Owner]) -> None:
-        """Takes back a call that could not be sent; nobody is told."""
+        """Removes a call that could not be sent, without an event."""
         if self._open.pop(call.seq, None) is not None:
             self._release(call)
 
-    def give_up(self, call: OpenCall[Owner], reason: Reason) -> Output[Owner]:
-        """Fails a call here and tells the callee; nothing happens when it is over already."""
-        if call.given_up or self._open.get(call.seq) is not call:
+    def abandon(self, call: OpenCall[Owner], reason: Reason) -> Output[Owner]:
+        """Fails a call and sends `Cancel`. Nothing happens when it is done already."""
+        if call.abandoned or self._open.get(call.seq) is not call:
             return (), ()
         self._release(call)
-        call.given_up = True
+        call.abandoned = True
         call.invocation, call.buffers = None, ()
         events: list[Event[Owner]] = [Failed(call.owner, reason)]
-        if call.inflow is not None and (bodies := _unread(call.inflow)):
+        if call.stream is not None and (bodies := _unread(call.stream)):
             events.append(Unread(bodies))
-        if call.sent is None:  # the callee has never heard of it
+        if call.sent is None:  # it was never sent
             del self._open[call.seq]
             return events, ()
         return events, ((Cancel(call.seq), (), None),) if self._attached else ()
 
     def consume(self, call: OpenCall[Owner]) -> Sequence[Sending]:
         """The reader took one item of a stream."""
-        inflow = call.inflow
-        if inflow is None:
+        stream = call.stream
+        if stream is None:
             return ()
-        inflow.consumed += 1
-        if inflow.consumed - inflow.credited < max(1, self.window // 2):
+        stream.consumed += 1
+        if stream.consumed - stream.credited < max(1, self.window // 2):
             return ()
-        inflow.credited = inflow.consumed
-        return ((Credit(call.seq, inflow.consumed), (), None),) if self._attached else ()
+        stream.credited = stream.consumed
+        return ((Credit(call.seq, stream.consumed), (), None),) if self._attached else ()
 
     def fail_all(self) -> list[Owner]:
-        """Forgets every call; returns the owners of those that were waited for."""
-        owners = [call.owner for call in self._open.values() if not call.given_up and not call.note]
+        """Removes every call; returns the owners of those that must fail."""
+        owners = [call.owner for call in self._open.values() if not call.abandoned and not call.is_notification]
         self._open.clear()
         self._bytes = self.waiting = 0
         return owners
@@ -266,7 +267,7 @@ class Caller(Generic[Owner]):
     # Links and time
 
     def attach(self, remote: str, now: float) -> tuple[int, Sequence[Event[Owner]], Sequence[Sending]]:
-        """Goes on over a new link to the session `remote` ("" where it is not known).
+        """Continues over a new link with the session `remote` ("" where it is not known).
 
         Returns:
             The link's number, for `receive`; what failed; what to send: calls that were never sent, and a probe for the
@@ -279,48 +280,48 @@ class Caller(Generic[Owner]):
             events = self._restarted()
         self._remote = remote or self._remote
         if self._answered_below:
-            self._rounds = SETTLED_ROUNDS  # acknowledgements may have been lost with the former link
-        asked: list[Asked] = []
+            self._rounds = CUMULATIVE_ACK_ROUNDS  # acknowledgements may have been lost with the former link
+        probed: list[ProbedCall] = []
         sendings: list[Sending] = []
         for call in self._open.values():
             if call.sent is not None:
-                asked.append(call.asked())
+                probed.append(call.probed())
             else:
                 sendings += self._send(call)
             call.probe_at, call.probe_wait = now + self._probe_s, self._probe_s
-        return self._link, events, [*sendings, *_probes(asked)]
+        return self._link, events, [*sendings, *_probes(probed)]
 
     def detach(self) -> None:
         """The link is lost; calls wait for the next one."""
         self._attached = False
 
     def tick(self, now: float, written: int) -> Output[Owner]:
-        """Fails calls whose deadline has passed, asks after those that are silent, and says what has arrived.
+        """Fails calls whose deadline has passed, probes those that are silent, and sends acknowledgements.
 
         Args:
-            written: Bytes that the kernel has taken of what was sent on the present link.
+            written: Bytes sent on the present link that are in the kernel.
         """
         events: list[Event[Owner]] = []
         sendings: list[Sending] = []
-        asked = []
+        probed = []
         for call in list(self._open.values()):
-            if call.deadline is not None and call.deadline <= now and not call.given_up:
-                failed, cancels = self.give_up(call, Reason.EXPIRED)
+            if call.deadline is not None and call.deadline <= now and not call.abandoned:
+                failed, cancels = self.abandon(call, Reason.EXPIRED)
                 events += failed
                 sendings += cancels
             elif call.probe_wait == 0.0:
                 call.probe_at, call.probe_wait = now + self._probe_s, self._probe_s
             elif call.probe_at <= now and self._attached and not call.queued(self._link, written):
                 call.probe_at = now + call.probe_wait
-                asked.append(call.asked())
+                probed.append(call.probed())
         if self._attached:
-            sendings += [*_probes(asked), *self._acknowledgements()]
+            sendings += [*_probes(probed), *self._acknowledgements()]
         return events, sendings
 
     # What arrives
 
     def receive(self, link: int, message: Reply | Item | Status, buffers: Buffers, now: float) -> Output[Owner]:
-        """Takes a message in that came on the link of number `link`."""
+        """Handles a message that came on the link of number `link`."""
         if link != self._link or not self._attached:
             return (), ()
         if isinstance(message, Reply):
@@ -333,37 +334,37 @@ class Caller(Generic[Owner]):
         call = self._open.get(reply.seq)
         if call is None:
             return (), self._acknowledge(reply.seq, 0) if reply.seq < self._next else ()
-        inflow = call.inflow
-        if inflow is not None and not call.given_up and inflow.arrived < reply.items:
-            inflow.final = Answered(call.owner, reply.ok, (reply.body, buffers))
-            inflow.items = reply.items
-            return (), self._probe_gap(call, inflow, now)
-        return self._over(call, Answered(call.owner, reply.ok, (reply.body, buffers)))
+        stream = call.stream
+        if stream is not None and not call.abandoned and stream.arrived < reply.items:
+            stream.final = Answered(call.owner, reply.ok, (reply.body, buffers))
+            stream.items = reply.items
+            return (), self._probe_gap(call, stream, now)
+        return self._finish(call, Answered(call.owner, reply.ok, (reply.body, buffers)))
 
-    def _over(self, call: OpenCall[Owner], answer: Answered[Owner]) -> Output[Owner]:
+    def _finish(self, call: OpenCall[Owner], answer: Answered[Owner]) -> Output[Owner]:
         del self._open[call.seq]
         buffers = answer.body[1]
         sendings = self._acknowledge(call.seq, sum(map(len, buffers)) if buffers else 0)
-        if call.given_up:
+        if call.abandoned:
             return ((Unread([answer.body]),) if answer.ok else ()), sendings
         self._release(call)
-        return ((answer,) if not call.note else ()), sendings
+        return ((answer,) if not call.is_notification else ()), sendings
 
     def _on_item(self, item: Item, buffers: Buffers, now: float) -> Output[Owner]:
         call = self._open.get(item.seq)
-        if call is None or call.inflow is None:
+        if call is None or call.stream is None:
             return (), ()
         body = item.body, buffers
-        if call.given_up:
+        if call.abandoned:
             return (Unread([body]),), ()
-        inflow = call.inflow
-        ready = inflow.put(item.index, body, self.window)
+        stream = call.stream
+        ready = stream.put(item.index, body, self.window)
         call.probe_at, call.probe_wait = now + self._probe_s, self._probe_s
         events: Sequence[Event[Owner]] = (Arrived(call.owner, ready),) if ready else ()
-        if inflow.early:
-            return events, self._probe_gap(call, inflow, now)
-        if inflow.final is not None and inflow.arrived >= inflow.items:
-            last, sendings = self._over(call, inflow.final)
+        if stream.early:
+            return events, self._probe_gap(call, stream, now)
+        if stream.final is not None and stream.arrived >= stream.items:
+            last, sendings = self._finish(call, stream.final)
             return (*events, *last), sendings
         return events, ()
 
@@ -371,13 +372,13 @@ class Caller(Generic[Owner]):
         for seq in status.running:
             call = self._open.get(seq)
             if call is not None:
-                call.invocation, call.buffers = None, ()  # taken for certain: it is never sent again
+                call.invocation, call.buffers = None, ()  # accepted, so it is never sent again
                 call.probe_wait = min(call.probe_wait * 2, PROBE_MAX_S)
         events: list[Event[Owner]] = []
         sendings: list[Sending] = []
         for seq in status.unknown:
             call = self._open.get(seq)
-            if call is not None and call.given_up:
+            if call is not None and call.abandoned:
                 del self._open[seq]
             elif call is not None and call.invocation is not None:
                 call.probe_at, call.probe_wait = now + self._probe_s, self._probe_s
@@ -396,21 +397,21 @@ class Caller(Generic[Owner]):
 
     def _release(self, call: OpenCall[Owner]) -> None:
         self._bytes -= call.size
-        self.waiting -= not call.note
+        self.waiting -= not call.is_notification
 
     def _lost(self, call: OpenCall[Owner] | None, reason: Reason) -> Sequence[Event[Owner]]:
-        """Ends a call that was taken out of the table without an answer."""
-        if call is None or call.given_up:
+        """The events of a call that was removed without an answer."""
+        if call is None or call.abandoned:
             return ()
         self._release(call)
-        if call.note:
+        if call.is_notification:
             return ()
-        unread = _unread(call.inflow) if call.inflow is not None else []
+        unread = _unread(call.stream) if call.stream is not None else []
         failed = Failed(call.owner, reason)
         return (failed, Unread(unread)) if unread else (failed,)
 
     def _restarted(self) -> Sequence[Event[Owner]]:
-        """The other process is a new one: what the former one had taken may have run and will not be answered."""
+        """The other process is a new one: calls sent to the former one may have run, and will not be answered."""
         self._acks.clear()
         self._answered_below = self._rounds = 0
         sent = [call for call in self._open.values() if call.sent is not None]
@@ -420,12 +421,12 @@ class Caller(Generic[Owner]):
             events += self._lost(call, Reason.RESTARTED)
         return events
 
-    def _probe_gap(self, call: OpenCall[Owner], inflow: Inflow, now: float) -> Sequence[Sending]:
-        """Asks at once for what is missing of a stream, but not for each item that comes behind the same gap."""
-        if now - inflow.probed_at <= self._probe_s / 20:
+    def _probe_gap(self, call: OpenCall[Owner], stream: IncomingStream, now: float) -> Sequence[Sending]:
+        """Probes at once for missing items of a stream, but not again for each item behind the same gap."""
+        if now - stream.probed_at <= self._probe_s / 20:
             return ()
-        inflow.probed_at = now
-        return ((Probe([call.asked()]), (), None),)
+        stream.probed_at = now
+        return ((Probe([call.probed()]), (), None),)
 
     # Acknowledgements
 
@@ -433,7 +434,7 @@ class Caller(Generic[Owner]):
         self._acks.append(seq)
         if seq >= self._answered_below:
             self._answered_below = seq + 1
-        self._rounds = SETTLED_ROUNDS
+        self._rounds = CUMULATIVE_ACK_ROUNDS
         if size >= LARGE_REPLY or len(self._acks) >= ACKS_AT_ONCE:
             return ((Ack(self.take_acks()), (), None),)
         return ()
@@ -448,24 +449,26 @@ class Caller(Generic[Owner]):
         return [acks.popleft() for _ in range(ACKS_AT_ONCE)]
 
     def _acknowledgements(self) -> list[Sending]:
-        """What has arrived, and, a few times after the last answer, a summary that makes good for lost ones."""
+        """New acknowledgements, and, a few times after the last answer, a cumulative one in case some were lost."""
         sendings: list[Sending] = [(Ack(self.take_acks()), (), None)] if self._acks else []
         if self._rounds:
             self._rounds -= 1
             below = self._answered_below
             waiting = [seq for seq in self._open if seq < below]
-            if len(waiting) <= MAX_SETTLED:
-                sendings.append((Settled(below, waiting), (), None))
+            if len(waiting) <= MAX_WAITING:
+                sendings.append((CumulativeAck(below, waiting), (), None))
         return sendings
 
 
-def _unread(inflow: Inflow) -> list[Body]:
-    bodies = list(inflow.early.values())
-    inflow.early.clear()
-    if inflow.final is not None and inflow.final.ok:
-        bodies.append(inflow.final.body)
+def _unread(stream: IncomingStream) -> list[Body]:
+    bodies = list(stream.early.values())
+    stream.early.clear()
+    if stream.final is not None and stream.final.ok:
+        bodies.append(stream.final.body)
     return bodies
 
 
-def _probes(asked: list[Asked]) -> list[Sending]:
-    return [(Probe(asked[start : start + ASKED_AT_ONCE]), (), None) for start in range(0, len(asked), ASKED_AT_ONCE)]
+def _probes(probed: list[ProbedCall]) -> list[Sending]:
+    return [
+        (Probe(probed[start : start + PROBED_AT_ONCE]), (), None) for start in range(0, len(probed), PROBED_AT_ONCE)
+    ]

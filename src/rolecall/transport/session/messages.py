@@ -1,6 +1,6 @@
-"""What the two ends of a session say to each other: small msgpack arrays, each the header of one frame. Pure data.
+"""The messages of a session: small msgpack arrays, each the header of one frame. Pure data.
 
-Values travel inside as `body` (the codec's header) and beside it as the frame's buffers.
+A value is in `body` (the codec's header) and in the frame's buffers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Body = tuple[bytes, Buffers]
 
 
 class Invocation(msgspec.Struct, array_like=True, tag=1, gc=False):
-    """Asks for one call. `acks` are answers that have arrived; `window` is how many items may be under way."""
+    """Requests one call. `acks` are replies that have arrived; `window` is how many items may be in flight."""
 
     seq: int
     kind: int
@@ -31,7 +31,7 @@ class Invocation(msgspec.Struct, array_like=True, tag=1, gc=False):
 
 
 class Reply(msgspec.Struct, array_like=True, tag=2, gc=False):
-    """The one answer to an invocation; `items` counts the stream's items that come before it."""
+    """The answer to an invocation; `items` is the number of items of the stream before it."""
 
     seq: int
     ok: bool
@@ -55,26 +55,26 @@ class Credit(msgspec.Struct, array_like=True, tag=4, gc=False):
 
 
 class Cancel(msgspec.Struct, array_like=True, tag=5, gc=False):
-    """The caller has given up a call."""
+    """The caller has cancelled a call."""
 
     seq: int
 
 
 class Ack(msgspec.Struct, array_like=True, tag=6, gc=False):
-    """Replies that have arrived and need not be kept."""
+    """Replies that have arrived; the callee may drop them."""
 
     seqs: Sequence[int]
 
 
-class Settled(msgspec.Struct, array_like=True, tag=7, gc=False):
-    """Every reply below `below` but the `waiting` has arrived; makes good for acknowledgements that were lost."""
+class CumulativeAck(msgspec.Struct, array_like=True, tag=7, gc=False):
+    """Every reply below `below`, except those in `waiting`, has arrived. Repeats lost acknowledgements."""
 
     below: int
     waiting: Sequence[int]
 
 
-class Asked(msgspec.Struct, array_like=True, gc=False):
-    """One call in a probe: how many of its items have arrived and were consumed, and whether it was given up."""
+class ProbedCall(msgspec.Struct, array_like=True, gc=False):
+    """One call in a probe: how many of its items have arrived and were consumed, and whether it was cancelled."""
 
     seq: int
     arrived: int = 0
@@ -83,18 +83,18 @@ class Asked(msgspec.Struct, array_like=True, gc=False):
 
 
 class Probe(msgspec.Struct, array_like=True, tag=8, gc=False):
-    """Asks what became of calls without an answer."""
+    """Asks for the state of calls without an answer."""
 
-    calls: list[Asked]
+    calls: list[ProbedCall]
 
 
 class Status(msgspec.Struct, array_like=True, tag=9, gc=False):
-    """Answers a probe; kept replies are sent again beside it.
+    """Answers a probe. Replies that are kept are sent again, too.
 
     Attributes:
-        running: Taken and not answered yet.
-        unknown: Never taken.
-        gone: Taken, but the answer is no longer kept; not run again.
+        running: Accepted and not answered yet.
+        unknown: Never accepted.
+        gone: Accepted, but the reply is no longer kept; not run again.
     """
 
     running: list[int]
@@ -102,7 +102,30 @@ class Status(msgspec.Struct, array_like=True, tag=9, gc=False):
     gone: list[int]
 
 
-Message = Invocation | Reply | Item | Credit | Cancel | Ack | Settled | Probe | Status
+Message = Invocation | Reply | Item | Credit | Cancel | Ack | CumulativeAck | Probe | Status
+
+UNKNOWN = 1 << 62  # the position of a frame that is being sent
+
+
+class Tracked:
+    """A call whose last frame is followed on its way to the kernel.
+
+    Attributes:
+        sent: Number of the link that the frame was last sent on, and the position behind it; None before that.
+            Replaced as one tuple, so that a position is never read with the number of another link.
+    """
+
+    __slots__ = ("sent",)
+
+    def __init__(self) -> None:
+        self.sent: tuple[int, int] | None = None
+
+    def queued(self, link: int, written: int) -> bool:
+        """Whether the frame is still queued in this process. Then it is neither probed nor sent again."""
+        return self.sent is not None and self.sent[0] == link and self.sent[1] > written
+
+
+Sending = tuple[Message, Buffers, Tracked | None]  # a message that a machine wants sent
 
 encode = msgspec.msgpack.Encoder().encode
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
@@ -113,4 +136,4 @@ def decode(header: bytes | memoryview) -> Message:
     try:
         return _decoder.decode(header)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as e:
-        raise ProtocolError("a frame that is no message") from e
+        raise ProtocolError("a frame that is not a message of a session") from e

@@ -1,4 +1,4 @@
-"""Line is what both halves of a peer stand on: the present link, the loop that events are handled on, and who waits."""
+"""Channel is what a peer's outgoing and incoming calls share: the present link, the loop, and the waiters."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ from rolecall.transport import codec
 from rolecall.transport.frames import pack
 from rolecall.transport.link import Link
 from rolecall.transport.session import messages
-from rolecall.transport.session.messages import Body
-from rolecall.transport.session.sending import Sending
+from rolecall.transport.session.messages import Body, Sending
 from rolecall.transport.waiting import Wakers
 
 
-class Line:
-    """The link that a peer uses at present.
+class Channel:
+    """A connection that outlives its links: at most one link at a time.
 
     Attributes:
         name: The other side's name, for messages.
         context: Handed to the codec's decoders.
-        link: The present link. Replaced on the loop's thread, between the detaching and attaching of the machines.
+        link: The present link. Replaced on the loop's thread, while the machines are detached.
     """
 
     __slots__ = ("context", "link", "loop", "name", "wakers")
@@ -35,12 +34,12 @@ class Line:
 
     @property
     def written(self) -> int:
-        """Bytes that the kernel has taken of what was sent on the present link."""
+        """Bytes sent on the present link that are in the kernel."""
         link = self.link
         return 0 if link is None else link.written
 
-    def soon(self, fn: Callable[..., object], *args: Any) -> None:
-        """Calls `fn` on the loop's thread: at once, when this is it. Does nothing once the loop is closed."""
+    def call_soon(self, fn: Callable[..., object], *args: Any) -> None:
+        """Calls `fn` on the loop's thread, at once if this is that thread. Does nothing once the loop is closed."""
         if _get_running_loop() is self.loop:
             fn(*args)
             return
@@ -48,23 +47,23 @@ class Line:
             self.loop.call_soon_threadsafe(fn, *args)
 
     def report(self, what: str, exc: Exception) -> None:
-        """Tells the loop's handler of an error that nobody waits for."""
+        """Passes an error that no caller receives to the loop's exception handler."""
         self.loop.call_exception_handler({"message": f"{self.name}: {what} failed", "exception": exc})
 
     def drop(self, bodies: Sequence[Body]) -> None:
-        """Decodes and drops what nobody will read. Any thread.
+        """Decodes and drops values that arrived for nobody. Any thread.
 
-        Handles are the case: whoever decodes one answers for the tensor behind it, and frees it by dropping the handle.
+        Values may hold handles: decoding one takes ownership of its shards, and dropping it frees them.
         """
         if bodies and self.context is not None:
-            self.soon(self._drop, bodies)
+            self.call_soon(self._drop, bodies)
 
     def _drop(self, bodies: Sequence[Body]) -> None:
         self.loop.run_in_executor(None, _decode, bodies, self.context)
 
 
 def send(link: Link | None, sendings: Sequence[Sending]) -> None:
-    """Sends what a machine wants sent, on the link that was present when the machine said so. Any thread."""
+    """Sends what a machine returned, on the link that was present at that moment. Any thread."""
     if link is None:
         return
     for message, buffers, tracked in sendings:
@@ -75,5 +74,5 @@ def send(link: Link | None, sendings: Sequence[Sending]) -> None:
 
 def _decode(bodies: Sequence[Body], context: Any) -> None:
     for header, buffers in bodies:
-        with suppress(Exception):  # a value whose type cannot be had here, say; nobody wanted it
+        with suppress(Exception):  # its type cannot be imported here, for instance
             codec.decode(header, buffers, context=context)
