@@ -19,14 +19,15 @@ from typing import Any, TypeGuard
 SHORT = 50
 LONG = 500
 UNTYPED = "dict[str, Any]"
+PUBLIC = {"_replace", "_asdict", "_make", "_fields", "_exit", "_current_frames"}  # documented by the standard library
 
 
 def touches(tree: ast.AST) -> Iterator[str]:
-    """Attributes with one leading underscore that belong to another object than `self` or `cls`."""
+    """Attributes with one leading underscore that belong to another object than `self`, `cls` or `super()`."""
     for node in ast.walk(tree):
         if not isinstance(node, ast.Attribute) or not node.attr.startswith("_") or node.attr.startswith("__"):
             continue
-        if not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")):
+        if node.attr not in PUBLIC and ast.unparse(node.value) not in ("self", "cls", "super()"):
             yield node.attr
 
 

@@ -42,17 +42,21 @@ from typing import Any
 
 
 class RolecallError(Exception):
-    """Base of all errors that this package raises deliberately."""
+    """Base of all errors that this package raises deliberately.
+
+    Attributes:
+        facts: Positional and keyword arguments of the constructor, from which the codec makes a copy elsewhere.
+    """
+
+    facts: tuple[tuple[Any, ...], dict[str, Any]]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> RolecallError:
         self = super().__new__(cls, *args)
-        self._facts = (args, kwargs)
+        self.facts = (args, kwargs)
         return self
 
-    _facts: tuple[tuple[Any, ...], dict[str, Any]]
-
     def __reduce__(self) -> tuple[Any, ...]:
-        args, kwargs = self._facts
+        args, kwargs = self.facts
         return _rebuild, (type(self), args, kwargs)
 
 

@@ -54,14 +54,17 @@ class RayHosts(RayCluster):
         super().add_node(name, devices, f"--node-ip-address={self.at(name).address}", *args)
 
     def crash(self, name: str) -> None:
-        """Ends all processes of a host at the same moment."""
-        os.kill(self.first(name), signal.SIGKILL)
+        """Ends all processes of a host at the same moment, if it has any."""
+        for pid in self._firsts(name):
+            os.kill(pid, signal.SIGKILL)
 
     def first(self, name: str) -> int:
         """The first process of a host."""
+        return self._firsts(name)[0]
+
+    def _firsts(self, name: str) -> list[int]:
         lines = ((pid, command_line(pid)) for pid in self.pids())
-        found = [pid for pid, line in lines if "ray_host.py" in " ".join(line[:3]) and self._address(name) in line]
-        return found[0]
+        return [pid for pid, line in lines if "ray_host.py" in " ".join(line[:3]) and self._address(name) in line]
 
     def _address(self, name: str) -> str:
         return f"--node-ip-address={self.at(name).address}"

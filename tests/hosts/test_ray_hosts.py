@@ -25,11 +25,17 @@ TOLD_WITHIN_S = 15.0
 NODE_LOST_S = 30.0  # Ray takes 20 s to give up what a node held
 
 
-@pytest.fixture
-def hosts() -> Iterator[OfRay]:
-    """Of one test's own, since none of them leaves it whole."""
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[OfRay]:
     with of_ray() as found:
         yield found
+
+
+@pytest.fixture
+def hosts(cluster: OfRay) -> Iterator[OfRay]:
+    """Whole again for the next test."""
+    yield cluster
+    cluster.mend()
 
 
 @pytest.fixture
@@ -70,7 +76,7 @@ def test_what_lay_in_the_store_of_a_host_is_lost_with_it(
         made = role[0].with_options(tensors="remote").call("make", 1 << 18, 2.0)
         assert [shard.backend for shard in made["x"].shards] == ["ray"]
         assert role[1].call("total", made["x"]) == 2.0 * (1 << 20)
-        hosts.cluster.crash(hosts.name(s.get_workers("actor")[0].ip))
+        hosts.crash(s.get_workers("actor")[0].ip)
         begun = time.monotonic()
         with pytest.raises(ShardNotFoundError, match="its owner is gone"):
             role[1].call("total", made["x"])
@@ -87,7 +93,7 @@ def folder(s: Scheduler, hosts: OfRay, address: str) -> list[Path]:
 
 def test_a_host_that_crashes(s: Scheduler, hosts: OfRay) -> None:
     """All of its processes are gone at the same moment, and none is left to say so."""
-    error = strike(s, hosts, lambda address: hosts.cluster.crash(hosts.name(address)))
+    error = strike(s, hosts, hosts.crash)
     assert "Ray node" in error.reason
     assert "does not answer" in error.reason or "died" in error.reason
 
@@ -98,7 +104,7 @@ def test_a_raylet_that_is_killed_takes_all_along(s: Scheduler, hosts: OfRay) -> 
 
     def blow(address: str) -> None:
         struck.append(address)
-        hosts.cluster.kill("raylet", hosts.name(address))
+        hosts.kill_raylet(address)
 
     assert "Ray node" in strike(s, hosts, blow).reason
     wait_for(lambda: folder(s, hosts, struck[0]) == [], TOLD_WITHIN_S, "end of the run's directory there")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rolecall.errors import AuthenticationError, GuardLostError, ProtocolError, RPCError
-from rolecall.protocol.guard import TABLE, Nothing
+from rolecall.protocol.guard import TABLE, NoArguments
 from rolecall.protocol.guard_hello import GuardHello
 from rolecall.protocol.message import to_plain
 from rolecall.scheduler.guards import GuardProxy
@@ -104,7 +104,7 @@ def test_a_silent_guard_elsewhere_is_given_up_and_not_taken_back(controller: Con
     assert controller.told.wait(5)
     assert "nothing was heard of it" in controller.lost[0]
     with pytest.raises(GuardLostError):
-        guard.ask(TABLE, Nothing())
+        guard.ask(TABLE, NoArguments())
     first.close()
     again = controller.call_home("g1-0", host="elsewhere")
     with pytest.raises(RPCError, match="it is not taken back"):

@@ -88,7 +88,7 @@ class OfRay(Hosts):
     """Networks, pids and temporary files of their own."""
 
     def __init__(self, cluster: RayHosts, census: Census) -> None:
-        self.cluster, self._census, self._pulled = cluster, census, set[str]()
+        self.cluster, self._census, self._lost = cluster, census, set[str]()
         self.cables = {node.address: str(node.veth) for node in cluster.layout.nodes}
 
     def scheduler(self, patch: pytest.MonkeyPatch, **options: Any) -> Scheduler:
@@ -107,18 +107,27 @@ class OfRay(Hosts):
         return [*found["actors"], *found["groups"], *found["jobs"], *found["objects"]]
 
     def pull(self, address: str) -> None:
-        self._pulled.add(address)
+        self._lost.add(address)
         super().pull(address)
 
+    def crash(self, address: str) -> None:
+        """Ends all processes of a host at the same moment."""
+        self._lost.add(address)
+        self.cluster.crash(self.name(address))
+
+    def kill_raylet(self, address: str) -> None:
+        self._lost.add(address)
+        self.cluster.kill("raylet", self.name(address))
+
     def mend(self) -> None:
-        """Ray gives up who was cut off, now or in a moment, and lets nobody back: these hosts are made anew."""
+        """Ray gives up who was lost, now or in a moment, and lets nobody back: these hosts are made anew."""
         super().mend()
-        gone = [node["NodeID"] for node in self._nodes() if node["NodeManagerAddress"] in self._pulled]
-        for address in self._pulled:
+        gone = [node["NodeID"] for node in self._nodes() if node["NodeManagerAddress"] in self._lost]
+        for address in self._lost:
             self.cluster.crash(self.name(address))
             self.cluster.add_node(self.name(address))
         wait_for(lambda: not any(n["Alive"] and n["NodeID"] in gone for n in self._nodes()), 60, "end of lost nodes")
-        self._pulled.clear()
+        self._lost.clear()
 
     def _nodes(self) -> list[dict[str, Any]]:
         return self._census.take()["nodes"]

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from rolecall.errors import DecodeError
 from rolecall.tensors.backends.wire import WireBackend
 from rolecall.tensors.cache import Cache
+from rolecall.tensors.connections import Requester
 from rolecall.tensors.dtypes import ITEMSIZE, torch_dtype
 from rolecall.tensors.fetch import Fetcher
 from rolecall.tensors.handle import Piece, RTensor
-from rolecall.tensors.owners import Requester
 from rolecall.tensors.shard import Shard
 from rolecall.tensors.store import Store
 

@@ -227,7 +227,7 @@ def test_a_freed_shard_is_told_from_one_that_is_there(s: LocalScheduler, workers
 def test_an_object_that_ray_no_longer_has_is_named(workers: Role) -> None:
     """Fetching an object that is lost fails with the shard's owner, on workers and controller."""
     handle = workers[0].call("rows", 1024, 1024)
-    workers[0].call("lose")
+    workers[0].call("lose", handle.shards[0].to_plain())
     for read in (lambda: workers[1].call("total", handle), handle.localize):
         with pytest.raises(ShardNotFoundError, match=r"1 shard\(s\) not on w/0"):
             read()
@@ -287,7 +287,10 @@ def test_another_object_of_the_cluster_is_not_taken_for_the_shard(workers: Role)
 def test_a_worker_without_the_cluster_asks_the_owner(s: LocalScheduler, workers: Role) -> None:
     """Nothing listens at its address, which it notices at once; storing says what is wrong."""
     handle = workers[0].call("rows", 1024, 256)
-    for role, address, says in (("far", "127.0.0.1:1", "Connection refused"), ("lost", "ray://x:1", "no host:port")):
+    for role, address, says in (
+        ("far", "127.0.0.1:1", "Connection refused"),
+        ("lost", "ray://x:1", "not the host:port"),
+    ):
         there = start(s, role, 1, env_vars={"RAY_ADDRESS": address})
         assert there[0].call("total", handle) == 1024 * 256
         with pytest.raises(TensorError, match=f"no connection to Ray at {address}: .*{says}"):

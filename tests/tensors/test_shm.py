@@ -194,11 +194,11 @@ def test_putting_and_freeing_forever_takes_no_more_memory_nor_descriptors(store:
 def test_idle_segments_stay_within_the_budget() -> None:
     """Segments beyond the budget are released, and giving one back twice counts once."""
     pool = Pool(budget=10 * MIB, limit=100)
-    segments = [pool.take(4 * MIB) for _ in range(5)]
+    segments = [pool.acquire(4 * MIB) for _ in range(5)]
     for segment in segments:
         assert segment is not None
-        pool.give_back(segment)
-        pool.give_back(segment)
+        pool.release(segment)
+        pool.release(segment)
     assert pool.metrics()["idle_bytes"] == 8 * MIB and pool.metrics()["segments"] == 0
     pool.close()
 
@@ -206,10 +206,10 @@ def test_idle_segments_stay_within_the_budget() -> None:
 def test_a_small_tensor_does_not_take_a_large_segment() -> None:
     """An idle segment is not used for a tensor far smaller than it."""
     pool = Pool(budget=100 * MIB, limit=100)
-    large = pool.take(64 * MIB)
+    large = pool.acquire(64 * MIB)
     assert large is not None
-    pool.give_back(large)
-    small = pool.take(2 * MIB)
+    pool.release(large)
+    small = pool.acquire(2 * MIB)
     assert small is not None and small.capacity < 4 * MIB
     pool.close()
 

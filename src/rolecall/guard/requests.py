@@ -18,7 +18,7 @@ from rolecall.guard.supervisor import Supervisor
 from rolecall.guard.table import Record
 from rolecall.protocol import guard as protocol
 from rolecall.protocol import worker
-from rolecall.protocol.guard import Method, Nothing, ProcessSpec, StartResult, WorkerRow
+from rolecall.protocol.guard import Method, NoArguments, ProcessSpec, StartResult, WorkerRow
 from rolecall.protocol.message import Message, from_plain, to_plain
 from rolecall.protocol.worker_methods import CALLER, AllocPorts, Fork, Forked, KillFork, SetEnv
 from rolecall.transport.peer import Incoming
@@ -144,7 +144,7 @@ class WorkerRequests(ForkRequests):
     async def _alloc_ports(self, request: AllocPorts) -> protocol.Ports:
         return self._supervisor.alloc_ports(self._worker, request.count)
 
-    async def _forked_children(self, request: Nothing) -> list[str]:
+    async def _forked_children(self, request: NoArguments) -> list[str]:
         return [record.worker_id for record in self._supervisor.table if record.spec.target == self._worker]
 
     async def _set_env(self, request: SetEnv) -> None:
@@ -183,10 +183,10 @@ def serve_common(serve: Callable[..., None], supervisor: Supervisor) -> None:
     async def alloc_ports(request: protocol.AllocPorts) -> protocol.Ports:
         return supervisor.alloc_ports(request.owner, request.count)
 
-    async def table(request: Nothing) -> list[WorkerRow]:
+    async def table(request: NoArguments) -> list[WorkerRow]:
         return [row(record) for record in supervisor.table]
 
-    async def metrics(request: Nothing) -> dict[str, float]:
+    async def metrics(request: NoArguments) -> dict[str, float]:
         return supervisor.metrics()
 
     async def stacks(request: protocol.Stacks) -> str:

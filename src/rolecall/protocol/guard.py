@@ -30,8 +30,8 @@ class Method(Generic[Q, A]):
     answer: type[A]
 
 
-class Nothing(Message, frozen=True, kw_only=True):
-    """The request of methods that take none."""
+class NoArguments(Message, frozen=True, kw_only=True):
+    """The request of methods without arguments."""
 
 
 class Ready(Message, frozen=True, kw_only=True):
@@ -201,6 +201,6 @@ START = Method("start", Start, list[StartResult])
 KILL = Method("kill", Kill, KillReport)
 SET_ENV = Method("set_env", SetEnv, NoneType)
 STACKS = Method("stacks", Stacks, str)
-TABLE = Method("table", Nothing, list[WorkerRow])
-METRICS = Method("metrics", Nothing, dict[str, float])
+TABLE = Method("table", NoArguments, list[WorkerRow])
+METRICS = Method("metrics", NoArguments, dict[str, float])
 SHUTDOWN = Method("shutdown", Shutdown, ShutdownReport)

@@ -14,7 +14,7 @@ class GuardConfig(CarriesToken, frozen=True, kw_only=True, forbid_unknown_fields
         env: Base environment of workers, over the guard's own.
         sys_path: The controller's `sys.path`, for modules to preload and for workers.
         main_path: File of the controller's `__main__`, so that classes defined in it can be found.
-        controller_host: Identity of the controller's host (`rpc.hosts`); its sockets and pid count there alone.
+        controller_host: Identity of the controller's host (`transport.hosts`); its sockets and pid count there alone.
         controller_pid: The controller's pid and start time (ticks since boot) on its host.
         starter_pid: The reaper ends, as by SIGTERM, when this process dies, which has started it; 0 when it may outlive
             it.

@@ -1,4 +1,4 @@
-"""What a guard says of itself and its host when it calls home."""
+"""What a guard says of itself and its host when it connects to the controller."""
 
 from rolecall.protocol.message import Message
 

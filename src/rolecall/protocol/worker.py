@@ -1,10 +1,10 @@
-"""What a guard and an engine worker say to each other over the control channel."""
+"""Requests between a guard and an engine worker, over the control channel."""
 
 from __future__ import annotations
 
 from types import NoneType
 
-from rolecall.protocol.guard import KillReport, Method, Nothing, Ports
+from rolecall.protocol.guard import KillReport, Method, NoArguments, Ports
 from rolecall.protocol.message import Message
 from rolecall.protocol.token import CarriesToken
 from rolecall.protocol.worker_methods import AllocPorts, Fork, Forked, KillFork, SetEnv
@@ -50,7 +50,7 @@ class Configured(Message, frozen=True, kw_only=True):
 
 
 class ForkOf(Fork, frozen=True, kw_only=True):
-    """A fork that somebody else than its target asks for. `target`: the worker in whose slot it shall live."""
+    """A fork that a client of the guard's socket requests. `target`: the worker in whose slot it is started."""
 
     target: str
 
@@ -59,5 +59,5 @@ ALLOC_OWN_PORTS = Method("alloc_ports", AllocPorts, Ports)
 FORK = Method("fork", Fork, Forked)
 FORK_OF = Method("fork", ForkOf, Forked)
 KILL_FORK = Method("kill_forked_worker", KillFork, KillReport)
-FORKED_CHILDREN = Method("forked_children", Nothing, list[str])
+FORKED_CHILDREN = Method("forked_children", NoArguments, list[str])
 SET_OWN_ENV = Method("set_env", SetEnv, NoneType)

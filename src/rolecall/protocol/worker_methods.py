@@ -46,18 +46,18 @@ MAX_TENSOR = 1 << 30  # bytes that one PUT takes; larger tensors go over a frame
 ShardId = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
 
 
-class Asked(Message, frozen=True, kw_only=True):
-    """Base of the requests; by itself one that says nothing more."""
+class WorkerRequest(Message, frozen=True, kw_only=True):
+    """Base of the requests, and the request of methods without arguments."""
 
 
-class CreateEngine(Asked, frozen=True, kw_only=True):
+class CreateEngine(WorkerRequest, frozen=True, kw_only=True):
     """Makes an object of the class that `engine` names. `engine_name` defaults to the worker's id."""
 
     engine: str
     engine_name: str | None = None
 
 
-class CallMethod(Asked, frozen=True, kw_only=True):
+class CallMethod(WorkerRequest, frozen=True, kw_only=True):
     """Calls an engine's method.
 
     Attributes:
@@ -71,14 +71,14 @@ class CallMethod(Asked, frozen=True, kw_only=True):
     rpc_meta: Any = None
 
 
-class Destroy(Asked, frozen=True, kw_only=True):
+class Destroy(WorkerRequest, frozen=True, kw_only=True):
     """Ends engines, all at the same time. `engines`: None means all; `timeout`: seconds for each."""
 
     engines: list[str] | None = None
     timeout: float = DESTROY_TIMEOUT_S
 
 
-class Configure(Asked, frozen=True, kw_only=True):
+class Configure(WorkerRequest, frozen=True, kw_only=True):
     """Seeds the worker from its role and rank; `config["seed"]` is the run's seed (default 0)."""
 
     config: dict[str, Any] = {}
@@ -86,19 +86,19 @@ class Configure(Asked, frozen=True, kw_only=True):
     rank: int = 0
 
 
-class SetEnv(Asked, frozen=True, kw_only=True):
+class SetEnv(WorkerRequest, frozen=True, kw_only=True):
     """Changes the environment of the worker and of its later forks."""
 
     env: dict[str, str]
 
 
-class AllocPorts(Asked, frozen=True, kw_only=True):
+class AllocPorts(WorkerRequest, frozen=True, kw_only=True):
     """Leases ports on the worker's host until the worker ends."""
 
     count: PortCount
 
 
-class Fork(Asked, frozen=True, kw_only=True):
+class Fork(WorkerRequest, frozen=True, kw_only=True):
     """Starts worker `role/worker_index` in the worker's slot.
 
     Attributes:
@@ -113,21 +113,21 @@ class Fork(Asked, frozen=True, kw_only=True):
     env: dict[str, str] = {}
 
 
-class KillFork(Asked, frozen=True, kw_only=True):
+class KillFork(WorkerRequest, frozen=True, kw_only=True):
     """Ends a worker that was started by `fork` of this one."""
 
     role: str
     worker_index: int
 
 
-class GetShards(Asked, frozen=True, kw_only=True):
+class GetShards(WorkerRequest, frozen=True, kw_only=True):
     """Asks for stored tensors. `ranges`: for each id the elements `(start, stop)` wanted; the tensors are flat then."""
 
     shard_ids: list[str]
     ranges: list[tuple[int, int]] | None = None
 
 
-class StoreShard(Asked, frozen=True, kw_only=True):
+class StoreShard(WorkerRequest, frozen=True, kw_only=True):
     """Stores a tensor under an id of the caller's: its elements row by row, as the host has them."""
 
     shard_id: ShardId
@@ -136,14 +136,14 @@ class StoreShard(Asked, frozen=True, kw_only=True):
     data: bytes
 
 
-class ClearShards(Asked, frozen=True, kw_only=True):
+class ClearShards(WorkerRequest, frozen=True, kw_only=True):
     """Frees shards; unknown ids are ignored. `owner`: the worker that owns them; None is the one asked."""
 
     shard_ids: list[str]
     owner: str | None = None
 
 
-class ShardInfo(Asked, frozen=True, kw_only=True):
+class ShardInfo(WorkerRequest, frozen=True, kw_only=True):
     """Asks what is stored. `shard_ids`: None means all."""
 
     shard_ids: list[str] | None = None
@@ -234,7 +234,7 @@ class WorkerMethod:
     """
 
     name: str
-    request: type[Asked] | None
+    request: type[WorkerRequest] | None
     answer: Any
     errors: tuple[type[RolecallError], ...] = ()
     routes: tuple[HttpRoute, ...] = ()
@@ -266,9 +266,9 @@ STATUS: Mapping[type[RolecallError], int] = {  # of an error or its nearest base
 }
 
 _METHODS = (
-    WorkerMethod("health", Asked, Health, routes=(HttpRoute("GET", "/health"),)),
-    WorkerMethod("metrics", Asked, dict[str, Any], routes=(HttpRoute("GET", "/metrics", "metrics"),)),
-    WorkerMethod("stacks", Asked, str, routes=(HttpRoute("GET", "/stacks", "text"),)),
+    WorkerMethod("health", WorkerRequest, Health, routes=(HttpRoute("GET", "/health"),)),
+    WorkerMethod("metrics", WorkerRequest, dict[str, Any], routes=(HttpRoute("GET", "/metrics", "metrics"),)),
+    WorkerMethod("stacks", WorkerRequest, str, routes=(HttpRoute("GET", "/stacks", "text"),)),
     WorkerMethod(
         "create_engine",
         CreateEngine,

@@ -1,4 +1,4 @@
-"""Copies of shards that were fetched over a connection, by shard and range, within a byte budget."""
+"""An LRU cache of ranges of shards that were fetched over a connection, with a byte budget."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ if TYPE_CHECKING:
     import torch
 
 Key = tuple[str, str]  # owner and id of a shard
-LARGE = 1 << 20  # bytes from which on a copy to keep takes longer than a small fetch
-REMEMBERED = 4096  # large blocks that were fetched once
+LARGE = 1 << 20  # copying more bytes takes longer than a small fetch
+REMEMBERED = 4096  # keys of large blocks that were fetched once
 
 
 class Block(NamedTuple):
     """Elements `start` to `stop` of a shard.
 
     Attributes:
-        private: True when nobody else reads this memory, so that it may be handed out as it is.
+        private: Nothing else reads this memory, so that it may be returned without a copy.
     """
 
     start: int
@@ -32,9 +32,9 @@ class Block(NamedTuple):
 
 
 class Cache:
-    """Least recently used shards go first. Large blocks are kept from their second fetch on: most are read once, and
-    what is kept must be copied for whoever reads it. Mapped shards are not kept: they cost nothing to map again, and
-    keeping them would keep their owner from reusing the memory.
+    """Evicts least recently used shards. Large blocks are cached from their second fetch on, since most are read once
+    and every hit is a copy. Mapped shards are not cached: mapping again is cheap, and their owner could not reuse the
+    memory.
 
     Args:
         budget: Bytes to keep; 0 keeps nothing.
@@ -49,7 +49,7 @@ class Cache:
         self._counts = {"hits": 0, "misses": 0, "evicted": 0, "evicted_bytes": 0}
 
     def get(self, key: Key, start: int, stop: int) -> Block | None:
-        """A kept block that covers these elements."""
+        """A cached block that covers these elements."""
         with self._lock:
             for block in self._blocks.get(key, ()):
                 if block.covers(start, stop):
@@ -60,12 +60,12 @@ class Cache:
             return None
 
     def put(self, key: Key, block: Block) -> bool:
-        """Keeps a block if it fits into the budget and is worth it; True when it did: then it belongs to the cache."""
+        """Caches a block if the policy says so. When it returns True, the memory belongs to the cache."""
         size = block.tensor.nbytes
         if size > self.budget:
             return False
         with self._lock:
-            if size >= LARGE and not self._noted_before((key, block.start, block.stop)):
+            if size >= LARGE and not self._fetched_before((key, block.start, block.stop)):
                 return False
             kept = self._blocks.setdefault(key, [])
             inside = [old for old in kept if block.covers(old.start, old.stop)]
@@ -77,16 +77,16 @@ class Cache:
                 self._evict(next(iter(self._blocks)))
         return True
 
-    def _noted_before(self, what: tuple[Key, int, int]) -> bool:
-        if what in self._once:
+    def _fetched_before(self, key: tuple[Key, int, int]) -> bool:
+        if key in self._once:
             return True
-        self._once[what] = None
+        self._once[key] = None
         if len(self._once) > REMEMBERED:
             self._once.popitem(last=False)
         return False
 
     def discard(self, keys: Iterable[Key]) -> None:
-        """Drops what is kept of these shards."""
+        """Drops these shards."""
         with self._lock:
             for key in keys:
                 if key in self._blocks:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rolecall.errors import RPCConnectionError
 from rolecall.protocol.token import Token
@@ -16,6 +16,26 @@ from rolecall.transport.peer import Peer
 
 UNREACHABLE_S = 10.0  # for an owner on another host, whose death cannot be told from a slow network
 POLL_S = 0.1
+
+
+class Answer(Protocol):
+    """A pending request: `transport.call.Call`."""
+
+    @property
+    def done(self) -> bool: ...
+    def result(self) -> Any: ...
+    def cancel(self) -> None: ...
+    def __await__(self) -> Any: ...
+
+
+class Requester(Protocol):
+    """A connection to an owner: `transport.peer.Peer`. Any thread may use it."""
+
+    def request(self, method: str, value: Any = None, *, timeout: float | None = None) -> Any: ...
+
+
+Connect = Callable[[str, tuple[str, ...]], Requester]
+"""Returns the connection to an owner by its id and addresses, without blocking. Raises RolecallError if it is dead."""
 
 
 class Connections:

@@ -45,11 +45,11 @@ def dtype_name(dtype: Any) -> str:
     """`torch.float32` -> `float32`.
 
     Raises:
-        TensorError: The dtype is none that can be stored (a quantized one, say).
+        TensorError: The dtype cannot be stored, for instance a quantized one.
     """
     name = str(dtype).removeprefix("torch.")
     if name not in ITEMSIZE:
-        raise TensorError(f"tensors of dtype {dtype} cannot be stored (can: {', '.join(ITEMSIZE)})")
+        raise TensorError(f"tensors of dtype {dtype} cannot be stored (supported: {', '.join(ITEMSIZE)})")
     return name
 
 
@@ -63,7 +63,7 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 def storable(value: Any) -> bool:
-    """True for a dense tensor whose bytes can be stored; sparse, meta and quantized ones stay where they are."""
+    """True for a dense tensor of a supported dtype: not sparse, meta or quantized."""
     import torch
 
     return (

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from rolecall.errors import ProtocolError, RPCConnectionError, ShardNotFoundError, WorkerFailedError, WorkerTimeoutError
 from rolecall.tensors.backends.base import Backend
 from rolecall.tensors.cache import Block, Cache, Key
+from rolecall.tensors.connections import Answer, Connect
 from rolecall.tensors.dtypes import empty, torch_dtype
 from rolecall.tensors.handle import RTensor
-from rolecall.tensors.owners import Answer, Connect
 from rolecall.tensors.shard import Shard
 from rolecall.tensors.store import Store
 

@@ -1,7 +1,7 @@
-"""How long shards live: until the controller's last handle goes, or the scope ends that they became known in.
+"""Lifetime of shards: until the controller's last handle is collected, or the scope ends in which they arrived.
 
-`Home` answers for the shards of one run in the controller. It makes one object of a shard that is met several times,
-and sends batched deletes from a thread of its own, so that neither a garbage collection nor the user's code waits.
+`Home` owns the shards of one run in the controller: one `Shard` object for each, however often it arrives. It sends
+batched deletes from a thread of its own, so that neither the garbage collector nor the user's code waits.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from typing import Any, NamedTuple
 
 from rolecall.errors import RolecallError
 from rolecall.tensors import tree
+from rolecall.tensors.connections import Answer, Connect
 from rolecall.tensors.fetch import Fetcher
 from rolecall.tensors.handle import RTensor
-from rolecall.tensors.owners import Answer, Connect
 from rolecall.tensors.shard import Shard
 
-LINGER_S = 0.002  # one collection drops many handles; this lets them travel in one delete
+LINGER_S = 0.002  # one garbage collection drops many handles; this puts them into one delete
 CLEAR_TIMEOUT_S = 30.0
 MAX_BATCH = 16384  # ids in one delete
 
 log = logging.getLogger(__name__)
 
 
-class _Gone(NamedTuple):
+class _Unreferenced(NamedTuple):
     owner: str
     addresses: tuple[str, ...]
     id: str
@@ -44,14 +44,14 @@ class _Sent(NamedTuple):
     since: float
 
 
-class _Ask(NamedTuple):
-    """Put into the queue by `flush`: everything before it is answered when `answered` is set."""
+class _Flush(NamedTuple):
+    """Put into the queue by `flush`. `answered` is set when all deletes before it are answered."""
 
     answered: threading.Event
 
 
 class Scope:
-    """Shards that became known in a `with home.scope()` block, to be freed at its end."""
+    """The shards that arrived in a `with home.scope()` block, which frees them at its end."""
 
     def __init__(self, outer: Scope | None) -> None:
         self.outer = outer
@@ -63,7 +63,7 @@ class Scope:
             self._shards.add(shard)
 
     def release(self, shards: Iterable[Shard]) -> None:
-        """Takes shards out; what was among them belongs to the scope around this one."""
+        """Moves shards of this scope to the enclosing one."""
         with self._lock:
             moved = [shard for shard in shards if shard in self._shards]
             self._shards.difference_update(moved)
@@ -81,10 +81,10 @@ class Scope:
 class Home:
     """The controller's shards.
 
-    Give it as `context` to the peers of workers: every handle decoded there is then kept by it.
+    It is the `context` of the peers of workers: it owns the shards of every handle that they decode.
 
     Args:
-        connect: Gives the connection to a shard's owner.
+        connect: Returns the connection to a shard's owner.
         fetcher: Fetches for `localize`.
     """
 
@@ -96,8 +96,8 @@ class Home:
         self._finalizers: weakref.WeakKeyDictionary[Shard, Any] = weakref.WeakKeyDictionary()
         self._scope: ContextVar[Scope | None] = ContextVar("rolecall_scope", default=None)
         # SimpleQueue.put may be called from a finalizer that interrupted another put in the same thread.
-        self._inbox: SimpleQueue[_Gone | _Ask | None] = SimpleQueue()
-        self._under_way: list[_Sent] = []
+        self._inbox: SimpleQueue[_Unreferenced | _Flush | None] = SimpleQueue()
+        self._pending: list[_Sent] = []
         self._counts = {"adopted": 0, "adopted_bytes": 0, "gone": 0, "gone_bytes": 0}
         self._cleared = {"freed": 0, "skipped": 0, "failed": 0}
         self._requests = 0
@@ -112,14 +112,15 @@ class Home:
         self.close()
 
     def adopt(self, shard: Shard) -> Shard:
-        """The one object of this shard here; from now on it lives as long as its handles."""
+        """The `Shard` object of this shard, which frees it when the last handle is collected."""
         with self._lock:
             known = self._known.get(shard.key)
             if known is not None:
                 return known
             shard.manager = self
-            finalizer = weakref.finalize(shard, self._collected, shard.owner, shard.addresses, shard.id, shard.nbytes)
-            finalizer.atexit = False  # the run's end frees everything anyway
+            gone = _Unreferenced(shard.owner, shard.addresses, shard.id, shard.nbytes)
+            finalizer = weakref.finalize(shard, self._on_collected, gone)
+            finalizer.atexit = False  # the end of the run frees all shards
             self._known[shard.key] = shard
             self._finalizers[shard] = finalizer
             self._counts["adopted"] += 1
@@ -130,7 +131,7 @@ class Home:
         return shard
 
     def free(self, shards: Iterable[Shard]) -> None:
-        """Frees shards now, whoever still has a handle; returns without waiting. Twice does no harm."""
+        """Frees shards, even if handles exist; returns without waiting. May be called twice."""
         for shard in shards:
             with self._lock:
                 first, shard.freed = not shard.freed, True
@@ -140,10 +141,10 @@ class Home:
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[Scope]:
-        """Frees at its end all shards that became known inside it, except those given to `keep`.
+        """Frees at its end all shards that arrived inside it, except those given to `keep`.
 
-        It covers what this thread or task decodes, and the tasks started inside; what runs beside it, a rollout in the
-        background say, is not touched. Scopes nest: what the inner one keeps belongs to the outer one.
+        It covers what this thread or task decodes, and tasks started inside; other threads and tasks, for instance a
+        rollout in the background, are not affected. Scopes nest: what the inner one keeps belongs to the outer one.
         """
         scope = Scope(self._scope.get())
         token = self._scope.set(scope)
@@ -154,7 +155,7 @@ class Home:
             self.free(scope.drain())
 
     def keep(self, value: Any) -> Any:
-        """Takes the shards of all handles in `value` out of the innermost scope, and returns `value`."""
+        """Removes the shards of all handles in `value` from the innermost scope; returns `value`."""
         scope = self._scope.get()
         if scope is not None:
             handles = [leaf for leaf in tree.leaves(value) if isinstance(leaf, RTensor)]
@@ -162,12 +163,12 @@ class Home:
         return value
 
     def flush(self, timeout: float = CLEAR_TIMEOUT_S) -> bool:
-        """Waits until everything that was freed before is answered by its owners; False when it took longer."""
+        """Waits until owners have answered all deletes so far; False when `timeout` passed."""
         if self._closed:
             return True
-        ask = _Ask(threading.Event())
-        self._inbox.put(ask)
-        return ask.answered.wait(timeout)
+        flush = _Flush(threading.Event())
+        self._inbox.put(flush)
+        return flush.answered.wait(timeout)
 
     def metrics(self) -> dict[str, Any]:
         with self._lock:
@@ -179,46 +180,46 @@ class Home:
         return {**counts, "fetch": self.fetcher.metrics()}
 
     def close(self) -> None:
-        """Stops freeing: the run ends, and with it every shard. May be called twice."""
+        """Stops freeing: the end of the run frees all shards. May be called twice."""
         if not self._closed:
             self._closed = True
             self._inbox.put(None)
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
-    def _collected(self, owner: str, addresses: tuple[str, ...], shard_id: str, nbytes: int) -> None:
-        # Runs inside a garbage collection, in any thread, perhaps one that holds a lock of ours: nothing but the put.
-        self._inbox.put(_Gone(owner, addresses, shard_id, nbytes))
+    def _on_collected(self, gone: _Unreferenced) -> None:
+        # Runs in a garbage collection, in any thread, which may hold one of our locks: so it takes none.
+        self._inbox.put(gone)
 
     def _run(self) -> None:
         while (first := self._inbox.get()) is not None:
-            items = [first, *self._more()]
-            self._send([item for item in items if isinstance(item, _Gone)])
-            self._harvest(wait=any(isinstance(item, _Ask) for item in items))
+            items = [first, *self._read_inbox()]
+            self._send([item for item in items if isinstance(item, _Unreferenced)])
+            self._collect_answers(wait=any(isinstance(item, _Flush) for item in items))
             for item in items:
-                if isinstance(item, _Ask):
+                if isinstance(item, _Flush):
                     item.answered.set()
             if None in items:
                 return
 
-    def _more(self) -> list[_Gone | _Ask | None]:
-        items: list[_Gone | _Ask | None] = []
+    def _read_inbox(self) -> list[_Unreferenced | _Flush | None]:
+        items: list[_Unreferenced | _Flush | None] = []
         deadline = time.monotonic() + LINGER_S
         with contextlib.suppress(Empty):
             while len(items) < MAX_BATCH and (left := deadline - time.monotonic()) > 0:
                 items.append(self._inbox.get(timeout=left))
-                if not isinstance(items[-1], _Gone):
+                if not isinstance(items[-1], _Unreferenced):
                     break
         return items
 
-    def _send(self, gone: Sequence[_Gone]) -> None:
+    def _send(self, gone: Sequence[_Unreferenced]) -> None:
         batches: dict[tuple[str, tuple[str, ...]], list[str]] = {}
         for item in gone:
             with self._lock:
                 self._counts["gone"] += 1
                 self._counts["gone_bytes"] += item.nbytes
             again = self._known.get((item.owner, item.id))
-            if again is not None and not again.freed:  # it came back in another result while it was being given up
+            if again is not None and not again.freed:  # it arrived again in another result
                 self._cleared["skipped"] += 1
                 continue
             batches.setdefault((item.owner, item.addresses), []).append(item.id)
@@ -228,20 +229,20 @@ class Home:
                 answer = self._connect(owner, addresses).request(
                     "data.clear", {"shard_ids": ids}, timeout=CLEAR_TIMEOUT_S
                 )
-            except RolecallError:  # its owner is dead, and its shards with it
+            except RolecallError:  # the owner is dead, so its shards are freed
                 self._cleared["skipped"] += len(ids)
                 continue
-            except Exception:  # whatever `connect` does wrong must not end all freeing
+            except Exception:  # a bug in `connect` must not stop this thread
                 log.exception("%d shard(s) on %s were not freed", len(ids), owner)
                 self._cleared["failed"] += len(ids)
                 continue
             self._requests += 1
-            self._under_way.append(_Sent(owner, len(ids), answer, time.monotonic()))
+            self._pending.append(_Sent(owner, len(ids), answer, time.monotonic()))
 
-    def _harvest(self, wait: bool) -> None:
-        """Counts the deletes that were answered; those that nobody answers in time are given up."""
+    def _collect_answers(self, wait: bool) -> None:
+        """Counts the deletes that were answered; those without an answer in time count as failed."""
         left = []
-        for sent in self._under_way:
+        for sent in self._pending:
             late = time.monotonic() - sent.since > CLEAR_TIMEOUT_S
             if not (sent.answer.done or late or wait):
                 left.append(sent)
@@ -252,4 +253,4 @@ class Home:
             except (RolecallError, TimeoutError) as e:
                 self._cleared["failed"] += sent.ids
                 log.info("%d shard(s) on %s were not freed: %s", sent.ids, sent.owner, e)
-        self._under_way = left
+        self._pending = left

@@ -1,4 +1,4 @@
-"""A tensor as plain bytes, its dtype's name and its shape, for programs that speak no frames. Copies both ways."""
+"""Tensors as plain bytes with a dtype's name and a shape, for HTTP clients. Both directions copy."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     import torch
 
 
-def laid_out(tensor: torch.Tensor) -> Any:
-    """The elements' bytes in row-major order as a flat numpy array; a copy only where they do not lie so."""
+def row_major(tensor: torch.Tensor) -> Any:
+    """The elements' bytes in row-major order as a flat numpy array; copies only if they are not contiguous."""
     import torch
 
     dtype_name(tensor.dtype)
@@ -24,14 +24,14 @@ def laid_out(tensor: torch.Tensor) -> Any:
 
 def to_bytes(tensor: torch.Tensor) -> bytes:
     """The elements in row-major order, as the host has them."""
-    return bytes(laid_out(tensor).data) if tensor.numel() else b""
+    return bytes(row_major(tensor).data) if tensor.numel() else b""
 
 
 def from_bytes(data: bytes, dtype: str, shape: Any) -> torch.Tensor:
-    """The tensor that `to_bytes` wrote down.
+    """The tensor of which `to_bytes` returned these bytes.
 
     Raises:
-        TensorError: No such dtype, no shape, or another number of bytes than they need.
+        TensorError: The dtype or the shape is invalid, or they need another number of bytes.
     """
     if dtype not in ITEMSIZE:
         raise TensorError(f"no dtype {dtype!r} (there are {', '.join(ITEMSIZE)})")

@@ -1,4 +1,4 @@
-"""A worker's tensors: it answers `data.*` for others and keeps the handles that the worker was lent."""
+"""A worker's tensors: answers `data.*` requests, stores results, fetches and frees for the worker's engines."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from rolecall.errors import ProtocolError, RolecallError, ShardExistsError
 from rolecall.protocol.worker_methods import METHODS, ClearShards, GetShards, ShardInfo, StoreShard
 from rolecall.tensors import raw, tree
+from rolecall.tensors.connections import Connect
 from rolecall.tensors.dtypes import dtype_name, storable
 from rolecall.tensors.fetch import Fetcher
 from rolecall.tensors.handle import RTensor
-from rolecall.tensors.owners import Connect
 from rolecall.tensors.padding import trimmed
 from rolecall.tensors.shard import Shard
 from rolecall.tensors.store import Store
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 class DataService:
-    """What a worker does with shards: its own, which it stores and serves, and others', which it fetches.
+    """Stores and serves the worker's own shards, and fetches those of other workers.
 
     Args:
-        connect: Gives the connection to another owner; needed only for clearing its shards.
+        connect: Returns the connection to another owner, to free its shards.
     """
 
     def __init__(self, store: Store, fetcher: Fetcher, connect: Connect | None = None) -> None:
@@ -39,7 +39,7 @@ class DataService:
         }
 
     def answer(self, method: str, value: Any) -> Any:
-        """The answer to a `data.*` request. May copy memory: call it on a thread that may take its time.
+        """Answers a `data.*` request. It may copy memory, so it must not run on an event loop.
 
         Raises:
             ProtocolError: No such method, or its value is malformed.
@@ -64,7 +64,7 @@ class DataService:
         return {"shard_id": shard.id, "nbytes": shard.nbytes}
 
     def clear(self, params: ClearShards) -> dict[str, int]:
-        """Frees own shards, and what the cache holds of the owner's; unknown ids are passed over."""
+        """Frees own shards, and drops the owner's from the cache; unknown ids are ignored."""
         owner = params.owner or self.store.owner
         self.fetcher.cache.discard((owner, i) for i in params.shard_ids)
         return self.store.delete(params.shard_ids)
@@ -74,34 +74,34 @@ class DataService:
         return self.store.info(params.shard_ids)
 
     def remotize(self, value: Any) -> Any:
-        """`value` with its tensors stored here and handles in their place, batches without their padding.
+        """Stores the tensors in `value`; returns it with handles in their place, and batches without padding.
 
-        A tensor that stands in several places is stored once.
+        A tensor that occurs several times is stored once.
         """
-        handles: dict[int, tuple[Any, RTensor]] = {}  # the tensor is held too, else its identity could be reused
+        handles: dict[int, tuple[Any, RTensor]] = {}  # with the tensor, whose id could be reused otherwise
 
-        def leave(leaf: Any) -> Any:
+        def stored(leaf: Any) -> Any:
             if id(leaf) in handles:
                 return handles[id(leaf)][1]
             if not is_tensor(leaf) or not storable(leaf):
                 return leaf
-            handle = self._leave(leaf)
+            handle = self._store_tensor(leaf)
             handles[id(leaf)] = (leaf, handle)
             return handle
 
         try:
-            return tree.map_leaves(leave, value, enter=trimmed)
+            return tree.map_leaves(stored, value, enter=trimmed)
         except BaseException:
             self.store.delete(shard.id for _, handle in handles.values() for shard in handle.shards)
             raise
 
-    def _leave(self, tensor: Any) -> RTensor:
-        if not tensor.numel():  # nothing to store, and no piece would keep and free the shard
+    def _store_tensor(self, tensor: Any) -> RTensor:
+        if not tensor.numel():  # no piece would reference the shard and free it
             return RTensor(dtype_name(tensor.dtype), tensor.shape, [])
         return RTensor.of(self.store.put(tensor))
 
     def free(self, shards: Sequence[Shard]) -> None:
-        """Frees shards on explicit request: own ones now, others by asking their owners, without waiting."""
+        """Frees shards: own ones at once, others by requests to their owners, without waiting."""
         self.fetcher.cache.discard(shard.key for shard in shards)
         self.store.delete(shard.id for shard in shards if shard.owner == self.store.owner)
         others: dict[tuple[str, tuple[str, ...]], list[str]] = {}

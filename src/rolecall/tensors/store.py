@@ -1,4 +1,4 @@
-"""The shards that a worker owns. It stores and frees; it never fetches from anyone."""
+"""The shards that a worker owns. It stores and frees; it never fetches from other processes."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Store:
     Args:
         owner: Id of this worker.
         addresses: Where this worker listens, written into every shard.
-        backends: By name; what a shard names must be among them.
-        default: Name of the backend that is asked first; what it does not take goes to the others in order.
+        backends: By name.
+        default: Name of the backend to try first; the others follow in order.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Store:
         self._counts = {"put": 0, "put_bytes": 0, "freed": 0, "freed_bytes": 0, "served": 0, "served_bytes": 0}
 
     def prefer(self, name: str) -> None:
-        """Asks the backend of that name first from now on; what is stored stays where it is."""
+        """Makes `put` try the backend of that name first. Stored shards are not moved."""
         first = self.backends[name]
         self._order = [first, *(backend for backend in self.backends.values() if backend is not first)]
 
@@ -49,10 +49,10 @@ class Store:
         """Stores a copy of a dense tensor, from any device.
 
         Args:
-            shard_id: 32 hexadecimal digits that are nobody else's; made up when None.
+            shard_id: 32 hexadecimal digits, unique; None for a random one.
 
         Raises:
-            TensorError: The tensor is sparse, meta or quantized, or no backend took it.
+            TensorError: The tensor is sparse, meta or quantized, or no backend could store it.
         """
         if not storable(tensor):
             raise TensorError(f"only dense tensors with data are stored, not {tensor.layout} on {tensor.device}")
@@ -62,7 +62,7 @@ class Store:
             if where is not None:
                 break
         else:
-            raise TensorError(f"no backend of {self.owner} took a tensor of {tensor.nbytes} bytes")
+            raise TensorError(f"no backend of {self.owner} could store a tensor of {tensor.nbytes} bytes")
         name, shape = dtype_name(tensor.dtype), tuple(tensor.shape)
         shard = Shard(shard_id, self.owner, self.addresses, backend.name, where, name, shape, tensor.nbytes)
         with self._lock:
@@ -73,13 +73,13 @@ class Store:
         return shard
 
     def get(self, ids: Sequence[str], ranges: Sequence[Range] | None = None) -> list[torch.Tensor]:
-        """The stored tensors, to be read only.
+        """The stored tensors; the caller must not change them.
 
         Args:
-            ranges: For each id the elements `(start, stop)` wanted; the tensors are flat then.
+            ranges: For each id the elements `(start, stop)` to return; the tensors are flat then.
 
         Raises:
-            ShardNotFoundError: With all ids that are not here. Nothing is returned.
+            ShardNotFoundError: Names all ids that are not stored here.
             TensorError: A range lies outside its shard.
         """
         shards = self.find(ids)
@@ -87,7 +87,7 @@ class Store:
         if ranges is None:
             out = [tensor.view(shard.shape) for tensor, shard in zip(flat, shards, strict=True)]
         else:
-            out = [_range(tensor, wanted) for tensor, wanted in zip(flat, ranges, strict=True)]
+            out = [_range(tensor, elements) for tensor, elements in zip(flat, ranges, strict=True)]
         with self._lock:
             self._counts["served"] += len(out)
             self._counts["served_bytes"] += sum(tensor.nbytes for tensor in out)
@@ -100,7 +100,7 @@ class Store:
         """The shards of these ids.
 
         Raises:
-            ShardNotFoundError: With all ids that are not here.
+            ShardNotFoundError: Names all ids that are not stored here.
         """
         ids = list(ids)
         with self._lock:
@@ -110,7 +110,7 @@ class Store:
             return [self._shards[i] for i in ids]
 
     def fetch(self, shards: Sequence[Shard]) -> list[torch.Tensor]:
-        """The elements of own shards as flat tensors, to be read only where the backend is not private."""
+        """The elements of own shards as flat tensors, not to be changed unless the backend is private."""
         found: dict[str, torch.Tensor | None] = {}
         for backend in self._order:
             mine = [shard for shard in shards if shard.backend == backend.name]
@@ -121,7 +121,7 @@ class Store:
         return [tensor for shard in shards if (tensor := found[shard.id]) is not None]
 
     def delete(self, ids: Iterable[str]) -> dict[str, int]:
-        """Frees shards; unknown ids are passed over.
+        """Frees shards; unknown ids are ignored.
 
         Returns:
             `cleared_count`, and what is left: `num_tensors`, `total_bytes`.
@@ -167,8 +167,8 @@ class Store:
             backend.close()
 
 
-def _range(tensor: torch.Tensor, wanted: Range) -> torch.Tensor:
-    start, stop = wanted
+def _range(tensor: torch.Tensor, elements: Range) -> torch.Tensor:
+    start, stop = elements
     if not 0 <= start <= stop <= tensor.numel():
         raise TensorError(f"elements {start} to {stop} of a shard of {tensor.numel()}")
     return tensor[start:stop]

@@ -1,6 +1,6 @@
 """Walks nested values: dicts, lists, tuples, named tuples, sets, dataclasses and msgspec Structs.
 
-Types are kept, and whatever holds no changed leaf is returned as it is. It knows nothing of tensors.
+Types are preserved, and containers without a changed leaf are returned as they are. It knows nothing of tensors.
 """
 
 from __future__ import annotations

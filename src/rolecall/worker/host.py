@@ -30,13 +30,12 @@ from rolecall.errors import (
     RolecallError,
     WorkerConfigurationError,
 )
-from rolecall.protocol.guard import Method, Nothing, Ports
+from rolecall.protocol.guard import Method, NoArguments, Ports
 from rolecall.protocol.message import Message, to_plain
 from rolecall.protocol.worker import ALLOC_OWN_PORTS, FORK, FORKED_CHILDREN, KILL_FORK, SET_OWN_ENV
 from rolecall.protocol.worker_methods import (
     METHODS,
     AllocPorts,
-    Asked,
     Configure,
     CreateEngine,
     Destroy,
@@ -49,6 +48,7 @@ from rolecall.protocol.worker_methods import (
     Seeded,
     SetEnv,
     WorkerMethod,
+    WorkerRequest,
 )
 from rolecall.tensors.binding import binding
 from rolecall.tensors.service import DataService
@@ -220,15 +220,15 @@ class EngineHost:
                 fn(seed)
         return Seeded(seed=seed)
 
-    async def _health(self, params: Asked) -> Health:
-        forked = await self._ask_guard(FORKED_CHILDREN, Nothing())
+    async def _health(self, params: WorkerRequest) -> Health:
+        forked = await self._ask_guard(FORKED_CHILDREN, NoArguments())
         worker = self.worker_id
         return Health(worker=worker, pid=os.getpid(), engines=self._engines.names(), forked_children=forked)
 
-    async def _stacks(self, params: Asked) -> str:
+    async def _stacks(self, params: WorkerRequest) -> str:
         return thread_stacks()
 
-    async def _metrics(self, params: Asked) -> dict[str, Any]:
+    async def _metrics(self, params: WorkerRequest) -> dict[str, Any]:
         process = psutil.Process()
         cpu = process.cpu_times()
         return {

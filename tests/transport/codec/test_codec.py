@@ -559,7 +559,7 @@ OWN = [
 def test_our_own_errors_arrive_with_their_facts(exc: errors.RolecallError) -> None:
     """Every error of rolecall arrives with its type, its message and its attributes."""
     got = sent(raised(exc))
-    assert type(got) is type(exc) and got._facts == exc._facts and str(got) == str(exc)
+    assert type(got) is type(exc) and got.facts == exc.facts and str(got) == str(exc)
     assert {k: v for k, v in vars(got).items() if k != "remote_traceback"} == vars(exc)
 
 

@@ -1,4 +1,4 @@
-"""Where the bytes of shards lie: the protocol, and nothing about any one place."""
+"""The protocol of tensor backends, which store the bytes of shards."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 class Backend(Protocol):
-    """One place for bytes. Methods may be called from any thread.
+    """Stores the bytes of shards. Methods may be called from any thread.
 
     Attributes:
-        name: What a shard says of itself to be served by this backend.
-        private: True when fetched tensors are the caller's own, whose changes the shard never sees. False: they are the
-            stored ones, to be read only.
-        waits: True when `fetch` may wait for other processes; it is then not called on an event loop.
+        name: The value of `Shard.backend`.
+        private: True when fetched tensors are the caller's own; False when they are the stored ones, which the caller
+            must not change.
+        waits: True when `fetch` may wait for other processes, so that it must not run on an event loop.
     """
 
     name: str
@@ -26,7 +26,7 @@ class Backend(Protocol):
     waits: bool
 
     def put(self, shard_id: str, tensor: torch.Tensor) -> Where | None:
-        """Stores a copy of a dense tensor and says where; None when this backend does not take it."""
+        """Stores a copy of a dense tensor; returns its place, or None when another backend must store it."""
         ...
 
     def fetch(self, shards: Sequence[Shard]) -> list[torch.Tensor | None]:
@@ -40,5 +40,5 @@ class Backend(Protocol):
     def metrics(self) -> dict[str, Any]: ...
 
     def close(self) -> None:
-        """Frees everything; tensors that were fetched stay whole."""
+        """Frees everything; fetched tensors stay valid."""
         ...

@@ -1,11 +1,11 @@
-"""Mappings of others' segments, kept from one tensor to the next.
+"""A reader's mappings of segments, reused from one tensor to the next.
 
 Faulting in the pages of a fresh mapping costs more than the copy that it saves (64 MiB: 5 ms, copied in 3), while
-owners fill the same few segments again and again. So a mapping outlives its tensor, idle, and serves the next shard of
-its segment. The next reader sees the segment and nothing of the last one's: pages that one changed are dropped first.
+owners fill the same few segments again and again. So a mapping outlives its tensor, idle, and is used for the next
+shard of its segment. Pages that were changed through the last tensor are dropped first.
 
 The lock against reuse is held through an open file of its own, for as long as a tensor lives. An idle mapping therefore
-keeps no segment from reuse; and where a forked child holds the tensor too, the lock lasts until both have let go.
+keeps no segment from reuse; and where a forked child has the tensor too, the lock lasts until both have dropped it.
 """
 
 from __future__ import annotations
@@ -37,55 +37,55 @@ def host_identity() -> str:
     return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
 
 
-class Hold:
-    """A segment, mapped and locked against reuse until `close`, or until nothing over `view()` is left."""
+class MappedSegment:
+    """A segment, mapped and locked against reuse until `close`, or until all users of `view()` are collected."""
 
     def __init__(self, mappings: Mappings, path: Path, inode: int, span: Span, fd: int) -> None:
         self.path, self.inode, self.span = path, inode, span
         self._mappings, self._fd = mappings, fd
 
     def view(self) -> memoryview:
-        """The segment's bytes for a tensor, whose end ends the hold. Call once."""
+        """The segment's bytes for a tensor; when it is collected, `close` is called. Call once."""
         view = self.span.view()
         weakref.finalize(view, self.close).atexit = False
         return view
 
     def close(self) -> None:
-        """May be called twice, and by a finalizer in the middle of anything: it takes no lock."""
+        """May be called twice, also by a finalizer at any point: it takes no lock."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
-            self._mappings.let_go.append(self)
+            self._mappings.released.append(self)
 
 
 class Mappings:
     """A reader's mappings.
 
     Args:
-        budget: Bytes of idle mappings to keep. They may keep memory alive that its owner has given up.
+        budget: Bytes of idle mappings to keep. They may keep memory alive that its owner has released.
     """
 
     def __init__(self, budget: int) -> None:
-        self.let_go: deque[Hold] = deque()
+        self.released: deque[MappedSegment] = deque()
         self._budget = budget
         self._lock = threading.Lock()
-        self._idle: OrderedDict[int, Hold] = OrderedDict()  # by inode, oldest first
-        self._held = 0
+        self._idle: OrderedDict[int, MappedSegment] = OrderedDict()  # by inode, oldest first
+        self._in_use = 0
         self.reused = 0
 
     def __len__(self) -> int:
-        """How many are held now."""
+        """Number of mappings in use."""
         with self._lock:
-            self._settle()
-            return self._held
+            self._reclaim()
+            return self._in_use
 
     def metrics(self) -> dict[str, int]:
         with self._lock:
-            self._settle()
-            return {"mappings": self._held, "idle_mappings": len(self._idle), "remapped": self.reused}
+            self._reclaim()
+            return {"mappings": self._in_use, "idle_mappings": len(self._idle), "remapped": self.reused}
 
-    def hold(self, where: Where) -> Hold | None:
-        """The segment at that place; None when it cannot be reached from here."""
+    def map(self, where: Where) -> MappedSegment | None:
+        """Maps the segment at that place; None when this process cannot reach it."""
         pid, number, inode = where.get("pid"), where.get("fd"), where.get("inode")
         if where.get("host") != host_identity() or not all(type(n) is int and n >= 0 for n in (pid, number, inode)):
             return None
@@ -94,23 +94,23 @@ class Mappings:
         if fd is None:
             return None
         try:
-            made = Hold(self, path, os.fstat(fd).st_ino, self._span(fd), fd)
+            made = MappedSegment(self, path, os.fstat(fd).st_ino, self._span(fd), fd)
         except BaseException as e:
             os.close(fd)
             if isinstance(e, OSError):  # no descriptor or no address space is left
                 return None
             raise
         with self._lock:
-            self._held += 1
+            self._in_use += 1
         return made
 
     def _span(self, fd: int) -> Span:
         status = os.fstat(fd)
         with self._lock:
-            self._settle()
+            self._reclaim()
             idle = self._idle.pop(status.st_ino, None)
             if idle is None:
-                self._drop_orphans()
+                self._drop_deleted()
             else:
                 self.reused += 1
         if idle is None or idle.span.size != status.st_size:
@@ -118,25 +118,25 @@ class Mappings:
         idle.span.forget_changes()
         return idle.span
 
-    def _settle(self) -> None:
-        """Makes idle what tensors have let go of, within the budget."""
-        while self.let_go:
-            hold = self.let_go.popleft()
-            self._held -= 1
+    def _reclaim(self) -> None:
+        """Makes released mappings idle, within the budget."""
+        while self.released:
+            hold = self.released.popleft()
+            self._in_use -= 1
             self._idle[hold.inode] = hold
         while len(self._idle) > _IDLE or sum(hold.span.size for hold in self._idle.values()) > self._budget:
             self._idle.popitem(last=False)
 
-    def _drop_orphans(self) -> None:
-        """Lets go of segments that their owners have given up."""
+    def _drop_deleted(self) -> None:
+        """Drops idle mappings of segments that no longer exist."""
         for inode, hold in list(self._idle.items()):
-            if not _is_there(hold.path, inode):
+            if not _exists(hold.path, inode):
                 del self._idle[inode]
 
     def close(self) -> None:
         """Drops all idle mappings; held ones end with their tensors."""
         with self._lock:
-            self._settle()
+            self._reclaim()
             self._idle.clear()
 
 
@@ -151,7 +151,7 @@ def _mapped(fd: int, size: int) -> Span:
 
 def _lock_segment(path: Path, inode: Any) -> int | None:
     """A descriptor that holds the segment's shared lock; None when there is no such segment or its lock is taken."""
-    if not _is_there(path, inode):  # looked at first: opening a stranger's pipe could disturb it
+    if not _exists(path, inode):  # checked first: opening another process's pipe could disturb it
         return None
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -161,13 +161,13 @@ def _lock_segment(path: Path, inode: Any) -> int | None:
         if _is_segment(os.fstat(fd), inode) and fcntl.fcntl(fd, _F_GET_SEALS) & _F_SEAL_SHRINK:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return fd
-    except OSError:  # the owner tests the lock just now, or it is a file without seals
+    except OSError:  # the owner is testing the lock, or the file has no seals
         pass
     os.close(fd)
     return None
 
 
-def _is_there(path: Path, inode: Any) -> bool:
+def _exists(path: Path, inode: Any) -> bool:
     try:
         return _is_segment(path.stat(), inode)
     except OSError:

@@ -1,7 +1,7 @@
-"""Bytes in Ray's object store: any process on a node of the cluster reads them, and Ray moves them between nodes.
+"""Shards in Ray's object store: any process on a node of the cluster reads them, and Ray moves them between nodes.
 
-Chosen by option and never in the way: what Ray does not take goes to the next backend, and whoever cannot reach the
-store asks the owner. The owner's reference keeps an object, readers count for nothing; what they have read stays whole.
+Used when `tensor_backend` names it. What Ray does not store goes to the next backend, and a reader that cannot reach
+the store asks the owner. The owner's reference keeps an object alive; a reader's tensors stay valid after its end.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rolecall.errors import ShardNotFoundError, TensorError, WorkerTimeoutError
 from rolecall.tensors.backends.ray_session import GetTimeout, Lost, RaySession
 from rolecall.tensors.dtypes import over
-from rolecall.tensors.raw import laid_out
+from rolecall.tensors.raw import row_major
 from rolecall.tensors.shard import Shard, Where
 
 if TYPE_CHECKING:
@@ -41,10 +41,10 @@ class RayBackend:
         self._session = RaySession()
         self._own: dict[str, tuple[Any, int]] = {}  # single dict operations only, as those of the wire backend
         self._counts = {"read": 0, "read_bytes": 0, "unreachable": 0}
-        self._told = ""
+        self._warned = ""
 
     def put(self, shard_id: str, tensor: torch.Tensor) -> Where | None:
-        """As the protocol says.
+        """See `Backend`.
 
         Raises:
             TensorError: There was never a connection to Ray.
@@ -55,27 +55,27 @@ class RayBackend:
         problem = self._session.problem
         if not problem:
             try:
-                reference, where = self._session.put(laid_out(tensor))
-            except Exception as e:  # no room on disk either, say; whatever Ray's reason, another backend takes it
+                reference, where = self._session.put(row_major(tensor))
+            except Exception as e:  # a full disk, for instance; another backend stores it
                 problem = f"{type(e).__name__}: {e}"
             else:
                 self._own[shard_id] = reference, tensor.nbytes
                 return where
-        self._tell(problem)
+        self._warn_once(problem)
         return None
 
     def fetch(self, shards: Sequence[Shard]) -> list[torch.Tensor | None]:
-        """As the protocol says.
+        """See `Backend`.
 
         Raises:
             ShardNotFoundError: Ray has lost them, or their owner is gone.
-            WorkerTimeoutError: Ray got them neither in time, nor knows that they are lost.
+            WorkerTimeoutError: Ray did not get them in time, and does not know whether they are lost.
         """
         if not shards:
             return []
         if problem := self._problem():
-            self._tell(problem)
-            _refuse([(shard, problem) for shard in shards if shard.id in self._own])
+            self._warn_once(problem)
+            _raise_lost([(shard, problem) for shard in shards if shard.id in self._own])
             self._counts["unreachable"] += len(shards)
             return [None] * len(shards)
         references = [(shard, self._reference(shard)) for shard in shards]
@@ -85,14 +85,14 @@ class RayBackend:
         return [found.get(shard.id) for shard in shards]
 
     def _reference(self, shard: Shard) -> Any:
-        """None for what is not of this cluster."""
+        """The reference of a shard; None for one of another cluster."""
         own = self._own.get(shard.id)
         if own is not None:
             return own[0]
         if not self._session.knows(shard.where):
             return None
         if self._session.own(shard.where):
-            _refuse([(shard, "OBJECT_DELETED")])
+            _raise_lost([(shard, "OBJECT_DELETED")])
         return self._session.reference(shard.where)
 
     def _read(self, known: Sequence[tuple[Shard, Any]]) -> list[torch.Tensor]:
@@ -104,12 +104,12 @@ class RayBackend:
         except GetTimeout as e:
             raise WorkerTimeoutError(shards[0].owner, self._timeout, "tensors in Ray's object store") from e
         except Exception as e:  # Ray raises its own kinds and Python's
-            _refuse([(shard, f"{type(e).__name__}: {e}") for shard in shards], e)
+            _raise_lost([(shard, f"{type(e).__name__}: {e}") for shard in shards], e)
             raise
         pairs = list(zip(shards, found, strict=True))
-        _refuse([(shard, got.kind) for shard, got in pairs if isinstance(got, Lost)])
+        _raise_lost([(shard, got.kind) for shard, got in pairs if isinstance(got, Lost)])
         whole = [(shard, got) for shard, got in pairs if not isinstance(got, Lost)]
-        _refuse([(shard, "another object lies there") for shard, got in whole if got.nbytes != shard.nbytes])
+        _raise_lost([(shard, "another object lies there") for shard, got in whole if got.nbytes != shard.nbytes])
         self._counts["read"] += len(whole)
         self._counts["read_bytes"] += sum(shard.nbytes for shard, _ in whole)
         return [over(got, shard.dtype, shard.numel) for shard, got in whole]
@@ -121,10 +121,10 @@ class RayBackend:
             return str(e)
         return self._session.problem
 
-    def _tell(self, problem: str) -> None:
-        if problem != self._told:
-            self._told = problem
-            log.warning("Ray's object store is out of reach, so tensors take other ways: %s", problem)
+    def _warn_once(self, problem: str) -> None:
+        if problem != self._warned:
+            self._warned = problem
+            log.warning("Ray's object store cannot be reached, so other tensor backends are used: %s", problem)
 
     def delete(self, shards: Sequence[Shard]) -> None:
         for shard in shards:
@@ -139,7 +139,7 @@ class RayBackend:
         self._session.close()
 
 
-def _refuse(lost: Sequence[tuple[Shard, str]], cause: BaseException | None = None) -> None:
+def _raise_lost(lost: Sequence[tuple[Shard, str]], cause: BaseException | None = None) -> None:
     """Raises for the shards of the first owner, if there are any."""
     if lost:
         first, kind = lost[0]

@@ -69,10 +69,10 @@ class RaySession:
         self._kept: list[Any] = []
 
     def open(self) -> None:
-        """Connects, where that was not done.
+        """Connects, unless connected.
 
         Raises:
-            TensorError: It cannot be done; said at once for a while, and then tried again.
+            TensorError: It failed. For a minute the same error is raised at once, then it is tried again.
         """
         if self._attached is not None:
             return
@@ -86,7 +86,7 @@ class RaySession:
                 raise TensorError(self._failed)
 
     def _open(self) -> str:
-        """What went wrong."""
+        """Connects; returns the problem, empty when there is none."""
         address = os.environ.get(ADDRESS, "")
         if not address:
             return f"the tensor backend 'ray' needs a cluster: set {ADDRESS} to its host:port"
@@ -97,8 +97,8 @@ class RaySession:
         try:
             failed = "" if ray.is_initialized() else self._connect(address)
             return f"no connection to Ray at {address}: {failed}" if failed else self._adopt(address)
-        except Exception as e:  # its inside, which changes between versions
-            return f"Ray {ray.__version__} is not as it is known here: {_told(e)}"
+        except Exception as e:  # internals of Ray, which change between versions
+            return f"Ray {ray.__version__} has other internals than this package expects: {_innermost(e)}"
 
     def _connect(self, address: str) -> str:
         problem = _unreachable(address)
@@ -109,9 +109,9 @@ class RaySession:
         thread.start()
         thread.join(CONNECT_S)
         if not outcome:
-            return f"not within {CONNECT_S:g} s"
+            return f"not connected within {CONNECT_S:g} s"
         if outcome[0] is not None:
-            return _told(outcome[0])
+            return _innermost(outcome[0])
         self._ours = True
         return ""
 
@@ -125,7 +125,7 @@ class RaySession:
 
     @property
     def problem(self) -> str:
-        """Why the store is out of reach; empty when it is not."""
+        """Why the store cannot be reached; empty when it can."""
         if self._attached is None:
             return self._failed or "not connected"
         if not self._attached.current:
@@ -173,7 +173,7 @@ class RaySession:
 
     def _connection(self) -> Attachment:
         if self._attached is None:
-            raise TensorError(f"Ray's object store is out of reach: {self.problem}")
+            raise TensorError(f"Ray's object store cannot be reached: {self.problem}")
         return self._attached
 
     def _view(self, data: Any, metadata: bytes) -> memoryview | Lost:
@@ -191,12 +191,12 @@ class RaySession:
         return memoryview(memory).cast("B")
 
     def _give_back(self, data: Any) -> None:
-        """Drops a buffer, unless that would end the process."""
+        """Drops a buffer, unless Ray would then end the process."""
         if self.problem:
             self._kept.append(data)
 
     def close(self) -> None:
-        """Disconnects, where it was this that connected. May be called twice."""
+        """Disconnects, if this object connected. May be called twice."""
         with self._lock:
             attached, self._attached = self._attached, None
             if attached is None:
@@ -211,10 +211,10 @@ class RaySession:
 
 
 def _unreachable(address: str) -> str:
-    """Why nothing is there to talk to; empty when something is."""
+    """Why no head can be reached at the address; empty when one can."""
     host, _, port = address.rpartition(":")
     if "://" in address or not host or not port.isdigit():
-        return "it is no host:port of a head"
+        return "it is not the host:port of a head"
     try:
         socket.create_connection((host.strip("[]"), int(port)), REACH_S).close()
     except OSError as e:
@@ -226,7 +226,7 @@ def _init(address: str, outcome: list[BaseException | None]) -> None:
     import ray
 
     try:
-        with _undisturbed():
+        with _side_effects_reverted():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except BaseException as e:
         outcome.append(e)
@@ -235,8 +235,8 @@ def _init(address: str, outcome: list[BaseException | None]) -> None:
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Takes back what `ray.init` does to the process beside connecting."""
+def _side_effects_reverted() -> Iterator[None]:
+    """Restores the excepthook and the environment, which `ray.init` changes."""
     before, hook = {name: os.environ.get(name) for name in (_HEAD_PATIENCE, "PYTHONBREAKPOINT")}, sys.excepthook
     os.environ[_HEAD_PATIENCE] = _FOR_EVER
     try:
@@ -282,8 +282,8 @@ def _is_id(text: Any) -> bool:
         return False
 
 
-def _told(error: BaseException) -> str:
-    """The cause at the bottom, in one line: Ray wraps it several times, tracebacks included."""
+def _innermost(error: BaseException) -> str:
+    """The innermost cause in one line: Ray wraps errors several times, tracebacks included."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line for line in str(error).splitlines() if line.strip()]

@@ -1,13 +1,12 @@
 """Shared memory segments and the pool that reuses them.
 
 A segment is an anonymous file in memory (memfd): nothing is named in /dev/shm, and the kernel frees it with its last
-holder. Filling fresh pages costs several times the copy itself, so an owner keeps segments whose shards were freed and
-fills them again.
+holder. Filling fresh pages costs several times the copy itself, so an owner reuses segments whose shards were freed.
 
 Reuse is safe because every mapping of a segment, the owner's own reads included, holds a shared `flock` on an open file
-of its own, which the kernel drops when the mapping's last holder is gone, however it went. A segment is filled again
-only when an exclusive lock shows that no reader is left. A reader that locks later finds that the mark in front of the
-shard is no longer the shard's id (the owner wiped it before it tested the lock) and turns away.
+of its own, which the kernel drops when the mapping's last holder ends, however it ends. A segment is reused only when
+an exclusive lock shows that it has no reader. A reader that locks later finds that the bytes in front of the shard are
+no longer its id (the owner wiped them before it tested the lock) and gives up.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class Segment:
         self.fd = os.memfd_create("rolecall", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(self.fd, capacity)
-            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SEALS)  # a reader must never meet the end of a file that shrank
+            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SEALS)  # reading past the end of a file that shrank raises SIGBUS
             self.memory = mmap.mmap(self.fd, capacity)
             advise_huge(self.memory)
             self.inode = os.fstat(self.fd).st_ino
@@ -48,10 +47,10 @@ class Segment:
         self.memory[offset - HEADER : offset - HEADER + 16] = bytes.fromhex(shard_id)
 
     def wipe(self, offset: int) -> None:
-        """From now on no reader takes the shard at `offset` for a living one."""
+        """Overwrites the id, so that readers see that the shard was freed."""
         self.memory[offset - HEADER : offset - HEADER + 16] = bytes(16)
 
-    def held(self) -> bool:
+    def in_use(self) -> bool:
         """True while a reader, in any process, has it mapped."""
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -61,8 +60,8 @@ class Segment:
         return False
 
     def close(self) -> None:
-        """Lets go of it. Readers keep their mappings; the last one's end frees the memory."""
-        with contextlib.suppress(BufferError):  # a put still writes to it; the mapping goes with that
+        """Unmaps it here. Readers keep their mappings; the memory is freed with the last one."""
+        with contextlib.suppress(BufferError):  # a put is writing to it; it is unmapped after that
             self.memory.close()
         os.close(self.fd)
 
@@ -73,27 +72,27 @@ def advise_huge(memory: mmap.mmap) -> None:
         try:
             memory.madvise(mmap.MADV_HUGEPAGE)
         except OSError:
-            return  # a kernel without them; plain pages do as well
+            return  # a kernel without them
 
 
 class Pool:
-    """Segments between two lives.
+    """Segments for reuse.
 
     Args:
-        budget: Bytes of unused segments to keep; the longest unused are given back to the system first.
-        limit: Number of segments, in use or not, beyond which `take` gives none.
+        budget: Bytes of idle segments to keep; the longest idle are closed first.
+        limit: Number of segments, in use or not, beyond which `acquire` returns None.
     """
 
     def __init__(self, budget: int, limit: int) -> None:
         self._budget, self._limit = budget, limit
         self._lock = threading.Lock()
-        self._idle: OrderedDict[int, Segment] = OrderedDict()  # by inode, oldest first; readers may still hold them
+        self._idle: OrderedDict[int, Segment] = OrderedDict()  # by inode, oldest first; they may have readers
         self._idle_bytes = 0
         self._used: dict[int, Segment] = {}
         self._reused = self._created = 0
 
-    def take(self, nbytes: int) -> Segment | None:
-        """A segment of at least `nbytes` that nobody else can see; None when there can be no more."""
+    def acquire(self, nbytes: int) -> Segment | None:
+        """A segment of at least `nbytes` without readers; None when the limit is reached."""
         capacity = size_class(nbytes)
         with self._lock:
             segment = self._reusable(capacity)
@@ -112,8 +111,8 @@ class Pool:
             self._used[segment.inode] = segment
             return segment
 
-    def give_back(self, segment: Segment) -> None:
-        """Takes a segment none of whose shards lives; its marks are wiped."""
+    def release(self, segment: Segment) -> None:
+        """Makes a segment idle. All its shards are freed and wiped."""
         with self._lock:
             if self._used.pop(segment.inode, None) is None:
                 return
@@ -124,7 +123,7 @@ class Pool:
     def _reusable(self, capacity: int) -> Segment | None:
         # Newest first: its pages are the likeliest to be in the processor's cache.
         fitting = [s for s in reversed(self._idle.values()) if capacity <= s.capacity <= 2 * capacity]
-        return next((s for s in sorted(fitting, key=lambda s: s.capacity) if not s.held()), None)
+        return next((s for s in sorted(fitting, key=lambda s: s.capacity) if not s.in_use()), None)
 
     def _shrink(self, budget: int, count: int) -> None:
         while self._idle and (self._idle_bytes > budget or len(self._idle) > count):
@@ -168,7 +167,7 @@ def default_budget() -> int:
 
 
 def default_limit() -> int:
-    """Segments to have: they cost two descriptors each and may take a quarter of what the process is allowed."""
+    """Number of segments: each costs two descriptors, and all together may use a quarter of the process's limit."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(16, min(soft, 65536) // 8)
 

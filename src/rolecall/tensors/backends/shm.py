@@ -1,11 +1,11 @@
-"""Bytes in shared memory: on the same host they are mapped, not copied. Elsewhere the fetcher asks the owner.
+"""Shards in shared memory: mapped, not copied, on the same host. On other hosts the fetcher asks the owner.
 
-The owner opens nothing by name: a shard says `/proc/<pid>/fd/<n>` and the file's inode, and in front of its elements
-stands its id, so that a process id, a descriptor or a segment that meanwhile serves another is noticed.
+No file has a name: a shard holds `/proc/<pid>/fd/<n>` and the inode, and its id is written in front of its elements, so
+that a reused pid, descriptor or segment is detected.
 
-Readers map privately (copy on write) through a descriptor that was opened for reading: a tensor can be changed in
-place, the change is the reader's own, and the owner's bytes cannot be reached by it. Shards under 1 MiB share segments
-and are copied out, because a mapping would keep the whole segment from reuse and cost a descriptor.
+Readers map privately (copy on write) through a descriptor that was opened for reading: a reader may change its tensor
+in place, and cannot change the owner's bytes. Shards under 1 MiB share segments and are copied out, because a mapping
+would keep the whole segment from reuse and cost a descriptor.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rolecall.tensors.backends import segments
-from rolecall.tensors.backends.mappings import Hold, Mappings, host_identity
+from rolecall.tensors.backends.mappings import MappedSegment, Mappings, host_identity
 from rolecall.tensors.backends.segments import HEADER, MIB, Pool, Segment
 from rolecall.tensors.dtypes import over
 from rolecall.tensors.shard import Shard, Where
@@ -38,12 +38,12 @@ class _Slab:
 
 
 class ShmBackend:
-    """Shared memory of this host.
+    """The backend `shm`.
 
     Args:
         budget: Bytes of segments to keep for reuse, default a 32nd of the memory, at most 4 GiB.
-        limit: Number of segments; beyond it `put` takes nothing more and shards go to the next backend.
-        mappings: Number of tensors that readers here may have mapped at a time; further ones are copied.
+        limit: Number of segments; when it is reached, `put` returns None.
+        mappings: Number of tensors that this process may have mapped at a time; further ones are copied.
     """
 
     name = "shm"
@@ -90,7 +90,7 @@ class ShmBackend:
         with self._lock:
             if nbytes < PACKED:
                 return self._place_packed(shard_id, nbytes)
-            segment = self._pool.take(HEADER + nbytes)
+            segment = self._pool.acquire(HEADER + nbytes)
             if segment is None:
                 return None
             self._own[shard_id] = segment
@@ -100,11 +100,11 @@ class ShmBackend:
         room = HEADER + -(-nbytes // HEADER) * HEADER
         slab = self._slab
         if slab is None or slab.used + room > slab.segment.capacity:
-            segment = self._pool.take(SLAB)
+            segment = self._pool.acquire(SLAB)
             if segment is None:
                 return None
             if slab is not None and not slab.shards:
-                self._pool.give_back(slab.segment)
+                self._pool.release(slab.segment)
             slab = self._slab = _Slab(segment)
         offset = slab.used + HEADER
         slab.used += room
@@ -120,18 +120,18 @@ class ShmBackend:
     def _free(self, shard_id: str) -> None:
         if (segment := self._own.pop(shard_id, None)) is not None:
             segment.wipe(HEADER)
-            self._pool.give_back(segment)
+            self._pool.release(segment)
         elif (packed := self._packed.pop(shard_id, None)) is not None:
             slab, offset = packed
             slab.segment.wipe(offset)
             slab.shards.discard(shard_id)
             if not slab.shards and slab is not self._slab:
-                self._pool.give_back(slab.segment)
+                self._pool.release(slab.segment)
 
     def fetch(self, shards: Sequence[Shard]) -> list[torch.Tensor | None]:
-        """Maps large shards and copies packed ones; None for what lies on another host or cannot be opened."""
+        """Maps large shards and copies packed ones; None for a shard of another host or one that cannot be opened."""
         found: dict[str, torch.Tensor | None] = {}
-        slabs: dict[tuple[Any, Any], Hold | None] = {}  # each is opened once for all its shards
+        slabs: dict[tuple[Any, Any], MappedSegment | None] = {}  # each is opened once for all its shards
         for shard in shards:
             if shard.id in found:
                 continue
@@ -140,16 +140,16 @@ class ShmBackend:
                 continue
             at = (shard.where.get("pid"), shard.where.get("inode"))
             if at not in slabs:
-                slabs[at] = self._mappings.hold(shard.where)
+                slabs[at] = self._mappings.map(shard.where)
             found[shard.id] = self._copy_out(slabs[at], shard)
         for slab in slabs.values():
             if slab is not None:
                 slab.close()
-        return [self._read_held(shard) if found[shard.id] is None else found[shard.id] for shard in shards]
+        return [self._copy_own(shard) if found[shard.id] is None else found[shard.id] for shard in shards]
 
-    def _read_held(self, shard: Shard) -> torch.Tensor | None:
-        """A copy of an own shard, when it cannot be mapped again (no descriptor left, `/proc` out of sight)."""
-        with self._lock:  # against its being freed meanwhile
+    def _copy_own(self, shard: Shard) -> torch.Tensor | None:
+        """A copy of an own shard that cannot be mapped: no descriptor is left, or `/proc` is hidden."""
+        with self._lock:  # so that it is not freed meanwhile
             if (segment := self._own.get(shard.id)) is not None:
                 return over(segment.memory, shard.dtype, shard.numel, HEADER).clone()
             if (packed := self._packed.get(shard.id)) is not None:
@@ -158,25 +158,25 @@ class ShmBackend:
         return None
 
     def _map_whole(self, shard: Shard) -> torch.Tensor | None:
-        hold = self._mappings.hold(shard.where)
-        if hold is None or len(self._mappings) > self._limit:
-            tensor = self._copy_out(hold, shard)
-        elif (offset := _offset(hold, shard)) is not None:
+        mapped = self._mappings.map(shard.where)
+        if mapped is None or len(self._mappings) > self._limit:
+            tensor = self._copy_out(mapped, shard)
+        elif (offset := _offset(mapped, shard)) is not None:
             self._counts["mapped"] += 1
-            return over(hold.view(), shard.dtype, shard.numel, offset)
+            return over(mapped.view(), shard.dtype, shard.numel, offset)
         else:
             self._counts["unreachable"] += 1
             tensor = None
-        if hold is not None:
-            hold.close()
+        if mapped is not None:
+            mapped.close()
         return tensor
 
-    def _copy_out(self, hold: Hold | None, shard: Shard) -> torch.Tensor | None:
-        offset = None if hold is None else _offset(hold, shard)
+    def _copy_out(self, mapped: MappedSegment | None, shard: Shard) -> torch.Tensor | None:
+        offset = None if mapped is None else _offset(mapped, shard)
         self._counts["unreachable" if offset is None else "copied"] += 1
-        if hold is None or offset is None:
+        if mapped is None or offset is None:
             return None
-        return over(hold.span.view(), shard.dtype, shard.numel, offset).clone()
+        return over(mapped.span.view(), shard.dtype, shard.numel, offset).clone()
 
     def metrics(self) -> dict[str, Any]:
         with self._lock:
@@ -196,10 +196,10 @@ class ShmBackend:
         self._mappings.close()
 
 
-def _offset(hold: Hold, shard: Shard) -> int | None:
-    """Where the shard's elements lie, or None when another shard or none lies there now."""
+def _offset(mapped: MappedSegment, shard: Shard) -> int | None:
+    """Offset of the shard's elements; None when the shard is no longer there."""
     offset = shard.where.get("offset")
-    if not isinstance(offset, int) or offset < HEADER or offset % HEADER or offset + shard.nbytes > hold.span.size:
+    if not isinstance(offset, int) or offset < HEADER or offset % HEADER or offset + shard.nbytes > mapped.span.size:
         return None
-    marked = hold.span.view()[offset - HEADER : offset - HEADER + 16] == bytes.fromhex(shard.id)
+    marked = mapped.span.view()[offset - HEADER : offset - HEADER + 16] == bytes.fromhex(shard.id)
     return offset if marked else None

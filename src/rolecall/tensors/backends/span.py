@@ -26,7 +26,7 @@ def _libc() -> ctypes.CDLL:
 
 
 class Span:
-    """Memory that shows a file and keeps what is written to it to itself. Unmapped when the last view is gone."""
+    """A private (copy-on-write) mapping. Unmapped when the last view is collected."""
 
     def __init__(self, fd: int, size: int) -> None:
         access, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | _NO_RESERVE
@@ -35,23 +35,23 @@ class Span:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
         self.size = size
         self._address: int = address
-        # Whatever is made over it holds this array, and the array's end unmaps: never while a tensor is left.
+        # Every tensor over it references this array, whose finalizer unmaps.
         self._bytes = (ctypes.c_ubyte * size).from_address(address)
         weakref.finalize(self._bytes, _libc().munmap, address, size).atexit = False
         if _HUGE is not None:
-            _libc().madvise(address, size, _HUGE)  # kernels without huge pages of files refuse; plain ones do as well
+            _libc().madvise(address, size, _HUGE)  # may fail: kernels without huge pages for files
 
     def view(self) -> memoryview:
         """Its bytes."""
         return memoryview(self._bytes).cast("B")
 
     def forget_changes(self) -> None:
-        """Drops what was written to it, so that it shows the file again. Nothing may be made over it."""
+        """Drops written pages, so that it shows the file again. No tensor may use it."""
         if self.changed():
             _libc().madvise(self._address, self.size, mmap.MADV_DONTNEED)
 
     def changed(self) -> bool:
-        """Whether it has pages of its own; True also when the kernel does not tell."""
+        """Whether pages were written to; True also when the kernel does not tell."""
         import torch
 
         pages = -(-self.size // mmap.PAGESIZE)

@@ -1,4 +1,4 @@
-"""Bytes in the owner's own memory, which leave it through its connection only. Works between any two hosts."""
+"""Shards in the owner's memory, read through its connection. Works between any two hosts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class WireBackend:
-    """Keeps tensors in a dict. Elsewhere `fetch` finds nothing, and the fetcher asks the owner (`data.get`)."""
+    """Keeps tensors in a dict. In other processes `fetch` finds nothing, and the fetcher requests `data.get`."""
 
     name = "wire"
     private = False

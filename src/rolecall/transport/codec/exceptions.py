@@ -85,7 +85,7 @@ def _attempt(writer: Writer, make: Callable[[], Any]) -> Any:
 
 
 def _own_error(writer: Writer, exc: RolecallError, name: str) -> Any:
-    args, kwargs = exc._facts
+    args, kwargs = exc.facts
     facts = [_fact(writer, fact) for fact in args], {key: _fact(writer, fact) for key, fact in kwargs.items()}
     notes = list(map(str, getattr(exc, "__notes__", ())))
     return writer.extension(OWN_ERROR, [name, *facts, _clean(traceback_text(exc)), notes])
