@@ -15,12 +15,15 @@ import pytest
 
 from rolecall import LocalScheduler, SchedulingSpec
 from rolecall.errors import (
-    PortAllocationError,
     SchedulerError,
     WorkerConfigurationError,
     WorkerCreationError,
     WorkerFailedError,
 )
+from rolecall.placement.local import LocalPlacement
+from rolecall.protocol.guard import ALLOC_PORTS, AllocPorts
+from rolecall.scheduler.guards import GuardProxy
+from rolecall.scheduler.starting import Group, take_back
 from tests.support import sample_engines
 from tests.support.live import ports_leased
 from tests.support.waiting import wait_for
@@ -67,6 +70,12 @@ def log(s: LocalScheduler, worker_id: str) -> str:
     return path.read_text() if path.exists() else ""
 
 
+def guard_of(s: LocalScheduler) -> GuardProxy:
+    assert isinstance(s.placement, LocalPlacement)
+    assert isinstance(s.placement.guard, GuardProxy)
+    return s.placement.guard
+
+
 def starting(s: LocalScheduler, start: Callable[[], Any], role: str) -> Side:
     """A start that is under way: its program runs and is not ready."""
     side = Side(start)
@@ -89,12 +98,13 @@ def test_a_worker_that_dies_while_the_others_start_fails_the_start(s: LocalSched
 
 
 def test_ports_leased_for_a_start_that_never_began_are_given_back(s: LocalScheduler) -> None:
-    """Ports are leased before the guard is asked for the workers: what comes in between may end the start."""
-    with pytest.raises(PortAllocationError):
-        s.start("x", replicas=2, tasks=[SchedulingSpec(port_count=3), SchedulingSpec(port_count=40_000)])
+    """Ports are leased before the guard is asked for the workers; what comes in between may end the start."""
+    slots, guard = s.plan(Job("x", 2)).slots, guard_of(s)
+    for slot in slots:
+        guard.ask(ALLOC_PORTS, AllocPorts(owner=slot.worker_id, count=3)).result()
+    assert ports_leased(s) == 6
+    take_back(Group("x", slots, [guard] * 2))
     assert ports_leased(s) == 0
-    s.start("x", port_count=3)
-    assert ports_leased(s) == 3
 
 
 def test_two_roles_started_at_once_get_different_devices(tmp_path: Path) -> None:

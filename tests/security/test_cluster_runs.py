@@ -51,7 +51,7 @@ def test_each_listener_is_bound_to_the_address_that_it_was_given(run: ClusterRun
 
 
 def test_another_address_of_the_same_host_reaches_nothing(make: Callable[..., Scheduler], cluster: object) -> None:
-    """The controller listens where it was told to."""
+    """The controller listens where it was told to, and says so."""
     with make(ip="127.0.0.2") as s:
         s.start("actor", cpu=1, mem=1)
         where = address.parse(s.inspect().controller.addresses[1])

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from rolecall.errors import ShardNotFoundError
-from rolecall.tensors.backends.ray import RayBackend
 from rolecall.tensors.binding import binding
 from rolecall.tensors.dtypes import torch_dtype
 from rolecall.tensors.raw import row_major
@@ -77,11 +76,9 @@ class Tensors:
         except ShardNotFoundError as e:
             return str(e)
 
-    def lose(self) -> None:
-        """Lets go of the objects behind the store's back, as an eviction does."""
-        backend = self._store().backends["ray"]
-        assert isinstance(backend, RayBackend)
-        backend._own.clear()
+    def lose(self, plain: list[Any]) -> None:
+        """Lets go of a shard's object behind the store's back, as an eviction does."""
+        self._store().backends["ray"].delete([Shard.from_plain(plain)])
 
     def in_use(self) -> int:
         """Bytes in the whole cluster's object stores."""

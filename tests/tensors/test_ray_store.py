@@ -227,7 +227,7 @@ def test_a_freed_shard_is_told_from_one_that_is_there(s: LocalScheduler, workers
 def test_an_object_that_ray_no_longer_has_is_named(workers: Role) -> None:
     """Fetching an object that is lost fails with the shard's owner, on workers and controller."""
     handle = workers[0].call("rows", 1024, 1024)
-    workers[0].call("lose")
+    workers[0].call("lose", handle.shards[0].to_plain())
     for read in (lambda: workers[1].call("total", handle), handle.localize):
         with pytest.raises(ShardNotFoundError, match=r"1 shard\(s\) not on w/0"):
             read()

@@ -33,6 +33,9 @@ class LocalPlacement(Placement):
         devices: Names of the devices to give out; by default what the visible-devices variable lists, else what
             is counted.
         oversubscribe: Share devices in turn when more are asked for than are free.
+
+    Attributes:
+        guard: The one of this machine, once it is open.
     """
 
     name = "local"
@@ -45,7 +48,7 @@ class LocalPlacement(Placement):
         self.n_gpus_per_node = len(self._slots.devices)
 
     def open(self, context: PlacementContext) -> None:
-        self._guard = context.expect(GUARD_ID)
+        self.guard = context.expect(GUARD_ID)
         self._process = GuardProcess(context.guard_config(GUARD_ID, ip=self._ip))
         self._context = context
 
@@ -53,7 +56,7 @@ class LocalPlacement(Placement):
         return self._slots.plan(job)
 
     def place(self, job: Job) -> Placed:
-        self._process.wait_for(self._guard)
+        self._process.wait_for(self.guard)
         plan = self._slots.take(job)
         return Placed(plan, [GUARD_ID] * len(plan.slots))
 
@@ -62,8 +65,8 @@ class LocalPlacement(Placement):
 
     def close(self, *, graceful: bool) -> None:
         # A guard that is gone or does not answer is ended from above.
-        self._context.shut_down([self._guard], self._context.grace_s if graceful else 0.0)
-        self._process.end(patience=2.0 if self._guard.hello else 0.0)
+        self._context.shut_down([self.guard], self._context.grace_s if graceful else 0.0)
+        self._process.end(patience=2.0 if self.guard.hello else 0.0)
 
 
 class GuardProcess:
