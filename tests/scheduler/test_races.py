@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from rolecall import LocalScheduler, SchedulingSpec
+from rolecall import Job, LocalScheduler, SchedulingSpec
 from rolecall.errors import (
     SchedulerError,
     WorkerConfigurationError,
