@@ -9,6 +9,8 @@ map, read               map the segment in another process; map it and sum every
 worker_to_worker        call on A (which puts), handle to B, call on B (which maps), both answers seen; GB/s
 worker_to_worker_wire   the same through the connection, without shared memory
 there_and_back          tensor in the call's arguments, tensor in the answer, whole both ways; GB/s of the one-way size
+small_handle            one of 384 handles of 32 bytes each, at the receiver: decoded, fetched over the connection,
+                        put into the arguments; microseconds
 copy                    a plain copy of the same bytes within one process: the bound
 """
 
@@ -46,6 +48,7 @@ from rolecall.transport.peer import Incoming, Peer
 from rolecall.transport.server import Server
 
 TOKEN = "b" * 64
+SMALL_HANDLES = 384
 
 
 class Worker:
@@ -57,6 +60,7 @@ class Worker:
         binding.set(self.service)
         self.thread, self.data = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self.tensor = torch.empty(0)
+        self.received_s = 0.0  # what the arguments of the last call took
 
     def dispatch(self, incoming: Incoming) -> None:
         pool = self.data if incoming.method.startswith("data.") else self.thread
@@ -67,7 +71,10 @@ class Worker:
             if incoming.method.startswith("data."):
                 incoming.finish(self.service.answer(incoming.method, incoming.args()), stable=True)
             else:
-                incoming.finish(getattr(self, incoming.method)(functions.localize(incoming.args())))
+                begin = time.perf_counter()
+                value = functions.localized(incoming.received())
+                self.received_s = time.perf_counter() - begin
+                incoming.finish(getattr(self, incoming.method)(value))
         except BaseException as e:
             incoming.fail(e)
 
@@ -79,6 +86,12 @@ class Worker:
 
     def leave(self, _: Any) -> Any:
         return functions.remotize(self.tensor)
+
+    def leave_small(self, count: int) -> Any:
+        return functions.remotize([torch.ones(8) for _ in range(count)])
+
+    def take_small(self, tensors: list[torch.Tensor]) -> float:
+        return self.received_s / len(tensors)
 
     def take(self, tensor: torch.Tensor) -> int:
         return len(tensor)
@@ -186,6 +199,8 @@ def _measure(c: Controller, nbytes: int, repeat: int) -> dict[str, float]:
     out["worker_to_worker_gb_s"] = nbytes / 1e6 / median(c.move, repeat, after=c.settle)
     c.call("a", "backend", "wire")
     out["worker_to_worker_wire_gb_s"] = nbytes / 1e6 / median(c.move, repeat, after=c.settle)
+    small = c.call("a", "leave_small", SMALL_HANDLES)
+    out["small_handle_us"] = 1e6 * statistics.median(c.call("b", "take_small", small) for _ in range(repeat))
     tensor = torch.randn(nbytes // 4)
     out["there_and_back_gb_s"] = nbytes / 1e6 / median(lambda: c.call("b", "give", tensor), repeat)
     out["copy_gb_s"] = nbytes / 1e6 / out["copy_ms"]

@@ -18,8 +18,9 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 from rolecall import Scheduler
+from tests.support.backend import Backend
 from tests.support.ray_cluster import SharedRay, running_ray
-from tests.support.schedulers_under_test import BACKENDS, CLUSTERS, Backend, make_scheduler
+from tests.support.schedulers_under_test import BACKENDS, CLUSTERS, make_scheduler
 from tests.support.slurm_cluster import SlurmCluster, running_slurm
 from tests.support.waiting import poll
 

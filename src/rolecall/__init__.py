@@ -9,14 +9,14 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rolecall.placement.local import LocalScheduler as LocalScheduler
-    from rolecall.placement.ray.ray import RayScheduler as RayScheduler
-    from rolecall.placement.slurm.slurm import SlurmScheduler as SlurmScheduler
     from rolecall.protocol.state import GuardState as GuardState
     from rolecall.protocol.state import RunState as RunState
     from rolecall.protocol.state import WorkerState as WorkerState
+    from rolecall.scheduler.backends import LocalScheduler as LocalScheduler
+    from rolecall.scheduler.backends import RayScheduler as RayScheduler
+    from rolecall.scheduler.backends import SlurmScheduler as SlurmScheduler
+    from rolecall.scheduler.backends import scheduler as scheduler
     from rolecall.scheduler.calls import PendingCall as PendingCall
-    from rolecall.scheduler.front import scheduler as scheduler
     from rolecall.scheduler.roles import Role as Role
     from rolecall.scheduler.scheduler import Scheduler as Scheduler
     from rolecall.tensors.functions import clear as clear
@@ -34,23 +34,23 @@ __version__ = "0.1.0"
 _HOMES = {
     "GuardState": "rolecall.protocol.state",
     "Job": "rolecall.types",
-    "LocalScheduler": "rolecall.placement.local",
+    "LocalScheduler": "rolecall.scheduler.backends",
     "PendingCall": "rolecall.scheduler.calls",
     "RTensor": "rolecall.tensors.handle",
-    "RayScheduler": "rolecall.placement.ray.ray",
+    "RayScheduler": "rolecall.scheduler.backends",
     "Role": "rolecall.scheduler.roles",
     "RunState": "rolecall.protocol.state",
     "Scheduler": "rolecall.scheduler.scheduler",
     "SchedulingSpec": "rolecall.types",
     "SchedulingStrategy": "rolecall.types",
-    "SlurmScheduler": "rolecall.placement.slurm.slurm",
+    "SlurmScheduler": "rolecall.scheduler.backends",
     "Worker": "rolecall.types",
     "WorkerState": "rolecall.protocol.state",
     "clear": "rolecall.tensors.functions",
     "localize": "rolecall.tensors.functions",
     "ray_placement_group": "rolecall.worker.ray_group",
     "remotize": "rolecall.tensors.functions",
-    "scheduler": "rolecall.scheduler.front",
+    "scheduler": "rolecall.scheduler.backends",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]

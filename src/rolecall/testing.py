@@ -8,102 +8,159 @@ as workers. Environment variables are recorded, not set, since all workers share
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from rolecall.errors import RolecallError, WorkerConfigurationError, WorkerNotFoundError
 from rolecall.guard import runtime
 from rolecall.guard.ports import PortLeases
-from rolecall.placement.one_host import OneHostScheduler
+from rolecall.placement.base import Placed, Placement, PlacementContext
+from rolecall.placement.host_slots import HostSlots
+from rolecall.placement.plan import Plan
 from rolecall.protocol import guard as asked
 from rolecall.protocol.guard import Method, ProcessSpec, StartResult
+from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.guard_hello import GuardHello
-from rolecall.protocol.message import Message
+from rolecall.protocol.message import Message, from_plain, to_plain
 from rolecall.protocol.worker import FORKED_CHILDREN, WorkerConfig
-from rolecall.scheduler.guards import GuardProxy
-from rolecall.scheduler.run import Run
+from rolecall.scheduler.backends import PlacedScheduler
+from rolecall.transport.client import Client
 from rolecall.transport.hosts import this_host
-from rolecall.transport.loop import IOThread
+from rolecall.transport.peer import Incoming
+from rolecall.types import Job
 from rolecall.worker.host import thread_stacks
 from rolecall.worker.node import WorkerNode
 
 IP = "127.0.0.1"
+GUARD_ID = "in-process"
+CONNECTED_WITHIN_S = 10.0
 Q = TypeVar("Q", bound=Message)
 A = TypeVar("A")
 
 
-class InProcessScheduler(OneHostScheduler):
-    """A scheduler without processes. Takes the options of `LocalScheduler`."""
+class InProcessScheduler(PlacedScheduler):
+    """A scheduler without processes.
 
-    def _begin(self) -> None:
-        if self._tensor_backend == "ray":
+    Args:
+        options: `devices`, `oversubscribe`, and those of `Scheduler`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(InProcessPlacement, **options)
+
+
+class InProcessPlacement(Placement):
+    """One guard, in this process.
+
+    Args:
+        devices, oversubscribe: As of `LocalPlacement`.
+    """
+
+    name = "in-process"
+
+    def __init__(self, *, devices: Sequence[str | int] | None = None, oversubscribe: bool = False) -> None:
+        self._slots = HostSlots(devices, oversubscribe=oversubscribe)
+        self.n_gpus_per_node = len(self._slots.devices)
+
+    def open(self, context: PlacementContext) -> None:
+        config = context.guard_config(GUARD_ID)
+        if config.tensor_backend == "ray":
             expected = "workers are threads of this process; use LocalScheduler"
             raise WorkerConfigurationError("the in-process scheduler connects to no Ray", None, expected)
-        self._guard: InProcessGuard = InProcessGuard(self._run, self._io, self._tensor_backend)
-        self._watch.guards = lambda: [self._guard]
+        self._context, self._expected = context, context.expect(GUARD_ID)
+        self._guard = InProcessGuard(config, context.io.loop)
 
-    def _end_guards(self, *, graceful: bool) -> None:
-        self._guard.ask(asked.SHUTDOWN, asked.Shutdown()).result()
+    def plan(self, job: Job) -> Plan:
+        return self._slots.plan(job)
+
+    def place(self, job: Job) -> Placed:
+        if not self._expected.wait(CONNECTED_WITHIN_S):
+            self._expected.check()
+        plan = self._slots.take(job)
+        return Placed(plan, [GUARD_ID] * len(plan.slots))
+
+    def release(self, role: str) -> None:
+        self._slots.give_back(role)
+
+    def close(self, *, graceful: bool) -> None:
+        self._context.shut_down([self._expected], 0.0)
+        self._guard.disconnect()
 
 
-class InProcessGuard(GuardProxy):
+class InProcessGuard:
     """Answers as a guard does, and keeps worker nodes instead of processes."""
 
-    def __init__(self, run: Run, io: IOThread, tensor_backend: str) -> None:
-        super().__init__("in-process", io, lambda guard, event: None, lambda guard: None)
-        self.arrive(
-            GuardHello(
-                guard_id="in-process",
-                run_id=run.run_id,
-                pid=os.getpid(),
-                host=os.uname().nodename,
-                host_id=this_host(),
-                ip=IP,
-            )
-        )
-        self._run, self._io, self._tensor_backend = run, io, tensor_backend
-        self._ports = PortLeases(run.run_id)
+    def __init__(self, config: GuardConfig, loop: asyncio.AbstractEventLoop) -> None:
+        self._config, self._loop = config, loop
+        self._ports = PortLeases(config.run_id)
         self._nodes: dict[str, WorkerNode] = {}
         self._env: dict[str, dict[str, str]] = {}
-        self._methods: dict[str, Callable[..., Coroutine[Any, Any, Any]]] = {
-            asked.ALLOC_PORTS.name: self._alloc_ports,
-            asked.KILL.name: self._kill,
-            asked.SET_ENV.name: self._set_env,
-            asked.STACKS.name: self._stacks,
-            asked.SHUTDOWN.name: self._shutdown,
-        }
-        (run.runtime_dir / "w").mkdir(mode=0o700)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._answers: dict[str, Callable[[Any], Awaitable[Any]]] = {}
+        self._serve(asked.ALLOC_PORTS, self._alloc_ports)
+        self._serve(asked.RELEASE_PORTS, self._release_ports)
+        self._serve(asked.KILL, self._kill)
+        self._serve(asked.SET_ENV, self._set_env)
+        self._serve(asked.STACKS, self._stacks)
+        self._serve(asked.SHUTDOWN, self._shutdown)
+        Path(config.runtime_dir, "w").mkdir(mode=0o700)
+        self._client = Client(
+            "controller", config.controller, config.token, loop=loop, hello=to_plain(self._hello()), handler=self
+        )
 
-    def ask(self, method: Method[Q, A], request: Q, *, timeout: float | None = None) -> Any:
-        work = self._methods[method.name](request)
-        return _Answer(asyncio.run_coroutine_threadsafe(work, self._io.loop))
+    def disconnect(self) -> None:
+        """Ends the conversation with the controller."""
+        self._client.close()
 
-    async def _alloc_ports(self, wanted: asked.AllocPorts) -> asked.Ports:
-        return asked.Ports(ports=self._ports.lease(wanted.owner, wanted.count), host=IP)
+    def dispatch(self, incoming: Incoming) -> None:
+        """Answers a request in a task of its own, on the loop."""
+        task = self._loop.create_task(self._answer(incoming))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    async def start(self, specs: list[ProcessSpec], timeout: float) -> AsyncIterator[StartResult]:
-        for spec in specs:
-            yield self._start_one(spec)
+    def _hello(self) -> GuardHello:
+        return GuardHello(
+            guard_id=self._config.guard_id,
+            run_id=self._config.run_id,
+            pid=os.getpid(),
+            host=os.uname().nodename,
+            host_id=this_host(),
+            ip=IP,
+        )
 
-    def _start_one(self, spec: ProcessSpec) -> StartResult:
+    def _serve(self, method: Method[Q, A], answer: Callable[[Q], Awaitable[A]]) -> None:
+        self._answers[method.name] = lambda value: answer(from_plain(method.request, value, "the controller"))
+
+    async def _answer(self, incoming: Incoming) -> None:
+        try:
+            if incoming.method == asked.START.name:
+                for spec in from_plain(asked.Start, incoming.args(), "the controller").specs:
+                    await incoming.emit(to_plain(self._start(spec)))
+                incoming.finish(None)
+            else:
+                incoming.finish(to_plain(await self._answers[incoming.method](incoming.args())))
+        except Exception as error:  # whatever it is, it is the answer
+            incoming.fail(error)
+
+    def _start(self, spec: ProcessSpec) -> StartResult:
         config = WorkerConfig(
             worker_id=spec.worker_id,
-            run_id=self._run.run_id,
-            guard_id=self.guard_id,
-            token=self._run.token,
-            socket=runtime.worker_socket(str(self._run.runtime_dir), spec.worker_id),
+            run_id=self._config.run_id,
+            guard_id=self._config.guard_id,
+            token=self._config.token,
+            socket=runtime.worker_socket(self._config.runtime_dir, spec.worker_id),
             ip=IP,
             bind=IP,
             port=spec.ports[0],
             ports=spec.ports,
-            tensor_backend=self._tensor_backend,
+            tensor_backend=self._config.tensor_backend,
         )
         try:
             if spec.argv is not None:
                 raise WorkerConfigurationError("the in-process scheduler runs no programs", spec.argv)
-            node = WorkerNode(config, self._io.loop, self._ask_guard)
+            node = WorkerNode(config, self._loop, self._ask_guard)
             listening = node.start()
         except (RolecallError, OSError) as e:
             return StartResult(worker_id=spec.worker_id, ok=False, error=str(e))
@@ -112,6 +169,12 @@ class InProcessGuard(GuardProxy):
         return StartResult(
             worker_id=spec.worker_id, ok=True, pid=listening.pid, ip=IP, ports=spec.ports, socket=listening.socket
         )
+
+    async def _alloc_ports(self, wanted: asked.AllocPorts) -> asked.Ports:
+        return asked.Ports(ports=self._ports.lease(wanted.owner, wanted.count), host=IP)
+
+    async def _release_ports(self, wanted: asked.ReleasePorts) -> list[int]:
+        return self._ports.release(wanted.owner)
 
     async def _kill(self, wanted: asked.Kill) -> asked.KillReport:
         for worker_id in wanted.workers:
@@ -142,23 +205,3 @@ class InProcessGuard(GuardProxy):
         if method is FORKED_CHILDREN:
             return []
         raise WorkerConfigurationError(f"the in-process scheduler answers no {method.name!r} over HTTP")
-
-
-class _Answer:
-    """The answer of this process itself."""
-
-    def __init__(self, future: concurrent.futures.Future[Any]) -> None:
-        self._future = future
-
-    @property
-    def call(self) -> _Answer:
-        return self
-
-    def result(self) -> Any:
-        return self._future.result()
-
-    def cancel(self) -> None:
-        self._future.cancel()
-
-    def __await__(self) -> Generator[Any, None, Any]:
-        return asyncio.wrap_future(self._future).__await__()

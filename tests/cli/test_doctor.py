@@ -13,14 +13,15 @@ from typing import Any
 import pytest
 
 from rolecall.cli.checks import limits, ports, versions
-from rolecall.cli.checks.clusters import check_ray, check_slurm
 from rolecall.cli.checks.devices import check_devices
-from rolecall.cli.checks.finding import Finding, Severity
 from rolecall.cli.checks.paths import check_paths, socket_room
 from rolecall.cli.checks.runtime_dirs import check_runtime_dirs
 from rolecall.cli.checks.shared_memory import check_shared_memory
 from rolecall.cli.doctor import examine
 from rolecall.guard.ports import PortLeases
+from rolecall.placement.outside import Finding, Severity
+from rolecall.placement.ray.outside import check_ray
+from rolecall.placement.slurm.outside import check_slurm
 from tests.cli.cli_rig import CommandLine, Controller
 
 OLD = time.time() - 3600

@@ -29,7 +29,8 @@ from rolecall.errors import (
     WorkerTimeoutError,
 )
 from tests.support import live, sample_engines
-from tests.support.schedulers_under_test import BACKENDS, DEVICES, Backend, each
+from tests.support.backend import DEVICES, Backend
+from tests.support.schedulers_under_test import BACKENDS, each
 
 Echo = sample_engines.Echo
 ENGINES = sample_engines.__name__

@@ -22,8 +22,9 @@ import pytest
 from rolecall import Role, Scheduler
 from rolecall.errors import SchedulerError, WorkerCreationError, WorkerFailedError, WorkerStalledError
 from tests.support import sample_engines
+from tests.support.backend import Backend
 from tests.support.checkout import PYTHONPATH
-from tests.support.schedulers_under_test import OF_PROCESSES, Backend, each
+from tests.support.schedulers_under_test import OF_PROCESSES, each
 from tests.support.waiting import wait_for
 from tests.support.worker_processes import (
     guard_id,

@@ -12,7 +12,8 @@ import pytest
 
 from rolecall import Scheduler
 from tests.support import sample_engines
-from tests.support.schedulers_under_test import OF_PROCESSES, Backend, each
+from tests.support.backend import Backend
+from tests.support.schedulers_under_test import OF_PROCESSES, each
 
 
 @pytest.fixture(params=each(OF_PROCESSES))

@@ -131,7 +131,8 @@ if __name__ == "__main__":
     with rolecall.scheduler("ray", **known) as s:
         role = s.start("actor", replicas=2, cpu=65, mem=1)
         role.create_engine(sample_engines.Echo)
-        print(sorted(worker.ip for worker in s.get_workers("actor")), role.call("greet"), s._hub.addresses[1])
+        listens = s.inspect().controller.addresses[1]
+        print(sorted(worker.ip for worker in s.get_workers("actor")), role.call("greet"), listens)
 """
 
 

@@ -1,4 +1,4 @@
-"""A sidecar for the tests: it does what it is told."""
+"""A sidecar for the tests: it does what it is asked."""
 
 from __future__ import annotations
 
@@ -7,29 +7,46 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
-from rolecall.placement.sidecar import Post
+from rolecall.placement.sidecar import SidecarServer
+from tests.placement.sidecar_requests import CRASH, ECHO, FAIL, HANG, NOTHING, SAY, STATE, Said, Text
 
 
 def main() -> None:
-    post, never, stuck = Post(int(sys.argv[1])), threading.Event(), threading.Event()
+    server, never, stuck = SidecarServer(int(sys.argv[1])), threading.Event(), threading.Event()
 
-    def order(method: str, facts: dict[str, Any]) -> Callable[[], Any]:
-        if method == "hang":
-            stuck.set()
-        orders: dict[str, Callable[[], Any]] = {
-            "echo": lambda: facts["value"],
-            "say": lambda: post.say(facts["key"], facts["value"]),
-            "crash": lambda: (print(facts["words"], flush=True), os._exit(3)),
-            "nothing": never.wait,
-            "fail": lambda: 1 // 0,
-            "hang": lambda: None,
-        }
-        return orders[method]
+    def hang(wanted: object) -> Callable[[], Text]:
+        stuck.set()
+        return Text
 
-    post.serve(order, bool)
-    post.say("over", None)  # to nobody
+    def say(wanted: Said) -> Callable[[], Text]:
+        server.say(STATE, wanted.name, Text(text=wanted.text))
+        return Text
+
+    def crash(wanted: Text) -> Callable[[], None]:
+        print(wanted.text, flush=True)
+        os._exit(3)
+
+    def wait(wanted: object) -> Callable[[], None]:
+        def wait_for_ever() -> None:
+            never.wait()
+
+        return wait_for_ever
+
+    def fail(wanted: object) -> Callable[[], None]:
+        def divide() -> None:
+            raise ZeroDivisionError("division by zero")
+
+        return divide
+
+    server.handle(ECHO, lambda wanted: lambda: wanted)
+    server.handle(SAY, say)
+    server.handle(CRASH, crash)
+    server.handle(NOTHING, wait)
+    server.handle(FAIL, fail)
+    server.handle(HANG, hang)
+    server.serve(bool)
+    server.say(STATE, "over", Text())  # to nobody
     if stuck.is_set():
         time.sleep(600)
     print("ended well", flush=True)

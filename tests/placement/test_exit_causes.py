@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from rolecall.placement.base import ExpectedGuard
 from rolecall.placement.exit_causes import LOOK_S, RUNS, ExitCause, ExitCauses
 from rolecall.scheduler.guards import GuardProxy
 from rolecall.transport.loop import IOThread
@@ -25,7 +26,7 @@ class Manager:
         self.silent = threading.Event()
         self.silent.set()
 
-    def __call__(self, guard: GuardProxy) -> ExitCause:
+    def __call__(self, guard: ExpectedGuard) -> ExitCause:
         self.asked.append(guard.guard_id)
         self.silent.wait(LONG_S)
         return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
@@ -35,12 +36,12 @@ class Waiter:
     """Somebody who wants to know."""
 
     def __init__(self) -> None:
-        self.words: list[str] = []
+        self.reasons: list[str] = []
         self.threads: list[str] = []
         self.told = threading.Event()
 
     def __call__(self, words: str) -> None:
-        self.words.append(words)
+        self.reasons.append(words)
         self.threads.append(threading.current_thread().name)
         self.told.set()
 
@@ -53,7 +54,7 @@ def io() -> Iterator[IOThread]:
 
 
 @pytest.fixture
-def fates_of(io: IOThread) -> Iterator[Callable[[Manager], ExitCauses]]:
+def causes_of(io: IOThread) -> Iterator[Callable[[Manager], ExitCauses]]:
     made: list[ExitCauses] = []
 
     def make(manager: Manager) -> ExitCauses:
@@ -61,125 +62,127 @@ def fates_of(io: IOThread) -> Iterator[Callable[[Manager], ExitCauses]]:
         return made[-1]
 
     yield make
-    for fates in made:
-        fates.close()
+    for causes in made:
+        causes.close()
 
 
 def guard(io: IOThread, name: str = "g0") -> GuardProxy:
     return GuardProxy(name, io, lambda *_: None, lambda _: None)
 
 
-def test_words_come_once_and_on_the_io_thread(io: IOThread, fates_of: Callable[[Manager], ExitCauses]) -> None:
+def test_words_come_once_and_on_the_io_thread(io: IOThread, causes_of: Callable[[Manager], ExitCauses]) -> None:
     """A cause is reported once, on the I/O thread, and not again when the limit passes."""
     waiter = Waiter()
-    fates_of(Manager(ExitCause(True, "cancelled"))).explain(guard(io), waiter, patient=True, limit_s=SHORT_S)
+    causes_of(Manager(ExitCause(True, "cancelled"))).explain(guard(io), waiter, patient=True, limit_s=SHORT_S)
     assert waiter.told.wait(LONG_S)
     time.sleep(2 * SHORT_S)  # the limit passes too
-    assert (waiter.words, waiter.threads) == (["cancelled"], ["test-io"])
+    assert (waiter.reasons, waiter.threads) == (["cancelled"], ["test-io"])
 
 
 def test_who_is_patient_waits_until_the_manager_has_noticed(
-    io: IOThread, fates_of: Callable[[Manager], ExitCauses]
+    io: IOThread, causes_of: Callable[[Manager], ExitCauses]
 ) -> None:
     """A patient caller is answered with the first final cause."""
     waiter = Waiter()
     manager = Manager(RUNS, RUNS, ExitCause(True, "COMPLETING", final=False), ExitCause(True, "TIMEOUT"))
-    fates_of(manager).explain(guard(io), waiter, patient=True, limit_s=LONG_S)
+    causes_of(manager).explain(guard(io), waiter, patient=True, limit_s=LONG_S)
     assert waiter.told.wait(LONG_S)
-    assert waiter.words == ["TIMEOUT"]
+    assert waiter.reasons == ["TIMEOUT"]
     assert len(manager.asked) == 4
 
 
 def test_who_is_not_patient_is_answered_when_the_manager_says_that_it_runs(
-    io: IOThread, fates_of: Callable[[Manager], ExitCauses]
+    io: IOThread, causes_of: Callable[[Manager], ExitCauses]
 ) -> None:
     """An impatient caller gets no cause from a manager that has not noticed yet."""
     waiter = Waiter()
     manager = Manager(RUNS)
-    fates_of(manager).explain(guard(io), waiter, patient=False, limit_s=LONG_S)
+    causes_of(manager).explain(guard(io), waiter, patient=False, limit_s=LONG_S)
     assert waiter.told.wait(LONG_S)
-    assert (waiter.words, manager.asked) == ([""], ["g0"])
+    assert (waiter.reasons, manager.asked) == ([""], ["g0"])
 
 
 @pytest.mark.parametrize(
     ("says", "words"), [(RUNS, ""), (ExitCause(True, "COMPLETING", final=False), "COMPLETING")], ids=["runs", "ending"]
 )
 def test_at_the_limit_whoever_waits_gets_what_is_known(
-    io: IOThread, fates_of: Callable[[Manager], ExitCauses], says: ExitCause, words: str
+    io: IOThread, causes_of: Callable[[Manager], ExitCauses], says: ExitCause, words: str
 ) -> None:
     """When the time limit passes, the last cause that was seen is the answer."""
     waiter = Waiter()
-    fates_of(Manager(says)).explain(guard(io), waiter, patient=True, limit_s=SHORT_S)
+    causes_of(Manager(says)).explain(guard(io), waiter, patient=True, limit_s=SHORT_S)
     assert waiter.told.wait(LONG_S)
-    assert waiter.words == [words]
+    assert waiter.reasons == [words]
 
 
-def test_a_silent_manager_keeps_nobody_waiting(io: IOThread, fates_of: Callable[[Manager], ExitCauses]) -> None:
+def test_a_silent_manager_keeps_nobody_waiting(io: IOThread, causes_of: Callable[[Manager], ExitCauses]) -> None:
     """However many wait: the limit is everybody's own."""
     manager = Manager(ExitCause(True, "too late"))
     manager.silent.clear()
-    fates = fates_of(manager)
+    causes = causes_of(manager)
     waiters = [Waiter() for _ in range(50)]
     for n, waiter in enumerate(waiters):
-        fates.explain(guard(io, f"g{n}"), waiter, patient=True, limit_s=SHORT_S)
+        causes.explain(guard(io, f"g{n}"), waiter, patient=True, limit_s=SHORT_S)
     assert all(waiter.told.wait(LONG_S) for waiter in waiters)
-    assert [waiter.words for waiter in waiters] == [[""]] * 50
+    assert [waiter.reasons for waiter in waiters] == [[""]] * 50
     assert manager.asked == ["g0"]
     manager.silent.set()
 
 
-def test_all_guards_of_a_lost_job_are_told_together(io: IOThread, fates_of: Callable[[Manager], ExitCauses]) -> None:
+def test_all_guards_of_a_lost_job_are_told_together(io: IOThread, causes_of: Callable[[Manager], ExitCauses]) -> None:
     """A manager that takes its time to notice is asked for all of them, not for some after the others."""
     noticed = threading.Event()
 
-    def ask(guard: GuardProxy) -> ExitCause:
+    def ask(guard: ExpectedGuard) -> ExitCause:
         return ExitCause(True, "NODE_FAIL") if noticed.is_set() else RUNS
 
-    fates = ExitCauses(ask, io)
+    causes = ExitCauses(ask, io)
     waiters = [Waiter() for _ in range(200)]
     for n, waiter in enumerate(waiters):
-        fates.explain(guard(io, f"g{n}"), waiter, patient=True, limit_s=LONG_S)
+        causes.explain(guard(io, f"g{n}"), waiter, patient=True, limit_s=LONG_S)
     noticed.set()
     assert all(waiter.told.wait(LONG_S) for waiter in waiters)
-    assert {word for waiter in waiters for word in waiter.words} == {"NODE_FAIL"}
-    fates.close()
+    assert {word for waiter in waiters for word in waiter.reasons} == {"NODE_FAIL"}
+    causes.close()
 
 
 class Broken(Manager):
     """Its second answer is an error of its tools."""
 
-    def __call__(self, guard: GuardProxy) -> ExitCause:
+    def __call__(self, guard: ExpectedGuard) -> ExitCause:
         self.asked.append(guard.guard_id)
         if len(self.asked) == 2:
             raise OSError("no such cluster")
         return self.answers.pop(0)
 
 
-def test_an_error_of_the_managers_tools_is_no_answer(io: IOThread, fates_of: Callable[[Manager], ExitCauses]) -> None:
+def test_an_error_of_the_managers_tools_is_no_answer(io: IOThread, causes_of: Callable[[Manager], ExitCauses]) -> None:
     """It is asked again."""
     waiter = Waiter()
     manager = Broken(ExitCause(True, "COMPLETING", final=False), ExitCause(True, "TIMEOUT"))
-    fates_of(manager).explain(guard(io), waiter, patient=False, limit_s=LONG_S)
+    causes_of(manager).explain(guard(io), waiter, patient=False, limit_s=LONG_S)
     assert waiter.told.wait(LONG_S)
-    assert waiter.words == ["TIMEOUT"]
+    assert waiter.reasons == ["TIMEOUT"]
 
 
-def test_and_takes_nothing_back(io: IOThread, fates_of: Callable[[Manager], ExitCauses]) -> None:
+def test_and_takes_nothing_back(io: IOThread, causes_of: Callable[[Manager], ExitCauses]) -> None:
     """A later, emptier answer of the manager does not replace an earlier cause."""
     waiter = Waiter()
     manager = Broken(ExitCause(True, "COMPLETING", final=False), ExitCause(True, "", final=False), RUNS)
-    fates_of(manager).explain(guard(io), waiter, patient=True, limit_s=3 * LOOK_S)
+    causes_of(manager).explain(guard(io), waiter, patient=True, limit_s=3 * LOOK_S)
     assert waiter.told.wait(LONG_S)
-    assert waiter.words == ["COMPLETING"]
+    assert waiter.reasons == ["COMPLETING"]
 
 
-def test_closing_answers_who_waits_and_who_comes_later(io: IOThread, fates_of: Callable[[Manager], ExitCauses]) -> None:
+def test_closing_answers_who_waits_and_who_comes_later(
+    io: IOThread, causes_of: Callable[[Manager], ExitCauses]
+) -> None:
     """After closing, each caller is answered with no cause at once."""
     early, late = Waiter(), Waiter()
-    fates = fates_of(Manager(RUNS))
-    fates.explain(guard(io), early, patient=True, limit_s=LONG_S)
-    fates.close()
-    fates.explain(guard(io), late, patient=True, limit_s=LONG_S)
+    causes = causes_of(Manager(RUNS))
+    causes.explain(guard(io), early, patient=True, limit_s=LONG_S)
+    causes.close()
+    causes.explain(guard(io), late, patient=True, limit_s=LONG_S)
     assert early.told.wait(LONG_S)
     assert late.told.wait(LONG_S)
-    assert (early.words, late.words) == ([""], [""])
+    assert (early.reasons, late.reasons) == ([""], [""])

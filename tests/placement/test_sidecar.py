@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from rolecall.placement.sidecar import Sidecar
+from rolecall.protocol.guard import NoArguments
 from rolecall.transport.loop import IOThread
+from tests.placement.sidecar_requests import CRASH, ECHO, FAIL, HANG, NOTHING, SAY, STATE, UNKNOWN, Said, Text
 from tests.support.checkout import PYTHONPATH
 
 LONG_S = 30.0
@@ -34,55 +36,54 @@ def sidecar(log: Path) -> Iterator[Sidecar]:
     io.close()
 
 
-def test_a_question_is_answered(sidecar: Sidecar) -> None:
-    """The value of a question's answer comes back as it was, also None."""
-    assert sidecar.ask("echo", value={"a": [1, "ü"]}, timeout=LONG_S) == (True, {"a": [1, "ü"]})
-    assert sidecar.ask("echo", value=None) == (True, None)
-    assert sidecar.news == {}
+def test_a_request_is_answered(sidecar: Sidecar) -> None:
+    """The answer is the message that the program has returned, and no news."""
+    assert sidecar.ask(ECHO, Text(text="aü"), timeout=LONG_S) == Text(text="aü")
+    assert sidecar.latest(STATE, "s") is None
 
 
-def test_news_are_the_latest_of_each_key(sidecar: Sidecar) -> None:
-    """Only the latest value of a key is kept, and can be waited for."""
-    assert sidecar.ask("say", key="state", value="queued", timeout=LONG_S)[0]
-    assert sidecar.ask("say", key="state", value="running")[0]
-    assert sidecar.wait_for("state", LONG_S)
-    assert sidecar.ask("echo", value=0)[0]
-    assert sidecar.news == {"state": "running"}
+def test_news_are_the_latest_of_each_name(sidecar: Sidecar) -> None:
+    """Only the latest news of a name are kept, and can be waited for."""
+    assert sidecar.ask(SAY, Said(name="s", text="queued"), timeout=LONG_S)
+    assert sidecar.ask(SAY, Said(name="s", text="running"))
+    assert sidecar.wait_for(STATE, "s", LONG_S)
+    assert sidecar.ask(ECHO, Text())
+    assert sidecar.latest(STATE, "s") == Text(text="running")
 
 
 def test_it_is_silent_until_there_is_an_answer(sidecar: Sidecar) -> None:
-    """A question without an answer marks the sidecar silent until it answers again."""
+    """A request without an answer marks the sidecar silent until it answers again."""
     assert not sidecar.silent
-    assert sidecar.ask("nothing", timeout=SHORT_S) == (False, None)
+    assert sidecar.ask(NOTHING, NoArguments(), timeout=SHORT_S) is None
     assert sidecar.silent
-    assert sidecar.ask("echo", value=2, timeout=LONG_S) == (True, 2)
+    assert sidecar.ask(ECHO, Text(), timeout=LONG_S)
     assert not sidecar.silent
 
 
 def test_what_fails_takes_nothing_with_it(sidecar: Sidecar) -> None:
     """An exception or an unknown method is raised at the caller, and the sidecar goes on."""
     with pytest.raises(ZeroDivisionError):
-        sidecar.ask("fail", timeout=LONG_S)
-    with pytest.raises(KeyError, match="no such question"):
-        sidecar.ask("no such question", timeout=LONG_S)
-    sidecar.tell("fail")
-    sidecar.tell("no such order")
-    assert sidecar.ask("echo", value=1, timeout=LONG_S) == (True, 1)
+        sidecar.ask(FAIL, NoArguments(), timeout=LONG_S)
+    with pytest.raises(KeyError, match="unknown"):
+        sidecar.ask(UNKNOWN, NoArguments(), timeout=LONG_S)
+    sidecar.tell(FAIL, NoArguments())
+    sidecar.tell(UNKNOWN, NoArguments())
+    assert sidecar.ask(ECHO, Text(), timeout=LONG_S)
 
 
 def test_its_end_is_news_with_its_last_words(sidecar: Sidecar) -> None:
     """And whoever waits for something of it waits no longer."""
-    sidecar.tell("crash", words="the library has had enough")
-    assert not sidecar.wait_for("joined", LONG_S)
+    sidecar.tell(CRASH, Text(text="the library has had enough"))
+    assert not sidecar.wait_for(STATE, "joined", LONG_S)
     assert sidecar.lost == "the library has had enough"
-    assert sidecar.ask("echo", value=1, timeout=LONG_S) == (False, None)
-    sidecar.tell("say", key="state", value="lost, and no error")
+    assert sidecar.ask(ECHO, Text(), timeout=LONG_S) is None
+    sidecar.tell(FAIL, NoArguments())  # lost, and no error
 
 
-def test_a_question_under_way_ends_with_it(sidecar: Sidecar) -> None:
-    """A pending question returns when the sidecar dies, which is reported with its last words."""
+def test_a_request_under_way_ends_with_it(sidecar: Sidecar) -> None:
+    """A pending request returns when the sidecar dies, which is reported with its last words."""
     begun = time.monotonic()
-    assert sidecar.ask("crash", words="no more", timeout=LONG_S) == (False, None)
+    assert sidecar.ask(CRASH, Text(text="no more"), timeout=LONG_S) is None
     assert time.monotonic() - begun < LONG_S
     assert sidecar.lost == "no more"
 
@@ -90,15 +91,15 @@ def test_a_question_under_way_ends_with_it(sidecar: Sidecar) -> None:
 def test_its_end_is_known_though_its_log_was_removed(sidecar: Sidecar, log: Path) -> None:
     """Without a log file the report names the path."""
     log.unlink()
-    sidecar.tell("crash", words="to nobody")
-    assert not sidecar.wait_for("joined", LONG_S)
+    sidecar.tell(CRASH, Text(text="to nobody"))
+    assert not sidecar.wait_for(STATE, "joined", LONG_S)
     assert sidecar.lost == f"see {log}"
 
 
 def test_the_end_of_one_that_says_nothing_points_to_its_log(sidecar: Sidecar, log: Path) -> None:
     """A death without output is reported with the path of the log."""
-    sidecar.tell("crash", words="")
-    assert not sidecar.wait_for("joined", LONG_S)
+    sidecar.tell(CRASH, Text())
+    assert not sidecar.wait_for(STATE, "joined", LONG_S)
     assert sidecar.lost == f"see {log}"
 
 
@@ -111,9 +112,9 @@ def test_closing_lets_it_end_by_itself(sidecar: Sidecar, log: Path) -> None:
 
 def test_one_that_hangs_is_killed(sidecar: Sidecar) -> None:
     """Closing waits for its grace period, then kills the sidecar."""
-    assert sidecar.ask("hang", timeout=LONG_S)[0]
+    assert sidecar.ask(HANG, NoArguments(), timeout=LONG_S)
     assert not sidecar.close(SHORT_S)
-    assert sidecar.ask("echo", value=1) == (False, None)
+    assert sidecar.ask(ECHO, Text()) is None
 
 
 CONTROLLER = """
@@ -121,9 +122,10 @@ import os, sys
 from pathlib import Path
 from rolecall.transport.loop import IOThread
 from rolecall.placement.sidecar import Sidecar
+from tests.placement.sidecar_requests import ECHO, Text
 
 sidecar = Sidecar("tests.placement.sidecar_program", Path(sys.argv[1]), {}, IOThread())
-assert sidecar.ask("echo", value=1, timeout=30) == (True, 1)
+assert sidecar.ask(ECHO, Text(text="1"), timeout=30) == Text(text="1")
 if "fork" in sys.argv and os.fork() == 0:
     os.read(0, 1)
     os._exit(0)

@@ -20,7 +20,7 @@ from rolecall.errors import ProtocolError
 from rolecall.protocol.message import Message, from_json, from_plain, to_plain
 
 # Fields that hold whatever a user passes on; everything else has a type.
-FREE = {("CallMethod", "rpc_meta"), ("Configure", "config")}
+FREE = {("CallMethod", "rpc_meta"), ("Configure", "config"), ("JoinCluster", "init")}
 
 
 def structs() -> Iterator[type[msgspec.Struct]]:
@@ -58,6 +58,8 @@ def of_type(hint: Any) -> st.SearchStrategy[Any]:
             return st.one_of(*map(of_type, args))
     if origin is list:
         return st.lists(of_type(args[0]), max_size=2)
+    if origin is tuple and args[1:] == (...,):
+        return st.lists(of_type(args[0]), max_size=2).map(tuple)
     if origin is tuple:
         return st.tuples(*map(of_type, args))
     if origin is dict:
@@ -93,6 +95,8 @@ def example(hint: Any) -> Any:
         return example(args[0])
     if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
         return plain(hint)
+    if args[1:] == (...,):
+        return [example(args[0])]
     values = {list: [], dict: {}, tuple: [1, 1], str: "a", bytes: b"a", int: 1, float: 1.0, bool: True, Any: None}
     return values[origin or hint]
 

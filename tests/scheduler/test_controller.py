@@ -246,4 +246,4 @@ def test_what_only_a_cluster_understands_is_passed_over_and_named(
 ) -> None:
     """The local scheduler logs the options that it ignores."""
     s.start("actor", nodelist="n[1-2]", image="/images/a.sif")
-    assert "role actor: image, nodelist mean nothing on one machine" in caplog.text
+    assert "role actor: image, nodelist have no effect on one machine" in caplog.text

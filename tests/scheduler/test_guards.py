@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from rolecall.errors import AuthenticationError, GuardLostError, ProtocolError, RPCError
+from rolecall.placement.base import ExpectedGuard
 from rolecall.protocol.guard import TABLE, NoArguments
 from rolecall.protocol.guard_hello import GuardHello
 from rolecall.protocol.message import to_plain
@@ -126,7 +127,7 @@ def test_a_silent_guard_of_this_host_is_not_given_up(controller: Controller) -> 
 def test_what_the_manager_says_is_in_the_error(controller: Controller) -> None:
     """It is asked before anybody is told."""
 
-    def explain(guard: GuardProxy, then: Callable[[str], None], *, patient: bool, limit_s: float) -> None:
+    def explain(guard: ExpectedGuard, then: Callable[[str], None], *, patient: bool, limit_s: float) -> None:
         then(f"CANCELLED, patient={patient} for {limit_s:g} s")
 
     guard = controller.hub.expect("g1-0", explain)

@@ -14,8 +14,15 @@ from typing import Any
 import pytest
 
 from rolecall import Job, LocalScheduler, SchedulingSpec
-from rolecall.errors import SchedulerError, WorkerConfigurationError, WorkerCreationError, WorkerFailedError
+from rolecall.errors import (
+    SchedulerError,
+    WorkerConfigurationError,
+    WorkerCreationError,
+    WorkerFailedError,
+)
+from rolecall.placement.local import LocalPlacement
 from rolecall.protocol.guard import ALLOC_PORTS, AllocPorts
+from rolecall.scheduler.guards import GuardProxy
 from rolecall.scheduler.starting import Group, take_back
 from tests.support import sample_engines
 from tests.support.live import ports_leased
@@ -63,6 +70,12 @@ def log(s: LocalScheduler, worker_id: str) -> str:
     return path.read_text() if path.exists() else ""
 
 
+def guard_of(s: LocalScheduler) -> GuardProxy:
+    assert isinstance(s.placement, LocalPlacement)
+    assert isinstance(s.placement.guard, GuardProxy)
+    return s.placement.guard
+
+
 def starting(s: LocalScheduler, start: Callable[[], Any], role: str) -> Side:
     """A start that is under way: its program runs and is not ready."""
     side = Side(start)
@@ -86,11 +99,11 @@ def test_a_worker_that_dies_while_the_others_start_fails_the_start(s: LocalSched
 
 def test_ports_leased_for_a_start_that_never_began_are_given_back(s: LocalScheduler) -> None:
     """Ports are leased before the guard is asked for the workers; what comes in between may end the start."""
-    slots = s.plan(Job("x", 2)).slots
+    slots, guard = s.plan(Job("x", 2)).slots, guard_of(s)
     for slot in slots:
-        s._guard.ask(ALLOC_PORTS, AllocPorts(owner=slot.worker_id, count=3)).result()
+        guard.ask(ALLOC_PORTS, AllocPorts(owner=slot.worker_id, count=3)).result()
     assert ports_leased(s) == 6
-    take_back(Group("x", slots, [s._guard] * 2))
+    take_back(Group("x", slots, [guard] * 2))
     assert ports_leased(s) == 0
 
 
@@ -140,7 +153,7 @@ def test_a_target_that_is_deleted_takes_the_fork_with_it_that_is_being_started(s
     argv = [sys.executable, "-c", program, str(up)]
     fork = starting(s, lambda: actors.fork("ref", command=argv, ready={"log": "up"}), "ref")
     delete = Side(lambda: s.delete_workers("actor"))
-    wait_for(lambda: s._table.role("actor").leaving, 5, "deletion")
+    wait_for(lambda: s.inspect().worker("actor/0").state == "ending", 5, "deletion")
     up.touch()
     fork.end()
     delete.end()

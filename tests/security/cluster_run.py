@@ -42,7 +42,7 @@ class ClusterRun:
     @property
     def controller(self) -> str:
         """The controller's listener in the cluster, which guards are told."""
-        (address,) = [where for where in self.scheduler._hub.addresses if where.startswith("tcp:")]
+        (address,) = [where for where in self.scheduler.inspect().controller.addresses if where.startswith("tcp:")]
         return address
 
     @property

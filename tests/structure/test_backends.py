@@ -1,21 +1,22 @@
-"""A backend is a few hooks: it repeats nothing of another one, and it is small beside what all of them share."""
+"""A backend is a placement: it repeats nothing of another one, and it is small beside what all of them share."""
 
 from __future__ import annotations
 
 import ast
 import io
 import itertools
+import re
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.checkout import SOURCES
+from tests.support.checkout import ROOT, SOURCES
 
 PLACEMENT = SOURCES / "rolecall" / "placement"
 BACKENDS = {
-    "local": ["local.py", "one_host.py"],
+    "local": ["local.py"],
     "slurm": sorted(f"slurm/{path.name}" for path in PLACEMENT.glob("slurm/*.py")),
     "ray": sorted(f"ray/{path.name}" for path in PLACEMENT.glob("ray/*.py")),
 }
@@ -28,8 +29,11 @@ PLANNERS = {
     "ray/groups.py",
     "ray/words.py",
 }
+# What the command line asks without a run; it places nothing.
+OUTSIDE = {"slurm/outside.py", "ray/outside.py"}
 BLOCK = 6
 LINES = 500
+TOY_LINES = 80
 
 
 def statements(path: Path) -> dict[int, str]:
@@ -71,7 +75,7 @@ def test_no_block_of_lines_stands_in_two_backends(one: str, other: str) -> None:
         assert {found[block]: again[block] for block in found.keys() & again.keys()} == {}
 
 
-@pytest.mark.parametrize("shared", ["../scheduler/scheduler.py", "cluster.py"])
+@pytest.mark.parametrize("shared", ["../scheduler/scheduler.py", "allocations.py", "host_slots.py", "base.py"])
 def test_no_backend_repeats_what_it_inherits(shared: str) -> None:
     """No block of code of the shared placement modules stands again in a backend."""
     above = blocks(shared)
@@ -83,7 +87,7 @@ def test_no_backend_repeats_what_it_inherits(shared: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_backend_is_small_without_its_planner(backend: str) -> None:
     """Counted in lines that say something: comments, docstrings, imports and blank lines are free."""
-    names = [name for name in BACKENDS[backend] if name not in PLANNERS]
+    names = [name for name in BACKENDS[backend] if name not in PLANNERS | OUTSIDE]
     counted = {name: len(statements(PLACEMENT / name)) for name in names}
     assert sum(counted.values()) <= LINES, counted
 
@@ -91,6 +95,16 @@ def test_a_backend_is_small_without_its_planner(backend: str) -> None:
 def test_every_planner_belongs_to_a_backend() -> None:
     """The list of pure planners names only files of the backends."""
     assert set(itertools.chain(*BACKENDS.values())) >= PLANNERS
+
+
+def test_a_toy_backend_is_a_folder_of_less_than_eighty_lines() -> None:
+    """All that it needs stands in its folder: no other file of the package or of the suites knows its name."""
+    toy = ROOT / "tests" / "placement" / "toy"
+    lines = {path.name: len(path.read_text().splitlines()) for path in toy.glob("*.py")}
+    assert sum(lines.values()) < TOY_LINES, lines
+    elsewhere = [*SOURCES.rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
+    knowing = [path for path in elsewhere if re.search(r"placement.toy|ToyPlacement", path.read_text())]
+    assert {path for path in knowing if path != Path(__file__)} == set(toy.glob("[pu]*.py"))
 
 
 def test_lines_that_are_shared_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

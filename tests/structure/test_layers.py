@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "guard": ("transport", "protocol", "errors", "types"),
     "worker": ("tensors", "transport", "protocol", "errors", "types"),
     # A placement shares with the guard how processes are named and swept.
-    "placement": ("scheduler", "guard.proc", "guard.sweep", "transport", "protocol", "errors", "types"),
+    "placement": ("guard.proc", "guard.sweep", "transport", "protocol", "errors", "types"),
     # A scheduler is its run's home of tensors.
     "scheduler": (
         "placement",
@@ -192,7 +192,7 @@ def test_every_part_is_in_the_table() -> None:
         ("scheduler.roles", "from rolecall.scheduler.calls import CallOptions", True),
         ("transport.link", "from rolecall.placement.local import LocalScheduler", False),
         ("placement.ray.groups", "from rolecall.placement.slurm.script import x", False),
-        ("placement.local", "from rolecall.scheduler.scheduler import Scheduler", True),
+        ("placement.local", "from rolecall.scheduler.scheduler import Scheduler", False),
         ("tensors.handle", "import torch", False),
         ("tensors.handle", "def f():\n    import torch", True),
         ("tensors.handle", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch", True),

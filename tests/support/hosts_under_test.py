@@ -16,9 +16,7 @@ from typing import Any
 
 import pytest
 
-from rolecall import Scheduler
-from rolecall.placement.ray.ray import RayScheduler
-from rolecall.placement.slurm.slurm import SlurmScheduler
+from rolecall import RayScheduler, Scheduler, SlurmScheduler
 from tests.clusters.ray_census import Census, census_of
 from tests.clusters.ray_hosts import RayHosts
 from tests.clusters.ray_nodes import new_folder, running

@@ -11,11 +11,19 @@ from typing import Any
 
 import pytest
 
+from rolecall import Scheduler
+from rolecall.placement.ray.placement import RayPlacement
 from tests.clusters.ray_census import Census, census_of
 from tests.clusters.ray_nodes import RayCluster, started
 from tests.support.waiting import poll
 
 CLEAN_WITHIN_S = 10.0
+
+
+def placement_of(scheduler: Scheduler) -> RayPlacement:
+    """The placement of a scheduler on Ray."""
+    assert isinstance(scheduler.placement, RayPlacement)
+    return scheduler.placement
 
 
 class SharedRay:

@@ -327,7 +327,7 @@ def test_a_connected_worker_ends_by_its_signals_and_shows_its_stacks(s: LocalSch
     pid = there[0].call("pid")
     there[0].call("rows", 1024, 256)
     busy = there[0].submit("sleep", 100.0)
-    until(lambda: "stored_engines.py" in s.stacks("ends/0"), "the engine's frame")
+    until(lambda: "stored_engines.py" in there[0].stacks(), "the engine's frame")
     os.kill(pid, signal.SIGTERM)
     with pytest.raises(WorkerFailedError) as failed:
         busy.result()

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import socket
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rolecall.errors import RolecallError
 from rolecall.guard.runtime import guard_socket, worker_socket
+from rolecall.placement.outside import is_private
 
 TIMEOUT_S = 2.0  # a guard or worker that makes progress answers in milliseconds
 
@@ -98,15 +97,6 @@ class RunClient:
         if not is_private(self.runtime_dir):
             raise PermissionError(f"{self.runtime_dir} is not a private directory of this user")
         return (self.runtime_dir / "token").read_text().strip()
-
-
-def is_private(directory: Path) -> bool:
-    """True for a directory that only this user can access."""
-    try:
-        found = directory.lstat()
-    except OSError:
-        return False
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
 
 
 def _answer(target: str, status: int, body: bytes) -> Any:

@@ -8,10 +8,8 @@ from typing import Annotated
 
 import typer
 
-from rolecall.cli.checks.clusters import check_ray, check_slurm
 from rolecall.cli.checks.devices import check_devices
-from rolecall.cli.checks.finding import Finding, Severity, warning
-from rolecall.cli.checks.left_jobs import check_left_jobs
+from rolecall.cli.checks.left_allocations import check_left_allocations
 from rolecall.cli.checks.left_processes import check_left_processes
 from rolecall.cli.checks.limits import check_limits
 from rolecall.cli.checks.paths import check_paths
@@ -22,6 +20,8 @@ from rolecall.cli.checks.shared_memory import check_shared_memory
 from rolecall.cli.checks.versions import check_versions
 from rolecall.cli.runs import DEFAULT_FILEROOT
 from rolecall.cli.terminal import FilerootOption, JsonOption, console, print_json, table
+from rolecall.placement.outside import Finding, Severity, warning
+from rolecall.placement.registry import PLACEMENTS
 
 Check = Callable[[], Iterable[Finding]]
 STYLES = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.INFO: "", Severity.OK: "green"}
@@ -63,9 +63,8 @@ def checks(fileroot: Path) -> list[tuple[str, Check]]:
         ("devices", check_devices),
         ("py-spy", check_py_spy),
         ("versions", check_versions),
-        ("slurm", check_slurm),
-        ("slurm", lambda: check_left_jobs(fileroot)),
-        ("ray", check_ray),
+        *((name, placement.findings) for name, placement in PLACEMENTS.items()),
+        ("allocations", lambda: check_left_allocations(fileroot)),
     ]
 
 

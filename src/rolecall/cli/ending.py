@@ -1,27 +1,25 @@
 """Ends what is left of a run from outside, and proves it.
 
-It signals only processes of this user that bear the run's id, and cancels only jobs of this user that do.
+It signals only processes of this user that bear the run's id, and has backends end only what of this user does.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from rolecall.cli.client import NoAnswerError, is_private
-from rolecall.cli.jobs import Jobs, end_jobs
+from rolecall.cli.client import NoAnswerError
 from rolecall.cli.processes import REAPER_NAME, RunProcess, run_processes
 from rolecall.cli.rundir import on_another_host
 from rolecall.cli.runs import SelectedRun, state_of
 from rolecall.guard import runtime
 from rolecall.guard.proc import send
-from rolecall.placement.ray.joining import folder_of
+from rolecall.placement.outside import Removal, is_private
+from rolecall.placement.registry import PLACEMENTS
 from rolecall.protocol.state import RunState
 
 KILL_MARGIN_S = 15.0  # beyond the grace: SIGKILL, and seeing everything dead
@@ -40,7 +38,7 @@ class Ending:
         survivors: The same of those that are not.
         foreign: Processes with the run's id that belong to other users; they were left alone.
         elsewhere: Hosts with guards of a run that has not ended; nothing is done there.
-        jobs: The run's jobs in Slurm's queue, if it is one of Slurm's; their end is that of guards elsewhere.
+        allocations: What the run held with a cluster's manager; its end is that of guards elsewhere.
         runtime_dir: What became of the runtime directory: `removed`, `kept` or `none`.
     """
 
@@ -50,16 +48,16 @@ class Ending:
     survivors: list[str] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
     elsewhere: list[str] = field(default_factory=list)
-    jobs: Jobs = field(default_factory=Jobs)
+    allocations: Removal = field(default_factory=Removal)
     runtime_dir: str = "none"
 
     @property
     def clean(self) -> bool:
-        return self.jobs.clean and not (self.survivors or self.foreign or self.elsewhere)
+        return self.allocations.clean and not (self.survivors or self.foreign or self.elsewhere)
 
 
 def end_run(run: SelectedRun, grace_s: float) -> Ending:
-    """Asks the guards, then their reapers, ends jobs, then kills whoever is left, and looks again.
+    """Asks the guards, then their reapers, has backends end allocations, then kills whoever is left, and looks again.
 
     Args:
         grace_s: Seconds that workers get between SIGTERM and SIGKILL.
@@ -76,7 +74,7 @@ def end_run(run: SelectedRun, grace_s: float) -> Ending:
     ending.guards, all_answered = _ask_guards(run, grace_s)
     if all_answered:
         _ask_reapers(left())
-    ending.jobs = end_jobs(run)
+    ending.allocations = _end_allocations(run)
     if not (all_answered and _gone(left, LEAVE_S)):
         _kill(left)
     remaining = left()
@@ -84,10 +82,11 @@ def end_run(run: SelectedRun, grace_s: float) -> Ending:
     alive = {item.process for item in remaining}
     ending.ended = [item.describe() for key, item in seen.items() if key not in alive]
     ending.foreign = [f"{i.describe()} of uid {i.uid}" for i in run_processes(run.run_id) if i.uid != os.getuid()]
-    ending.elsewhere = [] if ending.jobs.asked and ending.jobs.clean else _elsewhere(run)
+    ending.elsewhere = [] if ending.allocations.asked and ending.allocations.clean else _elsewhere(run)
     ending.runtime_dir = _clean(run)
     if not remaining:
-        _clean_cluster(run.run_id)
+        for placement in PLACEMENTS.values():
+            placement.clean(run.run_id)
     return ending
 
 
@@ -107,6 +106,13 @@ def _ask_guards(run: SelectedRun, grace_s: float) -> tuple[dict[str, str], bool]
         answers = dict(zip(ids, pool.map(ask, ids), strict=True))
     words = {guard_id: said for guard_id, (said, _) in answers.items()}
     return words, bool(ids) and all(done for _, done in answers.values())
+
+
+def _end_allocations(run: SelectedRun) -> Removal:
+    """What of each backend's manager: one of them at the most has anything of a run."""
+    state = state_of(run.directory) if run.directory else RunState()
+    removals = [placement.end_left(run.run_id, state) for placement in PLACEMENTS.values()]
+    return next((removal for removal in removals if removal != Removal()), Removal())
 
 
 def _ask_reapers(found: list[RunProcess]) -> None:
@@ -140,13 +146,6 @@ def _elsewhere(run: SelectedRun) -> list[str]:
     state = state_of(run.directory) if run.directory else RunState()
     hosts = {guard.host for guard in state.guards if on_another_host(guard.host)}
     return [] if state.controller.ended else sorted(hosts)
-
-
-def _clean_cluster(run_id: str) -> None:
-    """Removes the files of a Ray cluster of the run's own. Its driver does that, unless it was killed."""
-    folder = folder_of(run_id)
-    if folder.parent == Path("/tmp") and is_private(folder):
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _clean(run: SelectedRun) -> str:

@@ -42,7 +42,7 @@ def stop(
     grace: Annotated[float, typer.Option(min=0, help="Seconds between SIGTERM and SIGKILL.")] = 5.0,
     json: JsonOption = False,
 ) -> None:
-    """Ends all guards, workers and programs of a run, and its Slurm jobs, and proves that none is left.
+    """Ends all guards, workers and programs of a run, and its cluster jobs, and proves that none is left.
 
     Works when the controller or a guard is stuck or gone. Touches only processes and jobs of this user that bear the
     run's id; the controller is no such process: it lives on, and its calls fail with GuardLostError. Ends with 1 when
@@ -87,12 +87,12 @@ def _print(run: SelectedRun, ending: Ending, controller: int | None) -> None:
         print(f"guard {guard}: {answer}")
     for item in ending.ended:
         print(f"ended {item}")
-    for job in ending.jobs.ended:
-        print(f"ended job {job}")
-    for job in ending.jobs.left:
-        remark(f"job {job} is still in Slurm's queue; see `scontrol show job {job}`")
-    if ending.jobs.unknown:
-        remark(f"whether Slurm has jobs of it is not known: {ending.jobs.unknown}")
+    for name in ending.allocations.ended:
+        print(f"ended {name}")
+    for name in ending.allocations.left:
+        remark(f"{name} is still there; see `{ending.allocations.advice}`")
+    if ending.allocations.unknown:
+        remark(f"whether the cluster still has anything of it is not known: {ending.allocations.unknown}")
     for item in ending.survivors:
         remark(f"still there after SIGKILL: {item}; it hangs in the kernel, see /proc/{item.split()[0]}/wchan")
     for item in ending.foreign:
@@ -102,5 +102,5 @@ def _print(run: SelectedRun, ending: Ending, controller: int | None) -> None:
     if controller:
         print(f"controller {controller} lives on without workers; end it with: kill {controller}")
     if ending.clean:
-        was_there = ending.ended or ending.jobs.ended
+        was_there = ending.ended or ending.allocations.ended
         print(f"{run.name}: nothing is left" if was_there else f"{run.name}: nothing was running")

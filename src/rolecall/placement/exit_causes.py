@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from rolecall.scheduler.guards import GuardProxy
+from rolecall.placement.base import ExpectedGuard
 from rolecall.transport.loop import IOThread
 
 log = logging.getLogger("rolecall")
@@ -20,12 +20,12 @@ class ExitCause(NamedTuple):
 
     Attributes:
         ended: False while the manager says that it runs.
-        words: Why, as far as it says.
+        reason: Why, as far as it says.
         final: It will not say more.
     """
 
     ended: bool
-    words: str = ""
+    reason: str = ""
     final: bool = True
 
 
@@ -34,22 +34,22 @@ RUNS = ExitCause(ended=False)
 
 @dataclass(eq=False)
 class _Question:
-    """Somebody who waits for words. All but `words` is of the I/O thread."""
+    """Somebody who waits for a reason. All but `reason` is of the I/O thread."""
 
-    guard: GuardProxy
+    guard: ExpectedGuard
     then: Callable[[str], None]
     patient: bool
-    words: str = ""
+    reason: str = ""
     answered: bool = False
 
     def answer(self) -> None:
         if not self.answered:
             self.answered = True
-            self.then(self.words)
+            self.then(self.reason)
 
 
 class ExitCauses:
-    """What became of guards, in the words of who may have ended them.
+    """Why guards have ended, in the words of the manager that may have ended them.
 
     One thread asks for all, one after the other: they have one manager, which is asked no more often for more of them.
 
@@ -58,15 +58,15 @@ class ExitCauses:
         io: Answers are delivered there.
     """
 
-    def __init__(self, ask: Callable[[GuardProxy], ExitCause], io: IOThread) -> None:
+    def __init__(self, ask: Callable[[ExpectedGuard], ExitCause], io: IOThread) -> None:
         self._ask_manager, self._io = ask, io
         self._open: list[_Question] = []
         self._changed = threading.Condition()
         self._closing = False
-        self._thread = threading.Thread(target=self._work, name="rolecall-fates", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="rolecall-exit-causes", daemon=True)
         self._thread.start()
 
-    def explain(self, guard: GuardProxy, then: Callable[[str], None], *, patient: bool, limit_s: float) -> None:
+    def explain(self, guard: ExpectedGuard, then: Callable[[str], None], *, patient: bool, limit_s: float) -> None:
         """Has `then` called, once, on the I/O thread, with what became of a guard or of what it owned.
 
         Args:
@@ -109,14 +109,14 @@ class ExitCauses:
         """Asks once more for one who waits; True when that was the last time."""
         if question.answered or self._closing:
             return True
-        fate = self._look(question.guard)
-        question.words = fate.words or question.words
-        if fate.final and (fate.ended or not question.patient):
+        cause = self._look(question.guard)
+        question.reason = cause.reason or question.reason
+        if cause.final and (cause.ended or not question.patient):
             self._io.call_soon(question.answer)
             return True
         return False
 
-    def _look(self, guard: GuardProxy) -> ExitCause:
+    def _look(self, guard: ExpectedGuard) -> ExitCause:
         try:
             return self._ask_manager(guard)
         except Exception as e:  # whatever the manager's tools do, the caller must learn of the loss

@@ -8,86 +8,78 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rolecall.errors import GuardLostError, WorkerTimeoutError
-from rolecall.guard.sweep import sweep
+from rolecall.placement.base import ExpectedGuard, Placed, Placement, PlacementContext
+from rolecall.placement.host_slots import HostSlots
 from rolecall.placement.launching import python_path
-from rolecall.placement.one_host import OneHostScheduler
-from rolecall.placement.plan import base_environment
+from rolecall.placement.plan import Plan, base_environment
 from rolecall.protocol.environment import marks
-from rolecall.protocol.guard import SHUTDOWN, Shutdown
+from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.message import to_json
-from rolecall.scheduler.guards import ask_all
+from rolecall.types import Job
 
 GUARD_TIMEOUT_S = 60.0
-SHUTDOWN_MARGIN_S = 5.0
+GUARD_ID = "g0"
 
 
-class LocalScheduler(OneHostScheduler):
+class LocalPlacement(Placement):
     """Workers on this machine.
 
     Args:
         ip: Address under which workers are reached; loopback, since the run is on one machine.
-        options: `devices`, `oversubscribe` and those of `Scheduler`.
+        devices: Names of the devices to give out; by default what the visible-devices variable lists, else what
+            is counted.
+        oversubscribe: Share devices in turn when more are asked for than are free.
+
+    Attributes:
+        guard: The one of this machine, once it is open.
     """
 
-    backend = "local"
+    name = "local"
 
-    def __init__(self, *, ip: str = "127.0.0.1", **options: Any) -> None:
+    def __init__(
+        self, *, ip: str = "127.0.0.1", devices: Sequence[str | int] | None = None, oversubscribe: bool = False
+    ) -> None:
         self._ip = ip
-        super().__init__(**options)
+        self._slots = HostSlots(devices, oversubscribe=oversubscribe)
+        self.n_gpus_per_node = len(self._slots.devices)
 
-    def _begin(self) -> None:
-        self._guard = self._hub.expect("g0")
-        self._reaper = self._launch()
+    def open(self, context: PlacementContext) -> None:
+        self.guard = context.expect(GUARD_ID)
+        self._process = GuardProcess(context.guard_config(GUARD_ID, ip=self._ip))
+        self._context = context
 
-    def _wait_for_guard(self) -> None:
-        deadline = time.monotonic() + GUARD_TIMEOUT_S
-        while not self._guard.wait(0.05):
-            if self._reaper.poll() is not None:
-                tail = self._guard_log().read_text(errors="replace")[-2000:]
-                reason = f"it ended with status {self._reaper.returncode} before it had connected\n{tail}"
-                self._guard.check()
-                raise GuardLostError(self._guard.guard_id, reason=reason)
-            self._guard.check()
-            if time.monotonic() > deadline:
-                raise WorkerTimeoutError("guard g0", GUARD_TIMEOUT_S, "connection", f"see {self._guard_log()}")
+    def plan(self, job: Job) -> Plan:
+        return self._slots.plan(job)
 
-    def _end_guards(self, *, graceful: bool) -> None:
-        guard = self._guard
-        guard.ending = True
-        if guard.hello:
-            grace = self._grace_s if graceful else 0.0
-            # A guard that is gone or does not answer is ended from above.
-            ask_all(SHUTDOWN, [(guard, Shutdown(grace_s=grace))], grace + SHUTDOWN_MARGIN_S)
-        self._end_reaper()
-        sweep(self._run.run_id)
+    def place(self, job: Job) -> Placed:
+        self._process.wait_for(self.guard)
+        plan = self._slots.take(job)
+        return Placed(plan, [GUARD_ID] * len(plan.slots))
 
-    def _end_reaper(self) -> None:
-        """The reaper ends when the guard has. Its first SIGTERM asks a guard that is stuck, its second kills it."""
-        patience = 2.0 if self._guard.hello else 0.0
-        for push in (self._reaper.terminate, self._reaper.terminate, self._reaper.kill):
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._reaper.wait(patience)
-                return
-            push()
-            patience = 2.0
-        self._reaper.wait()
+    def release(self, role: str) -> None:
+        self._slots.give_back(role)
 
-    def _guard_log(self) -> Path:
-        return self._run.run_dir / "logs" / f"guard-{self._guard.guard_id}.log"
+    def close(self, *, graceful: bool) -> None:
+        # A guard that is gone or does not answer is ended from above.
+        self._context.shut_down([self.guard], self._context.grace_s if graceful else 0.0)
+        self._process.end(patience=2.0 if self.guard.hello else 0.0)
 
-    def _launch(self) -> subprocess.Popen[bytes]:
-        """Starts the guard's process. Its configuration, the token in it, goes through a descriptor."""
-        config = self._guard_config(self._guard.guard_id, self._ip)
+
+class GuardProcess:
+    """A guard below its reaper, as a child of this process. Its configuration goes through a descriptor."""
+
+    def __init__(self, config: GuardConfig) -> None:
+        self._log = Path(config.run_dir, "logs", f"guard-{config.guard_id}.log")
         fd = _above_stderr(os.memfd_create("rolecall-config", os.MFD_CLOEXEC))
         try:
             os.write(fd, to_json(config).encode())
             os.lseek(fd, 0, os.SEEK_SET)
-            with self._guard_log().open("ab") as out:
-                return subprocess.Popen(
+            with self._log.open("ab") as out:
+                self._reaper = subprocess.Popen(
                     [sys.executable, "-m", "rolecall.guard", "--config-fd", str(fd)],
                     pass_fds=[fd],
                     stdin=subprocess.DEVNULL,
@@ -98,6 +90,34 @@ class LocalScheduler(OneHostScheduler):
                 )
         finally:
             os.close(fd)
+
+    def wait_for(self, guard: ExpectedGuard) -> None:
+        """Returns when the guard has connected.
+
+        Raises:
+            GuardLostError: It has ended; with the end of its log.
+            WorkerTimeoutError: It has not connected in time.
+        """
+        deadline = time.monotonic() + GUARD_TIMEOUT_S
+        while not guard.wait(0.05):
+            if self._reaper.poll() is not None:
+                tail = self._log.read_text(errors="replace")[-2000:]
+                reason = f"it ended with status {self._reaper.returncode} before it had connected\n{tail}"
+                guard.check()
+                raise GuardLostError(guard.guard_id, reason=reason)
+            guard.check()
+            if time.monotonic() > deadline:
+                raise WorkerTimeoutError(f"guard {guard.guard_id}", GUARD_TIMEOUT_S, "connection", f"see {self._log}")
+
+    def end(self, patience: float) -> None:
+        """Waits for its end. The first SIGTERM has the reaper ask a stuck guard, the second has it kill the guard."""
+        for push in (self._reaper.terminate, self._reaper.terminate, self._reaper.kill):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._reaper.wait(patience)
+                return
+            push()
+            patience = 2.0
+        self._reaper.wait()
 
 
 def _above_stderr(fd: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from rolecall.protocol.environment import FOREIGN, PREFIX
 from rolecall.protocol.guard import Ready
 from rolecall.types import Job, SchedulingSpec, check_argv, check_module, readiness, worker_id
 
+log = logging.getLogger("rolecall")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -126,6 +128,13 @@ def forked_slots(role: str, targets: Sequence[Slot], specs: Sequence[SchedulingS
         )
         for i, (target, spec) in enumerate(zip(targets, specs, strict=True))
     )
+
+
+def warn_of_unused(job: Job, names: Sequence[str], where: str) -> None:
+    """Logs which of these fields a job's specs set although they have no effect there."""
+    unused = [name for name in names if any(getattr(spec, name) for spec in job.specs())]
+    if unused:
+        log.warning("role %s: %s have no effect %s", job.role, ", ".join(unused), where)
 
 
 def _ready(spec: SchedulingSpec) -> Ready | None:

@@ -1,4 +1,4 @@
-"""A process beside the controller, for a library that must not live in it. It is told and asked, and tells news.
+"""A process beside the controller, for a library that must not live in it. It takes requests, and tells news.
 
 It ends when the controller is gone, and the controller learns of its end as of any other news.
 """
@@ -15,20 +15,27 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rolecall.errors import RolecallError, RPCConnectionError
 from rolecall.placement.launching import python_path
 from rolecall.placement.plan import base_environment
+from rolecall.protocol.guard import Method
+from rolecall.protocol.message import Message, from_plain, to_plain
+from rolecall.protocol.ray_driver import Topic
 from rolecall.transport.incoming import Incoming
 from rolecall.transport.link import Link
 from rolecall.transport.loop import IOThread
 from rolecall.transport.peer import Peer
 
+CONTROLLER = "the controller"
 ANSWER_S = 5.0
 SILENT_S = 5.0
 END_S = 30.0  # after which an end that waits for the library is no longer waited for
-Order = Callable[[str, dict[str, Any]], Callable[[], Any]]
+Q = TypeVar("Q", bound=Message)
+A = TypeVar("A")
+T = TypeVar("T")
+Handler = Callable[[Q], Callable[[], A]]
 
 
 class Sidecar:
@@ -41,12 +48,11 @@ class Sidecar:
         io: Where the conversation takes place: Ctrl-C interrupts nothing there.
 
     Attributes:
-        news: The latest of each key.
         lost: Why there will be no more news; None while it lives.
     """
 
     def __init__(self, module: str, log_path: Path, env: Mapping[str, str], io: IOThread) -> None:
-        self.news: dict[str, Any] = {}
+        self._news: dict[str, Any] = {}
         self.lost: str | None = None
         self._vain_at = float("-inf")
         self._log, self._io = log_path, io
@@ -65,30 +71,40 @@ class Sidecar:
             )
         io.run(_attach(self._peer, ours))
 
-    def tell(self, method: str, **facts: Any) -> None:
-        """Sends an order; one that the process can no longer take is lost."""
-        self._io.call_soon(self._tell, method, facts)
+    def tell(self, method: Method[Q, None], request: Q) -> None:
+        """Sends a request that has no answer; one that the process can no longer take is lost."""
+        self._io.call_soon(self._tell, method.name, to_plain(request))
 
-    def ask(self, method: str, *, timeout: float = ANSWER_S, **facts: Any) -> tuple[bool, Any]:
-        """Returns whether there was an answer in time, and the answer, or raises what the process failed with."""
+    def ask(self, method: Method[Q, A], request: Q, *, timeout: float = ANSWER_S) -> A | None:
+        """Returns the answer, None when none came in time, or raises what the process failed with."""
         try:
-            answer = self._io.run(self._request(method, facts), timeout)
+            answer = self._io.run(self._request(method.name, to_plain(request)), timeout)
         except (TimeoutError, RPCConnectionError):
             self._vain_at = time.monotonic()
-            return False, None
+            return None
         self._vain_at = float("-inf")
-        return True, answer
+        return from_plain(method.answer, answer, self._peer.name)
+
+    def latest(self, topic: Topic[T], name: str) -> T | None:
+        """The latest news of a topic under a name, if there were any."""
+        value = self._news.get(_key(topic, name))
+        return None if value is None else from_plain(topic.news, value, self._peer.name)
 
     @property
     def silent(self) -> bool:
         """Whether somebody has waited in vain just now, so that the next one need not."""
         return time.monotonic() < self._vain_at + SILENT_S
 
-    def wait_for(self, key: str, timeout: float) -> bool:
-        """Waits for news of a key; False when they did not come."""
+    def wait_for(self, topic: Topic[Any], name: str, timeout: float) -> bool:
+        """Waits for news of a topic under a name; False when they did not come."""
+        key = _key(topic, name)
         with self._fresh:
-            self._fresh.wait_for(lambda: key in self.news or self.lost is not None, timeout)
-            return key in self.news
+            self._fresh.wait_for(lambda: key in self._news or self.lost is not None, timeout)
+            return key in self._news
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def close(self, patience: float) -> bool:
         """Ends it; False when it had to be killed. May be called twice."""
@@ -101,16 +117,16 @@ class Sidecar:
             return False
         return True
 
-    def _tell(self, method: str, facts: dict[str, Any]) -> None:
+    def _tell(self, method: str, value: Any) -> None:
         with contextlib.suppress(RolecallError):  # it has ended, which is news
-            self._peer.notify(method, facts)
+            self._peer.notify(method, value)
 
-    async def _request(self, method: str, facts: dict[str, Any]) -> Any:
-        return await self._peer.request(method, facts)
+    async def _request(self, method: str, value: Any) -> Any:
+        return await self._peer.request(method, value)
 
     def _learn(self, key: str, value: Any) -> None:
         with self._fresh:
-            self.news[key] = value
+            self._news[key] = value
             self._fresh.notify_all()
 
     def _detached(self, error: Exception | None) -> None:
@@ -127,40 +143,48 @@ class Sidecar:
         return next((line for line in reversed(lines) if line.strip()), "")
 
 
-class Post:
+class SidecarServer:
     """The sidecar's own end. `fd`: the descriptor that it was started with."""
 
     def __init__(self, fd: int) -> None:
+        self._handlers: dict[str, Callable[[Any], Callable[[], Any]]] = {}
         self._channel = socket.socket(fileno=fd)
         self._channel.set_inheritable(False)
         self._gone = threading.Event()
-        self._io = IOThread("rolecall-post")
+        self._io = IOThread("rolecall-sidecar")
         self._peer = Peer("controller", loop=self._io.loop, handler=self, on_notify=self._told, on_detached=self._over)
 
-    def serve(self, order: Order, last: Callable[[], object]) -> None:
+    def handle(self, method: Method[Q, A], handler: Handler[Q, A]) -> None:
+        """Has requests of a method handled, one after the other as they come, without waiting.
+
+        Args:
+            handler: What it returns is then done in a thread of its own, since it may have to wait for the library;
+                that returns the answer.
+        """
+        self._handlers[method.name] = lambda value: _answering(handler(from_plain(method.request, value, CONTROLLER)))
+
+    def serve(self, last: Callable[[], object]) -> None:
         """Returns when the controller is gone. The process then has END_S to end by itself.
 
         Args:
-            order: Says what an order or a question means, one after the other as they come, without waiting. What it
-                returns is then done in a thread of its own, since it may have to wait for the library.
             last: Called before the process is ended because it did not.
         """
-        self._order, self._last = order, last
+        self._last = last
         beside(self._watch_parent)
         self._io.run(_attach(self._peer, self._channel))
         self._gone.wait()
 
-    def say(self, key: str, value: Any) -> None:
-        """Sends news. From any thread."""
+    def say(self, topic: Topic[T], name: str, news: T) -> None:
+        """Sends news of a topic under a name. From any thread."""
         with contextlib.suppress(RolecallError):  # nobody is there any more
-            self._peer.notify(key, value)
+            self._peer.notify(_key(topic, name), to_plain(news))
 
     def dispatch(self, incoming: Incoming) -> None:
-        work = self._order(incoming.method, incoming.args())
+        work = self._handlers[incoming.method](incoming.args())
         beside(lambda: _answer(incoming, work))
 
-    def _told(self, method: str, facts: dict[str, Any]) -> None:
-        beside(self._order(method, facts))
+    def _told(self, method: str, value: Any) -> None:
+        beside(self._handlers[method](value))
 
     def _watch_parent(self) -> None:
         """The connection outlives the controller where that had forked, as `multiprocessing` does."""
@@ -198,6 +222,14 @@ def _answer(incoming: Incoming, work: Callable[[], Any]) -> None:
         incoming.fail(e)
     else:
         incoming.finish(answer)
+
+
+def _answering(work: Callable[[], Any]) -> Callable[[], Any]:
+    return lambda: to_plain(work())
+
+
+def _key(topic: Topic[Any], name: str) -> str:
+    return f"{topic.name} {name}"
 
 
 async def _attach(peer: Peer, channel: socket.socket) -> None:

@@ -14,7 +14,7 @@ class WorkerState(Message, frozen=True, kw_only=True):
         guard: Id of the guard that owns it.
         devices: Its slot's, as the visible-devices variable names them.
         target: For a fork the worker in whose slot it lives.
-        state: `running` or `failed`.
+        state: `running`, `ending` (it is being deleted) or `failed`.
         since: When it became ready, in seconds since the epoch.
         command: Its program; None when it hosts engines.
         log: Path of its log on its host.
@@ -57,10 +57,16 @@ class GuardState(Message, frozen=True, kw_only=True):
 
 
 class ControllerState(Message, frozen=True, kw_only=True):
-    """The controller. `ended`: it has ended its run."""
+    """The controller.
+
+    Attributes:
+        addresses: Where it listens, its Unix socket first.
+        ended: It has ended its run.
+    """
 
     pid: int = 0
     host: str = ""
+    addresses: list[str] = []
     ended: bool = False
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from rolecall.errors import GuardLostError, ProtocolError, RolecallError
+from rolecall.placement.base import Explain
 from rolecall.protocol.events import EVENTS, FROM_GUARDS, Event, GuardStalled
 from rolecall.protocol.guard import START, Method, ProcessSpec, Start, StartResult
 from rolecall.protocol.guard_hello import GuardHello
@@ -25,12 +26,6 @@ A = TypeVar("A")
 SILENT_LOOKS = 3
 # A caller knows within 15 s what happened: silence is noticed after 12 s at the most, a closed connection at once.
 SILENT_TOLD_S, CLOSED_TOLD_S = 2.0, 10.0
-
-
-class Explain(Protocol):
-    """Asks why a guard is gone, and has `then` called on the I/O thread with the answer, which may be empty."""
-
-    def __call__(self, guard: GuardProxy, then: Callable[[str], None], *, patient: bool, limit_s: float) -> None: ...
 
 
 class GuardProxy:
@@ -54,7 +49,7 @@ class GuardProxy:
     ) -> None:
         self.guard_id = guard_id
         self.cut = False
-        self._explain = explain
+        self.explain = explain
         self._unanswered = 0
         self.hello: GuardHello | None = None
         self.lost: GuardLostError | None = None
@@ -88,8 +83,8 @@ class GuardProxy:
         """True when it is on the controller's own host, whose files and processes they share."""
         return self.hello is not None and self.hello.host_id == this_host()
 
-    def state(self) -> GuardState:
-        """What the command line shows of it."""
+    def view(self) -> GuardState:
+        """It as a value, as it is now."""
         if self.hello is None:
             return GuardState(id=self.guard_id)
         said = self.hello
@@ -165,11 +160,11 @@ class GuardProxy:
 
     def _gone(self, reason: str, limit_s: float, *, patient: bool = False) -> None:
         self.cut = True
-        if self._explain is None:
+        if self.explain is None:
             self.lose(reason)
         else:
-            told = lambda words: self.lose(f"{words} ({reason})" if words else reason)  # noqa: E731
-            self._explain(self, told, patient=patient, limit_s=limit_s)
+            told = lambda cause: self.lose(f"{cause} ({reason})" if cause else reason)  # noqa: E731
+            self.explain(self, told, patient=patient, limit_s=limit_s)
 
     def _notified(self, topic: str, value: Any) -> None:
         self._unanswered = 0

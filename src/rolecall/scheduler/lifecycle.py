@@ -5,27 +5,104 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
-from rolecall.errors import GuardLostError, RPCConnectionError, RPCError, WorkerCreationError, WorkerTimeoutError
+from rolecall.errors import (
+    GuardLostError,
+    RPCConnectionError,
+    RPCError,
+    WorkerConfigurationError,
+    WorkerCreationError,
+    WorkerTimeoutError,
+)
+from rolecall.placement.base import Placement
+from rolecall.placement.plan import Plan, forked_slots
+from rolecall.scheduler.guards import GuardProxy
 from rolecall.scheduler.starting import Group, Starter, take_back
 from rolecall.scheduler.stopping import destroy_engines, kill
 from rolecall.scheduler.supervision import Supervision
 from rolecall.scheduler.table import RoleRecord, Start, Table
+from rolecall.types import Job, SchedulingSpec
 
 
 class RoleLifecycle:
     """Starts and ends roles, all or nothing. It may be interrupted anywhere: what it began is taken back.
 
     Args:
-        withdraw: Gives back what a backend took for workers with slots of their own, by their ids and role.
+        guard_of: The guard of an id that the placement has named.
     """
 
     def __init__(
-        self, table: Table, starter: Starter, watch: Supervision, withdraw: Callable[[Sequence[str], str], None]
+        self,
+        table: Table,
+        starter: Starter,
+        watch: Supervision,
+        placement: Placement,
+        guard_of: Callable[[str], GuardProxy],
     ) -> None:
-        self._table, self._starter, self._watch, self._withdraw = table, starter, watch, withdraw
+        self._table, self._starter, self._watch = table, starter, watch
+        self._placement, self._guard_of = placement, guard_of
+
+    def plan(self, job: Job) -> Plan:
+        """What `create` would start."""
+        strategy = job.scheduling_strategy
+        if strategy.type == "separation":
+            return self._placement.plan(job)
+        target = self._target_of(job)
+        slots = forked_slots(job.role, target.slots(), job.specs()) if strategy.fork else ()
+        return Plan(job.role, slots, target.name)
+
+    def create(self, job: Job) -> list[str]:
+        """Starts a role in slots of its own or in those of another; returns the ids of its workers."""
+        if job.scheduling_strategy.type == "separation":
+            return self._create_apart(job)
+        target = self._target_of(job)
+        if job.scheduling_strategy.fork:
+            return self.fork(job.role, target, job.specs())
+        return self._borrow(job, target)
+
+    def fork(self, role: str, target: RoleRecord, specs: Sequence[SchedulingSpec]) -> list[str]:
+        """Starts a role in the slots of another; returns the ids of its workers."""
+        slots = forked_slots(role, target.slots(), specs)
+        with self._starting(Start(role, target)) as start:
+            return self._bring_up(start, Group(role, slots, [m.guard for m in target.members]), target.name)
+
+    def end(self, record: RoleRecord, grace_s: float, *, destroy: bool = True) -> None:
+        """Ends a role, and before it those that live in its slots."""
+        for fork in self._table.retire(record, wait=not self._watch.closing):
+            self.end(fork, grace_s, destroy=destroy)
+        with record.ending:  # a second thread that ends it too waits here
+            if self._table.holds(record):
+                self._end_alone(record, grace_s, destroy=destroy)
+
+    def _create_apart(self, job: Job) -> list[str]:
+        with self._starting(Start(job.role)) as start:
+            try:
+                plan, guards = self._placement.place(job)
+                return self._bring_up(start, Group(job.role, plan.slots, list(map(self._guard_of, guards))))
+            except BaseException:
+                self._placement.release(job.role)
+                raise
+
+    def _borrow(self, job: Job, target: RoleRecord) -> list[str]:
+        """A role without processes of its own: its engines live in the workers of another."""
+        for spec in job.specs():
+            if spec.cmd is not None or spec.env_vars:
+                seen = "cmd" if spec.cmd is not None else "env_vars"
+                expected = f"role {job.role!r} would live in the processes of {target.name!r}; use fork=True"
+                raise WorkerConfigurationError(
+                    "colocation without a fork takes no program and no environment", seen, expected
+                )
+        with self._starting(Start(job.role, target)) as start:
+            return self._enter(start, RoleRecord(job.role, target.members, target=target.name, borrowed=True))
+
+    def _target_of(self, job: Job) -> RoleRecord:
+        target = self._table.role(str(job.scheduling_strategy.target))
+        if len(target.members) != job.replicas:
+            what = f"role {job.role!r} has {job.replicas} replica(s), its target {target.name!r} {len(target.members)}"
+            raise WorkerConfigurationError(what, None, "a colocated role needs as many as its target")
+        return target
 
     @contextlib.contextmanager
-    def starting(self, start: Start) -> Iterator[Start]:
+    def _starting(self, start: Start) -> Iterator[Start]:
         """Reserves a role's name. Whatever ends the start, a lost guard say, is an error of creation."""
         try:
             self._table.begin(start)
@@ -38,15 +115,15 @@ class RoleLifecycle:
                 raise WorkerCreationError(start.role, str(e)) from e
             raise
 
-    def bring_up(self, start: Start, group: Group, target: str | None = None) -> list[str]:
+    def _bring_up(self, start: Start, group: Group, target: str | None = None) -> list[str]:
         """Starts the workers of a role; returns their ids."""
         try:
-            return self.enter(start, RoleRecord(group.role, self._starter.start(group), target))
+            return self._enter(start, RoleRecord(group.role, self._starter.start(group), target))
         except BaseException:
             take_back(group)
             raise
 
-    def enter(self, start: Start, record: RoleRecord) -> list[str]:
+    def _enter(self, start: Start, record: RoleRecord) -> list[str]:
         """Puts a role in service whose workers are ready; returns their ids."""
         if self._watch.closing:
             raise WorkerCreationError(record.name, "the scheduler was closed meanwhile")
@@ -55,14 +132,6 @@ class RoleLifecycle:
             member.guard.check()  # who was lost before its workers were in the table has told nobody
         self._watch.write_state()
         return [m.id for m in record.members]
-
-    def end(self, record: RoleRecord, grace_s: float, *, destroy: bool = True) -> None:
-        """Ends a role, and before it those that live in its slots."""
-        for fork in self._table.retire(record, wait=not self._watch.closing):
-            self.end(fork, grace_s, destroy=destroy)
-        with record.ending:  # a second thread that ends it too waits here
-            if self._table.holds(record):
-                self._end_alone(record, grace_s, destroy=destroy)
 
     def _end_alone(self, record: RoleRecord, grace_s: float, *, destroy: bool) -> None:
         for member in record.members:
@@ -75,6 +144,6 @@ class RoleLifecycle:
                 if member.client is not None:
                     member.client.fail(RPCConnectionError(member.id, f"role {record.name!r} was deleted"))
         if record.target is None:
-            self._withdraw([m.id for m in record.members], record.name)
+            self._placement.release(record.name)
         self._table.remove(record)  # last: who is interrupted before can delete it again
         self._watch.write_state()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from rolecall.errors import AuthenticationError, ProtocolError
+from rolecall.errors import AuthenticationError, ProtocolError, WorkerConfigurationError
 from rolecall.guard.proc import read_stat
+from rolecall.placement.base import Explain
 from rolecall.protocol.guard_hello import GuardHello
 from rolecall.protocol.message import from_plain
-from rolecall.scheduler.guards import EventSink, Explain, GuardProxy
+from rolecall.scheduler.guards import EventSink, GuardProxy
 from rolecall.scheduler.run import Run
 from rolecall.transport.loop import IOThread
 from rolecall.transport.peer import Peer
@@ -60,12 +61,29 @@ class GuardListener:
         self._guards[guard_id] = guard
         return guard
 
-    def forget(self, guard: GuardProxy) -> None:
-        """Lets go of a guard that has ended."""
-        self._guards.pop(guard.guard_id, None)
-        self._io.run(self._hang_up(guard))
+    def forget(self, guard_id: str) -> None:
+        """Closes the conversation with a guard that has ended; nothing happens when that was done before."""
+        guard = self._guards.pop(guard_id, None)
+        if guard is not None:
+            self._io.run(self._hang_up(guard))
 
-    def guards(self) -> list[GuardProxy]:
+    def guard(self, guard_id: str) -> GuardProxy:
+        """The guard of that id.
+
+        Raises:
+            WorkerConfigurationError: It was never expected.
+        """
+        found = self.find(guard_id)
+        if found is None:
+            expected = "a placement announces its guards with context.expect()"
+            raise WorkerConfigurationError("a guard that was not announced", guard_id, expected)
+        return found
+
+    def find(self, guard_id: str) -> GuardProxy | None:
+        """The guard of that id, unless it was forgotten."""
+        return self._guards.get(guard_id)
+
+    def all(self) -> list[GuardProxy]:
         return list(self._guards.values())
 
     async def _open(self) -> None:
@@ -83,12 +101,12 @@ class GuardListener:
         for task in self._tasks:
             task.cancel()
         await self._server.close()
-        for guard in self.guards():
+        for guard in self.all():
             guard.peer.close()
 
     async def _renew(self) -> None:
         while True:
-            for guard in self.guards():
+            for guard in self.all():
                 guard.renew()
             await asyncio.sleep(min(self._lease_s / 4, RENEW_S))
 
@@ -97,7 +115,7 @@ class GuardListener:
         stopped: dict[str, int] = {}
         while True:
             await asyncio.sleep(LOOK_S)
-            for guard in self.guards():
+            for guard in self.all():
                 count = stopped.get(guard.guard_id, 0) + 1 if _is_stopped(guard) else 0
                 stopped[guard.guard_id] = count
                 if count >= STOPPED_LOOKS:

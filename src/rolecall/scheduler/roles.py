@@ -10,54 +10,33 @@ from typing import Any, Protocol, overload
 from rolecall.errors import WorkerConfigurationError, WorkerFailedError
 from rolecall.protocol.state import RunState, WorkerState
 from rolecall.scheduler.calls import CallOptions, PendingCall
+from rolecall.scheduler.worker_calls import WorkerCalls
 from rolecall.types import Job, SchedulingSpec, SchedulingStrategy, TensorPolicy, Worker
 
 _UNSET: Any = object()
 
 
-class Workers(Protocol):
+class Owner(Protocol):
     """What a role needs of the scheduler that owns its workers."""
 
-    def members(self, role: str) -> list[str]: ...
-    def borrowed(self, role: str) -> bool: ...
+    @property
+    def calls(self) -> WorkerCalls: ...
     def get_workers(self, role: str, timeout: float | None = None) -> list[Worker]: ...
     def fork_workers(
         self, role: str, target_role: str, command: str | Sequence[str] | None = None, *, ready: Any = None
     ) -> list[str]: ...
     def delete_workers(self, role: str | None = None, reverse_order: bool = False) -> None: ...
-    def submit_env(self, worker_id: str, env: dict[str, str]) -> PendingCall: ...
-    def check_living(self, worker_ids: Sequence[str]) -> None: ...
-    def stacks(self, worker_id: str) -> str: ...
     def inspect(self) -> RunState: ...
-    def submit(
-        self,
-        worker_id: str,
-        method: str,
-        args: Sequence[Any],
-        kwargs: dict[str, Any],
-        options: CallOptions,
-        *,
-        streaming: bool = False,
-    ) -> PendingCall: ...
-    def submit_engine(
-        self,
-        worker_id: str,
-        engine: str | type,
-        engine_name: str | None,
-        args: Sequence[Any],
-        kwargs: dict[str, Any],
-        options: CallOptions,
-    ) -> PendingCall: ...
 
 
 class Role(Sequence["RoleWorker"]):
     """All workers of a role. Calls go to every one of them at the same time and return a list, one result each."""
 
-    def __init__(self, scheduler: Workers, name: str, options: CallOptions | None = None) -> None:
+    def __init__(self, scheduler: Owner, name: str, options: CallOptions | None = None) -> None:
         self._scheduler, self.name = scheduler, name
         self._options = options or CallOptions()
-        self._ids = scheduler.members(name)
-        self._borrowed = scheduler.borrowed(name)
+        self._ids = scheduler.calls.members(name)
+        self._borrowed = scheduler.calls.borrowed(name)
 
     def __repr__(self) -> str:
         return f"Role({self.name!r}, {len(self)} worker(s))"
@@ -140,11 +119,11 @@ class Role(Sequence["RoleWorker"]):
 
     def set_env(self, env: dict[str, str]) -> None:
         """Changes the environment of every worker; forks made later see it. Errors as `Scheduler.set_worker_env`."""
-        _gather(self._send(lambda w: self._scheduler.submit_env(w.id, env)))
+        _gather(self._send(lambda w: self._scheduler.calls.set_env(w.id, env)))
 
     async def aset_env(self, env: dict[str, str]) -> None:
         """The same, without blocking the event loop."""
-        await _agather(self._send(lambda w: self._scheduler.submit_env(w.id, env)))
+        await _agather(self._send(lambda w: self._scheduler.calls.set_env(w.id, env)))
 
     def delete(self) -> None:
         """Ends the role and what was forked from it."""
@@ -163,7 +142,7 @@ class Role(Sequence["RoleWorker"]):
 
     def _send(self, submit: Callable[[RoleWorker], PendingCall]) -> list[PendingCall]:
         """To all or to none: workers that wait in a collective for one that was never asked would wait for ever."""
-        self._scheduler.check_living(self._ids)
+        self._scheduler.calls.check_living(self._ids)
         calls: list[PendingCall] = []
         try:
             for worker in self:
@@ -183,7 +162,7 @@ class Role(Sequence["RoleWorker"]):
 class RoleWorker:
     """One worker of a role."""
 
-    def __init__(self, scheduler: Workers, worker_id: str, options: CallOptions) -> None:
+    def __init__(self, scheduler: Owner, worker_id: str, options: CallOptions) -> None:
         self._scheduler, self.id, self._options = scheduler, worker_id, options
 
     def __repr__(self) -> str:
@@ -215,10 +194,10 @@ class RoleWorker:
 
     def submit(self, method: str, *args: Any, **kwargs: Any) -> PendingCall:
         """Sends the call and returns at once."""
-        return self._scheduler.submit(self.id, method, args, kwargs, self._options)
+        return self._scheduler.calls.submit(self.id, method, args, kwargs, self._options)
 
     def submit_engine(self, engine: str | type, args: Sequence[Any], kwargs: dict[str, Any]) -> PendingCall:
-        return self._scheduler.submit_engine(self.id, engine, self._options.engine, args, kwargs, self._options)
+        return self._scheduler.calls.create_engine(self.id, engine, self._options.engine, args, kwargs, self._options)
 
     def stream(self, method: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
         """Iterates over what a generator method yields, as it yields it. The call is sent at once.
@@ -233,10 +212,10 @@ class RoleWorker:
 
     def stacks(self) -> str:
         """The Python stacks of its threads, read from outside."""
-        return self._scheduler.stacks(self.id)
+        return self._scheduler.calls.stacks(self.id)
 
     def _stream(self, method: str, args: Sequence[Any], kwargs: dict[str, Any]) -> PendingCall:
-        return self._scheduler.submit(self.id, method, args, kwargs, self._options, streaming=True)
+        return self._scheduler.calls.submit(self.id, method, args, kwargs, self._options, streaming=True)
 
 
 def job_of(

@@ -1,7 +1,7 @@
 """The scheduler: one code for all backends. It plans, starts, calls and ends workers through guards.
 
-A backend places guards. It fills the hooks `_begin`, `_plan`, `_place`, `_withdraw` and `_end_guards`; everything else
-is here and in the files beside this one.
+Guards are brought up by the `Placement` that it is given. What this class only hands on is in the files beside it: how
+roles begin and end (`lifecycle`), calls (`worker_calls`), deaths (`supervision`).
 """
 
 from __future__ import annotations
@@ -9,61 +9,47 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, Self
 
-from rolecall.errors import EncodeError, WorkerConfigurationError, WorkerNotFoundError
-from rolecall.placement.launching import guard_config
-from rolecall.placement.plan import Plan, forked_slots
-from rolecall.protocol.devices import CUDA
+from rolecall.errors import WorkerConfigurationError
+from rolecall.guard.sweep import sweep
+from rolecall.placement.base import Placement
+from rolecall.placement.plan import Plan
 from rolecall.protocol.environment import WORKER
-from rolecall.protocol.guard import SET_ENV, STACKS, Method, SetEnv, Stacks
-from rolecall.protocol.guard_config import GuardConfig
-from rolecall.protocol.message import Message
 from rolecall.protocol.state import RunState
-from rolecall.scheduler.calls import CallOptions, PendingCall, argument_place, engine_path
-from rolecall.scheduler.guards import GuardProxy
+from rolecall.scheduler.calls import CallOptions
+from rolecall.scheduler.context import GuardOptions, RunContext
 from rolecall.scheduler.lifecycle import RoleLifecycle
-from rolecall.scheduler.listener import GuardListener
 from rolecall.scheduler.roles import Role, job_of
 from rolecall.scheduler.run import Run
-from rolecall.scheduler.starting import Group, Starter
+from rolecall.scheduler.starting import Starter
 from rolecall.scheduler.supervision import Listener, Supervision
-from rolecall.scheduler.table import Member, RoleRecord, Start, Table
-from rolecall.tensors.backends.shm import ShmBackend
-from rolecall.tensors.cache import Cache
-from rolecall.tensors.fetch import Fetcher
+from rolecall.scheduler.table import Table
+from rolecall.scheduler.worker_calls import WorkerCalls
 from rolecall.tensors.lifetime import Home
 from rolecall.transport.call import fresh
-from rolecall.transport.client import Client
 from rolecall.transport.loop import IOThread
-from rolecall.transport.peer import Peer
 from rolecall.types import (
     Job,
     SchedulingSpec,
     TensorBackend,
     TensorPolicy,
     Worker,
-    check_env,
     check_name,
     check_seconds,
     check_tensor_backend,
     check_tensors,
-    worker_id,
 )
 
-CACHE_BYTES = 1 << 30
-Q = TypeVar("Q", bound=Message)
-CONTROL_TIMEOUT_S = 30.0
 
-
-class Scheduler(ABC):
+class Scheduler:
     """Places and supervises workers. A context manager: leaving the block ends everything it started.
 
     Args:
+        placement: Where guards go.
         experiment: First part of the run directory's name.
         trial: Second part; the time of the start when None.
         fileroot: Where run directories are made; `~/.rolecall` when None.
@@ -75,14 +61,15 @@ class Scheduler(ABC):
         grace_s: Seconds between SIGTERM and SIGKILL when workers are ended.
         lease_s: Seconds that a guard lives on without a sign of life of the controller.
         quiet: Do not print the line that says where the run listens and keeps its files.
-    """
 
-    n_gpus_per_node: int
-    backend: ClassVar[str] = ""  # in the run's state, for who ends it from outside
-    further_options: ClassVar[Sequence[str]] = ()  # beside the keywords of the constructors
+    Attributes:
+        placement: Where guards go.
+        calls: How calls get to workers; for those who build on a scheduler.
+    """
 
     def __init__(
         self,
+        placement: Placement,
         *,
         experiment: str = "default",
         trial: str | None = None,
@@ -101,46 +88,36 @@ class Scheduler(ABC):
         check_seconds("start_timeout", start_timeout)
         check_seconds("grace_s", grace_s)
         check_seconds("lease_s", lease_s, 0.1)
-        self._tensors: TensorPolicy = tensors
-        self._tensor_backend: TensorBackend = tensor_backend
-        self._preload, self._lease_s, self._grace_s = list(preload), lease_s, grace_s
-        self._start_timeout = start_timeout
-        self._table = Table()
-        self._closed = False
-        self._run = Run(experiment, trial, fileroot, self.backend)
-        self._pid = os.getpid()
+        self.placement, self._grace_s = placement, grace_s
+        self._pid, self._closed = os.getpid(), False
+        self._run, self._table = Run(experiment, trial, fileroot, placement.name), Table()
         with contextlib.ExitStack() as undo:  # Ctrl-C may come at any line of this
-            self._open(undo)
-            self._begin()
+            undo.callback(self._run.close)
+            self._run.open()
+            undo.callback(sweep, self._run.run_id)
+            self._io = IOThread("rolecall-io")
+            undo.callback(self._io.close)
+            self.calls = WorkerCalls(self._run, self._io, self._table, tensors, self._refuse_when_closed)
+            undo.callback(self.home.close)
+            self._watch = Supervision(self._run, self._table, self._io, lease_s)
+            guards = self._watch.guards
+            undo.callback(guards.close)
+            guards.open()
+            self._watch.write_state()  # before anything is started, so that `rolecall stop` knows the run's id
+            told = GuardOptions(preload, lease_s, tensor_backend)
+            limits = {"start_timeout": start_timeout, "grace_s": grace_s}
+            placement.open(RunContext(self._run, self._io, self._watch, told, **limits))
             with contextlib.ExitStack() as ends:
-                ends.callback(self._end_guards, graceful=False)
+                ends.callback(placement.close, graceful=False)
+                starter = Starter(self._io, self.calls.connect, start_timeout, placement.device_variable)
+                self._life = RoleLifecycle(self._table, starter, self._watch, placement, guards.guard)
                 if not quiet:
-                    self._announce()
+                    self._announce(guards.addresses)
                 ends.pop_all()
             self._undo = undo.pop_all()
 
-    def _open(self, undo: contextlib.ExitStack) -> None:
-        undo.callback(self._run.close)
-        self._run.open()
-        self._io = IOThread("rolecall-io")
-        undo.callback(self._io.close)
-        backends = {"shm": ShmBackend()}
-        self.home = Home(self._peer_of, Fetcher(self._peer_of, Cache(CACHE_BYTES), backends))
-        undo.callback(self.home.close)
-        self._watch = Supervision(self._run, self._table)
-        self._hub = GuardListener(
-            self._run, self._io, lease_s=self._lease_s, on_event=self._watch.on_event, on_lost=self._watch.on_guard_lost
-        )
-        undo.callback(self._hub.close)
-        self._watch.guards = self._hub.guards
-        self._hub.open()
-        self._watch.write_state()  # before anything is started, so that `rolecall stop` knows the run's id
-        starter = Starter(self._io, self._connect, timeout=self._start_timeout, device_var=self._device_var())
-        self._life = RoleLifecycle(self._table, starter, self._watch, self._withdraw)
-
-    def _announce(self) -> None:
-        run = self._run
-        where = " and ".join(self._hub.addresses)
+    def _announce(self, addresses: Sequence[str]) -> None:
+        run, where = self._run, " and ".join(addresses)
         line = (
             f"rolecall: run {run.experiment}/{run.trial} listens on {where}; auth on, TLS off; files in {run.run_dir}"
         )
@@ -148,36 +125,12 @@ class Scheduler(ABC):
             if sys.stderr is not None:
                 print(line, file=sys.stderr, flush=True)
 
-    # What a backend says and does.
-
-    @abstractmethod
-    def _begin(self) -> None:
-        """The last thing of the constructor: starts what is needed from the beginning. An error undoes all the rest."""
-
-    @abstractmethod
-    def _plan(self, job: Job) -> Plan:
-        """What a role with slots of its own would get.
-
-        Raises:
-            GPUAllocationError: More devices than are free.
-        """
-
-    @abstractmethod
-    def _place(self, job: Job) -> tuple[Plan, list[GuardProxy]]:
-        """Plans a role, takes its devices, and brings up guards; returns the guard of each slot, all of them there."""
-
-    @abstractmethod
-    def _withdraw(self, members: Sequence[str], role: str) -> None:
-        """Gives back what `_place` took for these workers, and ends guards that were placed for them alone."""
-
-    @abstractmethod
-    def _end_guards(self, *, graceful: bool) -> None:
-        """Ends every guard and proves it gone."""
-
-    def _device_var(self) -> str:
-        return CUDA
-
     # The reference system's interface.
+
+    @property
+    def n_gpus_per_node(self) -> int:
+        """Devices of a host; of the largest where they differ."""
+        return self.placement.n_gpus_per_node
 
     def plan(self, job: Job) -> Plan:
         """What `create_workers(job)` would start, without starting it.
@@ -186,12 +139,7 @@ class Scheduler(ABC):
             GPUAllocationError: More devices than are free.
             WorkerNotFoundError: The target of a colocation does not exist.
         """
-        strategy = job.scheduling_strategy
-        if strategy.type == "separation":
-            return self._plan(job)
-        target = self._target_of(job)
-        slots = forked_slots(job.role, target.slots(), job.specs()) if strategy.fork else ()
-        return Plan(job.role, slots, target.name)
+        return self._life.plan(job)
 
     def create_workers(self, job: Job) -> list[str]:
         """Starts a role; returns its worker ids, in order, when every one is ready.
@@ -203,15 +151,7 @@ class Scheduler(ABC):
             PortAllocationError: More ports than are free.
         """
         self._refuse_when_closed()
-        if job.scheduling_strategy.type == "colocation":
-            return self._colocate(job)
-        with self._life.starting(Start(job.role)) as start:
-            try:
-                plan, places = self._place(job)
-                return self._life.bring_up(start, Group(job.role, plan.slots, places))
-            except BaseException:
-                self._withdraw([worker_id(job.role, i) for i in range(job.replicas)], job.role)
-                raise
+        return self._life.create(job)
 
     def get_workers(self, role: str, timeout: float | None = None) -> list[Worker]:
         """The workers of a role, in order.
@@ -250,7 +190,7 @@ class Scheduler(ABC):
         check_name("role", role)
         target = self._table.role(target_role)
         specs = [SchedulingSpec(cmd=command, ready=ready)] * len(target.members)
-        return self._fork(role, target, specs)
+        return self._life.fork(role, target, specs)
 
     def delete_workers(self, role: str | None = None, reverse_order: bool = False) -> None:
         """Ends a role, or all of them in the order they were made (or the reverse). Forks go before their target.
@@ -271,7 +211,7 @@ class Scheduler(ABC):
             WorkerFailedError: It is dead.
             WorkerTimeoutError: It does not answer.
         """
-        await self.submit_env(worker_id, env)
+        await self.calls.set_env(worker_id, env)
 
     async def create_engine(
         self, worker_id: str, engine: str | type, engine_name: str | None = None, *args: Any, **kwargs: Any
@@ -282,7 +222,7 @@ class Scheduler(ABC):
             EngineImportError: The class cannot be imported there, or is refused.
             EngineCreationError: One of that name exists, or the constructor raised.
         """
-        await self.submit_engine(worker_id, engine, engine_name, args, kwargs, CallOptions())
+        await self.calls.create_engine(worker_id, engine, engine_name, args, kwargs, CallOptions())
 
     def call_engine(
         self,
@@ -294,7 +234,8 @@ class Scheduler(ABC):
         **kwargs: Any,
     ) -> Any:
         """Calls an engine's method and waits. Errors as `PendingCall.result`."""
-        return self.submit(worker_id, method, args, kwargs, CallOptions(engine=engine_name), rpc_meta=rpc_meta).result()
+        options = CallOptions(engine=engine_name)
+        return self.calls.submit(worker_id, method, args, kwargs, options, rpc_meta=rpc_meta).result()
 
     async def async_call_engine(
         self,
@@ -306,9 +247,10 @@ class Scheduler(ABC):
         **kwargs: Any,
     ) -> Any:
         """The same, without blocking the event loop."""
-        return await self.submit(worker_id, method, args, kwargs, CallOptions(engine=engine_name), rpc_meta=rpc_meta)
+        options = CallOptions(engine=engine_name)
+        return await self.calls.submit(worker_id, method, args, kwargs, options, rpc_meta=rpc_meta)
 
-    # The friendly interface and what it builds on.
+    # Beyond it.
 
     def start(
         self,
@@ -331,84 +273,14 @@ class Scheduler(ABC):
         self.create_workers(job_of(role, replicas, target, fork, tasks, spec))
         return Role(self, role)
 
+    @property
+    def home(self) -> Home:
+        """The run's references to tensors."""
+        return self.calls.home
+
     def scope(self) -> AbstractContextManager[Any]:
         """Frees, at the end of its block, every handle that became known inside it, except what `keep` marks."""
         return self.home.scope()
-
-    def submit(
-        self,
-        worker_id: str,
-        method: str,
-        args: Sequence[Any],
-        kwargs: dict[str, Any],
-        options: CallOptions,
-        *,
-        rpc_meta: Any = None,
-        streaming: bool = False,
-    ) -> PendingCall:
-        """Sends a call and returns at once.
-
-        Raises:
-            WorkerNotFoundError: No such worker.
-            WorkerFailedError: It died before.
-            EncodeError: An argument does not travel; nothing was sent.
-        """
-        meta = {"method": method, "engine_name": options.engine, "tensors": options.tensors or self._tensors}
-        if rpc_meta is not None:
-            meta["rpc_meta"] = rpc_meta
-        return self._request(worker_id, "call", (tuple(args), kwargs), meta, options.timeout, streaming)
-
-    def submit_engine(
-        self,
-        worker_id: str,
-        engine: str | type,
-        engine_name: str | None,
-        args: Sequence[Any],
-        kwargs: dict[str, Any],
-        options: CallOptions,
-    ) -> PendingCall:
-        """Asks for an engine and returns at once."""
-        meta = {"engine": engine_path(engine), "engine_name": engine_name}
-        return self._request(worker_id, "create_engine", (tuple(args), kwargs), meta, options.timeout, False)
-
-    def _request(
-        self, worker_id: str, request: str, value: Any, meta: dict[str, Any], timeout: float | None, streaming: bool
-    ) -> PendingCall:
-        member = self._living(worker_id)
-        if member.client is None:
-            raise WorkerConfigurationError(f"worker {worker_id} runs a program and hosts no engines", member.slot.argv)
-        try:
-            call = member.client.peer.request(request, value, meta=meta, timeout=timeout, streaming=streaming)
-        except EncodeError as e:
-            raise EncodeError(argument_place(e.place), e.type_name, e.hint) from None
-        return PendingCall(call, worker_id, meta.get("method", request), timeout)
-
-    def members(self, role: str) -> list[str]:
-        """Ids of the workers that host a role's engines; for colocation without a fork these are the target's."""
-        return [m.id for m in self._table.role(role).members]
-
-    def borrowed(self, role: str) -> bool:
-        """True when the role lives in its target's own workers (colocation without a fork)."""
-        return self._table.role(role).borrowed
-
-    def check_living(self, worker_ids: Sequence[str]) -> None:
-        """Raises what a call to one of them would raise at once: WorkerNotFoundError, WorkerFailedError."""
-        for each in worker_ids:
-            self._living(each)
-
-    def submit_env(self, worker_id: str, env: dict[str, str]) -> PendingCall:
-        """As `set_worker_env`, and returns at once."""
-        for key, value in env.items():
-            check_env(key, value)
-        return self._control(worker_id, SET_ENV, SetEnv(worker=worker_id, env=env))
-
-    def stacks(self, worker_id: str) -> str:
-        """The Python stacks of a worker's threads, read from outside. Errors as `set_worker_env`."""
-        return str(self._control(worker_id, STACKS, Stacks(worker=worker_id)).result())
-
-    def _control(self, worker_id: str, method: Method[Q, Any], request: Q) -> PendingCall:
-        answer = self._living(worker_id).guard.ask(method, request, timeout=CONTROL_TIMEOUT_S)
-        return PendingCall(answer.call, worker_id, method.name, CONTROL_TIMEOUT_S)
 
     def subscribe(self, listener: Listener) -> None:
         """Calls `listener(topic, facts)` for `exited`, `stalled`, `resumed`, `guard_lost` and, on a cluster, `notice`.
@@ -451,7 +323,7 @@ class Scheduler(ABC):
         with contextlib.ExitStack() as ends:  # each of them runs, whatever happens in those before, Ctrl-C included
             ends.callback(self._undo.close)
             ends.callback(self._watch.write_state, ended=True)
-            ends.callback(lambda: self._end_guards(graceful=graceful))
+            ends.callback(lambda: self.placement.close(graceful=graceful))
             try:
                 self._end_roles(graceful)
             except BaseException:
@@ -461,54 +333,6 @@ class Scheduler(ABC):
     def _end_roles(self, graceful: bool) -> None:
         for record in reversed(self._table.roles()):
             self._life.end(record, self._grace_s if graceful else 0.0, destroy=graceful)
-
-    def _guard_config(self, name: str, ip: str = "") -> GuardConfig:
-        return guard_config(
-            self._run,
-            name,
-            controller=self._hub.addresses,
-            lease_s=self._lease_s,
-            preload=self._preload,
-            tensor_backend=self._tensor_backend,
-            ip=ip,
-        )
-
-    # Starting roles.
-
-    def _target_of(self, job: Job) -> RoleRecord:
-        target = self._table.role(str(job.scheduling_strategy.target))
-        if len(target.members) != job.replicas:
-            what = f"role {job.role!r} has {job.replicas} replica(s), its target {target.name!r} {len(target.members)}"
-            raise WorkerConfigurationError(what, None, "a colocated role needs as many as its target")
-        return target
-
-    def _colocate(self, job: Job) -> list[str]:
-        target = self._target_of(job)
-        if job.scheduling_strategy.fork:
-            return self._fork(job.role, target, job.specs())
-        for spec in job.specs():
-            if spec.cmd is not None or spec.env_vars:
-                seen = "cmd" if spec.cmd is not None else "env_vars"
-                expected = f"role {job.role!r} would live in the processes of {target.name!r}; use fork=True"
-                raise WorkerConfigurationError(
-                    "colocation without a fork takes no program and no environment", seen, expected
-                )
-        with self._life.starting(Start(job.role, target)) as start:
-            return self._life.enter(start, RoleRecord(job.role, target.members, target=target.name, borrowed=True))
-
-    def _fork(self, role: str, target: RoleRecord, specs: Sequence[SchedulingSpec]) -> list[str]:
-        slots = forked_slots(role, target.slots(), specs)
-        with self._life.starting(Start(role, target)) as start:
-            return self._life.bring_up(start, Group(role, slots, [m.guard for m in target.members]), target.name)
-
-    def _connect(self, member: Member) -> None:
-        worker = member.worker
-        addresses = [f"unix:{member.socket}"] if member.guard.here else []
-        addresses.append(f"tcp:{worker.ip}:{worker.worker_ports[0]}")
-        hello = {"kind": "controller", "name": "controller", "run_id": self._run.run_id}
-        member.client = Client(
-            member.id, addresses, self._run.token, loop=self._io.loop, hello=hello, context=self.home
-        )
 
     def _refuse_in_a_child(self) -> None:
         """A forked child shares the connections of its parent: a byte from it would break them."""
@@ -521,20 +345,6 @@ class Scheduler(ABC):
         if self._closed:
             what = f"the run {self._run.experiment}/{self._run.trial} has ended"
             raise WorkerConfigurationError(what, None, "use a scheduler and its roles inside the `with` block")
-
-    def _living(self, worker_id: str) -> Member:
-        self._refuse_when_closed()
-        member = self._table.member(worker_id)
-        if member.failed is not None:
-            raise fresh(member.failed)
-        return member
-
-    def _peer_of(self, owner: str, addresses: tuple[str, ...]) -> Peer:
-        """The conversation with a shard's owner; a dead owner is an error, since its shards are gone with it."""
-        member = self._living(owner)
-        if member.client is None:
-            raise WorkerNotFoundError(owner, self._table.ids())
-        return member.client.peer
 
 
 def _refuse_inside_worker() -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from rolecall.errors import WorkerCreationError, WorkerFailedError
 from rolecall.placement.plan import Slot, rank_environment
+from rolecall.placement.waiting import Waiting
 from rolecall.protocol.guard import (
     ALLOC_PORTS,
     KILL,
@@ -20,7 +21,6 @@ from rolecall.protocol.guard import (
 )
 from rolecall.scheduler.guards import GuardProxy, ask_all
 from rolecall.scheduler.table import Member
-from rolecall.scheduler.waiting import Waiting
 from rolecall.transport.loop import IOThread
 from rolecall.types import Worker
 
@@ -53,7 +53,7 @@ class Group:
 class Starter:
     """Starts groups. `connect` makes the conversation with a worker that hosts engines."""
 
-    def __init__(self, io: IOThread, connect: Callable[[Member], None], *, timeout: float, device_var: str) -> None:
+    def __init__(self, io: IOThread, connect: Callable[[Member], None], timeout: float, device_var: str) -> None:
         self._io, self._connect, self._timeout, self._device_var = io, connect, timeout, device_var
 
     def start(self, group: Group) -> list[Member]:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from rolecall.errors import RolecallError
+from rolecall.placement.waiting import Waiting
 from rolecall.protocol.guard import KILL, Kill
 from rolecall.scheduler.guards import ask_all
 from rolecall.scheduler.table import Member, RoleRecord
-from rolecall.scheduler.waiting import Waiting
 from rolecall.transport.peer import Call
 
 log = logging.getLogger("rolecall")

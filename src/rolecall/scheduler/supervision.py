@@ -18,25 +18,31 @@ from rolecall.errors import WorkerFailedError, WorkerStalledError
 from rolecall.protocol import events
 from rolecall.protocol.message import to_plain
 from rolecall.protocol.state import ControllerState, RoleState, RunState
-from rolecall.scheduler.guards import Explain, GuardProxy
+from rolecall.scheduler.guards import GuardProxy
+from rolecall.scheduler.listener import GuardListener
 from rolecall.scheduler.run import Run
 from rolecall.scheduler.table import Member, Table
+from rolecall.transport.loop import IOThread
 
 log = logging.getLogger("rolecall")
 Listener = Callable[[str, dict[str, Any]], None]
 LOG_TAIL_BYTES = 4096
-WORDS_S = 5.0  # for a cluster's manager to say why it ended a worker
+EXPLAIN_S = 5.0  # for a cluster's manager to say why it ended a worker
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGKILL)  # how a cluster's manager ends what it has given
 
 
 class Supervision:
-    """Runs on the I/O thread: turns `exited`, `stalled`, `resumed` and a guard's loss into errors and records."""
+    """Runs on the I/O thread: turns `exited`, `stalled`, `resumed` and a guard's loss into errors and records.
 
-    def __init__(self, run: Run, table: Table) -> None:
+    Attributes:
+        guards: Where guards connect.
+        closing: The run is being ended.
+    """
+
+    def __init__(self, run: Run, table: Table, io: IOThread, lease_s: float) -> None:
         self._run, self._table = run, table
+        self.guards = GuardListener(run, io, lease_s=lease_s, on_event=self.on_event, on_lost=self.on_guard_lost)
         self.listeners: list[Listener] = []
-        self.guards: Callable[[], list[GuardProxy]] = list
-        self.explain: Explain | None = None
         self.closing = False
         self._roles: list[RoleState] = []
         self._writing = threading.Lock()
@@ -44,9 +50,10 @@ class Supervision:
 
     def on_event(self, guard: GuardProxy, event: events.Event) -> None:
         match event:
-            case events.Exited(signal=by) if self.explain is not None and by in ENDING_SIGNALS:
+            case events.Exited(signal=by) if guard.explain is not None and by in ENDING_SIGNALS:
                 by_manager = by == signal.SIGTERM  # likely, and then it says so in a moment
-                self.explain(guard, lambda words: self._exited(event, words), patient=by_manager, limit_s=WORDS_S)
+                told = lambda cause: self._exited(event, cause)  # noqa: E731
+                guard.explain(guard, told, patient=by_manager, limit_s=EXPLAIN_S)
             case events.Exited():
                 self._exited(event)
             case _:
@@ -59,9 +66,9 @@ class Supervision:
         elif isinstance(event, events.Stalled):
             self._stall(guard, event)
 
-    def _exited(self, event: events.Exited, words: str = "") -> None:
-        """A worker has died. `words`: what a cluster's manager says of it."""
-        event = msgspec.structs.replace(event, reason="; ".join(filter(None, (words, event.reason))))
+    def _exited(self, event: events.Exited, cause: str = "") -> None:
+        """A worker has died. `cause`: what a cluster's manager says of it."""
+        event = msgspec.structs.replace(event, reason="; ".join(filter(None, (cause, event.reason))))
         error = exit_error(event)
         member = self._table.died(error)
         if member is not None:
@@ -86,13 +93,13 @@ class Supervision:
         return self._state(self._living_roles(), self.closing)
 
     def _living_roles(self) -> list[RoleState]:
-        return [
-            RoleState(name=r.name, target=r.target, workers=[m.state() for m in r.members]) for r in self._table.roles()
-        ]
+        return [record.view() for record in self._table.roles()]
 
     def _state(self, roles: list[RoleState], ended: bool) -> RunState:
-        controller = ControllerState(pid=os.getpid(), host=os.uname().nodename, ended=ended)
-        return self._run.state(controller, [guard.state() for guard in self.guards()], roles)
+        controller = ControllerState(
+            pid=os.getpid(), host=os.uname().nodename, addresses=self.guards.addresses, ended=ended
+        )
+        return self._run.state(controller, [guard.view() for guard in self.guards.all()], roles)
 
     @contextlib.contextmanager
     def _bookkeeping(self) -> Iterator[None]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from rolecall.errors import WorkerCreationError, WorkerFailedError, WorkerNotFoundError, WorkerTimeoutError
 from rolecall.placement.plan import Slot
-from rolecall.protocol.state import WorkerState
+from rolecall.protocol.state import RoleState, WorkerState
 from rolecall.scheduler.guards import GuardProxy
 from rolecall.transport.client import Client
 from rolecall.types import Worker
@@ -46,8 +46,8 @@ class Member:
         if self.client is not None:
             self.client.fail(error)
 
-    def state(self) -> WorkerState:
-        """What the command line shows of it."""
+    def view(self, *, ending: bool) -> WorkerState:
+        """It as a value, as it is now."""
         return WorkerState(
             id=self.id,
             ip=self.worker.ip,
@@ -59,7 +59,7 @@ class Member:
             target=self.slot.target,
             command=list(self.slot.argv) if self.slot.argv else None,
             log=self.log_path,
-            state="failed" if self.failed else "running",
+            state="failed" if self.failed else "ending" if ending else "running",
             since=self.since,
             timeline=self.timeline,
         )
@@ -81,6 +81,11 @@ class RoleRecord:
     borrowed: bool = False
     leaving: bool = False
     ending: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def view(self) -> RoleState:
+        """It as a value, as it is now."""
+        ending = self.leaving and not self.borrowed
+        return RoleState(name=self.name, target=self.target, workers=[m.view(ending=ending) for m in self.members])
 
     def slots(self) -> list[Slot]:
         return [member.slot for member in self.members]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from rolecall.errors import TensorError
@@ -52,6 +53,7 @@ def dtype_name(dtype: Any) -> str:
     return name
 
 
+@cache
 def torch_dtype(name: str) -> torch.dtype:
     """`float32` -> `torch.float32`."""
     import torch

@@ -15,7 +15,7 @@ from rolecall.errors import ProtocolError, RPCConnectionError, ShardNotFoundErro
 from rolecall.tensors.backends.base import Backend
 from rolecall.tensors.cache import Block, Cache, Key
 from rolecall.tensors.connections import Answer, Connect
-from rolecall.tensors.dtypes import empty
+from rolecall.tensors.dtypes import empty, torch_dtype
 from rolecall.tensors.handle import RTensor
 from rolecall.tensors.shard import Shard
 from rolecall.tensors.store import Store
@@ -27,7 +27,7 @@ TIMEOUT_S = 300.0  # for one owner's whole answer; a dead owner is noticed long 
 INLINE = 4 << 20  # bytes copied on an event loop's own thread at most; more would delay every other task
 
 
-@dataclass
+@dataclass(slots=True)
 class _Want:
     """What is needed of one shard: ranges of elements, joined, in order."""
 
@@ -35,6 +35,8 @@ class _Want:
     ranges: list[tuple[int, int]] = field(default_factory=list)
 
     def join(self) -> None:
+        if len(self.ranges) == 1:
+            return
         joined: list[tuple[int, int]] = []
         for start, stop in sorted(self.ranges):
             if joined and start <= joined[-1][1]:
@@ -75,7 +77,8 @@ class _Plan:
         self.blocks.setdefault(shard.key, []).append(block)
 
     def block(self, shard: Shard, start: int, stop: int) -> Block:
-        return next(block for block in self.blocks[shard.key] if block.covers(start, stop))
+        blocks = self.blocks[shard.key]
+        return blocks[0] if len(blocks) == 1 else next(block for block in blocks if block.covers(start, stop))
 
 
 class Fetcher:
@@ -176,7 +179,7 @@ class Fetcher:
                     self._counts["cached_bytes"] += block.tensor.nbytes
             left = [r for r, block in zip(want.ranges, found, strict=True) if block is None]
             if left:
-                missing.append(_Want(want.shard, left))
+                missing.append(want if len(left) == len(want.ranges) else _Want(want.shard, left))
         return missing
 
     def _read_reachable(self, plan: _Plan, wants: list[_Want]) -> list[_Want]:
@@ -203,11 +206,11 @@ class Fetcher:
         if not isinstance(answer, list) or len(answer) != len(batch.asked):
             raise ProtocolError(f"{batch.owner} answered data.get with something else", type(answer).__name__)
         for (shard, start, stop), tensor in zip(batch.asked, answer, strict=True):
-            if str(getattr(tensor, "dtype", "")) != f"torch.{shard.dtype}" or tensor.numel() != stop - start:
+            if getattr(tensor, "dtype", None) is not torch_dtype(shard.dtype) or tensor.numel() != stop - start:
                 raise ProtocolError(f"{batch.owner} answered data.get with another tensor", shard.id)
-            block = Block(start, stop, tensor.view(-1), private=True)
+            block = Block(start, stop, tensor if tensor.dim() == 1 else tensor.view(-1), private=True)
             kept = self.cache.put(shard.key, block)
-            plan.add(shard, Block(start, stop, block.tensor, private=not kept))
+            plan.add(shard, block._replace(private=False) if kept else block)
             self._counts["wire_bytes"] += tensor.nbytes
 
     def _assemble(self, plan: _Plan, handles: Sequence[RTensor]) -> list[torch.Tensor]:
@@ -223,7 +226,11 @@ def _wants(handles: Sequence[RTensor]) -> list[_Want]:
     wants: dict[Key, _Want] = {}
     for handle in handles:
         for shard, start, stop in handle.pieces:
-            wants.setdefault(shard.key, _Want(shard)).ranges.append((start, stop))
+            want = wants.get(shard.key)
+            if want is None:
+                wants[shard.key] = _Want(shard, [(start, stop)])
+            else:
+                want.ranges.append((start, stop))
     freed = [want.shard for want in wants.values() if want.shard.freed]
     if freed:
         raise ShardNotFoundError([shard.id for shard in freed], freed[0].owner)
@@ -246,7 +253,10 @@ def _tensor(plan: _Plan, handle: RTensor) -> torch.Tensor:
     if len(handle.pieces) == 1:
         shard, start, stop = handle.pieces[0]
         block = plan.block(shard, start, stop)
-        part = block.tensor[start - block.start : stop - block.start].view(handle.shape)
+        whole = (block.start, block.stop) == (start, stop)
+        part = block.tensor if whole else block.tensor[start - block.start : stop - block.start]
+        if len(handle.shape) != 1:
+            part = part.view(handle.shape)
         return part if block.private else empty(handle.dtype_name, handle.shape).copy_(part)
     out = empty(handle.dtype_name, handle.shape)
     flat, at = out.view(-1), 0

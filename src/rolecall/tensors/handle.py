@@ -13,10 +13,12 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, SupportsIndex
 
+import msgspec
+
 from rolecall.errors import DecodeError
 from rolecall.tensors.binding import binding
 from rolecall.tensors.dtypes import ITEMSIZE, empty, torch_dtype
-from rolecall.tensors.shard import Shard, shape_of
+from rolecall.tensors.shard import Count, Shape, Shard, ShardForm
 from rolecall.transport import codec
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ class RTensor:
         self._dtype = dtype
         self.shape = tuple(shape)
         self.pieces = _joined(pieces)
-        self._ends = list(accumulate(p.stop - p.start for p in self.pieces))
+        self._ends = list(accumulate([p.stop - p.start for p in self.pieces]))
         if (self._ends[-1] if self._ends else 0) != math.prod(self.shape):
             raise ValueError(f"pieces of {self._ends[-1:]} elements do not make a tensor of shape {self.shape}")
 
@@ -244,19 +246,28 @@ class RTensor:
             DecodeError: The values are none of a handle, or point outside their shards.
         """
         try:
-            dtype, shape, shards, pieces = plain
-            known = [Shard.from_plain(shard) for shard in shards]
-            parts = [Piece(known[i], start, stop) for i, start, stop in pieces if i >= 0]  # -1 would be the last one
-            if not all(type(p.start) is int and 0 <= p.start <= p.stop <= p.shard.numel for p in parts):
-                raise DecodeError("a handle points outside its shards")
-            if dtype not in ITEMSIZE or any(shard.dtype != dtype for shard in known):
-                raise DecodeError("a handle's dtype is not its shards'", str(dtype))
+            form = msgspec.convert(plain, _Form)
+            shards = [Shard.from_form(shard) for shard in form.shards]
+            if form.dtype not in ITEMSIZE or not {form.dtype}.issuperset([shard.dtype for shard in shards]):
+                raise DecodeError("a handle's dtype is not its shards'", form.dtype)
+            for number, start, stop in form.pieces:
+                if not start <= stop <= shards[number].numel:
+                    raise DecodeError("a handle points outside its shards")
             adopt = getattr(context, "adopt", None)
             if adopt is not None:
-                parts = [Piece(adopt(p.shard), p.start, p.stop) for p in parts]
-            return cls(dtype, shape_of(shape), parts)
-        except (TypeError, ValueError, IndexError) as e:
+                shards = [*map(adopt, shards)]
+            return cls(form.dtype, form.shape, [Piece(shards[i], start, stop) for i, start, stop in form.pieces])
+        except (msgspec.ValidationError, TypeError, ValueError, IndexError) as e:
             raise DecodeError(f"not a handle: {e}") from e
+
+
+class _Form(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, gc=False):
+    """A handle on the wire. Pieces name their shard by its number."""
+
+    dtype: str
+    shape: Shape
+    shards: list[ShardForm]
+    pieces: list[tuple[Count, Count, Count]]
 
 
 codec.extension(CODE, RTensor, RTensor.to_plain, RTensor.from_plain, listed=True)
@@ -282,6 +293,8 @@ for _name in (*_BINARY, *(f"r{name}" for name in _BINARY), *_OTHER):
 
 def _joined(pieces: Sequence[Piece]) -> tuple[Piece, ...]:
     """The pieces without empty ones, each joined with the next where that goes on in the same shard."""
+    if len(pieces) == 1 and pieces[0].start < pieces[0].stop:
+        return tuple(pieces)
     out: list[Piece] = []
     for piece in pieces:
         if piece.stop == piece.start:

@@ -45,6 +45,7 @@ class Shard:
         nbytes: Size of the elements.
         manager: What fetches and frees it, in the controller; None in workers.
         freed: True once this process has asked its owner to free it.
+        key: What identifies the shard in every process.
     """
 
     id: str
@@ -57,11 +58,10 @@ class Shard:
     nbytes: int
     manager: ShardManager | None = field(default=None, repr=False)
     freed: bool = field(default=False, repr=False)
+    key: tuple[str, str] = field(init=False, repr=False)
 
-    @property
-    def key(self) -> tuple[str, str]:
-        """What identifies the shard in every process."""
-        return self.owner, self.id
+    def __post_init__(self) -> None:
+        self.key = self.owner, self.id
 
     @property
     def numel(self) -> int:
@@ -79,16 +79,24 @@ class Shard:
             DecodeError: The values describe no shard.
         """
         try:
-            f = msgspec.convert(plain, _Fields)
+            return cls.from_form(msgspec.convert(plain, ShardForm))
         except msgspec.ValidationError as e:
             raise DecodeError("not a shard", str(e)) from e
-        if f.dtype not in ITEMSIZE:
-            raise DecodeError("not a shard", f.dtype)
-        nbytes = math.prod(f.shape) * ITEMSIZE[f.dtype]
-        return cls(f.id, f.owner, f.addresses, f.backend, f.where, f.dtype, f.shape, nbytes)
+
+    @classmethod
+    def from_form(cls, form: ShardForm) -> Shard:
+        """As `from_plain`, when all but the dtype is checked."""
+        if form.dtype not in ITEMSIZE:
+            raise DecodeError("not a shard", form.dtype)
+        nbytes = math.prod(form.shape) * ITEMSIZE[form.dtype]
+        return cls(form.id, form.owner, form.addresses, form.backend, form.where, form.dtype, form.shape, nbytes)
 
 
-class _Fields(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Shape = Annotated[tuple[Count, ...], msgspec.Meta(max_length=64)]
+
+
+class ShardForm(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, gc=False):
     """A shard on the wire."""
 
     id: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$", max_length=32)]
@@ -97,22 +105,4 @@ class _Fields(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_field
     backend: str
     where: Where
     dtype: str
-    shape: Annotated[tuple[Annotated[int, msgspec.Meta(ge=0)], ...], msgspec.Meta(max_length=64)]
-
-
-def _sequence(value: Any) -> list[Any]:
-    if not isinstance(value, list | tuple):
-        raise DecodeError("not a sequence", type(value).__name__)
-    return list(value)
-
-
-def shape_of(value: Any) -> tuple[int, ...]:
-    """`value` as a shape.
-
-    Raises:
-        DecodeError: It is not a shape.
-    """
-    shape = tuple(_sequence(value))
-    if len(shape) > 64 or not all(type(n) is int and n >= 0 for n in shape):
-        raise DecodeError("not a shape", shape[:64])
-    return shape
+    shape: Shape

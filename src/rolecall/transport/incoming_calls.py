@@ -62,8 +62,9 @@ class IncomingCalls:
 
     def answer(self, incoming: Incoming, ok: bool, encoded: codec.Encoded, *, stable: bool) -> None:
         buffers: Buffers = encoded.buffers
-        zero_copy = ok and not stable and self.channel.link is not None and _may_send_zero_copy(buffers)
-        if buffers and not stable and not zero_copy:
+        own = bool(buffers) and not stable  # memory of the engine, which it may change
+        zero_copy = own and ok and self.channel.link is not None and _may_send_zero_copy(buffers)
+        if own and not zero_copy:
             buffers = [frozen(b) for b in buffers]
         with self._lock:
             events, sendings = self._callee.answer(incoming.accepted, ok, encoded.header, buffers, zero_copy=zero_copy)

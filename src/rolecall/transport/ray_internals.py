@@ -125,3 +125,40 @@ def error_name(kind: bytes) -> str | None:
     if kind.isdigit() and int(kind) in ErrorType.values():
         return str(ErrorType.Name(int(kind)))
     return None
+
+
+def address_file() -> str:
+    """Where `ray start` notes the address of the cluster that runs on this host."""
+    from ray._private.utils import get_ray_address_file
+
+    return str(get_ray_address_file(None))
+
+
+def check_admitted(address: str) -> None:
+    """Raises what a cluster's head refuses us with; `ray.init` asks it for minutes."""
+    from ray import _raylet
+
+    _raylet.GcsClient(address=address)  # type: ignore[attr-defined]
+
+
+def read_settings_again() -> None:
+    """Has Ray read its variables, the token's among them, which it does once, when it is imported."""
+    from ray import _raylet
+
+    _raylet.Config.initialize("")  # type: ignore[attr-defined]
+    _raylet.AuthenticationTokenLoader.instance().reset_cache()  # type: ignore[attr-defined]
+
+
+def actor_state(actor: Any) -> str:
+    """What the head says of an actor: `ALIVE`, `DEAD`, ..."""
+    from ray._private.state import actors
+
+    return str(actors(actor._actor_id.hex()).get("State", "DEAD"))
+
+
+def free_resources() -> dict[str, dict[str, float]]:
+    """What nobody has taken of each node, by its id."""
+    from ray._private.state import available_resources_per_node
+
+    found: dict[str, dict[str, float]] = available_resources_per_node()
+    return found

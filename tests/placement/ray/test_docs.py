@@ -11,9 +11,7 @@ from typing import get_args
 
 import pytest
 
-from rolecall.placement.ray.ray import RayScheduler
-from rolecall.placement.slurm.slurm import SlurmScheduler
-from rolecall.scheduler.front import options_of
+from rolecall.scheduler.backends import options_of
 from rolecall.types import RayPlacementStrategy
 from tests.clusters.ray_nodes import RayCluster
 from tests.support.checkout import ROOT, SOURCES
@@ -43,7 +41,7 @@ def test_every_option_and_strategy_is_in_its_table_and_no_other() -> None:
     def named(table: str) -> set[str]:
         return set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE))
 
-    own = options_of(RayScheduler) - options_of(SlurmScheduler) | {"n_gpus_per_node", "queue_timeout", "ip"}
+    own = options_of("ray") - options_of("slurm") | {"n_gpus_per_node", "queue_timeout", "ip"}
     assert named(TEXT.partition("## Options")[2].partition("\n\n`tensor_backend")[0]) == own
     assert named(TEXT.partition("| `ray_placement_strategy`")[2].partition("- Names")[0]) == set(
         get_args(RayPlacementStrategy)

@@ -13,6 +13,7 @@ from rolecall import RayScheduler
 from rolecall.errors import WorkerConfigurationError
 from tests.clusters.ray_nodes import RayCluster, started
 from tests.placement.ray.ray_engines import Inside
+from tests.support.ray_cluster import placement_of
 
 SECOND = "127.0.0.2"
 
@@ -25,14 +26,14 @@ def test_a_controller_on_a_node_that_is_not_the_head(make: Callable[..., RaySche
         role = s.start("rollout", replicas=2, gpu=4, cpu=1, ray_placement_strategy="separate")
         role.create_engine(Inside)
         assert len(set(role.call("pid"))) == 2
-        assert any(address.startswith(f"tcp:{SECOND}:") for address in s._hub.addresses)
+        assert any(address.startswith(f"tcp:{SECOND}:") for address in s.inspect().controller.addresses)
         s.close()
 
 
 def test_ray_address_names_the_cluster(make: Callable[..., RayScheduler], cluster: RayCluster) -> None:
     """Without an option the variable RAY_ADDRESS names the cluster."""
     address = cluster.exports["RAY_ADDRESS"]
-    assert make(address=None, settings={"RAY_ADDRESS": address})._address == address
+    assert placement_of(make(address=None, settings={"RAY_ADDRESS": address})).address == address
 
 
 def test_a_cluster_that_this_user_has_running_here_is_joined(
@@ -43,7 +44,7 @@ def test_a_cluster_that_this_user_has_running_here_is_joined(
     note.parent.mkdir()
     note.write_bytes((cluster.folder / note.name).read_bytes())
     s = make(address=None, settings={"RAY_TMPDIR": str(tmp_path)})
-    assert s._address == cluster.exports["RAY_ADDRESS"]
+    assert placement_of(s).address == cluster.exports["RAY_ADDRESS"]
     assert s.start("actor", cpu=1).name == "actor"
 
 

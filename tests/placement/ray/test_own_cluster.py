@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from rolecall import RayScheduler
-from rolecall.placement.ray.joining import folder_of
+from rolecall.placement.ray.outside import folder_of
 from tests.support import sample_engines
 from tests.support.checkout import SOURCES
+from tests.support.ray_cluster import placement_of
 from tests.support.worker_processes import processes
 
 pytestmark = pytest.mark.slow("clusters of their own", seconds=13)
@@ -29,7 +30,7 @@ from rolecall import RayScheduler
 if __name__ == "__main__":
     s = RayScheduler(experiment="own", trial="t", fileroot=sys.argv[1], preload=[], quiet=True)
     s.start("actor", cpu=1, mem=1)
-    print(s.run_id, s._driver._process.pid, flush=True)
+    print(s.run_id, s.placement.driver.pid, flush=True)
     time.sleep(600)
 """
 
@@ -51,7 +52,7 @@ def test_a_cluster_that_is_dead_or_anothers_is_not_joined(owner: int, tmp_path: 
         note.write_text(f"127.0.0.1:{1 if owner == os.getuid() else listening.getsockname()[1]}")
         os.chown(note, owner, -1)
         with RayScheduler(experiment="own", trial="t", fileroot=tmp_path, preload=[], quiet=True) as s:
-            assert str(s._address) != note.read_text()
+            assert str(placement_of(s).address) != note.read_text()
             assert s.start("actor", cpu=1, mem=1).name == "actor"
 
 
@@ -64,7 +65,7 @@ def test_it_asks_for_a_token_that_the_user_alone_can_read(tmp_path: Path) -> Non
         assert role.call("greet") == ["hello"]
         assert (folder.stat().st_mode & 0o777, (folder / "token").stat().st_mode & 0o777) == (0o700, 0o600)
         stranger = subprocess.run(
-            [sys.executable, "-c", STRANGER, str(s._address)], capture_output=True, text=True, timeout=120
+            [sys.executable, "-c", STRANGER, str(placement_of(s).address)], capture_output=True, text=True, timeout=120
         )
         assert stranger.returncode != 0 and "AuthenticationError" in stranger.stderr
     assert not folder.exists()
@@ -74,8 +75,7 @@ def test_one_whose_driver_was_killed_ends_with_the_run(tmp_path: Path) -> None:
     """Closing ends the cluster though its driver is dead."""
     with RayScheduler(experiment="own", trial="t", fileroot=tmp_path, preload=[], quiet=True) as s:
         s.start("actor", cpu=1, mem=1)
-        assert s._driver is not None
-        s._driver._process.kill()
+        os.kill(placement_of(s).driver.pid, signal.SIGKILL)
     assert not processes(s.run_id) and not folder_of(s.run_id).exists()
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from rolecall import Job, SchedulingSpec
 from rolecall.errors import WorkerConfigurationError
-from rolecall.placement.ray.groups import GIB, LEAST_CPU, Asking, Placement, held_devices, place, shares
+from rolecall.placement.ray.groups import GIB, LEAST_CPU, Asking, held_devices, place, shares, table
+from rolecall.protocol.ray_driver import RoleGroups
 
 HOW = Asking("rc/1", per_node=8)
 NPU = Asking("rc/1", accelerator="npu", per_node=8)
@@ -21,7 +22,7 @@ def spec(cpu: int, gpu: int = 0, mem: int = 32, strategy: Any = "shared") -> Sch
     return SchedulingSpec(cpu=cpu, gpu=gpu, mem=mem, ray_placement_strategy=strategy)
 
 
-def bundles(placement: Placement) -> list[list[dict[str, float]]]:
+def bundles(placement: RoleGroups) -> list[list[dict[str, float]]]:
     return [[dict(bundle) for bundle in group.bundles] for group in placement.groups]
 
 
@@ -102,7 +103,7 @@ def test_a_worker_larger_than_a_node_is_told_to_span_nodes() -> None:
 
 def test_a_placement_prints_what_it_asks_for() -> None:
     """Groups, bundles and guards are printed with their resources."""
-    text = str(place(Job("actor", 1, [spec(4, 2)]), HOW))
+    text = table(place(Job("actor", 1, [spec(4, 2)]), HOW))
     assert text == ("placement group rc/1/actor (PACK)\n  bundle 0: 4 CPU, 2 GPU; guard of actor/0 holds 4 CPU, 2 GPU")
 
 

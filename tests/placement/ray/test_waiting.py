@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 from collections.abc import Callable
@@ -13,8 +12,12 @@ import pytest
 
 from rolecall import RayScheduler
 from rolecall.errors import WorkerConfigurationError, WorkerCreationError
+from rolecall.protocol.guard import Method
+from rolecall.protocol.message import to_json
+from rolecall.protocol.ray_driver import LOOK, PLACE, OfGuard
 from tests.clusters.ray_census import Census
 from tests.placement.ray.ray_engines import Inside
+from tests.support.ray_cluster import placement_of
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -80,15 +83,14 @@ def test_ctrl_c_while_waiting_removes_the_group(s: RayScheduler, census: Census)
 
 def test_ctrl_c_as_the_order_was_sent_takes_it_back(s: RayScheduler, census: Census) -> None:
     """And as it is being sent: an order that never came is taken back as well."""
-    driver = s._driver
-    assert driver is not None
+    driver = placement_of(s).driver
     told = driver.tell
 
-    def interrupted(method: str, **facts: Any) -> None:
-        if method != "place":
-            return told(method, **facts)
-        if facts["groups"][0]["name"].endswith("/sent"):
-            told(method, **facts)
+    def interrupted(method: Method[Any, None], request: Any) -> None:
+        if method is not PLACE:
+            return told(method, request)
+        if request.wanted.groups[0].name.endswith("/sent"):
+            told(method, request)
         signal.raise_signal(signal.SIGINT)
 
     driver.tell = interrupted  # type: ignore[method-assign]
@@ -102,14 +104,13 @@ def test_ctrl_c_as_the_order_was_sent_takes_it_back(s: RayScheduler, census: Cen
 
 def test_an_order_says_the_environment_once_however_many_workers(s: RayScheduler) -> None:
     """And each guard gets it, with the group of its own."""
-    driver = s._driver
-    assert driver is not None
+    driver = placement_of(s).driver
     sent: list[str] = []
     told = driver.tell
 
-    def weighed(method: str, **facts: Any) -> None:
-        sent.append(json.dumps(facts))
-        told(method, **facts)
+    def weighed(method: Method[Any, None], request: Any) -> None:
+        sent.append(to_json(request))
+        told(method, request)
 
     driver.tell = weighed  # type: ignore[method-assign]
     role = s.start("actor", replicas=2, cpu=1, ray_placement_strategy="separate")
@@ -120,11 +121,10 @@ def test_an_order_says_the_environment_once_however_many_workers(s: RayScheduler
 
 
 def test_what_cannot_be_looked_at_is_answered_in_words(s: RayScheduler) -> None:
-    """Who asks for a guard's fate must not take an error of Ray's for silence."""
+    """Whoever asks why a guard ended must not take an error of Ray's for silence."""
     s.start("actor", cpu=1)
-    assert s._driver is not None
-    answered, words = s._driver.ask("look", name="g1", ordinal=7)
-    assert answered and "out of range" in words
+    found = placement_of(s).driver.ask(LOOK, OfGuard(name="g1", ordinal=7))
+    assert found is not None and "out of range" in str(found.reason)
 
 
 def test_a_guard_that_cannot_start_is_reported_with_its_words(

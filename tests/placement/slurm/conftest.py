@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rolecall.placement.slurm.slurm import SlurmScheduler
+from rolecall import SlurmScheduler
 from tests.support.slurm_cluster import SlurmCluster
 
 Make = Callable[..., SlurmScheduler]

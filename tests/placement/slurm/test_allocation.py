@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from rolecall.errors import SlurmError
-from rolecall.placement.cluster import AllocationStatus
+from rolecall.placement.allocations import AllocationStatus
 from rolecall.placement.exit_causes import RUNS, ExitCause
-from rolecall.placement.slurm import slurm as slurm_module
+from rolecall.placement.slurm import allocation as slurm_module
+from rolecall.placement.slurm.allocation import SlurmAllocation
 from rolecall.placement.slurm.commands import Slurm
 from rolecall.placement.slurm.queue import Queue
-from rolecall.placement.slurm.slurm import SlurmAllocation
 from rolecall.placement.slurm.states import JobState
 from tests.placement.slurm.fake_slurm import FakeSlurm
 
@@ -52,7 +52,7 @@ def test_an_unknown_state_runs(fake: FakeSlurm, job: SlurmAllocation, caplog: py
     """Nothing is given up, and a line says that there is a word that this version does not know."""
     shows(fake, "DREAMING")
     assert job.poll() == AllocationStatus("running", "job 7")
-    assert job.fate(0) == RUNS
+    assert job.exit_cause(0) == RUNS
     assert "'DREAMING', which this version does not know" in caplog.text
 
 
@@ -60,7 +60,7 @@ def test_a_job_that_is_not_listed_any_more_has_ended(fake: FakeSlurm, job: Slurm
     """A job that squeue no longer lists has ended and is not cancelled."""
     fake.says("squeue", "")
     assert job.poll() == AllocationStatus("ended", "Slurm does not list job 7 any more")
-    assert job.fate(0) == ExitCause(True, "Slurm does not list job 7 any more")
+    assert job.exit_cause(0) == ExitCause(True, "Slurm does not list job 7 any more")
     job.release()
     assert fake.calls("scancel") == []
 
@@ -73,7 +73,7 @@ def test_no_answer_is_no_end(fake: FakeSlurm, job: SlurmAllocation, errors: str)
     wait_until(lambda: "squeue" in job.poll().reason)
     assert job.poll().state == "running"
     with pytest.raises(SlurmError):
-        job.fate(0)
+        job.exit_cause(0)
 
 
 def wait_until(look: Callable[[], bool]) -> None:
@@ -87,16 +87,16 @@ def wait_until(look: Callable[[], bool]) -> None:
 def test_what_completing_hides_may_come_later(fake: FakeSlurm, job: SlurmAllocation) -> None:
     """The cause of a COMPLETING job is provisional and is replaced by the final state."""
     shows(fake, "COMPLETING", "NodeDown")
-    assert job.fate(0) == ExitCause(True, "Slurm says of job 7: COMPLETING (NodeDown)", final=False)
+    assert job.exit_cause(0) == ExitCause(True, "Slurm says of job 7: COMPLETING (NodeDown)", final=False)
     shows(fake, "NODE_FAIL", "NodeDown")
-    wait_until(lambda: job.fate(0) == ExitCause(True, "Slurm says of job 7: NODE_FAIL (NodeDown)"))
+    wait_until(lambda: job.exit_cause(0) == ExitCause(True, "Slurm says of job 7: NODE_FAIL (NodeDown)"))
 
 
 def test_a_suspended_job_is_told_as_why_its_guards_are_silent(fake: FakeSlurm, job: SlurmAllocation) -> None:
     """A suspended job counts as running, and as the cause of its guards' silence."""
     shows(fake, "SUSPENDED")
     assert job.poll().state == "running"
-    assert job.fate(0) == ExitCause(True, "Slurm says of job 7: SUSPENDED")
+    assert job.exit_cause(0) == ExitCause(True, "Slurm says of job 7: SUSPENDED")
 
 
 @pytest.mark.parametrize("state", ["RUNNING", "COMPLETED", "FAILED"])
@@ -105,14 +105,14 @@ def test_what_a_state_keeps_back_is_told_behind_it(fake: FakeSlurm, job: SlurmAl
     shows(fake, state)
     fake.says("scontrol", "JobId=7\n   PreemptTime=2026-11-21T05:00:00\n   Comment=rolecall/0123: srun: error: x\n")
     words = f"Slurm says of job 7: {state}: preempted at 2026-11-21T05:00:00; srun: error: x"
-    assert [job.fate(n) for n in range(4)] == [ExitCause(True, words, final=state != "RUNNING")] * 4
+    assert [job.exit_cause(n) for n in range(4)] == [ExitCause(True, words, final=state != "RUNNING")] * 4
     assert len(fake.calls("scontrol")) == 1
 
 
 def test_a_state_that_tells_all_is_told_alone(fake: FakeSlurm, job: SlurmAllocation) -> None:
     """A state that explains itself needs no further question to Slurm."""
     shows(fake, "TIMEOUT", "TimeLimit")
-    assert job.fate(0) == ExitCause(True, "Slurm says of job 7: TIMEOUT (TimeLimit)")
+    assert job.exit_cause(0) == ExitCause(True, "Slurm says of job 7: TIMEOUT (TimeLimit)")
     assert fake.calls("scontrol") == []
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from rolecall import SlurmScheduler
 from rolecall.errors import GPUAllocationError, WorkerCreationError
-from rolecall.placement.slurm.slurm import SlurmScheduler
 from tests.support import sample_engines
 from tests.support.slurm_cluster import SlurmCluster
 

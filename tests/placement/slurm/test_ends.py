@@ -14,9 +14,8 @@ from typing import Any
 
 import pytest
 
-from rolecall import PendingCall, Role
+from rolecall import PendingCall, Role, SlurmScheduler
 from rolecall.errors import WorkerFailedError
-from rolecall.placement.slurm.slurm import SlurmScheduler
 from tests.placement.slurm.fake_slurm import FakeSlurm
 from tests.support import sample_engines
 from tests.support.slurm_cluster import SlurmCluster

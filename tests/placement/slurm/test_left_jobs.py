@@ -7,13 +7,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rolecall import SlurmScheduler
 from rolecall.errors import WorkerFailedError
-from rolecall.placement.slurm.slurm import SlurmScheduler
+from rolecall.placement.outside import Removal
 from tests.support import sample_engines
 from tests.support.checkout import SOURCES
 from tests.support.slurm_cluster import SlurmCluster
@@ -91,10 +93,10 @@ def test_stop_takes_the_jobs_of_a_run_out_of_the_queue_and_no_others(
     waiting = job_named(cluster, "rolecall-left-second")
     code, report = stop(left)
     assert (code, report["clean"]) == (0, True), report
-    assert waiting in report["jobs"]["ended"] and report["jobs"]["left"] == []
+    assert f"job {waiting}" in report["allocations"]["ended"] and report["allocations"]["left"] == []
     assert list(cluster.jobs()) == [blocker]
     code, report = stop(left)
-    assert (code, report["jobs"]) == (0, {"asked": True, "ended": [], "left": [], "unknown": ""})
+    assert (code, report["allocations"]) == (0, asdict(Removal(asked=True)))
 
 
 def test_doctor_names_the_jobs_and_the_command_that_ends_them(cluster: SlurmCluster, left: Path) -> None:
@@ -102,8 +104,8 @@ def test_doctor_names_the_jobs_and_the_command_that_ends_them(cluster: SlurmClus
     waiting = job_named(cluster, "rolecall-left-second")
     wait_for(lambda: "rolecall-left-first RUNNING" not in cluster.jobs().values(), 30, "end by the lease")
     _, report = rolecall("doctor", left)
-    (finding,) = [found for found in report["findings"] if "left job(s)" in found["seen"]]
-    assert f"left/t has no controller any more but left job(s) {waiting}" in finding["seen"]
+    (finding,) = [found for found in report["findings"] if "left job" in found["seen"]]
+    assert f"left/t has no controller any more but left job {waiting}" in finding["seen"]
     assert finding["command"] == f"rolecall stop --run {left}/left/t --yes"
     assert rolecall("ps", left, "--run", "left/t")[1]["scheduler"] == "slurm"
     assert stop(left)[0] == 0
@@ -117,5 +119,5 @@ def test_a_slurm_that_does_not_answer_is_no_proof(
         elsewhere.setenv("PATH", str(left))
         code, report = stop(left)
     assert code == 1 and not report["clean"]
-    assert "no such program" in report["jobs"]["unknown"]
+    assert "no such program" in report["allocations"]["unknown"]
     assert stop(left)[0] == 0

@@ -8,7 +8,7 @@ import pytest
 
 from rolecall import Job, SchedulingSpec
 from rolecall.errors import WorkerConfigurationError
-from rolecall.placement.slurm.options import SlurmOptions, split_options
+from rolecall.placement.slurm.options import SlurmOptions, with_defaults
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_what_a_spec_says_is_checked_like_an_option() -> None:
 def test_the_environments_defaults_stand_in_for_what_is_not_given() -> None:
     """Sites set them for everybody. Left in the environment they would win over the script, unseen."""
     site = {"SBATCH_PARTITION": "site", "SBATCH_ACCOUNT": "lab", "SBATCH_TIMELIMIT": "30", "SBATCH_QOS": ""}
-    options: dict[str, Any] = {"partition": "mine", "qos": None, "trial": "t"}
-    found = split_options(options, site)
+    options: dict[str, Any] = {"partition": "mine", "qos": None}
+    found = with_defaults(options, site)
     assert (found.partition, found.account, found.time, found.qos) == ("mine", "lab", "30", None)
-    assert options == {"trial": "t"}
+    assert options == {"partition": "mine", "qos": None}

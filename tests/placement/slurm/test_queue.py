@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
+from rolecall import SlurmScheduler
 from rolecall.errors import WorkerCreationError
 from rolecall.placement.slurm import commands as slurm_commands
-from rolecall.placement.slurm.slurm import SlurmScheduler
 from tests.placement.slurm.fake_slurm import FakeSlurm
 from tests.support import sample_engines
 from tests.support.checkout import SOURCES

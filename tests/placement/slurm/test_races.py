@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from rolecall import SlurmScheduler
 from rolecall.errors import WorkerConfigurationError, WorkerCreationError
-from rolecall.placement.slurm.slurm import SlurmScheduler
 from tests.placement.slurm.fake_slurm import FakeSlurm
 from tests.support.slurm_cluster import SlurmCluster
 from tests.support.waiting import wait_for

@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from rolecall import Job, Role, SchedulingSpec
+from rolecall import Job, Role, SchedulingSpec, SlurmScheduler
 from rolecall.errors import GPUAllocationError, SlurmError, WorkerConfigurationError, WorkerNotFoundError
-from rolecall.placement.slurm.slurm import SlurmScheduler
 from tests.support import live, sample_engines
 from tests.support.checkout import PYTHONPATH, SOURCES
 from tests.support.slurm_cluster import SlurmCluster
@@ -38,7 +37,7 @@ def devices(role: Role) -> list[str]:
 
 def nodes_of(s: SlurmScheduler, role: str) -> list[str]:
     """The Slurm node of each worker of a role."""
-    workers = [s.inspect().worker(member) for member in s.members(role)]
+    workers = [s.inspect().worker(worker.id) for worker in s.get_workers(role)]
     found = []
     for member in workers:
         env = (Path("/proc") / str(member.pid) / "environ").read_bytes().split(b"\0")

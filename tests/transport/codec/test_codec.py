@@ -31,6 +31,7 @@ from rolecall.transport import codec
 from rolecall.transport.codec import decode, encode, extension
 from rolecall.transport.codec.plain import SLICE
 from rolecall.transport.codec.rules import DECODERS
+from rolecall.transport.codec.tensors import SMALL_TENSORS
 from rolecall.transport.codec.user_types import DATACLASS, ENUM
 from rolecall.transport.codec.writer import Writer
 from rolecall.transport.frames import FrameReader, pack
@@ -740,6 +741,72 @@ def test_importing_the_codec_is_light() -> None:
         "assert not {'torch', 'numpy', 'pydantic', 'pickle'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.bool, torch.int64, torch.complex64]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_many_small_tensors_arrive_in_one_buffer(dtype: torch.dtype) -> None:
+    """A list of small tensors of one dtype keeps every shape and every bit, also of scalars, empty ones and views."""
+    whole = torch.randint(0, 2, (6, 4)).to(dtype)
+    values = [*whole, whole.t(), whole[2:2], whole[0, 0], whole[::2, 1:3], torch.empty(0, 3).to(dtype)]
+    header, buffers = encode(values)
+    assert len(buffers) <= 1
+    got = decode(header, [memoryview(bytearray(b)) for b in buffers])
+    for before, after in zip(values, got, strict=True):
+        assert after.dtype is dtype and after.shape == before.shape
+        assert after.contiguous().flatten().view(torch.uint8).equal(before.contiguous().flatten().view(torch.uint8))
+    got[0].zero_()
+    assert got[1].view(torch.uint8).equal(values[1].view(torch.uint8)), "each has memory of its own"
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        torch.ones(3, dtype=torch.int32),
+        torch.ones(3, requires_grad=True),
+        torch.ones(3, device="meta"),
+        torch.ones(3, 3).to_sparse(),
+        torch.ones(1000),
+        torch.nn.Parameter(torch.ones(2)),
+        None,
+    ],
+    ids=str,
+)
+def test_an_odd_one_among_small_tensors_arrives_as_it_was(odd: Any) -> None:
+    """One that cannot share the buffer is sent by itself, and so are its neighbours."""
+    values = [torch.full((2,), float(i)) for i in range(10)]
+    values[4] = odd
+    got = sent(values)
+    assert [type(x) for x in got] == [torch.Tensor if x is not None else type(None) for x in values]
+    assert got[9].equal(values[9])
+    if odd is not None:
+        assert (got[4].dtype, got[4].shape, got[4].layout, got[4].device) == (
+            odd.dtype,
+            odd.shape,
+            odd.layout,
+            odd.device,
+        )
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        ["float32", [[2], [1]], b"\0" * 8],
+        ["float32", [[1 << 62, 1 << 62]], b""],
+        ["float32", [[-1], [2]], b"\0" * 4],
+        ["float32", [2], b"\0" * 8],
+        ["float32", 2, b"\0" * 8],
+        ["qint8", [[4]], b"\0" * 4],
+        ["float32", [[1]], 7],
+    ],
+    ids=str,
+)
+def test_forged_small_tensors_are_refused(content: Any) -> None:
+    """Shapes that do not fit the bytes, and dtypes that are none, are refused before a tensor is made."""
+    with pytest.raises(DecodeError):
+        decode(forged(SMALL_TENSORS, content))
 
 
 # --- extensions ---

@@ -20,7 +20,7 @@ from msgspec.msgpack import encode as packed
 
 from rolecall.errors import DecodeError, EncodeError
 from rolecall.transport.codec import decode, encode, reader, rules, writer
-from rolecall.transport.codec.rows import DICTS, EVEN_TUPLES, LISTS, UNEVEN_TUPLES
+from rolecall.transport.codec.rows import DICTS, EVEN_TUPLES, LISTS, TUPLES, UNEVEN_TUPLES
 from rolecall.transport.codec.user_types import DATACLASSES
 
 SETTINGS = settings(deadline=None, max_examples=100, database=None, suppress_health_check=list(HealthCheck))
@@ -161,6 +161,25 @@ def test_an_odd_one_inside_is_told_from_the_usual_ones(usual: Any, odd: Any) -> 
         assert exact(sent(value), value)
 
 
+@SETTINGS
+@given(
+    st.sampled_from([1, 0.5, "a", True, None]),
+    st.sampled_from([*ODD, [1], {1: 2}, (1,)]),
+    st.integers(0, 39),
+    st.integers(0, 5),
+)
+def test_an_odd_one_in_rows_arrives_as_it_was(usual: Any, odd: Any, at: int, form: int) -> None:
+    """One odd element or key among rows of tuples, of unequal length too, or among int-keyed dicts keeps its type."""
+    rows: list[Any] = [(usual, 1, "x")] * 40
+    ragged: list[Any] = [(usual,) * (1 + n % 3) for n in range(40)]
+    keyed: list[Any] = [dict.fromkeys(range(20), usual) for _ in range(40)]
+    rows[at], ragged[at], keyed[at][at % 20] = (1, odd, "x"), (odd, usual), odd
+    key = odd if type(odd).__hash__ is not None else (1,)
+    odd_keys = [{**dict.fromkeys(range(20), usual), key: 1} for _ in range(3)]
+    value = [rows, ragged, keyed, [(rows[at], [usual])] * 20, odd_keys, dict.fromkeys(range(100), rows[at])][form]
+    assert exact(sent(value), value)
+
+
 REFUSED = [Int(1), Float(1), Text("a"), List([1]), Dict(a=1), Tuple((1,)), Counter("a"), object(), {1}.__iter__()]
 
 
@@ -244,6 +263,9 @@ ROW = "tests.transport.codec.test_exact:Row"
 @pytest.mark.parametrize(
     "code, content",
     [
+        (TUPLES, [1]),
+        (TUPLES, 1),
+        (TUPLES, {"a": [1]}),
         (EVEN_TUPLES, []),
         (EVEN_TUPLES, [1]),
         (EVEN_TUPLES, [[1], [1, 2]]),

@@ -1,5 +1,5 @@
 """What `rolecall doctor` looks at, one noun per file. A check changes nothing and yields findings."""
 
-from rolecall.cli.checks.finding import Finding, Severity
+from rolecall.placement.outside import Finding, Severity
 
 __all__ = ["Finding", "Severity"]

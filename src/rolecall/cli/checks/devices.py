@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from rolecall.cli.checks.finding import Finding, error, info, ok, warning
+from rolecall.placement.outside import Finding, error, info, ok, warning
 from rolecall.protocol.devices import VARIABLES, parse_visible
 
 CHECK = "devices"

@@ -7,11 +7,11 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from rolecall.cli.checks.finding import Finding, error, info, ok, warning
 from rolecall.cli.processes import GUARD_NAME, RunProcess, run_processes
 from rolecall.cli.rundir import RunDir
 from rolecall.cli.runs import find_runs, selected, state_of
 from rolecall.guard.proc import Stat, ancestors, snapshot
+from rolecall.placement.outside import Finding, error, info, ok, warning
 
 CHECK = "processes"
 SHOWN = 8

@@ -6,9 +6,9 @@ import resource
 from collections.abc import Iterator
 from pathlib import Path
 
-from rolecall.cli.checks.finding import Finding, error, info, ok, warning
 from rolecall.cli.terminal import format_bytes
 from rolecall.guard.oom import OomWatch
+from rolecall.placement.outside import Finding, error, info, ok, warning
 
 CHECK = "limits"
 FEW_FILES, ENOUGH_FILES = 1024, 4096

@@ -10,9 +10,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from rolecall.cli.checks.finding import Finding, error, info, ok, warning
 from rolecall.cli.terminal import format_bytes
 from rolecall.guard.runtime import worker_socket
+from rolecall.placement.outside import Finding, error, info, ok, warning
 from rolecall.scheduler.run import private_root
 
 CHECK = "paths"

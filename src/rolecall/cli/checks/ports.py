@@ -13,9 +13,9 @@ from pathlib import Path
 
 import psutil
 
-from rolecall.cli.checks.finding import Finding, error, info, ok, warning
 from rolecall.cli.processes import GUARD_NAME, run_processes
 from rolecall.guard.ports import LOCK_FILE, lease_range
+from rolecall.placement.outside import Finding, error, info, ok, warning
 
 CHECK = "ports"
 RANGE_FILE = Path("/proc/sys/net/ipv4/ip_local_port_range")

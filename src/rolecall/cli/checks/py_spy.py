@@ -9,8 +9,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from rolecall.cli.checks.finding import Finding, ok, warning
 from rolecall.cli.stack import py_spy
+from rolecall.placement.outside import Finding, ok, warning
 
 CHECK = "py-spy"
 PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")

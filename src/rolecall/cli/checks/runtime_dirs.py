@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from rolecall.cli.checks.finding import Finding, error, ok, warning
 from rolecall.cli.client import is_listening
 from rolecall.cli.processes import run_processes
 from rolecall.cli.rundir import age
+from rolecall.placement.outside import Finding, error, ok, warning
 from rolecall.scheduler.run import private_root
 
 CHECK = "runtime directories"

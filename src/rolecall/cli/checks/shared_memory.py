@@ -8,9 +8,9 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from rolecall.cli.checks.finding import Finding, ok, warning
 from rolecall.cli.rundir import age
 from rolecall.cli.terminal import format_bytes
+from rolecall.placement.outside import Finding, ok, warning
 
 CHECK = "shared memory"
 FOLDER = Path("/dev/shm")

@@ -9,13 +9,13 @@ import shlex
 import sys
 from collections.abc import Iterator
 
-from rolecall.cli.checks.finding import Finding, error, info, ok, warning
+from rolecall.placement.outside import Finding, error, info, ok, warning
 
 CHECK = "versions"
 OLDEST_PYTHON = (3, 11)
 # Oldest versions that work, for installations whose metadata is missing (a source tree on PYTHONPATH).
 NEEDED = {"h11": "0.16", "msgspec": "0.20", "psutil": "6", "rich": "13.7", "typer": "0.15"}
-USABLE = {"torch": "2.4", "numpy": "1.26", "ray": "2.40", "transformers": "4.46", "pydantic": "2.9", "vllm": "0"}
+USABLE = {"torch": "2.4", "numpy": "1.26", "ray": "2.60", "transformers": "4.46", "pydantic": "2.9", "vllm": "0"}
 EXTRAS = {"torch": "torch", "numpy": "torch", "ray": "ray", "transformers": "rl"}
 
 

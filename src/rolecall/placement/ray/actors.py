@@ -7,17 +7,33 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 from rolecall.placement.ray import guard as ray_guard
 from rolecall.placement.ray import words as ray_words
+from rolecall.placement.sidecar import SidecarServer
 from rolecall.protocol.environment import RAY_PLACEMENT_GROUP, marks
+from rolecall.protocol.message import to_plain
+from rolecall.protocol.ray_driver import (
+    GUARD_END,
+    LAYOUT,
+    RELEASED,
+    STATUS,
+    Actor,
+    GuardEnd,
+    Layout,
+    PlaceRole,
+    Released,
+    RoleStatus,
+)
+from rolecall.transport import ray_internals
 
 STOP_S = 20.0
 GONE_S = 5.0
 PROBE_S = 0.5
 LOOK_S = 0.2
-Say = Callable[[str, Any], None]
 
 
 class RoleActors:
@@ -26,18 +42,18 @@ class RoleActors:
     Where the group is shared, one guard on each node owns the slots of all bundles there: torch is imported once on a
     node and not in front of each worker. Other bundles' devices are held by actors that do nothing else.
 
-    News: `state NAME` is [state, reason], `layout NAME` each worker's guard and devices, `fate NAME ORDINAL` a guard's
-    end, `released NAME` a list of what is left.
+    Its news are under the name of the order, a guard's end under `NAME-ORDINAL`, its id.
     """
 
-    def __init__(self, order: dict[str, Any], say: Say) -> None:
-        self._name, self._order, self._say = order["name"], order, say
+    def __init__(self, order: PlaceRole, server: SidecarServer) -> None:
+        self._name, self._order, self._server = order.name, order, server
+        self._wanted = order.wanted
         self._groups: list[Any] = []
         self._homes: list[str] = []  # the node of each worker's bundle
         self._owners: list[int] = []  # of each worker's slot: the worker that its guard is named after
         self._actors: dict[int, Any] = {}
         self._runs: dict[Any, int] = {}
-        self._fates: dict[int, str] = {}
+        self._ends: dict[int, str] = {}
         self._releasing = threading.Event()
         self.released = threading.Event()
         self._idle = threading.Event()
@@ -47,11 +63,11 @@ class RoleActors:
         try:
             self._ask()
             if self._wait_for_groups():
-                self._say(f"state {self._name}", ["running", ""])
+                self._tell_status("running")
                 self._start()
                 self._tell_layout()
         except Exception as e:
-            self._say(f"state {self._name}", ["ended", ray_words.ending(e)])
+            self._tell_status("ended", ray_words.ending(e))
         finally:
             self._idle.set()
         self._watch()
@@ -59,11 +75,9 @@ class RoleActors:
     def _ask(self) -> None:
         from ray.util.placement_group import placement_group
 
-        for group in self._order["groups"]:
+        for group in self._wanted.groups:
             if not self._releasing.is_set():
-                self._groups.append(
-                    placement_group(list(group["bundles"]), strategy=group["strategy"], name=group["name"])
-                )
+                self._groups.append(placement_group(list(group.bundles), strategy=group.strategy, name=group.name))
 
     def _wait_for_groups(self) -> bool:
         """True when all are placed; False when they are no longer wanted."""
@@ -75,24 +89,22 @@ class RoleActors:
                 return True
             reason = _why(waiting, len(tables))
             if reason != told:
-                self._say(f"state {self._name}", ["queued", reason])
+                self._tell_status("queued", reason)
             pause, told = min(pause * 2, 0.5), reason
         return False
 
     def _start(self) -> None:
         """An actor for each guard, and for each other bundle that has devices."""
-        actors, shared = self._order["actors"], self._order["strategy"] == "shared"
+        actors, shared = self._wanted.actors, self._wanted.strategy == "shared"
         nodes = [_table(group)["bundles_to_node_id"] for group in self._groups]
-        self._homes = [nodes[actor["group"]][actor["bundle"]] for actor in actors]
+        self._homes = [nodes[actor.group][actor.bundle] for actor in actors]
         self._owners = [self._homes.index(home) if shared else n for n, home in enumerate(self._homes)]
         for n, actor in enumerate(actors):
             if self._owners[n] == n:
                 self._actors[n] = self._actor(ray_guard.Guard, actor)
                 config = self._config(n, actor)
                 # The token in it goes to the actor itself; what a constructor is given is kept by Ray's head.
-                run = self._actors[n].run.remote(
-                    config, marks(config["run_id"], config["guard_id"]), self._order["kind"]
-                )
+                run = self._actors[n].run.remote(config, marks(config["run_id"], config["guard_id"]), self._order.kind)
             elif self._has_devices(actor):
                 self._actors[n] = self._actor(ray_guard.Holder, actor)
                 run = self._actors[n].run.remote()
@@ -100,44 +112,50 @@ class RoleActors:
                 continue
             self._runs[run] = n
 
-    def _config(self, n: int, actor: dict[str, Any]) -> dict[str, Any]:
-        """A guard's own configuration: what is said of all, its id, and the group that its workers are in."""
-        of_all: dict[str, Any] = self._order["config"]
-        group = self._order["groups"][actor["group"]]
-        return of_all | {"guard_id": f"{self._name}-{n}", "env": of_all["env"] | {RAY_PLACEMENT_GROUP: group["name"]}}
+    def _config(self, n: int, actor: Actor) -> dict[str, Any]:
+        """A guard's own configuration, as plain values, since its node may be without our modules: what is said of all,
+        its id, and the group that its workers are in.
+        """
+        of_all = self._order.config
+        env = of_all.env | {RAY_PLACEMENT_GROUP: self._wanted.groups[actor.group].name}
+        own: dict[str, Any] = to_plain(msgspec.structs.replace(of_all, guard_id=f"{self._name}-{n}", env=env))
+        return own
 
-    def _actor(self, kind: type, actor: dict[str, Any]) -> Any:
+    def _actor(self, kind: type, actor: Actor) -> Any:
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy as InGroup
 
-        held = dict(actor["resources"])
+        held = dict(actor.resources)
         options = {
-            "name": actor["name"],
+            "name": actor.name,
             "num_cpus": held.pop("CPU", 0),
             "num_gpus": held.pop("GPU", 0),
             "memory": held.pop("memory", None),
             "resources": held,
             "max_concurrency": 3,  # `run`, `devices` and `stop`
             "max_restarts": 0,
-            "scheduling_strategy": InGroup(self._groups[actor["group"]], actor["bundle"]),
+            "scheduling_strategy": InGroup(self._groups[actor.group], actor.bundle),
         }
-        return ray.remote(kind).options(**options).remote(actor["worker_id"])
+        return ray.remote(kind).options(**options).remote(actor.worker_id)
 
-    def _has_devices(self, actor: dict[str, Any]) -> bool:
-        return bool(actor["resources"].get(self._order["kind"]))
+    def _has_devices(self, actor: Actor) -> bool:
+        return bool(actor.resources.get(self._order.kind))
 
     def _tell_layout(self) -> None:
         """Which guard and which devices each worker has, as soon as the actors that hold devices are there."""
         import ray
 
-        kind, actors = self._order["kind"], self._order["actors"]
+        kind, actors = self._order.kind, self._wanted.actors
         asked = {n: self._actors[n].devices.remote(kind) for n, actor in enumerate(actors) if self._has_devices(actor)}
         left = list(asked.values())
         while left and not self._releasing.is_set():
             _, left = ray.wait(left, num_returns=len(left), timeout=LOOK_S)
         if not left:
             devices = [ray.get(asked[n]) if n in asked else [] for n in range(len(actors))]
-            self._say(f"layout {self._name}", {"guards": self._owners, "devices": devices})
+            self._server.say(LAYOUT, self._name, Layout(guards=self._owners, devices=devices))
+
+    def _tell_status(self, state: Literal["queued", "running", "ended"], reason: str = "") -> None:
+        self._server.say(STATUS, self._name, RoleStatus(state=state, reason=reason))
 
     def _watch(self) -> None:
         import ray
@@ -154,23 +172,23 @@ class RoleActors:
         words = ray_words.in_words(ray.get, run)
         with contextlib.suppress(Exception):  # whatever Ray raises, there are words already
             words = (not self._releasing.is_set() and self._cause(ordinal)) or words
-        owner, worker = self._owners[ordinal], self._order["actors"][ordinal]["worker_id"]
+        owner, worker = self._owners[ordinal], self._wanted.actors[ordinal].worker_id
         if owner != ordinal:
             words = f"the actor that held the devices of {worker} ended: {words}"
             self._actors[owner].stop.remote()  # Ray gives those devices to others now
-        self._fates.setdefault(owner, words)
-        self._say(f"fate {self._name} {owner}", self._fates[owner])
-        self._say(f"state {self._name}", ["ended", f"{worker}: {words}"])
+        self._ends.setdefault(owner, words)
+        self._server.say(GUARD_END, f"{self._name}-{owner}", GuardEnd(reason=self._ends[owner]))
+        self._tell_status("ended", f"{worker}: {words}")
 
     def look(self, ordinal: int) -> str | None:
         """What is known of a guard's end, or to be seen of it before Ray reports it."""
-        return self._fates.get(ordinal) or self._cause(ordinal)
+        return self._ends.get(ordinal) or self._cause(ordinal)
 
     def _cause(self, ordinal: int) -> str | None:
         """What has taken a guard with it: a dying node kills it before anything is heard of the node."""
         import ray
 
-        table = _table(self._groups[self._order["actors"][ordinal]["group"]])
+        table = _table(self._groups[self._wanted.actors[ordinal].group])
         if table["state"] == "REMOVED":
             return f"its placement group {table['name']} was removed"
         nodes, home = ray.nodes(), self._homes[ordinal]
@@ -191,7 +209,7 @@ class RoleActors:
         except Exception as e:
             left = [ray_words.ending(e)]
         self.released.set()
-        self._say(f"released {self._name}", left)
+        self._server.say(RELEASED, self._name, Released(left=left))
 
     def _end_actors(self) -> list[str]:
         import ray
@@ -206,7 +224,7 @@ class RoleActors:
         for actor in actors:
             ray.kill(actor)  # also who is dead: an actor's name is free only then
         _until(lambda: all(_state(actor) == "DEAD" for actor in actors))
-        names = [order["name"] for order in self._order["actors"]]
+        names = [actor.name for actor in self._wanted.actors]
         return [f"actor {names[n]}" for n, actor in self._actors.items() if _state(actor) != "DEAD"]
 
     def _remove_groups(self) -> list[str]:
@@ -226,9 +244,7 @@ def _table(group: Any) -> dict[str, Any]:
 
 
 def _state(actor: Any) -> str:
-    from ray._private.state import actors
-
-    return str(actors(actor._actor_id.hex()).get("State", "DEAD"))
+    return ray_internals.actor_state(actor)
 
 
 def _until(condition: Callable[[], bool]) -> None:
@@ -248,7 +264,6 @@ def _answers(host: str, port: int) -> bool:
 
 def _why(waiting: list[dict[str, Any]], total: int) -> str:
     import ray
-    from ray._private.state import available_resources_per_node
 
-    free = available_resources_per_node()
+    free = ray_internals.free_resources()
     return ray_words.why(waiting, total, [node for node in ray.nodes() if node["Alive"]], free)

@@ -15,12 +15,26 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
 
 from rolecall.placement.ray import words as ray_words
 from rolecall.placement.ray.actors import STOP_S, RoleActors
 from rolecall.placement.ray.joining import join
-from rolecall.placement.sidecar import Post, beside
+from rolecall.placement.sidecar import SidecarServer, beside
+from rolecall.protocol.ray_driver import (
+    COUNT_NODES,
+    JOIN,
+    LOOK,
+    PLACE,
+    RELEASE,
+    RELEASED,
+    GuardEnd,
+    JoinCluster,
+    Joined,
+    OfGuard,
+    OfRole,
+    PlaceRole,
+    Released,
+)
 
 SILENCE_S = 15.0
 PAUSE_S = 0.5
@@ -28,7 +42,7 @@ PAUSE_S = 0.5
 
 def main() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    driver = Driver(Post(int(sys.argv[1])))
+    driver = Driver(SidecarServer(int(sys.argv[1])))
     try:
         driver.serve()
     finally:
@@ -36,43 +50,41 @@ def main() -> None:
 
 
 class Driver:
-    """What the controller orders and asks.
+    """Answers what the controller asks of Ray; `place` and `release` are answered by news of `RoleActors`."""
 
-    `join` answers with what was found, or `refused` with an error's kind and words; `ping` with the number of nodes;
-    `look` with what there is to see of a guard's end. `place` and `release` are answered by news of `RoleActors`.
-    """
-
-    def __init__(self, post: Post) -> None:
-        self._post = post
+    def __init__(self, server: SidecarServer) -> None:
+        self._server = server
         self._roles: dict[str, RoleActors] = {}
         self._folder = "/nonexistent"
         self._thread = ThreadPoolExecutor(1)  # processes that Ray starts die with the thread that has started them
+        server.handle(JOIN, lambda wanted: self._thread.submit(self._join, wanted).result)
+        server.handle(COUNT_NODES, lambda wanted: _count_nodes)
+        server.handle(PLACE, self._place)
+        server.handle(LOOK, lambda wanted: partial(self._look, wanted))
+        server.handle(RELEASE, self._release)
 
     def serve(self) -> None:
         """Until the controller is gone."""
-        self._post.serve(self._order, self._remove_folder)
+        self._server.serve(self._remove_folder)
 
-    def _order(self, method: str, facts: dict[str, Any]) -> Callable[[], Any]:
-        if method == "join":
-            return self._thread.submit(self._join, facts).result
-        if method == "ping":
-            return _count_nodes
-        name = facts["name"]
-        if method == "place":
-            self._roles[name] = RoleActors(facts, self._post.say)
-            return self._roles[name].place
-        if method == "look":
-            return partial(ray_words.in_words, self._roles[name].look, facts["ordinal"])
-        if name not in self._roles:  # its order never came
-            return partial(self._post.say, f"released {name}", [])
-        return self._roles[name].release
-
-    def _join(self, hello: dict[str, Any]) -> dict[str, Any]:
-        self._folder = hello["folder"]
+    def _join(self, wanted: JoinCluster) -> Joined:
+        self._folder = wanted.folder
         try:
-            return join(hello)
+            return join(wanted)
         except Exception as e:
-            return {"refused": [type(e).__name__, str(e)]}
+            return Joined(error=type(e).__name__, reason=str(e))
+
+    def _place(self, wanted: PlaceRole) -> Callable[[], None]:
+        self._roles[wanted.name] = RoleActors(wanted, self._server)
+        return self._roles[wanted.name].place
+
+    def _look(self, wanted: OfGuard) -> GuardEnd:
+        return GuardEnd(reason=ray_words.in_words(self._roles[wanted.name].look, wanted.ordinal))
+
+    def _release(self, wanted: OfRole) -> Callable[[], None]:
+        if wanted.name not in self._roles:  # its order never came
+            return partial(self._server.say, RELEASED, wanted.name, Released())
+        return self._roles[wanted.name].release
 
     def close(self) -> None:
         """Its guards end too and clean up, for which Ray gives them no time."""

@@ -11,60 +11,14 @@ from itertools import pairwise
 from typing import Literal
 
 from rolecall.errors import WorkerConfigurationError
+from rolecall.protocol.ray_driver import Actor, Group, Resources, RoleGroups
 from rolecall.types import Job, RayPlacementStrategy, SchedulingSpec, worker_id
 
 Accelerator = Literal["gpu", "npu", "none"]
-Resources = Mapping[str, float]
 
 DEVICE_KEYS: Mapping[Accelerator, str] = {"gpu": "GPU", "npu": "NPU"}
 GIB = 1 << 30
 LEAST_CPU = 0.001  # Ray refuses a bundle of nothing
-
-
-@dataclass(frozen=True)
-class Group:
-    """A placement group. Ray puts all of its bundles somewhere, or none; PACK means on few nodes."""
-
-    name: str
-    bundles: tuple[Resources, ...]
-    strategy: str = "PACK"
-
-
-@dataclass(frozen=True)
-class Actor:
-    """The actor of a worker's guard.
-
-    Attributes:
-        group: Index of its placement group.
-        bundle: Index of its bundle there.
-        resources: What it holds of that bundle.
-    """
-
-    name: str
-    worker_id: str
-    group: int
-    bundle: int
-    resources: Resources
-
-
-@dataclass(frozen=True)
-class Placement:
-    """All of a role. `actors[i]` is the guard of worker `i`."""
-
-    strategy: RayPlacementStrategy
-    groups: tuple[Group, ...]
-    actors: tuple[Actor, ...]
-
-    def __str__(self) -> str:
-        def rows() -> Iterator[str]:
-            for number, group in enumerate(self.groups):
-                yield f"placement group {group.name} ({group.strategy})"
-                for index, bundle in enumerate(group.bundles):
-                    guests = [a for a in self.actors if (a.group, a.bundle) == (number, index)]
-                    holds = "".join(f"; guard of {a.worker_id} holds {described(a.resources)}" for a in guests)
-                    yield f"  bundle {index}: {described(bundle)}{holds}"
-
-        return "\n".join(rows())
 
 
 @dataclass(frozen=True)
@@ -83,7 +37,7 @@ class Asking:
     reserve_memory: bool = False
 
 
-def place(job: Job, how: Asking) -> Placement:
+def place(job: Job, how: Asking) -> RoleGroups:
     """What a job asks for.
 
     Raises:
@@ -109,7 +63,7 @@ def place(job: Job, how: Asking) -> Placement:
         )
         for i, worker in enumerate(workers)
     ]
-    return Placement(strategy, tuple(groups), tuple(actors))
+    return RoleGroups(strategy, tuple(groups), tuple(actors))
 
 
 def strategy_of(job: Job) -> RayPlacementStrategy:
@@ -134,6 +88,20 @@ def described(resources: Resources) -> str:
     """Resources in words: `8 CPU, 2 GPU, 32 GiB memory`."""
     words = [f"{v / GIB:.3g} GiB {k}" if k == "memory" else f"{v:g} {k}" for k, v in resources.items()]
     return ", ".join(words) or "nothing"
+
+
+def table(wanted: RoleGroups) -> str:
+    """A role's groups in words, with their bundles and the guards in them."""
+
+    def rows() -> Iterator[str]:
+        for number, group in enumerate(wanted.groups):
+            yield f"placement group {group.name} ({group.strategy})"
+            for index, bundle in enumerate(group.bundles):
+                guests = [a for a in wanted.actors if (a.group, a.bundle) == (number, index)]
+                holds = "".join(f"; guard of {a.worker_id} holds {described(a.resources)}" for a in guests)
+                yield f"  bundle {index}: {described(bundle)}{holds}"
+
+    return "\n".join(rows())
 
 
 def shares(total: int, weights: Sequence[int]) -> list[int]:

@@ -9,35 +9,32 @@ from pathlib import Path
 from typing import Any
 
 from rolecall.placement.ray import guard as ray_guard
+from rolecall.protocol.ray_driver import JoinCluster, Joined
+from rolecall.transport import ray_internals
 
 LOCAL_CPUS = 1024  # of a cluster of our own: on one machine cores set thread counts and keep no worker waiting
 LOCAL_STORE_BYTES = 1 << 30
 CALL_S = 5.0
 
 
-def folder_of(run_id: str) -> Path:
-    """Where a run's own cluster lies. Short: a Unix socket's path holds 107 bytes, Ray needs 79 of them."""
-    return Path(f"/tmp/rc-ray-{run_id}")
-
-
-def join(hello: dict[str, Any]) -> dict[str, Any]:
+def join(wanted: JoinCluster) -> Joined:
     """Connects to the cluster that is named, else RAY_ADDRESS's, else one that runs here, else one of our own."""
     import ray
 
     ray.cloudpickle.register_pickle_by_value(ray_guard)
-    address = hello["address"] or os.environ.get("RAY_ADDRESS") or _running_here()
-    how = {"namespace": hello["namespace"], "log_to_driver": False, "configure_logging": False, **hello["init"]}
+    address = wanted.address or os.environ.get("RAY_ADDRESS") or _running_here()
+    how = {"namespace": wanted.namespace, "log_to_driver": False, "configure_logging": False, **wanted.init}
     if address is not None:
         _call_on(address)
         ray.init(address=address, **how)
     else:
-        _init_own(how, Path(hello["folder"]))
+        _init_own(how, Path(wanted.folder))
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    return {
-        "address": ray.get_runtime_context().gcs_address,
-        "ip": "127.0.0.1" if address is None else ray.util.get_node_ip_address(),
-        "devices": {key: int(max(node["Resources"].get(key, 0) for node in nodes)) for key in ("GPU", "NPU")},
-    }
+    return Joined(
+        address=ray.get_runtime_context().gcs_address,
+        ip="127.0.0.1" if address is None else ray.util.get_node_ip_address(),
+        devices={key: int(max(node["Resources"].get(key, 0) for node in nodes)) for key in ("GPU", "NPU")},
+    )
 
 
 def _running_here() -> str | None:
@@ -45,9 +42,7 @@ def _running_here() -> str | None:
 
     It is known from a file, in a folder that others may write to: theirs would get the run's token.
     """
-    from ray._private.utils import get_ray_address_file
-
-    file = Path(get_ray_address_file(None))
+    file = Path(ray_internals.address_file())
     try:
         with os.fdopen(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)) as note:
             address = note.read().strip() if os.fstat(note.fileno()).st_uid == os.getuid() else ""
@@ -66,19 +61,16 @@ def _dial(address: str) -> None:
 
 def _call_on(address: str) -> None:
     """Sees that a head is there and lets us in; `ray.init` repeats either question for minutes."""
-    from ray import _raylet
-
     try:
         _dial(address)
     except OSError as e:
         raise ConnectionError(f"its head does not answer ({e})") from e
-    _raylet.GcsClient(address=address)  # type: ignore[attr-defined]
+    ray_internals.check_admitted(address)
 
 
 def _init_own(how: dict[str, Any], folder: Path) -> None:
     """Starts a cluster that nobody else finds: its own folder, and its own token unless the user has said otherwise."""
     import ray
-    from ray import _raylet
 
     folder.mkdir(mode=0o700)
     if "RAY_AUTH_MODE" not in os.environ:
@@ -86,8 +78,7 @@ def _init_own(how: dict[str, Any], folder: Path) -> None:
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-        _raylet.Config.initialize("")  # type: ignore[attr-defined] # Ray has read its variables when it was imported
-        _raylet.AuthenticationTokenLoader.instance().reset_cache()  # type: ignore[attr-defined]
+        ray_internals.read_settings_again()
     own = {"num_cpus": LOCAL_CPUS, "object_store_memory": LOCAL_STORE_BYTES, "include_dashboard": False}
     # One below, since Ray opens its own folder to everybody.
     ray.init(address="local", _temp_dir=str(folder / "r"), **{**own, **how})

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from rolecall.placement.ray.groups import Resources, described
+from rolecall.placement.ray.groups import described
+from rolecall.protocol.ray_driver import Resources
 
 T = TypeVar("T")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from rolecall.errors import WorkerConfigurationError
@@ -122,14 +122,10 @@ class SlurmOptions:
         return replace(self, **{name: value for name, value in said.items() if value is not None})
 
 
-def split_options(options: dict[str, Any], environment: Mapping[str, str]) -> SlurmOptions:
-    """Takes what is Slurm's out of the keywords of a scheduler; the environment's defaults stand in for what is not."""
-    known = {field.name for field in fields(SlurmOptions)}
-    given = {name: options.pop(name) for name in known & options.keys()}
-    for name, variable in DEFAULTS.items():
-        if given.get(name) is None:
-            given[name] = environment.get(variable) or None
-    return SlurmOptions(**given)
+def with_defaults(given: Mapping[str, Any], environment: Mapping[str, str]) -> SlurmOptions:
+    """The options that were given; the environment's defaults stand in for those that were not."""
+    unsaid = [name for name in DEFAULTS if given.get(name) is None]
+    return SlurmOptions(**{**given, **{name: environment.get(DEFAULTS[name]) or None for name in unsaid}})
 
 
 def _agreed(job: Job, name: str) -> Any:

@@ -58,6 +58,11 @@ def job_comment(run_id: str) -> str:
     return f"{COMMENT}{run_id}"
 
 
+def run_of(comment: str) -> str:
+    """The run's id in such a comment."""
+    return comment.removeprefix(COMMENT)
+
+
 def render(role: str, packing: Packing, options: SlurmOptions, here: Surroundings) -> str:
     """The script, with places for the guards' name and configuration."""
     return "\n".join(

@@ -105,11 +105,16 @@ def _numpy() -> Any:
 
 def checked_shape(shape: Any, itemsize: int, memory: memoryview) -> tuple[int, ...]:
     """Returns `shape` as a tuple when it is one and needs exactly the bytes of `memory`."""
-    if type(shape) is not list or not all(type(n) is int and 0 <= n < 1 << 63 for n in shape):
-        raise DecodeError("bad shape", shape)
-    if prod(shape) * itemsize != len(memory):
+    if number_of_elements(shape) * itemsize != len(memory):
         raise DecodeError(f"shape {shape} of {itemsize}-byte items does not fit the number of bytes", len(memory))
     return tuple(shape)
+
+
+def number_of_elements(shape: Any) -> int:
+    """The product of `shape`, when it is one."""
+    if type(shape) is not list or not all(type(n) is int and 0 <= n < 1 << 63 for n in shape):
+        raise DecodeError("bad shape", shape)
+    return prod(shape)
 
 
 def _decode_array(reader: Reader, data: memoryview) -> Any:

@@ -6,7 +6,7 @@ as lists, dataclasses and subclasses of dict as dicts, enum members as their val
 
 - Objects of Python classes and containers refer to others, which `gc.get_referents` shows; numbers and texts refer to
   none.
-- `msgspec.convert` refuses every other type than the asked one and its subclasses.
+- Of what refers to nothing, only numbers add up to an int or a float, and `msgspec.convert` takes only texts for texts.
 - The encoder itself refuses subclasses of int, float and str that are no enum members.
 - All keys of a dict are exact texts if and only if its referents are as many as its values (CPython keeps such dicts
   apart); where they are twice as many, the keys are among them.
@@ -35,7 +35,6 @@ MANY = 16  # items from which on the checks in C are the cheaper ones
 FREE = 1 << 12  # containers that are joined before their items are counted
 MOST = 1 << 22  # items looked at in one go: a list that contains itself many times multiplies on each level
 
-_LISTS: dict[type, Any] = {int: list[int], str: list[str]}
 _FLOAT = b"\xcb"  # what msgpack writes before the 8 bytes of a float
 
 encode = msgspec.msgpack.Encoder().encode
@@ -43,14 +42,23 @@ encode = msgspec.msgpack.Encoder().encode
 
 def all_scalars(items: Sequence[Any]) -> bool:
     """True when every item is exactly a None, bool, int, float or str, or one that the encoder refuses."""
-    kind = type(items[0]) if len(items) >= MANY else None
-    if kind is float and floats(items) is not None:
-        return True
-    if kind in _LISTS:
-        with suppress(msgspec.ValidationError, AttributeError):  # the latter for an object that is asked for its keys
-            msgspec.convert(items, _LISTS[kind])
-            return not get_referents(*items)
+    alike = _ALIKE.get(type(items[0])) if len(items) >= MANY else None
+    if alike is not None and not get_referents(*items):
+        with suppress(Exception):  # an item that cannot be added up may raise anything
+            if alike(items):
+                return True
     return NATIVE.issuperset(map(type, items))
+
+
+def _are_numbers(items: Sequence[Any]) -> bool:
+    return type(sum(items)) in (int, float)
+
+
+def _are_texts(items: Sequence[Any]) -> bool:
+    return msgspec.convert(items, list[str]) is not None
+
+
+_ALIKE = {int: _are_numbers, float: _are_numbers, bool: _are_numbers, str: _are_texts}
 
 
 def floats(items: Sequence[Any]) -> bytes | None:
@@ -109,8 +117,8 @@ def _joined(lists: Sequence[list[Any]]) -> list[Any] | None:
 
 def items_of(tuples: Sequence[tuple[Any, ...]]) -> list[Any] | None:
     """The items of all tuples, in whatever order; None when there are too many."""
-    items: list[Any] = []
-    for at in range(0, len(tuples), FREE):
+    items = get_referents(*tuples[:FREE])
+    for at in range(FREE, len(tuples), FREE):
         items += get_referents(*tuples[at : at + FREE])
         if len(items) > MOST:
             return None
@@ -140,7 +148,10 @@ def _sorted_out(items: Sequence[Any], lists: list[Any], dicts: list[Any]) -> boo
 
 
 def values_of(dicts: Sequence[Any]) -> tuple[Sequence[Any], int] | None:
-    """The values of dicts, perhaps with their keys among them, and their period; None for keys that are not native."""
+    """The values of dicts, perhaps with their keys among them, and after how many of these their types may repeat.
+
+    None for keys that are not native, or too many items.
+    """
     count = sum(map(len, dicts))
     if count > MOST:
         return None
@@ -149,4 +160,4 @@ def values_of(dicts: Sequence[Any]) -> tuple[Sequence[Any], int] | None:
         return values, len(dicts[0]) * len(values) // count if count else 1
     if not NATIVE.issuperset(map(type, chain.from_iterable(dicts))):
         return None
-    return list(chain.from_iterable(map(dict.values, dicts))), 1
+    return [*chain.from_iterable(map(dict.values, dicts))], 1

@@ -12,6 +12,7 @@ from rolecall.transport.codec.rules import DECODERS, LISTED, LISTED_TYPES, MOST_
 from rolecall.transport.frames import MAX_DEPTH
 
 unpack_plain = msgpack.decode
+_number = msgpack.Decoder(int).decode
 
 
 class Reader:
@@ -70,8 +71,8 @@ class Reader:
         self._body = body
 
     def listed(self, data: memoryview) -> Any:
-        number = self.value(data)
-        if type(number) is not int or not 0 <= number < len(self._table):
+        number = _number(data)
+        if not 0 <= number < len(self._table):
             raise DecodeError("no reference of that number", number)
         return self._table[number]
 

@@ -5,24 +5,26 @@ the frame is written. One on an accelerator goes through host memory and arrives
 `context.tensor_device` says otherwise. `requires_grad` and the graph stay behind; an `nn.Parameter` arrives as a
 tensor, a meta tensor as a meta tensor. Sparse tensors travel as their parts, which torch checks when they arrive.
 Quantised and nested tensors and subclasses of Tensor do not travel. Two references to one tensor arrive as two tensors.
+Many small ones in a list lie in one buffer, and are views of one memory when they arrive.
 """
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Sequence
 from functools import cache
 from math import prod
 from typing import Any
 
 from rolecall.errors import DecodeError
-from rolecall.transport.codec.arrays import INLINE, checked_shape
+from rolecall.transport.codec.arrays import INLINE, checked_shape, number_of_elements
 from rolecall.transport.codec.places import Refused
 from rolecall.transport.codec.reader import Reader
-from rolecall.transport.codec.rules import DECODERS, RESOLVERS, Encode
+from rolecall.transport.codec.rules import DECODERS, RESOLVERS, ROWS, Encode
 from rolecall.transport.codec.writer import Writer
 
-TENSOR, META, SPARSE, TORCH_DTYPE, DEVICE, SIZE = -50, -51, -52, -53, -54, -55
+TENSOR, META, SPARSE, TORCH_DTYPE, DEVICE, SIZE, SMALL_TENSORS = -50, -51, -52, -53, -54, -55, -56
 
 _PARTS = {
     "sparse_coo": ("_indices", "_values"),
@@ -110,6 +112,39 @@ def _decode_tensor(reader: Reader, data: memoryview) -> Any:
     return value if device is None else value.to(device)
 
 
+def _small_tensors(writer: Writer, values: Sequence[Any]) -> Any:
+    """The rule for a list of small tensors of one dtype; it takes no others."""
+    torch = sys.modules["torch"]
+    dtype = values[0].dtype
+    name = _dtype_names().get(dtype)
+    if name is None or not all(_is_small(value, dtype, torch.strided) for value in values):
+        return None
+    shapes = [list(value.shape) for value in values]
+    with torch.no_grad():
+        joined = torch.cat([value.reshape(-1) for value in values])
+    return writer.extension(SMALL_TENSORS, [name, shapes, writer.buffer(_memory(joined), INLINE)])
+
+
+def _is_small(value: Any, dtype: Any, layout: Any) -> bool:
+    fits = value.dtype is dtype and value.layout is layout and value.is_cpu and not value.is_nested
+    return bool(fits) and value.nbytes <= INLINE
+
+
+def _decode_small_tensors(reader: Reader, data: memoryview) -> Any:
+    name, shapes, ref = reader.items(data, 3)
+    dtype, memory = _dtype_of(name), reader.buffer(ref)
+    if type(shapes) is not list:
+        raise DecodeError("shapes of tensors are no list", type(shapes).__name__)
+    reader.count(len(shapes))
+    counts = [number_of_elements(shape) for shape in shapes]
+    checked_shape([sum(counts)], dtype.itemsize, memory)
+    torch = _torch()
+    joined = torch.frombuffer(memory, dtype=dtype) if len(memory) else torch.empty(0, dtype=dtype)
+    device = getattr(reader.context, "tensor_device", None)
+    parts = (joined if device is None else joined.to(device)).split(counts)
+    return [part if len(shape) == 1 else part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
 def _decode_meta(reader: Reader, data: memoryview) -> Any:
     name, shape = reader.items(data, 2)
     dtype = _dtype_of(name)
@@ -163,6 +198,7 @@ def _rule_of(kind: type) -> Encode | None:
     torch: Any = sys.modules.get("torch")
     if torch is None or not hasattr(torch, "nn"):  # the latter while another thread imports it
         return None
+    ROWS[torch.Tensor] = _small_tensors
     if kind in (torch.Tensor, torch.nn.Parameter, getattr(torch.nn, "Buffer", None)):
         return _tensor
     if issubclass(kind, torch.Tensor):
@@ -188,6 +224,7 @@ _SMALL: dict[str, Encode] = {
 
 RESOLVERS.insert(0, _rule_of)  # before the user's types: torch.Size is a tuple
 DECODERS[TENSOR] = _decode_tensor
+DECODERS[SMALL_TENSORS] = _decode_small_tensors
 DECODERS[META] = _decode_meta
 DECODERS[SPARSE] = _decode_sparse
 DECODERS[TORCH_DTYPE] = _decode_torch_dtype

@@ -6,7 +6,7 @@ import pytest
 
 import rolecall
 from rolecall.errors import WorkerConfigurationError
-from rolecall.scheduler.front import BACKENDS, options_of
+from rolecall.scheduler.backends import SCHEDULERS, options_of
 
 
 def test_an_unknown_scheduler_names_those_that_there_are() -> None:
@@ -25,7 +25,7 @@ def test_an_option_of_another_scheduler_is_refused_by_name(backend: str, option:
 def test_every_scheduler_has_the_common_options_and_its_own() -> None:
     """`options_of` knows the shared options of each scheduler and those of its backend."""
     common = {"experiment", "trial", "fileroot", "tensors", "preload", "start_timeout", "grace_s", "lease_s", "quiet"}
-    known = {name: options_of(backend) for name, backend in BACKENDS.items()}
+    known = {name: options_of(name) for name in SCHEDULERS}
     assert all(common <= options for options in known.values())
     assert {"ip", "queue_timeout"} <= known["slurm"] & known["ray"]
     assert {"partition", "time", "signal_s", "image"} <= known["slurm"]

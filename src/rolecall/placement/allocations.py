@@ -1,0 +1,215 @@
+"""What Slurm and Ray share: each role gets an allocation of the cluster's manager, and guards of its own in it.
+
+A backend says how to plan, how to ask for what was planned, and how to look at it and end it again. The rest (waiting
+in the queue, guards, ends, why something ended) is here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from rolecall.errors import WorkerCreationError, WorkerTimeoutError
+from rolecall.placement.base import ExpectedGuard, Placed, PlacementContext
+from rolecall.placement.exit_causes import ExitCause, ExitCauses
+from rolecall.placement.plan import Plan
+from rolecall.placement.waiting import Waiting
+from rolecall.protocol.guard_config import GuardConfig
+from rolecall.types import check_seconds
+
+log = logging.getLogger("rolecall")
+LOOK_S = 0.05
+SUBMIT_S = 30.0  # a role that is being asked for while all ends
+
+
+@dataclass(frozen=True)
+class AllocationStatus:
+    """Where an allocation stands.
+
+    Attributes:
+        reason: Why it waits, or why it has ended, in the manager's words.
+    """
+
+    state: Literal["queued", "running", "ended"]
+    reason: str = ""
+
+
+class Allocation(Protocol):
+    """What a cluster's manager gives, or will give, for one role. Methods may be called from any thread."""
+
+    def poll(self) -> AllocationStatus:
+        """Where it stands. Asked often while its guards are awaited, so what costs the manager something is kept."""
+        ...
+
+    def settled(self, plan: Plan, guards: Sequence[ExpectedGuard]) -> Plan | None:
+        """The plan with devices and guards as they were given; None until all that it takes have connected."""
+        ...
+
+    def exit_cause(self, ordinal: int) -> ExitCause:
+        """What the manager says now became of a guard. It waits for nothing but the manager's answer."""
+        ...
+
+    def release(self) -> None:
+        """Ends it, in whatever state it is, and proves it gone, bounded. May be called twice."""
+        ...
+
+
+Submit = Callable[[str, GuardConfig], Allocation]
+
+
+@dataclass(eq=False)
+class RoleAllocation:
+    """A role's allocation and the guards that live, or will live, in it."""
+
+    role: str
+    allocation: Allocation
+    guards: list[ExpectedGuard]
+    ending: threading.Lock
+
+
+class Allocations:
+    """The allocations of a run's roles.
+
+    Args:
+        queue_timeout: Seconds that a role may wait for its place in the cluster; None waits for ever. Time to start is
+            counted from then on.
+    """
+
+    def __init__(self, context: PlacementContext, queue_timeout: float | None) -> None:
+        self._context, self._queue_timeout = context, queue_timeout
+        self._of_roles: dict[str, RoleAllocation] = {}
+        self._made = 0
+        self._submits, self._submitting_now = threading.Condition(), 0
+        self._causes = ExitCauses(self._exit_cause, context.io)
+
+    def place(self, plan: Plan, submit: Submit) -> Placed:
+        """Asks for what a plan says, and waits for its guards.
+
+        Args:
+            submit: Asks for it and returns at once, or raises and leaves nothing. It is given a name and the guards'
+                configuration, with that name for an id; guard `n` of the plan must call itself `<name>-<n>`.
+
+        Raises:
+            WorkerTimeoutError: Too long in the queue, or too long to start.
+            WorkerCreationError: The manager ended it.
+        """
+        its = self._submitted(plan, submit)
+        plan = self._await(its, plan)
+        for n, guard in enumerate(its.guards):
+            if n in plan.guards:
+                guard.check()
+            else:
+                self._context.forget(guard)
+        return Placed(plan, [its.guards[n].guard_id for n in plan.guards])
+
+    def release(self, role: str) -> None:
+        """Ends the guards and the allocation of a role, if it has any."""
+        if (its := self._of_roles.get(role)) is not None:
+            self._end(its, self._context.grace_s)
+
+    def close(self, *, graceful: bool) -> None:
+        """Ends all of them, also one that is being asked for."""
+        with contextlib.ExitStack() as ends:
+            ends.callback(self._causes.close)
+            with self._submits:
+                self._submits.wait_for(lambda: not self._submitting_now, SUBMIT_S)
+            left = list(self._of_roles.values())
+            if left:
+                with ThreadPoolExecutor(min(len(left), 16), thread_name_prefix="rolecall-ends") as pool:
+                    list(pool.map(lambda its: self._end(its, self._context.grace_s if graceful else 0.0), left))
+
+    def _submitted(self, plan: Plan, submit: Submit) -> RoleAllocation:
+        with self._submitting(plan.role) as name:
+            expect, explain = self._context.expect, self._causes.explain
+            guards = [expect(f"{name}-{n}", explain) for n in range(max(plan.guards) + 1)]
+            allocation: Allocation | None = None
+            try:
+                allocation = submit(name, self._context.guard_config(name))
+                its = self._of_roles[plan.role] = RoleAllocation(plan.role, allocation, guards, threading.Lock())
+            except BaseException:  # Ctrl-C too, which may come between the two
+                if allocation is not None:
+                    allocation.release()
+                for guard in guards:
+                    self._context.forget(guard)
+                raise
+        self._check_wanted(plan.role)  # whoever ends all may not have seen it
+        return its
+
+    @contextlib.contextmanager
+    def _submitting(self, role: str) -> Iterator[str]:
+        """A name for the guards; `close` waits for the end of this, so that it sees all that there is to end."""
+        with self._submits:
+            self._check_wanted(role)
+            self._made += 1
+            self._submitting_now += 1
+            name = f"g{self._made}"
+        try:
+            yield name
+        finally:
+            with self._submits:
+                self._submitting_now -= 1
+                self._submits.notify_all()
+
+    def _check_wanted(self, role: str) -> None:
+        if self._context.closing:
+            raise WorkerCreationError(role, "the scheduler was closed meanwhile")
+
+    def _await(self, its: RoleAllocation, plan: Plan) -> Plan:
+        """Returns the plan as it was filled, when its guards have connected."""
+        since, running = time.monotonic(), False
+        with Waiting(f"requesting an allocation for role {its.role} ...") as waiting:
+            while (settled := its.allocation.settled(plan, its.guards)) is None:
+                status = its.allocation.poll()
+                if status.state == "ended":
+                    raise WorkerCreationError(its.role, f"its allocation has ended: {status.reason}")
+                if status.state == "running" and not running:
+                    since, running = time.monotonic(), True
+                self._check_patience(its, status, time.monotonic() - since)
+                waiting.say(_progress(its, status))
+                time.sleep(LOOK_S)
+        return settled
+
+    def _check_patience(self, its: RoleAllocation, status: AllocationStatus, waited: float) -> None:
+        what, start_timeout = f"role {its.role}", self._context.start_timeout
+        if status.state == "queued" and self._queue_timeout is not None and waited > self._queue_timeout:
+            why = status.reason or "the cluster gives no reason"
+            raise WorkerTimeoutError(what, self._queue_timeout, "allocation", why)
+        if status.state == "running" and waited > start_timeout:
+            there = ", ".join(g.guard_id for g in its.guards if g.hello) or "none"
+            where = " or ".join(self._context.addresses[1:])
+            hint = f"connected: {there}; can the nodes reach {where} (ip=...)? logs: {self._context.run_dir}/logs"
+            raise WorkerTimeoutError(what, start_timeout, "connection from its guards", hint)
+
+    def _end(self, its: RoleAllocation, grace_s: float) -> None:
+        with its.ending, Waiting(f"releasing the allocation of role {its.role} ..."):
+            self._context.shut_down(its.guards, grace_s)
+            its.allocation.release()
+            if self._of_roles.get(its.role) is its:
+                del self._of_roles[its.role]
+                for guard in its.guards:
+                    self._context.forget(guard)
+
+    def _exit_cause(self, guard: ExpectedGuard) -> ExitCause:
+        for its in list(self._of_roles.values()):
+            if guard in its.guards:
+                return its.allocation.exit_cause(its.guards.index(guard))
+        return ExitCause(ended=True)
+
+
+def check_queue_timeout(seconds: float | None) -> None:
+    """Raises WorkerConfigurationError where it is neither None nor a number of seconds."""
+    if seconds is not None:
+        check_seconds("queue_timeout", seconds)
+
+
+def _progress(its: RoleAllocation, status: AllocationStatus) -> str:
+    if status.state == "queued":
+        return f"role {its.role} waits for its allocation" + (f": {status.reason}" if status.reason else "")
+    there = sum(guard.hello is not None for guard in its.guards)
+    return f"role {its.role}: {there} of {len(its.guards)} guard(s) have connected ..."

@@ -1,0 +1,50 @@
+"""Ray without a run of our own: whether a cluster can be reached from here, and files of a run's own cluster."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from rolecall.placement.outside import Finding, info, is_private, ok, warning
+
+CHECK = "ray"
+TIMEOUT_S = 5.0
+
+
+def folder_of(run_id: str) -> Path:
+    """Where a run's own cluster lies. Short: a Unix socket's path holds 107 bytes, Ray needs 79 of them."""
+    return Path(f"/tmp/rc-ray-{run_id}")
+
+
+def remove_cluster(run_id: str) -> bool:
+    """Removes the files of a cluster of the run's own, whose processes are gone; says whether there were any."""
+    folder = folder_of(run_id)
+    if folder.parent != Path("/tmp") or not is_private(folder):
+        return False
+    shutil.rmtree(folder, ignore_errors=True)
+    return True
+
+
+def check_ray(env: Mapping[str, str] = os.environ) -> Iterator[Finding]:
+    """Whether somebody listens where `RAY_ADDRESS` says that the cluster is."""
+    address = env.get("RAY_ADDRESS", "")
+    host, _, port = address.rpartition(":")
+    if not address:
+        yield info(CHECK, "RAY_ADDRESS is not set", 'scheduler("ray") starts a Ray of its own where none runs')
+    elif address.startswith("ray://") or not host or not port.isdigit():
+        advice = "name the head's own address, host:port (6379 by default); see docs/ray.md"
+        yield warning(CHECK, f"RAY_ADDRESS={address} is no address of a cluster's head", advice)
+    else:
+        yield _reached(host.strip("[]"), int(port))
+
+
+def _reached(host: str, port: int) -> Finding:
+    try:
+        socket.create_connection((host, port), TIMEOUT_S).close()
+    except OSError as e:
+        advice = "start the cluster, or correct RAY_ADDRESS"
+        return warning(CHECK, f"nobody answers at {host}:{port}, where RAY_ADDRESS points: {e}", advice, "ray status")
+    return ok(CHECK, f"a Ray cluster's head answers at {host}:{port}")

@@ -1,0 +1,189 @@
+"""Ray: a bundle of a placement group for each worker, and guards in actors there. It never imports ray.
+
+What talks to Ray is a process of its own (`driver`), because Ray takes over the process that it is used in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from typing import Any
+
+import msgspec
+
+from rolecall.errors import WorkerConfigurationError
+from rolecall.guard.sweep import sweep
+from rolecall.placement.allocations import Allocation, Allocations, check_queue_timeout
+from rolecall.placement.base import Placed, Placement, PlacementContext
+from rolecall.placement.launching import python_path
+from rolecall.placement.outside import Finding
+from rolecall.placement.plan import Plan, portable_environment, separate_slots, warn_of_unused
+from rolecall.placement.ray import outside
+from rolecall.placement.ray.allocation import RayAllocation, answers
+from rolecall.placement.ray.groups import DEVICE_KEYS, Accelerator, Asking, held_devices, place, table
+from rolecall.placement.sidecar import Sidecar
+from rolecall.protocol.devices import ASCEND, CUDA
+from rolecall.protocol.environment import RAY_NAMESPACE, marks
+from rolecall.protocol.guard_config import GuardConfig
+from rolecall.protocol.ray_driver import JOIN, PLACE, JoinCluster, Joined, PlaceRole, RoleGroups
+from rolecall.types import Job, check_count
+
+log = logging.getLogger("rolecall")
+JOIN_S = 120.0
+LEAVE_S, HURRY_S = 30.0, 2.0
+ENOUGH_CORES = 1 << 16
+IGNORED = ("image", "mount", "nodelist", "exclude", "srun_additional_args", "additional_bash_cmds")
+
+
+@dataclass(frozen=True)
+class RayPlan(Plan):
+    """A plan with what is asked of Ray."""
+
+    role_groups: RoleGroups = field(default_factory=lambda: RoleGroups("shared", (), ()))
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}\n{table(self.role_groups)}"
+
+
+class RayPlacement(Placement):
+    """Workers on the nodes of a Ray cluster.
+
+    Args:
+        address: Of the cluster's head, `host:port`. None for RAY_ADDRESS, else for a cluster that runs on this host,
+            else for one of our own, which is ended with the run. This host must be one of its nodes.
+        namespace: Ray's namespace of the guards' actors. Their names, and those of placement groups, begin with the
+            run's id, so that any number of runs may share it.
+        accelerator: What a spec's `gpu` counts: `gpu`, `npu`, or `none` on a cluster without devices.
+        n_gpus_per_node: By which `deferred` groups are split; as many as the largest node has when None.
+        reserve_memory: Ask Ray for a spec's `mem` as well. Ray counts memory and enforces nothing, and the default of
+            32 GiB for each worker keeps roles off smaller machines.
+        ip: The controller's address as the cluster's hosts see it; found out when None.
+        queue_timeout: Seconds that a role may wait for its placement groups; None waits for ever. Time to start
+            (`start_timeout`) is counted from then on.
+        init: Further keywords of `ray.init`, for a cluster of our own its size: `{"num_gpus": 4}`.
+
+    Attributes:
+        address: Of the head of the cluster that was joined, once it is open.
+        driver: The process that talks to Ray.
+    """
+
+    name = "ray"
+
+    def __init__(
+        self,
+        *,
+        address: str | None = None,
+        namespace: str = "rolecall",
+        accelerator: Accelerator = "gpu",
+        n_gpus_per_node: int | None = None,
+        reserve_memory: bool = False,
+        ip: str | None = None,
+        queue_timeout: float | None = 300.0,
+        init: Mapping[str, Any] | None = None,
+    ) -> None:
+        if accelerator not in (*DEVICE_KEYS, "none"):
+            raise WorkerConfigurationError("unknown accelerator", accelerator, "use one of gpu, npu, none")
+        check_count("n_gpus_per_node", n_gpus_per_node)
+        check_queue_timeout(queue_timeout)
+        self.address, self._namespace, self._init = address, namespace, dict(init or {})
+        self._accelerator: Accelerator = accelerator
+        self._per_node, self._reserve_memory = n_gpus_per_node, reserve_memory
+        self._ip, self._queue_timeout = ip, queue_timeout
+        self._kind = DEVICE_KEYS.get(accelerator, "GPU")
+        self._joined = False
+        self.device_variable = ASCEND if accelerator == "npu" else CUDA
+
+    def open(self, context: PlacementContext) -> None:
+        if find_spec("ray") is None:
+            raise WorkerConfigurationError("Ray is not installed", None, "pip install 'rolecall[ray]'")
+        self._context = context
+        # The second: Ray's agents give themselves titles, which would take the room of their first variables.
+        mark = marks(context.run_id, "ray") | {"SPT_NOENV": "1"}
+        log_path = context.run_dir / "logs" / "ray-driver.log"
+        self.driver = Sidecar("rolecall.placement.ray.driver", log_path, mark, context.io)
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._leave)
+            found = self._join()
+            context.listen(self._ip or found.ip)
+            undo.pop_all()
+        self.address = found.address
+        self.n_gpus_per_node = found.devices.get(self._kind, 0) if self._per_node is None else self._per_node
+        self._allocations = Allocations(context, self._queue_timeout)
+
+    def _join(self) -> Joined:
+        """Has the driver join a cluster; returns what it found there."""
+        folder = str(outside.folder_of(self._context.run_id))
+        wanted = JoinCluster(address=self.address, folder=folder, namespace=self._namespace, init=self._init)
+        found = self.driver.ask(JOIN, wanted, timeout=JOIN_S)
+        if found is None:
+            found = Joined(error="TimeoutError", reason=self.driver.lost or f"no answer within {JOIN_S:g} s")
+        if found.error:
+            where = self.address or os.environ.get("RAY_ADDRESS") or "none named"
+            what = f"the Ray cluster ({where}) cannot be joined: {found.reason}"
+            raise WorkerConfigurationError(what, None, _advice(found.error))
+        self._joined = True
+        return found
+
+    def _leave(self) -> None:
+        patience = LEAVE_S if self._joined and answers(self.driver) else HURRY_S
+        if not self.driver.close(patience):
+            log.warning("Ray did not let go within %g s; its driver was killed", patience)
+            sweep(self._context.run_id)
+        outside.remove_cluster(self._context.run_id)  # a driver that was killed has left its folder
+
+    def plan(self, job: Job) -> RayPlan:
+        how = Asking(f"rolecall/{self._context.run_id}", self._accelerator, self.n_gpus_per_node, self._reserve_memory)
+        groups = place(job, how)
+        slots = tuple(
+            replace(slot, gpu=held_devices(spec, groups.strategy, self._accelerator))
+            for slot, spec in zip(separate_slots(job, ENOUGH_CORES), job.specs(), strict=True)
+        )
+        return RayPlan(job.role, slots, guards=tuple(range(len(slots))), role_groups=groups)
+
+    def place(self, job: Job) -> Placed:
+        warn_of_unused(job, IGNORED, "on Ray")
+        plan = self.plan(job)
+        return self._allocations.place(plan, lambda name, config: self._submit(plan, name, config))
+
+    def release(self, role: str) -> None:
+        self._allocations.release(role)
+
+    def close(self, *, graceful: bool) -> None:
+        try:
+            self._allocations.close(graceful=graceful)
+        finally:
+            self._leave()
+
+    def _submit(self, plan: RayPlan, name: str, config: GuardConfig) -> Allocation:
+        allocation = RayAllocation(name, self.driver)
+        try:
+            config = msgspec.structs.replace(config, env=self._environment())
+            wanted = PlaceRole(name=name, config=config, kind=self._kind, wanted=plan.role_groups)
+            self.driver.tell(PLACE, wanted)
+        except BaseException:  # Ctrl-C, when the driver may have the order already
+            allocation.release()
+            raise
+        return allocation
+
+    def _environment(self) -> dict[str, str]:
+        """The base of workers' environment: the controller's, and by what an engine finds the cluster."""
+        inside = {"RAY_ADDRESS": str(self.address), RAY_NAMESPACE: self._namespace}
+        return portable_environment(os.environ, python_path()) | inside
+
+    @classmethod
+    def clean(cls, run_id: str) -> bool:
+        return outside.remove_cluster(run_id)
+
+    @classmethod
+    def findings(cls) -> Iterable[Finding]:
+        return outside.check_ray()
+
+
+def _advice(error: str) -> str:
+    if error == "AuthenticationError":
+        return "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH as on the cluster"
+    return "is it running, and is this host one of its nodes (`ray start --address=... --num-cpus=0` makes it one)?"

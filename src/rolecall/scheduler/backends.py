@@ -1,0 +1,97 @@
+"""Schedulers by name: a `Scheduler` with the placement of a backend."""
+
+from __future__ import annotations
+
+from inspect import Parameter, signature
+from typing import Any
+
+from rolecall.errors import WorkerConfigurationError
+from rolecall.placement.base import Placement
+from rolecall.placement.local import LocalPlacement
+from rolecall.placement.ray.placement import RayPlacement
+from rolecall.placement.registry import PLACEMENTS
+from rolecall.placement.slurm.placement import SlurmPlacement
+from rolecall.scheduler.scheduler import Scheduler
+
+
+class PlacedScheduler(Scheduler):
+    """A scheduler that makes its own placement, of the class that it is given."""
+
+    def __init__(self, placement: type[Placement], **options: Any) -> None:
+        its = {name: options.pop(name) for name in keywords_of(placement) & options.keys()}
+        super().__init__(placement(**its), **options)
+
+
+class LocalScheduler(PlacedScheduler):
+    """Workers on this machine.
+
+    Args:
+        options: Those of `LocalPlacement` (`devices`, `oversubscribe`, `ip`) and of `Scheduler`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(LocalPlacement, **options)
+
+
+class SlurmScheduler(PlacedScheduler):
+    """Workers in jobs of a Slurm cluster.
+
+    Args:
+        options: Those of `SlurmPlacement` (`partition`, `time`, `queue_timeout`, ...) and of `Scheduler`.
+
+    Raises:
+        SlurmError: Slurm's commands are not there, or slurmctld does not answer.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(SlurmPlacement, **options)
+
+
+class RayScheduler(PlacedScheduler):
+    """Workers on the nodes of a Ray cluster.
+
+    Args:
+        options: Those of `RayPlacement` (`address`, `accelerator`, `queue_timeout`, ...) and of `Scheduler`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(RayPlacement, **options)
+
+
+SCHEDULERS = {"local": LocalScheduler, "slurm": SlurmScheduler, "ray": RayScheduler}
+
+
+def scheduler(backend: str | Placement = "local", **options: Any) -> Scheduler:
+    """Makes the scheduler of a backend.
+
+    Args:
+        backend: `local`, `slurm` or `ray`, or a placement of your own.
+        options: `experiment`, `trial`, `fileroot`, `tensors` and the backend's own.
+
+    Raises:
+        WorkerConfigurationError: No such backend, or no such option of it.
+    """
+    if isinstance(backend, Placement):
+        return Scheduler(backend, **options)
+    if backend not in SCHEDULERS:
+        raise WorkerConfigurationError("unknown scheduler", backend, f"use one of {', '.join(SCHEDULERS)}")
+    known = options_of(backend)
+    for name in options:
+        if name not in known:
+            what = f"the scheduler {backend!r} has no such option"
+            raise WorkerConfigurationError(what, name, f"it has {', '.join(sorted(known))}")
+    return SCHEDULERS[backend](**options)
+
+
+def options_of(backend: str) -> set[str]:
+    """Names of the options of a scheduler: those of its placement and those of every scheduler."""
+    return keywords_of(PLACEMENTS[backend]) | _keyword_only(Scheduler)
+
+
+def keywords_of(placement: type[Placement]) -> set[str]:
+    """Names of the options of a placement."""
+    return _keyword_only(placement) | set(placement.further_options)
+
+
+def _keyword_only(maker: type) -> set[str]:
+    return {p.name for p in signature(maker).parameters.values() if p.kind is Parameter.KEYWORD_ONLY}

@@ -1,0 +1,144 @@
+"""Calls to living workers, from the table of a run: to their engines, and about them to their guards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from rolecall.errors import EncodeError, WorkerConfigurationError, WorkerNotFoundError
+from rolecall.protocol.guard import SET_ENV, STACKS, Method, SetEnv, Stacks
+from rolecall.protocol.message import Message
+from rolecall.scheduler.calls import CallOptions, PendingCall, argument_place, engine_path
+from rolecall.scheduler.run import Run
+from rolecall.scheduler.table import Member, Table
+from rolecall.tensors.backends.shm import ShmBackend
+from rolecall.tensors.cache import Cache
+from rolecall.tensors.fetch import Fetcher
+from rolecall.tensors.lifetime import Home
+from rolecall.transport.call import fresh
+from rolecall.transport.client import Client
+from rolecall.transport.loop import IOThread
+from rolecall.transport.peer import Peer
+from rolecall.types import TensorPolicy, check_env
+
+CACHE_BYTES = 1 << 30
+CONTROL_TIMEOUT_S = 30.0
+Q = TypeVar("Q", bound=Message)
+
+
+class WorkerCalls:
+    """Sends calls to the workers of a run.
+
+    Args:
+        tensors: What calls do with tensors in results when the call does not say.
+        check_usable: Raises where nothing can be called any more.
+
+    Attributes:
+        home: The run's references to tensors.
+    """
+
+    def __init__(
+        self, run: Run, io: IOThread, table: Table, tensors: TensorPolicy, check_usable: Callable[[], None]
+    ) -> None:
+        self._run, self._io, self._table, self._tensors = run, io, table, tensors
+        self._check_usable = check_usable
+        self.home = Home(self._peer_of, Fetcher(self._peer_of, Cache(CACHE_BYTES), {"shm": ShmBackend()}))
+
+    def connect(self, member: Member) -> None:
+        """Begins the conversation with a worker that hosts engines."""
+        worker = member.worker
+        addresses = [f"unix:{member.socket}"] if member.guard.here else []
+        addresses.append(f"tcp:{worker.ip}:{worker.worker_ports[0]}")
+        hello = {"kind": "controller", "name": "controller", "run_id": self._run.run_id}
+        member.client = Client(
+            member.id, addresses, self._run.token, loop=self._io.loop, hello=hello, context=self.home
+        )
+
+    def submit(
+        self,
+        worker_id: str,
+        method: str,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        options: CallOptions,
+        *,
+        rpc_meta: Any = None,
+        streaming: bool = False,
+    ) -> PendingCall:
+        """Sends a call and returns at once.
+
+        Raises:
+            WorkerNotFoundError: No such worker.
+            WorkerFailedError: It died before.
+            EncodeError: An argument is not serializable; nothing was sent.
+        """
+        meta = {"method": method, "engine_name": options.engine, "tensors": options.tensors or self._tensors}
+        if rpc_meta is not None:
+            meta["rpc_meta"] = rpc_meta
+        return self._request(worker_id, "call", (tuple(args), kwargs), meta, options.timeout, streaming)
+
+    def create_engine(
+        self,
+        worker_id: str,
+        engine: str | type,
+        engine_name: str | None,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        options: CallOptions,
+    ) -> PendingCall:
+        """Asks for an engine and returns at once. Errors as `submit`."""
+        meta = {"engine": engine_path(engine), "engine_name": engine_name}
+        return self._request(worker_id, "create_engine", (tuple(args), kwargs), meta, options.timeout, False)
+
+    def set_env(self, worker_id: str, env: dict[str, str]) -> PendingCall:
+        """Asks for other variables in a worker's environment and returns at once. Errors as `submit`."""
+        for key, value in env.items():
+            check_env(key, value)
+        return self._control(worker_id, SET_ENV, SetEnv(worker=worker_id, env=env))
+
+    def stacks(self, worker_id: str) -> str:
+        """The Python stacks of a worker's threads, read from outside. Errors as `Scheduler.set_worker_env`."""
+        return str(self._control(worker_id, STACKS, Stacks(worker=worker_id)).result())
+
+    def check_living(self, worker_ids: Sequence[str]) -> None:
+        """Raises what a call to one of them would raise at once: WorkerNotFoundError, WorkerFailedError."""
+        for each in worker_ids:
+            self._living(each)
+
+    def members(self, role: str) -> list[str]:
+        """Ids of the workers that host a role's engines; for colocation without a fork these are the target's."""
+        return [m.id for m in self._table.role(role).members]
+
+    def borrowed(self, role: str) -> bool:
+        """True when the role lives in its target's own workers (colocation without a fork)."""
+        return self._table.role(role).borrowed
+
+    def _request(
+        self, worker_id: str, request: str, value: Any, meta: dict[str, Any], timeout: float | None, streaming: bool
+    ) -> PendingCall:
+        member = self._living(worker_id)
+        if member.client is None:
+            raise WorkerConfigurationError(f"worker {worker_id} runs a program and hosts no engines", member.slot.argv)
+        try:
+            call = member.client.peer.request(request, value, meta=meta, timeout=timeout, streaming=streaming)
+        except EncodeError as e:
+            raise EncodeError(argument_place(e.place), e.type_name, e.hint) from None
+        return PendingCall(call, worker_id, meta.get("method", request), timeout)
+
+    def _control(self, worker_id: str, method: Method[Q, Any], request: Q) -> PendingCall:
+        answer = self._living(worker_id).guard.ask(method, request, timeout=CONTROL_TIMEOUT_S)
+        return PendingCall(answer.call, worker_id, method.name, CONTROL_TIMEOUT_S)
+
+    def _living(self, worker_id: str) -> Member:
+        self._check_usable()
+        member = self._table.member(worker_id)
+        if member.failed is not None:
+            raise fresh(member.failed)
+        return member
+
+    def _peer_of(self, owner: str, addresses: tuple[str, ...]) -> Peer:
+        """The conversation with a shard's owner; a dead owner is an error, since its shards are gone with it."""
+        member = self._living(owner)
+        if member.client is None:
+            raise WorkerNotFoundError(owner, self._table.ids())
+        return member.client.peer
