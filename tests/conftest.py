@@ -72,6 +72,8 @@ def _scope(nodeid: str) -> str:
         return "tests of ray alone"
     if backend == "ray" and "/hosts/" not in file:
         return "faults on ray" if "/faults/" in file else "suites on ray"
+    if "/demo/" in file:
+        return file  # its runs are compared with one that they share
     return f"{file} {backend}" if backend in BACKENDS else file
 
 

@@ -43,7 +43,7 @@ from tests.support.worker_processes import (
 pytestmark = pytest.mark.slow("two hundred runs, each brought into a state and then hit")
 STATES = ["idle", "call", "starting", "forking"]
 DEADLY = [SIGKILL, SIGTERM, SIGINT]
-SLEEPER = [sys.executable, "-c", "import time; print('sleeping', flush=True); time.sleep(3600)"]
+SLEEPER = ["sh", "-c", "echo sleeping; exec sleep 3600"]
 STALL_WITHIN_S = 30.0
 START_WITHIN_S = 60.0  # a cluster's manager may take its time
 

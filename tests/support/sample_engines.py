@@ -164,7 +164,7 @@ class Parent:
     """Has a plain child, a child in a session of its own and a daemon that was forked twice."""
 
     def __init__(self) -> None:
-        sleeper = [sys.executable, "-c", "import time; time.sleep(3600)"]
+        sleeper = ["sleep", "3600"]
         self.children = [
             subprocess.Popen(sleeper),
             subprocess.Popen(sleeper, start_new_session=True),
@@ -172,7 +172,7 @@ class Parent:
         daemon = (
             "import os, time\nif os.fork(): os._exit(0)\nos.setsid()\nif os.fork(): os._exit(0)\ntime.sleep(3600)\n"
         )
-        subprocess.run([sys.executable, "-c", daemon], check=True)
+        subprocess.run([sys.executable, "-S", "-c", daemon], check=True)
         print("the family is complete", flush=True)
 
     def pid(self) -> int:
