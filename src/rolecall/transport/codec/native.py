@@ -61,7 +61,7 @@ def scan_in_python(value: object, room: int, most: int, /) -> int:
 
 
 try:
-    from rolecall.transport.codec._scan import scan
+    from rolecall.transport.codec._scan import scan as scan
 except ImportError:  # it was installed where no C compiler is
     scan = scan_in_python
 

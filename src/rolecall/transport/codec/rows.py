@@ -1,7 +1,7 @@
-"""Lists whose items are alike, written as one list of tuples or as columns. What arrives is the same list.
+"""Lists whose items are alike, written as columns. What arrives is the same list.
 
-A column is checked and packed at C speed, where a row by itself costs calls of Python functions and a message of its own.
-Lists, dicts and tuples come here only when msgpack does not hold what is in them as it is. Dataclasses of one class have
+A column is checked and packed at C speed, where a row by itself costs calls of Python functions and a message of its
+own. Lists, dicts and tuples come here only when msgpack does not hold what is in them. Dataclasses of one class have
 their rule beside the rule for one (`user_types`).
 """
 
