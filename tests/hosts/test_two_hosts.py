@@ -153,7 +153,7 @@ def test_a_late_answer_of_a_host_that_was_given_up_is_refused(s: Scheduler, host
     wait_for(lambda: not owned(), LEASE_S, "end of what the guard owns")
     log = Path(s.run_dir, "logs", f"guard-{s.inspect().worker('actor/1').guard}.log")
     said = (hosts.root(address) / log.relative_to("/")).read_text()
-    assert "ending: the controller's connection closed" in said  # told to end, before its lease would have lapsed
+    assert "ending: the controller closed the connection" in said  # told to end, before its lease would have lapsed
     assert s.home.metrics()["adopted"] == adopted
     assert role[0].call("greet") == "hello"
 

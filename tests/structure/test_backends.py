@@ -27,7 +27,7 @@ PLANNERS = {
     "slurm/options.py",
     "slurm/states.py",
     "ray/groups.py",
-    "ray/words.py",
+    "ray/messages.py",
 }
 # What the command line asks without a run; it places nothing.
 OUTSIDE = {"slurm/outside.py", "ray/outside.py"}

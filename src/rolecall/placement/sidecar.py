@@ -54,7 +54,7 @@ class Sidecar:
     def __init__(self, module: str, log_path: Path, env: Mapping[str, str], io: IOThread) -> None:
         self._news: dict[str, Any] = {}
         self.lost: str | None = None
-        self._vain_at = float("-inf")
+        self._unanswered_at = float("-inf")
         self._log, self._io = log_path, io
         self._fresh = threading.Condition()
         self._peer = Peer(module, loop=io.loop, on_notify=self._learn, on_detached=self._detached)
@@ -80,9 +80,9 @@ class Sidecar:
         try:
             answer = self._io.run(self._request(method.name, to_plain(request)), timeout)
         except (TimeoutError, RPCConnectionError):
-            self._vain_at = time.monotonic()
+            self._unanswered_at = time.monotonic()
             return None
-        self._vain_at = float("-inf")
+        self._unanswered_at = float("-inf")
         return from_plain(method.answer, answer, self._peer.name)
 
     def latest(self, topic: Topic[T], name: str) -> T | None:
@@ -93,7 +93,7 @@ class Sidecar:
     @property
     def silent(self) -> bool:
         """Whether somebody has waited in vain just now, so that the next one need not."""
-        return time.monotonic() < self._vain_at + SILENT_S
+        return time.monotonic() < self._unanswered_at + SILENT_S
 
     def wait_for(self, topic: Topic[Any], name: str, timeout: float) -> bool:
         """Waits for news of a topic under a name; False when they did not come."""

@@ -54,7 +54,7 @@ class PendingCall:
             WorkerFailedError: The worker died.
             RPCConnectionError: Its role was deleted.
             WorkerTimeoutError: The timeout passed.
-            EncodeError: The method's result does not travel.
+            EncodeError: The method's result is not serializable.
             CallCancelledError: `cancel()` was called.
         """
         with self._telling():

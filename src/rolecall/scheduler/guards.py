@@ -1,4 +1,4 @@
-"""The controller's view of one guard: a conversation, and what the guard said of itself when it called home."""
+"""The controller's view of one guard: a conversation, and what the guard said of itself when it connected."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class GuardProxy:
         explain: Who knows why it ended; None where only its process could tell.
 
     Attributes:
-        hello: What it said of itself when it called home; None before.
+        hello: What it said of itself when it connected; None before.
         cut: Its connection closed. What it or its workers say from then on belongs to the past.
     """
 
@@ -59,23 +59,23 @@ class GuardProxy:
         self._on_event, self._on_lost = on_event, on_lost
 
     def arrive(self, hello: GuardHello) -> None:
-        """It called home."""
+        """It has connected."""
         self.hello = hello
         self._arrived.set()
 
     @property
     def pid(self) -> int:
-        """0 until it has called home."""
+        """0 until it has connected."""
         return self.hello.pid if self.hello else 0
 
     @property
     def host(self) -> str:
-        """Name of its host, empty until it has called home."""
+        """Name of its host, empty until it has connected."""
         return self.hello.host if self.hello else ""
 
     @property
     def ip(self) -> str:
-        """Address of its host, empty until it has called home."""
+        """Address of its host, empty until it has connected."""
         return self.hello.ip if self.hello else ""
 
     @property
@@ -109,7 +109,7 @@ class GuardProxy:
         self.peer.notify("lease")
 
     def wait(self, timeout: float) -> bool:
-        """Waits until it has called home or was lost; says whether it is there."""
+        """Waits until it has connected or was lost; says whether it is there."""
         self._arrived.wait(timeout)
         return self.hello is not None and self.lost is None
 

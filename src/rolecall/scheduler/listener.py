@@ -1,4 +1,4 @@
-"""Where guards call home: the controller's listener, the lease, and what guards report. It starts no process."""
+"""Where guards connect: the controller's listener, the lease, and what guards report. It starts no process."""
 
 from __future__ import annotations
 

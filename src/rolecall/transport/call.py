@@ -214,9 +214,11 @@ class Call(Waitable):
 
     def answered(self, ok: bool, body: Body) -> None:
         """Completes the call. Called once, by the peer, unless `failed` is."""
-        self._ok = ok
-        self._body = body
-        self._complete()
+        self._ok, self._body = ok, body
+        self.opened = self._held = None
+        self._done = True
+        if self._waiters:
+            self.wake()
 
     def arrived(self, bodies: list[Body]) -> None:
         """Hands over the next items of the stream."""

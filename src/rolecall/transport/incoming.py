@@ -10,7 +10,7 @@ from rolecall.errors import CallCancelledError, EncodeError, ProtocolError, Role
 from rolecall.transport import codec
 from rolecall.transport.channel import Channel
 from rolecall.transport.session.callee import AcceptedCall
-from rolecall.transport.session.messages import Buffers, Invocation
+from rolecall.transport.session.messages import Body, Buffers, Invocation
 from rolecall.transport.waiting import Waitable
 
 
@@ -75,15 +75,20 @@ class Incoming(Waitable):
         Raises:
             CodecError: They are not an encoded value.
         """
-        return self.received().value()
+        body, buffers = self._taken()
+        return codec.decode(body, buffers, context=self._answerer.channel.context)
 
     def received(self) -> codec.Received:
         """As `args`, but decodes the references only; the value is decoded once it is known what replaces them."""
+        body, buffers = self._taken()
+        return codec.Received(body, buffers, context=self._answerer.channel.context)
+
+    def _taken(self) -> Body:
         if self._body is None:
             raise ProtocolError("the arguments of a call were taken twice", self.method)
-        body, buffers = self._body, self._buffers
+        body = self._body, self._buffers
         self._body, self._buffers = None, ()
-        return codec.Received(body, buffers, context=self._answerer.channel.context)
+        return body
 
     def on_cancel(self, fn: Callable[[], object]) -> None:
         """Calls `fn` on the loop's thread when the caller cancels; at once, in this thread, when it already has."""

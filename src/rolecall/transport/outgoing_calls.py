@@ -8,6 +8,8 @@ from asyncio.events import _get_running_loop
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from rolecall.errors import CallCancelledError, EncodeError, RPCConnectionError
 from rolecall.transport import codec
 from rolecall.transport.call import Call, fresh
@@ -52,15 +54,14 @@ class OutgoingCalls(Waitable):
             RolecallError: The peer has ended, with this error.
         """
         encoded = codec.encode(value)
-        if meta:
-            _check(meta)
+        options = _checked(meta) if meta else meta
         call = Call(self, method, value, timeout, streaming=kind == messages.STREAM)
         if kind != messages.NOTIFICATION:
             self._wait_for_room(call.deadline)
         with self._lock:
             if self.failure is not None:
                 raise fresh(self.failure)
-            opened = self._caller.invoke(call, kind, method, meta, encoded.header, encoded.buffers, call.deadline)
+            opened = self._caller.invoke(call, kind, method, options, encoded.header, encoded.buffers, call.deadline)
             call.opened = opened
             link, sent, invocation = self.channel.link, opened.sent, opened.invocation
         if sent is None or link is None or invocation is None:
@@ -170,9 +171,9 @@ class OutgoingCalls(Waitable):
         return RPCConnectionError(name, f"the result of {method}() is no longer kept; the call was not run again")
 
 
-def _check(meta: dict[str, Any]) -> None:
-    """Raises EncodeError before the call exists."""
+def _checked(meta: dict[str, Any]) -> Any:
+    """The options as they will be sent, or EncodeError, before the call exists."""
     try:
-        messages.encode(meta)
+        return msgspec.Raw(messages.encode(meta))
     except (TypeError, ValueError, OverflowError) as e:
         raise EncodeError("meta", type(meta).__name__, f"it takes plain values only ({e})") from e

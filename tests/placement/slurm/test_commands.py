@@ -186,7 +186,7 @@ def test_what_is_known_beside_a_state_is_told(fake: FakeSlurm, comment: str, pre
     """The script's addition to its comment, and that the job was preempted."""
     times = f"PreemptEligibleTime=2026-11-21T04:00:00 PreemptTime={preempted}"
     fake.says("scontrol", f"JobId=7 JobName=x\n   JobState=FAILED\n   {times}\n   Comment={comment} \n   Power=\n")
-    assert Slurm(fake.environment).told_beside("7", "rolecall/0123") == told
+    assert Slurm(fake.environment).end_details("7", "rolecall/0123") == told
 
 
 def test_a_job_is_ended_and_then_killed_with_its_shell(fake: FakeSlurm) -> None:

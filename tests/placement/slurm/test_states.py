@@ -53,7 +53,7 @@ def test_a_job_that_is_completing_holds_its_nodes_and_may_not_say_why(
 ) -> None:
     """COMPLETING is known apart, and whether a state explains the end."""
     state = JobState(words, reason)
-    assert (state.completing, state.told) == (completing, told)
+    assert (state.completing, state.has_outcome) == (completing, told)
 
 
 def test_what_is_shown_has_reason_and_expected_start_where_slurm_knows_them() -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from rolecall.placement.ray import guard as ray_guard
-from rolecall.placement.ray import words as ray_words
+from rolecall.placement.ray import messages
 from rolecall.placement.sidecar import SidecarServer
 from rolecall.protocol.environment import RAY_PLACEMENT_GROUP, marks
 from rolecall.protocol.message import to_plain
@@ -42,12 +42,12 @@ class RoleActors:
     Where the group is shared, one guard on each node owns the slots of all bundles there: torch is imported once on a
     node and not in front of each worker. Other bundles' devices are held by actors that do nothing else.
 
-    Its news are under the name of the order, a guard's end under `NAME-ORDINAL`, its id.
+    Its news are under the name of the request, a guard's end under `NAME-ORDINAL`, its id.
     """
 
-    def __init__(self, order: PlaceRole, server: SidecarServer) -> None:
-        self._name, self._order, self._server = order.name, order, server
-        self._wanted = order.wanted
+    def __init__(self, request: PlaceRole, server: SidecarServer) -> None:
+        self._name, self._request, self._server = request.name, request, server
+        self._wanted = request.wanted
         self._groups: list[Any] = []
         self._homes: list[str] = []  # the node of each worker's bundle
         self._owners: list[int] = []  # of each worker's slot: the worker that its guard is named after
@@ -67,7 +67,7 @@ class RoleActors:
                 self._start()
                 self._tell_layout()
         except Exception as e:
-            self._tell_status("ended", ray_words.ending(e))
+            self._tell_status("ended", messages.error_text(e))
         finally:
             self._idle.set()
         self._watch()
@@ -104,7 +104,9 @@ class RoleActors:
                 self._actors[n] = self._actor(ray_guard.Guard, actor)
                 config = self._config(n, actor)
                 # The token in it goes to the actor itself; what a constructor is given is kept by Ray's head.
-                run = self._actors[n].run.remote(config, marks(config["run_id"], config["guard_id"]), self._order.kind)
+                run = self._actors[n].run.remote(
+                    config, marks(config["run_id"], config["guard_id"]), self._request.kind
+                )
             elif self._has_devices(actor):
                 self._actors[n] = self._actor(ray_guard.Holder, actor)
                 run = self._actors[n].run.remote()
@@ -116,10 +118,9 @@ class RoleActors:
         """A guard's own configuration, as plain values, since its node may be without our modules: what is said of all,
         its id, and the group that its workers are in.
         """
-        of_all = self._order.config
+        of_all = self._request.config
         env = of_all.env | {RAY_PLACEMENT_GROUP: self._wanted.groups[actor.group].name}
-        own: dict[str, Any] = to_plain(msgspec.structs.replace(of_all, guard_id=f"{self._name}-{n}", env=env))
-        return own
+        return dict(to_plain(msgspec.structs.replace(of_all, guard_id=f"{self._name}-{n}", env=env)))
 
     def _actor(self, kind: type, actor: Actor) -> Any:
         import ray
@@ -139,13 +140,13 @@ class RoleActors:
         return ray.remote(kind).options(**options).remote(actor.worker_id)
 
     def _has_devices(self, actor: Actor) -> bool:
-        return bool(actor.resources.get(self._order.kind))
+        return bool(actor.resources.get(self._request.kind))
 
     def _tell_layout(self) -> None:
         """Which guard and which devices each worker has, as soon as the actors that hold devices are there."""
         import ray
 
-        kind, actors = self._order.kind, self._wanted.actors
+        kind, actors = self._request.kind, self._wanted.actors
         asked = {n: self._actors[n].devices.remote(kind) for n, actor in enumerate(actors) if self._has_devices(actor)}
         left = list(asked.values())
         while left and not self._releasing.is_set():
@@ -169,7 +170,7 @@ class RoleActors:
     def _note(self, ordinal: int, run: Any) -> None:
         import ray
 
-        words = ray_words.in_words(ray.get, run)
+        words = messages.or_error(ray.get, run)
         with contextlib.suppress(Exception):  # whatever Ray raises, there are words already
             words = (not self._releasing.is_set() and self._cause(ordinal)) or words
         owner, worker = self._owners[ordinal], self._wanted.actors[ordinal].worker_id
@@ -194,7 +195,7 @@ class RoleActors:
         nodes, home = ray.nodes(), self._homes[ordinal]
         living = [node for node in nodes if node["NodeID"] == home and node["Alive"]]
         if not living:
-            return ray_words.lost(home, nodes)
+            return messages.lost(home, nodes)
         where = living[0]["NodeManagerAddress"]
         if not _answers(where, living[0]["NodeManagerPort"]):
             return f"the raylet of its Ray node {where} does not answer"
@@ -207,7 +208,7 @@ class RoleActors:
         try:
             left = self._end_actors() + self._remove_groups()
         except Exception as e:
-            left = [ray_words.ending(e)]
+            left = [messages.error_text(e)]
         self.released.set()
         self._server.say(RELEASED, self._name, Released(left=left))
 
@@ -266,4 +267,4 @@ def _why(waiting: list[dict[str, Any]], total: int) -> str:
     import ray
 
     free = ray_internals.free_resources()
-    return ray_words.why(waiting, total, [node for node in ray.nodes() if node["Alive"]], free)
+    return messages.why(waiting, total, [node for node in ray.nodes() if node["Alive"]], free)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from rolecall.placement.ray import words as ray_words
+from rolecall.placement.ray import messages
 from rolecall.placement.ray.actors import STOP_S, RoleActors
 from rolecall.placement.ray.joining import join
 from rolecall.placement.sidecar import SidecarServer, beside
@@ -79,7 +79,7 @@ class Driver:
         return self._roles[wanted.name].place
 
     def _look(self, wanted: OfGuard) -> GuardEnd:
-        return GuardEnd(reason=ray_words.in_words(self._roles[wanted.name].look, wanted.ordinal))
+        return GuardEnd(reason=messages.or_error(self._roles[wanted.name].look, wanted.ordinal))
 
     def _release(self, wanted: OfRole) -> Callable[[], None]:
         if wanted.name not in self._roles:  # its order never came

@@ -24,7 +24,7 @@ PUSHES_S = (8.0, 5.0, 5.0)  # SIGTERM asks the guard, a second one kills it, SIG
 _RAYS_OWN = ("RAY_JOB_ID", "RAY_RAYLET_PID", "RAY_CLIENT_MODE", "RAY_LD_PRELOAD_ON_WORKERS", "SPT_NOENV")
 
 
-class Tenant:
+class BundleActor:
     """An actor of a worker, with devices of its bundle. Methods run in threads of Ray's."""
 
     def __init__(self, worker: str) -> None:
@@ -38,7 +38,7 @@ class Tenant:
         return assigned(kind)
 
 
-class Holder(Tenant):
+class Holder(BundleActor):
     """Holds the devices of a worker whose guard is in another actor of its node."""
 
     def __init__(self, worker: str) -> None:
@@ -55,7 +55,7 @@ class Holder(Tenant):
         return True
 
 
-class Guard(Tenant):
+class Guard(BundleActor):
     """One guard, named after the first of its workers. `stop` may come at any time."""
 
     def __init__(self, worker: str) -> None:

@@ -71,7 +71,7 @@ class SlurmAllocation:
         cause = self._cause(state)
         if state is not None and state.runs and not cause:
             return RUNS
-        return ExitCause(True, self._said(state) + cause, final=state is None or (state.told and not state.runs))
+        return ExitCause(True, self._said(state) + cause, final=state is None or (state.has_outcome and not state.runs))
 
     def release(self) -> None:
         """Ends the job by itself, by SIGTERM, by SIGKILL, whichever is first enough, and waits until it is gone."""
@@ -119,7 +119,7 @@ class SlurmAllocation:
 
     def _cause(self, state: JobState | None) -> str:
         """What the state keeps back. Slurm is asked no more often for many guards than for one."""
-        if state is None or not state.mute:
+        if state is None or not state.hides_cause:
             return ""
         asked_at, of_state = self._why_asked
         if not self._why and (time.monotonic() - asked_at > FRESH_S or str(state) != of_state):
@@ -129,7 +129,7 @@ class SlurmAllocation:
     def _beside(self) -> str:
         """That it was preempted, or what Slurm told the script when `srun` failed: a lack of memory, for instance."""
         try:
-            words = self._slurm.told_beside(self.job_id, self._comment)
+            words = self._slurm.end_details(self.job_id, self._comment)
         except SlurmError:  # it is an addition to what is known already
             words = ""
         return f": {words}" if words else ""

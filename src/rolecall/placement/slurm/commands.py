@@ -92,7 +92,7 @@ class Slurm:
         """The jobs of this comment, and of this name, that have not ended."""
         return [job for job, its, says in self.left(**patience) if says == comment and name in (None, its)]
 
-    def told_beside(self, job_id: str, comment: str) -> str:
+    def end_details(self, job_id: str, comment: str) -> str:
         """What is known of a job's end beside its state: what its script has added to its comment, a preemption."""
         shown = self._run(["scontrol", "show", "job", job_id], BESIDE_S)
         comments, preempted = _COMMENT.search(shown), _PREEMPTED.search(shown)

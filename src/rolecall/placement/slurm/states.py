@@ -43,7 +43,7 @@ MEANINGS: dict[str, Meaning] = {
     **dict.fromkeys(_ENDED, "ended"),
 }
 _COMPLETING = "COMPLETING"
-_MUTE = {"COMPLETED", "FAILED", "RUNNING"}
+_HIDE_CAUSE = {"COMPLETED", "FAILED", "RUNNING"}
 _HALTED = {"SUSPENDED", "STOPPED"}
 _NONE = ("", "None", "N/A", "(null)", "Unknown")
 
@@ -53,18 +53,18 @@ class JobState:
     """A job as Slurm shows it.
 
     Attributes:
-        words: Its state as Slurm writes it: `CANCELLED+`, `CANCELLED by 0`, or several with commas in newer versions.
+        raw: Its state as Slurm writes it: `CANCELLED+`, `CANCELLED by 0`, or several with commas in newer versions.
         reason: Why it waits or why it has ended, empty for none.
         start: When it began or is expected to, empty when nothing is known.
     """
 
-    words: str
+    raw: str
     reason: str = ""
     start: str = ""
 
     @property
     def names(self) -> list[str]:
-        return re.findall(r"[A-Z][A-Z_]+", self.words)
+        return re.findall(r"[A-Z][A-Z_]+", self.raw)
 
     @property
     def meaning(self) -> Meaning:
@@ -72,7 +72,7 @@ class JobState:
         found = [MEANINGS[name] for name in self.names if name in MEANINGS]
         unknown = [name for name in self.names if name not in MEANINGS]
         if unknown or not found:
-            log.warning("Slurm calls a job %r, which this version does not know; taken for running", self.words)
+            log.warning("Slurm calls a job %r, which this version does not know; taken for running", self.raw)
         order: tuple[Meaning, ...] = ("ended", "queued")
         return next((meaning for meaning in order if meaning in found), "running")
 
@@ -87,22 +87,22 @@ class JobState:
         return _COMPLETING in self.names
 
     @property
-    def told(self) -> bool:
+    def has_outcome(self) -> bool:
         """Whether it says how it ended. COMPLETING hides that for a moment, in older versions."""
         return self.names != [_COMPLETING]
 
     @property
-    def mute(self) -> bool:
+    def hides_cause(self) -> bool:
         """It says how the script ended, or that it has not, and not what ended guards or workers."""
-        return bool(_MUTE & set(self.names))
+        return bool(_HIDE_CAUSE & set(self.names))
 
     def __str__(self) -> str:
         reason = "" if self.reason in _NONE else f" ({self.reason})"
-        return f"{self.words}{reason}"
+        return f"{self.raw}{reason}"
 
     @property
     def wait(self) -> str:
         """Why it waits, and until when."""
         until = "" if self.start in _NONE else f", expected to start at {self.start}"
-        state = "" if "PENDING" in self.names else f"{self.words}: "
+        state = "" if "PENDING" in self.names else f"{self.raw}: "
         return f"{state}{'no reason given' if self.reason in _NONE else self.reason}{until}"

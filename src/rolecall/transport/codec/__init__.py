@@ -18,8 +18,7 @@ Types by name are looked up under the rules of `type_names`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from rolecall.errors import DecodeError, EncodeError, RolecallError
@@ -97,8 +96,10 @@ class Received:
     def __init__(self, header: bytes | memoryview, buffers: Sequence[Any] = (), *, context: Any = None) -> None:
         """As `decode`, up to the value."""
         self._reader = Reader(buffers, context)
-        with _told():
+        try:
             self.references, self._value = self._reader.opened(header)
+        except Exception as e:
+            _raise(e)
 
     def value(self, instead: Sequence[Any] | None = None) -> Any:
         """Decodes the value; once.
@@ -111,8 +112,10 @@ class Received:
         """
         if not self.references:
             return self._value
-        with _told():
+        try:
             return self._reader.closed(self.references if instead is None else instead)
+        except Exception as e:
+            _raise(e)
 
 
 def decode(header: bytes | memoryview, buffers: Sequence[Any] = (), *, context: Any = None) -> Any:
@@ -130,14 +133,6 @@ def decode(header: bytes | memoryview, buffers: Sequence[Any] = (), *, context: 
     try:
         listed, value = reader.opened(header)
         return reader.closed(listed) if listed else value
-    except Exception as e:
-        _raise(e)
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    try:
-        yield
     except Exception as e:
         _raise(e)
 

@@ -63,7 +63,7 @@ class OutgoingStream:
         self.consumed = max(self.consumed, consumed)
 
 
-class AcceptedCall(Tracked, Generic[Owner]):
+class AcceptedCall(Tracked, Generic[Owner], eq=False, kw_only=True):
     """One accepted call.
 
     Attributes:
@@ -76,29 +76,16 @@ class AcceptedCall(Tracked, Generic[Owner]):
             when they are a copy.
     """
 
-    __slots__ = (
-        "answered",
-        "buffers",
-        "cancelled",
-        "owner",
-        "released",
-        "reply",
-        "seq",
-        "size",
-        "stream",
-        "zero_copy_link",
-    )
-
-    def __init__(self, invocation: Invocation) -> None:
-        self.sent = None
-        self.owner: Owner | None = None
-        self.seq = invocation.seq
-        self.stream = OutgoingStream(max(1, invocation.window)) if invocation.kind == STREAM else None
-        self.cancelled = self.answered = self.released = False
-        self.reply: Reply | None = None
-        self.buffers: Buffers = ()
-        self.size = 0
-        self.zero_copy_link = 0
+    seq: int
+    stream: OutgoingStream | None
+    owner: Owner | None = None
+    cancelled: bool = False
+    answered: bool = False
+    released: bool = False
+    reply: Reply | None = None
+    buffers: Buffers = ()
+    size: int = 0
+    zero_copy_link: int = 0
 
     @property
     def emitted(self) -> int:
@@ -309,7 +296,8 @@ class Callee(Generic[Owner]):
         events = self._on_ack(invocation.acks) if invocation.acks else ()
         seq = invocation.seq
         if self._accepted.add(seq):
-            call: AcceptedCall[Owner] = AcceptedCall(invocation)
+            stream = OutgoingStream(max(1, invocation.window)) if invocation.kind == STREAM else None
+            call: AcceptedCall[Owner] = AcceptedCall(seq=seq, stream=stream)
             self._calls[seq] = call
             return (*events, Accepted(call, invocation, buffers)), ()
         known = self._calls.get(seq)

@@ -123,41 +123,27 @@ class IncomingStream:
         return ready
 
 
-class OpenCall(Tracked, Generic[Owner]):
+class OpenCall(Tracked, Generic[Owner], eq=False, kw_only=True):
     """One call that may still have to be probed.
 
     Attributes:
         owner: The driver's object for this call. Opaque to the machine.
         invocation: Kept until the callee is known to have accepted it.
+        size: Bytes of the invocation.
         abandoned: Cancelled or expired here; remembered until the callee is known to have been told.
     """
 
-    __slots__ = (
-        "abandoned",
-        "buffers",
-        "deadline",
-        "invocation",
-        "is_notification",
-        "owner",
-        "probe_at",
-        "probe_wait",
-        "seq",
-        "size",
-        "stream",
-    )
-
-    def __init__(self, owner: Owner, invocation: Invocation, buffers: Buffers, deadline: float | None) -> None:
-        self.sent = None
-        self.owner = owner
-        self.seq = invocation.seq
-        self.is_notification = invocation.kind == NOTIFICATION
-        self.stream = IncomingStream() if invocation.kind == STREAM else None
-        self.invocation: Invocation | None = invocation
-        self.buffers = buffers
-        self.size = len(invocation.body) + (sum(b.nbytes for b in buffers) if buffers else 0)
-        self.deadline = deadline
-        self.abandoned = False
-        self.probe_at = self.probe_wait = 0.0
+    owner: Owner
+    seq: int
+    is_notification: bool
+    stream: IncomingStream | None
+    invocation: Invocation | None
+    buffers: Buffers
+    size: int
+    deadline: float | None
+    abandoned: bool = False
+    probe_at: float = 0.0
+    probe_wait: float = 0.0
 
     def probed(self) -> ProbedCall:
         """The entry of this call in a probe."""
@@ -218,12 +204,20 @@ class Caller(Generic[Owner]):
         seq = self._next
         self._next = seq + 1
         acks = self.take_acks() if self._acks and self._attached else ()
-        call = OpenCall(owner, Invocation(seq, kind, method, meta, self.window, acks, body), buffers, deadline)
-        self._open[seq] = call
-        self._bytes += call.size
-        self.waiting += not call.is_notification
-        if self._attached:
-            call.sent = self._link, UNKNOWN  # from here on it may have been accepted
+        size = len(body) + (sum(b.nbytes for b in buffers) if buffers else 0)
+        self._open[seq] = call = OpenCall(
+            sent=(self._link, UNKNOWN) if self._attached else None,  # from here on it may have been accepted
+            owner=owner,
+            seq=seq,
+            is_notification=kind == NOTIFICATION,
+            stream=IncomingStream() if kind == STREAM else None,
+            invocation=Invocation(seq, kind, method, meta, self.window, acks, body),
+            buffers=buffers,
+            size=size,
+            deadline=deadline,
+        )
+        self._bytes += size
+        self.waiting += kind != NOTIFICATION
         return call
 
     def withdraw(self, call: OpenCall[Owner]) -> None:
@@ -347,8 +341,11 @@ class Caller(Generic[Owner]):
         sendings = self._acknowledge(call.seq, sum(map(len, buffers)) if buffers else 0)
         if call.abandoned:
             return ((Unread([answer.body]),) if answer.ok else ()), sendings
-        self._release(call)
-        return ((answer,) if not call.is_notification else ()), sendings
+        self._bytes -= call.size
+        if call.is_notification:
+            return (), sendings
+        self.waiting -= 1
+        return (answer,), sendings
 
     def _on_item(self, item: Item, buffers: Buffers, now: float) -> Output[Owner]:
         call = self._open.get(item.seq)

@@ -107,7 +107,7 @@ Message = Invocation | Reply | Item | Credit | Cancel | Ack | CumulativeAck | Pr
 UNKNOWN = 1 << 62  # the position of a frame that is being sent
 
 
-class Tracked:
+class Tracked(msgspec.Struct, eq=False):
     """A call whose last frame is followed on its way to the kernel.
 
     Attributes:
@@ -115,10 +115,7 @@ class Tracked:
             Replaced as one tuple, so that a position is never read with the number of another link.
     """
 
-    __slots__ = ("sent",)
-
-    def __init__(self) -> None:
-        self.sent: tuple[int, int] | None = None
+    sent: tuple[int, int] | None = None
 
     def queued(self, link: int, written: int) -> bool:
         """Whether the frame is still queued in this process. Then it is neither probed nor sent again."""

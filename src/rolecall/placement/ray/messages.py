@@ -58,15 +58,15 @@ def lost(home: str, nodes: Sequence[Mapping[str, Any]]) -> str:
     return f"its Ray node ({home[:6]}) is gone from Ray's list"
 
 
-def in_words(work: Callable[..., T], *args: Any) -> T | str:
+def or_error(work: Callable[..., T], *args: Any) -> T | str:
     """What some work with Ray comes to, or in words the error that it ends with."""
     try:
         return work(*args)
     except Exception as e:  # whatever Ray raises
-        return ending(e)
+        return error_text(e)
 
 
-def ending(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """An error of Ray's, without its table of identifiers and its general advice."""
     lines = [line for line in str(error).splitlines() if line and not line.startswith("\t")]
     said = " ".join(lines[1:] if len(lines) > 1 and lines[0].startswith("The actor died") else lines)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rolecall.placement.ray.words import ending, lost, why
+from rolecall.placement.ray.messages import error_text, lost, why
 
 NODES = [
     {"NodeID": "aaaaaaaa", "NodeName": "10.0.0.1", "Resources": {"CPU": 8.0, "GPU": 4.0, "memory": 64.0 * 2**30}},
@@ -65,4 +65,4 @@ The actor is dead because its worker process has died. Worker exit type: SYSTEM_
 )
 def test_an_error_of_rays_is_its_last_sentence(error: str, words: str) -> None:
     """Of a long message of Ray's the telling part is kept."""
-    assert ending(ValueError(error)) == words
+    assert error_text(ValueError(error)) == words
