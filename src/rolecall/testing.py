@@ -11,7 +11,7 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 from rolecall.errors import RolecallError, WorkerConfigurationError, WorkerNotFoundError
 from rolecall.guard import runtime
@@ -26,6 +26,7 @@ from rolecall.protocol.guard_hello import GuardHello
 from rolecall.protocol.message import Message, from_plain, to_plain
 from rolecall.protocol.worker import FORKED_CHILDREN, WorkerConfig
 from rolecall.scheduler.backends import PlacedScheduler
+from rolecall.scheduler.keywords import HostKeywords
 from rolecall.transport.client import Client
 from rolecall.transport.hosts import this_host
 from rolecall.transport.peer import Incoming
@@ -47,7 +48,7 @@ class InProcessScheduler(PlacedScheduler):
         options: `devices`, `oversubscribe`, and those of `Scheduler`.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **options: Unpack[HostKeywords]) -> None:
         super().__init__(InProcessPlacement, **options)
 
 

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any, get_type_hints
+
 import pytest
 
 import rolecall
+from rolecall import Scheduler
 from rolecall.errors import WorkerConfigurationError
+from rolecall.placement.local import LocalPlacement
+from rolecall.placement.registry import PLACEMENTS
+from rolecall.placement.slurm.options import SlurmOptions
 from rolecall.scheduler.backends import SCHEDULERS, options_of
+from rolecall.scheduler.keywords import LocalKeywords, RayKeywords, SlurmKeywords
 
 
 def test_an_unknown_scheduler_names_those_that_there_are() -> None:
@@ -30,3 +38,24 @@ def test_every_scheduler_has_the_common_options_and_its_own() -> None:
     assert {"ip", "queue_timeout"} <= known["slurm"] & known["ray"]
     assert {"partition", "time", "signal_s", "image"} <= known["slurm"]
     assert {"address", "namespace", "accelerator"} <= known["ray"]
+
+
+@pytest.mark.parametrize(
+    ("backend", "keywords"), [("local", LocalKeywords), ("slurm", SlurmKeywords), ("ray", RayKeywords)]
+)
+def test_editors_are_told_all_keywords_with_their_types(backend: str, keywords: type) -> None:
+    """The typed dictionaries of keywords say what the constructors take."""
+    found = {name: hint for maker in (Scheduler, PLACEMENTS[backend]) for name, hint in hints_of(maker).items()}
+    if backend == "slurm":
+        found |= {name: hint for name, hint in hints_of(SlurmOptions).items() if name in options_of("slurm")}
+    assert {name: found[name] for name in options_of(backend)} == get_type_hints(keywords)
+
+
+def hints_of(maker: type) -> dict[str, Any]:
+    return get_type_hints(vars(maker)["__init__"])
+
+
+def test_a_placement_is_taken_in_the_place_of_a_name(tmp_path: Path) -> None:
+    """The scheduler has the options of every scheduler; those of the placement are its own."""
+    with rolecall.scheduler(LocalPlacement(devices=["7"]), experiment="own", fileroot=tmp_path, quiet=True) as s:
+        assert (type(s), s.n_gpus_per_node, s.plan(rolecall.Job("actor")).role) == (rolecall.Scheduler, 1, "actor")

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import time
 from typing import NamedTuple
 
 from rolecall.guard.proc import Process, identify
@@ -12,11 +11,10 @@ _KEPT = 4096  # exits of processes that are not watched yet; a forked child may 
 
 
 class Exit(NamedTuple):
-    """How a process ended; `at` is `time.monotonic()`."""
+    """How a process ended: one of the two is not None."""
 
     code: int | None
     signal: int | None
-    at: float
 
 
 class Children:
@@ -55,7 +53,7 @@ class Children:
                 self._complete(process, os.waitstatus_to_exitcode(status))
 
     def _complete(self, process: Process, code: int) -> None:
-        end = Exit(code if code >= 0 else None, -code if code < 0 else None, time.monotonic())
+        end = Exit(code if code >= 0 else None, -code if code < 0 else None)
         future = self._watched.pop(process, None)
         if future is None:
             self._unclaimed[process] = end

@@ -22,7 +22,6 @@ class ForkSpec(Message, frozen=True, kw_only=True):
     entry: str
     cwd: str = ""
     threads: int = 0
-    sys_path: list[str] = []
 
 
 encode = msgspec.msgpack.Encoder().encode

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from inspect import Parameter, signature
-from typing import Any
+from typing import Any, Literal, Unpack, overload
 
 from rolecall.errors import WorkerConfigurationError
 from rolecall.placement.base import Placement
@@ -11,6 +12,7 @@ from rolecall.placement.local import LocalPlacement
 from rolecall.placement.ray.placement import RayPlacement
 from rolecall.placement.registry import PLACEMENTS
 from rolecall.placement.slurm.placement import SlurmPlacement
+from rolecall.scheduler.keywords import LocalKeywords, RayKeywords, SchedulerKeywords, SlurmKeywords
 from rolecall.scheduler.scheduler import Scheduler
 
 
@@ -29,7 +31,7 @@ class LocalScheduler(PlacedScheduler):
         options: Those of `LocalPlacement` (`devices`, `oversubscribe`, `ip`) and of `Scheduler`.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **options: Unpack[LocalKeywords]) -> None:
         super().__init__(LocalPlacement, **options)
 
 
@@ -37,13 +39,14 @@ class SlurmScheduler(PlacedScheduler):
     """Workers in jobs of a Slurm cluster.
 
     Args:
-        options: Those of `SlurmPlacement` (`partition`, `time`, `queue_timeout`, ...) and of `Scheduler`.
+        options: Those of `SlurmPlacement` and `SlurmOptions` (`partition`, `time`, `queue_timeout`, ...) and of
+            `Scheduler`.
 
     Raises:
         SlurmError: Slurm's commands are not there, or slurmctld does not answer.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **options: Unpack[SlurmKeywords]) -> None:
         super().__init__(SlurmPlacement, **options)
 
 
@@ -54,13 +57,27 @@ class RayScheduler(PlacedScheduler):
         options: Those of `RayPlacement` (`address`, `accelerator`, `queue_timeout`, ...) and of `Scheduler`.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **options: Unpack[RayKeywords]) -> None:
         super().__init__(RayPlacement, **options)
 
 
-SCHEDULERS = {"local": LocalScheduler, "slurm": SlurmScheduler, "ray": RayScheduler}
+SCHEDULERS: dict[str, Callable[..., Scheduler]] = {
+    "local": LocalScheduler,
+    "slurm": SlurmScheduler,
+    "ray": RayScheduler,
+}
 
 
+@overload
+def scheduler(backend: Literal["local"] = "local", **options: Unpack[LocalKeywords]) -> LocalScheduler: ...
+@overload
+def scheduler(backend: Literal["slurm"], **options: Unpack[SlurmKeywords]) -> SlurmScheduler: ...
+@overload
+def scheduler(backend: Literal["ray"], **options: Unpack[RayKeywords]) -> RayScheduler: ...
+@overload
+def scheduler(backend: Placement, **options: Unpack[SchedulerKeywords]) -> Scheduler: ...
+@overload
+def scheduler(backend: str, **options: Any) -> Scheduler: ...
 def scheduler(backend: str | Placement = "local", **options: Any) -> Scheduler:
     """Makes the scheduler of a backend.
 

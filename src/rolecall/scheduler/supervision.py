@@ -68,7 +68,8 @@ class Supervision:
 
     def _exited(self, event: events.Exited, cause: str = "") -> None:
         """A worker has died. `cause`: what a cluster's manager says of it."""
-        event = msgspec.structs.replace(event, reason="; ".join(filter(None, (cause, event.reason))))
+        if cause:
+            event = msgspec.structs.replace(event, reason="; ".join(filter(None, (cause, event.reason))))
         error = exit_error(event)
         member = self._table.died(error)
         if member is not None:

@@ -162,6 +162,8 @@ class Fetcher:
         if store is None:
             return wants
         own = [want for want in wants if want.shard.owner == store.owner]
+        if not own:
+            return wants
         shards = store.find(want.shard.id for want in own)
         for want, shard, tensor in zip(own, shards, store.fetch(shards), strict=True):
             private = store.backends[shard.backend].private

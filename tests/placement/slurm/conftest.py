@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ def make(cluster: SlurmCluster, tmp_path: Path) -> Iterator[Make]:
     """Makes schedulers on the cluster, which are closed before the cluster is looked at."""
     made: list[SlurmScheduler] = []
 
-    def build(**options: object) -> SlurmScheduler:
+    def build(**options: Any) -> SlurmScheduler:
         facts = {"experiment": "slurm", "trial": f"t{len(made)}", "fileroot": tmp_path / "root", "preload": []}
         made.append(SlurmScheduler(**{**facts, **options}))
         return made[-1]
