@@ -15,6 +15,10 @@ OF        ?= run backends tensor_backends
 # -q twice: pip keeps quiet unless something is wrong.
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -q -c constraints.txt
 
+# pip shows no warning of a build.
+SAY_COMPILED = $(BIN)/python -c 'import rolecall.transport.codec._scan' 2>/dev/null || \
+    echo "warning: transport/codec/_scan.c was not compiled (no C compiler?); calls are slower without it" >&2
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
@@ -57,12 +61,16 @@ docs: $(VENV)/.dev ## the API reference, in build/docs/api
 clean: ## remove all that make made
 	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find . -name .git -prune -o \( -name __pycache__ -o -name '*.egg-info' \) -type d -prune -exec rm -rf {} +
+	@rm -f src/rolecall/transport/codec/_scan.*.so
 
 # The stamps say which extras the one environment holds. The tests' extras include the demo's, never the other way
 # round, so `make demo` on a fresh machine waits for no linter.
-$(VENV)/.rl: $(VENV)/.made pyproject.toml constraints.txt
+BUILT_FROM := pyproject.toml setup.py constraints.txt src/rolecall/transport/codec/_scan.c
+
+$(VENV)/.rl: $(VENV)/.made $(BUILT_FROM)
 	@echo "installing rolecall[rl] into $(VENV) ..."
 	@$(PIP) -e '.[rl]'
+	@$(SAY_COMPILED)
 	@touch $@
 
 $(VENV)/.ray: $(VENV)/.rl
@@ -70,9 +78,10 @@ $(VENV)/.ray: $(VENV)/.rl
 	@$(PIP) -e '.[ray]'
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.made pyproject.toml constraints.txt
+$(VENV)/.dev: $(VENV)/.made $(BUILT_FROM)
 	@echo "installing rolecall[dev] into $(VENV) ..."
 	@$(PIP) -e '.[dev]'
+	@$(SAY_COMPILED)
 	@touch $(VENV)/.rl $(VENV)/.ray $@
 
 # PYTHON=... chooses the interpreter; otherwise the first of these that is new enough and can make an environment.

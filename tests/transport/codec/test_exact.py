@@ -20,7 +20,7 @@ from msgspec.msgpack import encode as packed
 
 from rolecall.errors import DecodeError, EncodeError
 from rolecall.transport.codec import decode, encode, reader, rules, writer
-from rolecall.transport.codec.rows import DICTS, EVEN_TUPLES, LISTS, TUPLES, UNEVEN_TUPLES
+from rolecall.transport.codec.rows import DICTS, EVEN_TUPLES, LISTS, UNEVEN_TUPLES
 from rolecall.transport.codec.user_types import DATACLASSES
 
 SETTINGS = settings(deadline=None, max_examples=100, database=None, suppress_health_check=list(HealthCheck))
@@ -263,9 +263,9 @@ ROW = "tests.transport.codec.test_exact:Row"
 @pytest.mark.parametrize(
     "code, content",
     [
-        (TUPLES, [1]),
-        (TUPLES, 1),
-        (TUPLES, {"a": [1]}),
+        (rules.TUPLES, [1]),
+        (rules.TUPLES, 1),
+        (rules.TUPLES, {"a": [1]}),
         (EVEN_TUPLES, []),
         (EVEN_TUPLES, [1]),
         (EVEN_TUPLES, [[1], [1, 2]]),

@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 from rolecall.placement.outside import Finding, error, info, ok, warning
 
@@ -25,6 +26,7 @@ def check_versions() -> Iterator[Finding]:
     yield from _needed({name: installed(name) for name in NEEDED})
     yield from (_usable(name, installed(name)) for name in USABLE)
     yield _uvloop(installed("uvloop"))
+    yield _compiled(find_spec("rolecall.transport.codec._scan") is not None)
 
 
 def installed(package: str) -> str | None:
@@ -80,6 +82,13 @@ def _uvloop(version: str | None) -> Finding:
             "uvloop", "uvloop is not installed; asyncio is used", "calls are slower without it", _pip("uvloop")
         )
     return ok("uvloop", f"uvloop {version}")
+
+
+def _compiled(found: bool) -> Finding:
+    if not found:
+        seen = "rolecall's C extension is not compiled; Python does its work"
+        return warning(CHECK, seen, "calls are slower without it; install a C compiler, then rolecall again")
+    return ok(CHECK, "rolecall's C extension is compiled")
 
 
 def _pip(requirement: str) -> str:

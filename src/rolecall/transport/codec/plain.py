@@ -20,11 +20,11 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from rolecall.errors import DecodeError
-from rolecall.transport.codec.native import MANY, values_of
+from rolecall.transport.codec.native import ALL_NATIVE
 from rolecall.transport.codec.places import Refused
 from rolecall.transport.codec.reader import Reader
 from rolecall.transport.codec.rules import DECODERS, ENCODERS
-from rolecall.transport.codec.writer import FEW, Writer
+from rolecall.transport.codec.writer import Writer
 
 TUPLE, SET, FROZENSET, PAIRS, ORDERED, DEFAULT, DEQUE = -2, -3, -4, -5, -6, -7, -8
 BIG_INT, ODD_TEXT, BYTES, BYTEARRAY, MEMORYVIEW, COMPLEX, SLICE, RANGE, SINGLETON = (
@@ -52,18 +52,12 @@ _VIEW_FORMATS = frozenset("cbB?hHiIlLqQnNfd")
 # --- containers ---
 
 
-def _list(writer: Writer, value: list[Any]) -> Any:
-    return writer.column(value) if len(value) >= FEW else writer.each(value)
-
-
 def _dict(writer: Writer, value: dict[Any, Any]) -> Any:
-    if len(value) >= MANY and (found := values_of([value])) is not None and writer.fit(*found):
+    if writer.found(value) == ALL_NATIVE:
         return value
     native = writer.native
     if not native.issuperset(map(type, value)):
         return writer.extension(PAIRS, _pairs(writer, value))
-    if native.issuperset(map(type, value.values())):
-        return value
     plain = writer.plain
     return {key: item if type(item) in native else plain(item) for key, item in value.items()}
 
@@ -80,7 +74,7 @@ def _from_pairs(pairs: list[Any]) -> Iterable[tuple[Any, Any]]:
 
 
 def _tuple(writer: Writer, value: tuple[Any, ...]) -> Any:
-    return writer.extension(TUPLE, writer.column(value) if len(value) >= FEW else writer.each(value))
+    return writer.extension(TUPLE, writer.column(value))
 
 
 def _set(writer: Writer, value: set[Any]) -> Any:
@@ -117,7 +111,7 @@ def _decode_deque(reader: Reader, data: memoryview) -> Any:
     return deque(items, maxlen)
 
 
-ENCODERS[list] = _list
+ENCODERS[list] = Writer.column
 ENCODERS[dict] = _dict
 ENCODERS[tuple] = _tuple
 ENCODERS[set] = _set

@@ -8,7 +8,7 @@ from typing import Any
 from msgspec import msgpack
 
 from rolecall.errors import DecodeError
-from rolecall.transport.codec.rules import DECODERS, LISTED, LISTED_TYPES, MOST_ROWS, TABLE
+from rolecall.transport.codec.rules import DECODERS, LISTED, LISTED_TYPES, MOST_ROWS, TABLE, TUPLES
 from rolecall.transport.frames import MAX_DEPTH
 
 unpack_plain = msgpack.decode
@@ -128,5 +128,6 @@ class Reader:
         return memoryview(self._buffers[ref]).cast("B")
 
 
+DECODERS[TUPLES] = Reader.tuples
 DECODERS[TABLE] = Reader.table
 DECODERS[LISTED] = Reader.listed

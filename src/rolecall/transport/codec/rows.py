@@ -1,26 +1,24 @@
-"""Lists whose items are alike, written as one list of tuples or as columns. What arrives is the same list.
+"""Lists whose items are alike, written as columns. What arrives is the same list.
 
-Tuples of what msgpack holds are packed as lists are, and told from them once for all. A column is checked and packed at
-C speed, where a row by itself costs calls of Python functions and a message of its own. Lists and dicts come here only
-when msgpack does not hold them as they are. Dataclasses of one class have their
-rule beside the rule for one (`user_types`).
+A column is checked and packed at C speed, where a row by itself costs calls of Python functions and a message of its
+own. Lists, dicts and tuples come here only when msgpack does not hold what is in them. Dataclasses of one class have
+their rule beside the rule for one (`user_types`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from gc import get_referents
 from itertools import chain, islice
 from typing import Any
 
 from rolecall.errors import DecodeError
-from rolecall.transport.codec.native import items_of
 from rolecall.transport.codec.reader import Reader
 from rolecall.transport.codec.rules import DECODERS, ROWS
 from rolecall.transport.codec.writer import Writer
 
-EVEN_TUPLES, UNEVEN_TUPLES, LISTS, DICTS, TUPLES = -60, -61, -62, -63, -66
+EVEN_TUPLES, UNEVEN_TUPLES, LISTS, DICTS = -60, -61, -62, -63
 
+_TEXT = frozenset({str})
 MOST_ITEMS = 1 << 23  # of all rows of one list together: one that contains itself many times multiplies on each level
 
 
@@ -46,9 +44,6 @@ def _unflattened(reader: Reader, data: memoryview) -> Any:
 
 
 def _tuples(writer: Writer, rows: Sequence[Any]) -> Any:
-    items = items_of(rows)
-    if items is not None and writer.fit(items, len(rows[0])):
-        return writer.extension(TUPLES, rows)
     if not _few(rows):
         return None
     try:
@@ -69,8 +64,8 @@ def _dicts(writer: Writer, rows: Sequence[Any]) -> Any:
     keys = list(rows[0])
     if not keys or set(map(len, rows)) != {len(keys)} or not _few(rows):
         return None
-    if len(get_referents(*rows)) != len(keys) * len(rows) or len(set(map(tuple, rows))) > 1:
-        return None  # the former: not all keys are exact texts, see `native`
+    if not _TEXT.issuperset(map(type, chain.from_iterable(rows))) or len(set(map(tuple, rows))) > 1:
+        return None
     columns = zip(*map(dict.values, rows), strict=True)
     return writer.extension(DICTS, [keys, *map(writer.column, columns)])
 
@@ -85,7 +80,6 @@ def _decode_dicts(reader: Reader, data: memoryview) -> Any:
 ROWS[tuple] = _tuples
 ROWS[list] = _lists
 ROWS[dict] = _dicts
-DECODERS[TUPLES] = Reader.tuples
 DECODERS[EVEN_TUPLES] = lambda reader, data: list(zip(*reader.columns(reader.items(data)), strict=True))
 DECODERS[UNEVEN_TUPLES] = lambda reader, data: list(map(tuple, _unflattened(reader, data)))
 DECODERS[LISTS] = lambda reader, data: list(map(list, _unflattened(reader, data)))

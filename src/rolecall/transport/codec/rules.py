@@ -26,6 +26,7 @@ DECODERS: dict[int, Decode] = {}
 RESOLVERS: list[Callable[[type], Encode | None]] = []  # asked in order for the rule of a type that is not in ENCODERS
 ROWS: dict[type, Rows] = {}  # for lists of one type; a rule returns None for a list that it does not take
 LISTED_TYPES: dict[int, Callable[[Any, Any], Any]] = {}  # makes the objects that lie in a list before the value
+TUPLES = -66  # a list of tuples that hold what msgpack holds, packed as lists are
 TABLE, LISTED = -64, -65  # objects that lie in a list before the value, and what stands for one in the value
 MOST_ROWS = 1 << 22  # of one value: a row that arrives in columns may take a byte and becomes an object
 

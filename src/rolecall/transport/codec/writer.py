@@ -5,28 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from msgspec import Raw
 from msgspec.msgpack import Ext
 
-from rolecall.transport.codec.native import MANY, NATIVE, NATIVE_CONTAINERS, floats, foreign_level
+from rolecall.transport.codec.native import ALL_NATIVE, FOREIGN, MOST, NATIVE, NATIVE_TUPLES, scan
 from rolecall.transport.codec.native import encode as pack_plain
 from rolecall.transport.codec.places import Refused
-from rolecall.transport.codec.rules import ENCODERS, LISTED, MOST_ROWS, ROWS, TABLE, rule_of
+from rolecall.transport.codec.rules import ENCODERS, LISTED, MOST_ROWS, ROWS, TABLE, TUPLES, rule_of
 from rolecall.transport.frames import MAX_DEPTH
 
 CAREFUL = NATIVE - {int, str}  # what msgpack takes whatever its value is
-FEW = 6  # items from which on columns are the faster form
+FEW = 6  # items from which on a form for many is the faster one
 TOO_DEEP = f"it contains itself, or is nested deeper than {MAX_DEPTH} levels"
 
 
 class Writer:
     """Turns one value into what msgspec can encode, and collects its buffers.
 
-    At first it decides for many values at a time what msgpack holds as it is, and writes lists of like items as
+    At first it scans each container, packs it as it is where msgpack holds that, and writes lists of like items as
     columns. After a refusal it starts over, looks at every value, and so finds what is refused and where it lies.
     """
 
-    __slots__ = ("_columned", "_depth", "_listed", "_walked", "buffers", "native")
+    __slots__ = ("_columned", "_depth", "_listed", "buffers", "native")
 
     def __init__(self) -> None:
         self.buffers: list[memoryview] = []
@@ -34,7 +33,6 @@ class Writer:
         self._listed: dict[int, tuple[Any, int, int, Any]] = {}  # by identity; holds the object, too
         self._depth = 0
         self._columned = 0  # rows written as columns
-        self._walked = 0  # levels above this one were looked at already and hold something foreign
 
     def start_over(self) -> None:
         """Makes the writer look at every value by itself, int and str as well."""
@@ -64,36 +62,19 @@ class Writer:
 
     def column(self, values: Sequence[Any]) -> Any:
         """`values` in a form that arrives as a list of them."""
-        if len(values) < FEW or self.native is CAREFUL:
+        found = self.found(values)
+        if found == ALL_NATIVE:
+            return values
+        if len(values) < FEW or self.native is CAREFUL or (kind := type(values[0])) in NATIVE:
             return self.each(values)
-        kind = type(values[0])
-        if len(values) >= MANY:
-            if kind is float and (packed := floats(values)) is not None:
-                return Raw(packed)
-            if kind in NATIVE_CONTAINERS and self.fit(values):
-                return values
-        if kind in NATIVE:
-            return self.each(values)
-        walked = self._walked
+        if found == NATIVE_TUPLES:
+            return self.extension(TUPLES, values)
         rows = self._rows(kind, values)
-        if rows is None:
-            rows = self.each(values)
-        self._walked = walked
-        return rows
+        return self.each(values) if rows is None else rows
 
-    def fit(self, values: Sequence[Any], period: int = 1) -> bool:
-        """Whether msgpack holds all of these as they are; they lie in what is written now. It is cheap for many.
-
-        Args:
-            period: As for `foreign_level`.
-        """
-        if self._depth < self._walked or self.native is CAREFUL:
-            return False
-        level = foreign_level(values, MAX_DEPTH - self._depth, period)
-        if level is None:
-            return True
-        self._walked = self._depth + level
-        return False
+    def found(self, value: Any) -> int:
+        """What `scan` finds in a value that is written now."""
+        return FOREIGN if self.native is CAREFUL else scan(value, MAX_DEPTH + 1 - self._depth, MOST)
 
     def each(self, values: Sequence[Any]) -> Sequence[Any]:
         """Every one of them in a form that msgspec encodes."""
