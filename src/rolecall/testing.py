@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, Unpack
 
-from rolecall.errors import RolecallError, WorkerConfigurationError, WorkerNotFoundError
+from rolecall.errors import RolecallError, WorkerConfigurationError, WorkerNotFoundError, WorkerTimeoutError
 from rolecall.guard import runtime
 from rolecall.guard.ports import PortLeases
 from rolecall.placement.base import Placed, Placement, PlacementContext
@@ -79,6 +79,7 @@ class InProcessPlacement(Placement):
     def place(self, job: Job) -> Placed:
         if not self._expected.wait(CONNECTED_WITHIN_S):
             self._expected.check()
+            raise WorkerTimeoutError(f"guard {GUARD_ID}", CONNECTED_WITHIN_S, "connection")
         plan = self._slots.take(job)
         return Placed(plan, [GUARD_ID] * len(plan.slots))
 
@@ -87,7 +88,7 @@ class InProcessPlacement(Placement):
 
     def close(self, *, graceful: bool) -> None:
         self._context.shut_down([self._expected], 0.0)
-        self._guard.disconnect()
+        self._guard.close()
 
 
 class InProcessGuard:
@@ -111,9 +112,10 @@ class InProcessGuard:
             "controller", config.controller, config.token, loop=loop, hello=to_plain(self._hello()), handler=self
         )
 
-    def disconnect(self) -> None:
-        """Ends the conversation with the controller."""
+    def close(self) -> None:
+        """Ends the conversation with the controller, and gives all ports back."""
         self._client.close()
+        self._ports.close()
 
     def dispatch(self, incoming: Incoming) -> None:
         """Answers a request in a task of its own, on the loop."""
@@ -199,7 +201,6 @@ class InProcessGuard:
     async def _shutdown(self, wanted: asked.Shutdown) -> asked.ShutdownReport:
         for worker_id in list(self._nodes):
             await self._end(worker_id)
-        self._ports.close()
         return asked.ShutdownReport()
 
     async def _ask_guard(self, method: Method[Q, A], request: Q) -> Any:

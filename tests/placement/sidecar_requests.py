@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from types import NoneType
 
-from rolecall.protocol.guard import Method, NoArguments
+from rolecall.protocol.guard import Method, NoArguments, Topic
 from rolecall.protocol.message import Message
-from rolecall.protocol.ray_driver import Topic
 
 
 class Text(Message, frozen=True, kw_only=True):

@@ -15,6 +15,7 @@ from rolecall.placement.registry import PLACEMENTS
 from rolecall.placement.slurm.options import SlurmOptions
 from rolecall.scheduler.backends import SCHEDULERS, options_of
 from rolecall.scheduler.keywords import LocalKeywords, RayKeywords, SlurmKeywords
+from rolecall.testing import InProcessScheduler
 
 
 def test_an_unknown_scheduler_names_those_that_there_are() -> None:
@@ -59,3 +60,21 @@ def test_a_placement_is_taken_in_the_place_of_a_name(tmp_path: Path) -> None:
     """The scheduler has the options of every scheduler; those of the placement are its own."""
     with rolecall.scheduler(LocalPlacement(devices=["7"]), experiment="own", fileroot=tmp_path, quiet=True) as s:
         assert (type(s), s.n_gpus_per_node, s.plan(rolecall.Job("actor")).role) == (rolecall.Scheduler, 1, "actor")
+
+
+def test_a_placement_belongs_to_one_scheduler(tmp_path: Path) -> None:
+    """Another one would end the first one's guards; and a wrong option is named as for a scheduler by name."""
+    placement = LocalPlacement(devices=[])
+    rolecall.scheduler(placement, experiment="own", fileroot=tmp_path, quiet=True).close()
+    with pytest.raises(WorkerConfigurationError, match="this LocalPlacement is another scheduler's"):
+        Scheduler(placement, fileroot=tmp_path)
+    with pytest.raises(WorkerConfigurationError, match="with a LocalPlacement has no such option: 'devics'; it has"):
+        rolecall.scheduler(LocalPlacement(), devics=1)  # type: ignore[call-overload]
+
+
+def test_a_scheduler_leaves_no_descriptor_open(tmp_path: Path) -> None:
+    """Also one that was closed before its guard had connected."""
+    before = set(Path("/proc/self/fd").iterdir())
+    for _ in range(3):
+        InProcessScheduler(fileroot=tmp_path, quiet=True).close()
+    assert len(set(Path("/proc/self/fd").iterdir()) - before) <= 1  # the one that lists them

@@ -141,7 +141,7 @@ any_value = st.recursive(
 bodies = (
     any_value.map(msgspec.msgpack.encode) | st.binary(max_size=60) | any_value.map(lambda v: codec.encode(v).header)
 )
-METHODS = """call create_engine configure set_env health metrics data.get data.put data.clear data.info table stacks
+METHODS = """call create_engine configure set_env health metrics data.get data.put data.clear table stacks
 fork kill_forked_worker alloc_ports __class__"""
 methods = st.sampled_from([*METHODS.split(), ""])
 small = st.integers(-2, 5)

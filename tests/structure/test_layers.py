@@ -190,7 +190,7 @@ def test_every_part_is_in_the_table() -> None:
         ("transport.link", "from ..worker import host", False),
         ("transport.link", "from .codec import encode", True),
         ("scheduler.roles", "from rolecall.scheduler.calls import CallOptions", True),
-        ("transport.link", "from rolecall.placement.local import LocalScheduler", False),
+        ("transport.link", "from rolecall.placement.local import LocalPlacement", False),
         ("placement.ray.groups", "from rolecall.placement.slurm.script import x", False),
         ("placement.local", "from rolecall.scheduler.scheduler import Scheduler", False),
         ("tensors.handle", "import torch", False),

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from rolecall.errors import ShardNotFoundError, TensorError
+from rolecall.protocol.worker_methods import Cleared
 from rolecall.tensors.backends.shm import PACKED, SMALLEST
 from rolecall.tensors.store import Store
 
@@ -78,9 +79,9 @@ def test_unknown_shards_are_all_named(store: Store) -> None:
 def test_deleting_counts_what_went_and_what_is_left(store: Store) -> None:
     """Deletion reports shards cleared, shards left and bytes left, and is idempotent."""
     shards = [store.put(torch.ones(100)) for _ in range(3)]
-    assert store.delete([shards[0].id, "no such"]) == {"cleared_count": 1, "num_tensors": 2, "total_bytes": 800}
-    assert store.delete([shards[0].id]) == {"cleared_count": 0, "num_tensors": 2, "total_bytes": 800}
-    assert store.clear() == {"cleared_count": 2, "num_tensors": 0, "total_bytes": 0}
+    assert store.delete([shards[0].id, "no such"]) == Cleared(cleared_count=1, num_tensors=2, total_bytes=800)
+    assert store.delete([shards[0].id]) == Cleared(cleared_count=0, num_tensors=2, total_bytes=800)
+    assert store.clear() == Cleared(cleared_count=2, num_tensors=0, total_bytes=0)
     with pytest.raises(ShardNotFoundError):
         store.get([shards[1].id])
 
@@ -118,15 +119,6 @@ def test_many_threads_may_put_get_and_delete(store: Store) -> None:
         thread.join()
     assert not failures
     assert store.metrics()["shards"] == store.metrics()["bytes"] == 0
-
-
-def test_info_describes_shards(store: Store) -> None:
-    """Dtype, shape, bytes and backend of one or of all shards are listed."""
-    shard = store.put(torch.ones(2, 3, dtype=torch.bfloat16))
-    assert store.info([shard.id]) == [
-        {"id": shard.id, "dtype": "bfloat16", "shape": [2, 3], "nbytes": 12, "backend": "wire"}
-    ]
-    assert len(store.info()) == 1
 
 
 def test_closing_twice_does_no_harm(store: Store) -> None:

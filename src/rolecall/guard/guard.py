@@ -109,10 +109,10 @@ class Guard:
     # The controller
 
     def _on_notify(self, topic: str, value: Any) -> None:
-        if topic == "lease":
+        if topic == events.LEASE:
             self._lease.renew(time.monotonic())
             if self._client is not None:
-                self._client.peer.notify("alive")
+                self._client.peer.notify(events.ALIVE)
 
     def _on_disconnected(self, error: Exception | None) -> None:
         self._lease.disconnected()

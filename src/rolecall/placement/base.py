@@ -130,12 +130,14 @@ class Placement(ABC):
         further_options: Keywords that the constructor takes beside those that it names.
         n_gpus_per_node: Devices of a host; known once it is open.
         device_variable: The visible-devices variable of its hosts.
+        taken: A scheduler has it; another one cannot.
     """
 
     name: ClassVar[str]
     further_options: ClassVar[Sequence[str]] = ()
     n_gpus_per_node: int = 0
     device_variable: str = CUDA
+    taken: bool = False
 
     @abstractmethod
     def open(self, context: PlacementContext) -> None:

@@ -14,7 +14,6 @@ from rolecall.protocol.guard import Ready
 from rolecall.types import Job, SchedulingSpec, check_argv, check_module, readiness, worker_id
 
 log = logging.getLogger("rolecall")
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
 @dataclass(frozen=True)

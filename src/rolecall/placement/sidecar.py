@@ -20,9 +20,8 @@ from typing import Any, TypeVar
 from rolecall.errors import RolecallError, RPCConnectionError
 from rolecall.placement.launching import python_path
 from rolecall.placement.plan import base_environment
-from rolecall.protocol.guard import Method
+from rolecall.protocol.guard import Method, Topic
 from rolecall.protocol.message import Message, from_plain, to_plain
-from rolecall.protocol.ray_driver import Topic
 from rolecall.transport.incoming import Incoming
 from rolecall.transport.link import Link
 from rolecall.transport.loop import IOThread

@@ -77,6 +77,7 @@ EVENTS: Mapping[str, type[Event]] = {
     "guard_lost": GuardLost,
     "guard_stalled": GuardStalled,
 }
+LEASE, ALIVE = "lease", "alive"  # the controller renews a guard's lease; the guard answers that it lives
 FROM_GUARDS = ("exited", "stalled", "resumed", "notice")
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import NoneType
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Literal
 
-from rolecall.protocol.guard import Method, NoArguments
+from rolecall.protocol.guard import Method, NoArguments, Topic
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.message import Message
 from rolecall.types import RayPlacementStrategy
 
-T = TypeVar("T")
 Resources = dict[str, float]
 
 
@@ -131,14 +129,6 @@ class Released(Message, frozen=True, kw_only=True):
     """A role's actors and groups were ended. `left`: names of those that were not."""
 
     left: list[str] = []
-
-
-@dataclass(frozen=True)
-class Topic(Generic[T]):
-    """Something that a driver tells of by itself."""
-
-    name: str
-    news: type[T]
 
 
 JOIN = Method("join", JoinCluster, Joined)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from rolecall.errors import WorkerNotFoundError
 from rolecall.protocol.message import Message
 
@@ -31,7 +33,7 @@ class WorkerState(Message, frozen=True, kw_only=True):
     target: str | None = None
     command: list[str] | None = None
     log: str = ""
-    state: str = "running"
+    state: Literal["running", "ending", "failed"] = "running"
     since: float = 0.0
     timeline: dict[str, float] = {}
 
@@ -45,7 +47,7 @@ class RoleState(Message, frozen=True, kw_only=True):
 
 
 class GuardState(Message, frozen=True, kw_only=True):
-    """A guard. All but `id` is what it said of itself when it called home, and empty before."""
+    """A guard. All but `id` is what it said of itself when it connected, and empty before."""
 
     id: str
     pid: int = 0

@@ -57,7 +57,7 @@ class CreateEngine(WorkerRequest, frozen=True, kw_only=True):
     engine_name: str | None = None
 
 
-class CallMethod(WorkerRequest, frozen=True, kw_only=True):
+class CallMethod(WorkerRequest, frozen=True, kw_only=True, omit_defaults=True):
     """Calls an engine's method.
 
     Attributes:
@@ -141,12 +141,6 @@ class ClearShards(WorkerRequest, frozen=True, kw_only=True):
 
     shard_ids: list[str]
     owner: str | None = None
-
-
-class ShardInfo(WorkerRequest, frozen=True, kw_only=True):
-    """Asks what is stored. `shard_ids`: None means all."""
-
-    shard_ids: list[str] | None = None
 
 
 class Done(Message, frozen=True, kw_only=True):
@@ -265,27 +259,43 @@ STATUS: Mapping[type[RolecallError], int] = {  # of an error or its nearest base
     ShardExistsError: 409,
 }
 
+CREATE_ENGINE = WorkerMethod(
+    "create_engine",
+    CreateEngine,
+    EngineCreated,
+    (EngineImportError, EngineCreationError),
+    (HttpRoute("POST", "/create_engine"),),
+    arguments=("init_args", "init_kwargs"),
+)
+CALL = WorkerMethod(
+    "call",
+    CallMethod,
+    Any,
+    (EngineNotFoundError, MethodNotFoundError, EngineCallError, ShardNotFoundError),
+    (HttpRoute("POST", "/call", "call"),),
+    arguments=("args", "kwargs"),
+)
+DESTROY = WorkerMethod("destroy", Destroy, dict[str, str], routes=(HttpRoute("POST", "/destroy"),))
+GET_SHARDS = WorkerMethod(
+    "data.get",
+    GetShards,
+    list[Any],
+    (ShardNotFoundError, TensorError),
+    (
+        HttpRoute("POST", "/data/batch", "frame"),
+        HttpRoute("GET", "/data/{shard_id}", "tensor", statuses={ShardNotFoundError: 404}),
+    ),
+)
+PUT_VALUE = WorkerMethod("data.put", None, Any, (TensorError,))
+CLEAR_SHARDS = WorkerMethod("data.clear", ClearShards, Cleared, routes=(HttpRoute("DELETE", "/data/clear"),))
+
 _METHODS = (
     WorkerMethod("health", WorkerRequest, Health, routes=(HttpRoute("GET", "/health"),)),
     WorkerMethod("metrics", WorkerRequest, dict[str, Any], routes=(HttpRoute("GET", "/metrics", "metrics"),)),
     WorkerMethod("stacks", WorkerRequest, str, routes=(HttpRoute("GET", "/stacks", "text"),)),
-    WorkerMethod(
-        "create_engine",
-        CreateEngine,
-        EngineCreated,
-        (EngineImportError, EngineCreationError),
-        (HttpRoute("POST", "/create_engine"),),
-        arguments=("init_args", "init_kwargs"),
-    ),
-    WorkerMethod(
-        "call",
-        CallMethod,
-        Any,
-        (EngineNotFoundError, MethodNotFoundError, EngineCallError, ShardNotFoundError),
-        (HttpRoute("POST", "/call", "call"),),
-        arguments=("args", "kwargs"),
-    ),
-    WorkerMethod("destroy", Destroy, dict[str, str], routes=(HttpRoute("POST", "/destroy"),)),
+    CREATE_ENGINE,
+    CALL,
+    DESTROY,
     WorkerMethod("configure", Configure, Seeded, (WorkerConfigurationError,), (HttpRoute("POST", "/configure"),)),
     WorkerMethod("set_env", SetEnv, Done, (WorkerConfigurationError,), (HttpRoute("POST", "/set_env"),)),
     WorkerMethod("alloc_ports", AllocPorts, Ports, (PortAllocationError,), (HttpRoute("POST", "/alloc_ports"),)),
@@ -293,16 +303,7 @@ _METHODS = (
     WorkerMethod(
         "kill_forked_worker", KillFork, Done, (WorkerNotFoundError,), (HttpRoute("POST", "/kill_forked_worker"),)
     ),
-    WorkerMethod(
-        "data.get",
-        GetShards,
-        list[Any],
-        (ShardNotFoundError, TensorError),
-        (
-            HttpRoute("POST", "/data/batch", "frame"),
-            HttpRoute("GET", "/data/{shard_id}", "tensor", statuses={ShardNotFoundError: 404}),
-        ),
-    ),
+    GET_SHARDS,
     WorkerMethod(
         "data.store",
         StoreShard,
@@ -310,9 +311,8 @@ _METHODS = (
         (ShardExistsError, TensorError),
         (HttpRoute("PUT", "/data/{shard_id}", "upload", MAX_TENSOR),),
     ),
-    WorkerMethod("data.put", None, Any, (TensorError,)),
-    WorkerMethod("data.clear", ClearShards, Cleared, routes=(HttpRoute("DELETE", "/data/clear"),)),
-    WorkerMethod("data.info", ShardInfo, list[dict[str, Any]], (ShardNotFoundError,)),
+    PUT_VALUE,
+    CLEAR_SHARDS,
 )
 
 METHODS: Mapping[str, WorkerMethod] = {method.name: method for method in _METHODS}

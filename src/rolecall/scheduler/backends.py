@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from inspect import Parameter, signature
 from typing import Any, Literal, Unpack, overload
 
@@ -89,15 +89,18 @@ def scheduler(backend: str | Placement = "local", **options: Any) -> Scheduler:
         WorkerConfigurationError: No such backend, or no such option of it.
     """
     if isinstance(backend, Placement):
+        _check_known(options, _keyword_only(Scheduler), f"a scheduler with a {type(backend).__name__}")
         return Scheduler(backend, **options)
     if backend not in SCHEDULERS:
         raise WorkerConfigurationError("unknown scheduler", backend, f"use one of {', '.join(SCHEDULERS)}")
-    known = options_of(backend)
+    _check_known(options, options_of(backend), f"the scheduler {backend!r}")
+    return SCHEDULERS[backend](**options)
+
+
+def _check_known(options: Iterable[str], known: set[str], who: str) -> None:
     for name in options:
         if name not in known:
-            what = f"the scheduler {backend!r} has no such option"
-            raise WorkerConfigurationError(what, name, f"it has {', '.join(sorted(known))}")
-    return SCHEDULERS[backend](**options)
+            raise WorkerConfigurationError(f"{who} has no such option", name, f"it has {', '.join(sorted(known))}")
 
 
 def options_of(backend: str) -> set[str]:

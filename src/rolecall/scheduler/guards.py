@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from rolecall.errors import GuardLostError, ProtocolError, RolecallError
 from rolecall.placement.base import Explain
-from rolecall.protocol.events import EVENTS, FROM_GUARDS, Event, GuardStalled
+from rolecall.protocol.events import ALIVE, EVENTS, FROM_GUARDS, LEASE, Event, GuardStalled
 from rolecall.protocol.guard import START, Method, ProcessSpec, Start, StartResult
 from rolecall.protocol.guard_hello import GuardHello
 from rolecall.protocol.message import Message, from_plain, to_plain
@@ -106,7 +106,7 @@ class GuardProxy:
             self._gone("nothing was heard of it: its host or the network failed, or it was stopped", SILENT_TOLD_S)
             return
         self._unanswered += 1
-        self.peer.notify("lease")
+        self.peer.notify(LEASE)
 
     def wait(self, timeout: float) -> bool:
         """Waits until it has connected or was lost; says whether it is there."""
@@ -168,7 +168,7 @@ class GuardProxy:
 
     def _notified(self, topic: str, value: Any) -> None:
         self._unanswered = 0
-        if topic == "alive":
+        if topic == ALIVE:
             return
         try:
             self._on_event(self, self._event(topic, value))

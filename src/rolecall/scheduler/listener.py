@@ -56,7 +56,7 @@ class GuardListener:
         self.addresses.append(f"tcp:[{ip}]:{port}" if ":" in ip else f"tcp:{ip}:{port}")
 
     def expect(self, guard_id: str, explain: Explain | None = None) -> GuardProxy:
-        """Announces a guard that will call. `explain`: who knows why it ended, if anybody does."""
+        """Announces a guard that will connect. `explain`: who knows why it ended, if anybody does."""
         guard = GuardProxy(guard_id, self._io, self._on_event, self._on_lost, explain)
         self._guards[guard_id] = guard
         return guard

@@ -88,6 +88,7 @@ class Scheduler:
         check_seconds("start_timeout", start_timeout)
         check_seconds("grace_s", grace_s)
         check_seconds("lease_s", lease_s, 0.1)
+        _take(placement)
         self.placement, self._grace_s = placement, grace_s
         self._pid, self._closed = os.getpid(), False
         self._run, self._table = Run(experiment, trial, fileroot, placement.name), Table()
@@ -323,6 +324,7 @@ class Scheduler:
         with contextlib.ExitStack() as ends:  # each of them runs, whatever happens in those before, Ctrl-C included
             ends.callback(self._undo.close)
             ends.callback(self._watch.write_state, ended=True)
+            ends.callback(sweep, self._run.run_id)
             ends.callback(lambda: self.placement.close(graceful=graceful))
             try:
                 self._end_roles(graceful)
@@ -345,6 +347,13 @@ class Scheduler:
         if self._closed:
             what = f"the run {self._run.experiment}/{self._run.trial} has ended"
             raise WorkerConfigurationError(what, None, "use a scheduler and its roles inside the `with` block")
+
+
+def _take(placement: Placement) -> None:
+    if placement.taken:
+        what = f"this {type(placement).__name__} is another scheduler's"
+        raise WorkerConfigurationError(what, None, "make one for each scheduler")
+    placement.taken = True
 
 
 def _refuse_inside_worker() -> None:

@@ -9,6 +9,8 @@ from contextlib import suppress
 from rolecall.errors import RolecallError
 from rolecall.placement.waiting import Waiting
 from rolecall.protocol.guard import KILL, Kill
+from rolecall.protocol.message import to_plain
+from rolecall.protocol.worker_methods import DESTROY, Destroy
 from rolecall.scheduler.guards import ask_all
 from rolecall.scheduler.table import Member, RoleRecord
 from rolecall.transport.peer import Call
@@ -23,10 +25,10 @@ def destroy_engines(record: RoleRecord, timeout: float = DESTROY_TIMEOUT_S) -> N
     calls: list[tuple[Member, Call]] = []
     for i, member in enumerate(record.members):
         engines = [f"{record.name}/{i}"] if record.borrowed else None
-        wanted = {"engines": engines, "timeout": timeout}
+        wanted = to_plain(Destroy(engines=engines, timeout=timeout))
         with suppress(RolecallError):  # it died meanwhile
             if member.client is not None:
-                calls.append((member, member.client.peer.request("destroy", wanted, timeout=timeout + 1)))
+                calls.append((member, member.client.peer.request(DESTROY.name, wanted, timeout=timeout + 1)))
     for member, call in calls:
         _report(member, call)
 
@@ -35,7 +37,7 @@ def _report(member: Member, call: Call) -> None:
     try:
         problems: dict[str, str] = call.result()
     except (RolecallError, TimeoutError) as e:
-        log.warning("%s: its engines were not asked to destroy() themselves: %s", member.id, e)
+        log.warning("%s: destroy() of its engines was not called: %s", member.id, e)
         return
     for engine, problem in problems.items():
         log.warning("%s: engine %s: %s", member.id, engine, problem)

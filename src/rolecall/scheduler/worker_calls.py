@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from rolecall.errors import EncodeError, WorkerConfigurationError, WorkerNotFoundError
 from rolecall.protocol.guard import SET_ENV, STACKS, Method, SetEnv, Stacks
 from rolecall.protocol.message import Message
+from rolecall.protocol.worker_methods import CALL, CREATE_ENGINE, CallMethod, CreateEngine, WorkerMethod, WorkerRequest
 from rolecall.scheduler.calls import CallOptions, PendingCall, argument_place, engine_path
 from rolecall.scheduler.run import Run
 from rolecall.scheduler.table import Member, Table
@@ -18,7 +19,7 @@ from rolecall.tensors.lifetime import Home
 from rolecall.transport.call import fresh
 from rolecall.transport.client import Client
 from rolecall.transport.loop import IOThread
-from rolecall.transport.peer import Peer
+from rolecall.transport.peer import Call, Peer
 from rolecall.types import TensorPolicy, check_env
 
 CACHE_BYTES = 1 << 30
@@ -72,10 +73,10 @@ class WorkerCalls:
             WorkerFailedError: It died before.
             EncodeError: An argument is not serializable; nothing was sent.
         """
-        meta = {"method": method, "engine_name": options.engine, "tensors": options.tensors or self._tensors}
-        if rpc_meta is not None:
-            meta["rpc_meta"] = rpc_meta
-        return self._request(worker_id, "call", (tuple(args), kwargs), meta, options.timeout, streaming)
+        tensors = options.tensors or self._tensors
+        wanted = CallMethod(method=method, engine_name=options.engine, tensors=tensors, rpc_meta=rpc_meta)
+        call = self._request(worker_id, CALL, (tuple(args), kwargs), wanted, options.timeout, streaming)
+        return PendingCall(call, worker_id, method, options.timeout)
 
     def create_engine(
         self,
@@ -87,8 +88,9 @@ class WorkerCalls:
         options: CallOptions,
     ) -> PendingCall:
         """Asks for an engine and returns at once. Errors as `submit`."""
-        meta = {"engine": engine_path(engine), "engine_name": engine_name}
-        return self._request(worker_id, "create_engine", (tuple(args), kwargs), meta, options.timeout, False)
+        wanted = CreateEngine(engine=engine_path(engine), engine_name=engine_name)
+        call = self._request(worker_id, CREATE_ENGINE, (tuple(args), kwargs), wanted, options.timeout, False)
+        return PendingCall(call, worker_id, CREATE_ENGINE.name, options.timeout)
 
     def set_env(self, worker_id: str, env: dict[str, str]) -> PendingCall:
         """Asks for other variables in a worker's environment and returns at once. Errors as `submit`."""
@@ -114,16 +116,22 @@ class WorkerCalls:
         return self._table.role(role).borrowed
 
     def _request(
-        self, worker_id: str, request: str, value: Any, meta: dict[str, Any], timeout: float | None, streaming: bool
-    ) -> PendingCall:
+        self,
+        worker_id: str,
+        method: WorkerMethod,
+        arguments: Any,
+        wanted: WorkerRequest,
+        timeout: float | None,
+        streaming: bool,
+    ) -> Call:
         member = self._living(worker_id)
         if member.client is None:
             raise WorkerConfigurationError(f"worker {worker_id} runs a program and hosts no engines", member.slot.argv)
         try:
-            call = member.client.peer.request(request, value, meta=meta, timeout=timeout, streaming=streaming)
+            peer = member.client.peer
+            return peer.request(method.name, arguments, meta=wanted, timeout=timeout, streaming=streaming)
         except EncodeError as e:
             raise EncodeError(argument_place(e.place), e.type_name, e.hint) from None
-        return PendingCall(call, worker_id, meta.get("method", request), timeout)
 
     def _control(self, worker_id: str, method: Method[Q, Any], request: Q) -> PendingCall:
         answer = self._living(worker_id).guard.ask(method, request, timeout=CONTROL_TIMEOUT_S)

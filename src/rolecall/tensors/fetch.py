@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rolecall.errors import ProtocolError, RPCConnectionError, ShardNotFoundError, WorkerFailedError, WorkerTimeoutError
+from rolecall.protocol.message import to_plain
+from rolecall.protocol.worker_methods import GET_SHARDS, GetShards
 from rolecall.tensors.backends.base import Backend
 from rolecall.tensors.cache import Block, Cache, Key
 from rolecall.tensors.connections import Answer, Connect
@@ -59,11 +61,10 @@ class _Batch:
     def ids(self) -> list[str]:
         return list(dict.fromkeys(shard.id for shard, _, _ in self.asked))
 
-    def question(self) -> dict[str, Any]:
-        return {
-            "shard_ids": [s.id for s, _, _ in self.asked],
-            "ranges": [(start, stop) for _, start, stop in self.asked],
-        }
+    def request(self) -> Any:
+        """As the owner gets it."""
+        ranges = [(start, stop) for _, start, stop in self.asked]
+        return to_plain(GetShards(shard_ids=[shard.id for shard, _, _ in self.asked], ranges=ranges))
 
 
 class _Plan:
@@ -201,7 +202,7 @@ class Fetcher:
     def _ask(self, batch: _Batch) -> None:
         with _told_as(batch, self._timeout):
             peer = self._connect(batch.owner, batch.addresses)
-            batch.answer = peer.request("data.get", batch.question(), timeout=self._timeout)
+            batch.answer = peer.request(GET_SHARDS.name, batch.request(), timeout=self._timeout)
 
     def _take(self, plan: _Plan, batch: _Batch, answer: Any) -> None:
         """Puts an owner's answer into the plan, and into the cache."""

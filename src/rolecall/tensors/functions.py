@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rolecall.errors import TensorError
+from rolecall.protocol.worker_methods import PUT_VALUE
 from rolecall.tensors import tree
 from rolecall.tensors.binding import binding
 from rolecall.tensors.dtypes import empty
@@ -74,7 +75,7 @@ def remotize(value: Any, worker: Any = None) -> Any:
     """
     if worker is not None:
         lean = tree.map_leaves(_same, value, enter=trimmed)
-        return getattr(worker, "peer", worker).request("data.put", lean).result()
+        return getattr(worker, "peer", worker).request(PUT_VALUE.name, lean).result()
     service = binding.get()
     if not isinstance(service, DataService):
         raise TensorError("remotize outside a worker needs to know where to: rolecall.remotize(x, worker=...)")

@@ -7,7 +7,18 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from rolecall.errors import ProtocolError, RolecallError, ShardExistsError
-from rolecall.protocol.worker_methods import METHODS, ClearShards, GetShards, ShardInfo, StoreShard
+from rolecall.protocol.message import Message, to_plain
+from rolecall.protocol.worker_methods import (
+    CLEAR_SHARDS,
+    GET_SHARDS,
+    METHODS,
+    PUT_VALUE,
+    Cleared,
+    ClearShards,
+    GetShards,
+    Stored,
+    StoreShard,
+)
 from rolecall.tensors import raw, tree
 from rolecall.tensors.connections import Connect
 from rolecall.tensors.dtypes import dtype_name, storable
@@ -31,11 +42,10 @@ class DataService:
     def __init__(self, store: Store, fetcher: Fetcher, connect: Connect | None = None) -> None:
         self.store, self.fetcher, self._connect = store, fetcher, connect
         self._methods: dict[str, Callable[[Any], Any]] = {
-            "data.get": self.get,
-            "data.put": self.remotize,
+            GET_SHARDS.name: self.get,
+            PUT_VALUE.name: self.remotize,
             "data.store": self.store_shard,
-            "data.clear": self.clear,
-            "data.info": self.info,
+            CLEAR_SHARDS.name: self.clear,
         }
 
     def answer(self, method: str, value: Any) -> Any:
@@ -47,31 +57,28 @@ class DataService:
         """
         if method not in self._methods:
             raise ProtocolError("no such data method", method)
-        return self._methods[method](METHODS[method].parsed(value))
+        answer = self._methods[method](METHODS[method].parsed(value))
+        return to_plain(answer) if isinstance(answer, Message) else answer
 
     def get(self, params: GetShards) -> list[torch.Tensor]:
         """The tensors, or the flat ranges of elements."""
         if params.ranges is not None and len(params.ranges) != len(params.shard_ids):
-            raise METHODS["data.get"].malformed(f"{len(params.ranges)} ranges for {len(params.shard_ids)} ids")
+            raise GET_SHARDS.malformed(f"{len(params.ranges)} ranges for {len(params.shard_ids)} ids")
         return self.store.get(params.shard_ids, params.ranges)
 
-    def store_shard(self, params: StoreShard) -> dict[str, Any]:
+    def store_shard(self, params: StoreShard) -> Stored:
         """Stores a tensor under the caller's id."""
         if self.store.has(params.shard_id):
             raise ShardExistsError(params.shard_id, self.store.owner)
         tensor = raw.from_bytes(params.data, params.dtype, params.shape)
         shard = self.store.put(tensor, params.shard_id)
-        return {"shard_id": shard.id, "nbytes": shard.nbytes}
+        return Stored(shard_id=shard.id, nbytes=shard.nbytes)
 
-    def clear(self, params: ClearShards) -> dict[str, int]:
+    def clear(self, params: ClearShards) -> Cleared:
         """Frees own shards, and drops the owner's from the cache; unknown ids are ignored."""
         owner = params.owner or self.store.owner
         self.fetcher.cache.discard((owner, i) for i in params.shard_ids)
         return self.store.delete(params.shard_ids)
-
-    def info(self, params: ShardInfo) -> list[dict[str, Any]]:
-        """Dtype, shape, size and backend of each."""
-        return self.store.info(params.shard_ids)
 
     def remotize(self, value: Any) -> Any:
         """Stores the tensors in `value`; returns it with handles in their place, and batches without padding.
@@ -112,7 +119,7 @@ class DataService:
         for (owner, addresses), ids in others.items():
             if self._connect is not None:
                 with suppress(RolecallError):  # a dead owner's shards are gone already
-                    self._connect(owner, addresses).request("data.clear", {"shard_ids": ids})
+                    self._connect(owner, addresses).request(CLEAR_SHARDS.name, to_plain(ClearShards(shard_ids=ids)))
 
     def metrics(self) -> dict[str, Any]:
         return {"store": self.store.metrics(), "fetch": self.fetcher.metrics()}

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rolecall.errors import ShardNotFoundError, TensorError
+from rolecall.protocol.worker_methods import Cleared
 from rolecall.tensors.backends.base import Backend
 from rolecall.tensors.dtypes import dtype_name, storable
 from rolecall.tensors.shard import Shard
@@ -120,36 +121,20 @@ class Store:
             raise ShardNotFoundError(gone, self.owner)
         return [tensor for shard in shards if (tensor := found[shard.id]) is not None]
 
-    def delete(self, ids: Iterable[str]) -> dict[str, int]:
-        """Frees shards; unknown ids are ignored.
-
-        Returns:
-            `cleared_count`, and what is left: `num_tensors`, `total_bytes`.
-        """
+    def delete(self, ids: Iterable[str]) -> Cleared:
+        """Frees shards; unknown ids are ignored."""
         with self._lock:
             gone = [shard for i in ids if (shard := self._shards.pop(i, None)) is not None]
             freed = sum(shard.nbytes for shard in gone)
             self._bytes -= freed
             self._counts["freed"] += len(gone)
             self._counts["freed_bytes"] += freed
-            left = {"num_tensors": len(self._shards), "total_bytes": self._bytes}
+            cleared = Cleared(cleared_count=len(gone), num_tensors=len(self._shards), total_bytes=self._bytes)
         for backend in self._order:
             backend.delete([shard for shard in gone if shard.backend == backend.name])
-        return {"cleared_count": len(gone), **left}
+        return cleared
 
-    def info(self, ids: Iterable[str] | None = None) -> list[dict[str, Any]]:
-        """Dtype, shape, size and backend of these shards, or of all."""
-        if ids is None:
-            with self._lock:
-                shards = list(self._shards.values())
-        else:
-            shards = self.find(ids)
-        return [
-            {"id": s.id, "dtype": s.dtype, "shape": list(s.shape), "nbytes": s.nbytes, "backend": s.backend}
-            for s in shards
-        ]
-
-    def clear(self) -> dict[str, int]:
+    def clear(self) -> Cleared:
         """Frees every shard."""
         with self._lock:
             ids = list(self._shards)

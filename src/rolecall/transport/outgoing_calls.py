@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from rolecall.errors import CallCancelledError, EncodeError, RPCConnectionError
+from rolecall.protocol.message import Message
 from rolecall.transport import codec
 from rolecall.transport.call import Call, fresh
 from rolecall.transport.channel import Channel, send
@@ -46,7 +47,9 @@ class OutgoingCalls(Waitable):
         """Calls, notifications and cancelled calls that may still be probed."""
         return len(self._caller)
 
-    def request(self, kind: int, method: str, value: Any, meta: dict[str, Any], timeout: float | None) -> Call:
+    def request(
+        self, kind: int, method: str, value: Any, meta: Message | dict[str, Any] | None, timeout: float | None
+    ) -> Call:
         """Makes a call, and sends it if there is a link.
 
         Raises:
@@ -54,7 +57,7 @@ class OutgoingCalls(Waitable):
             RolecallError: The peer has ended, with this error.
         """
         encoded = codec.encode(value)
-        options = _checked(meta) if meta else meta
+        options: Any = _checked(meta) if meta else {}
         call = Call(self, method, value, timeout, streaming=kind == messages.STREAM)
         if kind != messages.NOTIFICATION:
             self._wait_for_room(call.deadline)
@@ -171,7 +174,7 @@ class OutgoingCalls(Waitable):
         return RPCConnectionError(name, f"the result of {method}() is no longer kept; the call was not run again")
 
 
-def _checked(meta: dict[str, Any]) -> Any:
+def _checked(meta: Message | dict[str, Any]) -> Any:
     """The options as they will be sent, or EncodeError, before the call exists."""
     try:
         return msgspec.Raw(messages.encode(meta))

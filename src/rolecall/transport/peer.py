@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rolecall.errors import RPCConnectionError
+from rolecall.protocol.message import Message
 from rolecall.transport.call import Call
 from rolecall.transport.channel import Channel
 from rolecall.transport.incoming import Incoming
@@ -118,14 +119,14 @@ class Peer:
         method: str,
         value: Any = None,
         *,
-        meta: dict[str, Any] | None = None,
+        meta: Message | dict[str, Any] | None = None,
         timeout: float | None = None,
         streaming: bool = False,
     ) -> Call:
         """Sends a request; without a link it is sent as soon as there is one.
 
         Args:
-            meta: Options beside the value; plain msgpack values only.
+            meta: Options beside the value, a struct or plain msgpack values; the other side gets a dict.
             timeout: Seconds until the call is cancelled and fails with TimeoutError.
 
         Raises:
@@ -133,11 +134,11 @@ class Peer:
             RPCConnectionError: The peer is closed. A failed peer raises the error that it was failed with.
         """
         kind = messages.STREAM if streaming else messages.CALL
-        return self._outgoing.request(kind, method, value, meta or {}, timeout)
+        return self._outgoing.request(kind, method, value, meta, timeout)
 
     def notify(self, topic: str, value: Any = None) -> None:
         """Sends a notification, which has no answer. It arrives once, and in order unless a link is lost."""
-        self._outgoing.request(messages.NOTIFICATION, topic, value, {}, None)
+        self._outgoing.request(messages.NOTIFICATION, topic, value, None, None)
 
     def fail_pending(self, exc: BaseException) -> None:
         """Fails every pending call with `exc`; later calls work. Any thread."""

@@ -41,7 +41,7 @@ def test_a_role_that_is_asked_for_when_the_scheduler_is_closed_leaves_no_job(
         start: Future[Any] = pool.submit(s.start, "actor", **SMALL)
         wait_for(cluster.jobs, 30, "job")
         close = pool.submit(s.close)
-        wait_for(lambda: s._closed, 10, "closing")
+        wait_for(lambda: s.inspect().controller.ended, 10, "closing")
         assert not threading.Event().wait(0.3) and not close.done()
         gate.touch()
         close.result(timeout=60)

@@ -1,4 +1,4 @@
-"""What runs hold with a cluster's manager although their controller is gone: jobs in Slurm's queue."""
+"""What runs hold with a cluster's manager although their controller is gone."""
 
 from __future__ import annotations
 

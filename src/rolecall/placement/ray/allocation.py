@@ -63,11 +63,12 @@ class RayAllocation:
     def release(self) -> None:
         self._driver.tell(RELEASE, OfRole(name=self._name))
         deadline = time.monotonic() + RELEASE_S
-        while not self._driver.wait_for(RELEASED, self._name, 1.0):
-            if not answers(self._driver) or time.monotonic() > deadline:  # a guard may need its time to end
-                log.warning("Ray did not confirm the end of %s: %s", self._name, _silence(self._driver))
-                return
+        while not self._driver.wait_for(RELEASED, self._name, 1.0):  # a guard may need its time to end
+            if time.monotonic() > deadline or not answers(self._driver):
+                break
         done = self._driver.latest(RELEASED, self._name)
+        if done is None:
+            log.warning("Ray did not confirm the end of %s: %s", self._name, _silence(self._driver))
         for left in done.left if done else ():
             log.warning("Ray did not end %s", left)
 

@@ -108,11 +108,11 @@ class RayPlacement(Placement):
         with contextlib.ExitStack() as undo:
             undo.callback(self._leave)
             found = self._join()
+            self.address = found.address
+            self.n_gpus_per_node = found.devices.get(self._kind, 0) if self._per_node is None else self._per_node
             context.listen(self._ip or found.ip)
+            self._allocations = Allocations(context, self._queue_timeout)
             undo.pop_all()
-        self.address = found.address
-        self.n_gpus_per_node = found.devices.get(self._kind, 0) if self._per_node is None else self._per_node
-        self._allocations = Allocations(context, self._queue_timeout)
 
     def _join(self) -> Joined:
         """Has the driver join a cluster; returns what it found there."""
@@ -131,7 +131,7 @@ class RayPlacement(Placement):
     def _leave(self) -> None:
         patience = LEAVE_S if self._joined and answers(self.driver) else HURRY_S
         if not self.driver.close(patience):
-            log.warning("Ray did not let go within %g s; its driver was killed", patience)
+            log.warning("Ray did not shut down within %g s; its driver was killed", patience)
             sweep(self._context.run_id)
         outside.remove_cluster(self._context.run_id)  # a driver that was killed has left its folder
 
@@ -162,8 +162,7 @@ class RayPlacement(Placement):
         allocation = RayAllocation(name, self.driver)
         try:
             config = msgspec.structs.replace(config, env=self._environment())
-            wanted = PlaceRole(name=name, config=config, kind=self._kind, wanted=plan.role_groups)
-            self.driver.tell(PLACE, wanted)
+            self.driver.tell(PLACE, PlaceRole(name=name, config=config, kind=self._kind, wanted=plan.role_groups))
         except BaseException:  # Ctrl-C, when the driver may have the order already
             allocation.release()
             raise
@@ -171,8 +170,8 @@ class RayPlacement(Placement):
 
     def _environment(self) -> dict[str, str]:
         """The base of workers' environment: the controller's, and by what an engine finds the cluster."""
-        inside = {"RAY_ADDRESS": str(self.address), RAY_NAMESPACE: self._namespace}
-        return portable_environment(os.environ, python_path()) | inside
+        cluster = {"RAY_ADDRESS": str(self.address), RAY_NAMESPACE: self._namespace}
+        return portable_environment(os.environ, python_path()) | cluster
 
     @classmethod
     def clean(cls, run_id: str) -> bool:

@@ -1,6 +1,7 @@
 """Rules for exceptions: as themselves where type and state travel, else as a `RemoteError` with what can be said.
 
-- An error of our tree travels as its facts and is made again from them; a fact that does not travel becomes its `repr`.
+- An error of our tree is sent as its facts and made again from them; a fact that is not serializable is sent as its
+  `repr`.
 - Any other `Exception` whose type may be named (see `type_names`) travels as `args` and attributes, and is put
   together from them without its own `__init__`.
 - Everything else, also what is found not to be rebuildable only where it arrives, becomes a `RemoteError`. So does what
@@ -72,7 +73,7 @@ def _is_builtin(cls: type) -> bool:
 
 
 def _attempt(writer: Writer, make: Callable[[], Any]) -> Any:
-    """Returns `make()`, or None when something in it does not travel; then its buffers are taken back."""
+    """Returns `make()`, or None when something in it is not serializable; then its buffers are taken back."""
     count = len(writer.buffers)
     try:
         return make()

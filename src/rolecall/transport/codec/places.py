@@ -14,7 +14,7 @@ _short.maxstring = _short.maxother = _SHOWN
 
 
 class Refused(Exception):
-    """A value does not travel. On its way up it learns where the value lies; nothing is spent on that otherwise."""
+    """A value is not serializable. On its way up it learns where the value lies; nothing is spent on that otherwise."""
 
     def __init__(self, value: Any, hint: str = "") -> None:
         self.value, self.hint = value, hint

@@ -43,7 +43,7 @@ class Writer:
         """Returns `value` in a form that msgspec encodes.
 
         Raises:
-            Refused: It, or something in it, does not travel.
+            Refused: It, or something in it, is not serializable.
         """
         kind = type(value)
         if kind in self.native:
