@@ -36,14 +36,14 @@ Echo = sample_engines.Echo
 ENGINES = sample_engines.__name__
 
 
-@pytest.fixture(params=each(list(BACKENDS)))
+@pytest.fixture(scope="module", params=each(list(BACKENDS)))
 def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture
-def s(make: Callable[..., Scheduler]) -> Scheduler:
-    return make()
+def s(shared: Scheduler) -> Scheduler:
+    return shared
 
 
 # Beginning
