@@ -60,6 +60,7 @@ class InProcessPlacement(Placement):
     """
 
     name = "in-process"
+    starts_processes = False
 
     def __init__(self, *, devices: Sequence[str | int] | None = None, oversubscribe: bool = False) -> None:
         self._slots = HostSlots(devices, oversubscribe=oversubscribe)

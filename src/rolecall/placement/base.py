@@ -128,6 +128,7 @@ class Placement(ABC):
     Attributes:
         name: In the run's state, for those who end it from outside.
         further_options: Keywords that the constructor takes beside those that it names.
+        starts_processes: Its guards and workers are processes, so at the end of a run this host is swept for them.
         n_gpus_per_node: Devices of a host; known once it is open.
         device_variable: The visible-devices variable of its hosts.
         taken: A scheduler has it; another one cannot.
@@ -135,6 +136,7 @@ class Placement(ABC):
 
     name: ClassVar[str]
     further_options: ClassVar[Sequence[str]] = ()
+    starts_processes: ClassVar[bool] = True
     n_gpus_per_node: int = 0
     device_variable: str = CUDA
     taken: bool = False

@@ -95,7 +95,7 @@ class Scheduler:
         with contextlib.ExitStack() as undo:  # Ctrl-C may come at any line of this
             undo.callback(self._run.close)
             self._run.open()
-            undo.callback(sweep, self._run.run_id)
+            undo.push(self._sweep_after_error)
             self._io = IOThread("rolecall-io")
             undo.callback(self._io.close)
             self.calls = WorkerCalls(self._run, self._io, self._table, tensors, self._refuse_when_closed)
@@ -324,7 +324,7 @@ class Scheduler:
         with contextlib.ExitStack() as ends:  # each of them runs, whatever happens in those before, Ctrl-C included
             ends.callback(self._undo.close)
             ends.callback(self._watch.write_state, ended=True)
-            ends.callback(sweep, self._run.run_id)
+            ends.callback(self._sweep)
             ends.callback(lambda: self.placement.close(graceful=graceful))
             try:
                 self._end_roles(graceful)
@@ -335,6 +335,15 @@ class Scheduler:
     def _end_roles(self, graceful: bool) -> None:
         for record in reversed(self._table.roles()):
             self._life.end(record, self._grace_s if graceful else 0.0, destroy=graceful)
+
+    def _sweep(self) -> None:
+        """Kills what bears the run's id and has outlived everybody who should have ended it."""
+        if self.placement.starts_processes:
+            sweep(self._run.run_id)
+
+    def _sweep_after_error(self, kind: object, error: object, tb: object) -> None:
+        if kind is not None:
+            self._sweep()
 
     def _refuse_in_a_child(self) -> None:
         """A forked child shares the connections of its parent: a byte from it would break them."""
