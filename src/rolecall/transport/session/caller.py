@@ -295,6 +295,8 @@ class Caller(Generic[Owner]):
         Args:
             written: Bytes sent on the present link that are in the kernel.
         """
+        if not (self._open or self._acks or self._rounds):
+            return (), ()
         events: list[Event[Owner]] = []
         sendings: list[Sending] = []
         probed = []
