@@ -78,3 +78,16 @@ def test_a_scheduler_leaves_no_descriptor_open(tmp_path: Path) -> None:
     for _ in range(3):
         InProcessScheduler(fileroot=tmp_path, quiet=True).close()
     assert len(set(Path("/proc/self/fd").iterdir()) - before) <= 1  # the one that lists them
+
+
+@pytest.mark.parametrize("devices", ["0,1", 2])
+def test_devices_are_a_list(devices: Any) -> None:
+    """The text of a visible-devices variable is not taken for its letters."""
+    with pytest.raises(WorkerConfigurationError, match=r"use a list of names, devices=\[0, 1\]"):
+        LocalPlacement(devices=devices)
+
+
+def test_a_class_is_no_placement() -> None:
+    """The error says what is missing."""
+    with pytest.raises(WorkerConfigurationError, match="pass an instance of it"):
+        rolecall.scheduler(LocalPlacement)  # type: ignore[call-overload]

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from rolecall.errors import WorkerConfigurationError
 from rolecall.placement.devices import DevicePool
 from rolecall.placement.plan import Plan, separate_slots, warn_of_unused, with_devices
 from rolecall.protocol.devices import listed
@@ -23,6 +24,8 @@ class HostSlots:
     """
 
     def __init__(self, devices: Sequence[str | int] | None = None, *, oversubscribe: bool = False) -> None:
+        if isinstance(devices, str | int):  # a text would fall apart into its letters
+            raise WorkerConfigurationError("devices are no list", devices, "use a list of names, devices=[0, 1]")
         self.devices = [str(d) for d in devices] if devices is not None else visible_devices()
         self._pool = DevicePool(self.devices, oversubscribe=oversubscribe)
         self._choosing = threading.RLock()

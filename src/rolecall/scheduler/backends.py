@@ -91,6 +91,8 @@ def scheduler(backend: str | Placement = "local", **options: Any) -> Scheduler:
     if isinstance(backend, Placement):
         _check_known(options, _keyword_only(Scheduler), f"a scheduler with a {type(backend).__name__}")
         return Scheduler(backend, **options)
+    if isinstance(backend, type):
+        raise WorkerConfigurationError("a class in the place of a placement", backend, "pass an instance of it")
     if backend not in SCHEDULERS:
         raise WorkerConfigurationError("unknown scheduler", backend, f"use one of {', '.join(SCHEDULERS)}")
     _check_known(options, options_of(backend), f"the scheduler {backend!r}")
