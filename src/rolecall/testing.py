@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, Unpack
 
 from rolecall.errors import RolecallError, WorkerConfigurationError, WorkerNotFoundError, WorkerTimeoutError
 from rolecall.guard import runtime
 from rolecall.guard.ports import PortLeases
+from rolecall.guard.requests import RequestHandler, request_of
 from rolecall.placement.base import Placed, Placement, PlacementContext
 from rolecall.placement.host_slots import HostSlots
 from rolecall.placement.plan import Plan
@@ -23,7 +24,7 @@ from rolecall.protocol import guard as asked
 from rolecall.protocol.guard import Method, ProcessSpec, StartResult
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.guard_hello import GuardHello
-from rolecall.protocol.message import Message, from_plain, to_plain
+from rolecall.protocol.message import Message, to_plain
 from rolecall.protocol.worker import FORKED_CHILDREN, WorkerConfig
 from rolecall.scheduler.backends import PlacedScheduler
 from rolecall.scheduler.keywords import HostKeywords
@@ -92,16 +93,16 @@ class InProcessPlacement(Placement):
         self._guard.close()
 
 
-class InProcessGuard:
+class InProcessGuard(RequestHandler):
     """Answers as a guard does, and keeps worker nodes instead of processes."""
 
     def __init__(self, config: GuardConfig, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(self._spawn)
         self._config, self._loop = config, loop
         self._ports = PortLeases(config.run_id)
         self._nodes: dict[str, WorkerNode] = {}
         self._env: dict[str, dict[str, str]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._answers: dict[str, Callable[[Any], Awaitable[Any]]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._serve(asked.ALLOC_PORTS, self._alloc_ports)
         self._serve(asked.RELEASE_PORTS, self._release_ports)
         self._serve(asked.KILL, self._kill)
@@ -118,9 +119,8 @@ class InProcessGuard:
         self._client.close()
         self._ports.close()
 
-    def dispatch(self, incoming: Incoming) -> None:
-        """Answers a request in a task of its own, on the loop."""
-        task = self._loop.create_task(self._answer(incoming))
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -134,19 +134,12 @@ class InProcessGuard:
             ip=IP,
         )
 
-    def _serve(self, method: Method[Q, A], answer: Callable[[Q], Awaitable[A]]) -> None:
-        self._answers[method.name] = lambda value: answer(from_plain(method.request, value, "the controller"))
-
-    async def _answer(self, incoming: Incoming) -> None:
-        try:
-            if incoming.method == asked.START.name:
-                for spec in from_plain(asked.Start, incoming.args(), "the controller").specs:
-                    await incoming.emit(to_plain(self._start(spec)))
-                incoming.finish(None)
-            else:
-                incoming.finish(to_plain(await self._answers[incoming.method](incoming.args())))
-        except Exception as error:  # whatever it is, it is the answer
-            incoming.fail(error)
+    async def _call(self, incoming: Incoming) -> Any:
+        if incoming.method != asked.START.name:
+            return await super()._call(incoming)
+        for spec in request_of(asked.Start, incoming.args()).specs:
+            await incoming.emit(to_plain(self._start(spec)))
+        return None
 
     def _start(self, spec: ProcessSpec) -> StartResult:
         config = WorkerConfig(

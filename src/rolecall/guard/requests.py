@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -32,12 +32,12 @@ A = TypeVar("A")
 class RequestHandler:
     """Answers requests with the coroutine of their name, each in a task of its own."""
 
-    def __init__(self, supervisor: Supervisor) -> None:
-        self._supervisor = supervisor
+    def __init__(self, spawn_task: Callable[[Coroutine[Any, Any, Any]], None]) -> None:
+        self._spawn_task = spawn_task
         self._methods: dict[str, Callable[[Any], Awaitable[Any]]] = {}
 
     def dispatch(self, incoming: Incoming) -> None:
-        self._supervisor.spawn_task(self._answer(incoming))
+        self._spawn_task(self._answer(incoming))
 
     async def _answer(self, incoming: Incoming) -> None:
         try:
@@ -65,8 +65,8 @@ class ControllerRequests(RequestHandler):
     """Requests of the controller."""
 
     def __init__(self, supervisor: Supervisor, stop: Callable[[str], None]) -> None:
-        super().__init__(supervisor)
-        self._stop = stop
+        super().__init__(supervisor.spawn_task)
+        self._supervisor, self._stop = supervisor, stop
         serve_common(self._serve, supervisor)
         self._serve(protocol.RELEASE_PORTS, self._release_ports)
         self._serve(protocol.KILL, self._kill)
@@ -105,6 +105,10 @@ class ControllerRequests(RequestHandler):
 
 class ForkRequests(RequestHandler):
     """Forks, and the end of forks, for those who are not the controller."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        super().__init__(supervisor.spawn_task)
+        self._supervisor = supervisor
 
     async def fork(self, request: Fork, target: str, started_by: str) -> Forked:
         """Starts a worker in the slot of another one, and says where it is."""

@@ -106,8 +106,8 @@ class Scheduler:
             guards.open()
             self._watch.write_state()  # before anything is started, so that `rolecall stop` knows the run's id
             told = GuardOptions(preload, lease_s, tensor_backend)
-            limits = {"start_timeout": start_timeout, "grace_s": grace_s}
-            placement.open(RunContext(self._run, self._io, self._watch, told, **limits))
+            context = RunContext(self._run, self._io, self._watch, told, start_timeout=start_timeout, grace_s=grace_s)
+            placement.open(context)
             with contextlib.ExitStack() as ends:
                 ends.callback(placement.close, graceful=False)
                 starter = Starter(self._io, self.calls.connect, start_timeout, placement.device_variable)
