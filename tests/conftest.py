@@ -58,7 +58,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 
 class SideBySide(LoadScopeScheduling):  # type: ignore[misc]
     """Tests of one file and one backend run one after the other. Ray's cluster is large, so the suites of all backends
-    share two, the tests of Ray alone another, and those of its hosts a fourth.
+    share one, the tests of Ray alone another, and those of its hosts a third.
     """
 
     def _split_scope(self, nodeid: str) -> str:
@@ -73,7 +73,7 @@ def _scope(nodeid: str) -> str:
     if "/hosts/" in file and (backend == "ray" or "ray_hosts" in file):
         return "hosts of ray"
     if backend == "ray":
-        return "faults on ray" if "/faults/" in file else "suites on ray"
+        return "suites on ray"
     if "/demo/" in file:
         return file  # its runs are compared with one that they share
     return f"{file} {backend}" if backend in BACKENDS else file

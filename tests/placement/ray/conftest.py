@@ -11,8 +11,10 @@ import pytest
 
 from rolecall import RayScheduler
 from tests.clusters.ray_census import Census
-from tests.clusters.ray_nodes import RayCluster, auth
+from tests.clusters.ray_nodes import RayCluster, auth, started
 from tests.support.ray_cluster import SharedRay
+
+HEADLESS_S = 10.0  # 60 unless they are told otherwise
 
 
 @pytest.fixture
@@ -50,6 +52,13 @@ def make(cluster: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     yield build
     for scheduler in made:
         scheduler.close()
+
+
+@pytest.fixture(scope="session")
+def guarded() -> Iterator[RayCluster]:
+    """One that asks for a token. Its nodes do not last long without a head, which the last test of it ends."""
+    with started(1, token=True, settings={"RAY_gcs_rpc_server_reconnect_timeout_s": f"{HEADLESS_S:g}"}) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

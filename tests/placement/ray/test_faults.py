@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,14 @@ from rolecall import RayScheduler
 from rolecall.errors import WorkerConfigurationError, WorkerCreationError, WorkerFailedError
 from rolecall.scheduler.roles import Role
 from tests.clusters.ray_census import Census
-from tests.clusters.ray_nodes import RayCluster, started
+from tests.clusters.ray_nodes import RayCluster
+from tests.placement.ray.conftest import HEADLESS_S
 from tests.placement.ray.ray_engines import Inside
 from tests.support import sample_engines
 from tests.support.waiting import wait_for
 from tests.support.worker_processes import of_worker
 
 KNOWN_WITHIN_S = 15.0
-HEADLESS_S = 10.0  # so long Ray's nodes go on without a head; 60 unless they are told otherwise
 END_WITHIN_S = 45.0
 OUTSIDE = Path(__file__).with_name("outside.py")
 
@@ -32,13 +32,6 @@ OUTSIDE = Path(__file__).with_name("outside.py")
 @pytest.fixture
 def two(s: RayScheduler) -> Role:
     return on_both_nodes(s)
-
-
-@pytest.fixture(scope="module")
-def own() -> Iterator[RayCluster]:
-    """A cluster to break."""
-    with started(1, settings={"RAY_gcs_rpc_server_reconnect_timeout_s": f"{HEADLESS_S:g}"}) as found:
-        yield found
 
 
 def on_both_nodes(s: RayScheduler) -> Role:
@@ -150,14 +143,14 @@ def test_no_cluster_at_the_address(make: Callable[..., RayScheduler]) -> None:
         make(address="127.0.0.1:1")
 
 
-def test_a_head_that_is_lost(make: Callable[..., RayScheduler], own: RayCluster) -> None:
+def test_a_head_that_is_lost(make: Callable[..., RayScheduler], guarded: RayCluster) -> None:
     """Workers serve until Ray's nodes give up, then fail; nothing can be started; the end is bounded."""
-    s = make(on=own)
+    s = make(on=guarded)
     role = s.start("actor", replicas=2, cpu=1)
     role.create_engine(Inside)
     pending = role[0].submit("wait")
     begun = time.monotonic()
-    own.kill("gcs_server")
+    guarded.kill("gcs_server")
     assert role[1].call("pid")
     with pytest.raises(WorkerFailedError) as caught:
         pending.result()
@@ -168,4 +161,4 @@ def test_a_head_that_is_lost(make: Callable[..., RayScheduler], own: RayCluster)
         s.start("more", cpu=1)
     s.close()
     assert time.monotonic() - begun < END_WITHIN_S
-    assert not [pid for pid in own.pids() if b"ROLECALL_RUN=" in Path(f"/proc/{pid}/environ").read_bytes()]
+    assert not [pid for pid in guarded.pids() if b"ROLECALL_RUN=" in Path(f"/proc/{pid}/environ").read_bytes()]
