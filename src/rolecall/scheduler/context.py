@@ -12,7 +12,7 @@ from rolecall.placement.base import ExpectedGuard, Explain
 from rolecall.placement.launching import current_folder, python_path
 from rolecall.protocol.guard import SHUTDOWN, Shutdown
 from rolecall.protocol.guard_config import GuardConfig
-from rolecall.scheduler.calls import main_path
+from rolecall.scheduler.calls import controller_main
 from rolecall.scheduler.guards import GuardProxy, ask_all
 from rolecall.scheduler.run import Run
 from rolecall.scheduler.supervision import Supervision
@@ -77,7 +77,7 @@ class RunContext:
             preload=list(self._options.preload),
             cwd=current_folder(),
             sys_path=python_path(),
-            main_path=main_path() or "",
+            main=controller_main(),
             controller_host=this_host(),
             controller_pid=me.pid,
             controller_start=me.start,
