@@ -9,7 +9,7 @@ from rolecall.errors import EncodeError, WorkerConfigurationError, WorkerNotFoun
 from rolecall.protocol.guard import SET_ENV, STACKS, Method, SetEnv, Stacks
 from rolecall.protocol.message import Message
 from rolecall.protocol.worker_methods import CALL, CREATE_ENGINE, CallMethod, CreateEngine, WorkerMethod, WorkerRequest
-from rolecall.scheduler.calls import CallOptions, PendingCall, argument_place, engine_path
+from rolecall.scheduler.calls import CallOptions, PendingCall, PendingStream, argument_place, engine_path
 from rolecall.scheduler.run import Run
 from rolecall.scheduler.table import Member, Table
 from rolecall.tensors.backends.shm import ShmBackend
@@ -20,7 +20,7 @@ from rolecall.transport.call import fresh
 from rolecall.transport.client import Client
 from rolecall.transport.loop import IOThread
 from rolecall.transport.peer import Call, Peer
-from rolecall.types import TensorPolicy, check_env
+from rolecall.types import TensorPolicy, Worker, check_env
 
 CACHE_BYTES = 1 << 30
 CONTROL_TIMEOUT_S = 30.0
@@ -64,7 +64,6 @@ class WorkerCalls:
         options: CallOptions,
         *,
         rpc_meta: Any = None,
-        streaming: bool = False,
     ) -> PendingCall:
         """Sends a call and returns at once.
 
@@ -73,10 +72,30 @@ class WorkerCalls:
             WorkerFailedError: It died before.
             EncodeError: An argument is not serializable; nothing was sent.
         """
+        call = self._call(worker_id, method, args, kwargs, options, rpc_meta, streaming=False)
+        return PendingCall(call, worker_id, method, options.timeout)
+
+    def stream(
+        self, worker_id: str, method: str, args: Sequence[Any], kwargs: dict[str, Any], options: CallOptions
+    ) -> PendingStream:
+        """Sends a call of a generator method and returns at once. Errors as `submit`."""
+        call = self._call(worker_id, method, args, kwargs, options, None, streaming=True)
+        return PendingStream(call, worker_id, method, options.timeout)
+
+    def _call(
+        self,
+        worker_id: str,
+        method: str,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        options: CallOptions,
+        rpc_meta: Any,
+        *,
+        streaming: bool,
+    ) -> Call:
         tensors = options.tensors or self._tensors
         wanted = CallMethod(method=method, engine_name=options.engine, tensors=tensors, rpc_meta=rpc_meta)
-        call = self._request(worker_id, CALL, (tuple(args), kwargs), wanted, options.timeout, streaming)
-        return PendingCall(call, worker_id, method, options.timeout)
+        return self._request(worker_id, CALL, (tuple(args), kwargs), wanted, options.timeout, streaming)
 
     def create_engine(
         self,
@@ -106,6 +125,14 @@ class WorkerCalls:
         """Raises what a call to one of them would raise at once: WorkerNotFoundError, WorkerFailedError."""
         for each in worker_ids:
             self._living(each)
+
+    def is_alive(self, worker_id: str) -> bool:
+        """Whether a worker has not died. Raises WorkerNotFoundError when its role was deleted."""
+        return self._table.member(worker_id).failed is None
+
+    def worker(self, worker_id: str) -> Worker:
+        """Where a worker is. Raises WorkerNotFoundError, WorkerFailedError."""
+        return self._living(worker_id).worker
 
     def members(self, role: str) -> list[str]:
         """Ids of the workers that host a role's engines; for colocation without a fork these are the target's."""
