@@ -5,38 +5,26 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from rolecall.errors import WorkerConfigurationError, WorkerFailedError
-from rolecall.protocol.state import RunState, WorkerState
+from rolecall.protocol.state import WorkerState
 from rolecall.scheduler.calls import CallOptions, PendingCall
-from rolecall.scheduler.worker_calls import WorkerCalls
 from rolecall.types import Job, SchedulingSpec, SchedulingStrategy, TensorPolicy, Worker
 
+if TYPE_CHECKING:
+    from rolecall.scheduler.scheduler import Scheduler
+
 _UNSET: Any = object()
-
-
-class Owner(Protocol):
-    """What a role needs of the scheduler that owns its workers."""
-
-    @property
-    def calls(self) -> WorkerCalls: ...
-    def get_workers(self, role: str, timeout: float | None = None) -> list[Worker]: ...
-    def fork_workers(
-        self, role: str, target_role: str, command: str | Sequence[str] | None = None, *, ready: Any = None
-    ) -> list[str]: ...
-    def delete_workers(self, role: str | None = None, reverse_order: bool = False) -> None: ...
-    def inspect(self) -> RunState: ...
 
 
 class Role(Sequence["RoleWorker"]):
     """All workers of a role. Calls go to every one of them at the same time and return a list, one result each."""
 
-    def __init__(self, scheduler: Owner, name: str, options: CallOptions | None = None) -> None:
+    def __init__(self, scheduler: Scheduler, name: str, options: CallOptions | None = None) -> None:
         self._scheduler, self.name = scheduler, name
         self._options = options or CallOptions()
-        self._ids = scheduler.calls.members(name)
-        self._borrowed = scheduler.calls.borrowed(name)
+        self._ids, self._borrowed = scheduler.calls.hosts_of(name)
 
     def __repr__(self) -> str:
         return f"Role({self.name!r}, {len(self)} worker(s))"
@@ -162,7 +150,7 @@ class Role(Sequence["RoleWorker"]):
 class RoleWorker:
     """One worker of a role."""
 
-    def __init__(self, scheduler: Owner, worker_id: str, options: CallOptions) -> None:
+    def __init__(self, scheduler: Scheduler, worker_id: str, options: CallOptions) -> None:
         self._scheduler, self.id, self._options = scheduler, worker_id, options
 
     def __repr__(self) -> str:
@@ -261,7 +249,7 @@ def _gather(calls: Sequence[PendingCall]) -> list[Any]:
 
 
 async def _agather(calls: Sequence[PendingCall]) -> list[Any]:
-    outcomes = await asyncio.gather(*(_outcome(call) for call in calls), return_exceptions=True)
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
     errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
     if errors:
         raise _cause(errors)
@@ -276,7 +264,3 @@ def _cancel(calls: Sequence[PendingCall]) -> None:
 def _cause(errors: Sequence[BaseException]) -> BaseException:
     """A worker's death before whatever the others say, since a broken collective is most likely its consequence."""
     return next((e for e in errors if isinstance(e, WorkerFailedError)), errors[0])
-
-
-async def _outcome(call: PendingCall) -> Any:
-    return await call
