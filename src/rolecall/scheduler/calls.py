@@ -130,27 +130,23 @@ def engine_path(engine: str | type) -> str:
         return engine
     if not isinstance(engine, type):
         raise EngineImportError(repr(engine), "pass a class or 'package.module.Class'")
-    path = f"{_module_of(engine)}:{engine.__qualname__}"
+    path = f"{engine.__module__}:{engine.__qualname__}"
     if "<locals>" in path:
         raise EngineImportError(
             path, "a class made inside a function cannot be imported on a worker; move it to the top of its module"
         )
-    if path.startswith("__main__:") and main_path() is None:
+    if path.startswith("__main__:") and not controller_main():
         raise EngineImportError(path, "a class of an interactive session cannot be imported on a worker; use a module")
     return path
 
 
-def _module_of(engine: type) -> str:
-    """`python -m package.module` calls the module `__main__`; elsewhere it has its own name."""
-    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    return spec.name if engine.__module__ == "__main__" and spec is not None else engine.__module__
-
-
-def main_path() -> str | None:
-    """The controller's script, where there is one that workers can load."""
+def controller_main() -> str:
+    """What the controller runs: the path of its script, the name of the module that `python -m` was given, or ""."""
     main = sys.modules.get("__main__")
+    if spec := getattr(main, "__spec__", None):
+        return str(spec.name)
     path = getattr(main, "__file__", None)
-    return path if path and Path(path).is_file() and getattr(main, "__spec__", None) is None else None
+    return str(Path(path).absolute()) if path and Path(path).is_file() else ""
 
 
 def argument_place(place: str) -> str:

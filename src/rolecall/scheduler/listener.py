@@ -14,7 +14,7 @@ from rolecall.protocol.guard import SHUTDOWN, Shutdown
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.guard_hello import GuardHello
 from rolecall.protocol.message import from_plain
-from rolecall.scheduler.calls import main_path
+from rolecall.scheduler.calls import controller_main
 from rolecall.scheduler.guards import EventSink, GuardProxy, ask_all
 from rolecall.scheduler.run import Run
 from rolecall.transport.hosts import this_host
@@ -93,7 +93,7 @@ class GuardListener:
             preload=self._preload,
             cwd=current_folder(),
             sys_path=python_path(),
-            main_path=main_path() or "",
+            main=controller_main(),
             controller_host=this_host(),
             controller_pid=me.pid,
             controller_start=me.start,
