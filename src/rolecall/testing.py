@@ -104,7 +104,6 @@ class InProcessGuard(RequestHandler):
         self._env: dict[str, dict[str, str]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._serve(asked.ALLOC_PORTS, self._alloc_ports)
-        self._serve(asked.RELEASE_PORTS, self._release_ports)
         self._serve(asked.KILL, self._kill)
         self._serve(asked.SET_ENV, self._set_env)
         self._serve(asked.STACKS, self._stacks)
@@ -169,9 +168,6 @@ class InProcessGuard(RequestHandler):
 
     async def _alloc_ports(self, wanted: asked.AllocPorts) -> asked.Ports:
         return asked.Ports(ports=self._ports.lease(wanted.owner, wanted.count), host=IP)
-
-    async def _release_ports(self, wanted: asked.ReleasePorts) -> list[int]:
-        return self._ports.release(wanted.owner)
 
     async def _kill(self, wanted: asked.Kill) -> asked.KillReport:
         for worker_id in wanted.workers:

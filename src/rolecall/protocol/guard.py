@@ -102,7 +102,7 @@ class StartResult(Message, frozen=True, kw_only=True):
 
 
 class AllocPorts(Message, frozen=True, kw_only=True):
-    """Leases ports until the worker `owner` ends, or `release_ports`."""
+    """Leases ports until the worker `owner` ends, or is killed, started or not."""
 
     owner: str
     count: PortCount
@@ -113,12 +113,6 @@ class Ports(Message, frozen=True, kw_only=True):
 
     ports: list[int]
     host: str
-
-
-class ReleasePorts(Message, frozen=True, kw_only=True):
-    """Gives back all ports that were leased for `owner`."""
-
-    owner: str
 
 
 class Start(Message, frozen=True, kw_only=True):
@@ -205,7 +199,6 @@ class WorkerRow(Message, frozen=True, kw_only=True):
 
 
 ALLOC_PORTS = Method("alloc_ports", AllocPorts, Ports)
-RELEASE_PORTS = Method("release_ports", ReleasePorts, list[int])
 START = Method("start", Start, list[StartResult])
 KILL = Method("kill", Kill, KillReport)
 SET_ENV = Method("set_env", SetEnv, NoneType)

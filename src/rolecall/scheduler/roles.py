@@ -4,27 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, Unpack, overload
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from rolecall.errors import WorkerConfigurationError
-from rolecall.protocol.state import RunState, WorkerState
+from rolecall.protocol.state import WorkerState
 from rolecall.scheduler.calls import CallOptions, Options, PendingCall
 from rolecall.scheduler.completions import Completions
 from rolecall.scheduler.gathering import Sent, agathered, cancel, gathered, sent
-from rolecall.scheduler.worker_calls import WorkerCalls
 from rolecall.types import Job, SchedulingSpec, SchedulingStrategy, Worker
 
-
-class Owner(Protocol):
-    """What a role needs of the scheduler that owns its workers."""
-
-    @property
-    def calls(self) -> WorkerCalls: ...
-    def fork_workers(
-        self, role: str, target_role: str, command: str | Sequence[str] | None = None, *, ready: Any = None
-    ) -> list[str]: ...
-    def delete_workers(self, role: str | None = None, reverse_order: bool = False) -> None: ...
-    def inspect(self) -> RunState: ...
+if TYPE_CHECKING:
+    from rolecall.scheduler.scheduler import Scheduler
 
 
 class Role(Sequence["RoleWorker"]):
@@ -32,16 +22,17 @@ class Role(Sequence["RoleWorker"]):
 
     def __init__(
         self,
-        scheduler: Owner,
+        scheduler: Scheduler,
         name: str,
         options: CallOptions | None = None,
         only: Sequence[str] | None = None,
     ) -> None:
         self._scheduler, self.name = scheduler, name
         self._options = options or CallOptions()
+        self._ids, self._borrowed = scheduler.calls.hosts_of(name)
         self._part = only is not None
-        self._ids = scheduler.calls.members(name) if only is None else list(only)
-        self._borrowed = scheduler.calls.borrowed(name)
+        if only is not None:
+            self._ids = list(only)
 
     def __repr__(self) -> str:
         return f"Role({self.name!r}, {', '.join(self._ids) or 'no workers'})"
@@ -57,7 +48,7 @@ class Role(Sequence["RoleWorker"]):
         if isinstance(index, slice):
             return self._slice(self._ids[index])
         if not -len(self) <= index < len(self):
-            raise IndexError(f"{self} has {len(self)} worker(s), none at index {index}")
+            raise IndexError(f"role {self.name!r} has {len(self)} worker(s), none at index {index}")
         return self._worker(self._ids[index])
 
     def __iter__(self) -> Iterator[RoleWorker]:
@@ -205,7 +196,7 @@ class Role(Sequence["RoleWorker"]):
 class RoleWorker:
     """One worker of a role."""
 
-    def __init__(self, scheduler: Owner, worker_id: str, options: CallOptions) -> None:
+    def __init__(self, scheduler: Scheduler, worker_id: str, options: CallOptions) -> None:
         self._scheduler, self.id, self._options = scheduler, worker_id, options
 
     def __repr__(self) -> str:
