@@ -226,7 +226,7 @@ class Scheduler:
             EngineImportError: The class cannot be imported there, or is refused.
             EngineCreationError: One of that name exists, or the constructor raised.
         """
-        await self.calls.create_engine(worker_id, engine, engine_name, args, kwargs, CallOptions())
+        await self.calls.create_engine(worker_id, engine, args, kwargs, CallOptions(engine=engine_name))
 
     def call_engine(
         self,

@@ -76,13 +76,12 @@ class WorkerCalls:
         self,
         worker_id: str,
         engine: str | type,
-        engine_name: str | None,
         args: Sequence[Any],
         kwargs: dict[str, Any],
         options: CallOptions,
     ) -> PendingCall:
         """Asks for an engine and returns at once. Errors as `submit`."""
-        wanted = CreateEngine(engine=engine_path(engine), engine_name=engine_name)
+        wanted = CreateEngine(engine=engine_path(engine), engine_name=options.engine)
         name = CREATE_ENGINE.name
         return self._request(worker_id, name, name, (tuple(args), kwargs), wanted, options.timeout)
 
