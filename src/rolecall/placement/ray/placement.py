@@ -29,7 +29,7 @@ from rolecall.placement.sidecar import Sidecar
 from rolecall.protocol.devices import ASCEND, CUDA
 from rolecall.protocol.environment import RAY_NAMESPACE, marks
 from rolecall.protocol.guard_config import GuardConfig
-from rolecall.protocol.ray_driver import JOIN, PLACE, JoinCluster, Joined, PlaceRole, RoleGroups
+from rolecall.protocol.ray_driver import JOIN, PLACE, JoinCluster, Joined, PlaceRole, RoleGroups, RoleNews
 from rolecall.types import Job, check_count
 
 log = logging.getLogger("rolecall")
@@ -103,7 +103,7 @@ class RayPlacement(ClusterPlacement[RayPlan]):
         # The second: Ray's agents give themselves titles, which would take the room of their first variables.
         mark = marks(context.run_id, "ray") | {"SPT_NOENV": "1"}
         log_path = context.run_dir / "logs" / "ray-driver.log"
-        self.driver = Sidecar("rolecall.placement.ray.driver", log_path, mark, context.io)
+        self.driver = Sidecar("rolecall.placement.ray.driver", log_path, mark, context.io, RoleNews)
         with contextlib.ExitStack() as undo:
             undo.callback(self._leave)
             found = self._join()
