@@ -167,9 +167,8 @@ class Placement(ABC):
         return Removal()
 
     @classmethod
-    def clean(cls, run_id: str) -> bool:
-        """Removes files of a run, none of whose processes is left on this host; says whether there were any."""
-        return False
+    def clean(cls, run_id: str) -> None:  # noqa: B027 - most have none
+        """Removes files of a run, none of whose processes is left on this host."""
 
     @classmethod
     def left(cls) -> Iterable[Left]:

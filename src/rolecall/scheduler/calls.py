@@ -12,7 +12,7 @@ from typing import Any
 
 from rolecall.errors import CallCancelledError, EncodeError, EngineImportError, WorkerTimeoutError
 from rolecall.transport.peer import Call
-from rolecall.types import TensorPolicy, check_tensors
+from rolecall.types import TensorPolicy, check_one_of
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class CallOptions:
 
     def __post_init__(self) -> None:
         if self.tensors is not None:
-            check_tensors(self.tensors)
+            check_one_of("tensor policy", self.tensors, TensorPolicy)
 
 
 class PendingCall:

@@ -38,9 +38,8 @@ from rolecall.types import (
     TensorPolicy,
     Worker,
     check_name,
+    check_one_of,
     check_seconds,
-    check_tensor_backend,
-    check_tensors,
 )
 
 
@@ -82,8 +81,8 @@ class Scheduler:
         quiet: bool = False,
     ) -> None:
         _refuse_inside_worker()
-        check_tensors(tensors)
-        check_tensor_backend(tensor_backend)
+        check_one_of("tensor policy", tensors, TensorPolicy)
+        check_one_of("tensor backend", tensor_backend, TensorBackend)
         check_seconds("start_timeout", start_timeout)
         check_seconds("grace_s", grace_s)
         check_seconds("lease_s", lease_s, 0.1)

@@ -168,8 +168,8 @@ class RayPlacement(ClusterPlacement[RayPlan]):
         return portable_environment(os.environ, python_path()) | cluster
 
     @classmethod
-    def clean(cls, run_id: str) -> bool:
-        return outside.remove_cluster(run_id)
+    def clean(cls, run_id: str) -> None:
+        outside.remove_cluster(run_id)
 
     @classmethod
     def findings(cls) -> Iterable[Finding]:
