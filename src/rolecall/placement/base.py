@@ -166,8 +166,8 @@ class Placement(ABC):
         """
         return Removal()
 
-    @classmethod
-    def clean(cls, run_id: str) -> None:  # noqa: B027 - most have none
+    @classmethod  # noqa: B027 - most have none
+    def clean(cls, run_id: str) -> None:
         """Removes files of a run, none of whose processes is left on this host."""
 
     @classmethod

@@ -9,21 +9,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rolecall.errors import GuardLostError, WorkerTimeoutError
-from rolecall.placement.base import ExpectedGuard, Placed, Placement, PlacementContext
+from rolecall.placement.base import ExpectedGuard, PlacementContext
 from rolecall.placement.guard_process import end_guard, start_guard
-from rolecall.placement.host_slots import HostSlots
+from rolecall.placement.host_placement import HostPlacement
 from rolecall.placement.launching import python_path
-from rolecall.placement.plan import Plan, base_environment
+from rolecall.placement.plan import base_environment
 from rolecall.protocol.environment import marks
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.message import to_json
-from rolecall.types import Job
 
 GUARD_TIMEOUT_S = 60.0
 GUARD_ID = "g0"
 
 
-class LocalPlacement(Placement):
+class LocalPlacement(HostPlacement):
     """Workers on this machine.
 
     Args:
@@ -41,25 +40,17 @@ class LocalPlacement(Placement):
     def __init__(
         self, *, ip: str = "127.0.0.1", devices: Sequence[str | int] | None = None, oversubscribe: bool = False
     ) -> None:
+        super().__init__(devices=devices, oversubscribe=oversubscribe)
         self._ip = ip
-        self._slots = HostSlots(devices, oversubscribe=oversubscribe)
-        self.n_gpus_per_node = len(self._slots.devices)
 
     def open(self, context: PlacementContext) -> None:
         self.guard = context.expect(GUARD_ID)
         self._process = GuardProcess(context.guard_config(GUARD_ID, ip=self._ip))
         self._context = context
 
-    def plan(self, job: Job) -> Plan:
-        return self._slots.plan(job)
-
-    def place(self, job: Job) -> Placed:
+    def _guard_for(self, role: str) -> str:
         self._process.wait_for(self.guard)
-        plan = self._slots.take(job)
-        return Placed(plan, [GUARD_ID] * len(plan.slots))
-
-    def release(self, role: str) -> None:
-        self._slots.give_back(role)
+        return GUARD_ID
 
     def close(self, *, graceful: bool) -> None:
         # A guard that is gone or does not answer is ended from above.
