@@ -20,7 +20,7 @@ from rolecall.errors import (
     WorkerTimeoutError,
 )
 from rolecall.transport.peer import Call
-from rolecall.types import TensorPolicy, check_tensors
+from rolecall.types import TensorPolicy, check_one_of
 
 
 class Options(TypedDict, total=False):
@@ -50,7 +50,7 @@ class CallOptions:
 
     def __post_init__(self) -> None:
         if self.tensors is not None:
-            check_tensors(self.tensors)
+            check_one_of("tensor policy", self.tensors, TensorPolicy)
 
     def changed(self, options: Options) -> CallOptions:
         """These with some replaced."""

@@ -233,7 +233,7 @@ class RoleWorker:
         return self._scheduler.calls.submit(self.id, method, args, kwargs, self._options)
 
     def submit_engine(self, engine: str | type, args: Sequence[Any], kwargs: dict[str, Any]) -> PendingCall:
-        return self._scheduler.calls.create_engine(self.id, engine, self._options.engine, args, kwargs, self._options)
+        return self._scheduler.calls.create_engine(self.id, engine, args, kwargs, self._options)
 
     def stream(self, method: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
         """Iterates over what a generator method yields, as it yields it. The call is sent at once.

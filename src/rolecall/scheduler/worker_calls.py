@@ -96,13 +96,12 @@ class WorkerCalls:
         self,
         worker_id: str,
         engine: str | type,
-        engine_name: str | None,
         args: Sequence[Any],
         kwargs: dict[str, Any],
         options: CallOptions,
     ) -> PendingCall:
         """Asks for an engine and returns at once. Errors as `submit`."""
-        wanted = CreateEngine(engine=engine_path(engine), engine_name=engine_name)
+        wanted = CreateEngine(engine=engine_path(engine), engine_name=options.engine)
         name = CREATE_ENGINE.name
         call = self._request(worker_id, name, (tuple(args), kwargs), wanted, options.timeout)
         return PendingCall(call, worker_id, name, options.timeout)
