@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,26 +31,10 @@ def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(scope="module")
-def lasting(kept: Scheduler, backend: str) -> Role | None:
-    """Two workers, started once: no test here asks how a role begins or ends. None where they are no processes."""
-    return kept.start("actor", replicas=2) if BACKENDS[backend].own_processes else None
-
-
-@pytest.fixture
-def actor(lasting: Role | None, kept: Scheduler) -> Iterator[Role]:
-    """They; or two of this test's own where they are threads of this process, of which it may leave none."""
-    if lasting is not None:
-        yield lasting
-        return
-    yield kept.start("actor", replicas=2)
-    kept.delete_workers()
-
-
 @pytest.fixture
 def role(actor: Role, request: pytest.FixtureRequest) -> Role:
-    """They, with an engine of the test's own when it has made it."""
-    return actor.with_options(engine=request.function.__name__)
+    """Two workers, with an engine of the test's own when it has made it."""
+    return actor[:2].with_options(engine=request.function.__name__)
 
 
 def test_an_engine_is_created_and_called(role: Role) -> None:
@@ -98,7 +81,7 @@ def test_options_do_not_share_a_namespace_with_arguments(role: Role) -> None:
 
 def test_several_named_engines_live_in_one_worker(actor: Role, kept: Scheduler) -> None:
     """Engines of different names in one worker are addressed by name."""
-    first, second = (actor.with_options(engine=name) for name in ("named first", "named second"))
+    first, second = (actor[:2].with_options(engine=name) for name in ("named first", "named second"))
     first.create_engine(Echo, "first")
     second.create_engine(Echo, "second")
     assert first.call("greet") == ["first"] * 2

@@ -12,9 +12,7 @@ import pytest
 from rolecall import RayScheduler
 from tests.clusters.ray_census import Census
 from tests.clusters.ray_nodes import RayCluster, auth, started
-from tests.support.ray_cluster import SharedRay
-
-HEADLESS_S = 10.0  # 60 unless they are told otherwise
+from tests.support.ray_cluster import HEADLESS_S, SharedRay
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from rolecall.errors import WorkerConfigurationError, WorkerCreationError, Worke
 from rolecall.scheduler.roles import Role
 from tests.clusters.ray_census import Census
 from tests.clusters.ray_nodes import RayCluster
-from tests.placement.ray.conftest import HEADLESS_S
 from tests.placement.ray.ray_engines import Inside
 from tests.support import sample_engines
+from tests.support.ray_cluster import HEADLESS_S
 from tests.support.waiting import wait_for
 from tests.support.worker_processes import of_worker
 
