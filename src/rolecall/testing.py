@@ -11,12 +11,12 @@ import asyncio
 import os
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, Unpack
+from typing import Any, Unpack
 
 from rolecall.errors import RolecallError, WorkerConfigurationError, WorkerNotFoundError, WorkerTimeoutError
 from rolecall.guard import runtime
 from rolecall.guard.ports import PortLeases
-from rolecall.guard.requests import RequestHandler, request_of
+from rolecall.guard.requests import RequestHandler
 from rolecall.placement.base import Placed, Placement, PlacementContext
 from rolecall.placement.host_slots import HostSlots
 from rolecall.placement.plan import Plan
@@ -26,6 +26,7 @@ from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.guard_hello import GuardHello
 from rolecall.protocol.message import Message, to_plain
 from rolecall.protocol.worker import FORKED_CHILDREN, WorkerConfig
+from rolecall.protocol.worker_methods import WorkerMethod
 from rolecall.scheduler.backends import PlacedScheduler
 from rolecall.scheduler.keywords import HostKeywords
 from rolecall.transport.client import Client
@@ -38,8 +39,6 @@ from rolecall.worker.node import WorkerNode
 IP = "127.0.0.1"
 GUARD_ID = "in-process"
 CONNECTED_WITHIN_S = 10.0
-Q = TypeVar("Q", bound=Message)
-A = TypeVar("A")
 
 
 class InProcessScheduler(PlacedScheduler):
@@ -136,8 +135,8 @@ class InProcessGuard(RequestHandler):
     async def _call(self, incoming: Incoming) -> Any:
         if incoming.method != asked.START.name:
             return await super()._call(incoming)
-        for spec in request_of(asked.Start, incoming.args()).specs:
-            await incoming.emit(to_plain(self._start(spec)))
+        for spec in incoming.message(asked.Start, "the controller").specs:
+            await incoming.emit(self._start(spec))
         return None
 
     def _start(self, spec: ProcessSpec) -> StartResult:
@@ -157,13 +156,13 @@ class InProcessGuard(RequestHandler):
             if spec.argv is not None:
                 raise WorkerConfigurationError("the in-process scheduler runs no programs", spec.argv)
             node = WorkerNode(config, self._loop, self._ask_guard)
-            listening = node.start()
+            node.start()
         except (RolecallError, OSError) as e:
             return StartResult(worker_id=spec.worker_id, ok=False, error=str(e))
         self._nodes[spec.worker_id] = node
         self._env[spec.worker_id] = {**self._env.get(str(spec.target), {}), **spec.env}
         return StartResult(
-            worker_id=spec.worker_id, ok=True, pid=listening.pid, ip=IP, ports=spec.ports, socket=listening.socket
+            worker_id=spec.worker_id, ok=True, pid=os.getpid(), ip=IP, ports=spec.ports, socket=config.socket
         )
 
     async def _alloc_ports(self, wanted: asked.AllocPorts) -> asked.Ports:
@@ -193,7 +192,7 @@ class InProcessGuard(RequestHandler):
             await self._end(worker_id)
         return asked.ShutdownReport()
 
-    async def _ask_guard(self, method: Method[Q, A], request: Q) -> Any:
+    async def _ask_guard(self, method: Method[Any, Any] | WorkerMethod, request: Message) -> Any:
         if method is FORKED_CHILDREN:
             return []
         raise WorkerConfigurationError(f"the in-process scheduler answers no {method.name!r} over HTTP")

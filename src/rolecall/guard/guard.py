@@ -149,7 +149,7 @@ class Guard:
         topic = events.topic_of(event)
         if self._client is not None:
             try:
-                self._client.peer.notify(topic, to_plain(event))
+                self._client.peer.notify(topic, event)
             except RolecallError as error:
                 _log.warning("the controller was not notified of %s: %s", topic, error)
 

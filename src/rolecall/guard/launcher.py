@@ -26,8 +26,7 @@ from rolecall.guard.template_process import ForkRequest, TemplateError, Template
 from rolecall.protocol.fork import ForkSpec
 from rolecall.protocol.guard import ProcessSpec, StartResult
 from rolecall.protocol.guard_config import GuardConfig
-from rolecall.protocol.message import from_plain, to_plain
-from rolecall.protocol.worker import Configured, WorkerConfig
+from rolecall.protocol.worker import CONFIGURE, WorkerConfig
 from rolecall.transport.link import Link
 from rolecall.transport.peer import Peer
 from rolecall.types import check_argv, check_env, check_name
@@ -324,10 +323,10 @@ class Launcher:
 
     async def _until_ready(self, record: Record) -> None:
         if record.peer is None:
-            await wait_until_ready(record, self._context.config)
-            return
-        answer = await record.peer.request("configure", to_plain(self._worker_config(record)))
-        record.socket = from_plain(Configured, answer, f"worker {record.worker_id}").socket
+            return await wait_until_ready(record, self._context.config)
+        config = self._worker_config(record)
+        await record.peer.request(CONFIGURE.name, config, answer=CONFIGURE.answer)
+        record.socket = config.socket
 
     def _worker_config(self, record: Record) -> WorkerConfig:
         config = self._context.config

@@ -29,7 +29,7 @@ from rolecall.guard.watcher import Notify, Watcher
 from rolecall.protocol import events
 from rolecall.protocol.guard import KillReport, Ports, ProcessSpec, ShutdownReport, StartResult
 from rolecall.protocol.guard_config import GuardConfig
-from rolecall.protocol.message import to_plain
+from rolecall.protocol.worker import SET_ENV
 from rolecall.protocol.worker_methods import SetEnv
 from rolecall.transport.peer import Handler, Peer
 from rolecall.types import check_env
@@ -184,7 +184,7 @@ class Supervisor:
             check_env(key, value)
         record.env |= env
         if record.peer is not None and record.state is State.READY:
-            await record.peer.request("set_env", to_plain(SetEnv(env=env)), timeout=30.0)
+            await record.peer.request(SET_ENV.name, SetEnv(env=env), timeout=30.0, answer=SET_ENV.answer)
 
     def _make_peer(self, record: Record) -> Peer:
         def on_notify(topic: str, value: Any) -> None:

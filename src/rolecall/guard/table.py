@@ -12,7 +12,7 @@ from rolecall.guard.children import Exit
 from rolecall.guard.logs import FollowedLog
 from rolecall.guard.proc import Process
 from rolecall.guard.progress import ProgressPage
-from rolecall.protocol.guard import ProcessSpec
+from rolecall.protocol.guard import ProcessSpec, WorkerRow
 
 if TYPE_CHECKING:
     from rolecall.transport.peer import Peer
@@ -78,6 +78,21 @@ class Record:
     def exit(self) -> Exit | None:
         """How its process ended, when it has."""
         return self.exit_future.result() if self.exit_future is not None and self.exit_future.done() else None
+
+    def row(self) -> WorkerRow:
+        """The worker as the answer to `table` shows it."""
+        return WorkerRow(
+            worker=self.worker_id,
+            state=str(self.state),
+            pid=self.process.pid if self.process else None,
+            target=self.spec.target,
+            ports=self.ports,
+            devices=self.spec.devices,
+            command=self.spec.argv,
+            rss=self.rss,
+            processes=len(self.tracked),
+            log_path=self.log_path,
+        )
 
     def mark(self, what: str) -> None:
         """Records when a step of the start was reached, in seconds since the request."""

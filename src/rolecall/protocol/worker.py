@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from types import NoneType
 
-from rolecall.protocol.guard import KillReport, Method, NoArguments, Ports
-from rolecall.protocol.message import Message
+from rolecall.protocol.guard import Method, NoArguments
 from rolecall.protocol.token import CarriesToken
-from rolecall.protocol.worker_methods import AllocPorts, Fork, Forked, KillFork, SetEnv
+from rolecall.protocol.worker_methods import Fork, Forked, SetEnv
 
 
-class WorkerConfig(CarriesToken, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class WorkerConfig(CarriesToken, frozen=True, kw_only=True):
     """What a worker needs to serve: the value of the request `configure`.
 
     Attributes:
@@ -42,23 +41,13 @@ class WorkerConfig(CarriesToken, frozen=True, kw_only=True, forbid_unknown_field
     tensor_backend: str = "shm"
 
 
-class Configured(Message, frozen=True, kw_only=True):
-    """The worker's answer to `configure`: it listens."""
-
-    pid: int
-    socket: str
-    port: int
-
-
 class ForkOf(Fork, frozen=True, kw_only=True):
     """A fork that a client of the guard's socket requests. `target`: the worker in whose slot it is started."""
 
     target: str
 
 
-ALLOC_OWN_PORTS = Method("alloc_ports", AllocPorts, Ports)
-FORK = Method("fork", Fork, Forked)
+CONFIGURE = Method("configure", WorkerConfig, NoneType)  # answered when it listens
+SET_ENV = Method("set_env", SetEnv, NoneType)
 FORK_OF = Method("fork", ForkOf, Forked)
-KILL_FORK = Method("kill_forked_worker", KillFork, KillReport)
 FORKED_CHILDREN = Method("forked_children", NoArguments, list[str])
-SET_OWN_ENV = Method("set_env", SetEnv, NoneType)

@@ -58,6 +58,7 @@ class Call(Waitable):
         "_done",
         "_error",
         "_held",
+        "_kind",
         "_ok",
         "_ready",
         "_value",
@@ -66,10 +67,13 @@ class Call(Waitable):
         "timeout",
     )
 
-    def __init__(self, caller: Caller, method: str, value: Any, timeout: float | None, *, streaming: bool) -> None:
+    def __init__(
+        self, caller: Caller, method: str, value: Any, timeout: float | None, kind: Any, *, streaming: bool
+    ) -> None:
         self._waiters = []
         self._held = value
         self._caller, self.method, self.timeout = caller, method, timeout
+        self._kind = kind
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._ready: deque[Body] | None = deque() if streaming else None  # items that have arrived
         self._done = self._ok = False
@@ -121,12 +125,12 @@ class Call(Waitable):
     def __iter__(self) -> Iterator[Any]:
         """The stream's items; leaving the loop early cancels the call."""
         for body in self._bodies():
-            yield self._decoded(body)
+            yield self._decoded(body, self._kind)
         self._outcome()
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         async for body in self._bodies_async():
-            yield self._decoded(body)
+            yield self._decoded(body, self._kind)
         self._outcome()
 
     def __repr__(self) -> str:
@@ -157,7 +161,7 @@ class Call(Waitable):
     def _outcome(self) -> Any:
         body = self._body
         if body is not None:
-            value = self._decoded(body)
+            value = self._decoded(body, self._kind if self._ok and self._ready is None else None)
             if self._ok:
                 self._value = value
             else:
@@ -167,7 +171,9 @@ class Call(Waitable):
             raise fresh(self._error)
         return self._value
 
-    def _decoded(self, body: Body) -> Any:
+    def _decoded(self, body: Body, kind: Any) -> Any:
+        if kind is not None:
+            return codec.decode_message(kind, body[0], body[1], self._caller.channel.name)
         return codec.decode(body[0], body[1], context=self._caller.channel.context)
 
     # Streams

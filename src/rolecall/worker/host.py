@@ -18,7 +18,7 @@ import traceback
 import zlib
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import psutil
 
@@ -30,23 +30,17 @@ from rolecall.errors import (
     RolecallError,
     WorkerConfigurationError,
 )
-from rolecall.protocol.guard import Method, NoArguments, Ports
-from rolecall.protocol.message import Message, to_plain
-from rolecall.protocol.worker import ALLOC_OWN_PORTS, FORK, FORKED_CHILDREN, KILL_FORK, SET_OWN_ENV
+from rolecall.protocol.guard import Method, NoArguments
+from rolecall.protocol.message import Message
+from rolecall.protocol.worker import FORKED_CHILDREN
 from rolecall.protocol.worker_methods import (
     METHODS,
-    AllocPorts,
     Configure,
     CreateEngine,
     Destroy,
-    Done,
     EngineCreated,
-    Fork,
-    Forked,
     Health,
-    KillFork,
     Seeded,
-    SetEnv,
     WorkerMethod,
     WorkerRequest,
 )
@@ -60,24 +54,18 @@ from rolecall.worker.requests import Request
 
 StartCall = Callable[[Request, Any], None]
 Answer = Callable[[Any], Awaitable[Any]]
+AskGuard = Callable[[Method[Any, Any] | WorkerMethod, Message], Awaitable[Any]]
 
-Q = TypeVar("Q", bound=Message)
-A = TypeVar("A")
+ASKED_OF_THE_GUARD = ("set_env", "alloc_ports", "fork", "kill_forked_worker")
 
 log = logging.getLogger("rolecall")
-
-
-class AskGuard(Protocol):
-    """Asks the worker's guard with a request of `protocol.worker`, and returns its answer."""
-
-    async def __call__(self, method: Method[Q, A], request: Q) -> A: ...
 
 
 class EngineHost:
     """The methods of a worker, by name.
 
     Args:
-        ask_guard: Asks the worker's guard.
+        ask_guard: Asks the worker's guard with a request of a method, and returns its answer.
     """
 
     def __init__(
@@ -96,10 +84,7 @@ class EngineHost:
             "stacks": self._stacks,
             "destroy": self._destroy,
             "configure": self._configure,
-            "set_env": self._set_env,
-            "alloc_ports": self._alloc_ports,
-            "fork": self._fork,
-            "kill_forked_worker": self._kill_forked_worker,
+            **{name: partial(ask_guard, METHODS[name]) for name in ASKED_OF_THE_GUARD},
         }
         self._starts: dict[str, Callable[[Request], None]] = {
             **{name: partial(self._with_arguments, METHODS[name], start) for name, start in engine_methods.items()},
@@ -132,7 +117,7 @@ class EngineHost:
 
     async def _answer(self, method: WorkerMethod, answer: Answer, request: Request) -> None:
         try:
-            request.finish(to_plain(await answer(method.parsed(request.args()))))
+            request.finish(await answer(method.parsed(request.args())))
         except Exception as e:  # a request is always answered
             self._fail(request, e)
 
@@ -175,7 +160,7 @@ class EngineHost:
             text = "".join(traceback.format_exception(e))
             return request.fail(EngineCreationError(self.worker_id, name, f"{type(e).__name__}: {e}", text))
         self._engines.add(name, engine)
-        request.finish(to_plain(EngineCreated(engine_name=name)))
+        request.finish(EngineCreated(engine_name=name))
 
     async def _destroy(self, params: Destroy) -> dict[str, str]:
         """Calls `destroy()` of all engines at the same time, each on its thread; returns problems by engine name."""
@@ -242,22 +227,6 @@ class EngineHost:
             "calls_waiting": self._engines.waiting(),
             **self._data.metrics(),
         }
-
-    # Requests that the guard answers
-
-    async def _set_env(self, params: SetEnv) -> Done:
-        await self._ask_guard(SET_OWN_ENV, params)
-        return Done()
-
-    async def _alloc_ports(self, params: AllocPorts) -> Ports:
-        return await self._ask_guard(ALLOC_OWN_PORTS, params)
-
-    async def _fork(self, params: Fork) -> Forked:
-        return await self._ask_guard(FORK, params)
-
-    async def _kill_forked_worker(self, params: KillFork) -> Done:
-        await self._ask_guard(KILL_FORK, params)
-        return Done()
 
 
 def thread_stacks() -> str:

@@ -19,9 +19,12 @@ Types by name are looked up under the rules of `type_names`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeVar
+
+import msgspec
 
 from rolecall.errors import DecodeError, EncodeError, RolecallError
+from rolecall.protocol.message import from_plain
 from rolecall.transport.codec import arrays as array_codec
 from rolecall.transport.codec import exceptions as exception_codec
 from rolecall.transport.codec import plain as plain_codec
@@ -34,6 +37,8 @@ from rolecall.transport.codec.reader import Reader
 from rolecall.transport.codec.rules import DECODERS, ENCODERS, LISTED_TYPES
 from rolecall.transport.codec.writer import Writer
 from rolecall.transport.frames import DEFAULT_LIMITS
+
+T = TypeVar("T")
 
 _RULES = (
     plain_codec,
@@ -135,6 +140,19 @@ def decode(header: bytes | memoryview, buffers: Sequence[Any] = (), *, context: 
         return reader.closed(listed) if listed else value
     except Exception as e:
         _raise(e)
+
+
+def decode_message(kind: type[T], header: bytes | memoryview, buffers: Sequence[Any], sender: str, name: str = "") -> T:
+    """Returns the struct of `protocol`, or the value made of such, that `encode` made `header` from, at once.
+
+    Raises:
+        ProtocolError: A field is missing, unknown or of another type; see `from_plain`.
+        DecodeError: See `decode`.
+    """
+    try:
+        return msgspec.msgpack.decode(header, type=kind)
+    except msgspec.DecodeError:  # or it holds what msgpack has no form for: text that is no UTF-8, for instance
+        return from_plain(kind, decode(header, buffers), sender, name)
 
 
 def _raise(e: Exception) -> NoReturn:

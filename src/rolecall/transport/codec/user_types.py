@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from rolecall.errors import DecodeError
+from rolecall.protocol.message import Message, to_plain
 from rolecall.transport.codec.places import Refused
 from rolecall.transport.codec.reader import Reader
 from rolecall.transport.codec.rules import DECODERS, RESOLVERS, ROWS, Encode, Rows
@@ -198,6 +199,11 @@ def _decode_dataclasses(reader: Reader, data: memoryview) -> Any:
 # --- msgspec Structs ---
 
 
+def _message(writer: Writer, value: Message) -> Any:
+    """A struct of `protocol` travels as its fields, which msgspec packs: its receiver knows the type."""
+    return writer.plain(to_plain(value)) if writer.careful else value
+
+
 def is_struct(cls: type) -> bool:
     return issubclass(cls, msgspec.Struct)
 
@@ -256,6 +262,8 @@ def _rule_of(kind: type) -> Encode | None:
         return named(kind, _enum)
     if is_named_tuple(kind):
         return named(kind, _named_tuple)
+    if issubclass(kind, Message):
+        return _message
     if is_struct(kind):
         return _struct_rule(kind)
     if is_model(kind):
