@@ -142,14 +142,11 @@ class InProcessGuard(RequestHandler):
     def _start(self, spec: ProcessSpec) -> StartResult:
         config = WorkerConfig(
             worker_id=spec.worker_id,
-            run_id=self._config.run_id,
-            guard_id=self._config.guard_id,
             token=self._config.token,
             socket=runtime.worker_socket(self._config.runtime_dir, spec.worker_id),
             ip=IP,
             bind=IP,
             port=spec.ports[0],
-            ports=spec.ports,
             tensor_backend=self._config.tensor_backend,
         )
         try:

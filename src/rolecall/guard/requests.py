@@ -104,7 +104,7 @@ class ControllerRequests(CommonRequests):
 
         specs = well_formed(protocol.Start, lambda kind: incoming.message(kind, CALLER)).specs
         on_result = send if incoming.streaming else None
-        results = await self._supervisor.start(specs, on_result=on_result, on_cancel=incoming.on_cancel)
+        results = await self._supervisor.launcher.start(specs, on_result=on_result, on_cancel=incoming.on_cancel)
         return None if incoming.streaming else results
 
     async def _kill(self, request: protocol.Kill) -> protocol.KillReport:
@@ -158,7 +158,7 @@ async def fork(supervisor: Supervisor, request: Fork, target: str, started_by: s
         argv = [supervisor.config.python or sys.executable, "-m", check_module(request.command)]
     worker_id = f"{check_name('role', request.role)}/{request.worker_index}"
     spec = ProcessSpec(worker_id=worker_id, env=request.env, argv=argv, target=target)
-    (result,) = await supervisor.start([spec], started_by)
+    (result,) = await supervisor.launcher.start([spec], started_by)
     if not result.ok:
         tails = {request.worker_index: result.log_tail}
         raise WorkerCreationError(request.role, result.error, [request.worker_index], tails)

@@ -16,22 +16,21 @@ from rolecall.guard import environment, logs, probe, runtime
 from rolecall.guard.children import Children, Exit
 from rolecall.guard.descendants import Descendants
 from rolecall.guard.killer import Killer
-from rolecall.guard.launcher import LaunchContext, Launcher, OnCancel, OnResult
+from rolecall.guard.launcher import Launcher
 from rolecall.guard.lease import Lease
 from rolecall.guard.metrics import Counts
 from rolecall.guard.ports import PortLeases
 from rolecall.guard.proc import Process, send
-from rolecall.guard.progress import ProgressPage
 from rolecall.guard.sweep import sweep
 from rolecall.guard.table import Record, State, Table
 from rolecall.guard.template_process import TemplateError, TemplateProcess
 from rolecall.guard.watcher import Notify, Watcher
 from rolecall.protocol import events
-from rolecall.protocol.guard import KillReport, Ports, ProcessSpec, ShutdownReport, StartResult
+from rolecall.protocol.guard import KillReport, Ports, ShutdownReport
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.worker import SET_ENV
 from rolecall.protocol.worker_methods import SetEnv
-from rolecall.transport.peer import Handler, Peer
+from rolecall.transport.peer import Handler
 from rolecall.types import check_env
 
 _log = logging.getLogger(__name__)
@@ -57,7 +56,7 @@ class Supervisor:
         template_log: str,
     ) -> None:
         self.config = config
-        self._loop, self._lease, self._handler, self._notify = loop, lease, handler, notify
+        self._loop, self._lease, self._notify = loop, lease, notify
         runtime.prepare(config.runtime_dir, config.guard_id)
         self._merged_log = logs.MergedLog(config.run_dir)
         log = os.open(template_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
@@ -65,25 +64,24 @@ class Supervisor:
         template_env = environment.with_run_ids(base_env, config.run_id, config.guard_id, "")
         self.table = Table()
         self.ports = PortLeases(config.run_id)
+        self._counts = Counts()
         self._children = Children(loop)
         self._killer = Killer(self.table, self.ports, self._on_removed)
         self._template = TemplateProcess(config, template_env, self._children, log)
-        self._launcher = Launcher(
-            LaunchContext(
-                config=config,
-                base_env=base_env,
-                table=self.table,
-                ports=self.ports,
-                children=self._children,
-                template=self._template,
-                killer=self._killer,
-                make_peer=self._make_peer,
-                on_planned=self._on_planned,
-                on_created=self._on_created,
-                spawn_task=self.spawn_task,
-            )
+        self.launcher = Launcher(
+            config=config,
+            base_env=base_env,
+            table=self.table,
+            ports=self.ports,
+            children=self._children,
+            template=self._template,
+            killer=self._killer,
+            counts=self._counts,
+            merged_log=self._merged_log,
+            handler=handler,
+            on_exit=self._on_exit,
+            spawn_task=self.spawn_task,
         )
-        self._counts = Counts()
         self._watcher = Watcher(self.table, self._children, self._counts, notify, self.spawn_task, config.stall_s)
         self._ended: asyncio.Task[ShutdownReport] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -118,7 +116,7 @@ class Supervisor:
         return await asyncio.shield(self._ended)
 
     async def _end_all(self, grace_s: float) -> ShutdownReport:
-        self._launcher.closed = True
+        self.launcher.closed = True
         report = await self._killer.kill(list(self.table), grace_s)
         await self._template.close()
         strays = await asyncio.to_thread(_kill_strays)
@@ -148,20 +146,6 @@ class Supervisor:
 
     # Workers
 
-    async def start(
-        self,
-        specs: list[ProcessSpec],
-        started_by: str = "",
-        *,
-        on_result: OnResult | None = None,
-        on_cancel: OnCancel | None = None,
-    ) -> list[StartResult]:
-        """Starts workers; see `Launcher.start`."""
-        results = await self._launcher.start(specs, started_by, on_result=on_result, on_cancel=on_cancel)
-        self._counts.starts += len(results)
-        self._counts.failed_starts += sum(not result.ok for result in results)
-        return results
-
     async def kill(self, workers: list[str], grace_s: float, reason: str = "") -> KillReport:
         """Ends workers, and the workers that they have started.
 
@@ -185,21 +169,6 @@ class Supervisor:
         record.env |= env
         if record.peer is not None and record.state is State.READY:
             await record.peer.request(SET_ENV.name, SetEnv(env=env), timeout=30.0, answer=SET_ENV.answer)
-
-    def _make_peer(self, record: Record) -> Peer:
-        def on_notify(topic: str, value: Any) -> None:
-            if topic == "connected":
-                record.mark("connected")
-
-        return Peer(record.worker_id, loop=self._loop, handler=self._handler(record), on_notify=on_notify, context=None)
-
-    def _on_planned(self, record: Record) -> None:
-        record.page = ProgressPage(runtime.page_path(self.config.runtime_dir, self.config.guard_id, record.worker_id))
-        record.log = self._merged_log.follow(record.worker_id, record.log_path, record.log_start)
-
-    def _on_created(self, record: Record) -> None:
-        assert record.exit_future is not None
-        record.exit_future.add_done_callback(lambda end: self._on_exit(record, end.result()))
 
     def _on_removed(self, record: Record) -> None:
         if record.log is not None:

@@ -29,11 +29,7 @@ _WORKER_ID_BYTES = 128
 _log = logging.getLogger(__name__)
 
 
-class ForkRequest(NamedTuple):
-    """One child to fork: its spec and its end of the control channel."""
-
-    spec: ForkSpec
-    control: int
+ForkRequest = tuple[ForkSpec, int]  # one child to fork, and its end of the control channel
 
 
 class TemplateError(Exception):
@@ -106,8 +102,8 @@ class TemplateProcess:
         os.set_blocking(write_end, True)
         specs = os.memfd_create("rolecall-fork-specs", os.MFD_CLOEXEC)
         try:
-            os.write(specs, encode([request.spec for request in requests]))
-            descriptors = [specs, write_end, *(request.control for request in requests)]
+            os.write(specs, encode([spec for spec, _ in requests]))
+            descriptors = [specs, write_end, *(control for _, control in requests)]
             sent = await self._send(running, descriptors)
         finally:
             os.close(specs)

@@ -77,7 +77,7 @@ class Watcher:
                 stacks = await probe.stacks(record, self._children)
             if record.state is State.STARTING and change.kind == "stopped":
                 record.stall = f"{change.reason}\n{stacks}"
-                record.stalled.set()  # the start fails with it
+                record.abort.set()  # the start fails with it
                 return
             if record.state is not State.READY or record.process is None:
                 return  # it has ended meanwhile, which is an event of its own

@@ -16,8 +16,7 @@ class WorkerConfig(CarriesToken, frozen=True, kw_only=True):
         socket: The Unix path to listen on.
         ip: The host's address as others see it.
         bind: The address that its TCP listener binds.
-        port: The TCP port to listen on; it is the first of `ports`.
-        ports: All that were leased for it.
+        port: The TCP port to listen on.
         main: What the controller runs, so that classes defined in it are found: the path of its script, or the name of
             the module that `python -m` was given; empty for none.
         progress: Path of the progress page; empty where nobody reads one.
@@ -25,19 +24,14 @@ class WorkerConfig(CarriesToken, frozen=True, kw_only=True):
     """
 
     worker_id: str
-    run_id: str
-    guard_id: str
     token: str
     socket: str
     ip: str
     bind: str
     port: int
-    ports: list[int] = []
-    run_dir: str = ""
     main: str = ""
     sys_path: list[str] = []
     progress: str = ""
-    log_path: str = ""
     tensor_backend: str = "shm"
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from rolecall.protocol.guard import Method
 from rolecall.protocol.message import Message
-from rolecall.protocol.worker import WorkerConfig
-from rolecall.protocol.worker_methods import SetEnv, WorkerMethod
+from rolecall.protocol.worker import CONFIGURE, SET_ENV, WorkerConfig
+from rolecall.protocol.worker_methods import WorkerMethod
 from rolecall.tensors.binding import binding
 from rolecall.transport.link import Link
 from rolecall.transport.loop import new_loop
@@ -59,31 +59,20 @@ class _Process:
             await self._node.close()
 
     def dispatch(self, incoming: Incoming) -> None:
-        if incoming.method == "stop":
-            incoming.finish(None)
-            self._stopped.set()
-        elif incoming.method == "configure":
-            self._configure(incoming)
-        elif incoming.method == "set_env":
-            self._set_env(incoming)
-
-    def _configure(self, incoming: Incoming) -> None:
         try:
-            config = incoming.message(WorkerConfig, "the guard")
-            _set_paths(config)
-            self._node = WorkerNode(config, self._loop, self._ask_guard)
-            binding.set(self._node.data)
-            self._node.start()
+            if incoming.method == CONFIGURE.name:
+                self._configure(incoming.message(CONFIGURE.request, "the guard"))
+            elif incoming.method == SET_ENV.name:
+                os.environ.update(incoming.message(SET_ENV.request, "the guard").env)
             incoming.finish(None)
-        except Exception as e:  # the guard reports why the worker is not ready
+        except Exception as e:  # the guard gets the error, and reports why the worker is not ready
             incoming.fail(e)
 
-    def _set_env(self, incoming: Incoming) -> None:
-        try:
-            os.environ.update(incoming.message(SetEnv, "the guard").env)
-            incoming.finish(None)
-        except Exception as e:  # the guard gets the error
-            incoming.fail(e)
+    def _configure(self, config: WorkerConfig) -> None:
+        _set_paths(config)
+        self._node = WorkerNode(config, self._loop, self._ask_guard)
+        binding.set(self._node.data)
+        self._node.start()
 
     async def _ask_guard(self, method: Method[Any, Any] | WorkerMethod, request: Message) -> Any:
         return await self._guard.request(method.name, request, answer=method.answer)
