@@ -7,6 +7,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,12 @@ import msgspec
 
 from rolecall.guard import environment, logs, probe, runtime
 from rolecall.guard.children import Children, Exit
-from rolecall.guard.descendants import Descendants
 from rolecall.guard.killer import Killer
 from rolecall.guard.launcher import Launcher
 from rolecall.guard.lease import Lease
 from rolecall.guard.metrics import Counts
 from rolecall.guard.ports import PortLeases
-from rolecall.guard.proc import Process, send
+from rolecall.guard.proc import kill_below
 from rolecall.guard.sweep import sweep
 from rolecall.guard.table import Record, State, Table
 from rolecall.guard.template_process import TemplateError, TemplateProcess
@@ -32,6 +32,8 @@ from rolecall.protocol.worker import SET_ENV
 from rolecall.protocol.worker_methods import SetEnv
 from rolecall.transport.peer import Handler
 from rolecall.types import check_env
+
+STRAYS_S = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +53,7 @@ class Supervisor:
         config: GuardConfig,
         loop: asyncio.AbstractEventLoop,
         lease: Lease,
-        handler: Callable[[Record], Handler],
+        handler: Callable[["Supervisor", Record], Handler],
         notify: Notify,
         template_log: str,
     ) -> None:
@@ -78,7 +80,7 @@ class Supervisor:
             killer=self._killer,
             counts=self._counts,
             merged_log=self._merged_log,
-            handler=handler,
+            handler=partial(handler, self),
             on_exit=self._on_exit,
             spawn_task=self.spawn_task,
         )
@@ -119,9 +121,9 @@ class Supervisor:
         self.launcher.closed = True
         report = await self._killer.kill(list(self.table), grace_s)
         await self._template.close()
-        strays = await asyncio.to_thread(_kill_strays)
+        killed = await asyncio.to_thread(kill_below, STRAYS_S)  # no worker owns them
         left = await asyncio.to_thread(sweep, self.config.run_id, self.config.guard_id)
-        strays += [f"{item.pid} {item.name}" for item in left]
+        strays = [f"{item.pid} {item.name}" for item in killed] + [f"{item.pid} {item.name}" for item in left]
         survivors = report.survivors + [f"{item.pid} {item.name}" for item in left if not item.gone]
         await asyncio.to_thread(self._merged_log.close)
         self.ports.close()
@@ -202,21 +204,6 @@ class Supervisor:
         """The guard's numbers by name."""
         age = time.monotonic() - self._lease.renewed
         return self._counts.metrics(self.table, len(self.ports.held()), self._template.respawns, age)
-
-
-def _kill_strays() -> list[str]:
-    """Kills the guard's remaining descendants, which no worker owns."""
-    seen: dict[Process, str] = {}
-    deadline = time.monotonic() + 5.0
-    while time.monotonic() < deadline:
-        descendants = Descendants()
-        if not descendants.by_pid:
-            break
-        for stat in descendants.by_pid.values():
-            seen[stat.process] = f"{stat.pid} {stat.name}"
-            send(stat.process, signal.SIGKILL)
-        time.sleep(0.005)
-    return list(seen.values())
 
 
 def _exited(record: Record, end: Exit, reason: str) -> events.Exited:

@@ -62,7 +62,7 @@ class Watcher:
         descendants = await asyncio.to_thread(Descendants)
         for record in self._table:
             if record.process is not None and record.state is not State.ENDING:  # else the killer tracks its processes
-                owned = descendants.owned(record.worker_id, record.process, record.tracked)
+                owned = descendants.owned(record)
                 record.tracked = owned
                 record.rss = sum(descendants.by_pid[process.pid].rss for process in owned)
 
