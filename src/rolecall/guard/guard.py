@@ -12,7 +12,7 @@ from typing import Any
 from rolecall.errors import RolecallError
 from rolecall.guard import host, runtime
 from rolecall.guard.lease import Lease
-from rolecall.guard.notices import Notices
+from rolecall.guard.notices import forward_notices
 from rolecall.guard.proc import Process, alive
 from rolecall.guard.requests import ControllerRequests, WorkerRequests
 from rolecall.guard.server import guard_server
@@ -38,7 +38,6 @@ class Guard:
         self._lease = Lease(config.lease_s, time.monotonic())
         self._supervisor = Supervisor(config, loop, self._lease, WorkerRequests, self._notify, _log_file(config))
         self._server = guard_server(self._supervisor, config, loop)
-        self._notices = Notices(loop, self._notify)
         self._stop: asyncio.Future[str] = loop.create_future()
         self._controller = Process(config.controller_pid, config.controller_start)
         self._controller_pidfd = -1
@@ -62,7 +61,7 @@ class Guard:
         self._watch_controller()
         self._server.listen_unix(runtime.guard_socket(self._config.runtime_dir, self._config.guard_id))
         if self._config.notices:
-            self._notices.open()
+            self._supervisor.spawn_task(forward_notices(self._notify))
         self._supervisor.warm_up()
         self._supervisor.spawn_task(self._every(TICK_S, self._tick))
         self._supervisor.spawn_task(self._every(LOG_TICK_S, self._supervisor.copy_logs))
@@ -77,7 +76,6 @@ class Guard:
             self._stop.set_result(reason)
 
     async def _close(self) -> None:
-        self._notices.close()
         self._client.close()
         if self._controller_pidfd >= 0:
             self._loop.remove_reader(self._controller_pidfd)

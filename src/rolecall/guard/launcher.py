@@ -262,8 +262,8 @@ class Launcher:
         self, item: Record | StartResult, failures: Mapping[Record, str], on_result: OnResult | None
     ) -> StartResult:
         result = item if isinstance(item, StartResult) else await self._started(item, failures[item])
-        self.counts.starts += 1
-        self.counts.failed_starts += not result.ok
+        self.counts["starts_total"] += 1
+        self.counts["failed_starts_total"] += not result.ok
         if on_result is not None:
             await on_result(result)
         return result

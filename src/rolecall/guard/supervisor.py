@@ -18,7 +18,7 @@ from rolecall.guard.children import Children, Exit
 from rolecall.guard.killer import Killer
 from rolecall.guard.launcher import Launcher
 from rolecall.guard.lease import Lease
-from rolecall.guard.metrics import Counts
+from rolecall.guard.metrics import Counts, metrics
 from rolecall.guard.ports import PortLeases
 from rolecall.guard.proc import kill_below
 from rolecall.guard.sweep import sweep
@@ -69,7 +69,7 @@ class Supervisor:
         self._counts = Counts()
         self._children = Children(loop)
         self._killer = Killer(self.table, self.ports, self._on_removed)
-        self._template = TemplateProcess(config, template_env, self._children, log)
+        self._template = TemplateProcess(config, template_env, self._children, self._counts, log)
         self.launcher = Launcher(
             config=config,
             base_env=base_env,
@@ -188,7 +188,7 @@ class Supervisor:
         record.state = State.ENDING
         oom = self._watcher.oom
         reason = oom.explain(record.rss) if end.signal == signal.SIGKILL and oom.claim() else ""
-        self._counts.exits += 1
+        self._counts["unexpected_exits_total"] += 1
         self._notify(_exited(record, end, reason))
         self.spawn_task(self._killer.kill([record], 0.0))  # workers that it has started in its slot live on
 
@@ -202,8 +202,12 @@ class Supervisor:
 
     def metrics(self) -> dict[str, float]:
         """The guard's numbers by name."""
-        age = time.monotonic() - self._lease.renewed
-        return self._counts.metrics(self.table, len(self.ports.held()), self._template.respawns, age)
+        return {
+            "uptime_seconds": time.monotonic() - self._lease.began,
+            "ports_leased": len(self.ports.held()),
+            "lease_age_seconds": time.monotonic() - self._lease.renewed,
+            **metrics(self._counts, list(self.table)),
+        }
 
 
 def _exited(record: Record, end: Exit, reason: str) -> events.Exited:

@@ -15,6 +15,7 @@ import msgspec
 
 from rolecall.guard.children import Children, Exit
 from rolecall.guard.environment import THREADS
+from rolecall.guard.metrics import Counts
 from rolecall.guard.proc import Process, descendants_of, read_stat, send, snapshot
 from rolecall.guard.spawn import spawn
 from rolecall.guard.template import MAX_CHILDREN, TEMPLATE_NAME
@@ -51,15 +52,14 @@ class _Running(NamedTuple):
 class TemplateProcess:
     """The template process of a guard."""
 
-    def __init__(self, config: GuardConfig, env: dict[str, str], children: Children, log: int) -> None:
+    def __init__(self, config: GuardConfig, env: dict[str, str], children: Children, counts: Counts, log: int) -> None:
         # One thread while modules load: thread pools do not survive a fork.
         self.env = env | dict.fromkeys(THREADS, "1") | {WORKER: " " * _WORKER_ID_BYTES}
-        self._config, self._children, self._log = config, children, log
+        self._config, self._children, self._counts, self._log = config, children, counts, log
         self._lock = asyncio.Lock()
         self._running: _Running | None = None
         self._starting: Process | None = None
         self._closed = self._broken = False
-        self.respawns = 0
 
     async def warm_up(self) -> None:
         """Starts the template before it is needed."""
@@ -135,7 +135,7 @@ class TemplateProcess:
             return self._running
         if self._running:
             await self._kill(self._running)
-            self.respawns += 1
+            self._counts["template_respawns_total"] += 1
         for _ in range(ATTEMPTS):
             if self._closed or self._broken:
                 break

@@ -72,7 +72,7 @@ class Watcher:
                 if record.state is State.READY:
                     self._notify(events.Resumed(worker=record.worker_id))
                 return
-            self._counts.stalls += 1
+            self._counts["stalls_total"] += 1
             async with self._stack_dumps:
                 stacks = await probe.stacks(record, self._children)
             if record.state is State.STARTING and change.kind == "stopped":

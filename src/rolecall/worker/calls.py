@@ -80,7 +80,7 @@ class EngineCall:
             return self.request.fail(self.cancelled())
         try:
             with binding.using(self._data):
-                value = self._run(arguments(self.request))
+                value = self._run(functions.localized(self.request.received()))
                 if inspect.isawaitable(value):  # a plain function that returns a coroutine
                     value = asyncio.run_coroutine_threadsafe(_awaited(value), self._loop).result()
             self._finish(value, self._remotized(value))
@@ -90,7 +90,7 @@ class EngineCall:
     async def on_loop(self) -> None:
         """Runs an `async` method."""
         with self._answering():
-            value = await self._run(await aarguments(self.request))
+            value = await self._run(await functions.alocalized(self.request.received()))
             remote = self._params.tensors == "remote"
             answer = await asyncio.to_thread(self._remotized, value) if remote else value  # copying blocks
             self._finish(value, answer)
@@ -98,7 +98,7 @@ class EngineCall:
     async def stream_on_loop(self) -> None:
         """Runs an `async` generator."""
         with self._answering():
-            items = self._run(await aarguments(self.request))
+            items = self._run(await functions.alocalized(self.request.received()))
             async with aclosing(items) if hasattr(items, "aclose") else nullcontext():
                 async for item in items:
                     answer = self._remotized(item)
@@ -112,7 +112,7 @@ class EngineCall:
     def stream_on_thread(self) -> None:
         """Runs a generator, or a plain method that returns an iterable."""
         with self._answering():
-            items = self._iterated(self._run(arguments(self.request)))
+            items = self._iterated(self._run(functions.localized(self.request.received())))
             with closing(items) if hasattr(items, "close") else nullcontext():  # also when the caller stops early
                 for item in items:
                     answer = self._remotized(item)
@@ -123,8 +123,8 @@ class EngineCall:
                         raise
             self.request.finish(None)
 
-    def _run(self, arguments: tuple[Any, Any]) -> Any:
-        args, kwargs = arguments
+    def _run(self, arguments: Any) -> Any:
+        args, kwargs = arguments  # with tensors in place of handles
         return self._method.run(args, kwargs, self._params.rpc_meta)
 
     def _iterated(self, value: Any) -> Any:
@@ -168,18 +168,6 @@ def _free(value: Any, answer: Any) -> None:
     functions.clear([leaf for leaf in tree.leaves(answer) if isinstance(leaf, RTensor) and id(leaf) not in own])
 
 
-def arguments(request: Request) -> tuple[Any, Any]:
-    """The engine's arguments, with tensors in place of handles."""
-    args, kwargs = functions.localized(request.received())
-    return args, kwargs
-
-
-async def aarguments(request: Request) -> tuple[Any, Any]:
-    """As `arguments`, without blocking the loop."""
-    args, kwargs = await functions.alocalized(request.received())
-    return args, kwargs
-
-
 def engine_error(worker_id: str, method: str, error: BaseException) -> RolecallError:
     """The error that the caller gets: RolecallErrors of this package unchanged, all others as an EngineCallError."""
     if isinstance(error, RolecallError) and not isinstance(error, EngineCallError) and _raised_by_rolecall(error):
@@ -193,12 +181,8 @@ def engine_error(worker_id: str, method: str, error: BaseException) -> RolecallE
 def _raised_by_rolecall(error: BaseException) -> bool:
     """True when no frame of the traceback belongs to an engine."""
     own = ("rolecall.", "asyncio.", "concurrent.", "contextlib")
-    tb = error.__traceback__
-    while tb is not None:
-        if not tb.tb_frame.f_globals.get("__name__", "").startswith(own):
-            return False
-        tb = tb.tb_next
-    return True
+    frames = traceback.walk_tb(error.__traceback__)
+    return all(frame.f_globals.get("__name__", "").startswith(own) for frame, _ in frames)
 
 
 def _without_own_frames(error: BaseException) -> BaseException:

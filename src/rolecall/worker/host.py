@@ -34,6 +34,8 @@ from rolecall.protocol.guard import Method, NoArguments
 from rolecall.protocol.message import Message
 from rolecall.protocol.worker import FORKED_CHILDREN
 from rolecall.protocol.worker_methods import (
+    CALL,
+    CREATE_ENGINE,
     METHODS,
     Configure,
     CreateEngine,
@@ -44,10 +46,11 @@ from rolecall.protocol.worker_methods import (
     WorkerMethod,
     WorkerRequest,
 )
+from rolecall.tensors import functions
 from rolecall.tensors.binding import binding
 from rolecall.tensors.service import DataService
 from rolecall.transport.codec.exceptions import full_name
-from rolecall.worker.calls import EngineCalls, arguments
+from rolecall.worker.calls import EngineCalls
 from rolecall.worker.engines import Engines
 from rolecall.worker.loading import load_engine_class
 from rolecall.worker.requests import Request
@@ -74,11 +77,7 @@ class EngineHost:
         self._engines, self._data, self._ask_guard, self._loop = engines, data, ask_guard, loop
         self._started = time.time()
         self._tasks: set[asyncio.Task[None]] = set()
-        engine_methods: dict[str, StartCall] = {
-            "call": EngineCalls(engines, data, loop).start,
-            "create_engine": self._create_engine,
-        }
-        control_methods: dict[str, Answer] = {
+        answers: dict[str, Answer] = {
             "health": self._health,
             "metrics": self._metrics,
             "stacks": self._stacks,
@@ -86,9 +85,10 @@ class EngineHost:
             "configure": self._configure,
             **{name: partial(ask_guard, METHODS[name]) for name in ASKED_OF_THE_GUARD},
         }
-        self._starts: dict[str, Callable[[Request], None]] = {
-            **{name: partial(self._with_arguments, METHODS[name], start) for name, start in engine_methods.items()},
-            **{name: partial(self._in_task, METHODS[name], answer) for name, answer in control_methods.items()},
+        self._starts: dict[str, Callable[[Request], object]] = {
+            CALL.name: partial(self._with_arguments, CALL, EngineCalls(engines, data, loop).start),
+            CREATE_ENGINE.name: partial(self._with_arguments, CREATE_ENGINE, self._create_engine),
+            **{name: partial(self._in_task, METHODS[name], answer) for name, answer in answers.items()},
             **{name: self._on_pool for name in METHODS if name.startswith("data.")},
         }
 
@@ -122,8 +122,7 @@ class EngineHost:
             self._fail(request, e)
 
     def _on_pool(self, request: Request) -> None:
-        """Runs on a pool thread, because copying memory would block the loop."""
-        self._loop.run_in_executor(None, self._answer_data, request)
+        self._loop.run_in_executor(None, self._data_answer, request)  # copying memory would block the loop
 
     def _fail(self, request: Request, error: Exception) -> None:
         """Answers with an error. One that is not a RolecallError is a bug in this package; its traceback is logged."""
@@ -132,7 +131,7 @@ class EngineHost:
             error = InternalError(self.worker_id, request.method, full_name(type(error)), str(error))
         request.fail(error)
 
-    def _answer_data(self, request: Request) -> None:
+    def _data_answer(self, request: Request) -> None:
         try:
             value = self._data.answer(request.method, request.args())
             request.finish(value, stable=request.method == "data.get")  # a shard's memory never changes
@@ -150,7 +149,7 @@ class EngineHost:
         try:
             cls = load_engine_class(path)
             with binding.using(self._data):
-                args, kwargs = arguments(request)
+                args, kwargs = functions.localized(request.received())
                 engine = cls(*args, **kwargs)
         except EngineImportError as e:
             self._engines.release(name)
@@ -197,12 +196,12 @@ class EngineHost:
             raise WorkerConfigurationError("bad seed", seed, "use a whole number") from e
         seed = zlib.crc32(f"{base}/{params.role}/{params.rank}".encode())
         random.seed(seed)
-        for module, path in (("numpy", "random.seed"), ("torch", "manual_seed")):
-            if module in sys.modules:
-                fn: Any = sys.modules[module]
-                for part in path.split("."):
-                    fn = getattr(fn, part)
-                fn(seed)
+        numpy: Any = sys.modules.get("numpy")
+        if numpy is not None:
+            numpy.random.seed(seed)
+        torch: Any = sys.modules.get("torch")
+        if torch is not None:
+            torch.manual_seed(seed)
         return Seeded(seed=seed)
 
     async def _health(self, params: WorkerRequest) -> Health:
