@@ -30,7 +30,7 @@ from rolecall.errors import DecodeError, EncodeError, RemoteError
 from rolecall.transport import codec
 from rolecall.transport.codec import decode, encode, extension
 from rolecall.transport.codec.plain import SLICE
-from rolecall.transport.codec.rules import DECODERS
+from rolecall.transport.codec.reader import DECODERS
 from rolecall.transport.codec.tensors import SMALL_TENSORS
 from rolecall.transport.codec.user_types import DATACLASS, ENUM
 from rolecall.transport.codec.writer import Writer

@@ -19,30 +19,17 @@ Types by name are looked up under the rules of `type_names`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import tzinfo
 from typing import Any, NamedTuple, NoReturn
 
 from rolecall.errors import DecodeError, EncodeError, RolecallError
-from rolecall.transport.codec import arrays as array_codec
-from rolecall.transport.codec import exceptions as exception_codec
-from rolecall.transport.codec import plain as plain_codec
-from rolecall.transport.codec import rows as row_codec
-from rolecall.transport.codec import tensors as tensor_codec
-from rolecall.transport.codec import user_types as type_codec
+from rolecall.transport.codec import arrays, plain, rows, tensors, user_types  # noqa: F401  # they add their rules
 from rolecall.transport.codec.exceptions import short_name
 from rolecall.transport.codec.places import Refused
-from rolecall.transport.codec.reader import Reader
-from rolecall.transport.codec.rules import DECODERS, ENCODERS, LISTED_TYPES
-from rolecall.transport.codec.writer import Writer
+from rolecall.transport.codec.reader import DECODERS, LISTED_TYPES, Reader
+from rolecall.transport.codec.writer import ENCODERS, Writer
 from rolecall.transport.frames import DEFAULT_LIMITS
 
-_RULES = (
-    plain_codec,
-    row_codec,
-    type_codec,
-    exception_codec,
-    array_codec,
-    tensor_codec,
-)  # importing them adds their rules
 # By a rule; by msgspec, for a subclass of int, float or str; for a big int; for a lone surrogate; for too deep nesting.
 _RARE = (Refused, TypeError, OverflowError, UnicodeEncodeError, RecursionError)
 _CODES = range(1, 128)
@@ -181,6 +168,8 @@ def _hint(value: Any) -> str:
         return "functions and classes cannot be sent; pass the name of one that the receiver can look up"
     if hasattr(value, "__next__") or hasattr(value, "__aiter__"):
         return "make it a list, or stream it from a generator method"
+    if isinstance(value, tzinfo):
+        return "use zoneinfo.ZoneInfo or datetime.timezone"
     if isinstance(value, dict | list | tuple | str | bytes | int | float):
         return f"make it a plain {next(k.__name__ for k in _PLAIN if isinstance(value, k))}"
     return "make it a dataclass, or send what it is made from"
