@@ -30,7 +30,7 @@ Frame: TypeAlias = tuple[bytes | memoryview, list[memoryview]]
 
 _KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
 _PREFIX = struct.Struct("!4sIIQ")
-_PREFIX_SIZE = _PREFIX.size
+PREFIX_SIZE = _PREFIX.size
 _ALIGN = 64
 _SCRATCH = 64 * _KIB
 _DIRECT = 32 * _KIB  # below this a copy out of the scratch buffer is cheaper than a read of its own
@@ -50,22 +50,11 @@ class Limits:
         max_header: Bytes of a header.
         max_buffers: Buffers of one frame.
         max_payload: Bytes of all buffers of one frame.
-        max_hello: Bytes of the header of the first frame, see `before_hello`.
-        one_by_one: Give out one frame at a time. The owner asks for the next with `buffer_updated(0)`.
     """
 
     max_header: int = 64 * _MIB
     max_buffers: int = 65536
     max_payload: int = 256 * _GIB
-    max_hello: int = 4096
-    one_by_one: bool = False
-
-    def before_hello(self) -> Limits:
-        """The limits while the peer has not shown the token: one small frame without buffers.
-
-        Frames may have come along behind the hello. After `reader.limits = limits`, `buffer_updated(0)` returns them.
-        """
-        return Limits(self.max_hello, 0, 0, self.max_hello, one_by_one=True)
 
 
 DEFAULT_LIMITS = Limits()
@@ -143,18 +132,27 @@ def _check(header: int, count: int, total: int, limits: Limits) -> None:
         raise ProtocolError("a frame with bytes but without buffers", total)
 
 
+def sizes_of(data: bytes | memoryview, start: int, limits: Limits = DEFAULT_LIMITS) -> tuple[int, int, int]:
+    """Length of the header, number of buffers and their bytes, of the frame whose prefix begins at `data[start]`.
+
+    Raises:
+        ProtocolError: The bytes are no frame, or one that is over the limits.
+    """
+    magic, header, count, total = _PREFIX.unpack_from(data, start)
+    if magic != MAGIC:
+        raise ProtocolError("not a frame of ours, it begins with", magic)
+    _check(header, count, total, limits)
+    return header, count, total
+
+
 class FrameReader:
     """Turns bytes into frames, for one connection. After a `ProtocolError` it is of no further use.
 
     A frame is `(header, buffers)`. Both are the receiver's own memory: nothing is overwritten later, and the buffers
     are writable. Small buffers of one small frame share one allocation; every other buffer has its own.
-
-    Attributes:
-        limits: May be replaced at any time; counts from the next frame on.
     """
 
-    def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
-        self.limits = limits
+    def __init__(self) -> None:
         self._scratch = memoryview(bytearray(_SCRATCH))
         self._end = 0  # bytes in the scratch buffer that are not yet consumed; they lie at its beginning
         self._large: _LargeFrame | None = None
@@ -188,31 +186,28 @@ class FrameReader:
 
     def _consume(self, end: int, frames: list[Frame]) -> int:
         """Takes frames out of the scratch buffer's first `end` bytes and returns where it stopped."""
-        start, scratch, limits = 0, self._scratch, self.limits
+        start, scratch = 0, self._scratch
         while True:
             if self._large is not None:
                 start += self._large.take(scratch[start:end])
                 self._settle(frames)
                 if self._large is not None:
                     return start
-            if end - start < _PREFIX_SIZE or (limits.one_by_one and frames):
+            if end - start < PREFIX_SIZE:
                 return start
-            magic, header, count, total = _PREFIX.unpack_from(scratch, start)
-            if magic != MAGIC:
-                raise ProtocolError("not a frame of ours, it begins with", magic)
-            _check(header, count, total, limits)
-            body = start + _PREFIX_SIZE
+            header, count, total = sizes_of(scratch, start)
+            body = start + PREFIX_SIZE
             stop = body + 8 * count + header + total
             if stop - start > _SCRATCH:
                 self._large = _LargeFrame(header, count, total)
                 start = body
             elif stop > end:
                 return start
-            elif count:
-                frames.append(_small_frame(scratch, body, header, count, total))
-                start = stop
             else:
-                frames.append((scratch[body:stop].tobytes(), []))
+                if count:
+                    frames.append(_small_frame(scratch, body, header, count, total))
+                else:
+                    frames.append((scratch[body:stop].tobytes(), []))
                 start = stop
 
     def _settle(self, frames: list[Frame]) -> None:

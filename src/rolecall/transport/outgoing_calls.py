@@ -30,12 +30,12 @@ class OutgoingCalls(Waitable):
         failure: What every later call raises, once the peer has ended.
     """
 
-    def __init__(self, channel: Channel, *, window: int, probe: float, max_bytes: int) -> None:
+    def __init__(self, channel: Channel, *, probe: float, max_bytes: int) -> None:
         super().__init__()
         self.channel = channel
         self.failure: BaseException | None = None
         self._lock = threading.Lock()
-        self._caller: Caller[Call] = Caller(window=window, probe=probe, max_bytes=max_bytes)
+        self._caller: Caller[Call] = Caller(probe=probe, max_bytes=max_bytes)
 
     @property
     def waiting(self) -> int:

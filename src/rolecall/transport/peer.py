@@ -44,7 +44,6 @@ class Peer:
         handler: Answers requests; without one they are refused.
         on_notify: Gets topic and value of each notification, on the loop's thread, once.
         context: Handed to the codec's decoders.
-        window: Unread items of a stream that may be in flight.
         probe: Seconds after which a silent call is probed; doubles up to 15 s.
         max_in_flight: Bytes of unanswered requests above which calling threads wait.
         on_attached: Called on the loop's thread after a link was attached.
@@ -62,19 +61,18 @@ class Peer:
         handler: Handler | None = None,
         on_notify: Callable[[str, Any], None] | None = None,
         context: Any = None,
-        window: int = 16,
         probe: float = PROBE_S,
         max_in_flight: int = MAX_IN_FLIGHT,
         on_attached: Callable[[], None] | None = None,
         on_detached: Callable[[Exception | None], None] | None = None,
     ) -> None:
-        self.name, self.loop, self.window = name, loop, window
+        self.name, self.loop = name, loop
         self.session = secrets.token_hex(8)
         self._on_attached, self._on_detached = on_attached, on_detached
         self._tick_s = probe / 4
         self._timer: asyncio.TimerHandle | None = None
         self._channel = Channel(name, loop, context)
-        self._outgoing = OutgoingCalls(self._channel, window=window, probe=probe, max_bytes=max_in_flight)
+        self._outgoing = OutgoingCalls(self._channel, probe=probe, max_bytes=max_in_flight)
         self._incoming = IncomingCalls(self._channel, handler, on_notify)
 
     @property
