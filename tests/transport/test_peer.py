@@ -28,6 +28,7 @@ from rolecall.transport.client import Client
 from rolecall.transport.link import Link
 from rolecall.transport.loop import IOThread
 from rolecall.transport.peer import Incoming, Peer
+from rolecall.transport.session.caller import WINDOW
 from tests.transport.rpc_program import TOKEN, Running, running, until
 
 
@@ -250,7 +251,7 @@ def test_a_stream_waits_for_its_reader(client: Client) -> None:
         if item == 20:
             break
     made = client.peer.request("counted").result() - before
-    assert 20 <= made <= 20 + 2 * client.peer.window
+    assert 20 <= made <= 20 + 2 * WINDOW
 
 
 def test_a_notification_arrives_once(client: Client) -> None:

@@ -46,7 +46,6 @@ class Incoming(Waitable):
         "_body",
         "_buffers",
         "_callbacks",
-        "_cancelled",
         "accepted",
         "meta",
         "method",
@@ -62,12 +61,11 @@ class Incoming(Waitable):
         self._body: bytes | None = invocation.body
         self._buffers = buffers
         self._callbacks: list[Callable[[], object]] = []
-        self._cancelled = False
 
     @property
     def cancelled(self) -> bool:
         """Whether the caller has cancelled."""
-        return self._cancelled
+        return self.accepted.cancelled
 
     def args(self) -> Any:
         """Decodes the request's value, once, and drops the received bytes.
@@ -93,7 +91,7 @@ class Incoming(Waitable):
     def on_cancel(self, fn: Callable[[], object]) -> None:
         """Calls `fn` on the loop's thread when the caller cancels; at once, in this thread, when it already has."""
         self._callbacks.append(fn)
-        if self._cancelled:
+        if self.cancelled:
             self._run_callbacks()
 
     def finish(self, value: Any, *, stable: bool = False) -> None:
@@ -148,12 +146,11 @@ class Incoming(Waitable):
             raise ProtocolError("items of a call that is not a stream", self.method)
         self._answerer.emit(self, codec.encode(item, f"item[{self.accepted.emitted}]"))
 
-    def cancel(self) -> None:
-        """Runs the cancel callbacks and wakes the engine. Called by the peer, on the loop's thread."""
-        if not self._cancelled:
-            self._cancelled = True
+    def changed(self) -> None:
+        """Wakes the engine, and runs the callbacks of a cancelled call. Called by the peer, on the loop's thread."""
+        if self._callbacks and self.cancelled:
             self._run_callbacks()
-            self.wake()
+        self.wake()
 
     def _run_callbacks(self) -> None:
         while self._callbacks:

@@ -19,7 +19,7 @@ from rolecall.transport.frames import pack
 from rolecall.transport.link import Link
 from rolecall.transport.session import messages
 from rolecall.transport.session.caller import Answered, Arrived, Caller, Event, Failed, Reason
-from rolecall.transport.session.messages import Buffers, Item, Reply, Sending, Status
+from rolecall.transport.session.messages import Buffers, Sending, ToCaller
 from rolecall.transport.waiting import Waitable
 
 
@@ -142,7 +142,7 @@ class OutgoingCalls(Waitable):
             events, sendings = self._caller.tick(time.monotonic(), self.channel.written)
         self._do(self.channel.link, events, sendings)
 
-    def receive(self, number: int, message: Reply | Item | Status, buffers: Buffers) -> None:
+    def receive(self, number: int, message: ToCaller, buffers: Buffers) -> None:
         """Handles a message that came on the link of this number."""
         with self._lock:
             events, sendings = self._caller.receive(number, message, buffers, time.monotonic())

@@ -102,7 +102,9 @@ class Status(msgspec.Struct, array_like=True, tag=9, gc=False):
     gone: list[int]
 
 
-Message = Invocation | Reply | Item | Credit | Cancel | Ack | CumulativeAck | Probe | Status
+ToCaller = Reply | Item | Status
+ToCallee = Invocation | Credit | Cancel | Ack | CumulativeAck | Probe
+Message = ToCaller | ToCallee
 
 UNKNOWN = 1 << 62  # the position of a frame that is being sent
 
