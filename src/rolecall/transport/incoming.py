@@ -41,16 +41,7 @@ class Incoming(Waitable):
         accepted: Its state in the session. Only the peer uses it.
     """
 
-    __slots__ = (
-        "_answerer",
-        "_body",
-        "_buffers",
-        "_callbacks",
-        "accepted",
-        "meta",
-        "method",
-        "streaming",
-    )
+    __slots__ = ("_answerer", "_body", "_callbacks", "accepted", "meta", "method", "streaming")
 
     def __init__(
         self, answerer: Answerer, invocation: Invocation, buffers: Buffers, accepted: AcceptedCall[Incoming]
@@ -58,8 +49,7 @@ class Incoming(Waitable):
         self._waiters = []
         self._answerer, self.accepted = answerer, accepted
         self.method, self.meta, self.streaming = invocation.method, invocation.meta, accepted.stream is not None
-        self._body: bytes | None = invocation.body
-        self._buffers = buffers
+        self._body: Body | None = (invocation.body, buffers)
         self._callbacks: list[Callable[[], object]] = []
 
     @property
@@ -73,19 +63,16 @@ class Incoming(Waitable):
         Raises:
             CodecError: They are not an encoded value.
         """
-        body, buffers = self._taken()
-        return codec.decode(body, buffers, context=self._answerer.channel.context)
+        return codec.decode(*self._taken(), context=self._answerer.channel.context)
 
     def received(self) -> codec.Received:
         """As `args`, but decodes the references only; the value is decoded once it is known what replaces them."""
-        body, buffers = self._taken()
-        return codec.Received(body, buffers, context=self._answerer.channel.context)
+        return codec.Received(*self._taken(), context=self._answerer.channel.context)
 
     def _taken(self) -> Body:
-        if self._body is None:
+        body, self._body = self._body, None
+        if body is None:
             raise ProtocolError("the arguments of a call were taken twice", self.method)
-        body = self._body, self._buffers
-        self._body, self._buffers = None, ()
         return body
 
     def on_cancel(self, fn: Callable[[], object]) -> None:

@@ -90,12 +90,6 @@ class OutgoingCalls(Waitable):
 
     # Called by calls
 
-    def cancel(self, call: Call) -> None:
-        self._abandon(call, Reason.CANCELLED)
-
-    def expire(self, call: Call) -> None:
-        self._abandon(call, Reason.EXPIRED)
-
     def consumed(self, call: Call) -> None:
         with self._lock:
             opened = call.opened
@@ -103,7 +97,7 @@ class OutgoingCalls(Waitable):
             link = self.channel.link
         send(link, sendings)
 
-    def _abandon(self, call: Call, reason: Reason) -> None:
+    def abandon(self, call: Call, reason: Reason) -> None:
         with self._lock:
             opened = call.opened
             if opened is None:
