@@ -6,16 +6,15 @@ import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from types import TracebackType
-from typing import Any
+from typing import Any, Unpack
 
 from rolecall.errors import RPCConnectionError
 from rolecall.protocol.token import Token
 from rolecall.transport import address, handshake
 from rolecall.transport.call import fresh
 from rolecall.transport.handshake import HELLO_S, Hello
-from rolecall.transport.link import Link, widen
-from rolecall.transport.peer import MAX_IN_FLIGHT, Handler, Peer
+from rolecall.transport.link import Link
+from rolecall.transport.peer import Peer, PeerOptions
 
 FIRST_BACKOFF_S = 0.005
 LAST_BACKOFF_S = 1.0
@@ -28,6 +27,7 @@ class Client:
         name: The other side's name, for messages.
         addresses: Tried in this order in each round: Unix sockets, then TCP.
         hello: What this side says of itself.
+        on_detached, peer: As of `Peer`.
 
     A refusal, for instance of the token, fails the peer with it, and the client does not dial again.
     """
@@ -40,30 +40,15 @@ class Client:
         *,
         loop: asyncio.AbstractEventLoop,
         hello: dict[str, Any] | None = None,
-        handler: Handler | None = None,
-        context: Any = None,
-        on_notify: Callable[[str, Any], None] | None = None,
-        on_attached: Callable[[], None] | None = None,
         on_detached: Callable[[Exception | None], None] | None = None,
-        probe: float = 1.0,
-        max_in_flight: int = MAX_IN_FLIGHT,
+        **peer: Unpack[PeerOptions],
     ) -> None:
         self.name = name
         self._addresses = sorted(map(address.parse, addresses), key=lambda a: not a.is_unix)
         self._token, self._loop = Token(token), loop
         self._info = dict(hello or {})
         self._on_detached = on_detached
-        self.peer = Peer(
-            name,
-            loop=loop,
-            handler=handler,
-            context=context,
-            on_notify=on_notify,
-            on_attached=on_attached,
-            on_detached=self._on_link_lost,
-            probe=probe,
-            max_in_flight=max_in_flight,
-        )
+        self.peer = Peer(name, loop=loop, on_detached=self._on_link_lost, **peer)
         self._task: asyncio.Task[None] | None = None
         self._detached = asyncio.Event()
         self._last_error = "not tried yet"
@@ -135,7 +120,6 @@ class Client:
     async def _connect_to(self, where: address.Address) -> None:
         sock = await address.dial(where, self._loop)
         try:
-            widen(sock)
             hello = Hello(self.peer.session, self._info)
             session = await handshake.say_hello(sock, hello, self._token, self._loop)
             link = Link(sock, loop=self._loop)
@@ -147,5 +131,5 @@ class Client:
     def __enter__(self) -> Client:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()

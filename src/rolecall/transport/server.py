@@ -116,18 +116,14 @@ class Server:
                 self._pause_accepting(listener)
                 return
             if len(self._unauthenticated) >= MAX_UNAUTHENTICATED:
-                self._drop_oldest()
+                oldest = next(iter(self._unauthenticated))  # idle or hostile: others send the token at once
+                del self._unauthenticated[oldest]
+                oldest.cancel()
             sock.setblocking(False)
             task = self._loop.create_task(self._serve(sock))
             self._unauthenticated[task] = None
             self._tasks.add(task)
             task.add_done_callback(self._ended)
-
-    def _drop_oldest(self) -> None:
-        """Makes room: clients with the token send it at once, so the oldest connection is idle or hostile."""
-        oldest = next(iter(self._unauthenticated))
-        del self._unauthenticated[oldest]
-        oldest.cancel()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
