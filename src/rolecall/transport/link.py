@@ -211,17 +211,17 @@ class Link(Waitable):
 
     def close(self) -> None:
         """Writes what is queued, within a few seconds, then closes. Any thread, any number of times."""
-        if _get_running_loop() is self._loop:
-            self._close()
-        else:
-            self._call_soon(self._close)
+        self._on_loop(self._close)
 
     def abort(self, exc: Exception | None = None) -> None:
         """Closes now; what is queued is lost. Any thread."""
+        self._on_loop(self._finish, exc)
+
+    def _on_loop(self, fn: Callable[..., object], *args: Any) -> None:
         if _get_running_loop() is self._loop:
-            self._finish(exc)
+            fn(*args)
         else:
-            self._call_soon(self._finish, exc)
+            self._call_soon(fn, *args)
 
     def _close(self) -> None:
         with self._lock:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from rolecall.transport.handshake import Hello
 from rolecall.transport.peer import Peer
@@ -29,15 +29,9 @@ class PeerRegistry:
         self._peers[hello.session] = peer
         return peer
 
-    def __iter__(self) -> Iterator[Peer]:
-        return iter(list(self._peers.values()))
-
-    def __len__(self) -> int:
-        return len(self._peers)
-
     def close(self) -> None:
         """Closes every peer. May be called twice."""
-        for peer in self:
+        for peer in list(self._peers.values()):
             peer.close()
         self._peers.clear()
 

@@ -12,6 +12,7 @@ from asyncio.events import _get_running_loop
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from weakref import WeakKeyDictionary, ref
 
 
@@ -113,11 +114,7 @@ class Waitable:
         while not ready():
             loop = asyncio.get_running_loop()
             future: asyncio.Future[None] = loop.create_future()
-            waker = wakers.of(loop)
-
-            def wake(waker: LoopWaker = waker, future: asyncio.Future[None] = future) -> None:
-                waker.wake(future)
-
+            wake = partial(wakers.of(loop).wake, future)
             self._waiters.append(wake)
             if ready():
                 return True

@@ -26,7 +26,7 @@ from rolecall.errors import DecodeError, EncodeError, RolecallError
 from rolecall.transport.codec import arrays, plain, rows, tensors, user_types  # noqa: F401  # they add their rules
 from rolecall.transport.codec.exceptions import short_name
 from rolecall.transport.codec.places import Refused
-from rolecall.transport.codec.reader import DECODERS, LISTED_TYPES, Reader
+from rolecall.transport.codec.reader import LISTED_TYPES, Reader
 from rolecall.transport.codec.writer import ENCODERS, Writer
 from rolecall.transport.frames import DEFAULT_LIMITS
 
@@ -34,7 +34,6 @@ from rolecall.transport.frames import DEFAULT_LIMITS
 _RARE = (Refused, TypeError, OverflowError, UnicodeEncodeError, RecursionError)
 _CODES = range(1, 128)
 _MAX_HEADER, _MAX_BUFFERS = DEFAULT_LIMITS.max_header, DEFAULT_LIMITS.max_buffers
-_extensions: dict[int, type] = {}
 _SEEN = 200  # characters that an error shows of what a peer sent
 _LONGEST = 1000
 
@@ -69,7 +68,11 @@ def encode(value: Any, place: str = "value") -> Encoded:
     except RecursionError as e:
         raise EncodeError(place, short_name(type(value)), "it is nested too deep") from e
     if len(header) > _MAX_HEADER or len(writer.buffers) > _MAX_BUFFERS:
-        raise EncodeError(place, short_name(type(value)), _too_large(len(header), len(writer.buffers)))
+        hint = (
+            f"it has {len(header)} bytes beside its {len(writer.buffers)} buffers (limits {_MAX_HEADER} and "
+            f"{_MAX_BUFFERS}); put long lists into arrays or tensors, or send it in parts"
+        )
+        raise EncodeError(place, short_name(type(value)), hint)
     return tuple.__new__(Encoded, (header, writer.buffers))  # a third of the time that its own constructor takes
 
 
@@ -77,7 +80,7 @@ class Received:
     """A header on its way to a value: what was listed before the value is decoded, the value is not.
 
     Attributes:
-        references: The objects of extensions that are `listed`, each once, in order.
+        references: The objects of extensions, each once, in order.
     """
 
     def __init__(self, header: bytes | memoryview, buffers: Sequence[Any] = (), *, context: Any = None) -> None:
@@ -134,33 +137,28 @@ def _raise(e: Exception) -> NoReturn:
     raise DecodeError("not a valid encoded value", f"{type(e).__name__}: {e}"[:_SEEN]) from e
 
 
-def extension(
-    code: int, cls: type, encode: Callable[[Any], Any], decode: Callable[[Any, Any], Any], *, listed: bool = False
-) -> None:
+def extension(code: int, cls: type, encode: Callable[[Any], Any], decode: Callable[[Any, Any], Any]) -> None:
     """Adds a type of another layer.
+
+    Its objects lie in a list before the value that refers to them, each once, so that the receiver may put something
+    else in their places while it decodes the value (see `Received`).
 
     Args:
         code: From 1 to 127, one for each type, the same on both sides.
         cls: Exactly this class, not its subclasses.
         encode: Returns a value that travels.
         decode: Gets that value and the `context` of `rolecall.transport.codec.decode`; returns the object.
-        listed: Objects lie in a list before the value that refers to them, each once, so that the receiver may put
-            something else in their places while it decodes the value (see `Received`).
 
     Raises:
         ValueError: The code is taken by another class, or out of range.
     """
     if code not in _CODES:
         raise ValueError(f"code {code} of {cls.__qualname__} is not from 1 to 127")
-    taken = _extensions.setdefault(code, cls)
+    taken, _ = LISTED_TYPES.get(code, (cls, decode))
     if short_name(taken) != short_name(cls):  # the same class of a module loaded again is fine
         raise ValueError(f"code {code} of {cls.__qualname__} is taken by {taken.__qualname__}")
-    if listed:
-        ENCODERS[cls] = lambda writer, value: writer.listed(code, value, encode)
-        LISTED_TYPES[code] = decode
-        return
-    ENCODERS[cls] = lambda writer, value: writer.extension(code, writer.plain(encode(value)))
-    DECODERS[code] = lambda reader, data: decode(reader.value(data), reader.context)
+    ENCODERS[cls] = lambda writer, value: writer.listed(code, value, encode)
+    LISTED_TYPES[code] = cls, decode
 
 
 def _hint(value: Any) -> str:
@@ -176,10 +174,3 @@ def _hint(value: Any) -> str:
 
 
 _PLAIN = (dict, list, tuple, str, bytes, int, float)
-
-
-def _too_large(header: int, buffers: int) -> str:
-    return (
-        f"it has {header} bytes beside its {buffers} buffers (limits {_MAX_HEADER} and {_MAX_BUFFERS}); "
-        "put long lists into arrays or tensors, or send it in parts"
-    )

@@ -19,7 +19,7 @@ from rolecall.transport.frames import MAX_DEPTH
 T = TypeVar("T")
 
 DECODERS: dict[int, Callable[[Reader, memoryview], Any]] = {}
-LISTED_TYPES: dict[int, Callable[[Any, Any], Any]] = {}  # makes the objects that lie in a list before the value
+LISTED_TYPES: dict[int, tuple[type, Callable[[Any, Any], Any]]] = {}  # and what makes their objects again
 TUPLES = -66  # a list of tuples that hold what msgpack holds, packed as lists are
 TABLE, LISTED = -64, -65  # objects that lie in a list before the value, and what stands for one in the value
 MOST_ROWS = 1 << 22  # of one value: a row that arrives in columns may take a byte and becomes an object
@@ -80,7 +80,7 @@ class Reader:
         if not LISTED_TYPES.keys() >= set(codes):
             raise DecodeError("unknown code of a reference")
         context = self.context
-        self._table = [LISTED_TYPES[code](form, context) for code, form in zip(codes, forms, strict=True)]
+        self._table = [LISTED_TYPES[code][1](form, context) for code, form in zip(codes, forms, strict=True)]
         self._body = body
 
     def listed(self, data: memoryview) -> Any:

@@ -27,7 +27,7 @@ from rolecall.transport.codec.writer import RESOLVERS, ROWS, Encode, Rows, Write
 ENUM, NAMEDTUPLE, DATACLASS, STRUCT, MODEL, DATACLASSES = -30, -31, -32, -33, -34, -38
 
 _BUILT_IN_BASES = (dict, list, tuple, set, frozenset, str, bytes, bytearray, int, float, complex)
-_UNSENT = object()
+_UNSENT = object()  # of a field with init=False that is not set yet
 
 
 def named(kind: type, encode: Callable[[Writer, Any, str], Any]) -> Encode:
@@ -84,8 +84,7 @@ def _check_names(name: str, found: Iterable[Any], known: Iterable[str]) -> None:
 
 
 def _plain_values(writer: Writer, state: dict[str, Any]) -> dict[str, Any]:
-    plain = writer.plain
-    return {name: plain(item) for name, item in state.items()}
+    return dict(zip(state, writer.each(list(state.values())), strict=True))
 
 
 # --- enums ---
@@ -114,10 +113,6 @@ def is_named_tuple(cls: type) -> bool:
     return issubclass(cls, tuple) and isinstance(getattr(cls, "_fields", None), tuple) and hasattr(cls, "_make")
 
 
-def _named_tuple(writer: Writer, value: tuple[Any, ...], name: str) -> Any:
-    return writer.extension(NAMEDTUPLE, [name, *map(writer.plain, value)])
-
-
 def _decode_named_tuple(reader: Reader, data: memoryview) -> Any:
     name, *items = reader.items(data)
     cls = resolve(name, tuple, is_named_tuple, "named tuple")
@@ -141,14 +136,10 @@ def _dataclass_rule(cls: type) -> Encode:
     names = _field_names(cls)
 
     def encode(writer: Writer, value: Any, name: str) -> Any:
-        plain = writer.plain
-        state = {}
-        for field in names:
-            item = getattr(value, field, _UNSENT)  # a field with init=False may not be set yet
-            if item is not _UNSENT:
-                state[field] = plain(item)
+        own = {field: item for field in names if (item := getattr(value, field, _UNSENT)) is not _UNSENT}
         extra = own_attributes(value, names)
-        return writer.extension(DATACLASS, [name, state, _plain_values(writer, extra)] if extra else [name, state])
+        states = [own, extra] if extra else [own]
+        return writer.extension(DATACLASS, [name, *(_plain_values(writer, state) for state in states)])
 
     return named(cls, encode)
 
@@ -199,13 +190,9 @@ def _decode_dataclasses(reader: Reader, data: memoryview) -> Any:
 # --- msgspec Structs ---
 
 
-def _struct_rule(cls: type) -> Encode:
-    names = cls.__struct_fields__  # type: ignore[attr-defined]
-
-    def encode(writer: Writer, value: Any, name: str) -> Any:
-        return writer.extension(STRUCT, [name, {field: writer.plain(getattr(value, field)) for field in names}])
-
-    return named(cls, encode)
+def _struct(writer: Writer, value: msgspec.Struct, name: str) -> Any:
+    state = {field: getattr(value, field) for field in value.__struct_fields__}
+    return writer.extension(STRUCT, [name, _plain_values(writer, state)])
 
 
 def _decode_struct(reader: Reader, data: memoryview) -> Any:
@@ -223,10 +210,10 @@ def is_model(cls: type) -> bool:
 
 def _model(writer: Writer, value: Any, name: str) -> Any:
     fields = type(value).model_fields
-    state = {field: writer.plain(item) for field, item in value.__dict__.items() if field in fields}
-    extra, private = (
+    own = {field: item for field, item in value.__dict__.items() if field in fields}
+    state, extra, private = (
         None if found is None else _plain_values(writer, found)
-        for found in (value.__pydantic_extra__, value.__pydantic_private__)
+        for found in (own, value.__pydantic_extra__, value.__pydantic_private__)
     )
     return writer.extension(MODEL, [name, state, sorted(value.__pydantic_fields_set__), extra, private])
 
@@ -251,9 +238,9 @@ def _rule_of(kind: type) -> Encode | None:
     if issubclass(kind, Enum):
         return named(kind, _enum)
     if is_named_tuple(kind):
-        return named(kind, _named_tuple)
+        return named(kind, lambda writer, value, name: writer.extension(NAMEDTUPLE, [name, *map(writer.plain, value)]))
     if issubclass(kind, msgspec.Struct):
-        return _struct_rule(kind)
+        return named(kind, _struct)
     if is_model(kind):
         return named(kind, _model)
     if is_dataclass(kind):

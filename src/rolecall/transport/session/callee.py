@@ -260,9 +260,7 @@ class Callee(Generic[Owner]):
         call = self._calls.get(message.seq)
         if call is None:
             return (), ()
-        if isinstance(message, messages.Cancel):
-            return _told(call, 0, True), ()
-        return _told(call, message.consumed, False), ()
+        return _told(call, message), ()
 
     def _on_invocation(self, invocation: messages.Invocation, buffers: Buffers, written: int) -> Output[Owner]:
         events = self._on_ack(invocation.acks) if invocation.acks else ()
@@ -297,7 +295,7 @@ class Callee(Generic[Owner]):
             if call is None:
                 (status.gone if probed.seq in self._accepted else status.unknown).append(probed.seq)
                 continue
-            events += _told(call, probed.consumed, probed.cancelled)
+            events += _told(call, probed)
             if not call.answered:
                 status.running.append(probed.seq)
             sendings += self._send_again(call, probed.arrived, written)
@@ -318,11 +316,11 @@ class Callee(Generic[Owner]):
         return sendings
 
 
-def _told(call: AcceptedCall[Owner], consumed: int, cancelled: bool) -> Sequence[Event[Owner]]:
+def _told(call: AcceptedCall[Owner], progress: messages.Progress) -> Sequence[Event[Owner]]:
     """Takes note of what the caller says of its call."""
-    call.cancelled |= cancelled
+    call.cancelled |= progress.cancelled
     if call.stream is not None:
-        call.stream.credit(consumed)
+        call.stream.credit(progress.consumed)
     return _changed(call)
 
 

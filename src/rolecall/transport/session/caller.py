@@ -134,10 +134,10 @@ class OpenCall(Tracked, Generic[Owner], eq=False, kw_only=True):
     probe_at: float = 0.0
     probe_wait: float = 0.0
 
-    def probed(self) -> messages.ProbedCall:
-        """The entry of this call in a probe."""
+    def progress(self) -> messages.Progress:
+        """What the callee must know of it."""
         arrived, consumed = (0, 0) if self.stream is None else (self.stream.arrived, self.stream.consumed)
-        return messages.ProbedCall(self.seq, arrived, consumed, self.abandoned)
+        return messages.Progress(self.seq, arrived, consumed, self.abandoned)
 
 
 class Caller(Generic[Owner]):
@@ -213,7 +213,7 @@ class Caller(Generic[Owner]):
             self._release(call)
 
     def abandon(self, call: OpenCall[Owner], reason: Reason) -> Output[Owner]:
-        """Fails a call and sends `Cancel`. Nothing happens when it is done already."""
+        """Fails a call and tells the callee. Nothing happens when it is done already."""
         if call.abandoned or self._open.get(call.seq) is not call:
             return (), ()
         events = self._fail(call, reason)
@@ -222,7 +222,7 @@ class Caller(Generic[Owner]):
         if call.sent is None:  # it was never sent
             del self._open[call.seq]
             return events, ()
-        return events, ((messages.Cancel(call.seq), (), None),) if self._attached else ()
+        return events, ((call.progress(), (), None),) if self._attached else ()
 
     def consume(self, call: OpenCall[Owner]) -> Sequence[Sending]:
         """The reader took one item of a stream."""
@@ -233,7 +233,7 @@ class Caller(Generic[Owner]):
         if stream.consumed - stream.credited < max(1, self.window // 2):
             return ()
         stream.credited = stream.consumed
-        return ((messages.Credit(call.seq, stream.consumed), (), None),) if self._attached else ()
+        return ((call.progress(), (), None),) if self._attached else ()
 
     def fail_all(self) -> list[Owner]:
         """Removes every call; returns the owners of those that must fail."""
@@ -259,11 +259,11 @@ class Caller(Generic[Owner]):
         self._remote = remote or self._remote
         if self._answered_below:
             self._rounds = CUMULATIVE_ACK_ROUNDS  # acknowledgements may have been lost with the former link
-        probed: list[messages.ProbedCall] = []
+        probed: list[messages.Progress] = []
         sendings: list[Sending] = []
         for call in self._open.values():
             if call.sent is not None:
-                probed.append(call.probed())
+                probed.append(call.progress())
             else:
                 sendings += self._send(call)
             call.probe_at, call.probe_wait = now + self._probe_s, self._probe_s
@@ -293,7 +293,7 @@ class Caller(Generic[Owner]):
                 call.probe_at, call.probe_wait = now + self._probe_s, self._probe_s
             elif call.probe_at <= now and self._attached and not call.queued(self._link, written):
                 call.probe_at = now + call.probe_wait
-                probed.append(call.probed())
+                probed.append(call.progress())
         if self._attached:
             sendings += [*_probes(probed), *self._acknowledgements()]
         return events, sendings
@@ -401,7 +401,7 @@ class Caller(Generic[Owner]):
         if now - stream.probed_at <= self._probe_s / 20:
             return ()
         stream.probed_at = now
-        return ((messages.Probe([call.probed()]), (), None),)
+        return ((messages.Probe([call.progress()]), (), None),)
 
     # Acknowledgements
 
@@ -432,7 +432,7 @@ class Caller(Generic[Owner]):
         return sendings
 
 
-def _probes(probed: list[messages.ProbedCall]) -> list[Sending]:
+def _probes(probed: list[messages.Progress]) -> list[Sending]:
     return [
         (messages.Probe(probed[start : start + PROBED_AT_ONCE]), (), None)
         for start in range(0, len(probed), PROBED_AT_ONCE)
