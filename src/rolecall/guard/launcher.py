@@ -342,7 +342,7 @@ class Launcher:
             port=record.ports[0] if record.ports else 0,
             ports=record.ports,
             run_dir=config.run_dir,
-            main_path=config.main_path,
+            main=config.main,
             sys_path=config.sys_path,
             progress=runtime.page_path(config.runtime_dir, config.guard_id, record.worker_id),
             log_path=record.log_path,

@@ -68,7 +68,6 @@ class ControllerRequests(RequestHandler):
         super().__init__(supervisor.spawn_task)
         self._supervisor, self._stop = supervisor, stop
         serve_common(self._serve, supervisor)
-        self._serve(protocol.RELEASE_PORTS, self._release_ports)
         self._serve(protocol.KILL, self._kill)
         self._serve(protocol.SET_ENV, self._set_env)
         self._serve(protocol.SHUTDOWN, self._shutdown)
@@ -88,11 +87,11 @@ class ControllerRequests(RequestHandler):
         await self._supervisor.start(specs, on_result=send, on_cancel=incoming.on_cancel)
         return None
 
-    async def _release_ports(self, request: protocol.ReleasePorts) -> list[int]:
-        return self._supervisor.ports.release(request.owner)
-
     async def _kill(self, request: protocol.Kill) -> protocol.KillReport:
-        return await self._supervisor.kill(request.workers, request.grace_s)
+        report = await self._supervisor.kill(request.workers, request.grace_s)
+        for owner in report.unknown:  # its ports were leased, and it may never have been asked for
+            self._supervisor.ports.release(owner)
+        return report
 
     async def _set_env(self, request: protocol.SetEnv) -> None:
         await self._supervisor.set_env(request.worker, request.env)

@@ -19,7 +19,8 @@ class WorkerConfig(CarriesToken, frozen=True, kw_only=True, forbid_unknown_field
         bind: The address that its TCP listener binds.
         port: The TCP port to listen on; it is the first of `ports`.
         ports: All that were leased for it.
-        main_path: File of the controller's `__main__`, so that classes defined in it can be found; empty for none.
+        main: What the controller runs, so that classes defined in it are found: the path of its script, or the name of
+            the module that `python -m` was given; empty for none.
         progress: Path of the progress page; empty where nobody reads one.
         tensor_backend: Name of the backend that is asked first to store a tensor.
     """
@@ -34,7 +35,7 @@ class WorkerConfig(CarriesToken, frozen=True, kw_only=True, forbid_unknown_field
     port: int
     ports: list[int] = []
     run_dir: str = ""
-    main_path: str = ""
+    main: str = ""
     sys_path: list[str] = []
     progress: str = ""
     log_path: str = ""

@@ -7,11 +7,12 @@ import copy
 import time
 from asyncio.events import _get_running_loop
 from collections import deque
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import suppress
 from typing import Any, Protocol
+from weakref import ref
 
-from rolecall.errors import ProtocolError, RolecallError
+from rolecall.errors import CallCancelledError, ProtocolError, RolecallError
 from rolecall.transport import codec
 from rolecall.transport.channel import Channel
 from rolecall.transport.session.caller import OpenCall, Reason
@@ -50,6 +51,7 @@ class Call(Waitable):
     """
 
     __slots__ = (
+        "__weakref__",
         "_body",
         "_caller",
         "_held",
@@ -76,6 +78,28 @@ class Call(Waitable):
 
     # The user's side
 
+    @property
+    def cancelled(self) -> bool:
+        return not self._ok and isinstance(self._result, CallCancelledError)
+
+    def add_done_callback(self, told: Callable[[], object]) -> None:
+        """Calls `told` once, when the answer is there: here if it is already, else on the I/O thread.
+
+        From then on the call's timeout ends it though nobody waits for it. Not for streams.
+        """
+        self._waiters.append(told)
+        if self.done:
+            if self._leave(told):
+                told()
+        elif self.deadline is not None:
+            loop, left, call = self._caller.channel.loop, self.deadline - time.monotonic(), ref(self)
+            loop.call_soon_threadsafe(loop.call_later, left, _expire, call)  # weak: answers are not kept until then
+
+    def wait_done(self, timeout: float | None) -> bool:
+        """Blocks until the answer is there, or `timeout` seconds; says whether it is. The call goes on."""
+        self._refuse_to_block_the_loop()
+        return self.wait(self._has_next, None if timeout is None else time.monotonic() + timeout)
+
     def result(self) -> Any:
         """Blocks until the answer. Of a stream it drops unread items and returns the generator's return value.
 
@@ -89,7 +113,7 @@ class Call(Waitable):
         elif not self.done:
             self._refuse_to_block_the_loop()
             if not self.wait(self._has_next, self.deadline):
-                self._caller.abandon(self, Reason.EXPIRED)
+                self.expire()
         return self._outcome()
 
     def __await__(self) -> Generator[Any, None, Any]:
@@ -98,6 +122,10 @@ class Call(Waitable):
     def cancel(self) -> None:
         """Cancels: waiters get `CallCancelledError` at once. After the answer nothing happens."""
         self._caller.abandon(self, Reason.CANCELLED)
+
+    def expire(self) -> None:
+        """As `cancel`, with TimeoutError."""
+        self._caller.abandon(self, Reason.EXPIRED)
 
     def cancel_soon(self) -> None:
         """As `cancel`, on the loop; safe in a garbage collection, which may interrupt code that holds a lock."""
@@ -125,7 +153,7 @@ class Call(Waitable):
         elif not self.done:
             try:
                 if not await self.wait_async(self._has_next, self._caller.channel.wakers, self.deadline):
-                    self._caller.abandon(self, Reason.EXPIRED)
+                    self.expire()
             except asyncio.CancelledError:
                 self.cancel()
                 raise
@@ -160,7 +188,7 @@ class Call(Waitable):
         try:
             while True:
                 if not self.wait(self._has_next, self.deadline):
-                    self._caller.abandon(self, Reason.EXPIRED)
+                    self.expire()
                 if not ready:
                     return
                 yield self._next_body(ready)
@@ -172,7 +200,7 @@ class Call(Waitable):
         try:
             while True:
                 if not await self.wait_async(self._has_next, self._caller.channel.wakers, self.deadline):
-                    self._caller.abandon(self, Reason.EXPIRED)
+                    self.expire()
                 if not ready:
                     return
                 yield self._next_body(ready)
@@ -218,6 +246,11 @@ class Call(Waitable):
         self.opened = self._held = None
         self.done = True
         self.wake()
+
+
+def _expire(known: ref[Call]) -> None:
+    if (call := known()) is not None:
+        call.expire()
 
 
 def fresh(error: BaseException) -> BaseException:

@@ -19,7 +19,7 @@ from rolecall.tensors.binding import binding
 from rolecall.transport.link import Link
 from rolecall.transport.loop import new_loop
 from rolecall.transport.peer import Incoming, Peer
-from rolecall.worker.loading import ScriptModule
+from rolecall.worker.loading import ControllerMain
 from rolecall.worker.node import WorkerNode
 
 Q = TypeVar("Q", bound=Message)
@@ -94,5 +94,5 @@ class _Process:
 
 def _set_paths(config: WorkerConfig) -> None:
     sys.path[:] = [*config.sys_path, *(p for p in sys.path if p not in config.sys_path)]
-    # Without a script of the controller's `__main__` is empty: what this process was started with must not show.
-    sys.modules["__main__"] = ScriptModule(config.main_path) if config.main_path else types.ModuleType("__main__")
+    # Without a program of the controller's `__main__` is empty: what this process was started with must not show.
+    sys.modules["__main__"] = ControllerMain(config.main) if config.main else types.ModuleType("__main__")
