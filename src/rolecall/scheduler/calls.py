@@ -8,11 +8,13 @@ from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rolecall.errors import CallCancelledError, EncodeError, EngineImportError, WorkerTimeoutError
 from rolecall.transport.peer import Call
 from rolecall.types import TensorPolicy, check_one_of
+
+Items = TypeVar("Items")
 
 
 @dataclass(frozen=True)
@@ -66,15 +68,11 @@ class PendingCall:
 
     def items(self) -> Iterator[Any]:
         """The items of a stream. The call is cancelled when the iterator is closed or dropped."""
-        items = self._items()
-        self._cancel_with(items)
-        return items
+        return self._cancelled_with(self._items())
 
     def aitems(self) -> AsyncIterator[Any]:
         """The same for `async for`."""
-        items = self._aitems()
-        self._cancel_with(items)
-        return items
+        return self._cancelled_with(self._aitems())
 
     def __iter__(self) -> Iterator[Any]:
         return self.items()
@@ -97,9 +95,10 @@ class PendingCall:
         finally:
             self._call.cancel()
 
-    def _cancel_with(self, items: object) -> None:
+    def _cancelled_with(self, items: Items) -> Items:
         """A generator that was never begun runs no `finally`; its stream would wait for its reader for ever."""
         weakref.finalize(items, self._call.cancel_soon).atexit = False
+        return items
 
     def cancel(self) -> None:
         """Gives up waiting; an `async` method is cancelled on the worker, a plain one that runs goes on."""

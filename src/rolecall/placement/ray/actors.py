@@ -92,9 +92,8 @@ class RoleActors:
                 self._actors[n] = self._actor(ray_guard.Guard, actor)
                 config = self._config(n, actor)
                 # The token in it goes to the actor itself; what a constructor is given is kept by Ray's head.
-                run = self._actors[n].run.remote(
-                    config, marks(config["run_id"], config["guard_id"]), self._request.kind
-                )
+                mark = marks(config["run_id"], config["guard_id"])
+                run = self._actors[n].run.remote(config, mark, self._request.kind)
             elif self._has_devices(actor):
                 self._actors[n] = self._actor(ray_guard.Holder, actor)
                 run = self._actors[n].run.remote()
