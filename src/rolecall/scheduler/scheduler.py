@@ -278,6 +278,22 @@ class Scheduler:
         self.create_workers(job_of(role, replicas, target, fork, tasks, spec))
         return Role(self, role)
 
+    def restart_worker(self, worker_id: str, *, engines: bool = True) -> None:
+        """Starts a worker again, in its slot and under its id, whether it died or not; nothing else restarts anything.
+
+        Calls to its last process fail as before, and what it stored is gone. Its forks live on. It gets new ports.
+
+        Args:
+            engines: Make its engines again, with the arguments with which they were made.
+
+        Raises:
+            WorkerNotFoundError: No such worker.
+            WorkerCreationError: It could not be started, or its guard is lost. The worker is dead then.
+            EngineCreationError: An engine's constructor raised. The worker lives, without that engine.
+        """
+        self._run.check_usable()
+        self._life.restart(worker_id, self._grace_s, engines=engines)
+
     @property
     def home(self) -> Home:
         """The run's references to tensors."""
