@@ -80,7 +80,9 @@ class Scheduler:
         lease_s: float = 30.0,
         quiet: bool = False,
     ) -> None:
-        _refuse_inside_worker()
+        if WORKER in os.environ and "__rolecall_main__" in sys.modules:
+            what = "a scheduler was made while a worker loads this script"
+            raise WorkerConfigurationError(what, None, "put the script's work under `if __name__ == '__main__':`")
         check_one_of("tensor policy", tensors, TensorPolicy)
         check_one_of("tensor backend", tensor_backend, TensorBackend)
         check_seconds("start_timeout", start_timeout)
@@ -345,14 +347,11 @@ class Scheduler:
             ends.callback(self._sweep)
             ends.callback(lambda: self.placement.close(graceful=graceful))
             try:
-                self._end_roles(graceful)
+                for record in reversed(self._table.roles()):
+                    self._life.end(record, self._grace_s if graceful else 0.0, destroy=graceful)
             except BaseException:
                 graceful = False  # whoever interrupts has waited long enough
                 raise
-
-    def _end_roles(self, graceful: bool) -> None:
-        for record in reversed(self._table.roles()):
-            self._life.end(record, self._grace_s if graceful else 0.0, destroy=graceful)
 
     def _sweep(self) -> None:
         """Kills what bears the run's id and has outlived everybody who should have ended it."""
@@ -362,9 +361,3 @@ class Scheduler:
     def _sweep_after_error(self, kind: object, error: object, tb: object) -> None:
         if kind is not None:
             self._sweep()
-
-
-def _refuse_inside_worker() -> None:
-    if WORKER in os.environ and "__rolecall_main__" in sys.modules:
-        what = "a scheduler was made while a worker loads this script"
-        raise WorkerConfigurationError(what, None, "put the script's work under `if __name__ == '__main__':`")

@@ -246,7 +246,7 @@ class Table:
             return self._roles[name]
 
     def member(self, worker_id: str) -> Member:
-        found = self._members.get(worker_id)
+        found = self.find(worker_id)
         if found is None:
             raise WorkerNotFoundError(worker_id, self.ids())
         return found
@@ -255,8 +255,7 @@ class Table:
         return self._members.get(worker_id)
 
     def ids(self) -> list[str]:
-        with self._lock:
-            return list(self._members)
+        return list(self._members)
 
     def roles(self) -> list[RoleRecord]:
         with self._lock:
