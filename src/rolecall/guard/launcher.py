@@ -15,7 +15,7 @@ import msgspec
 from rolecall.errors import RolecallError, WorkerConfigurationError, describe_exit
 from rolecall.guard import environment, logs, runtime
 from rolecall.guard.children import Children, Exit
-from rolecall.guard.command import fill
+from rolecall.guard.command import Place, fill
 from rolecall.guard.host import HOST_CORES
 from rolecall.guard.killer import Killer
 from rolecall.guard.metrics import Counts
@@ -121,6 +121,7 @@ class Launcher:
             log_path=log_path,
             log_start=logs.size(log_path),
             ports=spec.ports or self.ports.lease(spec.worker_id, spec.port_count),
+            target_ports=target.ports if target else [],
             started_by=started_by,
             page=ProgressPage(runtime.page_path(self.config.runtime_dir, self.config.guard_id, spec.worker_id)),
         )
@@ -132,7 +133,7 @@ class Launcher:
 
     def _environment(self, record: Record) -> dict[str, str]:
         """The whole environment of a worker's process."""
-        env = {**self.base_env, **record.env}
+        env = {**self.base_env, **record.env, **self._place(record).variables()}
         env |= environment.thread_counts(env, record.spec.cores, HOST_CORES)
         return environment.with_run_ids(env, self.config.run_id, self.config.guard_id, record.worker_id)
 
@@ -237,14 +238,12 @@ class Launcher:
         return self.config.python or sys.executable
 
     def _filled(self, record: Record, argv: list[str], env: Mapping[str, str]) -> list[str]:
-        return fill(
-            argv,
-            host=self.config.ip,
-            ports=record.ports,
-            worker_id=record.worker_id,
-            devices=env.get(record.spec.device_var, ""),
-            python=self._python,
-        )
+        return fill(argv, self._place(record), devices=env.get(record.spec.device_var, ""), python=self._python)
+
+    def _place(self, record: Record) -> Place:
+        config = self.config
+        experiment, trial = config.experiment, config.trial
+        return Place(record.worker_id, config.ip, record.ports, experiment, trial, record.target_ports)
 
     def _register(self, record: Record, process: Process, control: socket.socket | None) -> None:
         record.process = process

@@ -54,7 +54,7 @@ class ProcessSpec(Message, frozen=True, kw_only=True):
     Attributes:
         env: Whole environment beyond the guard's base; for forks the target's comes first.
         argv: None hosts engines; else a program, with placeholders
-            `{host} {port} {ports[1]} {role} {index} {devices} {python}`.
+            `{host} {port} {ports[1]} {role} {index} {target.port} {devices} {python}`.
         target: Fork: in the slot of this living worker, with its devices, cwd and environment as it is now.
         devices: The slot's devices, set as `device_var`; none hides all.
         cores: The slot's cores; 0 leaves thread counts to the libraries.

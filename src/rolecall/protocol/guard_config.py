@@ -33,6 +33,8 @@ class GuardConfig(CarriesToken, frozen=True, kw_only=True):
     controller: list[str]
     run_dir: str
     runtime_dir: str
+    experiment: str = ""
+    trial: str = ""
     lease_s: float = 30.0
     ip: str = ""
     bind: str = ""

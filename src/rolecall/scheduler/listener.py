@@ -90,6 +90,8 @@ class GuardListener:
             ip=ip,
             run_dir=str(self.run_dir),
             runtime_dir=str(self._run.runtime_dir),
+            experiment=self._run.experiment,
+            trial=self._run.trial,
             preload=self._preload,
             cwd=current_folder(),
             sys_path=python_path(),

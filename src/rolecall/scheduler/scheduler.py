@@ -179,13 +179,17 @@ class Scheduler:
         command: str | Sequence[str] | None = None,
         *,
         ready: str | dict[str, Any] | None = None,
+        env: dict[str, str] | None = None,
     ) -> list[str]:
         """Starts `role/i` in the slot of `target_role/i`, all at the same time; returns their ids when all are ready.
 
         Args:
-            command: None hosts engines; a dotted module runs as `python -m module`; a list is a program with
-                placeholders `{host} {port} {ports[1]} {role} {index} {devices} {python}`.
-            ready: For commands: an HTTP path, `"tcp"`, or `{"log": "regex"}`; None waits a moment.
+            command: None hosts engines; a dotted module runs as `python -m module --host H --port P --role R
+                --worker-index I --experiment-name E --trial-name T`; a list is a program with placeholders, see
+                `SchedulingSpec.cmd`. Programs find the same in their environment: ROLECALL_HOST, _PORTS, _ROLE, _INDEX,
+                and of the target ROLECALL_TARGET_HOST and _PORTS.
+            ready: When a program is ready, see `SchedulingSpec.ready`.
+            env: Variables of the new workers, over their target's.
 
         Raises:
             WorkerNotFoundError: No such target; names the roles there are.
@@ -194,7 +198,7 @@ class Scheduler:
         self._run.check_usable()
         check_name("role", role)
         target = self._table.role(target_role)
-        specs = [SchedulingSpec(cmd=command, ready=ready)] * len(target.members)
+        specs = [SchedulingSpec(cmd=command, ready=ready, env_vars=dict(env or {}))] * len(target.members)
         return self._life.fork(role, target, specs)
 
     def delete_workers(self, role: str | None = None, reverse_order: bool = False) -> None:

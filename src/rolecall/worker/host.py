@@ -146,6 +146,7 @@ class EngineHost:
 
     def _construct(self, request: Request, name: str, path: str) -> None:
         """Creates an engine, on its thread."""
+        begun = time.monotonic()
         try:
             cls = load_engine_class(path)
             with binding.using(self._data):
@@ -157,8 +158,10 @@ class EngineHost:
         except BaseException as e:
             self._engines.release(name)
             text = "".join(traceback.format_exception(e))
+            log.error("the constructor of engine %r (%s) raised; its caller is told\n%s", name, path, text)
             return request.fail(EngineCreationError(self.worker_id, name, f"{type(e).__name__}: {e}", text))
         self._engines.add(name, engine)
+        log.info("engine %r (%s) was made in %.2f s", name, path, time.monotonic() - begun)
         request.finish(EngineCreated(engine_name=name))
 
     async def _destroy(self, params: Destroy) -> dict[str, str]:
