@@ -48,18 +48,14 @@ async def alocalized(received: Received) -> Any:
 
 def fetch(handles: Sequence[RTensor]) -> list[Any]:
     """The tensors of these handles."""
-    found: dict[int, Any] = {}
-    for manager, group in _by_manager(handles):
-        found.update(zip(map(id, group), manager.fetcher.fetch(group), strict=True))
-    return [_tensor(found, handle) for handle in handles]
+    groups = _by_manager(handles)
+    return _in_order(handles, groups, [manager.fetcher.fetch(group) for manager, group in groups])
 
 
 async def afetch(handles: Sequence[RTensor]) -> list[Any]:
     """As `fetch`, for a task."""
-    found: dict[int, Any] = {}
-    for manager, group in _by_manager(handles):
-        found.update(zip(map(id, group), await manager.fetcher.afetch(group), strict=True))
-    return [_tensor(found, handle) for handle in handles]
+    groups = _by_manager(handles)
+    return _in_order(handles, groups, [await manager.fetcher.afetch(group) for manager, group in groups])
 
 
 def remotize(value: Any, worker: Any = None) -> Any:
@@ -115,8 +111,13 @@ def _by_manager(handles: Sequence[RTensor]) -> list[tuple[ShardManager, list[RTe
     return list(groups.values())
 
 
-def _tensor(found: dict[int, Any], handle: RTensor) -> Any:
-    return found[id(handle)] if handle.pieces else empty(handle.dtype_name, handle.shape)
+def _in_order(handles: Sequence[RTensor], groups: Sequence[Any], fetched: Sequence[list[Any]]) -> list[Any]:
+    found = {
+        handle: t
+        for (_, group), tensors in zip(groups, fetched, strict=True)
+        for handle, t in zip(group, tensors, strict=True)
+    }
+    return [found[handle] if handle.pieces else empty(handle.dtype_name, handle.shape) for handle in handles]
 
 
 def _replaced(value: Any, handles: Sequence[RTensor], tensors: Sequence[Any]) -> Any:

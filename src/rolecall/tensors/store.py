@@ -65,7 +65,7 @@ class Store:
         else:
             raise TensorError(f"no backend of {self.owner} could store a tensor of {tensor.nbytes} bytes")
         name, shape = dtype_name(tensor.dtype), tuple(tensor.shape)
-        shard = Shard(shard_id, self.owner, self.addresses, backend.name, where, name, shape, tensor.nbytes)
+        shard = Shard(shard_id, self.owner, self.addresses, backend.name, where, name, shape)
         with self._lock:
             self._shards[shard_id] = shard
             self._bytes += shard.nbytes
@@ -156,4 +156,4 @@ def _range(tensor: torch.Tensor, elements: Range) -> torch.Tensor:
     start, stop = elements
     if not 0 <= start <= stop <= tensor.numel():
         raise TensorError(f"elements {start} to {stop} of a shard of {tensor.numel()}")
-    return tensor[start:stop]
+    return tensor if stop - start == tensor.numel() else tensor[start:stop]

@@ -147,9 +147,7 @@ def _raise(e: Exception) -> NoReturn:
     raise DecodeError("not a valid encoded value", f"{type(e).__name__}: {e}"[:_SEEN]) from e
 
 
-def extension(
-    code: int, cls: type, encode: Callable[[Any], Any], decode: Callable[[Any, Any], Any], *, listed: bool = False
-) -> None:
+def extension(code: int, cls: type, encode: Callable[[Any], Any], decode: Callable[[Any, Any], Any]) -> None:
     """Adds a type of another layer.
 
     Args:
@@ -157,23 +155,40 @@ def extension(
         cls: Exactly this class, not its subclasses.
         encode: Returns a value that travels.
         decode: Gets that value and the `context` of `rolecall.transport.codec.decode`; returns the object.
-        listed: Objects lie in a list before the value that refers to them, each once, so that the receiver may put
-            something else in their places while it decodes the value (see `Received`).
 
     Raises:
         ValueError: The code is taken by another class, or out of range.
     """
+    _take(code, cls)
+    ENCODERS[cls] = lambda writer, value: writer.extension(code, writer.plain(encode(value)))
+    DECODERS[code] = lambda reader, data: decode(reader.value(data), reader.context)
+
+
+def listed_extension(
+    code: int, cls: type, pack: Callable[[Sequence[Any]], bytes], read: Callable[[bytes, Any], list[Any]]
+) -> None:
+    """Adds a type whose objects lie in a list before the value that refers to them, each once.
+
+    The receiver may put something else in their places while it decodes the value (see `Received`). A value holds
+    objects of one such type.
+
+    Args:
+        code: As for `extension`, whose errors it raises.
+        cls: The same.
+        pack: Returns all objects of a value as bytes.
+        read: Gets these bytes and the `context` of `decode`; returns the objects.
+    """
+    _take(code, cls)
+    ENCODERS[cls] = lambda writer, value: writer.listed(code, value)
+    LISTED_TYPES[code] = pack, read
+
+
+def _take(code: int, cls: type) -> None:
     if code not in _CODES:
         raise ValueError(f"code {code} of {cls.__qualname__} is not from 1 to 127")
     taken = _extensions.setdefault(code, cls)
     if short_name(taken) != short_name(cls):  # the same class of a module loaded again is fine
         raise ValueError(f"code {code} of {cls.__qualname__} is taken by {taken.__qualname__}")
-    if listed:
-        ENCODERS[cls] = lambda writer, value: writer.listed(code, value, encode)
-        LISTED_TYPES[code] = decode
-        return
-    ENCODERS[cls] = lambda writer, value: writer.extension(code, writer.plain(encode(value)))
-    DECODERS[code] = lambda reader, data: decode(reader.value(data), reader.context)
 
 
 def _hint(value: Any) -> str:

@@ -61,13 +61,14 @@ class Reader:
         """Reads the list before the value; it is the first thing in a header, and stands there once."""
         if self._depth != 1 or self._body is not None or self._table:
             raise DecodeError("a list of references inside a value")
-        codes, forms, body = self.items(data, 3)
-        if type(codes) is not list or type(forms) is not list or type(body) is not bytes or not codes:
+        code, packed, body = self.items(data, 3)
+        if type(code) is not int or type(packed) is not bytes or type(body) is not bytes:
             raise DecodeError("a list of references is not the list that it must be")
-        if not LISTED_TYPES.keys() >= set(codes):
-            raise DecodeError("unknown code of a reference")
-        context = self.context
-        self._table = [LISTED_TYPES[code](form, context) for code, form in zip(codes, forms, strict=True)]
+        if code not in LISTED_TYPES:
+            raise DecodeError("unknown code of a reference", code)
+        self._table = LISTED_TYPES[code][1](packed, self.context)
+        if not self._table:
+            raise DecodeError("an empty list of references")
         self._body = body
 
     def listed(self, data: memoryview) -> Any:

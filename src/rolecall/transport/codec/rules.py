@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 
 Encode: TypeAlias = "Callable[[Writer, Any], Any]"
 Decode: TypeAlias = "Callable[[Reader, memoryview], Any]"
+Listed: TypeAlias = "tuple[Callable[[Sequence[Any]], bytes], Callable[[bytes, Any], list[Any]]]"
 Rows: TypeAlias = "Callable[[Writer, Sequence[Any]], Any]"
 
 ENCODERS: dict[type, Encode] = {}
 DECODERS: dict[int, Decode] = {}
 RESOLVERS: list[Callable[[type], Encode | None]] = []  # asked in order for the rule of a type that is not in ENCODERS
 ROWS: dict[type, Rows] = {}  # for lists of one type; a rule returns None for a list that it does not take
-LISTED_TYPES: dict[int, Callable[[Any, Any], Any]] = {}  # makes the objects that lie in a list before the value
+LISTED_TYPES: dict[int, Listed] = {}  # packs and reads what lies in a list before the value
 TUPLES = -66  # a list of tuples that hold what msgpack holds, packed as lists are
 TABLE, LISTED = -64, -65  # objects that lie in a list before the value, and what stands for one in the value
 MOST_ROWS = 1 << 22  # of one value: a row that arrives in columns may take a byte and becomes an object

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from msgspec.msgpack import Ext
@@ -10,7 +10,7 @@ from msgspec.msgpack import Ext
 from rolecall.transport.codec.native import ALL_NATIVE, FOREIGN, MOST, NATIVE, NATIVE_TUPLES, scan
 from rolecall.transport.codec.native import encode as pack_plain
 from rolecall.transport.codec.places import Refused
-from rolecall.transport.codec.rules import ENCODERS, LISTED, MOST_ROWS, ROWS, TABLE, TUPLES, rule_of
+from rolecall.transport.codec.rules import ENCODERS, LISTED, LISTED_TYPES, MOST_ROWS, ROWS, TABLE, TUPLES, rule_of
 from rolecall.transport.frames import MAX_DEPTH
 
 CAREFUL = NATIVE - {int, str}  # what msgpack takes whatever its value is
@@ -30,7 +30,7 @@ class Writer:
     def __init__(self) -> None:
         self.buffers: list[memoryview] = []
         self.native = NATIVE
-        self._listed: dict[int, tuple[Any, int, int, Any]] = {}  # by identity; holds the object, too
+        self._listed: dict[int, tuple[int, int, Any]] = {}  # by identity: number, code, the object
         self._depth = 0
         self._columned = 0  # rows written as columns
 
@@ -105,20 +105,18 @@ class Writer:
         """Wraps `payload`, which must be plain already."""
         return Ext(code, pack_plain(payload))
 
-    def listed(self, code: int, value: Any, form: Callable[[Any], Any]) -> Ext:
-        """Puts `form(value)` into the list before the value. Returns what stands for it: its number there."""
-        known = self._listed.get(id(value))
-        if known is None:
-            known = self._listed[id(value)] = (value, len(self._listed), code, form(value))
-        return Ext(LISTED, pack_plain(known[1]))
+    def listed(self, code: int, value: Any) -> Ext:
+        """Puts an object into the list before the value. Returns what stands for it: its number there."""
+        known = self._listed.setdefault(id(value), (len(self._listed), code, value))
+        return Ext(LISTED, pack_plain(known[0]))
 
     def header(self, value: Any) -> bytes:
         """`value` as bytes, behind the list of what it refers to."""
         body = pack_plain(self.plain(value))
         if not self._listed:
             return body
-        codes, forms = ([entry[i] for entry in self._listed.values()] for i in (2, 3))
-        return pack_plain(self.extension(TABLE, [codes, self.column(forms), body]))
+        _, codes, objects = zip(*self._listed.values(), strict=True)
+        return pack_plain(self.extension(TABLE, [codes[0], LISTED_TYPES[codes[0]][0](objects), body]))
 
     def buffer(self, memory: memoryview, inline: int) -> int | bytes:
         """Hands over flat `memory`. Returns what stands for it: a number, or the bytes when there are few."""
