@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from rolecall.errors import RolecallError
 from rolecall.guard.runtime import guard_socket, worker_socket
 from rolecall.placement.outside import is_private
+from rolecall.protocol.guard import WorkerRow
 
 TIMEOUT_S = 2.0  # a guard or worker that makes progress answers in milliseconds
 
@@ -41,14 +44,17 @@ class RunClient:
 
     runtime_dir: Path
 
-    def table(self, guard_id: str) -> list[dict[str, Any]]:
+    def table(self, guard_id: str) -> list[WorkerRow]:
         """The rows of a guard's table of workers.
 
         Raises:
             NoAnswerError: The guard has ended, is stuck, or refuses the request; so for the other methods.
         """
-        rows: list[dict[str, Any]] = self._ask_guard(guard_id, "GET", "/workers", None, TIMEOUT_S)
-        return rows
+        answer = self._ask_guard(guard_id, "GET", "/workers", None, TIMEOUT_S)
+        try:
+            return msgspec.convert(answer, list[WorkerRow])
+        except msgspec.ValidationError as e:
+            raise NoAnswerError(f"guard {guard_id}", f"it is of another version: {e}") from e
 
     def stacks(self, guard_id: str, worker_id: str, timeout: float) -> str:
         """The Python stacks of a worker, or a message that begins with `no stacks`."""

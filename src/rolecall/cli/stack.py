@@ -147,4 +147,5 @@ def _print(taken: Stacks) -> None:
             remark(f"saved: {path}")
     if taken.text:
         when = "" if taken.fresh else ", saved when it stalled"
-        print(f"== {taken.worker} (pid {taken.pid}{when})\n{taken.text.rstrip()}\n", flush=True)
+        text = re.sub(r"\AProcess \d+: .*\n", "", taken.text).rstrip()  # a worker's command line is its template's
+        print(f"== {taken.worker} (pid {taken.pid}{when})\n{text}\n", flush=True)

@@ -21,16 +21,14 @@ from rolecall.cli.terminal import (
     JsonOption,
     RunOption,
     console,
-    format_bytes,
-    format_number,
     print_json,
     remark,
-    table,
+    table_of,
 )
 from rolecall.cli.view import RunView, WorkerView, view
 
 MAX_CONCURRENT = 32
-COLUMNS = ("WORKER", "STATE", "PID", "CPU %", "RSS", "CALLS/S", "PENDING", "WAITING", "STORE", "FDS", "PORTS", "NOTE")
+COLUMNS = "worker state pid cpu_percent rss_bytes calls_per_s pending waiting store_bytes open_fds ports note"
 
 
 @dataclass
@@ -52,25 +50,22 @@ class Load:
     note: str = ""
 
 
-def rate(now: float | None, before: float | None, seconds: float) -> float | None:
-    """Growth per second; None if either value is unknown, or if the counter was reset."""
-    if now is None or before is None or seconds <= 0 or now < before:
-        return None
-    return (now - before) / seconds
-
-
 def load(now: WorkerView, before: WorkerView | None, seconds: float) -> Load:
     """The load of a worker between two samples. Pure."""
-    same = before is not None and before.pid == now.pid
-    cpu = rate(now.cpu_s, before.cpu_s, seconds) if same and before else None
+
+    def rate(name: str) -> float | None:
+        grown = [getattr(now, name), getattr(before, name) if before and before.pid == now.pid else None]
+        return None if None in grown or grown[0] < grown[1] else (grown[0] - grown[1]) / seconds
+
+    cpu = rate("cpu_s")
     return Load(
-        worker=now.worker,
-        state=now.state,
-        pid=now.pid,
-        cpu_percent=None if cpu is None else 100 * cpu,
-        rss_bytes=now.rss_bytes,
-        calls_per_s=rate(now.calls, before.calls, seconds) if same and before else None,
-        pending=now.pending,
+        now.worker,
+        now.state,
+        now.pid,
+        None if cpu is None else 100 * cpu,
+        now.rss_bytes,
+        rate("calls"),
+        now.pending,
         ports=len(now.ports),
         note=now.reason,
     )
@@ -110,16 +105,14 @@ class Sampler:
         before, then = {worker.worker: worker for worker in self.seen.workers}, self._at
         self.seen, self._at = view(self._run), time.monotonic()
         loads = [load(worker, before.get(worker.worker), self._at - then) for worker in self.seen.workers]
-        self._ask([each for each, worker in zip(loads, self.seen.workers, strict=True) if _answers(worker)])
+        hosts = [each for each, w in zip(loads, self.seen.workers, strict=True) if w.command is None and w.processes]
+        with ThreadPoolExecutor(MAX_CONCURRENT) as pool:
+            list(pool.map(self._complete, hosts))
         return loads
 
     @property
     def living(self) -> bool:
         return self.seen.state != "ended"
-
-    def _ask(self, loads: list[Load]) -> None:
-        with ThreadPoolExecutor(MAX_CONCURRENT) as pool:
-            list(pool.map(self._complete, loads))
 
     def _complete(self, each: Load) -> None:
         try:
@@ -130,10 +123,6 @@ class Sampler:
         each.waiting, each.open_fds = metrics.get("calls_waiting"), metrics.get("open_fds")
         each.store_bytes = metrics.get("store", {}).get("bytes")
         each.cache_bytes = metrics.get("fetch", {}).get("cache", {}).get("bytes")
-
-
-def _answers(worker: WorkerView) -> bool:
-    return worker.command is None and worker.processes > 0
 
 
 def _print_once(sampler: Sampler, interval: float, as_json: bool) -> None:
@@ -158,21 +147,4 @@ def _refresh(sampler: Sampler, interval: float) -> None:
 
 
 def _screen(seen: RunView, loads: list[Load]) -> RenderableType:
-    return Group(Text(headline(seen)), table(COLUMNS, map(_cells, loads)) if loads else Text("no workers"))
-
-
-def _cells(each: Load) -> list[str]:
-    return [
-        each.worker,
-        each.state,
-        str(each.pid or "-"),
-        format_number(each.cpu_percent, 0),
-        format_bytes(each.rss_bytes),
-        format_number(each.calls_per_s),
-        format_number(each.pending, 0),
-        format_number(each.waiting, 0),
-        format_bytes(each.store_bytes),
-        format_number(each.open_fds, 0),
-        str(each.ports),
-        each.note,
-    ]
+    return Group(Text(headline(seen)), table_of(COLUMNS, loads) if loads else Text("no workers"))

@@ -18,18 +18,8 @@ UNREACHABLE_S = 10.0  # for an owner on another host, whose death cannot be told
 POLL_S = 0.1
 
 
-class Answer(Protocol):
-    """A pending request: `transport.call.Call`."""
-
-    @property
-    def done(self) -> bool: ...
-    def result(self) -> Any: ...
-    def cancel(self) -> None: ...
-    def __await__(self) -> Any: ...
-
-
 class Requester(Protocol):
-    """A connection to an owner: `transport.peer.Peer`. Any thread may use it."""
+    """A connection to an owner: `transport.peer.Peer`. Any thread may use it. A request returns a `Call`."""
 
     def request(self, method: str, value: Any = None, *, timeout: float | None = None) -> Any: ...
 
@@ -120,23 +110,22 @@ class _Watch:
     def start(self) -> None:
         self.stop()
         if self.client is not None and not self.client.peer.attached:
-            self._check(self._loop.time())
+            self._check(self.client, self._loop.time())
 
     def stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _check(self, since: float) -> None:
-        assert self.client is not None
-        if self.client.peer.closed:
+    def _check(self, client: Client, since: float) -> None:
+        if client.peer.closed:
             return
         if _refused(self._addresses):
-            self.client.fail(RPCConnectionError(self.client.name, "nothing listens on its socket any more"))
+            client.fail(RPCConnectionError(client.name, "nothing listens on its socket any more"))
         elif self._loop.time() - since >= self._unreachable_s:
-            self.client.fail(RPCConnectionError(self.client.name, f"not reached within {self._unreachable_s:g} s"))
+            client.fail(RPCConnectionError(client.name, f"not reached within {self._unreachable_s:g} s"))
         else:
-            self._timer = self._loop.call_later(POLL_S, self._check, since)
+            self._timer = self._loop.call_later(POLL_S, self._check, client, since)
 
 
 def _refused(addresses: Sequence[str]) -> bool:

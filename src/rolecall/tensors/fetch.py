@@ -16,7 +16,7 @@ from rolecall.protocol.message import to_plain
 from rolecall.protocol.worker_methods import GET_SHARDS, GetShards
 from rolecall.tensors.backends.base import Backend
 from rolecall.tensors.cache import Block, Cache, Key
-from rolecall.tensors.connections import Answer, Connect
+from rolecall.tensors.connections import Connect
 from rolecall.tensors.dtypes import empty, torch_dtype
 from rolecall.tensors.handle import Piece, RTensor
 from rolecall.tensors.shard import Shard
@@ -36,7 +36,7 @@ class _Batch:
     owner: str
     addresses: tuple[str, ...]
     pieces: list[Piece]
-    answer: Answer | None = None
+    answer: Any = None  # a `Call`
 
     @property
     def ids(self) -> list[str]:

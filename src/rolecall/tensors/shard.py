@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Sequence
 from typing import Annotated, Any, Protocol
 
@@ -47,6 +48,7 @@ class Shard(msgspec.Struct, array_like=True, forbid_unknown_fields=True, eq=Fals
         key: What identifies the shard in every process. It and what follows do not travel.
         numel: Number of elements.
         manager: What fetches and frees it, in the controller; None in workers.
+        collected: In the controller: frees it, once, at the latest when no handle of it is left.
         freed: True once this process has asked its owner to free it.
     """
 
@@ -64,6 +66,7 @@ class Shard(msgspec.Struct, array_like=True, forbid_unknown_fields=True, eq=Fals
         self.key = self.owner, self.id
         self.numel = math.prod(self.shape)
         self.manager: ShardManager | None = None
+        self.collected: weakref.finalize[Any, Shard] | None = None
         self.freed = False
 
     @property

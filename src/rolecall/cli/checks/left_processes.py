@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,24 +12,30 @@ from rolecall.cli.processes import GUARD_NAME, RunProcess, run_processes
 from rolecall.cli.rundir import RunDir
 from rolecall.cli.runs import find_runs, selected, state_of
 from rolecall.guard.proc import Stat, ancestors, snapshot
-from rolecall.placement.outside import Finding, error, info, ok, warning
+from rolecall.placement.outside import Finding, Severity, error, info, ok, warning
 
 CHECK = "processes"
 SHOWN = 8
+ENDING_S = 2.0
 
 
 def check_left_processes(fileroot: Path) -> Iterator[Finding]:
     """One finding per run with processes on this host."""
+    findings = _look(fileroot)
+    if any(finding.severity in (Severity.ERROR, Severity.WARNING) for finding in findings):
+        time.sleep(ENDING_S)  # those of a run that has just ended are ending
+        findings = _look(fileroot)
+    yield from findings or [ok(CHECK, "no process of any run")]
+
+
+def _look(fileroot: Path) -> list[Finding]:
     table = snapshot()
     groups: dict[str, list[RunProcess]] = defaultdict(list)
     for item in run_processes():
         if item.uid == os.getuid():
             groups[item.run_id].append(item)
-    directories = {selected(run).run_id: run for run in find_runs(fileroot)}
-    for run_id, items in groups.items():
-        yield _judge(run_id, items, directories.get(run_id), guards_above(items, table))
-    if not groups:
-        yield ok(CHECK, "no process of any run")
+    runs = {selected(run).run_id: run for run in find_runs(fileroot)}
+    return [_judge(run_id, items, runs.get(run_id), guards_above(items, table)) for run_id, items in groups.items()]
 
 
 def guards_above(items: list[RunProcess], table: dict[int, Stat]) -> list[Stat]:

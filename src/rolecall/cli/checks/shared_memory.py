@@ -8,6 +8,8 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+
 from rolecall.cli.rundir import age
 from rolecall.cli.terminal import format_bytes
 from rolecall.placement.outside import Finding, ok, warning
@@ -59,25 +61,22 @@ def _old(path: Path) -> bool:
 def in_use(paths: dict[str, Path]) -> set[str]:
     """The paths that some process has mapped or open, as far as /proc is readable."""
     used: set[str] = set()
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            used |= paths.keys() & (_mapped(process) | _opened(process))
+    for pid in psutil.pids():
+        used |= paths.keys() & {*_mapped(pid), *opened(pid)}
     return used
 
 
-def _mapped(process: Path) -> set[str]:
+def _mapped(pid: int) -> list[str]:
     try:
-        lines = (process / "maps").read_text(errors="replace").splitlines()
+        lines = Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines()
     except OSError:
-        return set()
-    return {line.split(maxsplit=5)[5] for line in lines if line.count(" ") >= 5 and "/" in line}
+        return []
+    return [line.split(maxsplit=5)[5] for line in lines if line.count(" ") >= 5 and "/" in line]
 
 
-def _opened(process: Path) -> set[str]:
-    found = set()
+def opened(pid: int) -> list[str]:
+    """What a process has open; nothing when it has ended or belongs to another user."""
     try:
-        for link in (process / "fd").iterdir():
-            found.add(os.readlink(link))  # noqa: PTH115 - not every target of these links is a path
+        return [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]  # noqa: PTH115 - not all are paths
     except OSError:
-        pass  # the process has ended, or belongs to another user
-    return found
+        return []
