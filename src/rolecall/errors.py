@@ -38,6 +38,7 @@ from __future__ import annotations
 
 import signal as _signal
 from collections.abc import Iterable, Sequence
+from concurrent.futures import CancelledError as _CancelledError
 from typing import Any
 
 
@@ -368,8 +369,8 @@ class AuthenticationError(RPCError):
         )
 
 
-class CallCancelledError(RPCError):
-    """The call was cancelled before it returned."""
+class CallCancelledError(RPCError, _CancelledError):
+    """The call was cancelled before it returned. It is a `concurrent.futures.CancelledError` too."""
 
     def __init__(self, peer: str = "", method: str = "") -> None:
         self.peer, self.method = peer, method

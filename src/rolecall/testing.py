@@ -8,30 +8,26 @@ as workers. Environment variables are recorded, not set, since all workers share
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, TypeVar, Unpack
 
 from rolecall.errors import RolecallError, WorkerConfigurationError, WorkerNotFoundError, WorkerTimeoutError
 from rolecall.guard import runtime
+from rolecall.guard.host import hello
 from rolecall.guard.ports import PortLeases
 from rolecall.guard.requests import RequestHandler, request_of
-from rolecall.placement.base import Placed, Placement, PlacementContext
-from rolecall.placement.host_slots import HostSlots
-from rolecall.placement.plan import Plan
+from rolecall.placement.base import PlacementContext
+from rolecall.placement.host_placement import HostPlacement
 from rolecall.protocol import guard as asked
 from rolecall.protocol.guard import Method, ProcessSpec, StartResult
 from rolecall.protocol.guard_config import GuardConfig
-from rolecall.protocol.guard_hello import GuardHello
 from rolecall.protocol.message import Message, to_plain
 from rolecall.protocol.worker import FORKED_CHILDREN, WorkerConfig
 from rolecall.scheduler.backends import PlacedScheduler
 from rolecall.scheduler.keywords import HostKeywords
 from rolecall.transport.client import Client
-from rolecall.transport.hosts import this_host
 from rolecall.transport.peer import Incoming
-from rolecall.types import Job
 from rolecall.worker.host import thread_stacks
 from rolecall.worker.node import WorkerNode
 
@@ -53,40 +49,25 @@ class InProcessScheduler(PlacedScheduler):
         super().__init__(InProcessPlacement, **options)
 
 
-class InProcessPlacement(Placement):
-    """One guard, in this process.
-
-    Args:
-        devices, oversubscribe: As of `LocalPlacement`.
-    """
+class InProcessPlacement(HostPlacement):
+    """One guard, in this process. Devices are given out as by `LocalPlacement`."""
 
     name = "in-process"
     starts_processes = False
 
-    def __init__(self, *, devices: Sequence[str | int] | None = None, oversubscribe: bool = False) -> None:
-        self._slots = HostSlots(devices, oversubscribe=oversubscribe)
-        self.n_gpus_per_node = len(self._slots.devices)
-
     def open(self, context: PlacementContext) -> None:
-        config = context.guard_config(GUARD_ID)
+        config = context.guard_config(GUARD_ID, ip=IP)
         if config.tensor_backend == "ray":
             expected = "workers are threads of this process; use LocalScheduler"
             raise WorkerConfigurationError("the in-process scheduler connects to no Ray", None, expected)
         self._context, self._expected = context, context.expect(GUARD_ID)
         self._guard = InProcessGuard(config, context.io.loop)
 
-    def plan(self, job: Job) -> Plan:
-        return self._slots.plan(job)
-
-    def place(self, job: Job) -> Placed:
+    def _guard_for(self, role: str) -> str:
         if not self._expected.wait(CONNECTED_WITHIN_S):
             self._expected.check()
             raise WorkerTimeoutError(f"guard {GUARD_ID}", CONNECTED_WITHIN_S, "connection")
-        plan = self._slots.take(job)
-        return Placed(plan, [GUARD_ID] * len(plan.slots))
-
-    def release(self, role: str) -> None:
-        self._slots.give_back(role)
+        return GUARD_ID
 
     def close(self, *, graceful: bool) -> None:
         self._context.shut_down([self._expected], 0.0)
@@ -110,7 +91,7 @@ class InProcessGuard(RequestHandler):
         self._serve(asked.SHUTDOWN, self._shutdown)
         Path(config.runtime_dir, "w").mkdir(mode=0o700)
         self._client = Client(
-            "controller", config.controller, config.token, loop=loop, hello=to_plain(self._hello()), handler=self
+            "controller", config.controller, config.token, loop=loop, hello=to_plain(hello(config)), handler=self
         )
 
     def close(self) -> None:
@@ -122,16 +103,6 @@ class InProcessGuard(RequestHandler):
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    def _hello(self) -> GuardHello:
-        return GuardHello(
-            guard_id=self._config.guard_id,
-            run_id=self._config.run_id,
-            pid=os.getpid(),
-            host=os.uname().nodename,
-            host_id=this_host(),
-            ip=IP,
-        )
 
     async def _call(self, incoming: Incoming) -> Any:
         if incoming.method != asked.START.name:

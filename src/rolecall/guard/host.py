@@ -4,12 +4,10 @@ import os
 import platform
 import socket
 import sys
-from collections.abc import Mapping
-from pathlib import Path
 
 import msgspec
 
-from rolecall.protocol.devices import VARIABLES, listed
+from rolecall.protocol.devices import visible_devices
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.guard_hello import GuardHello
 from rolecall.transport import address
@@ -21,13 +19,6 @@ HOST_CORES = len(os.sched_getaffinity(0))
 def memory_gib() -> float:
     """Physical memory."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-
-
-def visible_devices(env: Mapping[str, str], folder: Path = Path("/dev")) -> list[str]:
-    """The devices that the visible-devices variable names; without one, all that are in `/dev`."""
-    named = listed(env)
-    counts = [len(list(folder.glob(f"{kind}[0-9]*"))) for kind in VARIABLES]
-    return [str(index) for index in range(max(counts))] if named is None else named
 
 
 def resolve_addresses(config: GuardConfig) -> GuardConfig:

@@ -17,7 +17,6 @@ from rolecall.types import MAX_PORTS
 
 Q = TypeVar("Q", bound=Message)
 A = TypeVar("A")
-T = TypeVar("T")
 
 PortCount = Annotated[int, msgspec.Meta(ge=1, le=MAX_PORTS)]
 
@@ -29,14 +28,6 @@ class Method(Generic[Q, A]):
     name: str
     request: type[Q]
     answer: type[A]
-
-
-@dataclass(frozen=True)
-class Topic(Generic[T]):
-    """Something that a process tells of by itself."""
-
-    name: str
-    news: type[T]
 
 
 class NoArguments(Message, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rolecall.errors import WorkerConfigurationError
 from rolecall.protocol.message import to_json
-from rolecall.protocol.state import ControllerState, GuardState, RoleState, RunState
+from rolecall.protocol.state import RunState
 from rolecall.types import check_name
 
 
@@ -33,7 +33,7 @@ class Run:
     def __init__(
         self, experiment: str, trial: str | None, fileroot: str | os.PathLike[str] | None, scheduler: str = ""
     ) -> None:
-        self._scheduler, self.pid, self.closing = scheduler, os.getpid(), False
+        self.scheduler, self.pid, self.closing = scheduler, os.getpid(), False
         self.experiment = check_name("experiment", experiment)
         self._named = trial is not None
         self.trial = check_name("trial", trial if trial is not None else time.strftime("%Y%m%d-%H%M%S"))
@@ -89,20 +89,6 @@ class Run:
         if self.closing:
             what = f"the run {self.experiment}/{self.trial} has ended"
             raise WorkerConfigurationError(what, None, "use a scheduler and its roles inside the `with` block")
-
-    def state(self, addresses: list[str], guards: list[GuardState], roles: list[RoleState], ended: bool) -> RunState:
-        """The run as a value, with what others know of it."""
-        controller = ControllerState(pid=self.pid, host=os.uname().nodename, addresses=addresses, ended=ended)
-        return RunState(
-            run_id=self.run_id,
-            runtime_dir=str(self.runtime_dir),
-            experiment=self.experiment,
-            trial=self.trial,
-            scheduler=self._scheduler,
-            controller=controller,
-            guards=guards,
-            roles=roles,
-        )
 
     def write_state(self, state: RunState) -> None:
         """Replaces `state.json`, whole or not at all. One writer at a time."""

@@ -38,9 +38,8 @@ from rolecall.types import (
     TensorPolicy,
     Worker,
     check_name,
+    check_one_of,
     check_seconds,
-    check_tensor_backend,
-    check_tensors,
 )
 
 
@@ -82,8 +81,8 @@ class Scheduler:
         quiet: bool = False,
     ) -> None:
         _refuse_inside_worker()
-        check_tensors(tensors)
-        check_tensor_backend(tensor_backend)
+        check_one_of("tensor policy", tensors, TensorPolicy)
+        check_one_of("tensor backend", tensor_backend, TensorBackend)
         check_seconds("start_timeout", start_timeout)
         check_seconds("grace_s", grace_s)
         check_seconds("lease_s", lease_s, 0.1)
@@ -226,7 +225,7 @@ class Scheduler:
             EngineImportError: The class cannot be imported there, or is refused.
             EngineCreationError: One of that name exists, or the constructor raised.
         """
-        await self.calls.create_engine(worker_id, engine, engine_name, args, kwargs, CallOptions())
+        await self.calls.create_engine(worker_id, engine, args, kwargs, CallOptions(engine=engine_name))
 
     def call_engine(
         self,

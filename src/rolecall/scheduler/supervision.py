@@ -17,7 +17,7 @@ import msgspec
 from rolecall.errors import WorkerFailedError, WorkerStalledError
 from rolecall.protocol import events
 from rolecall.protocol.message import to_plain
-from rolecall.protocol.state import RoleState, RunState
+from rolecall.protocol.state import ControllerState, RoleState, RunState
 from rolecall.scheduler.guards import GuardProxy
 from rolecall.scheduler.listener import GuardListener
 from rolecall.scheduler.run import Run
@@ -83,7 +83,17 @@ class Supervision:
         return [record.view() for record in self._table.roles()]
 
     def _state(self, roles: list[RoleState], ended: bool) -> RunState:
-        return self._run.state(self.guards.addresses, [guard.state for guard in self.guards.all()], roles, ended)
+        run, addresses = self._run, self.guards.addresses
+        return RunState(
+            run_id=run.run_id,
+            runtime_dir=str(run.runtime_dir),
+            experiment=run.experiment,
+            trial=run.trial,
+            scheduler=run.scheduler,
+            controller=ControllerState(pid=run.pid, host=os.uname().nodename, addresses=addresses, ended=ended),
+            guards=[guard.state for guard in self.guards.all()],
+            roles=roles,
+        )
 
     @contextlib.contextmanager
     def _bookkeeping(self) -> Iterator[None]:

@@ -9,7 +9,7 @@ from rolecall.errors import EncodeError, WorkerConfigurationError, WorkerNotFoun
 from rolecall.protocol.guard import SET_ENV, STACKS, Method, SetEnv, Stacks
 from rolecall.protocol.message import Message
 from rolecall.protocol.worker_methods import CALL, CREATE_ENGINE, CallMethod, CreateEngine, WorkerRequest
-from rolecall.scheduler.calls import CallOptions, PendingCall, argument_place, engine_path
+from rolecall.scheduler.calls import CallOptions, PendingCall, PendingStream, argument_place, engine_path
 from rolecall.scheduler.run import Run
 from rolecall.scheduler.table import Member, Table
 from rolecall.tensors.backends.shm import ShmBackend
@@ -19,8 +19,8 @@ from rolecall.tensors.lifetime import Home
 from rolecall.transport.call import fresh
 from rolecall.transport.client import Client
 from rolecall.transport.loop import IOThread
-from rolecall.transport.peer import Peer
-from rolecall.types import TensorPolicy, check_env
+from rolecall.transport.peer import Call, Peer
+from rolecall.types import TensorPolicy, Worker, check_env
 
 CACHE_BYTES = 1 << 30
 CONTROL_TIMEOUT_S = 30.0
@@ -59,7 +59,6 @@ class WorkerCalls:
         options: CallOptions,
         *,
         rpc_meta: Any = None,
-        streaming: bool = False,
     ) -> PendingCall:
         """Sends a call and returns at once.
 
@@ -68,23 +67,44 @@ class WorkerCalls:
             WorkerFailedError: It died before.
             EncodeError: An argument is not serializable; nothing was sent.
         """
+        call = self._call(worker_id, method, args, kwargs, options, rpc_meta, streaming=False)
+        return PendingCall(call, worker_id, method, options.timeout)
+
+    def stream(
+        self, worker_id: str, method: str, args: Sequence[Any], kwargs: dict[str, Any], options: CallOptions
+    ) -> PendingStream:
+        """Sends a call of a generator method and returns at once. Errors as `submit`."""
+        call = self._call(worker_id, method, args, kwargs, options, None, streaming=True)
+        return PendingStream(call, worker_id, method, options.timeout)
+
+    def _call(
+        self,
+        worker_id: str,
+        method: str,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        options: CallOptions,
+        rpc_meta: Any,
+        *,
+        streaming: bool,
+    ) -> Call:
         tensors = options.tensors or self._tensors
         wanted = CallMethod(method=method, engine_name=options.engine, tensors=tensors, rpc_meta=rpc_meta)
-        return self._request(worker_id, CALL.name, method, (tuple(args), kwargs), wanted, options.timeout, streaming)
+        return self._request(worker_id, CALL.name, (tuple(args), kwargs), wanted, options.timeout, streaming)
 
     def create_engine(
         self,
         worker_id: str,
         engine: str | type,
-        engine_name: str | None,
         args: Sequence[Any],
         kwargs: dict[str, Any],
         options: CallOptions,
     ) -> PendingCall:
         """Asks for an engine and returns at once. Errors as `submit`."""
-        wanted = CreateEngine(engine=engine_path(engine), engine_name=engine_name)
+        wanted = CreateEngine(engine=engine_path(engine), engine_name=options.engine)
         name = CREATE_ENGINE.name
-        return self._request(worker_id, name, name, (tuple(args), kwargs), wanted, options.timeout)
+        call = self._request(worker_id, name, (tuple(args), kwargs), wanted, options.timeout)
+        return PendingCall(call, worker_id, name, options.timeout)
 
     def set_env(self, worker_id: str, env: dict[str, str]) -> PendingCall:
         """Asks for other variables in a worker's environment and returns at once. Errors as `submit`."""
@@ -101,6 +121,14 @@ class WorkerCalls:
         for each in worker_ids:
             self._living(each)
 
+    def is_alive(self, worker_id: str) -> bool:
+        """Whether a worker has not died. Raises WorkerNotFoundError when its role was deleted."""
+        return self._table.member(worker_id).failed is None
+
+    def worker(self, worker_id: str) -> Worker:
+        """Where a worker is. Raises WorkerNotFoundError, WorkerFailedError."""
+        return self._living(worker_id).worker
+
     def hosts_of(self, role: str) -> tuple[list[str], bool]:
         """Ids of the workers that host a role's engines, and whether they are its target's (colocation, no fork)."""
         record = self._table.role(role)
@@ -110,19 +138,17 @@ class WorkerCalls:
         self,
         worker_id: str,
         method: str,
-        what: str,
         arguments: Any,
         wanted: WorkerRequest,
         timeout: float | None,
         streaming: bool = False,
-    ) -> PendingCall:
+    ) -> Call:
         member = self._living(worker_id)
         if member.client is None:
             raise WorkerConfigurationError(f"worker {worker_id} runs a program and hosts no engines", member.slot.argv)
         try:
             peer = member.client.peer
-            call = peer.request(method, arguments, meta=wanted, timeout=timeout, streaming=streaming)
-            return PendingCall(call, worker_id, what, timeout)
+            return peer.request(method, arguments, meta=wanted, timeout=timeout, streaming=streaming)
         except EncodeError as e:
             raise EncodeError(argument_place(e.place), e.type_name, e.hint) from None
 

@@ -7,11 +7,12 @@ import copy
 import time
 from asyncio.events import _get_running_loop
 from collections import deque
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import suppress
 from typing import Any, Protocol
+from weakref import ref
 
-from rolecall.errors import ProtocolError, RolecallError
+from rolecall.errors import CallCancelledError, ProtocolError, RolecallError
 from rolecall.transport import codec
 from rolecall.transport.channel import Channel
 from rolecall.transport.session.caller import OpenCall
@@ -52,6 +53,7 @@ class Call(Waitable):
     """
 
     __slots__ = (
+        "__weakref__",
         "_body",
         "_caller",
         "_deadline",
@@ -90,6 +92,28 @@ class Call(Waitable):
         """Whether the answer has arrived. A stream's last items may still be unread."""
         return self._done
 
+    @property
+    def cancelled(self) -> bool:
+        return isinstance(self._error, CallCancelledError)
+
+    def add_done_callback(self, told: Callable[[], object]) -> None:
+        """Calls `told` once, when the answer is there: here if it is already, else on the I/O thread.
+
+        From then on the call's timeout ends it though nobody waits for it. Not for streams.
+        """
+        self._waiters.append(told)
+        if self._done:
+            if self._leave(told):
+                told()
+        elif self._deadline is not None:
+            loop, left, call = self._caller.channel.loop, self._deadline - time.monotonic(), ref(self)
+            loop.call_soon_threadsafe(loop.call_later, left, _expire, call)  # weak: answers are not kept until then
+
+    def wait_done(self, timeout: float | None) -> bool:
+        """Blocks until the answer is there, or `timeout` seconds; says whether it is. The call goes on."""
+        self._refuse_to_block_the_loop()
+        return self.wait(self._is_done, None if timeout is None else time.monotonic() + timeout)
+
     def result(self) -> Any:
         """Blocks until the answer. Of a stream it drops unread items and returns the generator's return value.
 
@@ -112,6 +136,10 @@ class Call(Waitable):
     def cancel(self) -> None:
         """Cancels: waiters get `CallCancelledError` at once. After the answer nothing happens."""
         self._caller.cancel(self)
+
+    def expire(self) -> None:
+        """As `cancel`, with TimeoutError."""
+        self._caller.expire(self)
 
     def cancel_soon(self) -> None:
         """As `cancel`, on the loop; safe in a garbage collection, which may interrupt code that holds a lock."""
@@ -239,6 +267,12 @@ class Call(Waitable):
         self.opened = self._held = None
         self._done = True
         self.wake()
+
+
+def _expire(known: ref[Call]) -> None:
+    call = known()
+    if call is not None and not call.done:
+        call.expire()
 
 
 def fresh(error: BaseException) -> BaseException:

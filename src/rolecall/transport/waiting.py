@@ -11,7 +11,6 @@ import time
 from asyncio.events import _get_running_loop
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from weakref import WeakKeyDictionary, ref
 
 
@@ -133,6 +132,10 @@ class Waitable:
                 self._leave(wake)
         return True
 
-    def _leave(self, wake: Callable[[], object]) -> None:
-        with suppress(ValueError):
+    def _leave(self, wake: Callable[[], object]) -> bool:
+        """Whether it was still in the list: a waiter is woken, or leaves, once."""
+        try:
             self._waiters.remove(wake)
+        except ValueError:
+            return False
+        return True

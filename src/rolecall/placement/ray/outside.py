@@ -19,13 +19,11 @@ def folder_of(run_id: str) -> Path:
     return Path(f"/tmp/rc-ray-{run_id}")
 
 
-def remove_cluster(run_id: str) -> bool:
-    """Removes the files of a cluster of the run's own, whose processes are gone; says whether there were any."""
+def remove_cluster(run_id: str) -> None:
+    """Removes the files of a cluster of the run's own, whose processes are gone, if there are any."""
     folder = folder_of(run_id)
-    if folder.parent != Path("/tmp") or not is_private(folder):
-        return False
-    shutil.rmtree(folder, ignore_errors=True)
-    return True
+    if folder.parent == Path("/tmp") and is_private(folder):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_ray(env: Mapping[str, str] = os.environ) -> Iterator[Finding]:

@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 
 from rolecall.errors import SlurmError, WorkerConfigurationError, WorkerCreationError
-from rolecall.placement.allocations import Allocations, check_queue_timeout
-from rolecall.placement.base import Placed, Placement, PlacementContext
+from rolecall.placement.allocations import ClusterPlacement
+from rolecall.placement.base import PlacementContext
 from rolecall.placement.launching import current_folder, python_path
 from rolecall.placement.outside import Finding, Left, Removal
 from rolecall.placement.plan import Plan, base_environment, separate_slots
@@ -44,7 +44,7 @@ class SlurmPlan(Plan):
     python_path: tuple[str, ...] = ()
 
 
-class SlurmPlacement(Placement):
+class SlurmPlacement(ClusterPlacement[SlurmPlan]):
     """Workers in jobs of a Slurm cluster.
 
     Args:
@@ -58,17 +58,15 @@ class SlurmPlacement(Placement):
     further_options = tuple(field.name for field in fields(SlurmOptions))
 
     def __init__(self, *, ip: str | None = None, queue_timeout: float | None = None, **options: Any) -> None:
-        check_queue_timeout(queue_timeout)
-        self._ip, self._queue_timeout = ip, queue_timeout
+        super().__init__(ip, queue_timeout)
         self._options = with_defaults(options, os.environ)
         self._slurm = Slurm(_job_environment())
-        self._queue = Queue(self._slurm)
+        self._queue = Queue(self._slurm.jobs)
 
     def open(self, context: PlacementContext) -> None:
         self._context, self._found = context, self._known_nodes()
         self.n_gpus_per_node = max((node.share.gpus for node in self._nodes(self._options)), default=0)
-        context.listen(self._ip or _own_address(self._found))
-        self._allocations = Allocations(context, self._queue_timeout)
+        self._begin(context, self._ip or _own_address(self._found))
 
     def _known_nodes(self) -> list[Node]:
         found = self._slurm.nodes(self._options.partition, self._options.gres)
@@ -94,16 +92,6 @@ class SlurmPlacement(Placement):
         slots = separate_slots(job, packing.node.cpus)
         script = render(job.role, packing, options, here)
         return SlurmPlan(job.role, slots, guards=packing.guards, script=script, python_path=path)
-
-    def place(self, job: Job) -> Placed:
-        plan = self.plan(job)
-        return self._allocations.place(plan, lambda name, config: self._submit(plan, name, config))
-
-    def release(self, role: str) -> None:
-        self._allocations.release(role)
-
-    def close(self, *, graceful: bool) -> None:
-        self._allocations.close(graceful=graceful)
 
     def _submit(self, plan: SlurmPlan, name: str, config: GuardConfig) -> SlurmAllocation:
         config = msgspec.structs.replace(config, sys_path=list(plan.python_path), notices=True)
