@@ -126,16 +126,3 @@ def _why(error: Exception) -> str:
             return f"{Path(str(error.filename or 'its socket')).name} does not exist"
         case _:
             return str(error) or type(error).__name__
-
-
-def is_listening(path: Path) -> bool:
-    """True when a process listens on a Unix socket."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(TIMEOUT_S)
-        try:
-            probe.connect(str(path))
-        except (ConnectionRefusedError, FileNotFoundError, PermissionError):
-            return False
-        except OSError:
-            return path.is_socket()  # a full backlog, for instance; a path too long for a socket is none
-        return True

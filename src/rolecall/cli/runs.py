@@ -8,13 +8,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from rolecall.cli.client import RunClient, is_listening
+from rolecall.cli.client import RunClient
 from rolecall.cli.processes import run_processes
 from rolecall.cli.rundir import BrokenStateError, RunDir
 from rolecall.cli.terminal import remark
 from rolecall.errors import RolecallError
 from rolecall.protocol.state import RunState
 from rolecall.scheduler.run import private_root
+from rolecall.transport.address import listens
 
 DEFAULT_FILEROOT = Path("~/.rolecall")
 
@@ -102,7 +103,7 @@ def is_running(run: RunDir) -> bool:
     found = selected(run)
     if run.controller(state_of(run)) is not None:
         return True
-    return any(is_listening(found.client.guard_socket(guard)) for guard in found.client.guard_ids())
+    return any(listens(str(found.client.guard_socket(guard))) for guard in found.client.guard_ids())
 
 
 def _named(wanted: str, root: Path) -> SelectedRun:

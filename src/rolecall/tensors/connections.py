@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Protocol
 
 from rolecall.errors import RPCConnectionError
 from rolecall.protocol.token import Token
+from rolecall.transport.address import listens
 from rolecall.transport.client import Client
 from rolecall.transport.peer import Peer
 
@@ -129,23 +129,8 @@ class _Watch:
 
 
 def _refused(addresses: Sequence[str]) -> bool:
-    """True when the owner is on this host and dead: its socket exists, or was its only address, and refuses.
-
-    A living process never refuses, however busy: the kernel accepts for it.
-    """
+    """True when the owner is on this host and dead: its socket exists, or was its only address, and refuses."""
     paths = [address.removeprefix("unix:") for address in addresses if address.startswith("unix:")]
     remote = len(paths) < len(addresses)
-    refused = [_refuses(path) for path in paths if not remote or Path(path).exists()]
-    return bool(refused) and all(refused)
-
-
-def _refuses(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.setblocking(False)
-        try:
-            sock.connect(path)
-        except (ConnectionRefusedError, FileNotFoundError):
-            return True
-        except OSError:  # a full backlog, for instance: a process listens
-            return False
-        return False
+    here = [path for path in paths if not remote or Path(path).exists()]
+    return bool(here) and not any(map(listens, here))
