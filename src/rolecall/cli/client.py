@@ -71,15 +71,14 @@ class RunClient:
             NoAnswerError: The worker has ended, does not release the interpreter lock, or is a command worker.
         """
         path = worker_socket(str(self.runtime_dir), worker_id)
-        route = "/metrics?format=json"
-        metrics: dict[str, Any] = self._ask(f"worker {worker_id}", path, "GET", route, None, TIMEOUT_S)
-        return metrics
+        answer = self._ask(f"worker {worker_id}", path, "GET", "/metrics?format=json", None, TIMEOUT_S)
+        return dict(answer)
 
     def _ask_guard(self, guard_id: str, verb: str, route: str, value: Any, timeout: float) -> Any:
-        return self._ask(f"guard {guard_id}", str(self.guard_socket(guard_id)), verb, route, value, timeout)
+        return self._ask(f"guard {guard_id}", self.guard_socket(guard_id), verb, route, value, timeout)
 
-    def guard_socket(self, guard_id: str) -> Path:
-        return Path(guard_socket(str(self.runtime_dir), guard_id))
+    def guard_socket(self, guard_id: str) -> str:
+        return guard_socket(str(self.runtime_dir), guard_id)
 
     def guard_ids(self) -> list[str]:
         """Guards with a socket in the runtime directory, including those that have ended."""

@@ -103,7 +103,7 @@ def is_running(run: RunDir) -> bool:
     found = selected(run)
     if run.controller(state_of(run)) is not None:
         return True
-    return any(listens(str(found.client.guard_socket(guard))) for guard in found.client.guard_ids())
+    return any(listens(found.client.guard_socket(guard)) for guard in found.client.guard_ids())
 
 
 def _named(wanted: str, root: Path) -> SelectedRun:

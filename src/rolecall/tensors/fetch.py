@@ -38,10 +38,6 @@ class _Batch:
     pieces: list[Piece]
     answer: Any = None  # a `Call`
 
-    @property
-    def ids(self) -> list[str]:
-        return list(dict.fromkeys(piece.shard.id for piece in self.pieces))
-
 
 class _Plan:
     """The blocks that are here already, and the pieces that are not."""
@@ -104,28 +100,20 @@ class Fetcher:
             WorkerTimeoutError: An owner did not answer in time.
         """
         plan = self._plan(handles)
-        try:
-            for batch in plan.batches:
-                self._ask(batch)
+        with self._asked(plan.batches):
             for batch in plan.batches:
                 with _told_as(batch, self._timeout):
-                    self._take(plan, batch, batch.answer.result() if batch.answer else None)
-        finally:
-            _cancel(plan.batches)
+                    self._take(plan, batch, batch.answer.result())
         return _assemble(plan, handles)
 
     async def afetch(self, handles: Sequence[RTensor]) -> list[torch.Tensor]:
         """As `fetch`, for a task; long copies and waits are made beside the loop."""
         heavy = sum(handle.nbytes for handle in handles) > INLINE or self._waits(handles)
         plan = await asyncio.to_thread(self._plan, handles) if heavy else self._plan(handles)
-        try:
-            for batch in plan.batches:
-                self._ask(batch)
+        with self._asked(plan.batches):
             for batch in plan.batches:
                 with _told_as(batch, self._timeout):
-                    self._take(plan, batch, await batch.answer if batch.answer else None)
-        finally:
-            _cancel(plan.batches)
+                    self._take(plan, batch, await batch.answer)
         return await asyncio.to_thread(_assemble, plan, handles) if heavy else _assemble(plan, handles)
 
     def _waits(self, handles: Sequence[RTensor]) -> bool:
@@ -176,11 +164,21 @@ class Fetcher:
             if (backend := self._backends.get(name)) is not None:
                 self._counts["mapped_bytes"] += plan.add_whole(group, backend.fetch(group), backend.private)
 
-    def _ask(self, batch: _Batch) -> None:
-        wanted = GetShards(shard_ids=[p.shard.id for p in batch.pieces], ranges=[(p[1], p[2]) for p in batch.pieces])
-        with _told_as(batch, self._timeout):
-            peer = self._connect(batch.owner, batch.addresses)
-            batch.answer = peer.request(GET_SHARDS.name, to_plain(wanted), timeout=self._timeout)
+    @contextmanager
+    def _asked(self, batches: Sequence[_Batch]) -> Iterator[None]:
+        """Asks all owners at once, and cancels what is not answered at the end of the block."""
+        try:
+            for batch in batches:
+                ids, ranges = [p.shard.id for p in batch.pieces], [(p.start, p.stop) for p in batch.pieces]
+                wanted = to_plain(GetShards(shard_ids=ids, ranges=ranges))
+                with _told_as(batch, self._timeout):
+                    peer = self._connect(batch.owner, batch.addresses)
+                    batch.answer = peer.request(GET_SHARDS.name, wanted, timeout=self._timeout)
+            yield
+        finally:
+            for batch in batches:
+                if batch.answer is not None and not batch.answer.done:
+                    batch.answer.cancel()
 
     def _take(self, plan: _Plan, batch: _Batch, answer: Any) -> None:
         """Puts an owner's answer into the plan, and into the cache."""
@@ -264,12 +262,7 @@ def _told_as(batch: _Batch, timeout: float) -> Iterator[None]:
     try:
         yield
     except (RPCConnectionError, WorkerFailedError) as e:
-        raise ShardNotFoundError(batch.ids, batch.owner, f"its owner is gone: {e}") from e
+        ids = list(dict.fromkeys(piece.shard.id for piece in batch.pieces))
+        raise ShardNotFoundError(ids, batch.owner, f"its owner is gone: {e}") from e
     except TimeoutError as e:
         raise WorkerTimeoutError(batch.owner, timeout, "tensors") from e
-
-
-def _cancel(batches: Sequence[_Batch]) -> None:
-    for batch in batches:
-        if batch.answer is not None and not batch.answer.done:
-            batch.answer.cancel()
