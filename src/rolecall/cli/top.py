@@ -6,7 +6,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Group, RenderableType
@@ -28,6 +28,7 @@ from rolecall.cli.terminal import (
 from rolecall.cli.view import RunView, WorkerView, view
 
 MAX_CONCURRENT = 32
+ENDED = "the run has ended; showing the last known state"
 COLUMNS = "worker state pid cpu_percent rss_bytes calls_per_s pending waiting store_bytes open_fds ports note"
 
 
@@ -96,33 +97,31 @@ class Sampler:
     """Samples a run and keeps the previous sample."""
 
     def __init__(self, run: SelectedRun) -> None:
-        self._run = run
-        self._at = time.monotonic()
-        self.seen: RunView = view(run)
+        self._run, self._at, self.seen = run, time.monotonic(), view(run)
 
     def sample(self) -> list[Load]:
         """The loads since the last sample."""
         before, then = {worker.worker: worker for worker in self.seen.workers}, self._at
         self.seen, self._at = view(self._run), time.monotonic()
-        loads = [load(worker, before.get(worker.worker), self._at - then) for worker in self.seen.workers]
-        hosts = [each for each, w in zip(loads, self.seen.workers, strict=True) if w.command is None and w.processes]
         with ThreadPoolExecutor(MAX_CONCURRENT) as pool:
-            list(pool.map(self._complete, hosts))
-        return loads
+            return list(pool.map(lambda w: self._load(w, before.get(w.worker), self._at - then), self.seen.workers))
+
+    def _load(self, worker: WorkerView, before: WorkerView | None, seconds: float) -> Load:
+        found = load(worker, before, seconds)
+        if worker.command is None and worker.processes:
+            try:
+                metrics = self._run.client.worker(worker.worker)
+            except NoAnswerError as e:
+                found.note = e.reason
+                return found
+            found.waiting, found.open_fds = metrics.get("calls_waiting"), metrics.get("open_fds")
+            found.store_bytes = metrics.get("store", {}).get("bytes")
+            found.cache_bytes = metrics.get("fetch", {}).get("cache", {}).get("bytes")
+        return found
 
     @property
     def living(self) -> bool:
         return self.seen.state != "ended"
-
-    def _complete(self, each: Load) -> None:
-        try:
-            metrics: dict[str, Any] = self._run.client.worker(each.worker)
-        except NoAnswerError as e:
-            each.note = e.reason
-            return
-        each.waiting, each.open_fds = metrics.get("calls_waiting"), metrics.get("open_fds")
-        each.store_bytes = metrics.get("store", {}).get("bytes")
-        each.cache_bytes = metrics.get("fetch", {}).get("cache", {}).get("bytes")
 
 
 def _print_once(sampler: Sampler, interval: float, as_json: bool) -> None:
@@ -130,9 +129,9 @@ def _print_once(sampler: Sampler, interval: float, as_json: bool) -> None:
         time.sleep(interval)
     loads = sampler.sample()
     if not sampler.living:
-        remark("the run has ended; showing the last known state")
+        remark(ENDED)
     if as_json:
-        run = {name: value for name, value in asdict(sampler.seen).items() if name not in ("workers", "guards")}
+        run = {name: value for name, value in asdict(sampler.seen).items() if name != "guards"}
         print_json({**run, "workers": [asdict(each) for each in loads]})
     else:
         console().print(_screen(sampler.seen, loads))
@@ -143,7 +142,7 @@ def _refresh(sampler: Sampler, interval: float) -> None:
         while sampler.living:
             time.sleep(interval)
             screen.update(_screen(sampler.seen, sampler.sample()), refresh=True)
-    remark("the run has ended; showing the last known state")
+    remark(ENDED)
 
 
 def _screen(seen: RunView, loads: list[Load]) -> RenderableType:
