@@ -166,17 +166,13 @@ class RTensor:
 
     def localize(self) -> torch.Tensor:
         """The tensor; blocks. `rolecall.localize` fetches many at once."""
-        if not self.pieces:
-            return empty(self._dtype, self.shape)
-        tensor: torch.Tensor = binding.of(self.pieces[0].shard).fetcher.fetch([self])[0]
-        return tensor
+        fetched = binding.of(self.pieces[0].shard).fetcher.fetch([self]) if self.pieces else None
+        return fetched[0] if fetched else empty(self._dtype, self.shape)
 
     async def alocalize(self) -> torch.Tensor:
         """The tensor, without blocking the loop."""
-        if not self.pieces:
-            return empty(self._dtype, self.shape)
-        tensor: torch.Tensor = (await binding.of(self.pieces[0].shard).fetcher.afetch([self]))[0]
-        return tensor
+        fetched = await binding.of(self.pieces[0].shard).fetcher.afetch([self]) if self.pieces else None
+        return fetched[0] if fetched else empty(self._dtype, self.shape)
 
     def __repr__(self) -> str:
         owners = ", ".join(dict.fromkeys(shard.owner for shard in self.shards)) or "no bytes"
