@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 
 from rolecall.cli.checks.devices import check_devices
-from rolecall.cli.checks.left_allocations import check_left_allocations
-from rolecall.cli.checks.left_processes import check_left_processes
+from rolecall.cli.checks.left_over import check_left_allocations, check_left_processes
 from rolecall.cli.checks.limits import check_limits
 from rolecall.cli.checks.paths import check_paths
 from rolecall.cli.checks.ports import check_ports

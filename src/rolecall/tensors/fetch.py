@@ -33,10 +33,12 @@ INLINE = 4 << 20  # bytes copied on an event loop's own thread at most; more wou
 class _Batch:
     """What one owner is asked for, and its answer under way."""
 
-    owner: str
-    addresses: tuple[str, ...]
     pieces: list[Piece]
     answer: Any = None  # a `Call`
+
+    @property
+    def owner(self) -> str:
+        return self.pieces[0].shard.owner
 
 
 class _Plan:
@@ -52,12 +54,12 @@ class _Plan:
 
     def add_whole(self, shards: Sequence[Shard], tensors: Sequence[torch.Tensor | None], private: bool) -> int:
         """Takes in those whole shards that were found; returns their bytes."""
-        found = {shard.key: shard for shard, tensor in zip(shards, tensors, strict=True) if tensor is not None}
+        found = {shard.key for shard, tensor in zip(shards, tensors, strict=True) if tensor is not None}
         for shard, tensor in zip(shards, tensors, strict=True):
             if tensor is not None:
                 self.add(shard, Block(0, shard.numel, tensor, private))
         self.missing = [piece for piece in self.missing if piece.shard.key not in found]
-        return sum(shard.nbytes for shard in found.values())
+        return sum(shard.nbytes for shard in shards if shard.key in found)
 
     def block(self, piece: Piece) -> Block:
         blocks = self.blocks[piece.shard.key]
@@ -128,14 +130,10 @@ class Fetcher:
         self._read_own(plan)
         self._read_cached(plan)
         self._read_reachable(plan)
-        batches: dict[str, _Batch] = {}
+        by_owner: dict[str, list[Piece]] = {}
         for piece in plan.missing:
-            shard = piece.shard
-            batch = batches.get(shard.owner)
-            if batch is None:
-                batch = batches[shard.owner] = _Batch(shard.owner, shard.addresses, [])
-            batch.pieces.append(piece)
-        plan.batches = list(batches.values())
+            by_owner.setdefault(piece.shard.owner, []).append(piece)
+        plan.batches = [*map(_Batch, by_owner.values())]
         return plan
 
     def _read_own(self, plan: _Plan) -> None:
@@ -172,7 +170,7 @@ class Fetcher:
                 ids, ranges = [p.shard.id for p in batch.pieces], [(p.start, p.stop) for p in batch.pieces]
                 wanted = to_plain(GetShards(shard_ids=ids, ranges=ranges))
                 with _told_as(batch, self._timeout):
-                    peer = self._connect(batch.owner, batch.addresses)
+                    peer = self._connect(batch.owner, batch.pieces[0].shard.addresses)
                     batch.answer = peer.request(GET_SHARDS.name, wanted, timeout=self._timeout)
             yield
         finally:
@@ -197,11 +195,7 @@ def _pieces(handles: Sequence[RTensor]) -> list[Piece]:
     by_shard: dict[Key, list[Piece]] = {}
     for handle in handles:
         for piece in handle.pieces:
-            known = by_shard.get(piece.shard.key)
-            if known is None:
-                by_shard[piece.shard.key] = [piece]
-            else:
-                known.append(piece)
+            by_shard.setdefault(piece.shard.key, []).append(piece)
     freed = [pieces[0].shard for pieces in by_shard.values() if pieces[0].shard.freed]
     if freed:
         raise ShardNotFoundError([shard.id for shard in freed], freed[0].owner)

@@ -230,11 +230,10 @@ class Home:
 
     def _collect_answers(self, wait: bool) -> None:
         """Counts the deletes that were answered; those without an answer in time count as failed."""
-        left = []
-        for sent in self._pending:
-            late = time.monotonic() - sent.since > CLEAR_TIMEOUT_S
-            if not (sent.answer.done or late or wait):
-                left.append(sent)
+        pending, self._pending = self._pending, []
+        for sent in pending:
+            if not (wait or sent.answer.done or time.monotonic() - sent.since > CLEAR_TIMEOUT_S):
+                self._pending.append(sent)
                 continue
             try:
                 sent.answer.result()
@@ -242,4 +241,3 @@ class Home:
             except (RolecallError, TimeoutError) as e:
                 self._cleared["failed"] += sent.ids
                 log.info("%d shard(s) on %s were not freed: %s", sent.ids, sent.owner, e)
-        self._pending = left

@@ -48,7 +48,7 @@ class Segment:
 
     def wipe(self, offset: int) -> None:
         """Overwrites the id, so that readers see that the shard was freed."""
-        self.memory[offset - HEADER : offset - HEADER + 16] = bytes(16)
+        self.mark(offset, "00" * 16)
 
     def in_use(self) -> bool:
         """True while a reader, in any process, has it mapped."""

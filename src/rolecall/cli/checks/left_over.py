@@ -1,18 +1,20 @@
-"""Processes that outlived their run's controller."""
+"""What outlived its run's controller: processes, and what runs hold with a cluster's manager."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 from rolecall.cli.processes import GUARD_NAME, RunProcess, run_processes
-from rolecall.cli.rundir import RunDir
+from rolecall.cli.rundir import RunDir, on_another_host
 from rolecall.cli.runs import find_runs, selected, state_of
 from rolecall.guard.proc import Stat, ancestors, snapshot
-from rolecall.placement.outside import Finding, Severity, error, info, ok, warning
+from rolecall.placement.outside import Finding, Left, Severity, error, info, ok, warning
+from rolecall.placement.registry import PLACEMENTS
 
 CHECK = "processes"
 SHOWN = 8
@@ -35,7 +37,10 @@ def _look(fileroot: Path) -> list[Finding]:
         if item.uid == os.getuid():
             groups[item.run_id].append(item)
     runs = {selected(run).run_id: run for run in find_runs(fileroot)}
-    return [_judge(run_id, items, runs.get(run_id), guards_above(items, table)) for run_id, items in groups.items()]
+    return [
+        _judge_processes(run_id, items, runs.get(run_id), guards_above(items, table))
+        for run_id, items in groups.items()
+    ]
 
 
 def guards_above(items: list[RunProcess], table: dict[int, Stat]) -> list[Stat]:
@@ -46,7 +51,7 @@ def guards_above(items: list[RunProcess], table: dict[int, Stat]) -> list[Stat]:
     return [table[pid] for pid in pids if table[pid].name == GUARD_NAME]
 
 
-def _judge(run_id: str, items: list[RunProcess], directory: RunDir | None, guards: list[Stat]) -> Finding:
+def _judge_processes(run_id: str, items: list[RunProcess], directory: RunDir | None, guards: list[Stat]) -> Finding:
     name = f"run {directory.name} (id {run_id})" if directory else f"run {run_id}"
     controller = directory.controller(state_of(directory)) if directory else None
     stop = f"rolecall stop --run {run_id} --yes"
@@ -64,3 +69,27 @@ def _judge(run_id: str, items: list[RunProcess], directory: RunDir | None, guard
         return warning(CHECK, f"{name} has no controller here but {len(items)} process(es): {shown}", advice, stop)
     seen = f"{name} left {len(items)} process(es) without a {'controller' if directory else 'guard'}: {shown}"
     return error(CHECK, seen, "end them", stop)
+
+
+def check_left_allocations(fileroot: Path) -> Iterator[Finding]:
+    """One finding for each run that has any."""
+    held = [(name, left) for name, placement in PLACEMENTS.items() for left in placement.left()]
+    directories = {selected(run).run_id: run for run in find_runs(fileroot)} if held else {}
+    for name, left in held:
+        yield _judge_allocations(name, left, directories.get(left.run_id))
+
+
+def _judge_allocations(check: str, left: Left, directory: RunDir | None) -> Finding:
+    what = ", ".join(left.names)
+    if directory is None:
+        where = "with its directory under another fileroot, or replaced by a later one of its name"
+        seen, advice = f"run {left.run_id}, {where}, has {what}", "end it by hand if it is none of yours"
+        return info(check, seen, advice, left.command)
+    state = state_of(directory)
+    if directory.controller(state) is not None:
+        return ok(check, f"run {directory.name}: {what}, and its controller lives")
+    if on_another_host(state.controller.host):
+        return info(check, f"run {directory.name}: {what}, and a controller on {state.controller.host}")
+    advice = "what waits would end as soon as it starts; end it now"
+    stop = f"rolecall stop --run {shlex.quote(str(directory.path))} --yes"
+    return warning(check, f"run {directory.name} has no controller any more but left {what}", advice, stop)
