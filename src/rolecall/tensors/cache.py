@@ -56,7 +56,9 @@ class Cache:
     def get(self, wanted: Sequence[tuple[Key, int, int]]) -> list[Block | None]:
         """For each shard and range of elements a cached block that covers it."""
         with self._lock:
-            found = [self._covering(*each) for each in wanted]
+            found: list[Block | None] = [None] * len(wanted)
+            if self._blocks:
+                found = [self._covering(*each) for each in wanted]
             missed = found.count(None)
             self._counts["misses"] += missed
             self._counts["hits"] += len(found) - missed

@@ -103,9 +103,11 @@ def _handles(value: Any) -> list[RTensor]:
 def _by_manager(handles: Sequence[RTensor]) -> dict[ShardManager, list[RTensor]]:
     """Handles with pieces, by who fetches them; in a controller of several runs that may be several."""
     groups: dict[ShardManager, list[RTensor]] = {}
+    here = binding.get()
     for handle in handles:
         if handle.pieces:
-            groups.setdefault(binding.of(handle.pieces[0].shard), []).append(handle)
+            shard = handle.pieces[0].shard
+            groups.setdefault(shard.manager or here or binding.of(shard), []).append(handle)
     return groups
 
 

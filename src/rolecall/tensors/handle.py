@@ -53,7 +53,7 @@ class RTensor:
         self._dtype = dtype
         self.shape = tuple(shape)
         self.pieces, self._ends = _joined(pieces)
-        if sum(self._ends[-1:]) != math.prod(self.shape):
+        if (self._ends[-1] if self._ends else 0) != math.prod(self.shape):
             raise ValueError(f"pieces of {self._ends[-1:]} elements do not make a tensor of shape {self.shape}")
 
     @classmethod
@@ -305,6 +305,8 @@ def _joined(pieces: Sequence[Piece]) -> tuple[tuple[Piece, ...], list[int]]:
     out: list[Piece] = []
     ends: list[int] = []
     end = 0
+    if len(pieces) == 1 and pieces[0].start < pieces[0].stop:
+        return tuple(pieces), [pieces[0].stop - pieces[0].start]
     for piece in pieces:
         shard, start, stop = piece
         if start == stop:
