@@ -39,6 +39,7 @@ from __future__ import annotations
 import signal as _signal
 from collections.abc import Iterable, Sequence
 from concurrent.futures import CancelledError as _CancelledError
+from functools import partial
 from typing import Any
 
 
@@ -58,11 +59,7 @@ class RolecallError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         args, kwargs = self.facts
-        return _rebuild, (type(self), args, kwargs)
-
-
-def _rebuild(cls: type[RolecallError], args: tuple[Any, ...], kwargs: dict[str, Any]) -> RolecallError:
-    return cls(*args, **kwargs)
+        return partial(type(self), *args, **kwargs), ()
 
 
 def describe_exit(exit_code: int | None = None, signal: int | None = None) -> str:

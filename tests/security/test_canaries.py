@@ -20,7 +20,7 @@ import torch
 import rolecall
 from rolecall.errors import EncodeError, EngineCallError
 from rolecall.transport.codec.arrays import ARRAY, DTYPE, SCALAR
-from rolecall.transport.codec.rules import DECODERS
+from rolecall.transport.codec.reader import DECODERS
 from tests.security.live_run import LiveRun, live_run
 from tests.support.attacker import connect, exchange, frame, hello, read_frame, request, send_http
 

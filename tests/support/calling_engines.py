@@ -18,6 +18,9 @@ class Calling:
     def where(self) -> str:
         return self._worker_id
 
+    def environment(self) -> dict[str, str]:
+        return dict(os.environ)
+
     def die(self) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 

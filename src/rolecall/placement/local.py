@@ -76,12 +76,11 @@ class GuardProcess:
         """
         deadline = time.monotonic() + GUARD_TIMEOUT_S
         while not guard.wait(0.05):
+            guard.check()
             if self._reaper.poll() is not None:
                 tail = self._log.read_text(errors="replace")[-2000:]
                 reason = f"it ended with status {self._reaper.returncode} before it had connected\n{tail}"
-                guard.check()
                 raise GuardLostError(guard.guard_id, reason=reason)
-            guard.check()
             if time.monotonic() > deadline:
                 raise WorkerTimeoutError(f"guard {guard.guard_id}", GUARD_TIMEOUT_S, "connection", f"see {self._log}")
 

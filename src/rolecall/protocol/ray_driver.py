@@ -113,7 +113,7 @@ class RoleNews(Message, frozen=True, kw_only=True):
         reason: Why they wait or have ended.
         guards: Each worker's guard, by its ordinal, once all are there.
         devices: Each worker's.
-        ends: What became of guards that have ended, by ordinal.
+        ends: What became of guards that have ended, by id.
         left: Names of actors and groups that could not be ended; None before they were released.
     """
 
@@ -121,7 +121,7 @@ class RoleNews(Message, frozen=True, kw_only=True):
     reason: str = ""
     guards: list[int] = []
     devices: list[list[str]] = []
-    ends: dict[int, str] = {}
+    ends: dict[str, str] = {}
     left: list[str] | None = None
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 from rolecall.errors import (
     CallCancelledError,
@@ -58,6 +58,15 @@ class CallOptions:
             known = ", ".join(self.__dataclass_fields__)
             raise WorkerConfigurationError("unknown option of a call", sorted(unknown), f"there are {known}")
         return replace(self, **options)
+
+
+class EngineRequest(NamedTuple):
+    """What an engine is made with."""
+
+    engine: str | type
+    args: Sequence[Any]
+    kwargs: dict[str, Any]
+    options: CallOptions
 
 
 class _SentCall:

@@ -53,15 +53,8 @@ class GuardProxy:
 
     def arrive(self, said: GuardHello) -> None:
         """It has connected."""
-        self.state = GuardState(
-            id=self.guard_id,
-            pid=said.pid,
-            host=said.host,
-            host_id=said.host_id,
-            ip=said.ip,
-            devices=said.devices,
-            python=said.python,
-        )
+        shown = {name: getattr(said, name) for name in GuardState.__struct_fields__ if name != "id"}
+        self.state = GuardState(id=self.guard_id, **shown)
         self.hello = said
         self._arrived.set()
 

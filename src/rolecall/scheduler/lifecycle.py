@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from rolecall.errors import (
     GuardLostError,
@@ -11,6 +12,7 @@ from rolecall.errors import (
     RPCError,
     WorkerConfigurationError,
     WorkerCreationError,
+    WorkerFailedError,
     WorkerTimeoutError,
 )
 from rolecall.placement.base import Placement
@@ -63,6 +65,39 @@ class RoleLifecycle:
             if self._table.holds(record):
                 self._end_alone(record, grace_s, destroy=destroy)
 
+    def restart(self, worker_id: str, grace_s: float, *, engines: bool) -> None:
+        """Ends a worker where it lives, and starts its next incarnation in its slot."""
+        with contextlib.ExitStack() as ends:
+            record, old = self._table.begin_restart(worker_id)
+            ends.callback(self._table.end_restart, worker_id)
+            if old.guard.lost is not None:
+                reason = f"the guard of {worker_id} is lost, and its slot with it; delete the role and start it again"
+                raise WorkerCreationError(record.name, reason) from old.guard.lost
+            self._end_incarnation(old, grace_s)
+            new = self._next_incarnation(record, old)
+        self._watch.write_state()
+        for engine in list(old.engines.values()) if engines else ():
+            self._calls.create_engine(new.id, *engine).result()
+
+    def _end_incarnation(self, old: Member, grace_s: float) -> None:
+        if old.failed is None:
+            old.leaving = True
+            destroy_engines([old])
+        end_processes([old], grace_s)
+        if old.failed is None:
+            old.fail(WorkerFailedError(old.id, pid=old.pid, reason="it was restarted"))
+
+    def _next_incarnation(self, record: RoleRecord, old: Member) -> Member:
+        slot = replace(old.slot, env={**old.slot.env, **old.env})
+        with (
+            self._as_creation_errors(record.name),
+            self._started(Group(record.name, [slot], [old.guard], record.members)) as (new,),
+        ):
+            new.incarnation = old.incarnation + 1
+            self._table.replace(record, old, new)
+            new.guard.check()
+        return new
+
     def _create_apart(self, job: Job) -> list[str]:
         with self._starting(RoleRecord(job.role)) as record:
             try:
@@ -93,29 +128,43 @@ class RoleLifecycle:
 
     @contextlib.contextmanager
     def _starting(self, record: RoleRecord) -> Iterator[RoleRecord]:
-        """Reserves a role's name. Whatever ends the start, a lost guard say, is an error of creation."""
+        """Reserves a role's name."""
+        with self._as_creation_errors(record.name):
+            try:
+                self._table.begin(record)
+                yield record
+            except BaseException:
+                self._table.cancel(record)
+                raise
+
+    @contextlib.contextmanager
+    def _as_creation_errors(self, role: str) -> Iterator[None]:
+        """Whatever ends a start, a lost guard say, is an error of creation."""
         try:
-            self._table.begin(record)
-            yield record
-        except BaseException as e:
-            self._table.cancel(record)
-            if self._guards.closing and isinstance(e, Exception):
-                raise WorkerCreationError(record.name, "the scheduler was closed meanwhile") from e
+            yield
+        except Exception as e:
+            if self._guards.closing:
+                raise WorkerCreationError(role, "the scheduler was closed meanwhile") from e
             if isinstance(e, GuardLostError | RPCError | WorkerTimeoutError | TimeoutError):
-                raise WorkerCreationError(record.name, str(e)) from e
+                raise WorkerCreationError(role, str(e)) from e
             raise
 
     def _bring_up(self, record: RoleRecord, slots: Sequence[Slot], guards: Sequence[GuardProxy]) -> list[str]:
         """Starts the workers of a role; returns their ids."""
-        group, timeout = Group(record.name, slots, guards), self._guards.start_timeout
+        with self._started(Group(record.name, slots, guards)) as members:
+            return self._enter(record, members)
+
+    @contextlib.contextmanager
+    def _started(self, group: Group) -> Iterator[list[Member]]:
+        """Starts workers, and ends them again unless what is done with them succeeds."""
+        connect, device_variable = self._calls.connect, self._placement.device_variable
         try:
-            connect, device_variable = self._calls.connect, self._placement.device_variable
-            return self._enter(record, group.start(self._guards.io, connect, timeout, device_variable))
+            yield group.start(self._guards.io, connect, self._guards.start_timeout, device_variable)
         except BaseException:
             group.take_back()
             raise
 
-    def _enter(self, record: RoleRecord, members: Sequence[Member]) -> list[str]:
+    def _enter(self, record: RoleRecord, members: list[Member]) -> list[str]:
         """Puts a role in service whose workers are ready; returns their ids."""
         if self._guards.closing:
             raise WorkerCreationError(record.name, "the scheduler was closed meanwhile")
@@ -129,7 +178,7 @@ class RoleLifecycle:
         for member in record.members:
             member.leaving = not record.borrowed
         if destroy:
-            destroy_engines(record)
+            destroy_engines(record.members, record.name if record.borrowed else None)
         if not record.borrowed:
             end_processes(record.members, grace_s)
             for member in record.members:

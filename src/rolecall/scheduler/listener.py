@@ -105,9 +105,8 @@ class GuardListener:
         return guard
 
     def forget(self, guard: ExpectedGuard) -> None:
-        known = self._guards.pop(guard.guard_id, None)
-        if known is not None:
-            self.io.run(self._hang_up(known))
+        if (known := self._guards.pop(guard.guard_id, None)) is not None:
+            known.peer.close()
 
     def shut_down(self, guards: Sequence[ExpectedGuard], grace_s: float) -> None:
         known = [self._guards[guard.guard_id] for guard in guards if guard.guard_id in self._guards]
@@ -136,9 +135,6 @@ class GuardListener:
 
     async def _listen(self, ip: str) -> int:
         return self._server.listen_tcp(ip)
-
-    async def _hang_up(self, guard: GuardProxy) -> None:
-        guard.peer.close()
 
     async def _close(self) -> None:
         for task in self._tasks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Unpack, overload
@@ -245,6 +246,14 @@ class RoleWorker:
     def astream(self, method: str, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         """The same for `async for`."""
         return aiter(self._scheduler.calls.stream(self.id, method, args, kwargs, self._options))
+
+    def restart(self, *, engines: bool = True) -> None:
+        """Starts it again in its slot, whether it died or not. See `Scheduler.restart_worker`."""
+        self._scheduler.restart_worker(self.id, engines=engines)
+
+    async def arestart(self, *, engines: bool = True) -> None:
+        """The same, without blocking the event loop."""
+        await asyncio.to_thread(self.restart, engines=engines)
 
     def _sent(self, method: str, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Sent]:
         if not self._options.return_errors:

@@ -80,7 +80,9 @@ class Scheduler:
         lease_s: float = 30.0,
         quiet: bool = False,
     ) -> None:
-        _refuse_inside_worker()
+        if WORKER in os.environ and "__rolecall_main__" in sys.modules:
+            what = "a scheduler was made while a worker loads this script"
+            raise WorkerConfigurationError(what, None, "put the script's work under `if __name__ == '__main__':`")
         check_one_of("tensor policy", tensors, TensorPolicy)
         check_one_of("tensor backend", tensor_backend, TensorBackend)
         check_seconds("start_timeout", start_timeout)
@@ -276,6 +278,22 @@ class Scheduler:
         self.create_workers(job_of(role, replicas, target, fork, tasks, spec))
         return Role(self, role)
 
+    def restart_worker(self, worker_id: str, *, engines: bool = True) -> None:
+        """Starts a worker again, in its slot and under its id, whether it died or not; nothing else restarts anything.
+
+        Calls to its last process fail as before, and what it stored is gone. Its forks live on. It gets new ports.
+
+        Args:
+            engines: Make its engines again, with the arguments with which they were made.
+
+        Raises:
+            WorkerNotFoundError: No such worker.
+            WorkerCreationError: It could not be started, or its guard is lost. The worker is dead then.
+            EngineCreationError: An engine's constructor raised. The worker lives, without that engine.
+        """
+        self._run.check_usable()
+        self._life.restart(worker_id, self._grace_s, engines=engines)
+
     @property
     def home(self) -> Home:
         """The run's references to tensors."""
@@ -329,14 +347,11 @@ class Scheduler:
             ends.callback(self._sweep)
             ends.callback(lambda: self.placement.close(graceful=graceful))
             try:
-                self._end_roles(graceful)
+                for record in reversed(self._table.roles()):
+                    self._life.end(record, self._grace_s if graceful else 0.0, destroy=graceful)
             except BaseException:
                 graceful = False  # whoever interrupts has waited long enough
                 raise
-
-    def _end_roles(self, graceful: bool) -> None:
-        for record in reversed(self._table.roles()):
-            self._life.end(record, self._grace_s if graceful else 0.0, destroy=graceful)
 
     def _sweep(self) -> None:
         """Kills what bears the run's id and has outlived everybody who should have ended it."""
@@ -346,9 +361,3 @@ class Scheduler:
     def _sweep_after_error(self, kind: object, error: object, tb: object) -> None:
         if kind is not None:
             self._sweep()
-
-
-def _refuse_inside_worker() -> None:
-    if WORKER in os.environ and "__rolecall_main__" in sys.modules:
-        what = "a scheduler was made while a worker loads this script"
-        raise WorkerConfigurationError(what, None, "put the script's work under `if __name__ == '__main__':`")

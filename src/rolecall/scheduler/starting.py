@@ -22,12 +22,17 @@ MARGIN_S = 30.0  # a guard keeps the start's time limit itself; this is for its 
 class Group:
     """Workers that start together. `guards[i]` owns the slot of worker i.
 
+    Args:
+        among: All members of their role, when one of them is started again.
+
     Attributes:
         members: The workers that are ready.
     """
 
-    def __init__(self, role: str, slots: Sequence[Slot], guards: Sequence[GuardProxy]) -> None:
-        self._role, self._slots, self._guards = role, slots, guards
+    def __init__(
+        self, role: str, slots: Sequence[Slot], guards: Sequence[GuardProxy], among: Sequence[Member] = ()
+    ) -> None:
+        self._role, self._slots, self._guards, self._among = role, slots, guards, among
         self.members: list[Member] = []
 
     def start(
@@ -68,12 +73,11 @@ class Group:
         ]
 
     def _specs(self, ports: list[list[int]], timeout: float, device_variable: str) -> list[ProcessSpec]:
-        # Address of the process group: worker 0's host and its second port.
-        master = (self._guards[0].state.ip, str(ports[0][1])) if len(ports[0]) > 1 else None
+        world, master = len(self._among) or len(self._slots), self._master(ports[0])
         return [
             ProcessSpec(
                 worker_id=slot.worker_id,
-                env={**rank_environment(i, len(self._slots), master), **slot.env},
+                env={**rank_environment(_index(slot.worker_id), world, master), **slot.env},
                 argv=list(slot.argv) if slot.argv is not None else None,
                 target=slot.target,
                 devices=list(slot.devices),
@@ -85,6 +89,13 @@ class Group:
             )
             for i, slot in enumerate(self._slots)
         ]
+
+    def _master(self, first_ports: list[int]) -> tuple[str, str] | None:
+        """Address of the process group: worker 0's host and its second port."""
+        if _index(self._slots[0].worker_id) > 0:
+            first = self._among[0].worker
+            return (first.ip, first.worker_ports[1]) if len(first.worker_ports) > 1 else None
+        return (self._guards[0].state.ip, str(first_ports[1])) if len(first_ports) > 1 else None
 
     async def _start_all(self, specs: list[ProcessSpec], timeout: float) -> list[StartResult]:
         """Every worker's result, or the error of the first that fails, at once and not when the others are ready."""
@@ -106,6 +117,10 @@ class Group:
     ) -> None:
         async for result in guard.start(specs, timeout):
             if not result.ok:
-                index = int(result.worker_id.rpartition("/")[2])
+                index = _index(result.worker_id)
                 raise WorkerCreationError(self._role, result.error, [index], {index: result.log_tail})
             results[result.worker_id] = result
+
+
+def _index(worker_id: str) -> int:
+    return int(worker_id.rpartition("/")[2])

@@ -11,7 +11,7 @@ from rolecall.placement.waiting import Waiting
 from rolecall.protocol.message import to_plain
 from rolecall.protocol.worker_methods import DESTROY, Destroy
 from rolecall.scheduler.guards import kill
-from rolecall.scheduler.table import Member, RoleRecord
+from rolecall.scheduler.table import Member
 from rolecall.transport.peer import Call
 
 log = logging.getLogger("rolecall")
@@ -19,11 +19,17 @@ DESTROY_TIMEOUT_S = 10.0
 MARGIN_S = 20.0
 
 
-def destroy_engines(record: RoleRecord, timeout: float = DESTROY_TIMEOUT_S) -> None:
-    """Asks all members at the same time, since ending a process group is a collective; bounded."""
+def destroy_engines(
+    members: Sequence[Member], borrowed_by: str | None = None, timeout: float = DESTROY_TIMEOUT_S
+) -> None:
+    """Asks all members at the same time, since ending a process group is a collective; bounded.
+
+    Args:
+        borrowed_by: The role whose engines alone are meant, as the workers are another's.
+    """
     calls: list[tuple[Member, Call]] = []
-    for i, member in enumerate(record.members):
-        engines = [f"{record.name}/{i}"] if record.borrowed else None
+    for i, member in enumerate(members):
+        engines = [f"{borrowed_by}/{i}"] if borrowed_by is not None else None
         wanted = to_plain(Destroy(engines=engines, timeout=timeout))
         with suppress(RolecallError):  # it died meanwhile
             if member.client is not None:

@@ -11,6 +11,7 @@ from rolecall.errors import WorkerCreationError, WorkerFailedError, WorkerNotFou
 from rolecall.placement.plan import Slot
 from rolecall.protocol.guard import StartResult
 from rolecall.protocol.state import RoleState, WorkerState
+from rolecall.scheduler.calls import EngineRequest
 from rolecall.scheduler.guards import GuardProxy
 from rolecall.transport.client import Client
 from rolecall.types import Worker
@@ -22,6 +23,9 @@ class Member:
 
     Attributes:
         started: What its guard said when it was ready.
+        incarnation: How often it was restarted.
+        engines: By name, what its engines were made with; for its next incarnation, as `env` is.
+        env: What was changed in its environment since it was started.
         leaving: It is being deleted, so its exit is no news.
         since: When it was ready, in seconds since the epoch.
     """
@@ -30,6 +34,9 @@ class Member:
     slot: Slot
     guard: GuardProxy
     started: StartResult
+    incarnation: int = 0
+    engines: dict[str | None, EngineRequest] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict)
     client: Client | None = None
     failed: WorkerFailedError | None = None
     leaving: bool = False
@@ -64,6 +71,7 @@ class Member:
             log=self.started.log_path,
             state="failed" if self.failed else "ending" if ending else "running",
             since=self.since,
+            incarnation=self.incarnation,
             timeline=self.started.timeline,
         )
 
@@ -83,7 +91,7 @@ class RoleRecord:
     name: str
     target: RoleRecord | None = None
     borrowed: bool = False
-    members: Sequence[Member] = ()
+    members: list[Member] = field(default_factory=list)
     deaths: list[WorkerFailedError] = field(default_factory=list)
     leaving: bool = False
     ending: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -125,18 +133,14 @@ class Table:
                 raise WorkerNotFoundError(target.name, [r.name for r in self._roles.values() if not r.leaving])
             self._starting[record.name] = record
 
-    def add(self, record: RoleRecord, members: Sequence[Member]) -> None:
+    def add(self, record: RoleRecord, members: list[Member]) -> None:
         """Puts a started role in the table.
 
         Raises:
             WorkerCreationError: A member has died since it was ready; the role is not in the table.
         """
         with self._lock:
-            pids = {m.id: m.pid for m in members}
-            for death in record.deaths:
-                if death.pid == pids.get(death.worker_id):
-                    index = int(death.worker_id.rpartition("/")[2])
-                    raise WorkerCreationError(record.name, death.summary, [index], {index: death.log_tail})
+            _check_living(record, members)
             record.members, self._roles[record.name] = members, record
             if not record.borrowed:
                 self._members.update({m.id: m for m in members})
@@ -148,6 +152,38 @@ class Table:
             self._end_start(record)
             self.remove(record)
 
+    def begin_restart(self, worker_id: str) -> tuple[RoleRecord, Member]:
+        """The worker and its role; `end_restart` must follow.
+
+        Raises:
+            WorkerNotFoundError: No such worker, or its role is being deleted.
+            WorkerCreationError: It is being restarted already.
+        """
+        with self._lock:
+            member, record = self.member(worker_id), self.role(worker_id.rpartition("/")[0])
+            if record.leaving:
+                raise WorkerNotFoundError(worker_id, self.ids())
+            if worker_id in self._starting:
+                raise WorkerCreationError(record.name, f"{worker_id} is being restarted already")
+            self._starting[worker_id] = record
+            return record, member
+
+    def replace(self, record: RoleRecord, old: Member, new: Member) -> None:
+        """Puts the next incarnation of a worker in the place of the last.
+
+        Raises:
+            WorkerCreationError: It has died since it was ready, or its role was deleted.
+        """
+        with self._lock:
+            if record.leaving:
+                raise WorkerCreationError(record.name, "the role was deleted meanwhile")
+            _check_living(record, [new])
+            record.members[record.members.index(old)] = self._members[new.id] = new
+
+    def end_restart(self, worker_id: str) -> None:
+        with self._lock:
+            self._starting.pop(worker_id, None)
+
     def _end_start(self, record: RoleRecord) -> None:
         if self._starting.get(record.name) is record:  # the name may be another's by now, or have been so before
             del self._starting[record.name]
@@ -156,13 +192,14 @@ class Table:
     # Ends
 
     def died(self, error: WorkerFailedError) -> Member | None:
-        """The member that has died; when its role is still being started, the start is told instead."""
+        """The member that has died; when it is still being started, the start is told instead."""
         with self._lock:
-            member = self._members.get(error.worker_id)
-            start = self._starting.get(error.worker_id.rpartition("/")[0])
-            if member is None and start is not None:
+            member, role = self._members.get(error.worker_id), error.worker_id.rpartition("/")[0]
+            if member is not None and member.pid == error.pid:
+                return member
+            if (start := self._starting.get(error.worker_id) or self._starting.get(role)) is not None:
                 start.deaths.append(error)
-            return member if member is not None and member.pid == error.pid else None
+            return None
 
     def retire(self, record: RoleRecord, *, wait: bool) -> list[RoleRecord]:
         """Lets nothing begin in the slots of a role any more; returns the roles that live there.
@@ -209,7 +246,7 @@ class Table:
             return self._roles[name]
 
     def member(self, worker_id: str) -> Member:
-        found = self._members.get(worker_id)
+        found = self.find(worker_id)
         if found is None:
             raise WorkerNotFoundError(worker_id, self.ids())
         return found
@@ -218,8 +255,7 @@ class Table:
         return self._members.get(worker_id)
 
     def ids(self) -> list[str]:
-        with self._lock:
-            return list(self._members)
+        return list(self._members)
 
     def roles(self) -> list[RoleRecord]:
         with self._lock:
@@ -228,3 +264,11 @@ class Table:
     def members_of(self, guard: GuardProxy) -> list[Member]:
         with self._lock:
             return [member for member in self._members.values() if member.guard is guard]
+
+
+def _check_living(record: RoleRecord, members: Sequence[Member]) -> None:
+    pids = {m.id: m.pid for m in members}
+    for death in record.deaths:
+        if death.pid == pids.get(death.worker_id):
+            index = int(death.worker_id.rpartition("/")[2])
+            raise WorkerCreationError(record.name, death.summary, [index], {index: death.log_tail})

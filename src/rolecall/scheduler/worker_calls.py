@@ -9,7 +9,7 @@ from rolecall.errors import EncodeError, WorkerConfigurationError, WorkerNotFoun
 from rolecall.protocol.guard import SET_ENV, STACKS, Method, SetEnv, Stacks
 from rolecall.protocol.message import Message
 from rolecall.protocol.worker_methods import CALL, CREATE_ENGINE, CallMethod, CreateEngine, WorkerRequest
-from rolecall.scheduler.calls import CallOptions, PendingCall, PendingStream, argument_place, engine_path
+from rolecall.scheduler.calls import CallOptions, EngineRequest, PendingCall, PendingStream, argument_place, engine_path
 from rolecall.scheduler.run import Run
 from rolecall.scheduler.table import Member, Table
 from rolecall.tensors.backends.shm import ShmBackend
@@ -100,17 +100,23 @@ class WorkerCalls:
         kwargs: dict[str, Any],
         options: CallOptions,
     ) -> PendingCall:
-        """Asks for an engine and returns at once. Errors as `submit`."""
+        """Asks for an engine and returns at once. Errors as `submit`. A restart of the worker makes it again."""
         wanted = CreateEngine(engine=engine_path(engine), engine_name=options.engine)
-        name = CREATE_ENGINE.name
+        name, engines = CREATE_ENGINE.name, self._table.member(worker_id).engines
+        request = EngineRequest(engine, args, kwargs, options)
         call = self._request(worker_id, name, (tuple(args), kwargs), wanted, options.timeout)
-        return PendingCall(call, worker_id, name, options.timeout)
+        pending = PendingCall(call, worker_id, name, options.timeout)
+        if engines.setdefault(options.engine, request) is request:
+            pending.add_done_callback(lambda made: made.exception() and engines.pop(options.engine))
+        return pending
 
     def set_env(self, worker_id: str, env: dict[str, str]) -> PendingCall:
         """Asks for other variables in a worker's environment and returns at once. Errors as `submit`."""
         for key, value in env.items():
             check_env(key, value)
-        return self._control(worker_id, SET_ENV, SetEnv(worker=worker_id, env=env))
+        call = self._control(worker_id, SET_ENV, SetEnv(worker=worker_id, env=env))
+        self._table.member(worker_id).env.update(env)
+        return call
 
     def stacks(self, worker_id: str) -> str:
         """The Python stacks of a worker's threads, read from outside. Errors as `Scheduler.set_worker_env`."""

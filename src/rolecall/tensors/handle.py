@@ -279,7 +279,7 @@ def read_handles(packed: bytes, context: Any = None) -> list[RTensor]:
         raise DecodeError(f"not a handle: {e}") from e
 
 
-codec.listed_extension(CODE, RTensor, pack_handles, read_handles)
+codec.extension(CODE, RTensor, pack_handles, read_handles)
 
 
 def _needs_tensor(what: str) -> TypeError:

@@ -11,6 +11,7 @@ import time
 from asyncio.events import _get_running_loop
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from weakref import WeakKeyDictionary, ref
 
 
@@ -112,11 +113,7 @@ class Waitable:
         while not ready():
             loop = asyncio.get_running_loop()
             future: asyncio.Future[None] = loop.create_future()
-            waker = wakers.of(loop)
-
-            def wake(waker: LoopWaker = waker, future: asyncio.Future[None] = future) -> None:
-                waker.wake(future)
-
+            wake = partial(wakers.of(loop).wake, future)
             self._waiters.append(wake)
             if ready():
                 return True

@@ -92,9 +92,8 @@ class RoleActors:
                 self._actors[n] = self._actor(ray_guard.Guard, actor)
                 config = self._config(n, actor)
                 # The token in it goes to the actor itself; what a constructor is given is kept by Ray's head.
-                run = self._actors[n].run.remote(
-                    config, marks(config["run_id"], config["guard_id"]), self._request.kind
-                )
+                mark = marks(config["run_id"], config["guard_id"])
+                run = self._actors[n].run.remote(config, mark, self._request.kind)
             elif self._has_devices(actor):
                 self._actors[n] = self._actor(ray_guard.Holder, actor)
                 run = self._actors[n].run.remote()
@@ -167,12 +166,12 @@ class RoleActors:
         if owner != ordinal:
             words = f"the actor that held the devices of {worker} ended: {words}"
             self._actors[owner].stop.remote()  # Ray gives those devices to others now
-        ends = {owner: words or "it was stopped"} | self.news.ends
+        ends = {f"{self._name}-{owner}": words or "it was stopped"} | self.news.ends
         self._tell(state="ended", reason=f"{worker}: {words}", ends=ends)
 
     def look(self, ordinal: int) -> str | None:
         """What is known of a guard's end, or to be seen of it before Ray reports it."""
-        return self.news.ends.get(ordinal) or self._cause(ordinal)
+        return self.news.ends.get(f"{self._name}-{ordinal}") or self._cause(ordinal)
 
     def _cause(self, ordinal: int) -> str | None:
         """What has taken a guard with it: a dying node kills it before anything is heard of the node."""

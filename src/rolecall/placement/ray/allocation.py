@@ -49,7 +49,7 @@ class RayAllocation:
         return replace(plan, guards=tuple(news.guards), slots=with_devices(plan.slots, devices))
 
     def exit_cause(self, ordinal: int) -> ExitCause:
-        known = self._news.ends.get(ordinal)
+        known = self._news.ends.get(f"{self._name}-{ordinal}")
         if known is None and not self._driver.silent:  # who asks for the next guard need not wait as well
             known = self._driver.ask(LOOK, OfGuard(name=self._name, ordinal=ordinal))
         if known == "":

@@ -91,8 +91,12 @@ def name_of(cls: type) -> str:
     return name
 
 
-def resolve(name: Any, is_kind: Callable[[type], bool], kind: str) -> Any:
+def resolve(name: Any, kind: type, is_kind: Callable[[type], bool] | None = None, called: str = "") -> Any:
     """Returns the class of that name.
+
+    Args:
+        kind: It is this class or a subclass of it,
+        is_kind: and this is true of it, for what is `called` so.
 
     Raises:
         DecodeError: The name is refused, not found, or not of the kind.
@@ -109,8 +113,8 @@ def resolve(name: Any, is_kind: Callable[[type], bool], kind: str) -> Any:
         cls = _look_up(module, qualname)
     if cls is None:
         raise DecodeError("no type of that name here" + (_MAIN_HINT if module == _MAIN else ""), name)
-    if not is_kind(cls):
-        raise DecodeError(f"type is not a {kind}", name)
+    if not issubclass(cls, kind) or (is_kind is not None and not is_kind(cls)):
+        raise DecodeError(f"type is not a {called or kind.__name__}", name)
     return cls
 
 
