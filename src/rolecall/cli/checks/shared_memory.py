@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -76,7 +77,9 @@ def _mapped(pid: int) -> list[str]:
 
 def opened(pid: int) -> list[str]:
     """What a process has open; nothing when it has ended or belongs to another user."""
-    try:
-        return [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]  # noqa: PTH115 - not all are paths
-    except OSError:
-        return []
+    found = []
+    with suppress(OSError):
+        for name in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208
+            with suppress(FileNotFoundError):  # closed in the meantime, as that of this listing is
+                found.append(os.readlink(f"/proc/{pid}/fd/{name}"))  # noqa: PTH115 - not all are paths
+    return found
