@@ -30,13 +30,9 @@ def resolve_addresses(config: GuardConfig) -> GuardConfig:
     if config.controller_host and config.controller_host != this_host():
         reachable = [where for where in config.controller if not address.parse(where).is_unix]
         config = msgspec.structs.replace(config, controller=reachable, controller_pid=0)
-    ip = config.ip or _own_address(config.controller)
+    dialled = [where.host for where in map(address.parse, config.controller) if not where.is_unix]
+    ip = config.ip or (address_toward(dialled[0]) if dialled else "127.0.0.1")
     return msgspec.structs.replace(config, ip=ip, bind=config.bind or ip)
-
-
-def _own_address(controller: list[str]) -> str:
-    dialled = [where.host for where in map(address.parse, controller) if not where.is_unix]
-    return address_toward(dialled[0]) if dialled else "127.0.0.1"
 
 
 def hello(config: GuardConfig) -> GuardHello:

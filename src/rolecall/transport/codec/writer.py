@@ -70,6 +70,10 @@ class Writer:
         self.buffers, self.native, self._depth = [], CAREFUL, 0
         self._listed.clear()
 
+    @property
+    def careful(self) -> bool:
+        return self.native is CAREFUL
+
     def plain(self, value: Any) -> Any:
         """Returns `value` in a form that msgspec encodes.
 
