@@ -8,15 +8,16 @@ as workers. Environment variables are recorded, not set, since all workers share
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, TypeVar, Unpack
+from typing import Any, Unpack
 
 from rolecall.errors import RolecallError, WorkerConfigurationError, WorkerNotFoundError, WorkerTimeoutError
 from rolecall.guard import runtime
 from rolecall.guard.host import hello
 from rolecall.guard.ports import PortLeases
-from rolecall.guard.requests import RequestHandler, request_of
+from rolecall.guard.requests import RequestHandler
 from rolecall.placement.base import PlacementContext
 from rolecall.placement.host_placement import HostPlacement
 from rolecall.protocol import guard as asked
@@ -24,6 +25,7 @@ from rolecall.protocol.guard import Method, ProcessSpec, StartResult
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.message import Message, to_plain
 from rolecall.protocol.worker import FORKED_CHILDREN, WorkerConfig
+from rolecall.protocol.worker_methods import WorkerMethod
 from rolecall.scheduler.backends import PlacedScheduler
 from rolecall.scheduler.keywords import HostKeywords
 from rolecall.transport.client import Client
@@ -34,8 +36,6 @@ from rolecall.worker.node import WorkerNode
 IP = "127.0.0.1"
 GUARD_ID = "in-process"
 CONNECTED_WITHIN_S = 10.0
-Q = TypeVar("Q", bound=Message)
-A = TypeVar("A")
 
 
 class InProcessScheduler(PlacedScheduler):
@@ -107,34 +107,31 @@ class InProcessGuard(RequestHandler):
     async def _call(self, incoming: Incoming) -> Any:
         if incoming.method != asked.START.name:
             return await super()._call(incoming)
-        for spec in request_of(asked.Start, incoming.args()).specs:
-            await incoming.emit(to_plain(self._start(spec)))
+        for spec in incoming.message(asked.Start, "the controller").specs:
+            await incoming.emit(self._start(spec))
         return None
 
     def _start(self, spec: ProcessSpec) -> StartResult:
         config = WorkerConfig(
             worker_id=spec.worker_id,
-            run_id=self._config.run_id,
-            guard_id=self._config.guard_id,
             token=self._config.token,
             socket=runtime.worker_socket(self._config.runtime_dir, spec.worker_id),
             ip=IP,
             bind=IP,
             port=spec.ports[0],
-            ports=spec.ports,
             tensor_backend=self._config.tensor_backend,
         )
         try:
             if spec.argv is not None:
                 raise WorkerConfigurationError("the in-process scheduler runs no programs", spec.argv)
             node = WorkerNode(config, self._loop, self._ask_guard)
-            listening = node.start()
+            node.start()
         except (RolecallError, OSError) as e:
             return StartResult(worker_id=spec.worker_id, ok=False, error=str(e))
         self._nodes[spec.worker_id] = node
         self._env[spec.worker_id] = {**self._env.get(str(spec.target), {}), **spec.env}
         return StartResult(
-            worker_id=spec.worker_id, ok=True, pid=listening.pid, ip=IP, ports=spec.ports, socket=listening.socket
+            worker_id=spec.worker_id, ok=True, pid=os.getpid(), ip=IP, ports=spec.ports, socket=config.socket
         )
 
     async def _alloc_ports(self, wanted: asked.AllocPorts) -> asked.Ports:
@@ -164,7 +161,7 @@ class InProcessGuard(RequestHandler):
             await self._end(worker_id)
         return asked.ShutdownReport()
 
-    async def _ask_guard(self, method: Method[Q, A], request: Q) -> Any:
+    async def _ask_guard(self, method: Method[Any, Any] | WorkerMethod, request: Message) -> Any:
         if method is FORKED_CHILDREN:
             return []
         raise WorkerConfigurationError(f"the in-process scheduler answers no {method.name!r} over HTTP")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from rolecall import Role, Scheduler
+from rolecall import Role
 from rolecall.errors import (
     CallCancelledError,
     EncodeError,
@@ -20,8 +20,6 @@ from rolecall.errors import (
 from tests.support import calling_engines
 from tests.support.schedulers_under_test import BACKENDS, each
 
-WORKERS = 3
-
 
 @pytest.fixture(scope="module", params=each(list(BACKENDS)))
 def backend(request: pytest.FixtureRequest) -> str:
@@ -29,8 +27,9 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def role(shared: Scheduler) -> Role:
-    role = shared.start("actor", WORKERS, cpu=0.1)
+def role(actor: Role, request: pytest.FixtureRequest) -> Role:
+    """With an engine of the test's own."""
+    role = actor.with_options(engine=request.function.__name__)
     calling_engines.create(role)
     return role
 
@@ -153,7 +152,7 @@ def test_errors_may_be_results(role: Role) -> None:
     good, bad, worse = lenient.map("divide", [(1, 1), (1, 0), (1, 0)])
     assert good == 1 and isinstance(bad, EngineCallError) and isinstance(worse, EngineCallError)
     assert isinstance(lenient[0].call("divide", 1, 0), EngineCallError)
-    assert [type(e) for e in role.call("an_error")] == [ValueError] * WORKERS
+    assert [type(e) for e in role.call("an_error")] == [ValueError] * len(role)
     with pytest.raises(WorkerConfigurationError, match=r"unknown option of a call.*return_errors"):
         role.with_options(returns_errors=True)  # type: ignore[call-arg]
 

@@ -3,7 +3,7 @@
 from rolecall.protocol.token import CarriesToken
 
 
-class GuardConfig(CarriesToken, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class GuardConfig(CarriesToken, frozen=True, kw_only=True):
     """Comes as JSON through an inherited descriptor or a 0600 file, because it holds the run's token.
 
     Attributes:

@@ -6,14 +6,14 @@ import logging
 import threading
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from rolecall.errors import GuardLostError, ProtocolError, RolecallError
 from rolecall.placement.base import Explain
 from rolecall.protocol.events import ALIVE, EVENTS, FROM_GUARDS, LEASE, Event, GuardLost, GuardStalled
 from rolecall.protocol.guard import KILL, START, Kill, Method, ProcessSpec, Start, StartResult
 from rolecall.protocol.guard_hello import GuardHello
-from rolecall.protocol.message import Message, from_plain, to_plain
+from rolecall.protocol.message import Message, from_plain
 from rolecall.protocol.state import GuardState
 from rolecall.transport.call import fresh
 from rolecall.transport.hosts import this_host
@@ -79,16 +79,16 @@ class GuardProxy:
         return self.hello is not None and self.lost is None
 
     def ask(self, method: Method[Q, Any], request: Q, *, timeout: float | None = None) -> Call:
-        """Sends a request; its answer is a plain value. A lost guard answers at once with GuardLostError."""
+        """Sends a request; its result is the method's answer. A lost guard answers at once with GuardLostError."""
         self.check()
-        return self.peer.request(method.name, to_plain(request), timeout=timeout)
+        return self.peer.request(method.name, request, timeout=timeout, answer=method.answer)
 
     async def start(self, specs: list[ProcessSpec], timeout: float) -> AsyncIterator[StartResult]:
         """Asks for workers and yields each one's result as soon as it is known. On the I/O loop."""
         self.check()
-        wanted = to_plain(Start(specs=specs))
-        async for result in self.peer.request(START.name, wanted, timeout=timeout, streaming=True):
-            yield from_plain(StartResult, result, str(self))
+        start = Start(specs=specs)
+        async for result in self.peer.request(START.name, start, timeout=timeout, streaming=True, answer=StartResult):
+            yield result
 
     def __str__(self) -> str:
         return f"guard {self.guard_id}"
@@ -156,7 +156,7 @@ def ask_all(method: Method[Q, A], requests: Sequence[tuple[GuardProxy, Q]], time
 
 def _answer(guard: GuardProxy, method: Method[Q, A], call: Call | None) -> A | None:
     try:
-        return from_plain(method.answer, call.result(), str(guard)) if call is not None else None
+        return cast(A, call.result()) if call is not None else None
     except (RolecallError, TimeoutError) as e:
         log.warning("%s did not confirm %r: %s", guard, method.name, e)
         return None

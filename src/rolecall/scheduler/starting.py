@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 from rolecall.errors import WorkerCreationError, WorkerFailedError
 from rolecall.placement.plan import Slot, rank_environment
 from rolecall.placement.waiting import Waiting
-from rolecall.protocol.guard import ALLOC_PORTS, AllocPorts, Ports, ProcessSpec, StartResult
-from rolecall.protocol.message import from_plain
+from rolecall.protocol.guard import ALLOC_PORTS, AllocPorts, ProcessSpec, StartResult
 from rolecall.scheduler.guards import GuardProxy, kill
 from rolecall.scheduler.table import Member
 from rolecall.transport.loop import IOThread
@@ -68,9 +67,7 @@ class Group:
             guard.ask(ALLOC_PORTS, AllocPorts(owner=slot.worker_id, count=slot.port_count), timeout=MARGIN_S)
             for slot, guard in zip(self._slots, self._guards, strict=True)
         ]
-        return [
-            from_plain(Ports, call.result(), str(guard)).ports for call, guard in zip(calls, self._guards, strict=True)
-        ]
+        return [call.result().ports for call in calls]
 
     def _specs(self, ports: list[list[int]], timeout: float, device_variable: str) -> list[ProcessSpec]:
         world, master = len(self._among) or len(self._slots), self._master(ports[0])

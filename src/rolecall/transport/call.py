@@ -55,6 +55,7 @@ class Call(Waitable):
         "_body",
         "_caller",
         "_held",
+        "_kind",
         "_ok",
         "_ready",
         "_result",
@@ -65,10 +66,13 @@ class Call(Waitable):
         "timeout",
     )
 
-    def __init__(self, caller: Caller, method: str, value: Any, timeout: float | None, *, streaming: bool) -> None:
+    def __init__(
+        self, caller: Caller, method: str, value: Any, timeout: float | None, kind: Any, *, streaming: bool
+    ) -> None:
         self._waiters = []
         self._held = value
         self._caller, self.method, self.timeout = caller, method, timeout
+        self._kind = kind
         self.deadline = None if timeout is None else time.monotonic() + timeout
         self._ready: deque[Body] | None = deque() if streaming else None  # items that have arrived
         self.done = self._ok = False
@@ -135,12 +139,12 @@ class Call(Waitable):
     def __iter__(self) -> Iterator[Any]:
         """The stream's items; leaving the loop early cancels the call."""
         for body in self._bodies():
-            yield self._decoded(body)
+            yield self._decoded(body, self._kind)
         self._outcome()
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         async for body in self._bodies_async():
-            yield self._decoded(body)
+            yield self._decoded(body, self._kind)
         self._outcome()
 
     def __repr__(self) -> str:
@@ -168,7 +172,7 @@ class Call(Waitable):
     def _outcome(self) -> Any:
         body = self._body
         if body is not None:
-            value = self._decoded(body)
+            value = self._decoded(body, self._kind if self._ok and self._ready is None else None)
             if not self._ok and not isinstance(value, Exception):
                 value = ProtocolError("a failed call whose error is none", type(value).__name__)
             self._result = value
@@ -177,7 +181,9 @@ class Call(Waitable):
             raise fresh(self._result)
         return self._result
 
-    def _decoded(self, body: Body) -> Any:
+    def _decoded(self, body: Body, kind: Any) -> Any:
+        if kind is not None:
+            return codec.decode_message(kind, body[0], body[1], self._caller.channel.name)
         return codec.decode(body[0], body[1], context=self._caller.channel.context)
 
     # Streams

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from rolecall.errors import CallCancelledError, EncodeError, ProtocolError, RolecallError
 from rolecall.transport import codec
@@ -12,6 +12,9 @@ from rolecall.transport.channel import Channel
 from rolecall.transport.session.callee import AcceptedCall
 from rolecall.transport.session.messages import Body, Buffers, Invocation
 from rolecall.transport.waiting import Waitable
+
+_NOTHING, _NO_FIELDS = b"\xc0", b"\x80"  # None and {} as msgpack
+T = TypeVar("T")
 
 
 class Answerer(Protocol):
@@ -64,6 +67,15 @@ class Incoming(Waitable):
             CodecError: They are not an encoded value.
         """
         return codec.decode(*self._taken(), context=self._answerer.channel.context)
+
+    def message(self, kind: type[T], sender: str, name: str = "") -> T:
+        """As `args`, where the value is a struct of `protocol`; none is one without fields.
+
+        Raises:
+            ProtocolError: It is another value; see `from_plain`.
+        """
+        body, buffers = self._taken()
+        return codec.decode_message(kind, _NO_FIELDS if body == _NOTHING else body, buffers, sender, name)
 
     def received(self) -> codec.Received:
         """As `args`, but decodes the references only; the value is decoded once it is known what replaces them."""

@@ -48,7 +48,13 @@ class OutgoingCalls(Waitable):
         return len(self._caller)
 
     def request(
-        self, kind: int, method: str, value: Any, meta: Message | dict[str, Any] | None, timeout: float | None
+        self,
+        kind: int,
+        method: str,
+        value: Any,
+        meta: Message | dict[str, Any] | None,
+        timeout: float | None,
+        answer: Any,
     ) -> Call:
         """Makes a call, and sends it if there is a link.
 
@@ -58,7 +64,7 @@ class OutgoingCalls(Waitable):
         """
         encoded = codec.encode(value)
         options: Any = _checked(meta) if meta else {}
-        call = Call(self, method, value, timeout, streaming=kind == messages.STREAM)
+        call = Call(self, method, value, timeout, answer, streaming=kind == messages.STREAM)
         if kind != messages.NOTIFICATION:
             self._wait_for_room(call.deadline)
         with self._lock:

@@ -118,23 +118,25 @@ class Peer:
         meta: Message | dict[str, Any] | None = None,
         timeout: float | None = None,
         streaming: bool = False,
+        answer: Any = None,
     ) -> Call:
         """Sends a request; without a link it is sent as soon as there is one.
 
         Args:
             meta: Options beside the value, a struct or plain msgpack values; the other side gets a dict.
             timeout: Seconds until the call is cancelled and fails with TimeoutError.
+            answer: Type of the answer, or of each item of a stream, where that is a struct of `protocol`.
 
         Raises:
             EncodeError: The value is not serializable. Nothing was sent.
             RPCConnectionError: The peer is closed. A failed peer raises the error that it was failed with.
         """
         kind = messages.STREAM if streaming else messages.CALL
-        return self.outgoing.request(kind, method, value, meta, timeout)
+        return self.outgoing.request(kind, method, value, meta, timeout, answer)
 
     def notify(self, topic: str, value: Any = None) -> None:
         """Sends a notification, which has no answer. It arrives once, and in order unless a link is lost."""
-        self.outgoing.request(messages.NOTIFICATION, topic, value, None, None)
+        self.outgoing.request(messages.NOTIFICATION, topic, value, None, None, None)
 
     def fail_pending(self, exc: BaseException) -> None:
         """Fails every pending call with `exc`; later calls work. Any thread."""

@@ -20,9 +20,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import tzinfo
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeVar
+
+import msgspec
 
 from rolecall.errors import DecodeError, EncodeError, RolecallError
+from rolecall.protocol.message import from_plain
 from rolecall.transport.codec import arrays, plain, rows, tensors, user_types  # noqa: F401  # they add their rules
 from rolecall.transport.codec.exceptions import short_name
 from rolecall.transport.codec.places import Refused
@@ -30,6 +33,7 @@ from rolecall.transport.codec.reader import LISTED_TYPES, Listed, Reader
 from rolecall.transport.codec.writer import ENCODERS, Writer
 from rolecall.transport.frames import DEFAULT_LIMITS
 
+T = TypeVar("T")
 # By a rule; by msgspec, for a subclass of int, float or str; for a big int; for a lone surrogate; for too deep nesting.
 _RARE = (Refused, TypeError, OverflowError, UnicodeEncodeError, RecursionError)
 _CODES = range(1, 128)
@@ -125,6 +129,19 @@ def decode(header: bytes | memoryview, buffers: Sequence[Any] = (), *, context: 
         return reader.closed(listed) if listed else value
     except Exception as e:
         _raise(e)
+
+
+def decode_message(kind: type[T], header: bytes | memoryview, buffers: Sequence[Any], sender: str, name: str = "") -> T:
+    """Returns the struct of `protocol`, or the value made of such, that `encode` made `header` from, at once.
+
+    Raises:
+        ProtocolError: A field is missing, unknown or of another type; see `from_plain`.
+        DecodeError: See `decode`.
+    """
+    try:
+        return msgspec.msgpack.decode(header, type=kind)
+    except msgspec.DecodeError:  # or it holds what msgpack has no form for: text that is no UTF-8, for instance
+        return from_plain(kind, decode(header, buffers), sender, name)
 
 
 def _raise(e: Exception) -> NoReturn:

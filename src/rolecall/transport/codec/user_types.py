@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from rolecall.errors import DecodeError
+from rolecall.protocol.message import Message, to_plain
 from rolecall.transport.codec.places import Refused
 from rolecall.transport.codec.reader import DECODERS, Reader
 from rolecall.transport.codec.type_names import name_of, resolve
@@ -190,6 +191,11 @@ def _decode_dataclasses(reader: Reader, data: memoryview) -> Any:
 # --- msgspec Structs ---
 
 
+def _message(writer: Writer, value: Message) -> Any:
+    """A struct of `protocol` travels as its fields, which msgspec packs: its receiver knows the type."""
+    return writer.plain(to_plain(value)) if writer.careful else value
+
+
 def _struct(writer: Writer, value: msgspec.Struct, name: str) -> Any:
     state = {field: getattr(value, field) for field in value.__struct_fields__}
     return writer.extension(STRUCT, [name, _plain_values(writer, state)])
@@ -239,6 +245,8 @@ def _rule_of(kind: type) -> Encode | None:
         return named(kind, _enum)
     if is_named_tuple(kind):
         return named(kind, lambda writer, value, name: writer.extension(NAMEDTUPLE, [name, *map(writer.plain, value)]))
+    if issubclass(kind, Message):
+        return _message
     if issubclass(kind, msgspec.Struct):
         return named(kind, _struct)
     if is_model(kind):

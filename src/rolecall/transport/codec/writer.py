@@ -42,12 +42,10 @@ _refuse = refusing("")
 
 def rule_of(kind: type) -> Encode:
     """The rule for a type; one that refuses its values where there is none."""
-    found = ENCODERS.get(kind)
-    if found is None:
-        found = next(filter(None, (resolve(kind) for resolve in RESOLVERS)), None)
-        if found is None:  # not noted: its module may still be on its way in
-            return _refuse
-        ENCODERS[kind] = found
+    found = ENCODERS.get(kind) or next(filter(None, (resolve(kind) for resolve in RESOLVERS)), None)
+    if found is None:  # not noted: the module that has the rule's types may still be on its way in
+        return _refuse
+    ENCODERS[kind] = found
     return found
 
 
@@ -71,6 +69,10 @@ class Writer:
         """Makes the writer look at every value by itself, int and str as well."""
         self.buffers, self.native, self._depth = [], CAREFUL, 0
         self._listed.clear()
+
+    @property
+    def careful(self) -> bool:
+        return self.native is CAREFUL
 
     def plain(self, value: Any) -> Any:
         """Returns `value` in a form that msgspec encodes.
