@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rolecall.types import Job as Job
     from rolecall.types import SchedulingSpec as SchedulingSpec
     from rolecall.types import SchedulingStrategy as SchedulingStrategy
+    from rolecall.transport.codec import extension as extension
     from rolecall.types import Worker as Worker
     from rolecall.worker.ray_group import ray_placement_group as ray_placement_group
 
@@ -47,6 +48,7 @@ _HOMES = {
     "Worker": "rolecall.types",
     "WorkerState": "rolecall.protocol.state",
     "clear": "rolecall.tensors.functions",
+    "extension": "rolecall.transport.codec",
     "localize": "rolecall.tensors.functions",
     "ray_placement_group": "rolecall.worker.ray_group",
     "remotize": "rolecall.tensors.functions",

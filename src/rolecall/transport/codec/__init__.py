@@ -31,7 +31,7 @@ from rolecall.transport.codec import user_types as type_codec
 from rolecall.transport.codec.exceptions import short_name
 from rolecall.transport.codec.places import Refused
 from rolecall.transport.codec.reader import Reader
-from rolecall.transport.codec.rules import DECODERS, ENCODERS, LISTED_TYPES
+from rolecall.transport.codec.rules import DECODERS, ENCODERS, LISTED_TYPES, RESOLVERS
 from rolecall.transport.codec.writer import Writer
 from rolecall.transport.frames import DEFAULT_LIMITS
 
@@ -148,17 +148,24 @@ def _raise(e: Exception) -> NoReturn:
 
 
 def extension(
-    code: int, cls: type, encode: Callable[[Any], Any], decode: Callable[[Any, Any], Any], *, listed: bool = False
+    code: int,
+    cls: type,
+    encode: Callable[[Any], Any],
+    decode: Callable[[Any, Any], Any],
+    *,
+    listed: bool = False,
+    subclasses: bool = False,
 ) -> None:
-    """Adds a type of another layer.
+    """Adds a type, in the controller and, before the first value of it arrives, in workers: as an engine's module loads.
 
     Args:
-        code: From 1 to 127, one for each type, the same on both sides.
-        cls: Exactly this class, not its subclasses.
+        code: From 1 to 127, one for each type, the same on both sides; 1 is that of handles.
+        cls: The class. It comes before what the codec itself does with a dataclass, say.
         encode: Returns a value that travels.
         decode: Gets that value and the `context` of `rolecall.transport.codec.decode`; returns the object.
         listed: Objects lie in a list before the value that refers to them, each once, so that the receiver may put
             something else in their places while it decodes the value (see `Received`).
+        subclasses: Take those of the class as well, where they have no rule of their own; else exactly the class.
 
     Raises:
         ValueError: The code is taken by another class, or out of range.
@@ -172,8 +179,14 @@ def extension(
         ENCODERS[cls] = lambda writer, value: writer.listed(code, value, encode)
         LISTED_TYPES[code] = decode
         return
-    ENCODERS[cls] = lambda writer, value: writer.extension(code, writer.plain(encode(value)))
+
+    def rule(writer: Writer, value: Any) -> Any:
+        return writer.extension(code, writer.plain(encode(value)))
+
+    ENCODERS[cls] = rule
     DECODERS[code] = lambda reader, data: decode(reader.value(data), reader.context)
+    if subclasses:
+        RESOLVERS.insert(0, lambda kind: rule if issubclass(kind, cls) else None)
 
 
 def _hint(value: Any) -> str:
