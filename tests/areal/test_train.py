@@ -130,15 +130,16 @@ def test_engines_colocated_without_a_fork_share_the_workers(scheduler: RolecallS
 
 def test_options_of_a_call_are_not_arguments_and_nothing_is_retried(scheduler: RolecallScheduler, actor: Any) -> None:
     """`http_timeout`, `max_retries`, `retry_delay` belong to the call; keys and tuples keep their types."""
-    answer = scheduler.call_engine("actor/0", "rank_of", http_timeout=60, max_retries=3, retry_delay=0.1)
-    assert answer is None or answer == (0, {2: "tensor parallel"})
+    alone = {"broadcast": False}  # else it would wait for its group
+    options = {"http_timeout": 60, "max_retries": 3, "retry_delay": 0.1, "rpc_meta": alone}
+    assert scheduler.call_engine("actor/0", "rank_of", **options) == (0, {2: "tensor parallel"})
 
 
 def test_errors_are_areals_with_ours_as_their_cause(scheduler: RolecallScheduler, actor: Any) -> None:
     """By class and fields; the remote message and traceback are in the text."""
     with pytest.raises(EngineCallError, match="over here") as failed:
         actor._custom_function_call("fail", "over here")
-    assert (failed.value.worker_id, failed.value.method) in [(f"actor/{i}", "call") for i in range(4)]
+    assert (failed.value.worker_id, failed.value.method) in [(f"actor/{i}", "fail") for i in range(4)]
     with pytest.raises(EngineCallError, match="no engine 'other'"):
         scheduler.call_engine("actor/0", "norm", "other")
     with pytest.raises(WorkerNotFoundError) as missing:

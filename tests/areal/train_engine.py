@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -97,7 +98,7 @@ class TableEngine(TrainEngine):
             self.rollout.pause_generation()
             loaded = self.rollout.update_weights_from_disk(meta)
             Path(meta.path).mkdir(parents=True, exist_ok=True)
-            torch.save(self.table.detach(), Path(meta.path) / "table.pt")
+            (Path(meta.path) / "table.json").write_text(json.dumps(self.table.tolist()))
             update = names.update_weights_from_disk(self.config.experiment_name, self.config.trial_name, self.version)
             name_resolve.add(update, str(time.time()), replace=True)
             loaded.result()
@@ -111,7 +112,7 @@ class TableEngine(TrainEngine):
     def export_stats(self) -> dict[str, float]:
         return {"norm": self.norm()}
 
-    def clear_batches(self, ids: list[str]) -> None:
+    def clear_batches(self, ids: list[str] | None = None) -> None:
         clear_fetch_buffer(ids)
 
     def fetch_buffer_stats(self) -> dict[str, int]:

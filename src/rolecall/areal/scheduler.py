@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import weakref
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import areal.api
 from areal.api.cli_args import NameResolveConfig
@@ -83,7 +83,13 @@ class RolecallScheduler(areal.api.Scheduler):
             start_timeout=startup_timeout,
             **{"preload": ("torch", HOST), **of_backend, **kept},
         )
-        self.close = weakref.finalize(self, self._run.close)
+        self.close = weakref.finalize(self, self._run.close)  # also when nobody does, at the program's end
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
     @property
     def n_gpus_per_node(self) -> int:
@@ -160,7 +166,7 @@ class RolecallScheduler(areal.api.Scheduler):
     ) -> Any:
         """Calls a method once, whatever `max_retries` says: what failed may have run."""
         name = engine_name or worker_id
-        with translated():
+        with translated(method):
             worker = self._worker(worker_id).with_options(timeout=http_timeout)
             if self._is_program(worker_id):
                 return await programs.call(worker.worker, name, method, [*args], kwargs, http_timeout)
