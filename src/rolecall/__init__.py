@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from rolecall.tensors.functions import localize as localize
     from rolecall.tensors.functions import remotize as remotize
     from rolecall.tensors.handle import RTensor as RTensor
+    from rolecall.transport.codec import extension as extension
     from rolecall.types import Job as Job
     from rolecall.types import SchedulingSpec as SchedulingSpec
     from rolecall.types import SchedulingStrategy as SchedulingStrategy
-    from rolecall.transport.codec import extension as extension
     from rolecall.types import Worker as Worker
     from rolecall.worker.ray_group import ray_placement_group as ray_placement_group
 

@@ -1,4 +1,4 @@
-"""AReaL's RolloutController over real workers: workflows, a forked evaluation, weights by disk, proxies with an agent."""
+"""AReaL's RolloutController over real workers: workflows, forked evaluation, weights by disk, an agent and proxies."""
 
 from __future__ import annotations
 

@@ -50,10 +50,10 @@ class TableEngine(TrainEngine):
         return self.data_groups[dist.get_rank() % self.tp]
 
     def current_data_parallel_head(self) -> int:
-        return self.head
+        return int(self.head)
 
     def is_data_parallel_head(self) -> bool:
-        return dist.get_rank() == self.head
+        return bool(dist.get_rank() == self.head)
 
     def compute_logp(self, batch: list[dict[str, torch.Tensor]]) -> list[torch.Tensor]:
         self.seen.append([item["input_ids"].shape for item in batch])
@@ -116,7 +116,7 @@ class TableEngine(TrainEngine):
         clear_fetch_buffer(ids)
 
     def fetch_buffer_stats(self) -> dict[str, int]:
-        return fetch_buffer_stats()
+        return dict(fetch_buffer_stats())
 
     def fail(self, message: str) -> None:
         raise RuntimeError(message)

@@ -31,7 +31,9 @@ def job_of(job: Any, env: dict[str, str], arguments: Sequence[str], slurm: bool)
     if strategy.type == "colocation" and not strategy.fork:
         return rolecall.Job(job.role, job.replicas, scheduling_strategy=strategy)
     specs = [_spec(task, env, arguments, slurm) for task in job.tasks]
-    return rolecall.Job(job.role, job.replicas, specs or [rolecall.SchedulingSpec(cpu=1, mem=1, env_vars=env)], strategy)
+    return rolecall.Job(
+        job.role, job.replicas, specs or [rolecall.SchedulingSpec(cpu=1, mem=1, env_vars=env)], strategy
+    )
 
 
 def _spec(task: Any, env: dict[str, str], arguments: Sequence[str], slurm: bool) -> rolecall.SchedulingSpec:

@@ -63,7 +63,10 @@ class RolecallScheduler(areal.api.Scheduler):
         if exp_config is not None:
             self.experiment_name, self.trial_name = exp_config.experiment_name, exp_config.trial_name
             self.fileroot, enable_tms_offload = exp_config.cluster.fileroot, exp_config.enable_offload
-            self.name_resolve_config, n_gpus_per_node = exp_config.cluster.name_resolve, exp_config.cluster.n_gpus_per_node
+            self.name_resolve_config, n_gpus_per_node = (
+                exp_config.cluster.name_resolve,
+                exp_config.cluster.n_gpus_per_node,
+            )
         if self.experiment_name is None or self.trial_name is None:
             raise ValueError("experiment_name and trial_name must be given")
         name_resolve.reconfigure(self.name_resolve_config)
@@ -150,7 +153,9 @@ class RolecallScheduler(areal.api.Scheduler):
         rpc_meta: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
-        return run_async_task(self.async_call_engine, worker_id, method, engine_name, *args, rpc_meta=rpc_meta, **kwargs)
+        return run_async_task(
+            self.async_call_engine, worker_id, method, engine_name, *args, rpc_meta=rpc_meta, **kwargs
+        )
 
     async def async_call_engine(
         self,
@@ -193,7 +198,10 @@ class RolecallScheduler(areal.api.Scheduler):
         programs_of = {state.id for state in workers.inspect() if state.command is not None}
         self._programs |= programs_of
         fresh = [w for w in workers if w.id not in programs_of]
-        calls = [w.with_options(engine=ENGINE).submit_engine(f"{HOST}.EngineHost", (w.id, self.name_resolve_config), {}) for w in fresh]
+        calls = [
+            w.with_options(engine=ENGINE).submit_engine(f"{HOST}.EngineHost", (w.id, self.name_resolve_config), {})
+            for w in fresh
+        ]
         for call in calls:
             call.result()
 

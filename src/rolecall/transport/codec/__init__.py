@@ -156,7 +156,7 @@ def extension(
     listed: bool = False,
     subclasses: bool = False,
 ) -> None:
-    """Adds a type, in the controller and, before the first value of it arrives, in workers: as an engine's module loads.
+    """Adds a type; in workers before the first value of it arrives, as where the module of an engine is loaded.
 
     Args:
         code: From 1 to 127, one for each type, the same on both sides; 1 is that of handles.
