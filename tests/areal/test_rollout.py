@@ -32,7 +32,7 @@ SPEC = SchedulingSpec(cpu=1, mem=1, cmd="python -m areal.infra.rpc.rpc_server")
 
 
 def config(folder: Path, **fields: Any) -> InferenceEngineConfig:
-    agent = AgentConfig(mode="inline", admin_api_key="a key of the tests")
+    agent = AgentConfig(agent_cls_path="unused", mode="inline", admin_api_key="a key of the tests")
     return InferenceEngineConfig(
         backend="vllm:d2",
         consumer_batch_size=8,
@@ -122,8 +122,9 @@ def test_weights_go_over_the_disk_to_every_server(rollout: RolloutController, fo
     mask = torch.ones(1, 4, dtype=torch.bool)
     for _ in range(100):
         actor.ppo_update([{"input_ids": torch.full((1, 4), 3), "loss_mask": mask, "advantages": torch.ones(1, 4)}])
+    actor.set_version(rollout.get_version())
     rollout.pause()
-    actor.update_weights(meta.with_version(1))
+    actor.update_weights(meta.with_version(3))
     rollout.resume()
     rewards = [item["rewards"] for item in RTensor.localize(rollout.rollout_batch(prompts(8), Guess, {"token": 3}))]
     assert torch.cat(rewards).mean() > 0.9
@@ -133,9 +134,11 @@ def test_weights_go_over_the_disk_to_every_server(rollout: RolloutController, fo
 def test_an_agent_talks_to_proxies_forked_beside_the_rollout(rollout: RolloutController) -> None:
     """AReaL's own proxy module, started with its arguments, asked over HTTP, its sessions trained on as tokens."""
     rollout.start_proxy()
-    assert [w.id for w in rollout.proxy_workers] == ["proxy-rollout/0", "proxy-rollout/1"]
-    rollout.set_version(5)
-    batch = rollout.rollout_batch([{"say": "t1 t2"}] * 4, Talker, {})
-    local = RTensor.localize(batch)
-    assert len(local) == 4 and all((item["rewards"] == 1).all() for item in local)
-    assert all(int(item["loss_mask"].sum()) == 5 for item in local)
+    try:
+        assert [w.id for w in rollout.proxy_workers] == ["proxy-rollout/0", "proxy-rollout/1"]
+        rollout.set_version(5)
+        local = RTensor.localize(rollout.rollout_batch([{"say": "t1 t2"}] * 4, Talker, {}))
+        assert len(local) == 4 and all((item["rewards"] == 1).all() for item in local)
+        assert all(int(item["loss_mask"].sum()) == 5 for item in local)
+    finally:
+        rollout.scheduler.delete_workers("proxy-rollout")

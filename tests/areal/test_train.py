@@ -79,7 +79,7 @@ def test_a_step_of_ppo_goes_round_by_handles_and_is_cleared(scheduler: RolecallS
     actor.clear_batches(batch)
     assert actor._custom_function_call("fetch_buffer_stats") == {"num_entries": 0}
     again = [{"rewards": RTensor(item["rewards"].shard, item["rewards"].data.to("meta"))} for item in batch]
-    with pytest.raises(Exception, match="freed"):
+    with pytest.raises(Exception, match="cleared"):
         RTensor.localize(again)
 
 
