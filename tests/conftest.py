@@ -58,7 +58,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 
 class SideBySide(LoadScopeScheduling):  # type: ignore[misc]
     """Tests of one file and one backend run one after the other. Ray's cluster is large, so the suites of all backends
-    share two, and the tests of Ray alone another; tests of hosts have clusters of their own.
+    share one, the tests of Ray alone another, and those of its hosts a third.
     """
 
     def _split_scope(self, nodeid: str) -> str:
@@ -70,8 +70,10 @@ def _scope(nodeid: str) -> str:
     backend = test.rpartition("[")[2].rstrip("]").split("-")[0]
     if "/ray/" in file:
         return "tests of ray alone"
-    if backend == "ray" and "/hosts/" not in file:
-        return "faults on ray" if "/faults/" in file else "suites on ray"
+    if "/hosts/" in file and (backend == "ray" or "ray_hosts" in file):
+        return "hosts of ray"
+    if backend == "ray":
+        return "suites on ray"
     if "/demo/" in file:
         return file  # its runs are compared with one that they share
     return f"{file} {backend}" if backend in BACKENDS else file
@@ -175,7 +177,8 @@ def nothing_left_at_all() -> Iterator[None]:
 def nothing_left(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """After every test: no process, runtime directory, /dev/shm file or thread that was not there before it.
 
-    Where it needs a cluster: no job, actor or placement group of ours, and no node that was taken out of service.
+    Where it needs a cluster: no further job, actor or placement group of ours, and no node that was taken out of
+    service.
     """
     name = _cluster(request.node)
     cluster = request.getfixturevalue(name) if name is not None else None  # before we look what there is
@@ -183,7 +186,7 @@ def nothing_left(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: py
         yield from _clean()
         return
     _export(monkeypatch, cluster)
-    kept = cluster.jobs().keys()
+    kept = cluster.of_runs()
     yield from _clean(lambda: _of_runs(tmp_path))
     cluster.check_clean(kept)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rolecall.tensors.functions import localize as localize
     from rolecall.tensors.functions import remotize as remotize
     from rolecall.tensors.handle import RTensor as RTensor
-    from rolecall.transport.codec import extension as extension
+    from rolecall.transport.codec import register_type as register_type
     from rolecall.types import Job as Job
     from rolecall.types import SchedulingSpec as SchedulingSpec
     from rolecall.types import SchedulingStrategy as SchedulingStrategy
@@ -32,28 +32,19 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "GuardState": "rolecall.protocol.state",
-    "Job": "rolecall.types",
-    "LocalScheduler": "rolecall.scheduler.backends",
-    "PendingCall": "rolecall.scheduler.calls",
-    "RTensor": "rolecall.tensors.handle",
-    "RayScheduler": "rolecall.scheduler.backends",
-    "Role": "rolecall.scheduler.roles",
-    "RunState": "rolecall.protocol.state",
-    "Scheduler": "rolecall.scheduler.scheduler",
-    "SchedulingSpec": "rolecall.types",
-    "SchedulingStrategy": "rolecall.types",
-    "SlurmScheduler": "rolecall.scheduler.backends",
-    "Worker": "rolecall.types",
-    "WorkerState": "rolecall.protocol.state",
-    "clear": "rolecall.tensors.functions",
-    "extension": "rolecall.transport.codec",
-    "localize": "rolecall.tensors.functions",
-    "ray_placement_group": "rolecall.worker.ray_group",
-    "remotize": "rolecall.tensors.functions",
-    "scheduler": "rolecall.scheduler.backends",
+_MODULES = {
+    "rolecall.protocol.state": ("GuardState", "RunState", "WorkerState"),
+    "rolecall.scheduler.backends": ("LocalScheduler", "RayScheduler", "SlurmScheduler", "scheduler"),
+    "rolecall.scheduler.calls": ("PendingCall",),
+    "rolecall.scheduler.roles": ("Role",),
+    "rolecall.scheduler.scheduler": ("Scheduler",),
+    "rolecall.tensors.functions": ("clear", "localize", "remotize"),
+    "rolecall.tensors.handle": ("RTensor",),
+    "rolecall.transport.codec": ("register_type",),
+    "rolecall.types": ("Job", "SchedulingSpec", "SchedulingStrategy", "Worker"),
+    "rolecall.worker.ray_group": ("ray_placement_group",),
 }
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = ["__version__", *sorted(_HOMES)]
 

@@ -38,6 +38,8 @@ from __future__ import annotations
 
 import signal as _signal
 from collections.abc import Iterable, Sequence
+from concurrent.futures import CancelledError as _CancelledError
+from functools import partial
 from typing import Any
 
 
@@ -57,11 +59,7 @@ class RolecallError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         args, kwargs = self.facts
-        return _rebuild, (type(self), args, kwargs)
-
-
-def _rebuild(cls: type[RolecallError], args: tuple[Any, ...], kwargs: dict[str, Any]) -> RolecallError:
-    return cls(*args, **kwargs)
+        return partial(type(self), *args, **kwargs), ()
 
 
 def describe_exit(exit_code: int | None = None, signal: int | None = None) -> str:
@@ -368,8 +366,8 @@ class AuthenticationError(RPCError):
         )
 
 
-class CallCancelledError(RPCError):
-    """The call was cancelled before it returned."""
+class CallCancelledError(RPCError, _CancelledError):
+    """The call was cancelled before it returned. It is a `concurrent.futures.CancelledError` too."""
 
     def __init__(self, peer: str = "", method: str = "") -> None:
         self.peer, self.method = peer, method

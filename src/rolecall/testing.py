@@ -9,37 +9,33 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, TypeVar, Unpack
+from typing import Any, Unpack
 
 from rolecall.errors import RolecallError, WorkerConfigurationError, WorkerNotFoundError, WorkerTimeoutError
 from rolecall.guard import runtime
+from rolecall.guard.host import hello
 from rolecall.guard.ports import PortLeases
-from rolecall.guard.requests import RequestHandler, request_of
-from rolecall.placement.base import Placed, Placement, PlacementContext
-from rolecall.placement.host_slots import HostSlots
-from rolecall.placement.plan import Plan
+from rolecall.guard.requests import RequestHandler
+from rolecall.placement.base import PlacementContext
+from rolecall.placement.host_placement import HostPlacement
 from rolecall.protocol import guard as asked
 from rolecall.protocol.guard import Method, ProcessSpec, StartResult
 from rolecall.protocol.guard_config import GuardConfig
-from rolecall.protocol.guard_hello import GuardHello
 from rolecall.protocol.message import Message, to_plain
 from rolecall.protocol.worker import FORKED_CHILDREN, WorkerConfig
+from rolecall.protocol.worker_methods import WorkerMethod
 from rolecall.scheduler.backends import PlacedScheduler
 from rolecall.scheduler.keywords import HostKeywords
 from rolecall.transport.client import Client
-from rolecall.transport.hosts import this_host
 from rolecall.transport.peer import Incoming
-from rolecall.types import Job
 from rolecall.worker.host import thread_stacks
 from rolecall.worker.node import WorkerNode
 
 IP = "127.0.0.1"
 GUARD_ID = "in-process"
 CONNECTED_WITHIN_S = 10.0
-Q = TypeVar("Q", bound=Message)
-A = TypeVar("A")
 
 
 class InProcessScheduler(PlacedScheduler):
@@ -53,40 +49,25 @@ class InProcessScheduler(PlacedScheduler):
         super().__init__(InProcessPlacement, **options)
 
 
-class InProcessPlacement(Placement):
-    """One guard, in this process.
-
-    Args:
-        devices, oversubscribe: As of `LocalPlacement`.
-    """
+class InProcessPlacement(HostPlacement):
+    """One guard, in this process. Devices are given out as by `LocalPlacement`."""
 
     name = "in-process"
     starts_processes = False
 
-    def __init__(self, *, devices: Sequence[str | int] | None = None, oversubscribe: bool = False) -> None:
-        self._slots = HostSlots(devices, oversubscribe=oversubscribe)
-        self.n_gpus_per_node = len(self._slots.devices)
-
     def open(self, context: PlacementContext) -> None:
-        config = context.guard_config(GUARD_ID)
+        config = context.guard_config(GUARD_ID, ip=IP)
         if config.tensor_backend == "ray":
             expected = "workers are threads of this process; use LocalScheduler"
             raise WorkerConfigurationError("the in-process scheduler connects to no Ray", None, expected)
         self._context, self._expected = context, context.expect(GUARD_ID)
         self._guard = InProcessGuard(config, context.io.loop)
 
-    def plan(self, job: Job) -> Plan:
-        return self._slots.plan(job)
-
-    def place(self, job: Job) -> Placed:
+    def _guard_for(self, role: str) -> str:
         if not self._expected.wait(CONNECTED_WITHIN_S):
             self._expected.check()
             raise WorkerTimeoutError(f"guard {GUARD_ID}", CONNECTED_WITHIN_S, "connection")
-        plan = self._slots.take(job)
-        return Placed(plan, [GUARD_ID] * len(plan.slots))
-
-    def release(self, role: str) -> None:
-        self._slots.give_back(role)
+        return GUARD_ID
 
     def close(self, *, graceful: bool) -> None:
         self._context.shut_down([self._expected], 0.0)
@@ -104,14 +85,13 @@ class InProcessGuard(RequestHandler):
         self._env: dict[str, dict[str, str]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._serve(asked.ALLOC_PORTS, self._alloc_ports)
-        self._serve(asked.RELEASE_PORTS, self._release_ports)
         self._serve(asked.KILL, self._kill)
         self._serve(asked.SET_ENV, self._set_env)
         self._serve(asked.STACKS, self._stacks)
         self._serve(asked.SHUTDOWN, self._shutdown)
         Path(config.runtime_dir, "w").mkdir(mode=0o700)
         self._client = Client(
-            "controller", config.controller, config.token, loop=loop, hello=to_plain(self._hello()), handler=self
+            "controller", config.controller, config.token, loop=loop, hello=to_plain(hello(config)), handler=self
         )
 
     def close(self) -> None:
@@ -124,54 +104,38 @@ class InProcessGuard(RequestHandler):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _hello(self) -> GuardHello:
-        return GuardHello(
-            guard_id=self._config.guard_id,
-            run_id=self._config.run_id,
-            pid=os.getpid(),
-            host=os.uname().nodename,
-            host_id=this_host(),
-            ip=IP,
-        )
-
     async def _call(self, incoming: Incoming) -> Any:
         if incoming.method != asked.START.name:
             return await super()._call(incoming)
-        for spec in request_of(asked.Start, incoming.args()).specs:
-            await incoming.emit(to_plain(self._start(spec)))
+        for spec in incoming.message(asked.Start, "the controller").specs:
+            await incoming.emit(self._start(spec))
         return None
 
     def _start(self, spec: ProcessSpec) -> StartResult:
         config = WorkerConfig(
             worker_id=spec.worker_id,
-            run_id=self._config.run_id,
-            guard_id=self._config.guard_id,
             token=self._config.token,
             socket=runtime.worker_socket(self._config.runtime_dir, spec.worker_id),
             ip=IP,
             bind=IP,
             port=spec.ports[0],
-            ports=spec.ports,
             tensor_backend=self._config.tensor_backend,
         )
         try:
             if spec.argv is not None:
                 raise WorkerConfigurationError("the in-process scheduler runs no programs", spec.argv)
             node = WorkerNode(config, self._loop, self._ask_guard)
-            listening = node.start()
+            node.start()
         except (RolecallError, OSError) as e:
             return StartResult(worker_id=spec.worker_id, ok=False, error=str(e))
         self._nodes[spec.worker_id] = node
         self._env[spec.worker_id] = {**self._env.get(str(spec.target), {}), **spec.env}
         return StartResult(
-            worker_id=spec.worker_id, ok=True, pid=listening.pid, ip=IP, ports=spec.ports, socket=listening.socket
+            worker_id=spec.worker_id, ok=True, pid=os.getpid(), ip=IP, ports=spec.ports, socket=config.socket
         )
 
     async def _alloc_ports(self, wanted: asked.AllocPorts) -> asked.Ports:
         return asked.Ports(ports=self._ports.lease(wanted.owner, wanted.count), host=IP)
-
-    async def _release_ports(self, wanted: asked.ReleasePorts) -> list[int]:
-        return self._ports.release(wanted.owner)
 
     async def _kill(self, wanted: asked.Kill) -> asked.KillReport:
         for worker_id in wanted.workers:
@@ -197,7 +161,7 @@ class InProcessGuard(RequestHandler):
             await self._end(worker_id)
         return asked.ShutdownReport()
 
-    async def _ask_guard(self, method: Method[Q, A], request: Q) -> Any:
+    async def _ask_guard(self, method: Method[Any, Any] | WorkerMethod, request: Message) -> Any:
         if method is FORKED_CHILDREN:
             return []
         raise WorkerConfigurationError(f"the in-process scheduler answers no {method.name!r} over HTTP")

@@ -37,19 +37,10 @@ def check_name(kind: str, name: str) -> str:
     return name
 
 
-def _one_of(what: str, value: str, literal: object) -> None:
+def check_one_of(what: str, value: str, literal: object) -> None:
+    """Raises WorkerConfigurationError unless `value` is one of a `Literal`."""
     if value not in get_args(literal):
         raise WorkerConfigurationError(f"unknown {what}", value, f"use one of {', '.join(get_args(literal))}")
-
-
-def check_tensors(policy: str) -> None:
-    """Raises WorkerConfigurationError unless `policy` is a `TensorPolicy`."""
-    _one_of("tensor policy", policy, TensorPolicy)
-
-
-def check_tensor_backend(backend: str) -> None:
-    """Raises WorkerConfigurationError unless `backend` is a `TensorBackend`."""
-    _one_of("tensor backend", backend, TensorBackend)
 
 
 def _at_least(what: str, value: float, low: float) -> None:
@@ -125,9 +116,9 @@ class SchedulingSpec:
         _at_least("port_count", self.port_count, 1)
         if self.port_count > MAX_PORTS:
             raise WorkerConfigurationError("bad port_count", self.port_count, f"use 1 to {MAX_PORTS}")
-        _one_of("task_type", self.task_type, TaskType)
-        _one_of("container_type", self.container_type, ContainerType)
-        _one_of("ray_placement_strategy", self.ray_placement_strategy, RayPlacementStrategy)
+        check_one_of("task_type", self.task_type, TaskType)
+        check_one_of("container_type", self.container_type, ContainerType)
+        check_one_of("ray_placement_strategy", self.ray_placement_strategy, RayPlacementStrategy)
         readiness(self.ready)
         for key, value in self.env_vars.items():
             check_env(key, value)
@@ -204,7 +195,7 @@ class SchedulingStrategy:
     fork: bool = True
 
     def __post_init__(self) -> None:
-        _one_of("scheduling strategy", self.type, StrategyType)
+        check_one_of("scheduling strategy", self.type, StrategyType)
         if self.type == "colocation" and not self.target:
             raise WorkerConfigurationError("colocation without a target", None, "name the target role")
 

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import os
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
 from rolecall import Job, Scheduler, SchedulingSpec, SchedulingStrategy
 from rolecall.errors import (
-    EncodeError,
-    EngineCallError,
-    EngineCreationError,
-    EngineImportError,
-    EngineNotFoundError,
     RolecallError,
     RPCConnectionError,
     WorkerConfigurationError,
     WorkerCreationError,
     WorkerNotFoundError,
-    WorkerTimeoutError,
 )
 from tests.support import live, sample_engines
 from tests.support.backend import DEVICES, Backend
@@ -141,245 +133,6 @@ def test_a_plan_starts_nothing_and_takes_nothing(s: Scheduler) -> None:
     assert s.plan(job) == plan
     with pytest.raises(WorkerNotFoundError):
         s.get_workers("actor")
-
-
-# Engines and calls
-
-
-def test_an_engine_is_created_and_called(s: Scheduler) -> None:
-    """An engine is called on all workers, on one worker, and with different arguments for each."""
-    role = s.start("actor", replicas=2)
-    role.create_engine(Echo, "hi")
-    assert role.call("greet") == ["hi", "hi"]
-    assert role[1].call("add", 2, b=3) == 5
-    assert role.map("add", [(1, 2), (3, 4)]) == [3, 7]
-
-
-def test_the_reference_interface_calls_engines_from_threads_and_tasks(s: Scheduler) -> None:
-    """`create_engine`, `call_engine` and `async_call_engine`, with the default engine and with a named one."""
-    (worker,) = s.create_workers(Job("actor"))
-
-    async def use() -> list[Any]:
-        await s.create_engine(worker, Echo, None, "default")
-        await s.create_engine(worker, f"{ENGINES}.Echo", "second", greeting="second")
-        first = await s.async_call_engine(worker, "greet")
-        second = await s.async_call_engine(worker, "greet", "second")
-        return [first, second, await s.async_call_engine(worker, "add", None, 1, b=2)]
-
-    assert asyncio.run(use()) == ["default", "second", 3]
-    assert s.call_engine(worker, "add", "second", 4, b=5) == 9
-
-
-def test_what_a_role_does_it_does_from_a_task_as_well(s: Scheduler) -> None:
-    """Each method of a role has an awaitable form with the same results and errors."""
-    role = s.start("actor", replicas=2)
-
-    async def use() -> list[list[Any]]:
-        await role.acreate_engine(Echo, "hi")
-        await role.aset_env({"COLOUR": "blue"})
-        return [await role.acall("greet"), await role.amap("add", [(1, 2), (3, 4)])]
-
-    assert asyncio.run(use()) == [["hi", "hi"], [3, 7]]
-    with pytest.raises(WorkerConfigurationError, match="one tuple for each of the 2"):
-        role.map("add", [(1, 2)])
-
-
-def test_options_do_not_share_a_namespace_with_arguments(s: Scheduler) -> None:
-    """A method's own argument `timeout` reaches the method, beside the option of that name."""
-    role = s.start("actor")
-    role.create_engine(Echo)
-    assert role[0].with_options(timeout=30).call("add", 1, timeout=5) == 6
-
-
-def test_several_named_engines_live_in_one_worker(s: Scheduler) -> None:
-    """Engines of different names in one worker are addressed by name."""
-    role = s.start("actor")
-    role.create_engine(Echo, "default")
-    role.with_options(engine="second").create_engine(Echo, "second")
-    assert role.call("greet") == ["default"]
-    assert role.with_options(engine="second").call("greet") == ["second"]
-    assert s.call_engine("actor/0", "greet", "second") == "second"
-
-
-def test_a_second_engine_of_the_same_name_is_refused(s: Scheduler) -> None:
-    """Creating an engine under a taken name fails and leaves the first engine alone."""
-    role = s.start("actor")
-    role.create_engine(Echo)
-    with pytest.raises(EngineCreationError, match="engine of that name"):
-        role.create_engine(Echo)
-    assert role[0].call("greet") == "hello"
-
-
-def test_an_exception_comes_back_with_type_message_and_traceback(s: Scheduler) -> None:
-    """An engine's exception arrives as EngineCallError with worker, method, type, message and traceback."""
-    role = s.start("actor")
-    role.create_engine(Echo)
-    with pytest.raises(EngineCallError) as caught:
-        role[0].call("fail", "broken on purpose")
-    error = caught.value
-    assert (error.worker_id, error.method) == ("actor/0", "fail")
-    assert error.remote_type == "builtins.ValueError"
-    assert error.remote_message == "broken on purpose"
-    assert "in fail" in error.traceback
-
-
-def test_an_attribute_error_in_user_code_is_not_a_missing_method(s: Scheduler) -> None:
-    """An AttributeError raised by a method, a missing method and a missing engine are three different errors."""
-    role = s.start("actor")
-    role.create_engine(Echo)
-    with pytest.raises(EngineCallError) as caught:
-        role[0].call("missing_attribute")
-    assert not isinstance(caught.value, EngineNotFoundError)
-    assert caught.value.remote_type == "builtins.AttributeError"
-    with pytest.raises(EngineNotFoundError, match="no method 'nope'"):
-        role[0].call("nope")
-    with pytest.raises(EngineNotFoundError, match="no engine 'other'"):
-        role[0].with_options(engine="other").call("echo", 1)
-
-
-@pytest.mark.parametrize("path", ["os.system", "subprocess.Popen", "os:system", "builtins.eval", "pathlib.Path"])
-def test_the_standard_library_is_refused_as_an_engine(s: Scheduler, path: str) -> None:
-    """A class of the standard library cannot be made an engine by its path."""
-    role = s.start("actor")
-    with pytest.raises(EngineImportError):
-        role.create_engine(path)
-
-
-def test_a_class_that_is_not_there_is_an_import_error(s: Scheduler) -> None:
-    """A path that cannot be imported fails with EngineImportError, and the worker stays usable."""
-    role = s.start("actor")
-    for path in (
-        "no_such_package.Engine",
-        f"{ENGINES}.NoSuchClass",
-        f"{ENGINES}:Path",
-    ):
-        with pytest.raises(EngineImportError):
-            role.create_engine(path)
-    role.create_engine(f"{ENGINES}.Echo")
-    assert role[0].call("greet") == "hello"
-
-
-def test_a_constructor_that_raises_leaves_the_name_free(s: Scheduler) -> None:
-    """After a failed constructor an engine of the same name can be created."""
-    role = s.start("actor")
-    with pytest.raises(EngineCreationError, match="no such model"):
-        role.create_engine(sample_engines.BadConstructor)
-    role.create_engine(Echo)
-    assert role[0].call("greet") == "hello"
-
-
-def test_what_does_not_travel_is_named_by_its_place_and_the_worker_lives_on(s: Scheduler) -> None:
-    """Arguments and results that are not serializable fail with their place inside the value."""
-    role = s.start("actor")
-    role.create_engine(Echo)
-    with pytest.raises(EncodeError, match="function"):
-        role[0].call("echo", {"fn": lambda: 1})
-    with pytest.raises((EncodeError, EngineCallError), match=r"fn.*\[0\].*lock"):
-        role[0].call("unencodable")
-    assert role[0].call("greet") == "hello"
-
-
-def test_plain_methods_run_one_at_a_time_in_order_on_one_thread(s: Scheduler) -> None:
-    """However many calls are under way at once, each finds itself alone, on the thread of the first."""
-    role = s.start("actor")
-    role.create_engine(sample_engines.Turns)
-    pending = [role[0].submit("enter", number) for number in range(100)]
-    seen = [call.result() for call in pending]
-    assert {most for most, _ in seen} == {1}
-    assert len({thread for _, thread in seen}) == 1
-    assert role[0].call("entered") == list(range(100))
-
-
-def test_async_methods_run_beside_each_other_and_beside_a_plain_one(s: Scheduler) -> None:
-    """A hundred of them meet while a plain method waits for what only an async one will do."""
-    role = s.start("actor")
-    role.create_engine(sample_engines.Turns)
-    waiting = role[0].submit("wait_until_released")
-
-    async def meet() -> list[Any]:
-        return list(await asyncio.gather(*(role[0].acall("meet", 100) for _ in range(100))))
-
-    assert asyncio.run(meet()) == [100] * 100
-    assert asyncio.run(role[0].acall("release")) == 1
-    assert waiting.result() == "released"
-
-
-def test_generators_stream(s: Scheduler) -> None:
-    """Items of generators and async generators arrive one by one and in order."""
-    role = s.start("actor")
-    role.create_engine(Echo)
-    assert list(role[0].stream("numbers", 100)) == list(range(100))
-    assert list(role[0].stream("tokens", 50)) == [f"t{i}" for i in range(50)]
-
-    async def collect() -> list[str]:
-        return [item async for item in role[0].astream("tokens", 3)]
-
-    assert asyncio.run(collect()) == ["t0", "t1", "t2"]
-
-
-def test_a_deadline_is_kept_and_says_what_to_do(s: Scheduler) -> None:
-    """A call that exceeds its timeout fails with the command that shows the worker's stack."""
-    role = s.start("actor")
-    role.create_engine(Echo)
-    with pytest.raises(WorkerTimeoutError, match="rolecall stack actor/0"):
-        role[0].with_options(timeout=0.2).call("sleep", 1.0)
-    assert role[0].call("greet") == "hello"
-
-
-def test_cancelling_reaches_an_async_method(s: Scheduler, tmp_path: Path) -> None:
-    """Cancelling the awaiting task raises CancelledError inside the engine's async method."""
-    role = s.start("actor")
-    role.create_engine(Echo)
-    seen = tmp_path / "cancelled"
-
-    async def cancel() -> None:
-        task = asyncio.ensure_future(role[0].acall("until_cancelled", str(seen)))
-        while not Path(f"{seen}.started").exists():
-            await asyncio.sleep(0.01)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    asyncio.run(cancel())
-    deadline = time.monotonic() + 5
-    while not seen.exists() and time.monotonic() < deadline:
-        role[0].call("greet")
-    assert seen.exists()
-
-
-# Tensors
-
-
-@pytest.mark.slow("workers that import torch")
-def test_tensors_come_whole_by_default_and_as_handles_on_request(s: Scheduler) -> None:
-    """Handles can be concatenated, split, passed to other workers and fetched."""
-    import torch
-
-    import rolecall
-
-    role = s.start("rollout", replicas=2)
-    role.create_engine(sample_engines.Tensors)
-    whole = role[0].call("make", 3)
-    assert torch.equal(whole["x"], torch.ones(3, 4))
-    remote = role.with_options(tensors="remote")
-    parts = remote.map("make", [(3, 1.0), (5, 2.0)])
-    batch = rolecall.RTensor.cat([p["x"] for p in parts])
-    assert isinstance(batch, rolecall.RTensor)
-    assert tuple(batch.shape) == (8, 4)
-    assert role[0].call("total", batch) == 3 * 4 + 5 * 4 * 2
-    first, second = batch.split(4)
-    assert role.map("total", [(first,), (second,)]) == [12 + 8, 32]
-    assert torch.equal(rolecall.localize(batch[2:4]), torch.tensor([[1.0] * 4, [2.0] * 4]))
-
-
-@pytest.mark.slow("workers that import torch")
-def test_a_constructor_is_given_tensors_for_handles(s: Scheduler) -> None:
-    """A handle among a constructor's arguments arrives as its tensor."""
-    owner = s.start("owner").with_options(tensors="remote")
-    owner.create_engine(sample_engines.Tensors)
-    reader = s.start("reader")
-    reader.create_engine(sample_engines.Reader, owner[0].call("make", 5)["x"])
-    assert reader.call("made_with") == [20.0]
 
 
 # Forks

@@ -1,17 +1,23 @@
 """{worker, guard, template, controller} x {SIGKILL, SIGTERM, SIGINT, SIGSTOP} x {idle, call, starting, forking}.
 
+Each victim is hit by every signal in every state, and on every backend by every signal and in every state, but not by
+every signal in every state on every backend. Workers and templates are watched by the guard, which is the same
+everywhere, so each (signal, state) of theirs stands on one backend. A guard's and a controller's death also concerns
+what has started the guard, so theirs stand on two.
+
 Below the worker live a plain child, a child in a session of its own, and a daemon that was forked twice.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from signal import SIGCONT, SIGINT, SIGKILL, SIGSTOP, SIGTERM, Signals
 from typing import Any
@@ -24,7 +30,7 @@ from rolecall.errors import SchedulerError, WorkerCreationError, WorkerFailedErr
 from tests.support import sample_engines
 from tests.support.backend import Backend
 from tests.support.checkout import PYTHONPATH
-from tests.support.schedulers_under_test import OF_PROCESSES, each
+from tests.support.schedulers_under_test import OF_PROCESSES, each, on
 from tests.support.waiting import wait_for
 from tests.support.worker_processes import (
     guard_id,
@@ -40,12 +46,23 @@ from tests.support.worker_processes import (
     wait_until_gone,
 )
 
-pytestmark = pytest.mark.slow("two hundred runs, each brought into a state and then hit")
+pytestmark = pytest.mark.slow("a hundred runs, each brought into a state and then hit")
 STATES = ["idle", "call", "starting", "forking"]
 DEADLY = [SIGKILL, SIGTERM, SIGINT]
 SLEEPER = ["sh", "-c", "echo sleeping; exec sleep 3600"]
 STALL_WITHIN_S = 30.0
 START_WITHIN_S = 60.0  # a cluster's manager may take its time
+
+
+def spread(times: int, **axes: Sequence[Any]) -> pytest.MarkDecorator:
+    """Each combination on `times` backends, in turn: the next value of any axis is on the next backend."""
+    places = itertools.product(*(enumerate(values) for values in axes.values()))
+    cases = [
+        on(OF_PROCESSES[(sum(index for index, _ in place) + n) % len(OF_PROCESSES)], *(value for _, value in place))
+        for place in places
+        for n in range(times)
+    ]
+    return pytest.mark.parametrize(("backend", *axes), cases, indirect=["backend"])
 
 
 @pytest.fixture(scope="module", params=each(OF_PROCESSES))
@@ -59,8 +76,14 @@ def own(make: Callable[..., Scheduler]) -> Scheduler:
 
 
 @pytest.fixture
-def s(request: pytest.FixtureRequest, shared: Scheduler, facts: Backend) -> Scheduler:
-    """Where each role has guards of its own, a run outlives all that is done to one, and so it goes on to the next."""
+def s(shared: Scheduler) -> Scheduler:
+    """A run outlives all that is done to a worker, and so it goes on to the next test."""
+    return shared
+
+
+@pytest.fixture
+def to_lose(request: pytest.FixtureRequest, shared: Scheduler, facts: Backend) -> Scheduler:
+    """A run for a test that ends a guard or its template: the shared one, where each role has guards of its own."""
     found: Scheduler = shared if facts.guards_of_roles else request.getfixturevalue("own")
     return found
 
@@ -119,8 +142,7 @@ def family(s: Scheduler) -> Role:
     return role
 
 
-@pytest.mark.parametrize("at", STATES)
-@pytest.mark.parametrize("number", DEADLY, ids=lambda n: n.name)
+@spread(1, number=DEADLY, at=STATES)
 def test_a_killed_worker_fails_its_caller_at_once_and_leaves_nothing(
     s: Scheduler, facts: Backend, number: Signals, at: str
 ) -> None:
@@ -152,7 +174,7 @@ def _slow_pid(s: Scheduler) -> int:
     return wait_for(lambda: of_worker(s.run_id, "slow/0"), 5, "starting worker")[0]
 
 
-@pytest.mark.parametrize("at", STATES)
+@spread(1, at=STATES)
 def test_a_stopped_worker_is_reported_with_stacks(s: Scheduler, at: str) -> None:
     """A worker stopped by SIGSTOP fails its caller with the stacks of its threads; a start fails as well."""
     role = family(s)
@@ -173,12 +195,12 @@ def test_a_stopped_worker_is_reported_with_stacks(s: Scheduler, at: str) -> None
     send(victim, SIGCONT)
 
 
-@pytest.mark.parametrize("at", STATES)
-@pytest.mark.parametrize("number", DEADLY, ids=lambda n: n.name)
+@spread(2, number=DEADLY, at=STATES)
 def test_a_killed_guard_fails_all_callers_at_once_and_leaves_nothing(
-    s: Scheduler, facts: Backend, number: Signals, at: str
+    to_lose: Scheduler, facts: Backend, number: Signals, at: str
 ) -> None:
     """A dead guard takes its workers along, callers are told, and other guards' workers live on."""
+    s = to_lose
     role = family(s)
     outcome = begin(s, role, at)
     guard, mark = guard_of(s.run_id, affected(at)), f"ROLECALL_GUARD={guard_id(s.run_id, affected(at))}"
@@ -202,7 +224,7 @@ def test_a_killed_guard_fails_all_callers_at_once_and_leaves_nothing(
         assert role[0].call("pid") == worker, "another role's guard and what it owns live on"
 
 
-@pytest.mark.parametrize("at", STATES)
+@spread(1, at=STATES)
 def test_a_stopped_guard_is_reported_and_the_run_still_ends(own: Scheduler, at: str) -> None:
     """A stopped guard is reported as an event, calls to its workers work on, and closing succeeds."""
     role = family(own)
@@ -218,18 +240,18 @@ def test_a_stopped_guard_is_reported_and_the_run_still_ends(own: Scheduler, at: 
         assert role[0].call("pid") > 0, "calls go to the worker, not through its guard"
 
 
-@pytest.mark.parametrize("at", STATES)
-@pytest.mark.parametrize("number", [*DEADLY, SIGSTOP], ids=lambda n: n.name)
+@spread(1, number=[*DEADLY, SIGSTOP], at=STATES)
 def test_a_template_that_dies_or_stops_harms_no_worker_and_is_replaced(
-    s: Scheduler, facts: Backend, number: Signals, at: str
+    to_lose: Scheduler, facts: Backend, number: Signals, at: str
 ) -> None:
     """Running workers and calls go on, and later forks come from a new template."""
+    s = to_lose
     role = family(s)
     begun = begin(s, role, "call") if at == "call" else None
     there = wait_for(lambda: templates(s.run_id), 5, "template")
     starts, survivor = None, role
     if at in ("starting", "forking"):
-        starts = Outcome(lambda: s.start("more", replicas=8) if at == "starting" else role.fork("more"))
+        starts = Outcome(lambda: s.start("more", replicas=4) if at == "starting" else role.fork("more"))
     if at == "starting" and facts.guards_of_roles:
         victims = wait_for(lambda: templates(s.run_id) - there, START_WITHIN_S, "template of the starting role")
     else:
@@ -259,8 +281,7 @@ def launch(backend: str, at: str, tmp_path: Path) -> tuple[subprocess.Popen[str]
     return controller, run_id
 
 
-@pytest.mark.parametrize("at", STATES)
-@pytest.mark.parametrize("number", DEADLY, ids=lambda n: n.name)
+@spread(2, number=DEADLY, at=STATES)
 def test_a_killed_controller_takes_everything_with_it(
     backend: str, facts: Backend, tmp_path: Path, number: Signals, at: str
 ) -> None:
@@ -272,7 +293,7 @@ def test_a_killed_controller_takes_everything_with_it(
         controller.wait(facts.controller_gone_s)
 
 
-@pytest.mark.parametrize("at", STATES)
+@spread(1, at=STATES)
 def test_a_stopped_controller_is_not_dead(backend: str, facts: Backend, tmp_path: Path, at: str) -> None:
     """A controller stopped for some seconds keeps its run; killed afterwards, it takes the run along."""
     controller, run_id = launch(backend, at, tmp_path)

@@ -41,7 +41,7 @@ class Worker:
         listener.listen()
         threading.Thread(target=self._serve, args=(listener,), daemon=True).start()
         threading.Thread(target=self._beat, daemon=True).start()
-        incoming.finish({"pid": os.getpid(), "socket": self.config["socket"], "port": self.config["port"]})
+        incoming.finish(None)
 
     def _beat(self) -> None:
         with Path(self.config["progress"]).open("r+b", buffering=0) as page:

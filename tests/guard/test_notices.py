@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 
-from rolecall.guard.notices import LONGEST, Notices
+from rolecall.guard.notices import LONGEST, forward_notices
 from rolecall.protocol.events import Notice
 
 LINE = b'{"role": "actor", "reason": "the time limit", "seconds": 120}\n'
@@ -15,9 +15,8 @@ async def told(*pieces: bytes) -> list[Notice]:
     """What is told of pieces that are written one after the other, each when the one before has been read."""
     heard: list[Notice] = []
     theirs, ours = os.pipe()
-    loop = asyncio.get_running_loop()
-    notices = Notices(loop, heard.append, theirs)
-    notices.open()
+    forwarding = asyncio.ensure_future(forward_notices(heard.append, theirs))
+    await asyncio.sleep(0)
     os.set_blocking(ours, False)
     for piece in pieces:
         with contextlib.suppress(BlockingIOError):  # nobody reads any more
@@ -26,9 +25,7 @@ async def told(*pieces: bytes) -> list[Notice]:
                 for _ in range(20):
                     await asyncio.sleep(0)
     os.close(ours)
-    for _ in range(20):
-        await asyncio.sleep(0)
-    assert not loop.remove_reader(theirs), "who has read the end reads no more"
+    await asyncio.wait_for(forwarding, 10)
     os.close(theirs)
     return heard
 

@@ -14,7 +14,7 @@ import pytest
 from rolecall import Scheduler
 from rolecall.errors import RolecallError, ShardNotFoundError, WorkerFailedError
 from tests.support import live, sample_engines
-from tests.support.hosts_under_test import OfRay, of_ray
+from tests.support.hosts_under_test import OfRay
 from tests.support.waiting import wait_for
 from tests.support.worker_processes import processes
 
@@ -25,17 +25,11 @@ TOLD_WITHIN_S = 15.0
 NODE_LOST_S = 30.0  # Ray takes 20 s to give up what a node held
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[OfRay]:
-    with of_ray() as found:
-        yield found
-
-
 @pytest.fixture
-def hosts(cluster: OfRay) -> Iterator[OfRay]:
+def hosts(hosts_of_ray: OfRay) -> Iterator[OfRay]:
     """Whole again for the next test."""
-    yield cluster
-    cluster.mend()
+    yield hosts_of_ray
+    hosts_of_ray.mend()
 
 
 @pytest.fixture

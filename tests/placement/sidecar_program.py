@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from rolecall.placement.sidecar import SidecarServer
-from tests.placement.sidecar_requests import CRASH, ECHO, FAIL, HANG, NOTHING, SAY, STATE, Said, Text
+from tests.placement.sidecar_requests import CRASH, ECHO, FAIL, HANG, NOTHING, SAY, Said, Text
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
         return Text
 
     def say(wanted: Said) -> Callable[[], Text]:
-        server.say(STATE, wanted.name, Text(text=wanted.text))
+        server.say(wanted.name, Text(text=wanted.text))
         return Text
 
     def crash(wanted: Text) -> Callable[[], None]:
@@ -46,7 +46,7 @@ def main() -> None:
     server.handle(FAIL, fail)
     server.handle(HANG, hang)
     server.serve(bool)
-    server.say(STATE, "over", Text())  # to nobody
+    server.say("over", Text())  # to nobody
     if stuck.is_set():
         time.sleep(600)
     print("ended well", flush=True)

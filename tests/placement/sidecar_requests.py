@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import NoneType
 
-from rolecall.protocol.guard import Method, NoArguments, Topic
+from rolecall.protocol.guard import Method, NoArguments
 from rolecall.protocol.message import Message
 
 
@@ -28,4 +28,3 @@ NOTHING = Method("nothing", NoArguments, NoneType)
 FAIL = Method("fail", NoArguments, NoneType)
 HANG = Method("hang", NoArguments, Text)
 UNKNOWN = Method("unknown", NoArguments, NoneType)
-STATE = Topic("state", Text)

@@ -67,7 +67,7 @@ def causes_of(io: IOThread) -> Iterator[Callable[[Manager], ExitCauses]]:
 
 
 def guard(io: IOThread, name: str = "g0") -> GuardProxy:
-    return GuardProxy(name, io, lambda *_: None, lambda _: None)
+    return GuardProxy(name, io, lambda *_: None)
 
 
 def test_words_come_once_and_on_the_io_thread(io: IOThread, causes_of: Callable[[Manager], ExitCauses]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 import pkgutil
 import types
 import typing
@@ -17,7 +18,9 @@ from hypothesis import strategies as st
 
 from rolecall import protocol
 from rolecall.errors import ProtocolError
+from rolecall.protocol.guard import ProcessSpec, Start
 from rolecall.protocol.message import Message, from_json, from_plain, to_plain
+from rolecall.transport import codec
 
 # Fields that hold whatever a user passes on; everything else has a type.
 FREE = {("CallMethod", "rpc_meta"), ("Configure", "config"), ("JoinCluster", "init")}
@@ -101,13 +104,18 @@ def example(hint: Any) -> Any:
     return values[origin or hint]
 
 
+def received(kind: type[Any], sent: Any, sender: str = "the other side") -> Any:
+    """What arrives over a connection where `kind` is expected."""
+    return codec.decode_message(kind, *codec.encode(sent), sender)
+
+
 @pytest.mark.parametrize("kind", STRUCTS, ids=lambda kind: kind.__name__)
 @given(data=st.data())
 @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 def test_a_message_arrives_as_it_was_sent(kind: type[msgspec.Struct], data: st.DataObject) -> None:
     """Plain values, JSON and msgpack give back an equal struct."""
     sent = data.draw(anything(kind))
-    assert msgspec.msgpack.decode(msgspec.msgpack.encode(sent), type=kind) == sent
+    assert received(kind, sent) == sent
     if kind.__name__ != "ForkSpec":  # its environment is bytes, which only msgpack has
         assert from_plain(kind, to_plain(sent), "the other side") == sent
         assert from_json(kind, msgspec.json.encode(sent), "the other side") == sent
@@ -117,8 +125,9 @@ def test_a_message_arrives_as_it_was_sent(kind: type[msgspec.Struct], data: st.D
 def test_an_unknown_field_is_refused(kind: type[msgspec.Struct]) -> None:
     """The error names the field, the struct and who has sent it."""
     value = plain(kind) | {"no_such_field": 1}
-    with pytest.raises(ProtocolError, match=f"malformed {kind.__name__} from guard g0.*no_such_field"):
-        from_plain(kind, value, "guard g0")
+    for read in (from_plain, received):
+        with pytest.raises(ProtocolError, match=f"malformed {kind.__name__} from guard g0.*no_such_field"):
+            read(kind, value, "guard g0")
 
 
 @pytest.mark.parametrize(("kind", "name"), REQUIRED, ids=lambda each: getattr(each, "__name__", each))
@@ -126,8 +135,18 @@ def test_a_missing_field_is_refused(kind: type[msgspec.Struct], name: str) -> No
     """A field without a default must be said."""
     value = plain(kind)
     del value[name]
-    with pytest.raises(ProtocolError, match=f"malformed {kind.__name__} .*missing required field `{name}`"):
-        from_plain(kind, value, "guard g0")
+    for read in (from_plain, received):
+        with pytest.raises(ProtocolError, match=f"malformed {kind.__name__} .*missing required field `{name}`"):
+            read(kind, value, "guard g0")
+
+
+def test_what_is_no_utf8_and_lists_of_structs_arrive() -> None:
+    """A name of a file may hold any bytes; the answer to `table` is a list of structs."""
+    odd = ProcessSpec(worker_id="a/0", cwd=os.fsdecode(b"/tmp/\xff"), env={"X": os.fsdecode(b"\xfe")})
+    assert received(ProcessSpec, odd) == odd
+    many = [ProcessSpec(worker_id=f"a/{n}") for n in range(20)]
+    assert received(Start, Start(specs=many)).specs == received(list[ProcessSpec], many) == many
+    assert received(list[ProcessSpec], [*many, odd]) == [*many, odd]
 
 
 @pytest.mark.parametrize("kind", STRUCTS, ids=lambda kind: kind.__name__)

@@ -15,9 +15,9 @@ from rolecall.transport.loop import IOThread
 from tests.support import live, sample_engines
 from tests.transport.chaos_proxy import ChaosProxy
 
-pytestmark = pytest.mark.slow("thousands of calls over a bad line", seconds=7)
+pytestmark = pytest.mark.slow("hundreds of calls over a bad line", seconds=4)
 
-CALLS = 1000
+CALLS = 300
 LOSSES = [(0.25, 0.0), (0.2, 0.05), (0.0, 0.25)]  # shares of the frames, each way, that vanish and that are cut
 
 
@@ -56,10 +56,8 @@ def lost(proxy: ChaosProxy) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(("drop", "cut"), [LOSSES[0], LOSSES[2]])
-def test_a_thousand_calls_of_a_role_run_once_each(
-    scheduler: LocalScheduler, actor: Role, drop: float, cut: float
-) -> None:
-    """All under way at once: a thousand right results, and the engine has counted a thousand."""
+def test_calls_of_a_role_run_once_each(scheduler: LocalScheduler, actor: Role, drop: float, cut: float) -> None:
+    """All under way at once: each has its own result, and the engine has counted each."""
     with bad_line(scheduler, drop=drop, cut=cut) as proxy:
         pending = [actor[0].submit("echo", i) for i in range(CALLS)]
         assert [call.result() for call in pending] == list(range(CALLS))
@@ -69,7 +67,7 @@ def test_a_thousand_calls_of_a_role_run_once_each(
 
 
 @pytest.mark.parametrize(("drop", "cut"), LOSSES)
-def test_a_thousand_calls_of_twenty_threads_run_once_each(
+def test_calls_of_twenty_threads_run_once_each(
     scheduler: LocalScheduler, actor: Role, tmp_path: Path, drop: float, cut: float
 ) -> None:
     """Each thread waits for its answer before it asks again, so that nearly every frame is a request or its answer."""
@@ -93,7 +91,7 @@ def test_a_thousand_calls_of_twenty_threads_run_once_each(
         for thread in threads:
             thread.join()
         assert results == {i: i for i in range(CALLS)}
-        assert min(lost(proxy).values()) > 200, lost(proxy)
+        assert min(lost(proxy).values()) > CALLS / 5, lost(proxy)
     assert actor.call("calls") == [CALLS]
 
 

@@ -1,4 +1,4 @@
-"""A worker that is busy is not a worker that hangs: a minute of it raises no alarm."""
+"""A worker that is busy is not a worker that hangs: it raises no alarm."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 from rolecall import LocalScheduler
 from tests.support import sample_engines
 
-pytestmark = pytest.mark.slow("a minute of work", seconds=34)
+pytestmark = pytest.mark.slow("twenty seconds of work", seconds=21)
 
-BUSY_S = 60
+BUSY_S = 20  # longer than a connection may be silent in any state
 
 
 @pytest.fixture
@@ -22,8 +22,7 @@ def s(tmp_path: Path) -> Iterator[LocalScheduler]:
         yield scheduler
 
 
-@pytest.mark.timeout(180)
-def test_a_minute_with_the_interpreter_lock_held_or_of_a_long_step_raises_no_alarm(s: LocalScheduler) -> None:
+def test_the_interpreter_lock_held_or_a_long_step_raises_no_alarm(s: LocalScheduler) -> None:
     """The lock held asleep, held at work, and a step that sleeps without it, side by side."""
     events: list[tuple[str, Any]] = []
     s.subscribe(lambda topic, facts: events.append((topic, facts)))

@@ -11,6 +11,7 @@ import pytest
 
 from rolecall.errors import AuthenticationError, GuardLostError, ProtocolError, RPCError
 from rolecall.placement.base import ExpectedGuard
+from rolecall.protocol.events import Event, GuardLost
 from rolecall.protocol.guard import TABLE, NoArguments
 from rolecall.protocol.guard_hello import GuardHello
 from rolecall.protocol.message import to_plain
@@ -34,14 +35,17 @@ class Controller:
         self.io = IOThread("rolecall-hub-test")
         self.lost: list[str] = []
         self.told = threading.Event()
-        self.hub = GuardListener(self.run, self.io, lease_s=LEASE_S, on_event=lambda *event: None, on_lost=self._lost)
-        self.hub.open()
+        self.hub = GuardListener(
+            self.run, self.io, lease_s=LEASE_S, start_timeout=10, grace_s=0, preload=(), tensor_backend="shm"
+        )
+        self.hub.open(self._on_event)
         self.hub.listen("127.0.0.1")
         self.dialled: list[Client] = []
 
-    def _lost(self, guard: GuardProxy) -> None:
-        self.lost.append(str(guard.lost))
-        self.told.set()
+    def _on_event(self, guard: GuardProxy, event: Event) -> None:
+        if isinstance(event, GuardLost):
+            self.lost.append(event.reason)
+            self.told.set()
 
     def call_home(
         self, guard_id: str, *, host: str, answers: bool = True, token: str = "", notified: Notified | None = None

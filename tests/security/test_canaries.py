@@ -20,7 +20,7 @@ import torch
 import rolecall
 from rolecall.errors import EncodeError, EngineCallError
 from rolecall.transport.codec.arrays import ARRAY, DTYPE, SCALAR
-from rolecall.transport.codec.rules import DECODERS
+from rolecall.transport.codec.reader import DECODERS
 from tests.security.live_run import LiveRun, live_run
 from tests.support.attacker import connect, exchange, frame, hello, read_frame, request, send_http
 
@@ -35,6 +35,9 @@ POSTS = (
     "/configure",
     "/data/batch",
 )
+
+
+PROTOCOLS = (0, 2, pickle.HIGHEST_PROTOCOL)  # of text, of bytes, of frames
 
 
 class Canary:
@@ -55,7 +58,7 @@ def payloads(path: Path) -> list[bytes]:
     torch.save(canary, torches)
     code = compile(f"import os; os.system('touch {path}')", "canary", "exec")
     return [
-        *(pickle.dumps(canary, protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)),
+        *(pickle.dumps(canary, protocol) for protocol in PROTOCOLS),
         marshal.dumps(code),
         numpys.getvalue(),
         torches.getvalue(),
@@ -78,7 +81,7 @@ def run(tmp_path: Path) -> Iterator[LiveRun]:
 
 def test_the_canary_sings(canary: Path) -> None:
     """What the other tests are measured against: unpickled, it makes its file."""
-    for payload in payloads(canary)[: pickle.HIGHEST_PROTOCOL + 1]:
+    for payload in payloads(canary)[: len(PROTOCOLS)]:
         pickle.loads(payload)
         canary.unlink()
 
@@ -149,11 +152,11 @@ def test_frames_run_no_canary(run: LiveRun, canary: Path) -> None:
 
 
 def converse(address: str, token: str, method: str, payload: bytes) -> None:
-    """Asks for the same in every form, and reads until the last has its answer."""
+    """Asks for the same in every form, by calls and notifications in turn, and reads until the last has its answer."""
     with connect(address) as sock:
         sock.sendall(hello(token, session=f"{method}{hash(payload)}"))
         assert read_frame(sock)[0] == 1
-        asked = [(kind, body) for kind in (0, 2) for body in bodies(payload)]
+        asked = [(number // 2 % 2 * 2, body) for number, body in enumerate(bodies(payload))]
         last = len(asked)
         for seq, (kind, body) in enumerate(asked):
             sock.sendall(request(seq, method, body, payload, kind=kind, meta={"method": "echo"}))

@@ -22,9 +22,9 @@ from rolecall.transport import codec
 from tests.security.live_run import LiveRun, live_run
 from tests.support.attacker import PREFIX, connect, frame, hello, read_frame, read_to_end, request, send_http
 
-pytestmark = pytest.mark.slow("a live run is sent thousands of things", seconds=8)
+pytestmark = pytest.mark.slow("a live run is sent hundreds of things", seconds=5)
 
-EXAMPLES = 2000
+EXAMPLES = 600
 GROWTH = 96 << 20  # bytes; what a fuzzed process may take more than before
 STRANGERS = 300
 FUZZ = settings(

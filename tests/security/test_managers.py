@@ -18,7 +18,7 @@ from rolecall.errors import WorkerConfigurationError
 from tests.security.cluster_run import cluster_run
 from tests.security.live_run import mode
 from tests.support.ray_cluster import SharedRay
-from tests.support.schedulers_under_test import make_scheduler
+from tests.support.schedulers_under_test import each, make_scheduler
 from tests.support.slurm_cluster import SlurmCluster
 
 INJECTIONS = ("n1\n#SBATCH --uid=0", "n1 --wrap=x", "--uid=0", "n1'", 'n1"', "n1\\", "n1#", "n1\0", "\u00a0n1", "")
@@ -128,9 +128,10 @@ for space in (None, b"fun", b"job", b"session", b"dashboard", b"tracing", b"usag
 """
 
 
-def test_ray_shows_no_other_driver_the_token(ray_cluster: SharedRay, tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", each(["ray"]))
+def test_ray_shows_no_other_driver_the_token(backend: str, ray_cluster: SharedRay, tmp_path: Path) -> None:
     """Not in its tables, nor in its key-value store, where the actors' code is."""
-    with cluster_run(lambda **options: make_scheduler("ray", fileroot=tmp_path, **options)) as run:
+    with cluster_run(lambda **options: make_scheduler(backend, fileroot=tmp_path, **options)) as run:
         env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | ray_cluster.exports
         known = subprocess.run(
             [sys.executable, "-c", ALL_THAT_THE_HEAD_KNOWS], env=env, capture_output=True, text=True, timeout=120

@@ -75,7 +75,7 @@ def test_no_block_of_lines_stands_in_two_backends(one: str, other: str) -> None:
         assert {found[block]: again[block] for block in found.keys() & again.keys()} == {}
 
 
-@pytest.mark.parametrize("shared", ["../scheduler/scheduler.py", "allocations.py", "host_slots.py", "base.py"])
+@pytest.mark.parametrize("shared", ["../scheduler/scheduler.py", "allocations.py", "host_placement.py", "base.py"])
 def test_no_backend_repeats_what_it_inherits(shared: str) -> None:
     """No block of code of the shared placement modules stands again in a backend."""
     above = blocks(shared)

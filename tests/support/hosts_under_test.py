@@ -9,8 +9,7 @@ import shutil
 import signal
 import subprocess
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +152,3 @@ def of_ray() -> Iterator[OfRay]:
     needs_networks()
     with running(RayHosts(new_folder())) as cluster, census_of(cluster) as census:
         yield OfRay(cluster, census)
-
-
-KINDS: dict[str, Callable[[], AbstractContextManager[Hosts]]] = {"slurm": of_slurm, "ray": of_ray}

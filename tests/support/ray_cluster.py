@@ -18,6 +18,7 @@ from tests.clusters.ray_nodes import RayCluster, started
 from tests.support.waiting import poll
 
 CLEAN_WITHIN_S = 10.0
+HEADLESS_S = 10.0  # so long the nodes of some clusters go on without a head; 60 unless they are told otherwise
 
 
 def placement_of(scheduler: Scheduler) -> RayPlacement:
@@ -38,9 +39,9 @@ class SharedRay:
         """Variables by which a program finds it."""
         return self.nodes.exports
 
-    def jobs(self) -> dict[str, Any]:
-        """Those that have not ended, by their ids."""
-        return {str(job["JobID"]): job for job in self.census.take()["jobs"]}
+    def of_runs(self) -> set[str]:
+        """What runs have there, by id: jobs, actors, placement groups, processes."""
+        return {_id(thing) for things in left_of(self.census.take(), self.nodes).values() for thing in things}
 
     def left(self) -> dict[str, list[Any]]:
         """What a run has there, and nodes that it has cost."""
@@ -48,8 +49,14 @@ class SharedRay:
         return left_of(found, self.nodes) | {"dead nodes": [node for node in found["nodes"] if not node["Alive"]]}
 
     def check_clean(self, kept: Collection[str]) -> None:
-        """No actor, placement group, object or job is there but the jobs that were kept, and no node was lost."""
-        check_none(lambda: (left := self.left()) | {"jobs": [job for job in left["jobs"] if job["JobID"] not in kept]})
+        """Runs have nothing there but what was kept, and no node was lost."""
+        check_none(lambda: {kind: [x for x in things if _id(x) not in kept] for kind, things in self.left().items()})
+
+
+def _id(thing: Any) -> str:
+    """Of an actor, a placement group or a job its id; anything else is told by all that is known of it."""
+    names = ("ActorID", "placement_group_id", "JobID")
+    return next((str(thing[name]) for name in names if isinstance(thing, dict) and name in thing), str(thing))
 
 
 def left_of(found: Mapping[str, list[Any]], nodes: RayCluster) -> dict[str, list[Any]]:

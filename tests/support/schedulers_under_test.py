@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 from _pytest.mark.structures import ParameterSet
@@ -24,7 +26,16 @@ OF_PROCESSES = [name for name, backend in BACKENDS.items() if backend.own_proces
 
 def each(names: list[str]) -> list[ParameterSet]:
     """Parameters for a fixture `backend`."""
-    return [pytest.param(name, marks=_needs(BACKENDS[name].cluster)) for name in names]
+    return [on(name) for name in names]
+
+
+def on(name: str, *values: Any) -> ParameterSet:
+    """Parameters for a fixture `backend` and for others that a test crosses it with."""
+    return pytest.param(name, *values, marks=_needs(BACKENDS[name].cluster), id="-".join(map(_shown, (name, *values))))
+
+
+def _shown(value: Any) -> str:
+    return value.name if isinstance(value, Enum) else str(value)
 
 
 def _needs(cluster: str | None) -> list[pytest.MarkDecorator]:

@@ -75,6 +75,13 @@ def census(cluster: RayCluster) -> Iterator[Census]:
         yield found
 
 
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[RayCluster]:
+    """A cluster that asks for a token; the last test that uses it ends its head."""
+    with started(nodes=0, store_bytes=STORE_BYTES, token=True) as found:
+        yield found
+
+
 @pytest.fixture
 def doomed() -> Iterator[RayCluster]:
     """A cluster of one test's own, to be damaged."""
@@ -364,9 +371,9 @@ def test_workers_on_the_cluster_s_nodes_find_its_store_by_themselves(cluster: Ra
         assert forks[0].call("total", RTensor.cat(handles)) == 3 * 1024 * 256
 
 
-def test_a_cluster_with_a_token_is_joined_with_it(tmp_path: Path) -> None:
+def test_a_cluster_with_a_token_is_joined_with_it(guarded: RayCluster, tmp_path: Path) -> None:
     """It is in the environment, as for everything that talks to that cluster; without it the store is refused."""
-    with started(nodes=0, token=True) as cluster, run_on(cluster, tmp_path) as s:
+    with run_on(guarded, tmp_path) as s:
         workers = start(s, "w", 2)
         handle = workers[0].call("rows", 1024, 256)
         assert backends(handle) == ["ray"] and workers[1].call("total", handle) == 1024 * 256
@@ -398,17 +405,17 @@ def test_the_raylet_s_death_loses_what_it_held_and_nothing_else(doomed: RayClust
         assert [costs["backend"]["connected"] for costs in workers.call("costs")] == [False, False]
 
 
-def test_a_worker_outlives_the_head(doomed: RayCluster, tmp_path: Path) -> None:
+def test_a_worker_outlives_the_head(guarded: RayCluster, tmp_path: Path) -> None:
     """Ray ends a driver that misses the head for a while; a worker is none, and goes on moving tensors."""
     impatient = {"RAY_gcs_rpc_server_reconnect_timeout_s": "3"}
-    with run_on(doomed, tmp_path) as s:
+    with run_on(guarded, tmp_path) as s:
         workers = start(s, "w", 2, env_vars=impatient)
         held = [workers[i].call("rows", 1024, 1024) for i in (0, 1)]
-        plain = [sys.executable, "-c", PLAIN_DRIVER, doomed.exports["RAY_ADDRESS"]]
-        environment = {**os.environ, **doomed.exports, **impatient}
+        plain = [sys.executable, "-c", PLAIN_DRIVER, guarded.exports["RAY_ADDRESS"]]
+        environment = {**os.environ, **guarded.exports, **impatient}
         with subprocess.Popen(plain, env=environment, stdout=subprocess.PIPE) as driver:
             assert driver.stdout is not None and driver.stdout.readline() == b"connected\n"
-            doomed.kill("gcs_server")
+            guarded.kill("gcs_server")
             assert driver.wait(60) != 0
         new = workers[0].call("rows", 1024, 1024)
         assert backends(new) == ["ray"]

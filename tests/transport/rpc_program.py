@@ -136,7 +136,7 @@ class OfOneCaller:
 
     def dispatch(self, incoming: Incoming) -> None:
         if incoming.method == "stored":
-            incoming.finish(self.peer.kept)
+            incoming.finish(self.peer.incoming.kept)
         elif incoming.method == "call_back":
             self._program.start(self._call_back(incoming), incoming)
         else:

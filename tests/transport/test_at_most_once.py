@@ -111,7 +111,7 @@ def test_cancellation_gets_through(program: Running, io: IOThread, tmp_path: Pat
             call.cancel()
         proxy.calm()
         until(lambda: client.peer.request("stored").result() <= 2)
-        until(lambda: client.peer.remembered <= 1)
+        until(lambda: client.peer.outgoing.remembered <= 1)
         client.close()
 
 

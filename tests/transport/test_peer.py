@@ -28,6 +28,7 @@ from rolecall.transport.client import Client
 from rolecall.transport.link import Link
 from rolecall.transport.loop import IOThread
 from rolecall.transport.peer import Incoming, Peer
+from rolecall.transport.session.caller import WINDOW
 from tests.transport.rpc_program import TOKEN, Running, running, until
 
 
@@ -95,7 +96,7 @@ def test_many_threads_share_one_connection(client: Client) -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
-    assert client.peer.pending == 0
+    assert client.peer.outgoing.waiting == 0
 
 
 def test_thousands_of_calls_may_be_under_way(client: Client) -> None:
@@ -148,7 +149,7 @@ def test_what_does_not_travel_is_named_with_its_place(client: Client) -> None:
     assert back.value.place.startswith("result") and "bad" in back.value.place
     with pytest.raises(EncodeError, match="meta"):
         client.peer.request("echo", 1, meta={"x": object()})
-    assert client.peer.pending == 0
+    assert client.peer.outgoing.waiting == 0
     assert client.peer.request("echo", 1).result() == 1
 
 
@@ -184,7 +185,7 @@ def test_cancellation_reaches_the_callee(client: Client) -> None:
 
     asyncio.run(cancelled())
     until(lambda: len(client.peer.request("seen").result()["cancelled"]) == before + 2)
-    assert client.peer.pending == 0
+    assert client.peer.outgoing.waiting == 0
 
 
 def test_pending_calls_fail_at_once_and_alike(client: Client, tmp_path: Path) -> None:
@@ -210,7 +211,7 @@ def test_pending_calls_fail_at_once_and_alike(client: Client, tmp_path: Path) ->
     threads = [threading.Thread(target=t) for t in (wait, wait, wait_in_loop)]
     for thread in threads:
         thread.start()
-    until(lambda: client.peer.pending == 3)
+    until(lambda: client.peer.outgoing.waiting == 3)
     client.peer.fail_pending(error)
     for thread in threads:
         thread.join(timeout=5)
@@ -250,7 +251,7 @@ def test_a_stream_waits_for_its_reader(client: Client) -> None:
         if item == 20:
             break
     made = client.peer.request("counted").result() - before
-    assert 20 <= made <= 20 + 2 * client.peer.window
+    assert 20 <= made <= 20 + 2 * WINDOW
 
 
 def test_a_notification_arrives_once(client: Client) -> None:

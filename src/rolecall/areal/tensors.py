@@ -18,7 +18,6 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 import rolecall
 
-CODES = {RTensor: 2}
 # What only AReaL knows how to send, with all that derive from it.
 FAMILIES = {PreTrainedTokenizerBase: 3, ProcessorMixin: 4, Image: 5, Popen: 6}
 
@@ -60,10 +59,10 @@ class Backend:
 def install() -> None:
     """Teaches this process AReaL's types, and AReaL where tensors are."""
     set_backend(Backend())
-    rolecall.extension(CODES[RTensor], RTensor, _sent, _received)
-    rolecall.extension(7, ShardId, str, lambda plain, context: plain)
+    rolecall.register_type(1, RTensor, _sent, _received)
+    rolecall.register_type(2, ShardId, str, str)
     for cls, code in FAMILIES.items():
-        rolecall.extension(code, cls, serialize_value, lambda plain, context: deserialize_value(plain), subclasses=True)
+        rolecall.register_type(code, cls, serialize_value, deserialize_value, subclasses=True)
 
 
 def _sent(value: RTensor) -> Any:
@@ -74,7 +73,7 @@ def _sent(value: RTensor) -> Any:
     return [shard_id, value.shard.node_addr, list(value.shape), value.dtype]
 
 
-def _received(plain: Any, context: Any) -> Any:
+def _received(plain: Any) -> Any:
     if isinstance(plain, torch.Tensor):
         return plain
     if isinstance(plain, rolecall.RTensor):

@@ -10,7 +10,7 @@ import sys
 import traceback
 from functools import cache
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from rolecall.guard.kernel import die_with_parent, overwrite_variable, set_name
 from rolecall.guard.proc import open_descriptors
@@ -62,16 +62,13 @@ def _redirect(log_path: str) -> None:
     Path(log_path).parent.mkdir(parents=True, exist_ok=True)
     log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     null = os.open(os.devnull, os.O_RDONLY)
-    for source, targets in ((null, (0,)), (log, (1, 2))):
-        for target in targets:
-            os.dup2(source, target)
-        os.close(source)
-    for stream in (sys.stdout, sys.stderr):
-        _line_buffer(stream)
-
-
-def _line_buffer(stream: TextIO) -> None:
-    stream.reconfigure(line_buffering=True)  # type: ignore[attr-defined]  # a TextIOWrapper, as at every start
+    for target, source in enumerate((null, log, log)):
+        os.dup2(source, target)
+    os.close(null)
+    os.close(log)
+    streams: Any = (sys.stdout, sys.stderr)  # TextIOWrappers, as at every start
+    for stream in streams:
+        stream.reconfigure(line_buffering=True)
 
 
 def _reseed() -> None:

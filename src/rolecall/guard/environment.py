@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from rolecall.protocol.environment import FOREIGN, GUARD, PREFIX, RUN, WORKER
+from rolecall.protocol.environment import FOREIGN, PREFIX, WORKER, marks
 from rolecall.protocol.guard import ProcessSpec
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -18,21 +18,18 @@ def base_env(inherited: Mapping[str, str], configured: Mapping[str, str]) -> dic
 
 def with_run_ids(env: Mapping[str, str], run_id: str, guard_id: str, worker_id: str) -> dict[str, str]:
     """Adds the three variables by which a process of a run is found."""
-    return dict(env) | {RUN: run_id, GUARD: guard_id, WORKER: worker_id}
+    return {**env, **marks(run_id, guard_id), WORKER: worker_id}
 
 
 def thread_counts(env: Mapping[str, str], cores: int, host_cores: int) -> dict[str, str]:
     """Thread counts for the variables that are not set: the slot's cores, at most the host's."""
-    if cores < 1:
-        return {}
-    return {name: str(min(cores, host_cores)) for name in THREADS if name not in env}
+    return {name: str(min(cores, host_cores)) for name in THREADS if cores > 0 and name not in env}
 
 
 def recorded_env(spec: ProcessSpec, target: Mapping[str, str] | None) -> dict[str, str]:
     """The part of a worker's environment that its forks inherit: its target's, then its devices, then its spec's."""
     slot = {spec.device_var: ",".join(spec.devices)} if target is None or spec.devices else {}
-    inherited = dict(target or {})
-    return inherited | slot | spec.env
+    return {**(target or {}), **slot, **spec.env}
 
 
 def needs_cold_start(env: Mapping[str, str], template: Mapping[str, str]) -> str:

@@ -12,12 +12,11 @@ from typing import Any
 from rolecall.errors import RolecallError
 from rolecall.guard import host, runtime
 from rolecall.guard.lease import Lease
-from rolecall.guard.notices import Notices
+from rolecall.guard.notices import forward_notices
 from rolecall.guard.proc import Process, alive
 from rolecall.guard.requests import ControllerRequests, WorkerRequests
-from rolecall.guard.server import GuardServer
+from rolecall.guard.server import guard_server
 from rolecall.guard.supervisor import Supervisor
-from rolecall.guard.table import Record
 from rolecall.protocol import events
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.message import from_json, to_plain
@@ -37,13 +36,22 @@ class Guard:
     def __init__(self, config: GuardConfig, loop: asyncio.AbstractEventLoop) -> None:
         self._config, self._loop = config, loop
         self._lease = Lease(config.lease_s, time.monotonic())
-        self._supervisor = Supervisor(config, loop, self._lease, self._handler, self._notify, _log_file(config))
-        self._server = GuardServer(self._supervisor, config, loop)
-        self._notices = Notices(loop, self._notify)
+        self._supervisor = Supervisor(config, loop, self._lease, WorkerRequests, self._notify, _log_file(config))
+        self._server = guard_server(self._supervisor, config, loop)
         self._stop: asyncio.Future[str] = loop.create_future()
         self._controller = Process(config.controller_pid, config.controller_start)
         self._controller_pidfd = -1
-        self._client: Client | None = None
+        self._client = Client(
+            "controller",
+            config.controller,
+            config.token,
+            loop=loop,
+            hello=to_plain(host.hello(config)),
+            handler=ControllerRequests(self._supervisor, self._stop_soon),
+            on_notify=self._on_notify,
+            on_attached=lambda: self._lease.connected(time.monotonic()),
+            on_detached=self._on_disconnected,
+        )
 
     async def run(self) -> None:
         """Serves until the controller, a signal or the lease ends it."""
@@ -51,10 +59,9 @@ class Guard:
             self._loop.add_signal_handler(number, self._stop_soon, f"asked to by {signal.Signals(number).name}")
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         self._watch_controller()
-        self._server.listen()
-        self._client = self._connect()
+        self._server.listen_unix(runtime.guard_socket(self._config.runtime_dir, self._config.guard_id))
         if self._config.notices:
-            self._notices.open()
+            self._supervisor.spawn_task(forward_notices(self._notify))
         self._supervisor.warm_up()
         self._supervisor.spawn_task(self._every(TICK_S, self._tick))
         self._supervisor.spawn_task(self._every(LOG_TICK_S, self._supervisor.copy_logs))
@@ -63,36 +70,18 @@ class Guard:
         await self._supervisor.shutdown(0.0)
         await self._close()
 
-    def _connect(self) -> Client:
-        return Client(
-            "controller",
-            self._config.controller,
-            self._config.token,
-            loop=self._loop,
-            hello=to_plain(host.hello(self._config)),
-            handler=ControllerRequests(self._supervisor, self._stop_soon),
-            on_notify=self._on_notify,
-            on_attached=lambda: self._lease.connected(time.monotonic()),
-            on_detached=self._on_disconnected,
-        )
-
     def _stop_soon(self, reason: str) -> None:
         """Ends the guard soon. The first reason counts."""
         if not self._stop.done():
             self._stop.set_result(reason)
 
     async def _close(self) -> None:
-        self._notices.close()
-        if self._client is not None:
-            self._client.close()
+        self._client.close()
         if self._controller_pidfd >= 0:
             self._loop.remove_reader(self._controller_pidfd)
         self._supervisor.close()
         await self._server.close()
         runtime.clean(self._config.runtime_dir, self._config.guard_id)
-
-    def _handler(self, record: Record) -> WorkerRequests:
-        return WorkerRequests(self._supervisor, record)
 
     async def _every(self, pause: float, work: Callable[[], Awaitable[None]]) -> None:
         while True:
@@ -111,8 +100,7 @@ class Guard:
     def _on_notify(self, topic: str, value: Any) -> None:
         if topic == events.LEASE:
             self._lease.renew(time.monotonic())
-            if self._client is not None:
-                self._client.peer.notify(events.ALIVE)
+            self._client.peer.notify(events.ALIVE)
 
     def _on_disconnected(self, error: Exception | None) -> None:
         self._lease.disconnected()
@@ -138,7 +126,7 @@ class Guard:
         living = local and alive(self._controller)
         if living:
             self._lease.renew(now)  # a controller that is stopped by Ctrl-Z or a debugger cannot renew the lease
-        if self._client is not None and self._client.peer.closed:
+        if self._client.peer.closed:
             self._stop_soon("the controller refused the guard")
         reason = self._lease.end_reason(now, controller_dead=local and not living)
         if reason:
@@ -147,11 +135,10 @@ class Guard:
     def _notify(self, event: events.Event) -> None:
         """Notifies the controller of an event."""
         topic = events.topic_of(event)
-        if self._client is not None:
-            try:
-                self._client.peer.notify(topic, to_plain(event))
-            except RolecallError as error:
-                _log.warning("the controller was not notified of %s: %s", topic, error)
+        try:
+            self._client.peer.notify(topic, event)
+        except RolecallError as error:
+            _log.warning("the controller was not notified of %s: %s", topic, error)
 
 
 def _log_file(config: GuardConfig) -> str:

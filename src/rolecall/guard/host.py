@@ -4,12 +4,10 @@ import os
 import platform
 import socket
 import sys
-from collections.abc import Mapping
-from pathlib import Path
 
 import msgspec
 
-from rolecall.protocol.devices import VARIABLES, listed
+from rolecall.protocol.devices import visible_devices
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.guard_hello import GuardHello
 from rolecall.transport import address
@@ -23,13 +21,6 @@ def memory_gib() -> float:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
 
 
-def visible_devices(env: Mapping[str, str], folder: Path = Path("/dev")) -> list[str]:
-    """The devices that the visible-devices variable names; without one, all that are in `/dev`."""
-    named = listed(env)
-    counts = [len(list(folder.glob(f"{kind}[0-9]*"))) for kind in VARIABLES]
-    return [str(index) for index in range(max(counts))] if named is None else named
-
-
 def resolve_addresses(config: GuardConfig) -> GuardConfig:
     """Completes the configuration on this host: its own address, and the addresses of the controller that it can reach.
 
@@ -39,13 +30,9 @@ def resolve_addresses(config: GuardConfig) -> GuardConfig:
     if config.controller_host and config.controller_host != this_host():
         reachable = [where for where in config.controller if not address.parse(where).is_unix]
         config = msgspec.structs.replace(config, controller=reachable, controller_pid=0)
-    ip = config.ip or _own_address(config.controller)
+    dialled = [where.host for where in map(address.parse, config.controller) if not where.is_unix]
+    ip = config.ip or (address_toward(dialled[0]) if dialled else "127.0.0.1")
     return msgspec.structs.replace(config, ip=ip, bind=config.bind or ip)
-
-
-def _own_address(controller: list[str]) -> str:
-    dialled = [where.host for where in map(address.parse, controller) if not where.is_unix]
-    return address_toward(dialled[0]) if dialled else "127.0.0.1"
 
 
 def hello(config: GuardConfig) -> GuardHello:

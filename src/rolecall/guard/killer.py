@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from rolecall.errors import describe_exit
-from rolecall.guard.descendants import processes_of
+from rolecall.guard.descendants import Descendants
 from rolecall.guard.ports import PortLeases
 from rolecall.guard.proc import Process, read_stat, send
 from rolecall.guard.table import Record, State, Table
@@ -68,8 +68,8 @@ class Killer:
             send(process, signal.SIGCONT)  # a stopped process does not handle SIGTERM
 
     async def _find(self, records: Sequence[Record]) -> dict[Record, set[Process]]:
-        workers = {record: (record.worker_id, record.process, frozenset(record.tracked)) for record in records}
-        owned = await asyncio.to_thread(processes_of, workers)
+        descendants = await asyncio.to_thread(Descendants)
+        owned = {record: descendants.owned(record) for record in records}
         for record, processes in owned.items():
             record.tracked |= processes  # an orphan whose parent has just died stays attributed
         return owned

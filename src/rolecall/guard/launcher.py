@@ -5,7 +5,8 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,25 +14,27 @@ import msgspec
 
 from rolecall.errors import RolecallError, WorkerConfigurationError, describe_exit
 from rolecall.guard import environment, logs, runtime
-from rolecall.guard.children import Children
+from rolecall.guard.children import Children, Exit
 from rolecall.guard.command import fill
 from rolecall.guard.host import HOST_CORES
 from rolecall.guard.killer import Killer
+from rolecall.guard.metrics import Counts
 from rolecall.guard.ports import PortLeases
 from rolecall.guard.proc import Process
+from rolecall.guard.progress import ProgressPage
 from rolecall.guard.readiness import wait_until_ready
 from rolecall.guard.spawn import spawn
 from rolecall.guard.table import Record, State, Table
-from rolecall.guard.template_process import ForkRequest, TemplateError, TemplateProcess
+from rolecall.guard.template_process import TemplateError, TemplateProcess
 from rolecall.protocol.fork import ForkSpec
 from rolecall.protocol.guard import ProcessSpec, StartResult
 from rolecall.protocol.guard_config import GuardConfig
-from rolecall.protocol.message import from_plain, to_plain
-from rolecall.protocol.worker import Configured, WorkerConfig
+from rolecall.protocol.worker import CONFIGURE, WorkerConfig
 from rolecall.transport.link import Link
-from rolecall.transport.peer import Peer
+from rolecall.transport.peer import Handler, Peer
 from rolecall.types import check_argv, check_env, check_name
 
+ABORTED = "killed while starting"
 INDEX_DIGITS = 6  # of a worker's index, which becomes part of a socket's path
 
 OnCancel = Callable[[Callable[[], None]], None]
@@ -44,9 +47,15 @@ class StartError(Exception):
     """Why one worker could not be started: `StartResult.error`."""
 
 
-@dataclass(slots=True)
-class LaunchContext:
-    """What a launcher uses and does not own."""
+@dataclass(eq=False)
+class Launcher:
+    """Starts workers, any number at a time. A failure of one is its result; it never fails the others.
+
+    Attributes:
+        handler: Makes what answers a worker's requests on its control channel.
+        on_exit: Told when the process of a worker has ended.
+        closed: The guard is ending, so nothing is started any more.
+    """
 
     config: GuardConfig
     base_env: Mapping[str, str]
@@ -55,18 +64,12 @@ class LaunchContext:
     children: Children
     template: TemplateProcess
     killer: Killer
-    make_peer: Callable[[Record], Peer]
-    on_planned: Callable[[Record], None]
-    on_created: Callable[[Record], None]
+    counts: Counts
+    merged_log: logs.MergedLog
+    handler: Callable[[Record], Handler]
+    on_exit: Callable[[Record, Exit], None]
     spawn_task: Callable[[Coroutine[Any, Any, Any]], None]
-
-
-class Launcher:
-    """Starts workers, any number at a time. A failure of one is its result; it never fails the others."""
-
-    def __init__(self, context: LaunchContext) -> None:
-        self._context = context
-        self.closed = False
+    closed: bool = False
 
     async def start(
         self,
@@ -86,102 +89,83 @@ class Launcher:
         planned = await asyncio.gather(*(self._plan(spec, started_by) for spec in specs))
         records = [record for record in planned if isinstance(record, Record)]
         if on_cancel is not None:
-            on_cancel(lambda: self._context.spawn_task(self._context.killer.kill(records, 0)))
+            on_cancel(lambda: self.spawn_task(self.killer.kill(records, 0)))
         failures = await self._create(records)
-        return list(await asyncio.gather(*(self._finish_and_report(item, failures, on_result) for item in planned)))
+        return await asyncio.gather(*(self._finish(item, failures, on_result) for item in planned))
 
     # Plan
 
     async def _plan(self, spec: ProcessSpec, started_by: str) -> Record | StartResult:
-        previous = self._context.table.find(spec.worker_id)
+        previous = self.table.find(spec.worker_id)
         if previous is not None and previous.state is State.ENDING:
             await previous.gone.wait()
         try:
             return self._record(spec, started_by)
         except (RolecallError, StartError, OSError) as error:
-            if self._context.table.find(spec.worker_id) is None:
-                self._context.ports.release(spec.worker_id)  # leased before, for this start
+            if self.table.find(spec.worker_id) is None:
+                self.ports.release(spec.worker_id)  # leased before, for this start
             return StartResult(worker_id=spec.worker_id, ok=False, error=str(error))
 
     def _record(self, spec: ProcessSpec, started_by: str) -> Record:
-        context = self._context
         _check(spec)
         if self.closed:
             raise StartError("the guard is ending")
-        if context.table.find(spec.worker_id) is not None:
+        if self.table.find(spec.worker_id) is not None:
             raise StartError(f"{spec.worker_id} is already running; delete it first")
-        target = context.table.get(spec.target) if spec.target else None
+        target = self.table.get(spec.target) if spec.target else None
         spec = _in_slot(spec, target.spec) if target else spec
+        log_path = logs.log_path(self.config.run_dir, spec.worker_id)
         record = Record(
             spec=spec,
             env=environment.recorded_env(spec, target.env if target else None),
-            log_path=logs.log_path(context.config.run_dir, spec.worker_id),
-            ports=spec.ports or context.ports.lease(spec.worker_id, spec.port_count),
+            log_path=log_path,
+            log_start=logs.size(log_path),
+            ports=spec.ports or self.ports.lease(spec.worker_id, spec.port_count),
             started_by=started_by,
+            page=ProgressPage(runtime.page_path(self.config.runtime_dir, self.config.guard_id, spec.worker_id)),
         )
-        record.log_start = logs.size(record.log_path)
-        context.on_planned(record)
-        context.table.add(record)
+        record.log = self.merged_log.follow(record.worker_id, log_path, record.log_start)
+        self.table.add(record)
         return record
-
-    def environment(self, record: Record) -> dict[str, str]:
-        """The whole environment of a worker's process."""
-        config = self._context.config
-        env = dict(self._context.base_env) | record.env
-        env |= environment.thread_counts(env, record.spec.cores, HOST_CORES)
-        return environment.with_run_ids(env, config.run_id, config.guard_id, record.worker_id)
-
-    def _python(self) -> str:
-        return self._context.config.python or sys.executable
-
-    def _forkable(self, record: Record) -> bool:
-        spec = record.spec
-        return spec.argv is None and not environment.needs_cold_start(
-            self.environment(record), self._context.template.env
-        )
 
     # Create processes
 
+    def _environment(self, record: Record) -> dict[str, str]:
+        """The whole environment of a worker's process."""
+        env = {**self.base_env, **record.env}
+        env |= environment.thread_counts(env, record.spec.cores, HOST_CORES)
+        return environment.with_run_ids(env, self.config.run_id, self.config.guard_id, record.worker_id)
+
     async def _create(self, records: Sequence[Record]) -> dict[Record, str]:
         """Creates the processes; returns why it failed, for those for which it did."""
-        forks = [record for record in records if self._forkable(record)]
-        failures = {record: self._spawn(record) for record in records if record not in forks}
+        envs = {record: self._environment(record) for record in records}
+        forks = {
+            record: env
+            for record, env in envs.items()
+            if record.spec.argv is None and not environment.needs_cold_start(env, self.template.env)
+        }
+        failures = {record: self._spawn(record, env) for record, env in envs.items() if record not in forks}
         try:
-            failures |= await self._fork_unless_aborted(forks)
+            failures |= await self._fork(forks)
         except (TemplateError, OSError) as error:
             _log.warning("workers are started cold: %s", error)
-            failures |= {record: self._spawn(record) for record in forks}
+            failures |= {record: self._spawn(record, env) for record, env in forks.items()}
         finally:
             for record in records:
                 record.created.set()
-        return {record: failure for record, failure in failures.items() if failure}
+        return failures
 
-    async def _fork_unless_aborted(self, records: Sequence[Record]) -> dict[Record, str]:
+    async def _fork(self, envs: Mapping[Record, dict[str, str]]) -> dict[Record, str]:
         """Forks those that were not aborted while the template was importing, which takes seconds."""
-        if records:
-            await self._wait_until_warm(records)
-        aborted = [record for record in records if record.abort.is_set()]
-        failures = await self._fork([record for record in records if record not in aborted])
-        return failures | dict.fromkeys(aborted, "killed while starting")
-
-    async def _wait_until_warm(self, records: Sequence[Record]) -> None:
-        """Waits for the template, or until all workers are aborted."""
-        warm = asyncio.ensure_future(self._context.template.warm_up())
-        aborted = asyncio.gather(*(record.abort.wait() for record in records))
-        either: set[asyncio.Future[Any]] = {warm, aborted}
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        aborted.add_done_callback(_retrieve_exception)
-        aborted.cancel()
-        warm.add_done_callback(_retrieve_exception)  # it continues; the next fork raises why it failed
-
-    async def _fork(self, records: Sequence[Record]) -> dict[Record, str]:
-        if not records:
+        if not envs:
             return {}
+        await self._wait_until_warm(envs)
+        records = [record for record in envs if not record.abort.is_set()]
         pairs = [socket.socketpair() for _ in records]
         try:
             ends = zip(records, pairs, strict=True)
-            requests = [ForkRequest(self._fork_spec(record), theirs.fileno()) for record, (_, theirs) in ends]
-            children = await self._context.template.fork(requests)
+            specs = [(self._fork_spec(record, envs[record]), theirs.fileno()) for record, (_, theirs) in ends]
+            children = await self.template.fork(specs)
         except BaseException:
             for ours, _ in pairs:
                 ours.close()
@@ -189,108 +173,116 @@ class Launcher:
         finally:
             for _, theirs in pairs:
                 theirs.close()
-        return {
-            record: self._adopt(record, ours, child)
-            for record, (ours, _), child in zip(records, pairs, children, strict=True)
-        }
+        failures = dict.fromkeys(envs, ABORTED)
+        for record, (ours, _), child in zip(records, pairs, children, strict=True):
+            if isinstance(child, Process):
+                self._register(record, child, ours)
+                failures[record] = ""
+            else:
+                ours.close()
+                failures[record] = child
+        return failures
 
-    def _adopt(self, record: Record, control: socket.socket, child: Process | str) -> str:
-        if isinstance(child, Process):
-            self._register_process(record, child, control)
-            return ""
-        control.close()
-        return child
+    async def _wait_until_warm(self, records: Iterable[Record]) -> None:
+        """Waits for the template, or until all workers are aborted."""
 
-    def _fork_spec(self, record: Record) -> ForkSpec:
-        env = self.environment(record)
+        async def all_aborted() -> None:
+            for record in records:
+                await record.abort.wait()
+
+        aborted = asyncio.ensure_future(all_aborted())
+        warm = asyncio.ensure_future(self.template.warm_up())
+        await asyncio.wait({warm, aborted}, return_when=asyncio.FIRST_COMPLETED)
+        aborted.cancel()
+        # It continues; the next fork raises why it failed.
+        warm.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    def _fork_spec(self, record: Record, env: Mapping[str, str]) -> ForkSpec:
         return ForkSpec(
             worker_id=record.worker_id,
             guard=os.getpid(),
             env={os.fsencode(name): os.fsencode(value) for name, value in env.items()},
             log_path=record.log_path,
-            entry=self._context.config.entry,
-            cwd=record.spec.cwd or self._context.config.cwd,
+            entry=self.config.entry,
+            cwd=record.spec.cwd or self.config.cwd,
             threads=environment.thread_limit(env, record.spec.cores, HOST_CORES),
         )
 
-    def _spawn(self, record: Record) -> str:
+    def _spawn(self, record: Record, env: Mapping[str, str]) -> str:
         """Starts a program or a cold worker; returns why it could not."""
         if record.abort.is_set():
-            return "killed while starting"
+            return ABORTED
+        control, keep = None, []
         try:
-            log = os.open(record.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            try:
+            with ExitStack() as ours_alone:
+                log = os.open(record.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+                ours_alone.callback(os.close, log)
                 if record.spec.argv is not None:
-                    self._register_process(record, self._run(record, self._argv(record), log), None)
+                    argv = self._filled(record, record.spec.argv, env)
                 else:
-                    self._spawn_cold(record, log)
-            finally:
-                os.close(log)
+                    control, theirs = socket.socketpair()
+                    keep = [ours_alone.enter_context(theirs).fileno()]
+                    argv = [self._python, "-m", self.config.cold_module, "--control-fd", str(keep[0])]
+                cwd = record.spec.cwd or self.config.cwd
+                process = spawn(record.worker_id, argv, env, log=log, cwd=cwd, keep=keep)
         except (RolecallError, OSError, ValueError) as error:  # ValueError: a NUL in a string
+            if control is not None:
+                control.close()
             return str(error)
+        self._register(record, process, control)
         return ""
 
-    def _argv(self, record: Record) -> list[str]:
+    @property
+    def _python(self) -> str:
+        return self.config.python or sys.executable
+
+    def _filled(self, record: Record, argv: list[str], env: Mapping[str, str]) -> list[str]:
         return fill(
-            record.spec.argv or [],
-            host=self._context.config.ip,
+            argv,
+            host=self.config.ip,
             ports=record.ports,
             worker_id=record.worker_id,
-            devices=environment.recorded_env(record.spec, record.env).get(record.spec.device_var, ""),
-            python=self._python(),
+            devices=env.get(record.spec.device_var, ""),
+            python=self._python,
         )
 
-    def _spawn_cold(self, record: Record, log: int) -> None:
-        config = self._context.config
-        ours, theirs = socket.socketpair()
-        argv = [self._python(), "-m", config.cold_module, "--control-fd", str(theirs.fileno())]
-        try:
-            with theirs:
-                process = self._run(record, argv, log, keep=[theirs.fileno()])
-        except BaseException:
-            ours.close()
-            raise
-        self._register_process(record, process, ours)
-
-    def _run(self, record: Record, argv: list[str], log: int, keep: Sequence[int] = ()) -> Process:
-        cwd = record.spec.cwd or self._context.config.cwd
-        return spawn(record.worker_id, argv, self.environment(record), log=log, cwd=cwd, keep=keep)
-
-    def _register_process(self, record: Record, process: Process, control: socket.socket | None) -> None:
+    def _register(self, record: Record, process: Process, control: socket.socket | None) -> None:
         record.process = process
-        record.exit_future = self._context.children.watch(process)
+        record.exit_future = self.children.watch(process)
         record.mark("forked")
-        self._context.on_created(record)
+        record.exit_future.add_done_callback(lambda end: self.on_exit(record, end.result()))
         if control is not None:
-            record.peer = self._context.make_peer(record)
-            record.peer.attach(Link(control, loop=asyncio.get_running_loop()))
+            loop = asyncio.get_running_loop()
+            record.peer = Peer(record.worker_id, loop=loop, handler=self.handler(record))
+            record.peer.attach(Link(control, loop=loop))
 
     # Wait until ready
 
-    async def _finish_and_report(
+    async def _finish(
         self, item: Record | StartResult, failures: Mapping[Record, str], on_result: OnResult | None
     ) -> StartResult:
-        result = await self._finish(item, failures)
+        result = item if isinstance(item, StartResult) else await self._started(item, failures[item])
+        self.counts["starts_total"] += 1
+        self.counts["failed_starts_total"] += not result.ok
         if on_result is not None:
             await on_result(result)
         return result
 
-    async def _finish(self, item: Record | StartResult, failures: Mapping[Record, str]) -> StartResult:
-        if isinstance(item, StartResult):
-            return item
-        error = failures.get(item) or await self._wait_ready(item)
-        if not error and item.state is State.STARTING:
-            item.state = State.READY
-            item.mark("ready")
-            return self._result(item)
-        end = item.exit  # read before it is killed: how it ended by itself
-        tail = logs.tail(item.log_path, item.log_start)
-        if item.state is State.ENDING:
-            await item.gone.wait()  # the task that aborted the start kills it and reports that
+    async def _started(self, record: Record, error: str) -> StartResult:
+        """The result of one whose process was created, or was not because of `error`."""
+        error = error or await self._wait_ready(record)
+        if not error and record.state is State.STARTING:
+            record.state = State.READY
+            record.mark("ready")
+            return self._result(record)
+        end = record.exit  # read before it is killed: how it ended by itself
+        tail = logs.tail(record.log_path, record.log_start)
+        if record.state is State.ENDING:
+            await record.gone.wait()  # the task that aborted the start kills it and reports that
         else:
-            await self._context.killer.kill([item], 0)
+            await self.killer.kill([record], 0)
         return msgspec.structs.replace(
-            self._result(item, error or "killed while starting"),
+            self._result(record, error or ABORTED),
             log_tail=tail,
             exit_code=end.code if end else None,
             signal=end.signal if end else None,
@@ -302,59 +294,44 @@ class Launcher:
         ready = asyncio.ensure_future(self._until_ready(record))
         abort = asyncio.ensure_future(record.abort.wait())
         timeout = record.spec.start_timeout
-        stalled = asyncio.ensure_future(record.stalled.wait())
-        waiting: set[asyncio.Future[Any]] = {ready, abort, stalled, record.exit_future}
+        waiting: set[asyncio.Future[Any]] = {ready, abort, record.exit_future}
         try:
             await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         finally:
             abort.cancel()
-            stalled.cancel()
-            if not ready.done():
-                ready.cancel()
+            ready.cancel()
         if record.abort.is_set():
-            return "killed while starting"
-        if record.exit_future.done():
-            end = record.exit_future.result()
-            return f"the process ended during startup: {describe_exit(end.code, end.signal)}"
-        if record.stalled.is_set():
-            return f"the process makes no progress: {record.stall}"
+            return f"the process makes no progress: {record.stall}" if record.stall else ABORTED
+        if record.exit is not None:
+            return f"the process ended during startup: {describe_exit(record.exit.code, record.exit.signal)}"
         if not ready.done():
             return f"not ready within {timeout:g} s" + (f" ({record.waits_for})" if record.waits_for else "")
         return str(ready.exception() or "")
 
     async def _until_ready(self, record: Record) -> None:
         if record.peer is None:
-            await wait_until_ready(record, self._context.config)
-            return
-        answer = await record.peer.request("configure", to_plain(self._worker_config(record)))
-        record.socket = from_plain(Configured, answer, f"worker {record.worker_id}").socket
-
-    def _worker_config(self, record: Record) -> WorkerConfig:
-        config = self._context.config
-        return WorkerConfig(
+            return await wait_until_ready(record, self.config)
+        record.socket = runtime.worker_socket(self.config.runtime_dir, record.worker_id)
+        config = WorkerConfig(
             worker_id=record.worker_id,
-            run_id=config.run_id,
-            guard_id=config.guard_id,
-            token=config.token,
-            socket=runtime.worker_socket(config.runtime_dir, record.worker_id),
-            ip=config.ip,
-            bind=config.bind,
+            token=self.config.token,
+            socket=record.socket,
+            ip=self.config.ip,
+            bind=self.config.bind,
             port=record.ports[0] if record.ports else 0,
-            ports=record.ports,
-            run_dir=config.run_dir,
-            main_path=config.main_path,
-            sys_path=config.sys_path,
-            progress=runtime.page_path(config.runtime_dir, config.guard_id, record.worker_id),
-            log_path=record.log_path,
-            tensor_backend=config.tensor_backend,
+            main=self.config.main,
+            sys_path=self.config.sys_path,
+            progress=runtime.page_path(self.config.runtime_dir, self.config.guard_id, record.worker_id),
+            tensor_backend=self.config.tensor_backend,
         )
+        await record.peer.request(CONFIGURE.name, config, answer=CONFIGURE.answer)
 
     def _result(self, record: Record, error: str = "") -> StartResult:
         return StartResult(
             worker_id=record.worker_id,
             ok=not error,
             pid=record.process.pid if record.process else None,
-            ip=self._context.config.ip,
+            ip=self.config.ip,
             ports=record.ports,
             socket=record.socket,
             timeline=record.timeline,
@@ -376,11 +353,6 @@ def _check(spec: ProcessSpec) -> None:
         raise WorkerConfigurationError(
             "readiness by a port, but no port", spec.port_count, "use a port_count of 1 or more"
         )
-
-
-def _retrieve_exception(task: asyncio.Future[Any]) -> None:
-    if not task.cancelled():
-        task.exception()
 
 
 def _in_slot(spec: ProcessSpec, target: ProcessSpec) -> ProcessSpec:

@@ -1,41 +1,25 @@
 """The guard's metrics, and the counters behind them."""
 
-import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 
-from rolecall.guard.table import Record
+from rolecall.guard.table import Record, State
 from rolecall.transport.http.metrics import Metric, counter, gauge
 
+Counts = Counter[str]  # what has happened since the guard started, by the metric's name
+COUNTED = ("starts_total", "failed_starts_total", "unexpected_exits_total", "stalls_total", "template_respawns_total")
 
-class Counts:
-    """What has happened since the guard started."""
 
-    def __init__(self) -> None:
-        self.began = time.monotonic()
-        self.starts = 0
-        self.failed_starts = 0
-        self.exits = 0
-        self.stalls = 0
-
-    def metrics(self, records: Iterable[Record], ports: int, respawns: int, lease_age: float) -> dict[str, float]:
-        """All metrics by name."""
-        records = list(records)
-        states = Counter(str(record.state) for record in records)
-        return {
-            "uptime_seconds": time.monotonic() - self.began,
-            "workers": len(records),
-            **{f"workers_{state}": states[state] for state in ("starting", "ready", "ending")},
-            "processes": sum(len(record.tracked) for record in records),
-            "resident_bytes": sum(record.rss for record in records),
-            "ports_leased": ports,
-            "starts_total": self.starts,
-            "failed_starts_total": self.failed_starts,
-            "unexpected_exits_total": self.exits,
-            "stalls_total": self.stalls,
-            "template_respawns_total": respawns,
-            "lease_age_seconds": lease_age,
-        }
+def metrics(counts: Counts, records: Collection[Record]) -> dict[str, float]:
+    """What is counted, and what the workers are and use now, by name."""
+    states = Counter(str(record.state) for record in records)
+    return {
+        "workers": len(records),
+        **{f"workers_{state}": states[state] for state in State},
+        "processes": sum(len(record.tracked) for record in records),
+        "resident_bytes": sum(record.rss for record in records),
+        **{name: counts[name] for name in COUNTED},
+    }
 
 
 METRICS: Mapping[str, Metric] = {

@@ -12,6 +12,7 @@ import stat
 import struct
 import zlib
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
 from rolecall.errors import PortAllocationError
@@ -105,12 +106,7 @@ class PortLeases:
         Raises:
             PortAllocationError: Fewer are free.
         """
-        taken: list[int] = []
-        for port in self._candidates():
-            if len(taken) == count:
-                break
-            if self._take(port):
-                taken.append(port)
+        taken = list(islice(filter(self._take, self._candidates()), count))
         if len(taken) < count:
             for port in taken:
                 self._lock(port, fcntl.F_UNLCK)

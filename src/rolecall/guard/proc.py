@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections import deque
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -109,6 +110,22 @@ def environ(pid: int) -> dict[str, str]:
     # A value that was overwritten in place ends at its first NUL; what is left of the old one has no "=".
     pairs = (item.partition("=") for item in raw.decode(errors="surrogateescape").split("\0") if "=" in item)
     return {name: value for name, _, value in pairs}
+
+
+def kill_below(timeout: float) -> list[Stat]:
+    """Kills the running descendants of this process, those that they fork meanwhile included; returns all it found."""
+    found: dict[Process, Stat] = {}
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        stats = snapshot()
+        running = [stats[pid] for pid in descendants_of([os.getpid()], stats) if not stats[pid].dead]
+        if not running:
+            break
+        for stat in running:
+            found[stat.process] = stat
+            send(stat.process, signal.SIGKILL)
+        time.sleep(0.002)
+    return list(found.values())
 
 
 def alive(process: Process) -> bool:

@@ -55,7 +55,7 @@ def _why_no_listener(record: Record) -> str:
     inodes = listener_inodes(port, record.process.pid)
     if not inodes:
         return f"no process listens on port {port}"
-    owned = Descendants().owned(record.worker_id, record.process, frozenset(record.tracked))
+    owned = Descendants().owned(record)
     found = holders(inodes, [process.pid for process in owned])
     return "" if found is None or found else f"a process that is not part of the worker listens on port {port}"
 

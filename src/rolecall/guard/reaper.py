@@ -7,13 +7,12 @@ import json
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
 
 from rolecall.guard import runtime
 from rolecall.guard.kernel import become_subreaper, die_with_parent, set_name
-from rolecall.guard.proc import descendants_of, send, snapshot
+from rolecall.guard.proc import kill_below
 from rolecall.guard.sweep import sweep
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -43,7 +42,8 @@ def run(config: bytes, guard_main: Callable[[bytes], int]) -> int:
     if guard == 0:
         _run_guard(reaper, config, guard_main)
     status = _wait_for_guard(guard)
-    _kill_below()
+    kill_below(KILL_TIMEOUT_S)
+    _reap()
     sweep(fields["run_id"], fields["guard_id"])
     runtime.clean(fields["runtime_dir"], fields["guard_id"])
     return status
@@ -113,23 +113,8 @@ def _wait_for_guard(guard: int) -> int:
                 return code if code >= 0 else 128 - code
 
 
-def _kill_below() -> None:
-    deadline = time.monotonic() + KILL_TIMEOUT_S
-    while time.monotonic() < deadline:
-        stats = snapshot()
-        for pid in descendants_of([os.getpid()], stats):
-            if not stats[pid].dead:
-                send(stats[pid].process, signal.SIGKILL)
-        if not _reap():
-            return
-        time.sleep(0.002)
-
-
-def _reap() -> bool:
-    """Reaps what has ended; False when there is no child left."""
-    try:
+def _reap() -> None:
+    """Reaps what has ended."""
+    with suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
-    except ChildProcessError:
-        return False
-    return True

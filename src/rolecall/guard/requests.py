@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -17,24 +18,24 @@ from rolecall.errors import (
 from rolecall.guard.supervisor import Supervisor
 from rolecall.guard.table import Record
 from rolecall.protocol import guard as protocol
-from rolecall.protocol import worker
-from rolecall.protocol.guard import Method, NoArguments, ProcessSpec, StartResult, WorkerRow
+from rolecall.protocol.guard import Method, ProcessSpec, StartResult
 from rolecall.protocol.message import Message, from_plain, to_plain
-from rolecall.protocol.worker_methods import CALLER, AllocPorts, Fork, Forked, KillFork, SetEnv
+from rolecall.protocol.worker import FORK_OF, FORKED_CHILDREN
+from rolecall.protocol.worker_methods import CALLER, METHODS, Done, Fork, Forked, KillFork, SetEnv, WorkerMethod
 from rolecall.transport.peer import Incoming
 from rolecall.types import check_module, check_name
 
 SOCKET_CLIENT = "the guard's socket"  # `Record.started_by` of a fork that no worker has requested
 Q = TypeVar("Q", bound=Message)
-A = TypeVar("A")
+T = TypeVar("T")
 
 
 class RequestHandler:
-    """Answers requests with the coroutine of their name, each in a task of its own."""
+    """Answers requests with the function of their name, each in a task of its own."""
 
     def __init__(self, spawn_task: Callable[[Coroutine[Any, Any, Any]], None]) -> None:
         self._spawn_task = spawn_task
-        self._methods: dict[str, Callable[[Any], Awaitable[Any]]] = {}
+        self._methods: dict[str, tuple[type[Any], Callable[[Any], Any]]] = {}
 
     def dispatch(self, incoming: Incoming) -> None:
         self._spawn_task(self._answer(incoming))
@@ -48,54 +49,69 @@ class RequestHandler:
             incoming.finish(value)
 
     async def _call(self, incoming: Incoming) -> Any:
-        return await self.call(incoming.method, incoming.args())
+        return await self._called(incoming.method, lambda kind: incoming.message(kind, CALLER))
 
     async def call(self, method: str, value: Any) -> Any:
         """Calls a method by name with plain values, and returns plain values."""
-        if method not in self._methods:
-            raise WorkerConfigurationError("unknown method of the guard", method, f"use one of {sorted(self._methods)}")
-        return to_plain(await self._methods[method](value))
+        return to_plain(await self._called(method, lambda kind: from_plain(kind, value or {}, CALLER)))
 
-    def _serve(self, method: Method[Q, A], answer: Callable[[Q], Awaitable[A]]) -> None:
-        """Has requests of a method answered by `answer`."""
-        self._methods[method.name] = lambda value: answer(request_of(method.request, value))
+    async def _called(self, name: str, request: Callable[[type[Any]], Any]) -> Any:
+        if name not in self._methods:
+            raise WorkerConfigurationError("unknown method of the guard", name, f"use one of {sorted(self._methods)}")
+        kind, answer = self._methods[name]
+        value = answer(well_formed(kind, request))
+        return await value if inspect.isawaitable(value) else value
+
+    def _serve(self, method: Method[Q, Any] | WorkerMethod, answer: Callable[[Q], Any]) -> None:
+        """Has requests of a method answered by `answer`, which may be a coroutine function."""
+        assert method.request is not None
+        self._methods[method.name] = method.request, answer
 
 
-class ControllerRequests(RequestHandler):
+class CommonRequests(RequestHandler):
+    """What the controller and the clients of the guard's socket may both ask."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        super().__init__(supervisor.spawn_task)
+        self._supervisor = supervisor
+        self._serve(protocol.ALLOC_PORTS, lambda request: supervisor.alloc_ports(request.owner, request.count))
+        self._serve(protocol.TABLE, lambda _: [record.row() for record in supervisor.table])
+        self._serve(protocol.METRICS, lambda _: supervisor.metrics())
+        self._serve(protocol.STACKS, lambda request: supervisor.stacks(request.worker))
+        self._serve(protocol.KILL, self._kill)
+
+    async def _kill(self, request: protocol.Kill) -> protocol.KillReport:
+        return await self._supervisor.kill(request.workers, request.grace_s, reason=f"killed through {SOCKET_CLIENT}")
+
+
+class ControllerRequests(CommonRequests):
     """Requests of the controller."""
 
     def __init__(self, supervisor: Supervisor, stop: Callable[[str], None]) -> None:
-        super().__init__(supervisor.spawn_task)
-        self._supervisor, self._stop = supervisor, stop
-        serve_common(self._serve, supervisor)
-        self._serve(protocol.RELEASE_PORTS, self._release_ports)
-        self._serve(protocol.KILL, self._kill)
-        self._serve(protocol.SET_ENV, self._set_env)
+        super().__init__(supervisor)
+        self._stop = stop
+        self._serve(protocol.SET_ENV, lambda request: supervisor.set_env(request.worker, request.env))
         self._serve(protocol.SHUTDOWN, self._shutdown)
 
     async def _call(self, incoming: Incoming) -> Any:
         """Ends what a start has started when its caller gives up. A stream gets each result as soon as it is known."""
         if incoming.method != protocol.START.name:
-            return await self.call(incoming.method, incoming.args())
-        specs = request_of(protocol.Start, incoming.args()).specs
-        if not incoming.streaming:
-            return to_plain(await self._supervisor.start(specs, on_cancel=incoming.on_cancel))
+            return await super()._call(incoming)
 
         async def send(result: StartResult) -> None:
             with suppress(CallCancelledError):  # the controller has given up; the others are ended again
-                await incoming.emit(to_plain(result))
+                await incoming.emit(result)
 
-        await self._supervisor.start(specs, on_result=send, on_cancel=incoming.on_cancel)
-        return None
-
-    async def _release_ports(self, request: protocol.ReleasePorts) -> list[int]:
-        return self._supervisor.ports.release(request.owner)
+        specs = well_formed(protocol.Start, lambda kind: incoming.message(kind, CALLER)).specs
+        on_result = send if incoming.streaming else None
+        results = await self._supervisor.launcher.start(specs, on_result=on_result, on_cancel=incoming.on_cancel)
+        return None if incoming.streaming else results
 
     async def _kill(self, request: protocol.Kill) -> protocol.KillReport:
-        return await self._supervisor.kill(request.workers, request.grace_s)
-
-    async def _set_env(self, request: protocol.SetEnv) -> None:
-        await self._supervisor.set_env(request.worker, request.env)
+        report = await self._supervisor.kill(request.workers, request.grace_s)
+        for owner in report.unknown:  # its ports were leased, and it may never have been asked for
+            self._supervisor.ports.release(owner)
+        return report
 
     async def _shutdown(self, request: protocol.Shutdown) -> protocol.ShutdownReport:
         report = await self._supervisor.shutdown(request.grace_s)
@@ -103,128 +119,68 @@ class ControllerRequests(RequestHandler):
         return report
 
 
-class ForkRequests(RequestHandler):
-    """Forks, and the end of forks, for those who are not the controller."""
-
-    def __init__(self, supervisor: Supervisor) -> None:
-        super().__init__(supervisor.spawn_task)
-        self._supervisor = supervisor
-
-    async def fork(self, request: Fork, target: str, started_by: str) -> Forked:
-        """Starts a worker in the slot of another one, and says where it is."""
-        self._supervisor.table.get(target)
-        argv = request.raw_cmd
-        if request.command is not None:
-            argv = [self._supervisor.config.python or sys.executable, "-m", check_module(request.command)]
-        worker_id = f"{check_name('role', request.role)}/{request.worker_index}"
-        fork = ProcessSpec(worker_id=worker_id, env=request.env, argv=argv, target=target)
-        (result,) = await self._supervisor.start([fork], started_by)
-        if not result.ok:
-            tails = {request.worker_index: result.log_tail}
-            raise WorkerCreationError(request.role, result.error, [request.worker_index], tails)
-        return Forked(host=result.ip, port=result.ports[0] if result.ports else 0, pid=result.pid or 0)
-
-    async def kill_fork(self, request: KillFork, started_by: str) -> protocol.KillReport:
-        """Kills a fork that the same `started_by` has requested."""
-        worker_id = f"{request.role}/{request.worker_index}"
-        forks = [record.worker_id for record in self._supervisor.table if record.started_by == started_by]
-        if worker_id not in forks:
-            raise WorkerNotFoundError(worker_id, forks)
-        return await self._supervisor.kill([worker_id], 0.0)
-
-
-class WorkerRequests(ForkRequests):
-    """Requests of a worker on its control channel: ports of its own, and further workers in its slot."""
-
-    def __init__(self, supervisor: Supervisor, record: Record) -> None:
-        super().__init__(supervisor)
-        self._worker = record.worker_id
-        self._serve(worker.ALLOC_OWN_PORTS, self._alloc_ports)
-        self._serve(worker.FORK, self._fork)
-        self._serve(worker.KILL_FORK, self._kill_forked_worker)
-        self._serve(worker.FORKED_CHILDREN, self._forked_children)
-        self._serve(worker.SET_OWN_ENV, self._set_env)
-
-    async def _alloc_ports(self, request: AllocPorts) -> protocol.Ports:
-        return self._supervisor.alloc_ports(self._worker, request.count)
-
-    async def _forked_children(self, request: NoArguments) -> list[str]:
-        return [record.worker_id for record in self._supervisor.table if record.spec.target == self._worker]
-
-    async def _set_env(self, request: SetEnv) -> None:
-        await self._supervisor.set_env(self._worker, request.env)
-
-    async def _fork(self, request: Fork) -> Forked:
-        return await self.fork(request, self._worker, self._worker)
-
-    async def _kill_forked_worker(self, request: KillFork) -> protocol.KillReport:
-        return await self.kill_fork(request, self._worker)
-
-
-class SocketRequests(ForkRequests):
+class SocketRequests(CommonRequests):
     """Requests on the guard's own socket, from the command line or any other holder of the token."""
 
     def __init__(self, supervisor: Supervisor) -> None:
         super().__init__(supervisor)
-        serve_common(self._serve, supervisor)
-        self._serve(protocol.KILL, self._kill)
-        self._serve(worker.FORK_OF, self._fork)
-        self._serve(worker.KILL_FORK, self._kill_forked_worker)
-
-    async def _kill(self, request: protocol.Kill) -> protocol.KillReport:
-        return await self._supervisor.kill(request.workers, request.grace_s, reason="killed through the guard's socket")
-
-    async def _fork(self, request: worker.ForkOf) -> Forked:
-        return await self.fork(request, request.target, SOCKET_CLIENT)
-
-    async def _kill_forked_worker(self, request: KillFork) -> protocol.KillReport:
-        return await self.kill_fork(request, SOCKET_CLIENT)
+        self._serve(FORK_OF, lambda request: fork(supervisor, request, request.target, SOCKET_CLIENT))
+        self._serve(METHODS["kill_forked_worker"], lambda request: kill_fork(supervisor, request, SOCKET_CLIENT))
 
 
-def serve_common(serve: Callable[..., None], supervisor: Supervisor) -> None:
-    """Adds the methods that the controller and the clients of the guard's socket share."""
+class WorkerRequests(RequestHandler):
+    """Requests of a worker on its control channel: ports of its own, and further workers in its slot."""
 
-    async def alloc_ports(request: protocol.AllocPorts) -> protocol.Ports:
-        return supervisor.alloc_ports(request.owner, request.count)
+    def __init__(self, supervisor: Supervisor, record: Record) -> None:
+        super().__init__(supervisor.spawn_task)
+        worker = record.worker_id
 
-    async def table(request: NoArguments) -> list[WorkerRow]:
-        return [row(record) for record in supervisor.table]
+        async def set_env(request: SetEnv) -> Done:
+            await supervisor.set_env(worker, request.env)
+            return Done()
 
-    async def metrics(request: NoArguments) -> dict[str, float]:
-        return supervisor.metrics()
+        async def kill_forked_worker(request: KillFork) -> Done:
+            await kill_fork(supervisor, request, worker)
+            return Done()
 
-    async def stacks(request: protocol.Stacks) -> str:
-        return await supervisor.stacks(request.worker)
-
-    serve(protocol.ALLOC_PORTS, alloc_ports)
-    serve(protocol.TABLE, table)
-    serve(protocol.METRICS, metrics)
-    serve(protocol.STACKS, stacks)
+        self._serve(METHODS["alloc_ports"], lambda request: supervisor.alloc_ports(worker, request.count))
+        self._serve(METHODS["set_env"], set_env)
+        self._serve(METHODS["fork"], lambda request: fork(supervisor, request, worker, worker))
+        self._serve(METHODS["kill_forked_worker"], kill_forked_worker)
+        self._serve(FORKED_CHILDREN, lambda _: [r.worker_id for r in supervisor.table if r.spec.target == worker])
 
 
-def request_of(kind: type[Q], value: Any) -> Q:
-    """Decodes the request that a caller has sent as plain values.
+async def fork(supervisor: Supervisor, request: Fork, target: str, started_by: str) -> Forked:
+    """Starts a worker in the slot of another one, and says where it is."""
+    supervisor.table.get(target)
+    argv = request.raw_cmd
+    if request.command is not None:
+        argv = [supervisor.config.python or sys.executable, "-m", check_module(request.command)]
+    worker_id = f"{check_name('role', request.role)}/{request.worker_index}"
+    spec = ProcessSpec(worker_id=worker_id, env=request.env, argv=argv, target=target)
+    (result,) = await supervisor.launcher.start([spec], started_by)
+    if not result.ok:
+        tails = {request.worker_index: result.log_tail}
+        raise WorkerCreationError(request.role, result.error, [request.worker_index], tails)
+    return Forked(host=result.ip, port=result.ports[0] if result.ports else 0, pid=result.pid or 0)
+
+
+async def kill_fork(supervisor: Supervisor, request: KillFork, started_by: str) -> protocol.KillReport:
+    """Kills a fork that the same `started_by` has requested."""
+    worker_id = f"{request.role}/{request.worker_index}"
+    forks = [record.worker_id for record in supervisor.table if record.started_by == started_by]
+    if worker_id not in forks:
+        raise WorkerNotFoundError(worker_id, forks)
+    return await supervisor.kill([worker_id], 0.0)
+
+
+def well_formed(kind: type[Q], read: Callable[[type[Q]], Q]) -> Q:
+    """The request that `read` decodes.
 
     Raises:
         WorkerConfigurationError: A field is unknown, missing or of another type; the message names it.
     """
     try:
-        return from_plain(kind, value or {}, CALLER)
+        return read(kind)
     except ProtocolError as error:
         raise WorkerConfigurationError(str(error)) from error
-
-
-def row(record: Record) -> WorkerRow:
-    """One worker as the answer to `table` shows it."""
-    return WorkerRow(
-        worker=record.worker_id,
-        state=str(record.state),
-        pid=record.process.pid if record.process else None,
-        target=record.spec.target,
-        ports=record.ports,
-        devices=record.spec.devices,
-        command=record.spec.argv,
-        rss=record.rss,
-        processes=len(record.tracked),
-        log_path=record.log_path,
-    )

@@ -1,10 +1,9 @@
 """The guard's own server: plain HTTP for `curl` and frames for the command line, on a Unix socket."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from functools import partial
 
 from rolecall.errors import PortAllocationError, RolecallError, WorkerConfigurationError, WorkerNotFoundError
-from rolecall.guard import runtime
 from rolecall.guard.metrics import METRICS
 from rolecall.guard.requests import SocketRequests
 from rolecall.guard.supervisor import Supervisor
@@ -17,57 +16,33 @@ from rolecall.transport.server import Hello, Server
 _STATUS = {WorkerNotFoundError: 404, WorkerConfigurationError: 400, PortAllocationError: 409}
 
 
-class GuardServer:
-    """Serves `<runtime_dir>/<guard_id>.sock`."""
+def guard_server(supervisor: Supervisor, config: GuardConfig, loop: asyncio.AbstractEventLoop) -> Server:
+    """A server that answers on `<runtime_dir>/<guard_id>.sock` once it listens there."""
+    requests = SocketRequests(supervisor)
 
-    def __init__(self, supervisor: Supervisor, config: GuardConfig, loop: asyncio.AbstractEventLoop) -> None:
-        self._supervisor, self._config, self._loop = supervisor, config, loop
-        self._requests = SocketRequests(supervisor)
-        self._server = Server(config.token, loop=loop, on_peer=self._on_peer, http=self._routes())
-
-    def listen(self) -> None:
-        self._server.listen_unix(runtime.guard_socket(self._config.runtime_dir, self._config.guard_id))
-
-    async def close(self) -> None:
-        await self._server.close()
-
-    def _on_peer(self, hello: Hello) -> Peer:
-        peer = Peer(
-            "command line",
-            loop=self._loop,
-            handler=self._requests,
-            on_detached=lambda error: peer.close(),  # a command connects once and does not dial again
-        )
+    def on_peer(hello: Hello) -> Peer:
+        # A command connects once and does not dial again.
+        peer = Peer("command line", loop=loop, handler=requests, on_detached=lambda error: peer.close())
         return peer
 
-    def _routes(self) -> Routes:
-        routes = Routes()
-        routes.add("GET", "/health", self._health)
-        routes.add("GET", "/metrics", self._metrics)
-        routes.add("GET", "/workers", self._route("table"))
-        routes.add("POST", "/stacks", self._route("stacks"))
-        routes.add("POST", "/kill", self._route("kill"))
-        routes.add("POST", "/alloc_ports", self._route("alloc_ports"))
-        routes.add("POST", "/fork", self._route("fork"))
-        routes.add("POST", "/kill_forked_worker", self._route("kill_forked_worker"))
-        return routes
+    async def health(request: Request) -> Response:
+        known = {"guard_id": config.guard_id, "run_id": config.run_id, "workers": len(supervisor.table)}
+        return json_response({"status": "ok", **known})
 
-    async def _health(self, request: Request) -> Response:
-        config = self._config
-        workers = await self._requests.call("table", None)
-        return json_response(
-            {"status": "ok", "guard_id": config.guard_id, "run_id": config.run_id, "workers": len(workers)}
-        )
+    async def metrics(request: Request) -> Response:
+        labels = {"guard": config.guard_id}
+        return metrics_response(request, "rolecall_guard", labels, supervisor.metrics(), METRICS)
 
-    async def _metrics(self, request: Request) -> Response:
-        labels = {"guard": self._config.guard_id}
-        return metrics_response(request, "rolecall_guard", labels, self._supervisor.metrics(), METRICS)
+    async def answer(method: str, request: Request) -> Response:
+        try:
+            return json_response(await requests.call(method, request.json()))
+        except RolecallError as error:
+            raise HttpError(_STATUS.get(type(error), 500), str(error)) from error
 
-    def _route(self, method: str) -> Callable[[Request], Awaitable[Response]]:
-        async def answer(request: Request) -> Response:
-            try:
-                return json_response(await self._requests.call(method, request.json()))
-            except RolecallError as error:
-                raise HttpError(_STATUS.get(type(error), 500), str(error)) from error
-
-        return answer
+    routes = Routes()
+    routes.add("GET", "/health", health)
+    routes.add("GET", "/metrics", metrics)
+    routes.add("GET", "/workers", partial(answer, "table"))
+    for method in ("stacks", "kill", "alloc_ports", "fork", "kill_forked_worker"):
+        routes.add("POST", f"/{method}", partial(answer, method))
+    return Server(config.token, loop=loop, on_peer=on_peer, http=routes)

@@ -7,6 +7,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +15,25 @@ import msgspec
 
 from rolecall.guard import environment, logs, probe, runtime
 from rolecall.guard.children import Children, Exit
-from rolecall.guard.descendants import Descendants
 from rolecall.guard.killer import Killer
-from rolecall.guard.launcher import LaunchContext, Launcher, OnCancel, OnResult
+from rolecall.guard.launcher import Launcher
 from rolecall.guard.lease import Lease
-from rolecall.guard.metrics import Counts
+from rolecall.guard.metrics import Counts, metrics
 from rolecall.guard.ports import PortLeases
-from rolecall.guard.proc import Process, send
-from rolecall.guard.progress import ProgressPage
+from rolecall.guard.proc import kill_below
 from rolecall.guard.sweep import sweep
 from rolecall.guard.table import Record, State, Table
 from rolecall.guard.template_process import TemplateError, TemplateProcess
 from rolecall.guard.watcher import Notify, Watcher
 from rolecall.protocol import events
-from rolecall.protocol.guard import KillReport, Ports, ProcessSpec, ShutdownReport, StartResult
+from rolecall.protocol.guard import KillReport, Ports, ShutdownReport
 from rolecall.protocol.guard_config import GuardConfig
-from rolecall.protocol.message import to_plain
+from rolecall.protocol.worker import SET_ENV
 from rolecall.protocol.worker_methods import SetEnv
-from rolecall.transport.peer import Handler, Peer
+from rolecall.transport.peer import Handler
 from rolecall.types import check_env
+
+STRAYS_S = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -52,12 +53,12 @@ class Supervisor:
         config: GuardConfig,
         loop: asyncio.AbstractEventLoop,
         lease: Lease,
-        handler: Callable[[Record], Handler],
+        handler: Callable[["Supervisor", Record], Handler],
         notify: Notify,
         template_log: str,
     ) -> None:
         self.config = config
-        self._loop, self._lease, self._handler, self._notify = loop, lease, handler, notify
+        self._loop, self._lease, self._notify = loop, lease, notify
         runtime.prepare(config.runtime_dir, config.guard_id)
         self._merged_log = logs.MergedLog(config.run_dir)
         log = os.open(template_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
@@ -65,25 +66,24 @@ class Supervisor:
         template_env = environment.with_run_ids(base_env, config.run_id, config.guard_id, "")
         self.table = Table()
         self.ports = PortLeases(config.run_id)
+        self._counts = Counts()
         self._children = Children(loop)
         self._killer = Killer(self.table, self.ports, self._on_removed)
-        self._template = TemplateProcess(config, template_env, self._children, log)
-        self._launcher = Launcher(
-            LaunchContext(
-                config=config,
-                base_env=base_env,
-                table=self.table,
-                ports=self.ports,
-                children=self._children,
-                template=self._template,
-                killer=self._killer,
-                make_peer=self._make_peer,
-                on_planned=self._on_planned,
-                on_created=self._on_created,
-                spawn_task=self.spawn_task,
-            )
+        self._template = TemplateProcess(config, template_env, self._children, self._counts, log)
+        self.launcher = Launcher(
+            config=config,
+            base_env=base_env,
+            table=self.table,
+            ports=self.ports,
+            children=self._children,
+            template=self._template,
+            killer=self._killer,
+            counts=self._counts,
+            merged_log=self._merged_log,
+            handler=partial(handler, self),
+            on_exit=self._on_exit,
+            spawn_task=self.spawn_task,
         )
-        self._counts = Counts()
         self._watcher = Watcher(self.table, self._children, self._counts, notify, self.spawn_task, config.stall_s)
         self._ended: asyncio.Task[ShutdownReport] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -118,12 +118,12 @@ class Supervisor:
         return await asyncio.shield(self._ended)
 
     async def _end_all(self, grace_s: float) -> ShutdownReport:
-        self._launcher.closed = True
+        self.launcher.closed = True
         report = await self._killer.kill(list(self.table), grace_s)
         await self._template.close()
-        strays = await asyncio.to_thread(_kill_strays)
+        killed = await asyncio.to_thread(kill_below, STRAYS_S)  # no worker owns them
         left = await asyncio.to_thread(sweep, self.config.run_id, self.config.guard_id)
-        strays += [f"{item.pid} {item.name}" for item in left]
+        strays = [f"{item.pid} {item.name}" for item in killed] + [f"{item.pid} {item.name}" for item in left]
         survivors = report.survivors + [f"{item.pid} {item.name}" for item in left if not item.gone]
         await asyncio.to_thread(self._merged_log.close)
         self.ports.close()
@@ -148,20 +148,6 @@ class Supervisor:
 
     # Workers
 
-    async def start(
-        self,
-        specs: list[ProcessSpec],
-        started_by: str = "",
-        *,
-        on_result: OnResult | None = None,
-        on_cancel: OnCancel | None = None,
-    ) -> list[StartResult]:
-        """Starts workers; see `Launcher.start`."""
-        results = await self._launcher.start(specs, started_by, on_result=on_result, on_cancel=on_cancel)
-        self._counts.starts += len(results)
-        self._counts.failed_starts += sum(not result.ok for result in results)
-        return results
-
     async def kill(self, workers: list[str], grace_s: float, reason: str = "") -> KillReport:
         """Ends workers, and the workers that they have started.
 
@@ -184,22 +170,7 @@ class Supervisor:
             check_env(key, value)
         record.env |= env
         if record.peer is not None and record.state is State.READY:
-            await record.peer.request("set_env", to_plain(SetEnv(env=env)), timeout=30.0)
-
-    def _make_peer(self, record: Record) -> Peer:
-        def on_notify(topic: str, value: Any) -> None:
-            if topic == "connected":
-                record.mark("connected")
-
-        return Peer(record.worker_id, loop=self._loop, handler=self._handler(record), on_notify=on_notify, context=None)
-
-    def _on_planned(self, record: Record) -> None:
-        record.page = ProgressPage(runtime.page_path(self.config.runtime_dir, self.config.guard_id, record.worker_id))
-        record.log = self._merged_log.follow(record.worker_id, record.log_path, record.log_start)
-
-    def _on_created(self, record: Record) -> None:
-        assert record.exit_future is not None
-        record.exit_future.add_done_callback(lambda end: self._on_exit(record, end.result()))
+            await record.peer.request(SET_ENV.name, SetEnv(env=env), timeout=30.0, answer=SET_ENV.answer)
 
     def _on_removed(self, record: Record) -> None:
         if record.log is not None:
@@ -217,7 +188,7 @@ class Supervisor:
         record.state = State.ENDING
         oom = self._watcher.oom
         reason = oom.explain(record.rss) if end.signal == signal.SIGKILL and oom.claim() else ""
-        self._counts.exits += 1
+        self._counts["unexpected_exits_total"] += 1
         self._notify(_exited(record, end, reason))
         self.spawn_task(self._killer.kill([record], 0.0))  # workers that it has started in its slot live on
 
@@ -231,23 +202,12 @@ class Supervisor:
 
     def metrics(self) -> dict[str, float]:
         """The guard's numbers by name."""
-        age = time.monotonic() - self._lease.renewed
-        return self._counts.metrics(self.table, len(self.ports.held()), self._template.respawns, age)
-
-
-def _kill_strays() -> list[str]:
-    """Kills the guard's remaining descendants, which no worker owns."""
-    seen: dict[Process, str] = {}
-    deadline = time.monotonic() + 5.0
-    while time.monotonic() < deadline:
-        descendants = Descendants()
-        if not descendants.by_pid:
-            break
-        for stat in descendants.by_pid.values():
-            seen[stat.process] = f"{stat.pid} {stat.name}"
-            send(stat.process, signal.SIGKILL)
-        time.sleep(0.005)
-    return list(seen.values())
+        return {
+            "uptime_seconds": time.monotonic() - self._lease.began,
+            "ports_leased": len(self.ports.held()),
+            "lease_age_seconds": time.monotonic() - self._lease.renewed,
+            **metrics(self._counts, list(self.table)),
+        }
 
 
 def _exited(record: Record, end: Exit, reason: str) -> events.Exited:

@@ -12,7 +12,7 @@ from rolecall.guard.children import Exit
 from rolecall.guard.logs import FollowedLog
 from rolecall.guard.proc import Process
 from rolecall.guard.progress import ProgressPage
-from rolecall.protocol.guard import ProcessSpec
+from rolecall.protocol.guard import ProcessSpec, WorkerRow
 
 if TYPE_CHECKING:
     from rolecall.transport.peer import Peer
@@ -34,9 +34,8 @@ class Record:
         env: The recorded part of its environment, which forks of it start from.
         created: Set when its process exists, or will not be started.
         exit_future: Done when its process has ended; None while it has no process.
-        abort: Set when it is to be killed; aborts a start in progress.
-        stalled: Set when it is stopped during its start; aborts the start.
-        stall: The reason, with its stacks.
+        abort: Set when it is to be killed, or is stopped during its start; aborts a start in progress.
+        stall: By what it was stopped, with its stacks.
         gone: Set when all of its processes have ended and its ports are released.
         tracked: Processes seen among its descendants, also when they have left its process tree.
         started_by: The worker that requested it and is killed together with it; empty for the controller.
@@ -57,7 +56,6 @@ class Record:
     created: asyncio.Event = field(default_factory=asyncio.Event)
     exit_future: "asyncio.Future[Exit] | None" = None
     abort: asyncio.Event = field(default_factory=asyncio.Event)
-    stalled: asyncio.Event = field(default_factory=asyncio.Event)
     stall: str = ""
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     tracked: set[Process] = field(default_factory=set)
@@ -78,6 +76,21 @@ class Record:
     def exit(self) -> Exit | None:
         """How its process ended, when it has."""
         return self.exit_future.result() if self.exit_future is not None and self.exit_future.done() else None
+
+    def row(self) -> WorkerRow:
+        """The worker as the answer to `table` shows it."""
+        return WorkerRow(
+            worker=self.worker_id,
+            state=str(self.state),
+            pid=self.process.pid if self.process else None,
+            target=self.spec.target,
+            ports=self.ports,
+            devices=self.spec.devices,
+            command=self.spec.argv,
+            rss=self.rss,
+            processes=len(self.tracked),
+            log_path=self.log_path,
+        )
 
     def mark(self, what: str) -> None:
         """Records when a step of the start was reached, in seconds since the request."""

@@ -44,19 +44,19 @@ def _preload(names: list[str]) -> TemplateReady:
 class ForkedChild(Exception):
     """Raised in the forked child to leave the template's loop, so that it exits as any interpreter does."""
 
-    def __init__(self, spec: ForkSpec, control: int, keep: set[int]) -> None:
-        self.spec, self.control, self.keep = spec, control, keep
+    def __init__(self, spec: ForkSpec, control: int) -> None:
+        self.spec, self.control = spec, control
 
 
-def _serve(guard: socket.socket, keep: set[int]) -> None:
+def _serve(guard: socket.socket) -> None:
     while True:
         message, descriptors, _, _ = socket.recv_fds(guard, 64, MAX_CHILDREN + 2)
         if not message:
             return
-        _fork(descriptors, keep)
+        _fork(descriptors)
 
 
-def _fork(descriptors: list[int], keep: set[int]) -> None:
+def _fork(descriptors: list[int]) -> None:
     """Forks an intermediate process, which forks the children and ends, so that the guard becomes their parent."""
     try:
         intermediate = os.fork()
@@ -65,7 +65,7 @@ def _fork(descriptors: list[int], keep: set[int]) -> None:
             _report_failure(descriptors[1], index, error)
     else:
         if intermediate == 0:
-            _fork_children(descriptors, keep)
+            _fork_children(descriptors)
         os.waitpid(intermediate, 0)
     for descriptor in descriptors:
         os.close(descriptor)
@@ -75,12 +75,12 @@ def _report_failure(pipe: int, index: int, error: OSError) -> None:
     os.write(pipe, f"{index} - {error.strerror}\n".encode())
 
 
-def _fork_children(descriptors: list[int], keep: set[int]) -> None:
-    specs, pipe, *controls = descriptors
-    raw = os.pread(specs, os.fstat(specs).st_size, 0)
+def _fork_children(descriptors: list[int]) -> None:
+    file, pipe, *controls = descriptors
+    specs = decode(os.pread(file, os.fstat(file).st_size, 0))
     parent = os.getpid()
     gate, held_open = os.pipe2(os.O_CLOEXEC)  # closed by the end of this process, which the children wait for
-    for index, control in enumerate(controls):
+    for index, (spec, control) in enumerate(zip(specs, controls, strict=True)):
         try:
             pid = os.fork()
         except OSError as error:
@@ -92,10 +92,9 @@ def _fork_children(descriptors: list[int], keep: set[int]) -> None:
             assert me is not None
             os.write(pipe, f"{index} {me.pid} {me.start}\n".encode())  # below PIPE_BUF, so atomic
             os.close(pipe)
-            spec = decode(raw)[index]
             if not _wait_until_reparented(gate, parent, spec.guard):
                 os._exit(1)
-            raise ForkedChild(spec, control, keep)
+            raise ForkedChild(spec, control)
     os._exit(0)
 
 
@@ -120,13 +119,12 @@ def main(arguments: list[str]) -> int:
     keep = open_descriptors() - {guard.fileno()}  # descriptors that the preloaded modules have opened
     guard.send(msgspec.json.encode(ready))
     try:
-        _serve(guard, keep)
-    except ForkedChild as child:
-        guard.detach()
-        become_worker(child.spec, child.control, child.keep)
-        spec, control = child.spec, child.control
-    else:
+        _serve(guard)
         return 0
+    except ForkedChild as child:
+        spec, control = child.spec, child.control
+    guard.detach()
+    become_worker(spec, control, keep)
     return run_entry(spec.entry, control)
 
 

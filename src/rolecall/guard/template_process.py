@@ -7,12 +7,15 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from io import FileIO
 from typing import NamedTuple
 
 import msgspec
 
 from rolecall.guard.children import Children, Exit
 from rolecall.guard.environment import THREADS
+from rolecall.guard.metrics import Counts
 from rolecall.guard.proc import Process, descendants_of, read_stat, send, snapshot
 from rolecall.guard.spawn import spawn
 from rolecall.guard.template import MAX_CHILDREN, TEMPLATE_NAME
@@ -29,11 +32,7 @@ _WORKER_ID_BYTES = 128
 _log = logging.getLogger(__name__)
 
 
-class ForkRequest(NamedTuple):
-    """One child to fork: its spec and its end of the control channel."""
-
-    spec: ForkSpec
-    control: int
+ForkRequest = tuple[ForkSpec, int]  # one child to fork, and its end of the control channel
 
 
 class TemplateError(Exception):
@@ -44,26 +43,23 @@ class _Running(NamedTuple):
     process: Process
     sock: socket.socket
     exit_future: "asyncio.Future[Exit]"
-    ready: TemplateReady
+
+    @property
+    def usable(self) -> bool:
+        return not self.exit_future.done() and not _stopped(self.process)
 
 
 class TemplateProcess:
     """The template process of a guard."""
 
-    def __init__(self, config: GuardConfig, env: dict[str, str], children: Children, log: int) -> None:
+    def __init__(self, config: GuardConfig, env: dict[str, str], children: Children, counts: Counts, log: int) -> None:
         # One thread while modules load: thread pools do not survive a fork.
         self.env = env | dict.fromkeys(THREADS, "1") | {WORKER: " " * _WORKER_ID_BYTES}
-        self._config, self._children, self._log = config, children, log
+        self._config, self._children, self._counts, self._log = config, children, counts, log
         self._lock = asyncio.Lock()
         self._running: _Running | None = None
         self._starting: Process | None = None
         self._closed = self._broken = False
-        self.respawns = 0
-
-    @property
-    def process(self) -> Process | None:
-        """The template as it runs now."""
-        return self._running.process if self._running else self._starting
 
     async def warm_up(self) -> None:
         """Starts the template before it is needed."""
@@ -84,7 +80,10 @@ class TemplateProcess:
             for _ in range(ATTEMPTS):
                 missing = [index for index in range(len(requests)) if index not in results]
                 try:
-                    await self._fork_missing(requests, missing, results)
+                    for first in range(0, len(missing), MAX_CHILDREN):
+                        batch = missing[first : first + MAX_CHILDREN]
+                        children = await self._request_forks([requests[index] for index in batch])
+                        results |= {batch[place]: child for place, child in children.items()}
                 except (TemplateError, OSError):
                     if not results:
                         raise
@@ -92,63 +91,51 @@ class TemplateProcess:
                     break
         return [results.get(index, "the template process died while forking") for index in range(len(requests))]
 
-    async def _fork_missing(
-        self, requests: Sequence[ForkRequest], missing: list[int], results: dict[int, Process | str]
-    ) -> None:
-        for first in range(0, len(missing), MAX_CHILDREN):
-            batch = missing[first : first + MAX_CHILDREN]
-            children = await self._request_forks([requests[index] for index in batch])
-            results |= {batch[place]: child for place, child in children.items()}
-
     async def _request_forks(self, requests: Sequence[ForkRequest]) -> dict[int, Process | str]:
         running = await self._ensure()
-        read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        os.set_blocking(write_end, True)
-        specs = os.memfd_create("rolecall-fork-specs", os.MFD_CLOEXEC)
-        try:
-            os.write(specs, encode([request.spec for request in requests]))
-            descriptors = [specs, write_end, *(request.control for request in requests)]
-            sent = await self._send(running, descriptors)
-        finally:
-            os.close(specs)
-            os.close(write_end)
-        text = await self._read_children(running, read_end) if sent else ""
-        os.close(read_end)
-        return _parse(text)
+        read_end, write_end = os.pipe2(os.O_CLOEXEC)
+        with ExitStack() as ours, os.fdopen(read_end, "rb", buffering=0) as pipe:
+            ours.callback(os.close, write_end)
+            specs = os.memfd_create("rolecall-fork-specs", os.MFD_CLOEXEC)
+            ours.callback(os.close, specs)
+            os.write(specs, encode([spec for spec, _ in requests]))
+            try:
+                socket.send_fds(running.sock, [b"fork"], [specs, write_end, *(control for _, control in requests)])
+            except OSError:  # it is dead, or stopped and its queue is full
+                await self._kill(running)
+                return {}
+            ours.close()
+            return _parse(await self._read_children(running, pipe))
 
-    async def _send(self, running: _Running, descriptors: list[int]) -> bool:
-        try:
-            socket.send_fds(running.sock, [b"fork"], descriptors)
-        except OSError:  # it is dead, or stopped and its queue is full
-            await self._kill(running)
-            return False
-        return True
-
-    async def _read_children(self, running: _Running, pipe: int) -> str:
-        chunks: list[bytes] = []
-        ended = await _read_pipe(running.process, pipe, chunks)
-        if not ended:
-            _log.warning("the template process (pid %d) is stopped, or did not fork in time", running.process.pid)
-            await self._kill(running)
-            await self._kill_children(pipe, chunks)
-        return b"".join(chunks).decode()
-
-    async def _kill_children(self, pipe: int, chunks: list[bytes]) -> None:
-        """Kills the children of the request that are not workers yet, so that these can be forked again."""
-        for _ in range(ATTEMPTS):
-            stats = snapshot()
-            for pid in descendants_of([os.getpid()], stats):
-                if stats[pid].name == TEMPLATE_NAME:
-                    send(stats[pid].process, signal.SIGKILL)
-            if await _read_to_end(pipe, chunks, 1.0):
-                return
+    async def _read_children(self, running: _Running, pipe: FileIO) -> str:
+        """Reads until no child is still to come. A template that is stopped or makes no progress is killed."""
+        reader = asyncio.StreamReader()
+        protocol = asyncio.StreamReaderProtocol(reader)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, pipe)
+        text, idle_s, kills = b"", 0.0, 0
+        while not reader.at_eof() and kills <= ATTEMPTS:
+            try:
+                text += await asyncio.wait_for(reader.read(1 << 16), POLL_S)
+                idle_s = 0.0
+                continue
+            except TimeoutError:
+                idle_s += POLL_S
+            if not kills and (idle_s >= FORK_S or _stopped(running.process)):
+                _log.warning("the template process (pid %d) is stopped, or did not fork in time", running.process.pid)
+                await self._kill(running)
+                kills = 1
+            if kills:
+                _kill_children()
+                kills += 1
+        transport.close()
+        return text.decode()
 
     async def _ensure(self) -> _Running:
-        if self._running and not self._running.exit_future.done() and not _stopped(self._running.process):
+        if self._running and self._running.usable:
             return self._running
         if self._running:
             await self._kill(self._running)
-            self.respawns += 1
+            self._counts["template_respawns_total"] += 1
         for _ in range(ATTEMPTS):
             if self._closed or self._broken:
                 break
@@ -162,8 +149,8 @@ class TemplateProcess:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         paths = msgspec.json.encode(self._config.sys_path).decode()
-        argv = [self._config.python or sys.executable, "-m", "rolecall.guard.template"]
         modules = [*self._config.preload, self._config.entry.partition(":")[0]]
+        argv = [self._config.python or sys.executable, "-m", "rolecall.guard.template"]
         argv += [str(theirs.fileno()), ",".join(modules), paths]
         try:
             process = spawn("template", argv, self.env, log=self._log, cwd=self._config.cwd, keep=[theirs.fileno()])
@@ -175,24 +162,18 @@ class TemplateProcess:
         self._starting = process
         exit_future = self._children.watch(process)
         try:
-            message = await _ready_message(process, ours)
-        except (TimeoutError, OSError):
-            message = b""
-        finally:
-            self._starting = None
-        if not message:
+            ready = msgspec.json.decode(await _ready_message(process, ours), type=TemplateReady)
+        except (TimeoutError, OSError, msgspec.DecodeError):  # too slow, dead, stopped
             send(process, signal.SIGKILL)
             ours.close()
             return None
-        return self._log_preload(_Running(process, ours, exit_future, msgspec.json.decode(message, type=TemplateReady)))
-
-    def _log_preload(self, running: _Running) -> _Running:
-        ready = running.ready
+        finally:
+            self._starting = None
         for name, reason in ready.skipped.items():
             _log.info("preload of %s skipped: %s", name, reason)
         if ready.threads > 1:
             _log.warning("the preloaded modules started %d threads, which do not survive a fork", ready.threads)
-        return running
+        return _Running(process, ours, exit_future)
 
     async def _kill(self, running: _Running) -> None:
         send(running.process, signal.SIGKILL)
@@ -203,9 +184,7 @@ class TemplateProcess:
 
     def healthy(self) -> bool:
         """False when the template is stopped or dead and should be replaced before it is needed."""
-        if self._running is None or self._lock.locked():
-            return True
-        return not self._running.exit_future.done() and not _stopped(self._running.process)
+        return self._running is None or self._lock.locked() or self._running.usable
 
     async def close(self) -> None:
         """Kills the template. May be called twice."""
@@ -224,18 +203,23 @@ async def _ready_message(process: Process, sock: socket.socket) -> bytes:
         TimeoutError: The imports take too long.
     """
     async with asyncio.timeout(PRELOAD_S):
-        message = asyncio.ensure_future(asyncio.get_running_loop().sock_recv(sock, 1 << 16))
-        try:
-            while not message.done() and not _stopped(process):
-                await asyncio.wait([message], timeout=POLL_S)
-            return message.result() if message.done() else b""
-        finally:
-            message.cancel()
+        while not _stopped(process):
+            with suppress(TimeoutError):
+                return await asyncio.wait_for(asyncio.get_running_loop().sock_recv(sock, 1 << 16), POLL_S)
+    return b""
 
 
 def _stopped(process: Process) -> bool:
     stat = read_stat(process.pid)
     return stat is not None and stat.state in "Tt"
+
+
+def _kill_children() -> None:
+    """Kills the forked children that are not workers yet, so that these can be forked again."""
+    stats = snapshot()
+    for pid in descendants_of([os.getpid()], stats):
+        if stats[pid].name == TEMPLATE_NAME:
+            send(stats[pid].process, signal.SIGKILL)
 
 
 def _parse(text: str) -> dict[int, Process | str]:
@@ -245,35 +229,3 @@ def _parse(text: str) -> dict[int, Process | str]:
         index, pid, rest = line.split(" ", 2)
         results[int(index)] = f"fork failed: {rest}" if pid == "-" else Process(int(pid), int(rest))
     return results
-
-
-async def _read_pipe(template: Process, pipe: int, chunks: list[bytes]) -> bool:
-    """Reads until no child is still to come; False when the template is stopped or makes no progress."""
-    seen, idle_s = 0, 0.0
-    while not await _read_to_end(pipe, chunks, POLL_S):
-        idle_s = idle_s + POLL_S if len(chunks) == seen else 0.0
-        seen = len(chunks)
-        if idle_s >= FORK_S or _stopped(template):
-            return False
-    return True
-
-
-async def _read_to_end(pipe: int, chunks: list[bytes], timeout: float) -> bool:
-    """Reads a pipe until its write end is closed in all processes; False if that takes too long."""
-    loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
-
-    def readable() -> None:
-        chunk = os.read(pipe, 1 << 16)
-        chunks.append(chunk)
-        if not chunk:
-            ended.set()
-            loop.remove_reader(pipe)
-
-    loop.add_reader(pipe, readable)
-    try:
-        async with asyncio.timeout(timeout):
-            await ended.wait()
-    except TimeoutError:
-        loop.remove_reader(pipe)
-    return ended.is_set()

@@ -62,7 +62,7 @@ class Watcher:
         descendants = await asyncio.to_thread(Descendants)
         for record in self._table:
             if record.process is not None and record.state is not State.ENDING:  # else the killer tracks its processes
-                owned = descendants.owned(record.worker_id, record.process, record.tracked)
+                owned = descendants.owned(record)
                 record.tracked = owned
                 record.rss = sum(descendants.by_pid[process.pid].rss for process in owned)
 
@@ -72,12 +72,12 @@ class Watcher:
                 if record.state is State.READY:
                     self._notify(events.Resumed(worker=record.worker_id))
                 return
-            self._counts.stalls += 1
+            self._counts["stalls_total"] += 1
             async with self._stack_dumps:
                 stacks = await probe.stacks(record, self._children)
             if record.state is State.STARTING and change.kind == "stopped":
                 record.stall = f"{change.reason}\n{stacks}"
-                record.stalled.set()  # the start fails with it
+                record.abort.set()  # the start fails with it
                 return
             if record.state is not State.READY or record.process is None:
                 return  # it has ended meanwhile, which is an event of its own

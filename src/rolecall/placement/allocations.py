@@ -10,18 +10,19 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Generic, Literal, Protocol, TypeVar
 
 from rolecall.errors import WorkerCreationError, WorkerTimeoutError
-from rolecall.placement.base import ExpectedGuard, Placed, PlacementContext
+from rolecall.placement.base import ExpectedGuard, Placed, Placement, PlacementContext
 from rolecall.placement.exit_causes import ExitCause, ExitCauses
 from rolecall.placement.plan import Plan
 from rolecall.placement.waiting import Waiting
 from rolecall.protocol.guard_config import GuardConfig
-from rolecall.types import check_seconds
+from rolecall.types import Job, check_seconds
 
 log = logging.getLogger("rolecall")
 LOOK_S = 0.05
@@ -45,22 +46,18 @@ class Allocation(Protocol):
 
     def poll(self) -> AllocationStatus:
         """Where it stands. Asked often while its guards are awaited, so what costs the manager something is kept."""
-        ...
 
     def settled(self, plan: Plan, guards: Sequence[ExpectedGuard]) -> Plan | None:
         """The plan with devices and guards as they were given; None until all that it takes have connected."""
-        ...
 
     def exit_cause(self, ordinal: int) -> ExitCause:
         """What the manager says now became of a guard. It waits for nothing but the manager's answer."""
-        ...
 
     def release(self) -> None:
         """Ends it, in whatever state it is, and proves it gone, bounded. May be called twice."""
-        ...
 
 
-Submit = Callable[[str, GuardConfig], Allocation]
+P = TypeVar("P", bound=Plan)
 
 
 @dataclass(eq=False)
@@ -73,34 +70,50 @@ class RoleAllocation:
     ending: threading.Lock
 
 
-class Allocations:
-    """The allocations of a run's roles.
+class ClusterPlacement(Placement, Generic[P]):
+    """A backend that asks a cluster's manager for an allocation for each role. It calls `_begin` when it is open.
 
     Args:
+        ip: The controller's address as the cluster's hosts see it; found out when None.
         queue_timeout: Seconds that a role may wait for its place in the cluster; None waits for ever. Time to start is
             counted from then on.
     """
 
-    def __init__(self, context: PlacementContext, queue_timeout: float | None) -> None:
-        self._context, self._queue_timeout = context, queue_timeout
+    def __init__(self, ip: str | None, queue_timeout: float | None) -> None:
+        if queue_timeout is not None:
+            check_seconds("queue_timeout", queue_timeout)
+        self._ip, self._queue_timeout = ip, queue_timeout
         self._of_roles: dict[str, RoleAllocation] = {}
         self._made = 0
         self._submits, self._submitting_now = threading.Condition(), 0
-        self._causes = ExitCauses(self._exit_cause, context.io)
 
-    def place(self, plan: Plan, submit: Submit) -> Placed:
-        """Asks for what a plan says, and waits for its guards.
+    @abstractmethod
+    def plan(self, job: Job) -> P: ...
+
+    @abstractmethod
+    def _submit(self, plan: P, name: str, config: GuardConfig) -> Allocation:
+        """Asks for what a plan says and returns at once, or raises and leaves nothing.
 
         Args:
-            submit: Asks for it and returns at once, or raises and leaves nothing. It is given a name and the guards'
-                configuration, with that name for an id; guard `n` of the plan must call itself `<name>-<n>`.
+            name: Guard `n` of the plan must call itself `<name>-<n>`.
+            config: The guards' configuration, with `name` for an id.
+        """
+
+    def _begin(self, context: PlacementContext, address: str) -> None:
+        """From here on roles can be placed. `address`: this host's in the cluster, as far as the backend knows."""
+        context.listen(self._ip or address)
+        self._context, self._causes = context, ExitCauses(self._exit_cause, context.io)
+
+    def place(self, job: Job) -> Placed:
+        """Asks for what the plan says, and waits for its guards.
 
         Raises:
             WorkerTimeoutError: Too long in the queue, or too long to start.
             WorkerCreationError: The manager ended it.
         """
-        its = self._submitted(plan, submit)
-        plan = self._await(its, plan)
+        asked = self.plan(job)
+        its = self._submitted(asked)
+        plan = self._await(its, asked)
         for n, guard in enumerate(its.guards):
             if n in plan.guards:
                 guard.check()
@@ -109,12 +122,11 @@ class Allocations:
         return Placed(plan, [its.guards[n].guard_id for n in plan.guards])
 
     def release(self, role: str) -> None:
-        """Ends the guards and the allocation of a role, if it has any."""
         if (its := self._of_roles.get(role)) is not None:
             self._end(its, self._context.grace_s)
 
     def close(self, *, graceful: bool) -> None:
-        """Ends all of them, also one that is being asked for."""
+        """Ends all allocations, also one that is being asked for."""
         with contextlib.ExitStack() as ends:
             ends.callback(self._causes.close)
             with self._submits:
@@ -124,13 +136,13 @@ class Allocations:
                 with ThreadPoolExecutor(min(len(left), 16), thread_name_prefix="rolecall-ends") as pool:
                     list(pool.map(lambda its: self._end(its, self._context.grace_s if graceful else 0.0), left))
 
-    def _submitted(self, plan: Plan, submit: Submit) -> RoleAllocation:
+    def _submitted(self, plan: P) -> RoleAllocation:
         with self._submitting(plan.role) as name:
             expect, explain = self._context.expect, self._causes.explain
             guards = [expect(f"{name}-{n}", explain) for n in range(max(plan.guards) + 1)]
             allocation: Allocation | None = None
             try:
-                allocation = submit(name, self._context.guard_config(name))
+                allocation = self._submit(plan, name, self._context.guard_config(name))
                 its = self._of_roles[plan.role] = RoleAllocation(plan.role, allocation, guards, threading.Lock())
             except BaseException:  # Ctrl-C too, which may come between the two
                 if allocation is not None:
@@ -200,12 +212,6 @@ class Allocations:
             if guard in its.guards:
                 return its.allocation.exit_cause(its.guards.index(guard))
         return ExitCause(ended=True)
-
-
-def check_queue_timeout(seconds: float | None) -> None:
-    """Raises WorkerConfigurationError where it is neither None nor a number of seconds."""
-    if seconds is not None:
-        check_seconds("queue_timeout", seconds)
 
 
 def _progress(its: RoleAllocation, status: AllocationStatus) -> str:

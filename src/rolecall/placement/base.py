@@ -36,11 +36,9 @@ class ExpectedGuard(Protocol):
 
     def wait(self, timeout: float) -> bool:
         """Waits until it has connected or was lost; says whether it is there."""
-        ...
 
     def check(self) -> None:
         """Raises GuardLostError once it is lost."""
-        ...
 
 
 class Explain(Protocol):
@@ -65,20 +63,14 @@ class PlacementContext(Protocol):
         closing: Whether the run is being ended.
     """
 
-    @property
-    def run_id(self) -> str: ...
-    @property
-    def experiment(self) -> str: ...
-    @property
-    def run_dir(self) -> Path: ...
-    @property
-    def start_timeout(self) -> float: ...
-    @property
-    def grace_s(self) -> float: ...
-    @property
-    def io(self) -> IOThread: ...
-    @property
-    def addresses(self) -> list[str]: ...
+    run_id: str
+    experiment: str
+    run_dir: Path
+    start_timeout: float
+    grace_s: float
+    io: IOThread
+    addresses: list[str]
+
     @property
     def closing(self) -> bool: ...
 
@@ -88,7 +80,6 @@ class PlacementContext(Protocol):
         Args:
             ip: Address of the guard's host; empty where only the guard can know.
         """
-        ...
 
     def expect(self, guard_id: str, explain: Explain | None = None) -> ExpectedGuard:
         """Announces a guard: one that nobody has announced is refused.
@@ -96,15 +87,12 @@ class PlacementContext(Protocol):
         Args:
             explain: Who knows why it ended, if anybody does.
         """
-        ...
 
     def forget(self, guard: ExpectedGuard) -> None:
         """Hangs up on a guard that is ended, or was never started."""
-        ...
 
     def shut_down(self, guards: Sequence[ExpectedGuard], grace_s: float) -> None:
         """Has guards end their workers and themselves, all at once, as far as they answer. Bounded."""
-        ...
 
     def listen(self, ip: str) -> None:
         """Listens on an address of this host too, for guards on other hosts.
@@ -112,7 +100,6 @@ class PlacementContext(Protocol):
         Raises:
             WorkerConfigurationError: It is no address of this host.
         """
-        ...
 
 
 class Placed(NamedTuple):
@@ -179,10 +166,9 @@ class Placement(ABC):
         """
         return Removal()
 
-    @classmethod
-    def clean(cls, run_id: str) -> bool:
-        """Removes files of a run, none of whose processes is left on this host; says whether there were any."""
-        return False
+    @classmethod  # noqa: B027 - most have none
+    def clean(cls, run_id: str) -> None:
+        """Removes files of a run, none of whose processes is left on this host."""
 
     @classmethod
     def left(cls) -> Iterable[Left]:

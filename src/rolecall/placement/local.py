@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from rolecall.errors import GuardLostError, WorkerTimeoutError
-from rolecall.placement.base import ExpectedGuard, Placed, Placement, PlacementContext
-from rolecall.placement.host_slots import HostSlots
+from rolecall.placement.base import ExpectedGuard, PlacementContext
+from rolecall.placement.guard_process import end_guard, start_guard
+from rolecall.placement.host_placement import HostPlacement
 from rolecall.placement.launching import python_path
-from rolecall.placement.plan import Plan, base_environment
+from rolecall.placement.plan import base_environment
 from rolecall.protocol.environment import marks
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.message import to_json
-from rolecall.types import Job
 
 GUARD_TIMEOUT_S = 60.0
 GUARD_ID = "g0"
 
 
-class LocalPlacement(Placement):
+class LocalPlacement(HostPlacement):
     """Workers on this machine.
 
     Args:
@@ -43,25 +40,17 @@ class LocalPlacement(Placement):
     def __init__(
         self, *, ip: str = "127.0.0.1", devices: Sequence[str | int] | None = None, oversubscribe: bool = False
     ) -> None:
+        super().__init__(devices=devices, oversubscribe=oversubscribe)
         self._ip = ip
-        self._slots = HostSlots(devices, oversubscribe=oversubscribe)
-        self.n_gpus_per_node = len(self._slots.devices)
 
     def open(self, context: PlacementContext) -> None:
         self.guard = context.expect(GUARD_ID)
         self._process = GuardProcess(context.guard_config(GUARD_ID, ip=self._ip))
         self._context = context
 
-    def plan(self, job: Job) -> Plan:
-        return self._slots.plan(job)
-
-    def place(self, job: Job) -> Placed:
+    def _guard_for(self, role: str) -> str:
         self._process.wait_for(self.guard)
-        plan = self._slots.take(job)
-        return Placed(plan, [GUARD_ID] * len(plan.slots))
-
-    def release(self, role: str) -> None:
-        self._slots.give_back(role)
+        return GUARD_ID
 
     def close(self, *, graceful: bool) -> None:
         # A guard that is gone or does not answer is ended from above.
@@ -70,26 +59,13 @@ class LocalPlacement(Placement):
 
 
 class GuardProcess:
-    """A guard below its reaper, as a child of this process. Its configuration goes through a descriptor."""
+    """The guard's process, with its log."""
 
     def __init__(self, config: GuardConfig) -> None:
         self._log = Path(config.run_dir, "logs", f"guard-{config.guard_id}.log")
-        fd = _above_stderr(os.memfd_create("rolecall-config", os.MFD_CLOEXEC))
-        try:
-            os.write(fd, to_json(config).encode())
-            os.lseek(fd, 0, os.SEEK_SET)
-            with self._log.open("ab") as out:
-                self._reaper = subprocess.Popen(
-                    [sys.executable, "-m", "rolecall.guard", "--config-fd", str(fd)],
-                    pass_fds=[fd],
-                    stdin=subprocess.DEVNULL,
-                    stdout=out,
-                    stderr=out,
-                    start_new_session=True,
-                    env=base_environment(os.environ, python_path()) | marks(config.run_id, config.guard_id),
-                )
-        finally:
-            os.close(fd)
+        env = base_environment(os.environ, python_path()) | marks(config.run_id, config.guard_id)
+        with self._log.open("ab") as out:
+            self._reaper = start_guard(to_json(config), env, out.fileno())
 
     def wait_for(self, guard: ExpectedGuard) -> None:
         """Returns when the guard has connected.
@@ -100,28 +76,17 @@ class GuardProcess:
         """
         deadline = time.monotonic() + GUARD_TIMEOUT_S
         while not guard.wait(0.05):
+            guard.check()
             if self._reaper.poll() is not None:
                 tail = self._log.read_text(errors="replace")[-2000:]
                 reason = f"it ended with status {self._reaper.returncode} before it had connected\n{tail}"
-                guard.check()
                 raise GuardLostError(guard.guard_id, reason=reason)
-            guard.check()
             if time.monotonic() > deadline:
                 raise WorkerTimeoutError(f"guard {guard.guard_id}", GUARD_TIMEOUT_S, "connection", f"see {self._log}")
 
     def end(self, patience: float) -> None:
-        """Waits for its end. The first SIGTERM has the reaper ask a stuck guard, the second has it kill the guard."""
-        for push in (self._reaper.terminate, self._reaper.terminate, self._reaper.kill):
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._reaper.wait(patience)
-                return
-            push()
-            patience = 2.0
-        self._reaper.wait()
-
-
-def _above_stderr(fd: int) -> int:
-    """Where stdout was closed, new files get its number, and would be lost when a child's stdout is set up."""
-    moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
-    os.close(fd)
-    return moved
+        """Waits for its end, and has it ended when that takes longer."""
+        try:
+            self._reaper.wait(patience)
+        except subprocess.TimeoutExpired:
+            end_guard(self._reaper, (2.0, 2.0, 60.0))

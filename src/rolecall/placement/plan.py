@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
+from typing import Any
 
 from rolecall.errors import GPUAllocationError
 from rolecall.protocol.environment import FOREIGN, PREFIX
@@ -80,9 +81,7 @@ def separate_slots(job: Job, host_cores: int) -> tuple[Slot, ...]:
             gpu=spec.gpu,
             devices=(),
             port_count=spec.port_count,
-            env=dict(spec.env_vars),
-            argv=argv_of(spec.cmd),
-            ready=_ready(spec),
+            **_program(spec),
         )
         for i, spec in enumerate(job.specs())
     )
@@ -114,16 +113,12 @@ def dealt(plan: Plan, given: Sequence[Sequence[str]]) -> Plan:
 def forked_slots(role: str, targets: Sequence[Slot], specs: Sequence[SchedulingSpec]) -> tuple[Slot, ...]:
     """Slots of a role that lives in the slots of another: same cores and devices, own id, ports and variables."""
     return tuple(
-        Slot(
+        replace(
+            target,
             worker_id=worker_id(role, i),
-            cores=target.cores,
-            gpu=target.gpu,
-            devices=target.devices,
             port_count=max(spec.port_count, target.port_count),
-            env=dict(spec.env_vars),
-            argv=argv_of(spec.cmd),
-            ready=_ready(spec),
             target=target.worker_id,
+            **_program(spec),
         )
         for i, (target, spec) in enumerate(zip(targets, specs, strict=True))
     )
@@ -136,18 +131,16 @@ def warn_of_unused(job: Job, names: Sequence[str], where: str) -> None:
         log.warning("role %s: %s have no effect %s", job.role, ", ".join(unused), where)
 
 
-def _ready(spec: SchedulingSpec) -> Ready | None:
-    how = readiness(spec.ready)
-    return Ready(**how) if how is not None else None
-
-
-def argv_of(command: str | Sequence[str] | None) -> tuple[str, ...] | None:
-    """A dotted module runs as `-m module` of the worker's interpreter; a list is a program; None hosts engines."""
-    if command is None:
-        return None
-    if isinstance(command, str):
-        return ("{python}", "-m", check_module(command))
-    return tuple(check_argv(command))
+def _program(spec: SchedulingSpec) -> dict[str, Any]:
+    """What runs in a slot, when it is ready, and its variables. No program hosts engines."""
+    argv, how = spec.cmd, readiness(spec.ready)
+    if isinstance(argv, str):
+        argv = ("{python}", "-m", check_module(argv))
+    return {
+        "env": dict(spec.env_vars),
+        "argv": tuple(check_argv(argv)) if argv is not None else None,
+        "ready": Ready(**how) if how is not None else None,
+    }
 
 
 def rank_environment(index: int, world: int, master: tuple[str, str] | None) -> dict[str, str]:

@@ -15,12 +15,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from rolecall.errors import RolecallError, RPCConnectionError
 from rolecall.placement.launching import python_path
 from rolecall.placement.plan import base_environment
-from rolecall.protocol.guard import Method, Topic
+from rolecall.protocol.guard import Method
 from rolecall.protocol.message import Message, from_plain, to_plain
 from rolecall.transport.incoming import Incoming
 from rolecall.transport.link import Link
@@ -37,7 +37,7 @@ T = TypeVar("T")
 Handler = Callable[[Q], Callable[[], A]]
 
 
-class Sidecar:
+class Sidecar(Generic[T]):
     """The controller's end. Methods may be called from any thread but the I/O thread.
 
     Args:
@@ -45,12 +45,14 @@ class Sidecar:
         log_path: Takes all that it prints.
         env: Variables of its environment, beside the controller's own.
         io: Where the conversation takes place: Ctrl-C interrupts nothing there.
+        kind: What news are.
 
     Attributes:
         lost: Why there will be no more news; None while it lives.
     """
 
-    def __init__(self, module: str, log_path: Path, env: Mapping[str, str], io: IOThread) -> None:
+    def __init__(self, module: str, log_path: Path, env: Mapping[str, str], io: IOThread, kind: type[T]) -> None:
+        self._kind = kind
         self._news: dict[str, Any] = {}
         self.lost: str | None = None
         self._unanswered_at = float("-inf")
@@ -77,29 +79,32 @@ class Sidecar:
     def ask(self, method: Method[Q, A], request: Q, *, timeout: float = ANSWER_S) -> A | None:
         """Returns the answer, None when none came in time, or raises what the process failed with."""
         try:
-            answer = self._io.run(self._request(method.name, to_plain(request)), timeout)
+            answer = self._peer.request(method.name, to_plain(request), timeout=timeout).result()
         except (TimeoutError, RPCConnectionError):
             self._unanswered_at = time.monotonic()
             return None
         self._unanswered_at = float("-inf")
         return from_plain(method.answer, answer, self._peer.name)
 
-    def latest(self, topic: Topic[T], name: str) -> T | None:
-        """The latest news of a topic under a name, if there were any."""
-        value = self._news.get(_key(topic, name))
-        return None if value is None else from_plain(topic.news, value, self._peer.name)
+    def latest(self, name: str) -> T | None:
+        """The latest news under a name, if there were any."""
+        value = self._news.get(name)
+        return None if value is None else from_plain(self._kind, value, self._peer.name)
 
     @property
     def silent(self) -> bool:
         """Whether somebody has waited in vain just now, so that the next one need not."""
         return time.monotonic() < self._unanswered_at + SILENT_S
 
-    def wait_for(self, topic: Topic[Any], name: str, timeout: float) -> bool:
-        """Waits for news of a topic under a name; False when they did not come."""
-        key = _key(topic, name)
+    def wait_for(self, name: str, wanted: Callable[[T], bool], timeout: float) -> bool:
+        """Waits for news under a name, of a kind that is wanted; False when they did not come."""
+
+        def there() -> bool:
+            return (news := self.latest(name)) is not None and wanted(news)
+
         with self._fresh:
-            self._fresh.wait_for(lambda: key in self._news or self.lost is not None, timeout)
-            return key in self._news
+            self._fresh.wait_for(lambda: there() or self.lost is not None, timeout)
+            return there()
 
     @property
     def pid(self) -> int:
@@ -120,12 +125,9 @@ class Sidecar:
         with contextlib.suppress(RolecallError):  # it has ended, which is news
             self._peer.notify(method, value)
 
-    async def _request(self, method: str, value: Any) -> Any:
-        return await self._peer.request(method, value)
-
-    def _learn(self, key: str, value: Any) -> None:
+    def _learn(self, name: str, value: Any) -> None:
         with self._fresh:
-            self._news[key] = value
+            self._news[name] = value
             self._fresh.notify_all()
 
     def _detached(self, error: Exception | None) -> None:
@@ -160,7 +162,7 @@ class SidecarServer:
             handler: What it returns is then done in a thread of its own, since it may have to wait for the library;
                 that returns the answer.
         """
-        self._handlers[method.name] = lambda value: _answering(handler(from_plain(method.request, value, CONTROLLER)))
+        self._handlers[method.name] = lambda value: handler(from_plain(method.request, value, CONTROLLER))
 
     def serve(self, last: Callable[[], object]) -> None:
         """Returns when the controller is gone. The process then has END_S to end by itself.
@@ -173,10 +175,10 @@ class SidecarServer:
         self._io.run(_attach(self._peer, self._channel))
         self._gone.wait()
 
-    def say(self, topic: Topic[T], name: str, news: T) -> None:
-        """Sends news of a topic under a name. From any thread."""
+    def say(self, name: str, news: Message) -> None:
+        """Sends news under a name. From any thread."""
         with contextlib.suppress(RolecallError):  # nobody is there any more
-            self._peer.notify(_key(topic, name), to_plain(news))
+            self._peer.notify(name, to_plain(news))
 
     def dispatch(self, incoming: Incoming) -> None:
         work = self._handlers[incoming.method](incoming.args())
@@ -216,19 +218,11 @@ def beside(work: Callable[[], object]) -> threading.Thread:
 
 def _answer(incoming: Incoming, work: Callable[[], Any]) -> None:
     try:
-        answer = work()
+        answer = to_plain(work())
     except Exception as e:
         incoming.fail(e)
     else:
         incoming.finish(answer)
-
-
-def _answering(work: Callable[[], Any]) -> Callable[[], Any]:
-    return lambda: to_plain(work())
-
-
-def _key(topic: Topic[Any], name: str) -> str:
-    return f"{topic.name} {name}"
 
 
 async def _attach(peer: Peer, channel: socket.socket) -> None:

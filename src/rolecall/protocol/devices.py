@@ -1,6 +1,7 @@
-"""The variables that say which accelerators a process sees, and the one way to read them. Pure."""
+"""The variables that say which accelerators a process sees, and the one way to read them."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 CUDA = "CUDA_VISIBLE_DEVICES"
 ASCEND = "ASCEND_RT_VISIBLE_DEVICES"
@@ -27,3 +28,10 @@ def parse_visible(value: str) -> list[str]:
 def listed(env: Mapping[str, str]) -> list[str] | None:
     """What the first visible-devices variable that is set lists; None when none is set."""
     return next((parse_visible(env[name]) for name in VARIABLES.values() if name in env), None)
+
+
+def visible_devices(env: Mapping[str, str], folder: Path = Path("/dev")) -> list[str]:
+    """The devices that the visible-devices variable names; without one, all that are in `/dev`."""
+    named = listed(env)
+    counts = [len(list(folder.glob(f"{kind}[0-9]*"))) for kind in VARIABLES]
+    return [str(index) for index in range(max(counts))] if named is None else named

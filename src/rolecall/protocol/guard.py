@@ -17,7 +17,6 @@ from rolecall.types import MAX_PORTS
 
 Q = TypeVar("Q", bound=Message)
 A = TypeVar("A")
-T = TypeVar("T")
 
 PortCount = Annotated[int, msgspec.Meta(ge=1, le=MAX_PORTS)]
 
@@ -29,14 +28,6 @@ class Method(Generic[Q, A]):
     name: str
     request: type[Q]
     answer: type[A]
-
-
-@dataclass(frozen=True)
-class Topic(Generic[T]):
-    """Something that a process tells of by itself."""
-
-    name: str
-    news: type[T]
 
 
 class NoArguments(Message, frozen=True, kw_only=True):
@@ -102,7 +93,7 @@ class StartResult(Message, frozen=True, kw_only=True):
 
 
 class AllocPorts(Message, frozen=True, kw_only=True):
-    """Leases ports until the worker `owner` ends, or `release_ports`."""
+    """Leases ports until the worker `owner` ends, or is killed, started or not."""
 
     owner: str
     count: PortCount
@@ -113,12 +104,6 @@ class Ports(Message, frozen=True, kw_only=True):
 
     ports: list[int]
     host: str
-
-
-class ReleasePorts(Message, frozen=True, kw_only=True):
-    """Gives back all ports that were leased for `owner`."""
-
-    owner: str
 
 
 class Start(Message, frozen=True, kw_only=True):
@@ -205,7 +190,6 @@ class WorkerRow(Message, frozen=True, kw_only=True):
 
 
 ALLOC_PORTS = Method("alloc_ports", AllocPorts, Ports)
-RELEASE_PORTS = Method("release_ports", ReleasePorts, list[int])
 START = Method("start", Start, list[StartResult])
 KILL = Method("kill", Kill, KillReport)
 SET_ENV = Method("set_env", SetEnv, NoneType)

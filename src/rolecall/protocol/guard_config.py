@@ -3,7 +3,7 @@
 from rolecall.protocol.token import CarriesToken
 
 
-class GuardConfig(CarriesToken, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class GuardConfig(CarriesToken, frozen=True, kw_only=True):
     """Comes as JSON through an inherited descriptor or a 0600 file, because it holds the run's token.
 
     Attributes:
@@ -13,7 +13,8 @@ class GuardConfig(CarriesToken, frozen=True, kw_only=True, forbid_unknown_fields
         bind: Address that TCP listeners of workers bind; empty for `ip`.
         env: Base environment of workers, over the guard's own.
         sys_path: The controller's `sys.path`, for modules to preload and for workers.
-        main_path: File of the controller's `__main__`, so that classes defined in it can be found.
+        main: What the controller runs, so that classes defined in it are found: the path of its script, or the name of
+            the module that `python -m` was given; empty for none.
         controller_host: Identity of the controller's host (`transport.hosts`); its sockets and pid count there alone.
         controller_pid: The controller's pid and start time (ticks since boot) on its host.
         starter_pid: The reaper ends, as by SIGTERM, when this process dies, which has started it; 0 when it may outlive
@@ -39,7 +40,7 @@ class GuardConfig(CarriesToken, frozen=True, kw_only=True, forbid_unknown_fields
     env: dict[str, str] = {}
     cwd: str = ""
     sys_path: list[str] = []
-    main_path: str = ""
+    main: str = ""
     controller_host: str = ""
     controller_pid: int = 0
     controller_start: int = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import NoneType
 from typing import Any, Literal
 
-from rolecall.protocol.guard import Method, NoArguments, Topic
+from rolecall.protocol.guard import Method, NoArguments
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.message import Message
 from rolecall.types import RayPlacementStrategy
@@ -105,39 +105,28 @@ class OfGuard(Message, frozen=True, kw_only=True):
     ordinal: int
 
 
-class GuardEnd(Message, frozen=True, kw_only=True):
-    """What became of a guard. `reason`: None while it runs, as far as Ray knows."""
+class RoleNews(Message, frozen=True, kw_only=True):
+    """Where a role stands; the driver tells of it under the name of the role's request.
 
-    reason: str | None = None
+    Attributes:
+        state: Of its placement groups and actors.
+        reason: Why they wait or have ended.
+        guards: Each worker's guard, by its ordinal, once all are there.
+        devices: Each worker's.
+        ends: What became of guards that have ended, by id.
+        left: Names of actors and groups that could not be ended; None before they were released.
+    """
 
-
-class RoleStatus(Message, frozen=True, kw_only=True):
-    """Where a role's placement groups stand, and why."""
-
-    state: Literal["queued", "running", "ended"]
+    state: Literal["queued", "running", "ended"] = "queued"
     reason: str = ""
-
-
-class Layout(Message, frozen=True, kw_only=True):
-    """Each worker's guard, by its ordinal, and devices."""
-
-    guards: list[int]
-    devices: list[list[str]]
-
-
-class Released(Message, frozen=True, kw_only=True):
-    """A role's actors and groups were ended. `left`: names of those that were not."""
-
-    left: list[str] = []
+    guards: list[int] = []
+    devices: list[list[str]] = []
+    ends: dict[str, str] = {}
+    left: list[str] | None = None
 
 
 JOIN = Method("join", JoinCluster, Joined)
 COUNT_NODES = Method("count_nodes", NoArguments, int)
 PLACE = Method("place", PlaceRole, NoneType)
-LOOK = Method("look", OfGuard, GuardEnd)
+LOOK = Method("look", OfGuard, str)  # what became of a guard; "" while it runs, as far as Ray knows
 RELEASE = Method("release", OfRole, NoneType)
-
-STATUS = Topic("status", RoleStatus)
-LAYOUT = Topic("layout", Layout)
-GUARD_END = Topic("guard_end", GuardEnd)
-RELEASED = Topic("released", Released)

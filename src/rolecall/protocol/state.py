@@ -18,6 +18,7 @@ class WorkerState(Message, frozen=True, kw_only=True):
         target: For a fork the worker in whose slot it lives.
         state: `running`, `ending` (it is being deleted) or `failed`.
         since: When it became ready, in seconds since the epoch.
+        incarnation: How often it was restarted.
         command: Its program; None when it hosts engines.
         log: Path of its log on its host.
         timeline: Seconds from the request to its guard until it was forked, connected and ready.
@@ -35,6 +36,7 @@ class WorkerState(Message, frozen=True, kw_only=True):
     log: str = ""
     state: Literal["running", "ending", "failed"] = "running"
     since: float = 0.0
+    incarnation: int = 0
     timeline: dict[str, float] = {}
 
 

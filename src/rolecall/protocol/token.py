@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 from typing import Any
 
-import msgspec
+from rolecall.protocol.message import Message
 
 HIDDEN = "***"
 
@@ -41,7 +41,7 @@ class Token:
         raise TypeError("a token is not pickled; pass it by a file or an inherited descriptor")
 
 
-class CarriesToken(msgspec.Struct, frozen=True):
+class CarriesToken(Message, frozen=True):
     """A value that takes the secret, its field `token`, from one process to another and shows everything but that."""
 
     def __repr__(self) -> str:

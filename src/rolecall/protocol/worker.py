@@ -4,49 +4,35 @@ from __future__ import annotations
 
 from types import NoneType
 
-from rolecall.protocol.guard import KillReport, Method, NoArguments, Ports
-from rolecall.protocol.message import Message
+from rolecall.protocol.guard import Method, NoArguments
 from rolecall.protocol.token import CarriesToken
-from rolecall.protocol.worker_methods import AllocPorts, Fork, Forked, KillFork, SetEnv
+from rolecall.protocol.worker_methods import Fork, Forked, SetEnv
 
 
-class WorkerConfig(CarriesToken, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class WorkerConfig(CarriesToken, frozen=True, kw_only=True):
     """What a worker needs to serve: the value of the request `configure`.
 
     Attributes:
         socket: The Unix path to listen on.
         ip: The host's address as others see it.
         bind: The address that its TCP listener binds.
-        port: The TCP port to listen on; it is the first of `ports`.
-        ports: All that were leased for it.
-        main_path: File of the controller's `__main__`, so that classes defined in it can be found; empty for none.
+        port: The TCP port to listen on.
+        main: What the controller runs, so that classes defined in it are found: the path of its script, or the name of
+            the module that `python -m` was given; empty for none.
         progress: Path of the progress page; empty where nobody reads one.
         tensor_backend: Name of the backend that is asked first to store a tensor.
     """
 
     worker_id: str
-    run_id: str
-    guard_id: str
     token: str
     socket: str
     ip: str
     bind: str
     port: int
-    ports: list[int] = []
-    run_dir: str = ""
-    main_path: str = ""
+    main: str = ""
     sys_path: list[str] = []
     progress: str = ""
-    log_path: str = ""
     tensor_backend: str = "shm"
-
-
-class Configured(Message, frozen=True, kw_only=True):
-    """The worker's answer to `configure`: it listens."""
-
-    pid: int
-    socket: str
-    port: int
 
 
 class ForkOf(Fork, frozen=True, kw_only=True):
@@ -55,9 +41,7 @@ class ForkOf(Fork, frozen=True, kw_only=True):
     target: str
 
 
-ALLOC_OWN_PORTS = Method("alloc_ports", AllocPorts, Ports)
-FORK = Method("fork", Fork, Forked)
+CONFIGURE = Method("configure", WorkerConfig, NoneType)  # answered when it listens
+SET_ENV = Method("set_env", SetEnv, NoneType)
 FORK_OF = Method("fork", ForkOf, Forked)
-KILL_FORK = Method("kill_forked_worker", KillFork, KillReport)
 FORKED_CHILDREN = Method("forked_children", NoArguments, list[str])
-SET_OWN_ENV = Method("set_env", SetEnv, NoneType)

@@ -19,19 +19,13 @@ import msgspec
 
 from rolecall.errors import (
     EngineCallError,
-    EngineCreationError,
-    EngineImportError,
     EngineNotFoundError,
     InternalError,
     MethodNotFoundError,
-    PortAllocationError,
     ProtocolError,
     RolecallError,
     ShardExistsError,
     ShardNotFoundError,
-    TensorError,
-    WorkerConfigurationError,
-    WorkerCreationError,
     WorkerNotFoundError,
 )
 from rolecall.protocol.guard import PortCount, Ports
@@ -223,14 +217,12 @@ class WorkerMethod:
     Attributes:
         request: The struct that is asked with; None where the value is anything that the codec takes.
         answer: The type of the answer.
-        errors: What it may raise, beside ProtocolError (malformed request) and InternalError (a bug in this package).
         arguments: What an engine's arguments are called over HTTP, where the request carries any.
     """
 
     name: str
     request: type[WorkerRequest] | None
     answer: Any
-    errors: tuple[type[RolecallError], ...] = ()
     routes: tuple[HttpRoute, ...] = ()
     arguments: tuple[str, str] | None = None
 
@@ -263,54 +255,37 @@ CREATE_ENGINE = WorkerMethod(
     "create_engine",
     CreateEngine,
     EngineCreated,
-    (EngineImportError, EngineCreationError),
     (HttpRoute("POST", "/create_engine"),),
     arguments=("init_args", "init_kwargs"),
 )
-CALL = WorkerMethod(
-    "call",
-    CallMethod,
-    Any,
-    (EngineNotFoundError, MethodNotFoundError, EngineCallError, ShardNotFoundError),
-    (HttpRoute("POST", "/call", "call"),),
-    arguments=("args", "kwargs"),
-)
-DESTROY = WorkerMethod("destroy", Destroy, dict[str, str], routes=(HttpRoute("POST", "/destroy"),))
+CALL = WorkerMethod("call", CallMethod, Any, (HttpRoute("POST", "/call", "call"),), arguments=("args", "kwargs"))
+DESTROY = WorkerMethod("destroy", Destroy, dict[str, str], (HttpRoute("POST", "/destroy"),))
 GET_SHARDS = WorkerMethod(
     "data.get",
     GetShards,
     list[Any],
-    (ShardNotFoundError, TensorError),
     (
         HttpRoute("POST", "/data/batch", "frame"),
         HttpRoute("GET", "/data/{shard_id}", "tensor", statuses={ShardNotFoundError: 404}),
     ),
 )
-PUT_VALUE = WorkerMethod("data.put", None, Any, (TensorError,))
-CLEAR_SHARDS = WorkerMethod("data.clear", ClearShards, Cleared, routes=(HttpRoute("DELETE", "/data/clear"),))
+PUT_VALUE = WorkerMethod("data.put", None, Any)
+CLEAR_SHARDS = WorkerMethod("data.clear", ClearShards, Cleared, (HttpRoute("DELETE", "/data/clear"),))
 
 _METHODS = (
-    WorkerMethod("health", WorkerRequest, Health, routes=(HttpRoute("GET", "/health"),)),
-    WorkerMethod("metrics", WorkerRequest, dict[str, Any], routes=(HttpRoute("GET", "/metrics", "metrics"),)),
-    WorkerMethod("stacks", WorkerRequest, str, routes=(HttpRoute("GET", "/stacks", "text"),)),
+    WorkerMethod("health", WorkerRequest, Health, (HttpRoute("GET", "/health"),)),
+    WorkerMethod("metrics", WorkerRequest, dict[str, Any], (HttpRoute("GET", "/metrics", "metrics"),)),
+    WorkerMethod("stacks", WorkerRequest, str, (HttpRoute("GET", "/stacks", "text"),)),
     CREATE_ENGINE,
     CALL,
     DESTROY,
-    WorkerMethod("configure", Configure, Seeded, (WorkerConfigurationError,), (HttpRoute("POST", "/configure"),)),
-    WorkerMethod("set_env", SetEnv, Done, (WorkerConfigurationError,), (HttpRoute("POST", "/set_env"),)),
-    WorkerMethod("alloc_ports", AllocPorts, Ports, (PortAllocationError,), (HttpRoute("POST", "/alloc_ports"),)),
-    WorkerMethod("fork", Fork, Forked, (WorkerConfigurationError, WorkerCreationError), (HttpRoute("POST", "/fork"),)),
-    WorkerMethod(
-        "kill_forked_worker", KillFork, Done, (WorkerNotFoundError,), (HttpRoute("POST", "/kill_forked_worker"),)
-    ),
+    WorkerMethod("configure", Configure, Seeded, (HttpRoute("POST", "/configure"),)),
+    WorkerMethod("set_env", SetEnv, Done, (HttpRoute("POST", "/set_env"),)),
+    WorkerMethod("alloc_ports", AllocPorts, Ports, (HttpRoute("POST", "/alloc_ports"),)),
+    WorkerMethod("fork", Fork, Forked, (HttpRoute("POST", "/fork"),)),
+    WorkerMethod("kill_forked_worker", KillFork, Done, (HttpRoute("POST", "/kill_forked_worker"),)),
     GET_SHARDS,
-    WorkerMethod(
-        "data.store",
-        StoreShard,
-        Stored,
-        (ShardExistsError, TensorError),
-        (HttpRoute("PUT", "/data/{shard_id}", "upload", MAX_TENSOR),),
-    ),
+    WorkerMethod("data.store", StoreShard, Stored, (HttpRoute("PUT", "/data/{shard_id}", "upload", MAX_TENSOR),)),
     PUT_VALUE,
     CLEAR_SHARDS,
 )

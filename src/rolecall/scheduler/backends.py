@@ -61,11 +61,8 @@ class RayScheduler(PlacedScheduler):
         super().__init__(RayPlacement, **options)
 
 
-SCHEDULERS: dict[str, Callable[..., Scheduler]] = {
-    "local": LocalScheduler,
-    "slurm": SlurmScheduler,
-    "ray": RayScheduler,
-}
+SCHEDULERS: dict[str, Callable[..., Scheduler]]
+SCHEDULERS = {"local": LocalScheduler, "slurm": SlurmScheduler, "ray": RayScheduler}
 
 
 @overload

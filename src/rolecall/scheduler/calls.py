@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import sys
+import threading
 import weakref
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypedDict
 
-from rolecall.errors import CallCancelledError, EncodeError, EngineImportError, WorkerTimeoutError
+from rolecall.errors import (
+    CallCancelledError,
+    EncodeError,
+    EngineImportError,
+    WorkerConfigurationError,
+    WorkerTimeoutError,
+)
 from rolecall.transport.peer import Call
-from rolecall.types import TensorPolicy, check_tensors
+from rolecall.types import TensorPolicy, check_one_of
+
+
+class Options(TypedDict, total=False):
+    """The keywords of `with_options`: the fields of `CallOptions`."""
+
+    timeout: float | None
+    engine: str | None
+    tensors: TensorPolicy | None
+    return_errors: bool
 
 
 @dataclass(frozen=True)
@@ -23,64 +40,158 @@ class CallOptions:
         timeout: Seconds to wait; None waits as long as the worker lives.
         engine: Name of the engine; None is the worker's default engine.
         tensors: `local` brings results whole; `remote` leaves tensors on the worker and brings handles.
+        return_errors: A call that fails gives its error as its result, instead of raising it.
     """
 
     timeout: float | None = None
     engine: str | None = None
     tensors: TensorPolicy | None = None
+    return_errors: bool = False
 
     def __post_init__(self) -> None:
         if self.tensors is not None:
-            check_tensors(self.tensors)
+            check_one_of("tensor policy", self.tensors, TensorPolicy)
+
+    def changed(self, options: Options) -> CallOptions:
+        """These with some replaced."""
+        if unknown := options.keys() - self.__dataclass_fields__.keys():
+            known = ", ".join(self.__dataclass_fields__)
+            raise WorkerConfigurationError("unknown option of a call", sorted(unknown), f"there are {known}")
+        return replace(self, **options)
 
 
-class PendingCall:
-    """A call under way: wait for it, await it from any event loop, iterate it if it streams, or cancel it.
+class EngineRequest(NamedTuple):
+    """What an engine is made with."""
 
-    Its arguments are held until the answer is there, also when nobody waits for it, so that handles among them are not
-    freed meanwhile.
-    """
+    engine: str | type
+    args: Sequence[Any]
+    kwargs: dict[str, Any]
+    options: CallOptions
+
+
+class _SentCall:
+    """A call, and the words by which its errors say whom and what was called."""
 
     __slots__ = ("_call", "_timeout", "_what", "worker_id")
 
     def __init__(self, call: Call, worker_id: str, what: str, timeout: float | None) -> None:
         self._call, self.worker_id, self._what, self._timeout = call, worker_id, what, timeout
 
-    def result(self) -> Any:
-        """Blocks until the answer is there. Ctrl-C interrupts the waiting, and `result` may be asked for again.
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Errors with whom and what was called."""
+        try:
+            yield
+        except EncodeError as e:
+            place = f"{e.place} of {self._what}() on {self.worker_id}"
+            raise EncodeError(place, e.type_name, e.hint) from e
+        except CallCancelledError as e:
+            raise CallCancelledError(self.worker_id, self._what) from e
+        except TimeoutError as e:
+            hint = f"the method may still be running; see `rolecall stack {self.worker_id}`"
+            raise WorkerTimeoutError(self.worker_id, self._timeout or 0.0, "answer", hint) from e
 
-        Raises:
-            EngineCallError: The method raised.
-            WorkerFailedError: The worker died.
-            RPCConnectionError: Its role was deleted.
-            WorkerTimeoutError: The timeout passed.
-            EncodeError: The method's result is not serializable.
-            CallCancelledError: `cancel()` was called.
-        """
-        with self._telling():
-            return self._call.result()
+
+_FUTURE_LOCK = threading.Lock()
+
+
+class PendingCall(_SentCall, Future[Any]):
+    """A call under way: a `concurrent.futures.Future` that can be awaited from any event loop, too.
+
+    `concurrent.futures.wait` and `as_completed`, and `asyncio.wrap_future`, take it. Callbacks run on the I/O thread
+    and must not wait. Its arguments are held until the answer is there, also when nobody waits for it, so that handles
+    among them are not freed meanwhile.
+
+    Attributes:
+        worker_id: Whom it was sent to.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        """Makes the state of a future when something asks for it, since most calls are only waited for."""
+        if name not in ("_condition", "_state", "_waiters", "_done_callbacks", "_result", "_exception"):
+            raise AttributeError(name)
+        with _FUTURE_LOCK:
+            if "_condition" not in self.__dict__:
+                Future.__init__(self)
+                self._call.add_done_callback(self._finish)
+        return self.__dict__[name]
+
+    def _finish(self) -> None:
+        if self._call.cancelled:
+            Future.cancel(self)
+            self.set_running_or_notify_cancel()
+        else:
+            self.set_result(None)  # `result` has the value, which is decoded by who asks for it
+
+    def __repr__(self) -> str:
+        return f"<PendingCall {self._what}() on {self.worker_id}: {'done' if self.done() else 'running'}>"
 
     def __await__(self) -> Generator[Any, None, Any]:
         with self._telling():
             return (yield from self._call.__await__())
 
-    def items(self) -> Iterator[Any]:
-        """The items of a stream. The call is cancelled when the iterator is closed or dropped."""
+    def result(self, timeout: float | None = None) -> Any:
+        """Blocks until the answer is there. Ctrl-C interrupts the waiting, and `result` may be asked for again.
+
+        Args:
+            timeout: Seconds to wait here; the call goes on after them. Its own limit is `with_options(timeout=)`.
+
+        Raises:
+            EngineCallError: The method raised.
+            WorkerFailedError: The worker died.
+            RPCConnectionError: Its role was deleted.
+            WorkerTimeoutError: The call's own timeout passed.
+            EncodeError: The method's result is not serializable.
+            CallCancelledError: `cancel()` was called.
+            TimeoutError: `timeout` passed.
+        """
+        if timeout is not None and not self._call.wait_done(timeout):
+            raise TimeoutError(f"{self._what}() on {self.worker_id} has not ended within {timeout:g} s; it goes on")
+        with self._telling():
+            return self._call.result()
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """The error that `result` would raise, or None. A cancelled call raises its CallCancelledError."""
+        try:
+            self.result(timeout)
+        except CallCancelledError:
+            raise
+        except Exception as e:
+            if not self.done():
+                raise
+            return e
+        return None
+
+    def done(self) -> bool:
+        """Whether the answer is there."""
+        return self._call.done
+
+    def running(self) -> bool:
+        """Whether the answer is not there yet."""
+        return not self._call.done
+
+    def cancelled(self) -> bool:
+        """Whether it was cancelled before its answer came."""
+        return self._call.cancelled
+
+    def cancel(self) -> bool:
+        """Gives up waiting; an `async` method is cancelled on the worker, a plain one that runs goes on."""
+        self._call.cancel()
+        return self._call.cancelled
+
+
+class PendingStream(_SentCall):
+    """A stream under way, to be iterated once. It is cancelled when its iterator is closed or dropped."""
+
+    def __iter__(self) -> Iterator[Any]:
         items = self._items()
         self._cancel_with(items)
         return items
 
-    def aitems(self) -> AsyncIterator[Any]:
-        """The same for `async for`."""
+    def __aiter__(self) -> AsyncIterator[Any]:
         items = self._aitems()
         self._cancel_with(items)
         return items
-
-    def __iter__(self) -> Iterator[Any]:
-        return self.items()
-
-    def __aiter__(self) -> AsyncIterator[Any]:
-        return self.aitems()
 
     def _items(self) -> Iterator[Any]:
         try:
@@ -101,24 +212,6 @@ class PendingCall:
         """A generator that was never begun runs no `finally`; its stream would wait for its reader for ever."""
         weakref.finalize(items, self._call.cancel_soon).atexit = False
 
-    def cancel(self) -> None:
-        """Gives up waiting; an `async` method is cancelled on the worker, a plain one that runs goes on."""
-        self._call.cancel()
-
-    @contextmanager
-    def _telling(self) -> Iterator[None]:
-        """Errors with whom and what was called."""
-        try:
-            yield
-        except EncodeError as e:
-            place = f"{e.place} of {self._what}() on {self.worker_id}"
-            raise EncodeError(place, e.type_name, e.hint) from e
-        except CallCancelledError as e:
-            raise CallCancelledError(self.worker_id, self._what) from e
-        except TimeoutError as e:
-            hint = f"the method may still be running; see `rolecall stack {self.worker_id}`"
-            raise WorkerTimeoutError(self.worker_id, self._timeout or 0.0, "answer", hint) from e
-
 
 def engine_path(engine: str | type) -> str:
     """The path by which workers import an engine's class.
@@ -130,27 +223,23 @@ def engine_path(engine: str | type) -> str:
         return engine
     if not isinstance(engine, type):
         raise EngineImportError(repr(engine), "pass a class or 'package.module.Class'")
-    path = f"{_module_of(engine)}:{engine.__qualname__}"
+    path = f"{engine.__module__}:{engine.__qualname__}"
     if "<locals>" in path:
         raise EngineImportError(
             path, "a class made inside a function cannot be imported on a worker; move it to the top of its module"
         )
-    if path.startswith("__main__:") and main_path() is None:
+    if path.startswith("__main__:") and not controller_main():
         raise EngineImportError(path, "a class of an interactive session cannot be imported on a worker; use a module")
     return path
 
 
-def _module_of(engine: type) -> str:
-    """`python -m package.module` calls the module `__main__`; elsewhere it has its own name."""
-    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    return spec.name if engine.__module__ == "__main__" and spec is not None else engine.__module__
-
-
-def main_path() -> str | None:
-    """The controller's script, where there is one that workers can load."""
+def controller_main() -> str:
+    """What the controller runs: the path of its script, the name of the module that `python -m` was given, or ""."""
     main = sys.modules.get("__main__")
+    if spec := getattr(main, "__spec__", None):
+        return str(spec.name)
     path = getattr(main, "__file__", None)
-    return path if path and Path(path).is_file() and getattr(main, "__spec__", None) is None else None
+    return str(Path(path).absolute()) if path and Path(path).is_file() else ""
 
 
 def argument_place(place: str) -> str:

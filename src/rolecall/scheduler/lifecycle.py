@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from rolecall.errors import (
     GuardLostError,
@@ -11,35 +12,26 @@ from rolecall.errors import (
     RPCError,
     WorkerConfigurationError,
     WorkerCreationError,
+    WorkerFailedError,
     WorkerTimeoutError,
 )
 from rolecall.placement.base import Placement
-from rolecall.placement.plan import Plan, forked_slots
+from rolecall.placement.plan import Plan, Slot, forked_slots
 from rolecall.scheduler.guards import GuardProxy
-from rolecall.scheduler.starting import Group, Starter, take_back
-from rolecall.scheduler.stopping import destroy_engines, kill
+from rolecall.scheduler.starting import Group
+from rolecall.scheduler.stopping import destroy_engines, end_processes
 from rolecall.scheduler.supervision import Supervision
-from rolecall.scheduler.table import RoleRecord, Start, Table
+from rolecall.scheduler.table import Member, RoleRecord, Table
+from rolecall.scheduler.worker_calls import WorkerCalls
 from rolecall.types import Job, SchedulingSpec
 
 
 class RoleLifecycle:
-    """Starts and ends roles, all or nothing. It may be interrupted anywhere: what it began is taken back.
+    """Starts and ends roles, all or nothing. It may be interrupted anywhere: what it began is taken back."""
 
-    Args:
-        guard_of: The guard of an id that the placement has named.
-    """
-
-    def __init__(
-        self,
-        table: Table,
-        starter: Starter,
-        watch: Supervision,
-        placement: Placement,
-        guard_of: Callable[[str], GuardProxy],
-    ) -> None:
-        self._table, self._starter, self._watch = table, starter, watch
-        self._placement, self._guard_of = placement, guard_of
+    def __init__(self, table: Table, calls: WorkerCalls, watch: Supervision, placement: Placement) -> None:
+        self._table, self._calls, self._watch, self._placement = table, calls, watch, placement
+        self._guards = watch.guards
 
     def plan(self, job: Job) -> Plan:
         """What `create` would start."""
@@ -62,22 +54,55 @@ class RoleLifecycle:
     def fork(self, role: str, target: RoleRecord, specs: Sequence[SchedulingSpec]) -> list[str]:
         """Starts a role in the slots of another; returns the ids of its workers."""
         slots = forked_slots(role, target.slots(), specs)
-        with self._starting(Start(role, target)) as start:
-            return self._bring_up(start, Group(role, slots, [m.guard for m in target.members]), target.name)
+        with self._starting(RoleRecord(role, target)) as record:
+            return self._bring_up(record, slots, [m.guard for m in target.members])
 
     def end(self, record: RoleRecord, grace_s: float, *, destroy: bool = True) -> None:
         """Ends a role, and before it those that live in its slots."""
-        for fork in self._table.retire(record, wait=not self._watch.closing):
+        for fork in self._table.retire(record, wait=not self._guards.closing):
             self.end(fork, grace_s, destroy=destroy)
         with record.ending:  # a second thread that ends it too waits here
             if self._table.holds(record):
                 self._end_alone(record, grace_s, destroy=destroy)
 
+    def restart(self, worker_id: str, grace_s: float, *, engines: bool) -> None:
+        """Ends a worker where it lives, and starts its next incarnation in its slot."""
+        with contextlib.ExitStack() as ends:
+            record, old = self._table.begin_restart(worker_id)
+            ends.callback(self._table.end_restart, worker_id)
+            if old.guard.lost is not None:
+                reason = f"the guard of {worker_id} is lost, and its slot with it; delete the role and start it again"
+                raise WorkerCreationError(record.name, reason) from old.guard.lost
+            self._end_incarnation(old, grace_s)
+            new = self._next_incarnation(record, old)
+        self._watch.write_state()
+        for engine in list(old.engines.values()) if engines else ():
+            self._calls.create_engine(new.id, *engine).result()
+
+    def _end_incarnation(self, old: Member, grace_s: float) -> None:
+        if old.failed is None:
+            old.leaving = True
+            destroy_engines([old])
+        end_processes([old], grace_s)
+        if old.failed is None:
+            old.fail(WorkerFailedError(old.id, pid=old.pid, reason="it was restarted"))
+
+    def _next_incarnation(self, record: RoleRecord, old: Member) -> Member:
+        slot = replace(old.slot, env={**old.slot.env, **old.env})
+        with (
+            self._as_creation_errors(record.name),
+            self._started(Group(record.name, [slot], [old.guard], record.members)) as (new,),
+        ):
+            new.incarnation = old.incarnation + 1
+            self._table.replace(record, old, new)
+            new.guard.check()
+        return new
+
     def _create_apart(self, job: Job) -> list[str]:
-        with self._starting(Start(job.role)) as start:
+        with self._starting(RoleRecord(job.role)) as record:
             try:
                 plan, guards = self._placement.place(job)
-                return self._bring_up(start, Group(job.role, plan.slots, list(map(self._guard_of, guards))))
+                return self._bring_up(record, plan.slots, list(map(self._guards.guard, guards)))
             except BaseException:
                 self._placement.release(job.role)
                 raise
@@ -91,8 +116,8 @@ class RoleLifecycle:
                 raise WorkerConfigurationError(
                     "colocation without a fork takes no program and no environment", seen, expected
                 )
-        with self._starting(Start(job.role, target)) as start:
-            return self._enter(start, RoleRecord(job.role, target.members, target=target.name, borrowed=True))
+        with self._starting(RoleRecord(job.role, target, borrowed=True)) as record:
+            return self._enter(record, target.members)
 
     def _target_of(self, job: Job) -> RoleRecord:
         target = self._table.role(str(job.scheduling_strategy.target))
@@ -102,44 +127,60 @@ class RoleLifecycle:
         return target
 
     @contextlib.contextmanager
-    def _starting(self, start: Start) -> Iterator[Start]:
-        """Reserves a role's name. Whatever ends the start, a lost guard say, is an error of creation."""
+    def _starting(self, record: RoleRecord) -> Iterator[RoleRecord]:
+        """Reserves a role's name."""
+        with self._as_creation_errors(record.name):
+            try:
+                self._table.begin(record)
+                yield record
+            except BaseException:
+                self._table.cancel(record)
+                raise
+
+    @contextlib.contextmanager
+    def _as_creation_errors(self, role: str) -> Iterator[None]:
+        """Whatever ends a start, a lost guard say, is an error of creation."""
         try:
-            self._table.begin(start)
-            yield start
-        except BaseException as e:
-            self._table.cancel(start)
-            if self._watch.closing and isinstance(e, Exception):
-                raise WorkerCreationError(start.role, "the scheduler was closed meanwhile") from e
+            yield
+        except Exception as e:
+            if self._guards.closing:
+                raise WorkerCreationError(role, "the scheduler was closed meanwhile") from e
             if isinstance(e, GuardLostError | RPCError | WorkerTimeoutError | TimeoutError):
-                raise WorkerCreationError(start.role, str(e)) from e
+                raise WorkerCreationError(role, str(e)) from e
             raise
 
-    def _bring_up(self, start: Start, group: Group, target: str | None = None) -> list[str]:
+    def _bring_up(self, record: RoleRecord, slots: Sequence[Slot], guards: Sequence[GuardProxy]) -> list[str]:
         """Starts the workers of a role; returns their ids."""
+        with self._started(Group(record.name, slots, guards)) as members:
+            return self._enter(record, members)
+
+    @contextlib.contextmanager
+    def _started(self, group: Group) -> Iterator[list[Member]]:
+        """Starts workers, and ends them again unless what is done with them succeeds."""
+        connect, device_variable = self._calls.connect, self._placement.device_variable
         try:
-            return self._enter(start, RoleRecord(group.role, self._starter.start(group), target))
+            yield group.start(self._guards.io, connect, self._guards.start_timeout, device_variable)
         except BaseException:
-            take_back(group)
+            group.take_back()
             raise
 
-    def _enter(self, start: Start, record: RoleRecord) -> list[str]:
+    def _enter(self, record: RoleRecord, members: list[Member]) -> list[str]:
         """Puts a role in service whose workers are ready; returns their ids."""
-        if self._watch.closing:
+        if self._guards.closing:
             raise WorkerCreationError(record.name, "the scheduler was closed meanwhile")
-        self._table.add(start, record)
-        for member in record.members:
+        self._table.add(record, members)
+        for member in members:
             member.guard.check()  # who was lost before its workers were in the table has told nobody
         self._watch.write_state()
-        return [m.id for m in record.members]
+        return [m.id for m in members]
 
     def _end_alone(self, record: RoleRecord, grace_s: float, *, destroy: bool) -> None:
         for member in record.members:
             member.leaving = not record.borrowed
         if destroy:
-            destroy_engines(record)
+            destroy_engines(record.members, record.name if record.borrowed else None)
         if not record.borrowed:
-            kill(record.members, grace_s)
+            end_processes(record.members, grace_s)
             for member in record.members:
                 if member.client is not None:
                     member.client.fail(RPCConnectionError(member.id, f"role {record.name!r} was deleted"))

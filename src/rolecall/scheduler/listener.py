@@ -1,17 +1,23 @@
-"""Where guards connect: the controller's listener, the lease, and what guards report. It starts no process."""
+"""Where guards connect: the controller's listener, the lease, and what a placement is given. It starts no process."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import os
+from collections.abc import Sequence
 
 from rolecall.errors import AuthenticationError, ProtocolError, WorkerConfigurationError
-from rolecall.guard.proc import read_stat
-from rolecall.placement.base import Explain
+from rolecall.guard.proc import identify, read_stat
+from rolecall.placement.base import ExpectedGuard, Explain
+from rolecall.placement.launching import current_folder, python_path
+from rolecall.protocol.guard import SHUTDOWN, Shutdown
+from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.guard_hello import GuardHello
 from rolecall.protocol.message import from_plain
-from rolecall.scheduler.guards import EventSink, GuardProxy
+from rolecall.scheduler.calls import controller_main
+from rolecall.scheduler.guards import EventSink, GuardProxy, ask_all
 from rolecall.scheduler.run import Run
+from rolecall.transport.hosts import this_host
 from rolecall.transport.loop import IOThread
 from rolecall.transport.peer import Peer
 from rolecall.transport.server import Hello, Server
@@ -19,10 +25,17 @@ from rolecall.transport.server import Hello, Server
 RENEW_S = 3.0  # a silent guard is lost after four of them at the most
 LOOK_S = 1.0
 STOPPED_LOOKS = 5  # so many in a row: a debugger's short stop is no news
+SHUTDOWN_MARGIN_S = 5.0
 
 
 class GuardListener:
-    """Expects guards by id, gives each its conversation, and renews their leases."""
+    """Expects guards by id, gives each its conversation, and renews their leases: the `PlacementContext` of a run.
+
+    Args:
+        lease_s: Seconds that a guard lives on without a sign of life of the controller.
+        preload: Modules that the guards' template processes import.
+        tensor_backend: Where their workers leave tensors.
+    """
 
     def __init__(
         self,
@@ -30,42 +43,77 @@ class GuardListener:
         io: IOThread,
         *,
         lease_s: float,
-        on_event: EventSink,
-        on_lost: Callable[[GuardProxy], None],
+        start_timeout: float,
+        grace_s: float,
+        preload: Sequence[str],
+        tensor_backend: str,
     ) -> None:
-        self._run, self._io, self._lease_s = run, io, lease_s
-        self._on_event, self._on_lost = on_event, on_lost
+        self._run, self.io, self._lease_s = run, io, lease_s
+        self.run_id, self.experiment, self.run_dir = run.run_id, run.experiment, run.run_dir
+        self.start_timeout, self.grace_s = start_timeout, grace_s
+        self._preload, self._tensor_backend = list(preload), tensor_backend
         self._guards: dict[str, GuardProxy] = {}
         self._server = Server(run.token, loop=io.loop, on_peer=self._arrived)
         self._tasks: list[asyncio.Task[None]] = []
         self.addresses = [f"unix:{run.controller_socket}"]
 
-    def open(self) -> None:
-        self._io.run(self._open())
+    @property
+    def closing(self) -> bool:
+        return self._run.closing
+
+    def open(self, on_event: EventSink) -> None:
+        """Begins to listen. `on_event` gets what guards report, and their loss, on the I/O thread."""
+        self._on_event = on_event
+        self.io.run(self._open())
 
     def close(self) -> None:
-        self._io.run(self._close())
+        self.io.run(self._close())
 
     def listen(self, ip: str) -> None:
-        """Listens on an address of this host too, for guards elsewhere.
-
-        Raises:
-            OSError: It is no address of this host.
-        """
-        port = self._io.run(self._listen(ip))
+        try:
+            port = self.io.run(self._listen(ip))
+        except OSError as e:
+            what = f"the controller cannot listen on {ip}: {e.strerror or e}"
+            expected = "pass an address of this host that the cluster reaches: ip=..."
+            raise WorkerConfigurationError(what, None, expected) from e
         self.addresses.append(f"tcp:[{ip}]:{port}" if ":" in ip else f"tcp:{ip}:{port}")
 
+    def guard_config(self, guard_id: str, *, ip: str = "") -> GuardConfig:
+        me = identify(os.getpid())
+        assert me is not None
+        return GuardConfig(
+            run_id=self.run_id,
+            guard_id=guard_id,
+            token=self._run.token,
+            controller=self.addresses,
+            lease_s=self._lease_s,
+            ip=ip,
+            run_dir=str(self.run_dir),
+            runtime_dir=str(self._run.runtime_dir),
+            preload=self._preload,
+            cwd=current_folder(),
+            sys_path=python_path(),
+            main=controller_main(),
+            controller_host=this_host(),
+            controller_pid=me.pid,
+            controller_start=me.start,
+            tensor_backend=self._tensor_backend,
+        )
+
     def expect(self, guard_id: str, explain: Explain | None = None) -> GuardProxy:
-        """Announces a guard that will connect. `explain`: who knows why it ended, if anybody does."""
-        guard = GuardProxy(guard_id, self._io, self._on_event, self._on_lost, explain)
-        self._guards[guard_id] = guard
+        guard = self._guards[guard_id] = GuardProxy(guard_id, self.io, self._on_event, explain)
         return guard
 
-    def forget(self, guard_id: str) -> None:
-        """Closes the conversation with a guard that has ended; nothing happens when that was done before."""
-        guard = self._guards.pop(guard_id, None)
-        if guard is not None:
-            self._io.run(self._hang_up(guard))
+    def forget(self, guard: ExpectedGuard) -> None:
+        if (known := self._guards.pop(guard.guard_id, None)) is not None:
+            known.peer.close()
+
+    def shut_down(self, guards: Sequence[ExpectedGuard], grace_s: float) -> None:
+        known = [self._guards[guard.guard_id] for guard in guards if guard.guard_id in self._guards]
+        for guard in known:
+            guard.ending = True
+        there = [(guard, Shutdown(grace_s=grace_s)) for guard in known if guard.hello and guard.lost is None]
+        ask_all(SHUTDOWN, there, grace_s + SHUTDOWN_MARGIN_S)
 
     def guard(self, guard_id: str) -> GuardProxy:
         """The guard of that id.
@@ -73,29 +121,20 @@ class GuardListener:
         Raises:
             WorkerConfigurationError: It was never expected.
         """
-        found = self.find(guard_id)
-        if found is None:
+        if guard_id not in self._guards:
             expected = "a placement announces its guards with context.expect()"
             raise WorkerConfigurationError("a guard that was not announced", guard_id, expected)
-        return found
-
-    def find(self, guard_id: str) -> GuardProxy | None:
-        """The guard of that id, unless it was forgotten."""
-        return self._guards.get(guard_id)
+        return self._guards[guard_id]
 
     def all(self) -> list[GuardProxy]:
         return list(self._guards.values())
 
     async def _open(self) -> None:
         self._server.listen_unix(str(self._run.controller_socket))
-        loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(self._renew()), loop.create_task(self._look())]
+        self._tasks = [self.io.loop.create_task(self._renew()), self.io.loop.create_task(self._look())]
 
     async def _listen(self, ip: str) -> int:
         return self._server.listen_tcp(ip)
-
-    async def _hang_up(self, guard: GuardProxy) -> None:
-        guard.peer.close()
 
     async def _close(self) -> None:
         for task in self._tasks:
@@ -124,7 +163,7 @@ class GuardListener:
     def _arrived(self, hello: Hello) -> Peer:
         said = from_plain(GuardHello, hello.info, "a guard")
         guard = self._guards.get(said.guard_id)
-        if guard is None or said.run_id != self._run.run_id:
+        if guard is None or said.run_id != self.run_id:
             raise AuthenticationError(said.guard_id, "of another run")
         if guard.cut or guard.lost is not None:
             raise ProtocolError("this guard was given up with its workers; it is not taken back", guard.guard_id)
@@ -135,5 +174,5 @@ class GuardListener:
 def _is_stopped(guard: GuardProxy) -> bool:
     if not guard.here or guard.lost is not None:
         return False
-    stat = read_stat(guard.pid)
+    stat = read_stat(guard.state.pid)
     return stat is not None and stat.state in "Tt"

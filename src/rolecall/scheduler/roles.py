@@ -3,43 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, overload
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
-from rolecall.errors import WorkerConfigurationError, WorkerFailedError
-from rolecall.protocol.state import RunState, WorkerState
-from rolecall.scheduler.calls import CallOptions, PendingCall
-from rolecall.scheduler.worker_calls import WorkerCalls
-from rolecall.types import Job, SchedulingSpec, SchedulingStrategy, TensorPolicy, Worker
+from rolecall.errors import WorkerConfigurationError
+from rolecall.protocol.state import WorkerState
+from rolecall.scheduler.calls import CallOptions, Options, PendingCall
+from rolecall.scheduler.completions import Completions
+from rolecall.scheduler.gathering import Sent, agathered, cancel, gathered, sent
+from rolecall.types import Job, SchedulingSpec, SchedulingStrategy, Worker
 
-_UNSET: Any = object()
-
-
-class Owner(Protocol):
-    """What a role needs of the scheduler that owns its workers."""
-
-    @property
-    def calls(self) -> WorkerCalls: ...
-    def get_workers(self, role: str, timeout: float | None = None) -> list[Worker]: ...
-    def fork_workers(
-        self, role: str, target_role: str, command: str | Sequence[str] | None = None, *, ready: Any = None
-    ) -> list[str]: ...
-    def delete_workers(self, role: str | None = None, reverse_order: bool = False) -> None: ...
-    def inspect(self) -> RunState: ...
+if TYPE_CHECKING:
+    from rolecall.scheduler.scheduler import Scheduler
 
 
 class Role(Sequence["RoleWorker"]):
-    """All workers of a role. Calls go to every one of them at the same time and return a list, one result each."""
+    """All workers of a role, or a slice of them. Calls go to every one at the same time and return a list, in order."""
 
-    def __init__(self, scheduler: Owner, name: str, options: CallOptions | None = None) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        name: str,
+        options: CallOptions | None = None,
+        only: Sequence[str] | None = None,
+    ) -> None:
         self._scheduler, self.name = scheduler, name
         self._options = options or CallOptions()
-        self._ids = scheduler.calls.members(name)
-        self._borrowed = scheduler.calls.borrowed(name)
+        self._ids, self._borrowed = scheduler.calls.hosts_of(name)
+        self._part = only is not None
+        if only is not None:
+            self._ids = list(only)
 
     def __repr__(self) -> str:
-        return f"Role({self.name!r}, {len(self)} worker(s))"
+        return f"Role({self.name!r}, {', '.join(self._ids) or 'no workers'})"
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -47,89 +44,114 @@ class Role(Sequence["RoleWorker"]):
     @overload
     def __getitem__(self, index: int) -> RoleWorker: ...
     @overload
-    def __getitem__(self, index: slice) -> list[RoleWorker]: ...
-    def __getitem__(self, index: int | slice) -> RoleWorker | list[RoleWorker]:
+    def __getitem__(self, index: slice) -> Role: ...
+    def __getitem__(self, index: int | slice) -> RoleWorker | Role:
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+            return self._slice(self._ids[index])
         if not -len(self) <= index < len(self):
             raise IndexError(f"role {self.name!r} has {len(self)} worker(s), none at index {index}")
-        position = range(len(self))[index]
-        return RoleWorker(self._scheduler, self._ids[position], self._options_of(position))
+        return self._worker(self._ids[index])
 
     def __iter__(self) -> Iterator[RoleWorker]:
-        return (self[i] for i in range(len(self)))
+        return map(self._worker, self._ids)
+
+    @property
+    def alive(self) -> Role:
+        """Those of its workers that have not died, as they are now: a role to go on with."""
+        return self._slice([w for w in self._ids if self._scheduler.calls.is_alive(w)])
 
     @property
     def workers(self) -> list[Worker]:
-        """Where the workers are."""
-        return self._scheduler.get_workers(self.name)
+        """Where the workers are. Raises WorkerFailedError when one of them died."""
+        return [self._scheduler.calls.worker(worker_id) for worker_id in self._ids]
+
+    def _slice(self, ids: Sequence[str]) -> Role:
+        return Role(self._scheduler, self.name, self._options, ids)
 
     def inspect(self) -> list[WorkerState]:
         """The workers as they are now, the failed ones too: pid, host, devices, state, since when. Nothing is asked."""
         state = self._scheduler.inspect()
         return [state.worker(worker_id) for worker_id in self._ids]
 
-    def with_options(
-        self, *, timeout: float | None = _UNSET, engine: str | None = _UNSET, tensors: TensorPolicy | None = _UNSET
-    ) -> Role:
-        """The same role with other options for its calls.
-
-        Args:
-            timeout: Seconds to wait for each call; None waits as long as the worker lives.
-            engine: Name of the engine to call.
-            tensors: `remote` leaves tensors where they are made and brings handles; `local` brings them whole.
-        """
-        return Role(self._scheduler, self.name, changed(self._options, timeout, engine, tensors))
+    def with_options(self, **options: Unpack[Options]) -> Role:
+        """The same role with other options for its calls, those of `CallOptions`."""
+        return Role(self._scheduler, self.name, self._options.changed(options), self._ids if self._part else None)
 
     def create_engine(self, engine: str | type, *args: Any, **kwargs: Any) -> None:
         """Makes an engine on every worker, at the same time. Errors as `Scheduler.create_engine`."""
-        _gather(self._send(lambda w: w.submit_engine(engine, args, kwargs)))
+        gathered(self._send(lambda w: w.submit_engine(engine, args, kwargs)))
 
     async def acreate_engine(self, engine: str | type, *args: Any, **kwargs: Any) -> None:
         """The same, without blocking the event loop."""
-        await _agather(self._send(lambda w: w.submit_engine(engine, args, kwargs)))
+        await agathered(self._send(lambda w: w.submit_engine(engine, args, kwargs)))
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
         """Calls a method on every worker with the same arguments. Raises the first error, after all have ended.
 
-        When one of them is dead already, none is called. Ctrl-C gives the calls up, see `PendingCall.cancel`.
+        When one of them is dead already, none is called; with `return_errors` the others are, and its place holds its
+        error. Ctrl-C gives the calls up, see `PendingCall.cancel`.
         """
-        return _gather(self.submit(method, *args, **kwargs))
+        return self._gathered(self._send_each(lambda w: w.submit(method, *args, **kwargs)))
 
     async def acall(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
         """The same, without blocking the event loop."""
-        return await _agather(self.submit(method, *args, **kwargs))
+        return await self._agathered(self._send_each(lambda w: w.submit(method, *args, **kwargs)))
 
     def submit(self, method: str, *args: Any, **kwargs: Any) -> list[PendingCall]:
-        """Sends the call to every worker and returns at once, one pending call each."""
+        """Sends the call to every worker and returns at once, one future each. Raises when one of them is dead."""
         return self._send(lambda w: w.submit(method, *args, **kwargs))
 
-    def map(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Calls a method on every worker, each with its own tuple of arguments."""
-        return _gather(self._scatter(method, arguments))
+    def map(self, method: str, arguments: Sequence[tuple[Any, ...]], **kwargs: Any) -> list[Any]:
+        """Calls a method on every worker, each with its own tuple of arguments; keywords are the same for all."""
+        return self._gathered(self._scatter(method, arguments, kwargs))
 
-    async def amap(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+    async def amap(self, method: str, arguments: Sequence[tuple[Any, ...]], **kwargs: Any) -> list[Any]:
         """The same, without blocking the event loop."""
-        return await _agather(self._scatter(method, arguments))
+        return await self._agathered(self._scatter(method, arguments, kwargs))
+
+    def as_completed(
+        self, method: str, arguments: Iterable[tuple[Any, ...]], *, in_flight: int = 16, **kwargs: Any
+    ) -> Completions:
+        """Calls a method once with each tuple of arguments, and gives the calls as they end, by `for` or `async for`.
+
+        Each goes to the worker that has the fewest under way. Failed calls are given too, and may be resubmitted.
+        Workers that die are left out, and those that come back are used again.
+
+        Args:
+            arguments: Taken one by one, when there is room for one more.
+            in_flight: How many calls are under way at the same time, over all workers.
+            kwargs: The same for all of them.
+        """
+        if not self._ids:
+            raise WorkerConfigurationError("a slice without workers", self.name, "nobody can be called")
+        living = lambda: [w for w in self if w.alive]  # noqa: E731
+        check = lambda: self._scheduler.calls.check_living(self._ids)  # noqa: E731
+        return Completions(living, check, method, arguments, kwargs, in_flight)
 
     def fork(self, role: str, command: str | Sequence[str] | None = None, *, ready: Any = None) -> Role:
         """Starts `role/i` in the slot of this role's worker i. See `Scheduler.fork_workers`."""
+        self._refuse_part("forked")
         self._scheduler.fork_workers(role, self.name, command, ready=ready)
         return Role(self._scheduler, role)
 
     def set_env(self, env: dict[str, str]) -> None:
         """Changes the environment of every worker; forks made later see it. Errors as `Scheduler.set_worker_env`."""
-        _gather(self._send(lambda w: self._scheduler.calls.set_env(w.id, env)))
+        gathered(self._send(lambda w: self._scheduler.calls.set_env(w.id, env)))
 
     async def aset_env(self, env: dict[str, str]) -> None:
         """The same, without blocking the event loop."""
-        await _agather(self._send(lambda w: self._scheduler.calls.set_env(w.id, env)))
+        await agathered(self._send(lambda w: self._scheduler.calls.set_env(w.id, env)))
 
     def delete(self) -> None:
         """Ends the role and what was forked from it."""
+        self._refuse_part("deleted")
         self._scheduler.delete_workers(self.name)
 
-    def _scatter(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[PendingCall]:
+    def _refuse_part(self, what: str) -> None:
+        if self._part:
+            raise WorkerConfigurationError(f"a slice of role {self.name!r}", self._ids, f"only a whole role is {what}")
+
+    def _scatter(self, method: str, arguments: Sequence[tuple[Any, ...]], kwargs: dict[str, Any]) -> Sequence[Sent]:
         if len(arguments) != len(self):
             expected = f"one tuple for each of the {len(self)} workers"
             raise WorkerConfigurationError("wrong number of argument tuples", len(arguments), expected)
@@ -137,8 +159,8 @@ class Role(Sequence["RoleWorker"]):
             if not isinstance(args, tuple | list):  # a str would fall apart into its letters
                 expected = f"one tuple of arguments for each worker, as in map({method!r}, [(1,), (2,)])"
                 raise WorkerConfigurationError("arguments of a worker that are no tuple", args, expected)
-        each = iter(arguments)
-        return self._send(lambda w: w.submit(method, *next(each)))
+        each = dict(zip(self._ids, arguments, strict=True))
+        return self._send_each(lambda w: w.submit(method, *each[w.id], **kwargs))
 
     def _send(self, submit: Callable[[RoleWorker], PendingCall]) -> list[PendingCall]:
         """To all or to none: workers that wait in a collective for one that was never asked would wait for ever."""
@@ -148,21 +170,34 @@ class Role(Sequence["RoleWorker"]):
             for worker in self:
                 calls.append(submit(worker))
         except BaseException:
-            _cancel(calls)
+            cancel(calls)
             raise
         return calls
 
-    def _options_of(self, index: int) -> CallOptions:
+    def _send_each(self, submit: Callable[[RoleWorker], PendingCall]) -> Sequence[Sent]:
+        """As `_send`; with `return_errors` to those that can be asked."""
+        if not self._options.return_errors:
+            return self._send(submit)
+        return [sent(submit, worker) for worker in self]
+
+    def _gathered(self, calls: Sequence[Sent]) -> list[Any]:
+        return gathered(calls, return_errors=self._options.return_errors)
+
+    async def _agathered(self, calls: Sequence[Sent]) -> list[Any]:
+        return await agathered(calls, return_errors=self._options.return_errors)
+
+    def _worker(self, worker_id: str) -> RoleWorker:
         """A role without workers of its own names its engines after itself on its target's workers."""
-        if self._borrowed and self._options.engine is None:
-            return replace(self._options, engine=f"{self.name}/{index}")
-        return self._options
+        options = self._options
+        if self._borrowed and options.engine is None:
+            options = replace(options, engine=f"{self.name}/{worker_id.rpartition('/')[2]}")
+        return RoleWorker(self._scheduler, worker_id, options)
 
 
 class RoleWorker:
     """One worker of a role."""
 
-    def __init__(self, scheduler: Owner, worker_id: str, options: CallOptions) -> None:
+    def __init__(self, scheduler: Scheduler, worker_id: str, options: CallOptions) -> None:
         self._scheduler, self.id, self._options = scheduler, worker_id, options
 
     def __repr__(self) -> str:
@@ -170,52 +205,64 @@ class RoleWorker:
 
     @property
     def worker(self) -> Worker:
-        """Where it is."""
-        role, _, index = self.id.rpartition("/")
-        return self._scheduler.get_workers(role)[int(index)]
+        """Where it is. Raises WorkerFailedError when it died."""
+        return self._scheduler.calls.worker(self.id)
 
-    def with_options(
-        self, *, timeout: float | None = _UNSET, engine: str | None = _UNSET, tensors: TensorPolicy | None = _UNSET
-    ) -> RoleWorker:
+    @property
+    def alive(self) -> bool:
+        """Whether it has not died."""
+        return self._scheduler.calls.is_alive(self.id)
+
+    def with_options(self, **options: Unpack[Options]) -> RoleWorker:
         """As `Role.with_options`."""
-        return RoleWorker(self._scheduler, self.id, changed(self._options, timeout, engine, tensors))
+        return RoleWorker(self._scheduler, self.id, self._options.changed(options))
 
     def create_engine(self, engine: str | type, *args: Any, **kwargs: Any) -> None:
         """Makes an engine here."""
-        _gather([self.submit_engine(engine, args, kwargs)])
+        gathered([self.submit_engine(engine, args, kwargs)])
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Calls a method and waits for its result. Ctrl-C gives the call up."""
-        return _gather([self.submit(method, *args, **kwargs)])[0]
+        return gathered(self._sent(method, args, kwargs), return_errors=self._options.return_errors)[0]
 
     async def acall(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """The same, without blocking the event loop."""
-        return await self.submit(method, *args, **kwargs)
+        return (await agathered(self._sent(method, args, kwargs), return_errors=self._options.return_errors))[0]
 
     def submit(self, method: str, *args: Any, **kwargs: Any) -> PendingCall:
-        """Sends the call and returns at once."""
+        """Sends the call and returns its future at once."""
         return self._scheduler.calls.submit(self.id, method, args, kwargs, self._options)
 
     def submit_engine(self, engine: str | type, args: Sequence[Any], kwargs: dict[str, Any]) -> PendingCall:
-        return self._scheduler.calls.create_engine(self.id, engine, self._options.engine, args, kwargs, self._options)
+        return self._scheduler.calls.create_engine(self.id, engine, args, kwargs, self._options)
 
     def stream(self, method: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
         """Iterates over what a generator method yields, as it yields it. The call is sent at once.
 
         It is cancelled when the iterator is closed or dropped, read or not.
         """
-        return self._stream(method, args, kwargs).items()
+        return iter(self._scheduler.calls.stream(self.id, method, args, kwargs, self._options))
 
     def astream(self, method: str, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         """The same for `async for`."""
-        return self._stream(method, args, kwargs).aitems()
+        return aiter(self._scheduler.calls.stream(self.id, method, args, kwargs, self._options))
+
+    def restart(self, *, engines: bool = True) -> None:
+        """Starts it again in its slot, whether it died or not. See `Scheduler.restart_worker`."""
+        self._scheduler.restart_worker(self.id, engines=engines)
+
+    async def arestart(self, *, engines: bool = True) -> None:
+        """The same, without blocking the event loop."""
+        await asyncio.to_thread(self.restart, engines=engines)
+
+    def _sent(self, method: str, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Sent]:
+        if not self._options.return_errors:
+            return [self.submit(method, *args, **kwargs)]
+        return [sent(lambda w: w.submit(method, *args, **kwargs), self)]
 
     def stacks(self) -> str:
         """The Python stacks of its threads, read from outside."""
         return self._scheduler.calls.stacks(self.id)
-
-    def _stream(self, method: str, args: Sequence[Any], kwargs: dict[str, Any]) -> PendingCall:
-        return self._scheduler.calls.submit(self.id, method, args, kwargs, self._options, streaming=True)
 
 
 def job_of(
@@ -235,48 +282,3 @@ def job_of(
         raise WorkerConfigurationError("unknown field of a spec", sorted(unknown), f"there are {known}")
     strategy = SchedulingStrategy("colocation", target, fork) if target else SchedulingStrategy()
     return Job(role, replicas, tasks or [SchedulingSpec(**fields)], strategy)
-
-
-def changed(options: CallOptions, timeout: Any, engine: Any, tensors: Any) -> CallOptions:
-    """`options` with those replaced that were given."""
-    given = {"timeout": timeout, "engine": engine, "tensors": tensors}
-    return replace(options, **{k: v for k, v in given.items() if v is not _UNSET})
-
-
-def _gather(calls: Sequence[PendingCall]) -> list[Any]:
-    """Waits for all; then raises an error if there was one, so that no worker still runs a call that was given up."""
-    results: list[Any] = []
-    errors: list[BaseException] = []
-    for call in calls:
-        try:
-            results.append(call.result())
-        except Exception as e:
-            errors.append(e)
-        except BaseException:  # nobody else knows these calls
-            _cancel(calls)
-            raise
-    if errors:
-        raise _cause(errors)
-    return results
-
-
-async def _agather(calls: Sequence[PendingCall]) -> list[Any]:
-    outcomes = await asyncio.gather(*(_outcome(call) for call in calls), return_exceptions=True)
-    errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
-    if errors:
-        raise _cause(errors)
-    return list(outcomes)
-
-
-def _cancel(calls: Sequence[PendingCall]) -> None:
-    for call in calls:
-        call.cancel()
-
-
-def _cause(errors: Sequence[BaseException]) -> BaseException:
-    """A worker's death before whatever the others say, since a broken collective is most likely its consequence."""
-    return next((e for e in errors if isinstance(e, WorkerFailedError)), errors[0])
-
-
-async def _outcome(call: PendingCall) -> Any:
-    return await call

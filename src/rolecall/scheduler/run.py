@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rolecall.errors import WorkerConfigurationError
 from rolecall.protocol.message import to_json
-from rolecall.protocol.state import ControllerState, GuardState, RoleState, RunState
+from rolecall.protocol.state import RunState
 from rolecall.types import check_name
 
 
@@ -26,12 +26,14 @@ class Run:
         token: 256 random bits; whoever shows them is of this run.
         run_dir: `<fileroot>/<experiment>/<trial>/`. A trial without a name is called after the time it began.
         runtime_dir: `<tmp>/rolecall-<uid>/<run_id>/`, mode 0700; short, since a Unix path holds 107 bytes.
+        pid: The controller's process.
+        closing: The run is being ended, or has ended.
     """
 
     def __init__(
         self, experiment: str, trial: str | None, fileroot: str | os.PathLike[str] | None, scheduler: str = ""
     ) -> None:
-        self._scheduler = scheduler
+        self.scheduler, self.pid, self.closing = scheduler, os.getpid(), False
         self.experiment = check_name("experiment", experiment)
         self._named = trial is not None
         self.trial = check_name("trial", trial if trial is not None else time.strftime("%Y%m%d-%H%M%S"))
@@ -75,18 +77,18 @@ class Run:
     def log_path(self, worker_id: str) -> Path:
         return self.run_dir / "logs" / f"{worker_id.replace('/', '-')}.log"
 
-    def state(self, controller: ControllerState, guards: list[GuardState], roles: list[RoleState]) -> RunState:
-        """The run as a value, with what others know of it."""
-        return RunState(
-            run_id=self.run_id,
-            runtime_dir=str(self.runtime_dir),
-            experiment=self.experiment,
-            trial=self.trial,
-            scheduler=self._scheduler,
-            controller=controller,
-            guards=guards,
-            roles=roles,
-        )
+    def check_owned(self) -> None:
+        """Raises WorkerConfigurationError in a forked child: a byte from it would break its parent's connections."""
+        if os.getpid() != self.pid:
+            what = f"this process was forked from the controller, process {self.pid}"
+            raise WorkerConfigurationError(what, None, "only the process that made a scheduler can use it")
+
+    def check_usable(self) -> None:
+        """Raises WorkerConfigurationError where nothing can be started or called any more."""
+        self.check_owned()
+        if self.closing:
+            what = f"the run {self.experiment}/{self.trial} has ended"
+            raise WorkerConfigurationError(what, None, "use a scheduler and its roles inside the `with` block")
 
     def write_state(self, state: RunState) -> None:
         """Replaces `state.json`, whole or not at all. One writer at a time."""

@@ -21,11 +21,10 @@ from rolecall.placement.plan import Plan
 from rolecall.protocol.environment import WORKER
 from rolecall.protocol.state import RunState
 from rolecall.scheduler.calls import CallOptions
-from rolecall.scheduler.context import GuardOptions, RunContext
 from rolecall.scheduler.lifecycle import RoleLifecycle
+from rolecall.scheduler.listener import GuardListener
 from rolecall.scheduler.roles import Role, job_of
 from rolecall.scheduler.run import Run
-from rolecall.scheduler.starting import Starter
 from rolecall.scheduler.supervision import Listener, Supervision
 from rolecall.scheduler.table import Table
 from rolecall.scheduler.worker_calls import WorkerCalls
@@ -39,9 +38,8 @@ from rolecall.types import (
     TensorPolicy,
     Worker,
     check_name,
+    check_one_of,
     check_seconds,
-    check_tensor_backend,
-    check_tensors,
 )
 
 
@@ -82,15 +80,19 @@ class Scheduler:
         lease_s: float = 30.0,
         quiet: bool = False,
     ) -> None:
-        _refuse_inside_worker()
-        check_tensors(tensors)
-        check_tensor_backend(tensor_backend)
+        if WORKER in os.environ and "__rolecall_main__" in sys.modules:
+            what = "a scheduler was made while a worker loads this script"
+            raise WorkerConfigurationError(what, None, "put the script's work under `if __name__ == '__main__':`")
+        check_one_of("tensor policy", tensors, TensorPolicy)
+        check_one_of("tensor backend", tensor_backend, TensorBackend)
         check_seconds("start_timeout", start_timeout)
         check_seconds("grace_s", grace_s)
         check_seconds("lease_s", lease_s, 0.1)
-        _take(placement)
+        if placement.taken:
+            what = f"this {type(placement).__name__} is another scheduler's"
+            raise WorkerConfigurationError(what, None, "make one for each scheduler")
+        placement.taken = True
         self.placement, self._grace_s = placement, grace_s
-        self._pid, self._closed = os.getpid(), False
         self._run, self._table = Run(experiment, trial, fileroot, placement.name), Table()
         with contextlib.ExitStack() as undo:  # Ctrl-C may come at any line of this
             undo.callback(self._run.close)
@@ -98,33 +100,35 @@ class Scheduler:
             undo.push(self._sweep_after_error)
             self._io = IOThread("rolecall-io")
             undo.callback(self._io.close)
-            self.calls = WorkerCalls(self._run, self._io, self._table, tensors, self._refuse_when_closed)
+            self.calls = WorkerCalls(self._run, self._io, self._table, tensors)
             undo.callback(self.home.close)
-            self._watch = Supervision(self._run, self._table, self._io, lease_s)
-            guards = self._watch.guards
+            guards = GuardListener(
+                self._run,
+                self._io,
+                lease_s=lease_s,
+                start_timeout=start_timeout,
+                grace_s=grace_s,
+                preload=preload,
+                tensor_backend=tensor_backend,
+            )
             undo.callback(guards.close)
-            guards.open()
+            self._watch = Supervision(self._run, self._table, guards)
+            guards.open(self._watch.on_event)
             self._watch.write_state()  # before anything is started, so that `rolecall stop` knows the run's id
-            told = GuardOptions(preload, lease_s, tensor_backend)
-            context = RunContext(self._run, self._io, self._watch, told, start_timeout=start_timeout, grace_s=grace_s)
-            placement.open(context)
+            placement.open(guards)
             with contextlib.ExitStack() as ends:
                 ends.callback(placement.close, graceful=False)
-                starter = Starter(self._io, self.calls.connect, start_timeout, placement.device_variable)
-                self._life = RoleLifecycle(self._table, starter, self._watch, placement, guards.guard)
+                self._life = RoleLifecycle(self._table, self.calls, self._watch, placement)
                 if not quiet:
                     self._announce(guards.addresses)
                 ends.pop_all()
             self._undo = undo.pop_all()
 
     def _announce(self, addresses: Sequence[str]) -> None:
-        run, where = self._run, " and ".join(addresses)
-        line = (
-            f"rolecall: run {run.experiment}/{run.trial} listens on {where}; auth on, TLS off; files in {run.run_dir}"
-        )
+        run = f"run {self._run.experiment}/{self._run.trial} listens on {' and '.join(addresses)}"
         with contextlib.suppress(OSError, ValueError):  # nobody reads stderr any more, or it was closed
             if sys.stderr is not None:
-                print(line, file=sys.stderr, flush=True)
+                print(f"rolecall: {run}; auth on, TLS off; files in {self.run_dir}", file=sys.stderr, flush=True)
 
     # The reference system's interface.
 
@@ -151,7 +155,7 @@ class Scheduler:
             GPUAllocationError: More devices than are free.
             PortAllocationError: More ports than are free.
         """
-        self._refuse_when_closed()
+        self._run.check_usable()
         return self._life.create(job)
 
     def get_workers(self, role: str, timeout: float | None = None) -> list[Worker]:
@@ -187,7 +191,7 @@ class Scheduler:
             WorkerNotFoundError: No such target; names the roles there are.
             WorkerCreationError: The role exists, or a worker failed; the others are dead and their ports free.
         """
-        self._refuse_when_closed()
+        self._run.check_usable()
         check_name("role", role)
         target = self._table.role(target_role)
         specs = [SchedulingSpec(cmd=command, ready=ready)] * len(target.members)
@@ -199,7 +203,7 @@ class Scheduler:
         Raises:
             WorkerNotFoundError: No such role.
         """
-        self._refuse_in_a_child()
+        self._run.check_owned()
         records = self._table.roles() if role is None else [self._table.role(role)]
         for record in reversed(records) if reverse_order else records:
             self._life.end(record, self._grace_s)
@@ -223,7 +227,7 @@ class Scheduler:
             EngineImportError: The class cannot be imported there, or is refused.
             EngineCreationError: One of that name exists, or the constructor raised.
         """
-        await self.calls.create_engine(worker_id, engine, engine_name, args, kwargs, CallOptions())
+        await self.calls.create_engine(worker_id, engine, args, kwargs, CallOptions(engine=engine_name))
 
     def call_engine(
         self,
@@ -274,6 +278,22 @@ class Scheduler:
         self.create_workers(job_of(role, replicas, target, fork, tasks, spec))
         return Role(self, role)
 
+    def restart_worker(self, worker_id: str, *, engines: bool = True) -> None:
+        """Starts a worker again, in its slot and under its id, whether it died or not; nothing else restarts anything.
+
+        Calls to its last process fail as before, and what it stored is gone. Its forks live on. It gets new ports.
+
+        Args:
+            engines: Make its engines again, with the arguments with which they were made.
+
+        Raises:
+            WorkerNotFoundError: No such worker.
+            WorkerCreationError: It could not be started, or its guard is lost. The worker is dead then.
+            EngineCreationError: An engine's constructor raised. The worker lives, without that engine.
+        """
+        self._run.check_usable()
+        self._life.restart(worker_id, self._grace_s, engines=engines)
+
     @property
     def home(self) -> Home:
         """The run's references to tensors."""
@@ -316,25 +336,22 @@ class Scheduler:
 
     def close(self, *, graceful: bool = True) -> None:
         """Ends everything. May be called twice. Not graceful skips `destroy()` and the grace before SIGKILL."""
-        if self._closed or os.getpid() != self._pid:  # a forked child's copy owns nothing
+        if self._run.closing or os.getpid() != self._run.pid:  # a forked child's copy owns nothing
             return
         if self._io.on_thread:
             raise RuntimeError("a listener cannot close the scheduler that calls it; do it in another thread")
-        self._closed = self._watch.closing = True
+        self._run.closing = True
         with contextlib.ExitStack() as ends:  # each of them runs, whatever happens in those before, Ctrl-C included
             ends.callback(self._undo.close)
             ends.callback(self._watch.write_state, ended=True)
             ends.callback(self._sweep)
             ends.callback(lambda: self.placement.close(graceful=graceful))
             try:
-                self._end_roles(graceful)
+                for record in reversed(self._table.roles()):
+                    self._life.end(record, self._grace_s if graceful else 0.0, destroy=graceful)
             except BaseException:
                 graceful = False  # whoever interrupts has waited long enough
                 raise
-
-    def _end_roles(self, graceful: bool) -> None:
-        for record in reversed(self._table.roles()):
-            self._life.end(record, self._grace_s if graceful else 0.0, destroy=graceful)
 
     def _sweep(self) -> None:
         """Kills what bears the run's id and has outlived everybody who should have ended it."""
@@ -344,28 +361,3 @@ class Scheduler:
     def _sweep_after_error(self, kind: object, error: object, tb: object) -> None:
         if kind is not None:
             self._sweep()
-
-    def _refuse_in_a_child(self) -> None:
-        """A forked child shares the connections of its parent: a byte from it would break them."""
-        if os.getpid() != self._pid:
-            what = f"this process was forked from the controller, process {self._pid}"
-            raise WorkerConfigurationError(what, None, "only the process that made a scheduler can use it")
-
-    def _refuse_when_closed(self) -> None:
-        self._refuse_in_a_child()
-        if self._closed:
-            what = f"the run {self._run.experiment}/{self._run.trial} has ended"
-            raise WorkerConfigurationError(what, None, "use a scheduler and its roles inside the `with` block")
-
-
-def _take(placement: Placement) -> None:
-    if placement.taken:
-        what = f"this {type(placement).__name__} is another scheduler's"
-        raise WorkerConfigurationError(what, None, "make one for each scheduler")
-    placement.taken = True
-
-
-def _refuse_inside_worker() -> None:
-    if WORKER in os.environ and "__rolecall_main__" in sys.modules:
-        what = "a scheduler was made while a worker loads this script"
-        raise WorkerConfigurationError(what, None, "put the script's work under `if __name__ == '__main__':`")

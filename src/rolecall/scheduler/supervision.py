@@ -22,7 +22,6 @@ from rolecall.scheduler.guards import GuardProxy
 from rolecall.scheduler.listener import GuardListener
 from rolecall.scheduler.run import Run
 from rolecall.scheduler.table import Member, Table
-from rolecall.transport.loop import IOThread
 
 log = logging.getLogger("rolecall")
 Listener = Callable[[str, dict[str, Any]], None]
@@ -32,18 +31,11 @@ ENDING_SIGNALS = (signal.SIGTERM, signal.SIGKILL)  # how a cluster's manager end
 
 
 class Supervision:
-    """Runs on the I/O thread: turns `exited`, `stalled`, `resumed` and a guard's loss into errors and records.
+    """Turns `exited`, `stalled`, `resumed` and a guard's loss into errors and records, on the I/O thread."""
 
-    Attributes:
-        guards: Where guards connect.
-        closing: The run is being ended.
-    """
-
-    def __init__(self, run: Run, table: Table, io: IOThread, lease_s: float) -> None:
-        self._run, self._table = run, table
-        self.guards = GuardListener(run, io, lease_s=lease_s, on_event=self.on_event, on_lost=self.on_guard_lost)
+    def __init__(self, run: Run, table: Table, guards: GuardListener) -> None:
+        self._run, self._table, self.guards = run, table, guards
         self.listeners: list[Listener] = []
-        self.closing = False
         self._roles: list[RoleState] = []
         self._writing = threading.Lock()
         self._complained = False
@@ -53,18 +45,18 @@ class Supervision:
             case events.Exited(signal=by) if guard.explain is not None and by in ENDING_SIGNALS:
                 by_manager = by == signal.SIGTERM  # likely, and then it says so in a moment
                 told = lambda cause: self._exited(event, cause)  # noqa: E731
-                guard.explain(guard, told, patient=by_manager, limit_s=EXPLAIN_S)
+                return guard.explain(guard, told, patient=by_manager, limit_s=EXPLAIN_S)
             case events.Exited():
-                self._exited(event)
-            case _:
-                self._note(guard, event)
-                self._tell(event)
-
-    def _note(self, guard: GuardProxy, event: events.Event) -> None:
-        if isinstance(event, events.Notice):
-            log.warning("role %s: %s", event.role, event.reason)
-        elif isinstance(event, events.Stalled):
-            self._stall(guard, event)
+                return self._exited(event)
+            case events.GuardLost():
+                self._fail(self._table.members_of(guard), lambda member: _lost_with(guard, member))
+                if self._run.closing:
+                    return
+            case events.Notice():
+                log.warning("role %s: %s", event.role, event.reason)
+            case events.Stalled():
+                self._stall(guard, event)
+        self._tell(event)
 
     def _exited(self, event: events.Exited, cause: str = "") -> None:
         """A worker has died. `cause`: what a cluster's manager says of it."""
@@ -76,31 +68,32 @@ class Supervision:
             self._fail([member], lambda member: error)
         self._tell(event)
 
-    def on_guard_lost(self, guard: GuardProxy) -> None:
-        self._fail(self._table.members_of(guard), lambda member: _lost_with(guard, member))
-        if not self.closing:
-            self._tell(events.GuardLost(guard=guard.guard_id, reason=str(guard.lost)))
-
     def write_state(self, *, ended: bool = False) -> None:
         """Brings `state.json` up to date. While the run is being closed it keeps naming the workers that there were."""
-        with self._writing:  # the I/O thread writes too, when a worker dies
-            if not self.closing:
+        with self._writing, self._bookkeeping():  # the I/O thread writes too, when a worker dies
+            if not self._run.closing:
                 self._roles = self._living_roles()
-            with self._bookkeeping():
-                self._run.write_state(self._state(self._roles, ended))
+            self._run.write_state(self._state(self._roles, ended))
 
     def state(self) -> RunState:
         """The run as it is now."""
-        return self._state(self._living_roles(), self.closing)
+        return self._state(self._living_roles(), self._run.closing)
 
     def _living_roles(self) -> list[RoleState]:
         return [record.view() for record in self._table.roles()]
 
     def _state(self, roles: list[RoleState], ended: bool) -> RunState:
-        controller = ControllerState(
-            pid=os.getpid(), host=os.uname().nodename, addresses=self.guards.addresses, ended=ended
+        run, addresses = self._run, self.guards.addresses
+        return RunState(
+            run_id=run.run_id,
+            runtime_dir=str(run.runtime_dir),
+            experiment=run.experiment,
+            trial=run.trial,
+            scheduler=run.scheduler,
+            controller=ControllerState(pid=run.pid, host=os.uname().nodename, addresses=addresses, ended=ended),
+            guards=[guard.state for guard in self.guards.all()],
+            roles=roles,
         )
-        return self._run.state(controller, [guard.view() for guard in self.guards.all()], roles)
 
     @contextlib.contextmanager
     def _bookkeeping(self) -> Iterator[None]:
@@ -116,7 +109,7 @@ class Supervision:
         member = self._table.find(event.worker)
         if member is None or member.pid != event.pid:
             return
-        error = WorkerStalledError(member.id, event.reason, event.stacks, host=guard.host, pid=member.pid)
+        error = WorkerStalledError(member.id, event.reason, event.stacks, host=guard.state.host, pid=member.pid)
         if event.kind == "stopped" and member.client is not None:  # the other kind is only a suspicion
             member.client.peer.fail_pending(error)
         log.warning("%s", error)
@@ -129,7 +122,7 @@ class Supervision:
         failed = [member for member in members if member.failed is None]
         for member in failed:
             member.fail(error_of(member))
-        news = [member for member in failed if not member.leaving and not self.closing]
+        news = [member for member in failed if not member.leaving and not self._run.closing]
         for member in news:
             log.warning("%s", member.failed)
         if news:
@@ -148,28 +141,14 @@ class Supervision:
 
 def exit_error(event: events.Exited) -> WorkerFailedError:
     """The error that calls of a worker raise that has ended."""
-    return WorkerFailedError(
-        event.worker,
-        event.exit_code,
-        event.signal,
-        event.log_tail,
-        host=event.host,
-        pid=event.pid,
-        reason=event.reason,
-        log_path=event.log_path,
-    )
+    where: dict[str, Any] = {"host": event.host, "pid": event.pid, "reason": event.reason, "log_path": event.log_path}
+    return WorkerFailedError(event.worker, event.exit_code, event.signal, event.log_tail, **where)
 
 
 def _lost_with(guard: GuardProxy, member: Member) -> WorkerFailedError:
-    return WorkerFailedError(
-        member.id,
-        signal=9,
-        log_tail=_tail(member.log_path),
-        host=guard.host,
-        pid=member.pid,
-        reason=f"it ended with its guard, pid {guard.pid}: {guard.lost}",
-        log_path=member.log_path,
-    )
+    log_path, reason = member.started.log_path, f"it ended with its guard, pid {guard.state.pid}: {guard.lost}"
+    where: dict[str, Any] = {"host": guard.state.host, "pid": member.pid, "reason": reason, "log_path": log_path}
+    return WorkerFailedError(member.id, None, signal.SIGKILL, _tail(log_path), **where)
 
 
 def _tail(path: str) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rolecall.errors import WorkerCreationError, WorkerFailedError, WorkerNotFoundError, WorkerTimeoutError
 from rolecall.placement.plan import Slot
+from rolecall.protocol.guard import StartResult
 from rolecall.protocol.state import RoleState, WorkerState
+from rolecall.scheduler.calls import EngineRequest
 from rolecall.scheduler.guards import GuardProxy
 from rolecall.transport.client import Client
 from rolecall.types import Worker
@@ -19,7 +22,10 @@ class Member:
     """A living (or failed, not yet deleted) worker.
 
     Attributes:
-        timeline: Seconds from the request to its guard until it was forked, connected and ready.
+        started: What its guard said when it was ready.
+        incarnation: How often it was restarted.
+        engines: By name, what its engines were made with; for its next incarnation, as `env` is.
+        env: What was changed in its environment since it was started.
         leaving: It is being deleted, so its exit is no news.
         since: When it was ready, in seconds since the epoch.
     """
@@ -27,18 +33,22 @@ class Member:
     worker: Worker
     slot: Slot
     guard: GuardProxy
-    pid: int
-    socket: str
-    log_path: str
+    started: StartResult
+    incarnation: int = 0
+    engines: dict[str | None, EngineRequest] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict)
     client: Client | None = None
     failed: WorkerFailedError | None = None
-    timeline: dict[str, float] = field(default_factory=dict)
     leaving: bool = False
     since: float = field(default_factory=time.time)
 
     @property
     def id(self) -> str:
         return self.worker.id
+
+    @property
+    def pid(self) -> int:
+        return self.started.pid or 0
 
     def fail(self, error: WorkerFailedError) -> None:
         """Pending and later calls raise `error`."""
@@ -53,15 +63,16 @@ class Member:
             ip=self.worker.ip,
             ports=list(self.worker.worker_ports),
             pid=self.pid,
-            host=self.guard.host,
+            host=self.guard.state.host,
             guard=self.guard.guard_id,
             devices=list(self.slot.devices),
             target=self.slot.target,
             command=list(self.slot.argv) if self.slot.argv else None,
-            log=self.log_path,
+            log=self.started.log_path,
             state="failed" if self.failed else "ending" if ending else "running",
             since=self.since,
-            timeline=self.timeline,
+            incarnation=self.incarnation,
+            timeline=self.started.timeline,
         )
 
 
@@ -71,40 +82,27 @@ class RoleRecord:
 
     Attributes:
         borrowed: True for colocation without a fork: the members are the target's own.
+        members: Its workers; none while it is being started.
+        deaths: Workers that died before it was in the table.
         leaving: It is being deleted, so nothing may be forked from it any more.
         ending: Held by whoever ends it; others who want the same wait, and find it gone.
     """
 
     name: str
-    members: list[Member]
-    target: str | None = None
+    target: RoleRecord | None = None
     borrowed: bool = False
+    members: list[Member] = field(default_factory=list)
+    deaths: list[WorkerFailedError] = field(default_factory=list)
     leaving: bool = False
     ending: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def view(self) -> RoleState:
         """It as a value, as it is now."""
-        ending = self.leaving and not self.borrowed
-        return RoleState(name=self.name, target=self.target, workers=[m.view(ending=ending) for m in self.members])
+        ending, target = self.leaving and not self.borrowed, self.target.name if self.target else None
+        return RoleState(name=self.name, target=target, workers=[m.view(ending=ending) for m in self.members])
 
     def slots(self) -> list[Slot]:
         return [member.slot for member in self.members]
-
-
-@dataclass(eq=False)
-class Start:
-    """A role that is being started.
-
-    Attributes:
-        target: The role in whose slots it will live.
-        deaths: Workers that died before their role was in the table.
-        record: The role, once it is there.
-    """
-
-    role: str
-    target: RoleRecord | None = None
-    deaths: list[WorkerFailedError] = field(default_factory=list)
-    record: RoleRecord | None = None
 
 
 class Table:
@@ -113,13 +111,13 @@ class Table:
     def __init__(self) -> None:
         self._roles: dict[str, RoleRecord] = {}
         self._members: dict[str, Member] = {}
-        self._starting: dict[str, Start] = {}
+        self._starting: dict[str, RoleRecord] = {}
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
 
     # Starts
 
-    def begin(self, start: Start) -> None:
+    def begin(self, record: RoleRecord) -> None:
         """Reserves a role's name while it is being started.
 
         Raises:
@@ -127,53 +125,81 @@ class Table:
             WorkerNotFoundError: Its target is gone, or going.
         """
         with self._lock:
-            if start.role in self._roles or start.role in self._starting:
+            if record.name in self._roles or record.name in self._starting:
                 reason = "there is a role of that name already; delete it or choose another"
-                raise WorkerCreationError(start.role, reason)
-            target = start.target
-            if target is not None and (target.leaving or self._roles.get(target.name) is not target):
+                raise WorkerCreationError(record.name, reason)
+            target = record.target
+            if target is not None and (target.leaving or not self.holds(target)):
                 raise WorkerNotFoundError(target.name, [r.name for r in self._roles.values() if not r.leaving])
-            self._starting[start.role] = start
+            self._starting[record.name] = record
 
-    def add(self, start: Start, record: RoleRecord) -> None:
+    def add(self, record: RoleRecord, members: list[Member]) -> None:
         """Puts a started role in the table.
 
         Raises:
             WorkerCreationError: A member has died since it was ready; the role is not in the table.
         """
         with self._lock:
-            pids = {m.id: m.pid for m in record.members}
-            for death in start.deaths:
-                if death.pid == pids.get(death.worker_id):
-                    index = int(death.worker_id.rpartition("/")[2])
-                    raise WorkerCreationError(record.name, death.summary, [index], {index: death.log_tail})
-            start.record = self._roles[record.name] = record
+            _check_living(record, members)
+            record.members, self._roles[record.name] = members, record
             if not record.borrowed:
-                self._members.update({m.id: m for m in record.members})
-            self._end_start(start)
+                self._members.update({m.id: m for m in members})
+            self._end_start(record)
 
-    def cancel(self, start: Start) -> None:
+    def cancel(self, record: RoleRecord) -> None:
         """Forgets a start that has failed, also one whose role has just been added. May be called twice."""
         with self._lock:
-            self._end_start(start)
-            if start.record is not None:
-                self.remove(start.record)
+            self._end_start(record)
+            self.remove(record)
 
-    def _end_start(self, start: Start) -> None:
-        if self._starting.get(start.role) is start:  # the name may be another's by now, or have been so before
-            del self._starting[start.role]
+    def begin_restart(self, worker_id: str) -> tuple[RoleRecord, Member]:
+        """The worker and its role; `end_restart` must follow.
+
+        Raises:
+            WorkerNotFoundError: No such worker, or its role is being deleted.
+            WorkerCreationError: It is being restarted already.
+        """
+        with self._lock:
+            member, record = self.member(worker_id), self.role(worker_id.rpartition("/")[0])
+            if record.leaving:
+                raise WorkerNotFoundError(worker_id, self.ids())
+            if worker_id in self._starting:
+                raise WorkerCreationError(record.name, f"{worker_id} is being restarted already")
+            self._starting[worker_id] = record
+            return record, member
+
+    def replace(self, record: RoleRecord, old: Member, new: Member) -> None:
+        """Puts the next incarnation of a worker in the place of the last.
+
+        Raises:
+            WorkerCreationError: It has died since it was ready, or its role was deleted.
+        """
+        with self._lock:
+            if record.leaving:
+                raise WorkerCreationError(record.name, "the role was deleted meanwhile")
+            _check_living(record, [new])
+            record.members[record.members.index(old)] = self._members[new.id] = new
+
+    def end_restart(self, worker_id: str) -> None:
+        with self._lock:
+            self._starting.pop(worker_id, None)
+
+    def _end_start(self, record: RoleRecord) -> None:
+        if self._starting.get(record.name) is record:  # the name may be another's by now, or have been so before
+            del self._starting[record.name]
         self._changed.notify_all()
 
     # Ends
 
     def died(self, error: WorkerFailedError) -> Member | None:
-        """The member that has died; when its role is still being started, the start is told instead."""
+        """The member that has died; when it is still being started, the start is told instead."""
         with self._lock:
-            member = self._members.get(error.worker_id)
-            start = self._starting.get(error.worker_id.rpartition("/")[0])
-            if member is None and start is not None:
+            member, role = self._members.get(error.worker_id), error.worker_id.rpartition("/")[0]
+            if member is not None and member.pid == error.pid:
+                return member
+            if (start := self._starting.get(error.worker_id) or self._starting.get(role)) is not None:
                 start.deaths.append(error)
-            return member if member is not None and member.pid == error.pid else None
+            return None
 
     def retire(self, record: RoleRecord, *, wait: bool) -> list[RoleRecord]:
         """Lets nothing begin in the slots of a role any more; returns the roles that live there.
@@ -185,7 +211,7 @@ class Table:
             record.leaving = True
             if wait:
                 self._changed.wait_for(lambda: all(s.target is not record for s in self._starting.values()))
-            return [r for r in self._roles.values() if r.target == record.name and r is not record]
+            return [r for r in self._roles.values() if r.target is record]
 
     def holds(self, record: RoleRecord) -> bool:
         """Whether this very role is still there, and not another one of its name."""
@@ -220,7 +246,7 @@ class Table:
             return self._roles[name]
 
     def member(self, worker_id: str) -> Member:
-        found = self._members.get(worker_id)
+        found = self.find(worker_id)
         if found is None:
             raise WorkerNotFoundError(worker_id, self.ids())
         return found
@@ -229,16 +255,20 @@ class Table:
         return self._members.get(worker_id)
 
     def ids(self) -> list[str]:
-        with self._lock:
-            return list(self._members)
+        return list(self._members)
 
     def roles(self) -> list[RoleRecord]:
         with self._lock:
             return list(self._roles.values())
 
-    def members(self) -> list[Member]:
-        with self._lock:
-            return list(self._members.values())
-
     def members_of(self, guard: GuardProxy) -> list[Member]:
-        return [m for m in self.members() if m.guard is guard]
+        with self._lock:
+            return [member for member in self._members.values() if member.guard is guard]
+
+
+def _check_living(record: RoleRecord, members: Sequence[Member]) -> None:
+    pids = {m.id: m.pid for m in members}
+    for death in record.deaths:
+        if death.pid == pids.get(death.worker_id):
+            index = int(death.worker_id.rpartition("/")[2])
+            raise WorkerCreationError(record.name, death.summary, [index], {index: death.log_tail})

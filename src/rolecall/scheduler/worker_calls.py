@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from rolecall.errors import EncodeError, WorkerConfigurationError, WorkerNotFoundError
 from rolecall.protocol.guard import SET_ENV, STACKS, Method, SetEnv, Stacks
 from rolecall.protocol.message import Message
-from rolecall.protocol.worker_methods import CALL, CREATE_ENGINE, CallMethod, CreateEngine, WorkerMethod, WorkerRequest
-from rolecall.scheduler.calls import CallOptions, PendingCall, argument_place, engine_path
+from rolecall.protocol.worker_methods import CALL, CREATE_ENGINE, CallMethod, CreateEngine, WorkerRequest
+from rolecall.scheduler.calls import CallOptions, EngineRequest, PendingCall, PendingStream, argument_place, engine_path
 from rolecall.scheduler.run import Run
 from rolecall.scheduler.table import Member, Table
 from rolecall.tensors.backends.shm import ShmBackend
@@ -20,7 +20,7 @@ from rolecall.transport.call import fresh
 from rolecall.transport.client import Client
 from rolecall.transport.loop import IOThread
 from rolecall.transport.peer import Call, Peer
-from rolecall.types import TensorPolicy, check_env
+from rolecall.types import TensorPolicy, Worker, check_env
 
 CACHE_BYTES = 1 << 30
 CONTROL_TIMEOUT_S = 30.0
@@ -32,28 +32,23 @@ class WorkerCalls:
 
     Args:
         tensors: What calls do with tensors in results when the call does not say.
-        check_usable: Raises where nothing can be called any more.
 
     Attributes:
         home: The run's references to tensors.
     """
 
-    def __init__(
-        self, run: Run, io: IOThread, table: Table, tensors: TensorPolicy, check_usable: Callable[[], None]
-    ) -> None:
+    def __init__(self, run: Run, io: IOThread, table: Table, tensors: TensorPolicy) -> None:
         self._run, self._io, self._table, self._tensors = run, io, table, tensors
-        self._check_usable = check_usable
         self.home = Home(self._peer_of, Fetcher(self._peer_of, Cache(CACHE_BYTES), {"shm": ShmBackend()}))
 
     def connect(self, member: Member) -> None:
         """Begins the conversation with a worker that hosts engines."""
         worker = member.worker
-        addresses = [f"unix:{member.socket}"] if member.guard.here else []
+        addresses = [f"unix:{member.started.socket}"] if member.guard.here else []
         addresses.append(f"tcp:{worker.ip}:{worker.worker_ports[0]}")
         hello = {"kind": "controller", "name": "controller", "run_id": self._run.run_id}
-        member.client = Client(
-            member.id, addresses, self._run.token, loop=self._io.loop, hello=hello, context=self.home
-        )
+        token, loop = self._run.token, self._io.loop
+        member.client = Client(member.id, addresses, token, loop=loop, hello=hello, context=self.home)
 
     def submit(
         self,
@@ -64,7 +59,6 @@ class WorkerCalls:
         options: CallOptions,
         *,
         rpc_meta: Any = None,
-        streaming: bool = False,
     ) -> PendingCall:
         """Sends a call and returns at once.
 
@@ -73,30 +67,56 @@ class WorkerCalls:
             WorkerFailedError: It died before.
             EncodeError: An argument is not serializable; nothing was sent.
         """
+        call = self._call(worker_id, method, args, kwargs, options, rpc_meta, streaming=False)
+        return PendingCall(call, worker_id, method, options.timeout)
+
+    def stream(
+        self, worker_id: str, method: str, args: Sequence[Any], kwargs: dict[str, Any], options: CallOptions
+    ) -> PendingStream:
+        """Sends a call of a generator method and returns at once. Errors as `submit`."""
+        call = self._call(worker_id, method, args, kwargs, options, None, streaming=True)
+        return PendingStream(call, worker_id, method, options.timeout)
+
+    def _call(
+        self,
+        worker_id: str,
+        method: str,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        options: CallOptions,
+        rpc_meta: Any,
+        *,
+        streaming: bool,
+    ) -> Call:
         tensors = options.tensors or self._tensors
         wanted = CallMethod(method=method, engine_name=options.engine, tensors=tensors, rpc_meta=rpc_meta)
-        call = self._request(worker_id, CALL, (tuple(args), kwargs), wanted, options.timeout, streaming)
-        return PendingCall(call, worker_id, method, options.timeout)
+        return self._request(worker_id, CALL.name, (tuple(args), kwargs), wanted, options.timeout, streaming)
 
     def create_engine(
         self,
         worker_id: str,
         engine: str | type,
-        engine_name: str | None,
         args: Sequence[Any],
         kwargs: dict[str, Any],
         options: CallOptions,
     ) -> PendingCall:
-        """Asks for an engine and returns at once. Errors as `submit`."""
-        wanted = CreateEngine(engine=engine_path(engine), engine_name=engine_name)
-        call = self._request(worker_id, CREATE_ENGINE, (tuple(args), kwargs), wanted, options.timeout, False)
-        return PendingCall(call, worker_id, CREATE_ENGINE.name, options.timeout)
+        """Asks for an engine and returns at once. Errors as `submit`. A restart of the worker makes it again."""
+        wanted = CreateEngine(engine=engine_path(engine), engine_name=options.engine)
+        name, engines = CREATE_ENGINE.name, self._table.member(worker_id).engines
+        request = EngineRequest(engine, args, kwargs, options)
+        call = self._request(worker_id, name, (tuple(args), kwargs), wanted, options.timeout)
+        pending = PendingCall(call, worker_id, name, options.timeout)
+        if engines.setdefault(options.engine, request) is request:
+            pending.add_done_callback(lambda made: made.exception() and engines.pop(options.engine))
+        return pending
 
     def set_env(self, worker_id: str, env: dict[str, str]) -> PendingCall:
         """Asks for other variables in a worker's environment and returns at once. Errors as `submit`."""
         for key, value in env.items():
             check_env(key, value)
-        return self._control(worker_id, SET_ENV, SetEnv(worker=worker_id, env=env))
+        call = self._control(worker_id, SET_ENV, SetEnv(worker=worker_id, env=env))
+        self._table.member(worker_id).env.update(env)
+        return call
 
     def stacks(self, worker_id: str) -> str:
         """The Python stacks of a worker's threads, read from outside. Errors as `Scheduler.set_worker_env`."""
@@ -107,38 +127,43 @@ class WorkerCalls:
         for each in worker_ids:
             self._living(each)
 
-    def members(self, role: str) -> list[str]:
-        """Ids of the workers that host a role's engines; for colocation without a fork these are the target's."""
-        return [m.id for m in self._table.role(role).members]
+    def is_alive(self, worker_id: str) -> bool:
+        """Whether a worker has not died. Raises WorkerNotFoundError when its role was deleted."""
+        return self._table.member(worker_id).failed is None
 
-    def borrowed(self, role: str) -> bool:
-        """True when the role lives in its target's own workers (colocation without a fork)."""
-        return self._table.role(role).borrowed
+    def worker(self, worker_id: str) -> Worker:
+        """Where a worker is. Raises WorkerNotFoundError, WorkerFailedError."""
+        return self._living(worker_id).worker
+
+    def hosts_of(self, role: str) -> tuple[list[str], bool]:
+        """Ids of the workers that host a role's engines, and whether they are its target's (colocation, no fork)."""
+        record = self._table.role(role)
+        return [m.id for m in record.members], record.borrowed
 
     def _request(
         self,
         worker_id: str,
-        method: WorkerMethod,
+        method: str,
         arguments: Any,
         wanted: WorkerRequest,
         timeout: float | None,
-        streaming: bool,
+        streaming: bool = False,
     ) -> Call:
         member = self._living(worker_id)
         if member.client is None:
             raise WorkerConfigurationError(f"worker {worker_id} runs a program and hosts no engines", member.slot.argv)
         try:
             peer = member.client.peer
-            return peer.request(method.name, arguments, meta=wanted, timeout=timeout, streaming=streaming)
+            return peer.request(method, arguments, meta=wanted, timeout=timeout, streaming=streaming)
         except EncodeError as e:
             raise EncodeError(argument_place(e.place), e.type_name, e.hint) from None
 
     def _control(self, worker_id: str, method: Method[Q, Any], request: Q) -> PendingCall:
-        answer = self._living(worker_id).guard.ask(method, request, timeout=CONTROL_TIMEOUT_S)
-        return PendingCall(answer.call, worker_id, method.name, CONTROL_TIMEOUT_S)
+        call = self._living(worker_id).guard.ask(method, request, timeout=CONTROL_TIMEOUT_S)
+        return PendingCall(call, worker_id, method.name, CONTROL_TIMEOUT_S)
 
     def _living(self, worker_id: str) -> Member:
-        self._check_usable()
+        self._run.check_usable()
         member = self._table.member(worker_id)
         if member.failed is not None:
             raise fresh(member.failed)

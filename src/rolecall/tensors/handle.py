@@ -270,7 +270,7 @@ class _Form(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=
     pieces: list[tuple[Count, Count, Count]]
 
 
-codec.extension(CODE, RTensor, RTensor.to_plain, RTensor.from_plain, listed=True)
+codec.extension(CODE, RTensor, RTensor.to_plain, RTensor.from_plain)
 
 
 def _needs_tensor(what: str) -> TypeError:

@@ -7,14 +7,15 @@ import copy
 import time
 from asyncio.events import _get_running_loop
 from collections import deque
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import suppress
 from typing import Any, Protocol
+from weakref import ref
 
-from rolecall.errors import ProtocolError, RolecallError
+from rolecall.errors import CallCancelledError, ProtocolError, RolecallError
 from rolecall.transport import codec
 from rolecall.transport.channel import Channel
-from rolecall.transport.session.caller import OpenCall
+from rolecall.transport.session.caller import OpenCall, Reason
 from rolecall.transport.session.messages import Body
 from rolecall.transport.waiting import Waitable
 
@@ -25,12 +26,8 @@ class Caller(Protocol):
     @property
     def channel(self) -> Channel: ...
 
-    def cancel(self, call: Call) -> None:
-        """Fails the call with CallCancelledError, unless it is done, and sends a cancellation."""
-        ...
-
-    def expire(self, call: Call) -> None:
-        """As `cancel`, with TimeoutError."""
+    def abandon(self, call: Call, reason: Reason) -> None:
+        """Fails the call for that reason, unless it is done, and sends a cancellation."""
         ...
 
     def consumed(self, call: Call) -> None:
@@ -48,47 +45,64 @@ class Call(Waitable):
     Attributes:
         method: Name of the method.
         timeout: Seconds that it may take; None without a limit.
+        deadline: When it fails with TimeoutError, by `time.monotonic`.
+        done: Whether the answer has arrived. A stream's last items may still be unread.
         opened: Its state in the session; None before the call was made and once it is done. Only the peer uses it.
     """
 
     __slots__ = (
+        "__weakref__",
         "_body",
         "_caller",
-        "_deadline",
-        "_done",
-        "_error",
         "_held",
+        "_kind",
         "_ok",
         "_ready",
-        "_value",
+        "_result",
+        "deadline",
+        "done",
         "method",
         "opened",
         "timeout",
     )
 
-    def __init__(self, caller: Caller, method: str, value: Any, timeout: float | None, *, streaming: bool) -> None:
+    def __init__(
+        self, caller: Caller, method: str, value: Any, timeout: float | None, kind: Any, *, streaming: bool
+    ) -> None:
         self._waiters = []
         self._held = value
         self._caller, self.method, self.timeout = caller, method, timeout
-        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._kind = kind
+        self.deadline = None if timeout is None else time.monotonic() + timeout
         self._ready: deque[Body] | None = deque() if streaming else None  # items that have arrived
-        self._done = self._ok = False
-        self._error: BaseException | None = None
-        self._body: Body | None = None
-        self._value: Any = None
+        self.done = self._ok = False
+        self._body: Body | None = None  # of the answer, until it is decoded
+        self._result: Any = None  # the value or, unless `_ok`, the error
         self.opened: OpenCall[Call] | None = None
 
     # The user's side
 
     @property
-    def deadline(self) -> float | None:
-        """When it fails with TimeoutError, by `time.monotonic`."""
-        return self._deadline
+    def cancelled(self) -> bool:
+        return not self._ok and isinstance(self._result, CallCancelledError)
 
-    @property
-    def done(self) -> bool:
-        """Whether the answer has arrived. A stream's last items may still be unread."""
-        return self._done
+    def add_done_callback(self, told: Callable[[], object]) -> None:
+        """Calls `told` once, when the answer is there: here if it is already, else on the I/O thread.
+
+        From then on the call's timeout ends it though nobody waits for it. Not for streams.
+        """
+        self._waiters.append(told)
+        if self.done:
+            if self._leave(told):
+                told()
+        elif self.deadline is not None:
+            loop, left, call = self._caller.channel.loop, self.deadline - time.monotonic(), ref(self)
+            loop.call_soon_threadsafe(loop.call_later, left, _expire, call)  # weak: answers are not kept until then
+
+    def wait_done(self, timeout: float | None) -> bool:
+        """Blocks until the answer is there, or `timeout` seconds; says whether it is. The call goes on."""
+        self._refuse_to_block_the_loop()
+        return self.wait(self._has_next, None if timeout is None else time.monotonic() + timeout)
 
     def result(self) -> Any:
         """Blocks until the answer. Of a stream it drops unread items and returns the generator's return value.
@@ -100,10 +114,10 @@ class Call(Waitable):
         if self._ready is not None:
             for _ in self._bodies():
                 pass
-        elif not self._done:
+        elif not self.done:
             self._refuse_to_block_the_loop()
-            if not self.wait(self._is_done, self._deadline):
-                self._caller.expire(self)
+            if not self.wait(self._has_next, self.deadline):
+                self.expire()
         return self._outcome()
 
     def __await__(self) -> Generator[Any, None, Any]:
@@ -111,7 +125,11 @@ class Call(Waitable):
 
     def cancel(self) -> None:
         """Cancels: waiters get `CallCancelledError` at once. After the answer nothing happens."""
-        self._caller.cancel(self)
+        self._caller.abandon(self, Reason.CANCELLED)
+
+    def expire(self) -> None:
+        """As `cancel`, with TimeoutError."""
+        self._caller.abandon(self, Reason.EXPIRED)
 
     def cancel_soon(self) -> None:
         """As `cancel`, on the loop; safe in a garbage collection, which may interrupt code that holds a lock."""
@@ -121,25 +139,25 @@ class Call(Waitable):
     def __iter__(self) -> Iterator[Any]:
         """The stream's items; leaving the loop early cancels the call."""
         for body in self._bodies():
-            yield self._decoded(body)
+            yield self._decoded(body, self._kind)
         self._outcome()
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         async for body in self._bodies_async():
-            yield self._decoded(body)
+            yield self._decoded(body, self._kind)
         self._outcome()
 
     def __repr__(self) -> str:
-        return f"<Call {self.method} {'done' if self._done else 'running'}>"
+        return f"<Call {self.method} {'done' if self.done else 'running'}>"
 
     async def _answer(self) -> Any:
         if self._ready is not None:
             async for _ in self._bodies_async():
                 pass
-        elif not self._done:
+        elif not self.done:
             try:
-                if not await self.wait_async(self._is_done, self._caller.channel.wakers, self._deadline):
-                    self._caller.expire(self)
+                if not await self.wait_async(self._has_next, self._caller.channel.wakers, self.deadline):
+                    self.expire()
             except asyncio.CancelledError:
                 self.cancel()
                 raise
@@ -151,23 +169,21 @@ class Call(Waitable):
                 f"waiting for {self.method}() here would block the loop that its answer comes in on; await it"
             )
 
-    def _is_done(self) -> bool:
-        return self._done
-
     def _outcome(self) -> Any:
         body = self._body
         if body is not None:
-            value = self._decoded(body)
-            if self._ok:
-                self._value = value
-            else:
-                self._error = value if isinstance(value, Exception) else _not_an_error(value)
+            value = self._decoded(body, self._kind if self._ok and self._ready is None else None)
+            if not self._ok and not isinstance(value, Exception):
+                value = ProtocolError("a failed call whose error is none", type(value).__name__)
+            self._result = value
             self._body = None  # last: a second thread that finds None must find the decoded value
-        if self._error is not None:
-            raise fresh(self._error)
-        return self._value
+        if not self._ok:
+            raise fresh(self._result)
+        return self._result
 
-    def _decoded(self, body: Body) -> Any:
+    def _decoded(self, body: Body, kind: Any) -> Any:
+        if kind is not None:
+            return codec.decode_message(kind, body[0], body[1], self._caller.channel.name)
         return codec.decode(body[0], body[1], context=self._caller.channel.context)
 
     # Streams
@@ -177,8 +193,8 @@ class Call(Waitable):
         self._refuse_to_block_the_loop()
         try:
             while True:
-                if not self.wait(self._has_next, self._deadline):
-                    self._caller.expire(self)
+                if not self.wait(self._has_next, self.deadline):
+                    self.expire()
                 if not ready:
                     return
                 yield self._next_body(ready)
@@ -189,8 +205,8 @@ class Call(Waitable):
         ready = self._stream()
         try:
             while True:
-                if not await self.wait_async(self._has_next, self._caller.channel.wakers, self._deadline):
-                    self._caller.expire(self)
+                if not await self.wait_async(self._has_next, self._caller.channel.wakers, self.deadline):
+                    self.expire()
                 if not ready:
                     return
                 yield self._next_body(ready)
@@ -203,7 +219,7 @@ class Call(Waitable):
         return self._ready
 
     def _has_next(self) -> bool:
-        return bool(self._ready) or self._done
+        return bool(self._ready) or self.done
 
     def _next_body(self, ready: deque[Body]) -> Body:
         body = ready.popleft()
@@ -215,10 +231,7 @@ class Call(Waitable):
     def answered(self, ok: bool, body: Body) -> None:
         """Completes the call. Called once, by the peer, unless `failed` is."""
         self._ok, self._body = ok, body
-        self.opened = self._held = None
-        self._done = True
-        if self._waiters:
-            self.wake()
+        self._complete()
 
     def arrived(self, bodies: list[Body]) -> None:
         """Hands over the next items of the stream."""
@@ -228,7 +241,7 @@ class Call(Waitable):
 
     def failed(self, error: BaseException) -> list[Body]:
         """Completes the call without an answer. Called once, by the peer; returns the items that nobody has read."""
-        self._error = error
+        self._result = error
         unread: list[Body] = []
         while self._ready:
             unread.append(self._ready.popleft())
@@ -237,8 +250,13 @@ class Call(Waitable):
 
     def _complete(self) -> None:
         self.opened = self._held = None
-        self._done = True
+        self.done = True
         self.wake()
+
+
+def _expire(known: ref[Call]) -> None:
+    if (call := known()) is not None:
+        call.expire()
 
 
 def fresh(error: BaseException) -> BaseException:
@@ -249,7 +267,3 @@ def fresh(error: BaseException) -> BaseException:
     again.__dict__.update(error.__dict__)
     again.__cause__ = error.__cause__
     return again
-
-
-def _not_an_error(value: Any) -> ProtocolError:
-    return ProtocolError("a failed call whose error is none", type(value).__name__)

@@ -56,10 +56,7 @@ class Channel:
         Values may hold handles: decoding one takes ownership of its shards, and dropping it frees them.
         """
         if bodies and self.context is not None:
-            self.call_soon(self._drop, bodies)
-
-    def _drop(self, bodies: Sequence[Body]) -> None:
-        self.loop.run_in_executor(None, _decode, bodies, self.context)
+            self.call_soon(self.loop.run_in_executor, None, _decode, bodies, self.context)
 
 
 def send(link: Link | None, sendings: Sequence[Sending]) -> None:

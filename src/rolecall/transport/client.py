@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Any
+from contextlib import suppress
+from typing import Any, Unpack
 
 from rolecall.errors import RPCConnectionError
 from rolecall.protocol.token import Token
 from rolecall.transport import address, handshake
 from rolecall.transport.call import fresh
-from rolecall.transport.frames import Limits
 from rolecall.transport.handshake import HELLO_S, Hello
-from rolecall.transport.link import Link, widen
-from rolecall.transport.peer import MAX_IN_FLIGHT, Handler, Peer
+from rolecall.transport.link import Link
+from rolecall.transport.peer import Peer, PeerOptions
 
 FIRST_BACKOFF_S = 0.005
 LAST_BACKOFF_S = 1.0
@@ -28,6 +27,7 @@ class Client:
         name: The other side's name, for messages.
         addresses: Tried in this order in each round: Unix sockets, then TCP.
         hello: What this side says of itself.
+        on_detached, peer: As of `Peer`.
 
     A refusal, for instance of the token, fails the peer with it, and the client does not dial again.
     """
@@ -40,35 +40,17 @@ class Client:
         *,
         loop: asyncio.AbstractEventLoop,
         hello: dict[str, Any] | None = None,
-        handler: Handler | None = None,
-        context: Any = None,
-        on_notify: Callable[[str, Any], None] | None = None,
-        on_attached: Callable[[], None] | None = None,
         on_detached: Callable[[Exception | None], None] | None = None,
-        window: int = 16,
-        probe: float = 1.0,
-        max_in_flight: int = MAX_IN_FLIGHT,
-        limits: Limits | None = None,
+        **peer: Unpack[PeerOptions],
     ) -> None:
         self.name = name
         self._addresses = sorted(map(address.parse, addresses), key=lambda a: not a.is_unix)
-        self._token, self._loop, self._limits = Token(token), loop, limits or Limits()
+        self._token, self._loop = Token(token), loop
         self._info = dict(hello or {})
         self._on_detached = on_detached
-        self.peer = Peer(
-            name,
-            loop=loop,
-            handler=handler,
-            context=context,
-            on_notify=on_notify,
-            on_attached=on_attached,
-            on_detached=self._on_link_lost,
-            window=window,
-            probe=probe,
-            max_in_flight=max_in_flight,
-        )
+        self.peer = Peer(name, loop=loop, on_detached=self._on_link_lost, **peer)
         self._task: asyncio.Task[None] | None = None
-        self._detached: asyncio.Event | None = None
+        self._detached = asyncio.Event()
         self._last_error = "not tried yet"
         self._first_outcome = threading.Event()
         loop.call_soon_threadsafe(self._start)
@@ -93,14 +75,11 @@ class Client:
         """As `close`, with what pending and later calls raise."""
         self.peer.fail(exc)
         self._first_outcome.set()
-        try:
+        with suppress(RuntimeError):  # the loop is closed, and its tasks with it
             self._loop.call_soon_threadsafe(self._stop)
-        except RuntimeError:  # the loop is closed, and its tasks with it
-            self._task = None
 
     def _start(self) -> None:
         if not self.peer.closed:
-            self._detached = asyncio.Event()
             self._task = self._loop.create_task(self._keep_connected())
 
     def _stop(self) -> None:
@@ -108,21 +87,18 @@ class Client:
             self._task.cancel()
 
     def _on_link_lost(self, exc: Exception | None) -> None:
-        if self._detached is not None:
-            self._detached.set()
+        self._detached.set()
         if self._on_detached is not None:
             self._on_detached(exc)
 
     async def _keep_connected(self) -> None:
         backoff = FIRST_BACKOFF_S
-        detached = self._detached
-        assert detached is not None
         while not self.peer.closed:
             try:
-                detached.clear()
+                self._detached.clear()
                 if await self._connect():
                     backoff = FIRST_BACKOFF_S
-                    await detached.wait()
+                    await self._detached.wait()
             except Exception as e:  # refused, or a bug; either way no call may wait for ever
                 self.fail(e)
                 return
@@ -144,17 +120,16 @@ class Client:
     async def _connect_to(self, where: address.Address) -> None:
         sock = await address.dial(where, self._loop)
         try:
-            widen(sock)
             hello = Hello(self.peer.session, self._info)
-            welcome = await handshake.say_hello(sock, hello, self._token, self._limits, self._loop)
-            link = Link(sock, loop=self._loop, limits=self._limits)
+            session = await handshake.say_hello(sock, hello, self._token, self._loop)
+            link = Link(sock, loop=self._loop)
         except BaseException:
             sock.close()
             raise
-        self.peer.attach(link, welcome.session)
+        self.peer.attach(link, session)
 
     def __enter__(self) -> Client:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()

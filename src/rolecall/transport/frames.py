@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from ctypes import addressof, c_char
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -30,7 +30,7 @@ Frame: TypeAlias = tuple[bytes | memoryview, list[memoryview]]
 
 _KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
 _PREFIX = struct.Struct("!4sIIQ")
-_PREFIX_SIZE = _PREFIX.size
+PREFIX_SIZE = _PREFIX.size
 _ALIGN = 64
 _SCRATCH = 64 * _KIB
 _DIRECT = 32 * _KIB  # below this a copy out of the scratch buffer is cheaper than a read of its own
@@ -50,22 +50,11 @@ class Limits:
         max_header: Bytes of a header.
         max_buffers: Buffers of one frame.
         max_payload: Bytes of all buffers of one frame.
-        max_hello: Bytes of the header of the first frame, see `before_hello`.
-        one_by_one: Give out one frame at a time. The owner asks for the next with `buffer_updated(0)`.
     """
 
     max_header: int = 64 * _MIB
     max_buffers: int = 65536
     max_payload: int = 256 * _GIB
-    max_hello: int = 4096
-    one_by_one: bool = False
-
-    def before_hello(self) -> Limits:
-        """The limits while the peer has not shown the token: one small frame without buffers.
-
-        Frames may have come along behind the hello. After `reader.limits = limits`, `buffer_updated(0)` returns them.
-        """
-        return Limits(self.max_hello, 0, 0, self.max_hello, one_by_one=True)
 
 
 DEFAULT_LIMITS = Limits()
@@ -143,28 +132,37 @@ def _check(header: int, count: int, total: int, limits: Limits) -> None:
         raise ProtocolError("a frame with bytes but without buffers", total)
 
 
+def sizes_of(data: bytes | memoryview, start: int, limits: Limits = DEFAULT_LIMITS) -> tuple[int, int, int]:
+    """Length of the header, number of buffers and their bytes, of the frame whose prefix begins at `data[start]`.
+
+    Raises:
+        ProtocolError: The bytes are no frame, or one that is over the limits.
+    """
+    magic, header, count, total = _PREFIX.unpack_from(data, start)
+    if magic != MAGIC:
+        raise ProtocolError("not a frame of ours, it begins with", magic)
+    _check(header, count, total, limits)
+    return header, count, total
+
+
 class FrameReader:
     """Turns bytes into frames, for one connection. After a `ProtocolError` it is of no further use.
 
     A frame is `(header, buffers)`. Both are the receiver's own memory: nothing is overwritten later, and the buffers
     are writable. Small buffers of one small frame share one allocation; every other buffer has its own.
-
-    Attributes:
-        limits: May be replaced at any time; counts from the next frame on.
     """
 
-    def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
-        self.limits = limits
+    def __init__(self) -> None:
         self._scratch = memoryview(bytearray(_SCRATCH))
         self._end = 0  # bytes in the scratch buffer that are not yet consumed; they lie at its beginning
-        self._large: _LargeFrame | None = None
-        self._direct = False  # the next bytes go to the memory of `_large`; then the scratch buffer is empty
+        self._parts: Generator[memoryview, None, Frame] | None = None  # of a frame that does not fit the scratch buffer
+        self._sink = memoryview(b"")  # where the next bytes of that frame belong
+        self._direct = False  # they go there without a copy; then the scratch buffer is empty
 
     def get_buffer(self, sizehint: int = -1) -> memoryview:
         """Where the next bytes belong. Never empty."""
         if self._direct:
-            assert self._large is not None
-            return self._large.rest()
+            return self._sink
         return self._scratch[self._end :] if self._end else self._scratch
 
     def buffer_updated(self, n: int) -> list[Frame]:
@@ -175,9 +173,7 @@ class FrameReader:
         """
         frames: list[Frame] = []
         if self._direct:
-            assert self._large is not None
-            self._large.advance(n)
-            self._settle(frames)
+            self._advance(n, frames)
             return frames
         end, start = self._end + n, 0
         try:
@@ -188,41 +184,44 @@ class FrameReader:
 
     def _consume(self, end: int, frames: list[Frame]) -> int:
         """Takes frames out of the scratch buffer's first `end` bytes and returns where it stopped."""
-        start, scratch, limits = 0, self._scratch, self.limits
+        start, scratch = 0, self._scratch
         while True:
-            if self._large is not None:
-                start += self._large.take(scratch[start:end])
-                self._settle(frames)
-                if self._large is not None:
+            while self._parts is not None:
+                if start == end:
                     return start
-            if end - start < _PREFIX_SIZE or (limits.one_by_one and frames):
+                n = min(len(self._sink), end - start)
+                self._sink[:n] = scratch[start : start + n]
+                start += n
+                self._advance(n, frames)
+            if end - start < PREFIX_SIZE:
                 return start
-            magic, header, count, total = _PREFIX.unpack_from(scratch, start)
-            if magic != MAGIC:
-                raise ProtocolError("not a frame of ours, it begins with", magic)
-            _check(header, count, total, limits)
-            body = start + _PREFIX_SIZE
+            header, count, total = sizes_of(scratch, start)
+            body = start + PREFIX_SIZE
             stop = body + 8 * count + header + total
             if stop - start > _SCRATCH:
-                self._large = _LargeFrame(header, count, total)
+                self._parts = _large_frame(header, count, total)
+                self._advance(0, frames)
                 start = body
             elif stop > end:
                 return start
-            elif count:
-                frames.append(_small_frame(scratch, body, header, count, total))
-                start = stop
             else:
-                frames.append((scratch[body:stop].tobytes(), []))
+                if count:
+                    frames.append(_small_frame(scratch, body, header, count, total))
+                else:
+                    frames.append((scratch[body:stop].tobytes(), []))
                 start = stop
 
-    def _settle(self, frames: list[Frame]) -> None:
-        large = self._large
-        assert large is not None
-        if large.done:
-            frames.append(large.frame())
-            self._large, self._direct = None, False
-        else:
-            self._direct = large.missing() >= _DIRECT
+    def _advance(self, n: int, frames: list[Frame]) -> None:
+        """Takes note of `n` bytes in the sink; goes on to the frame's next part where that was the rest of it."""
+        assert self._parts is not None
+        self._sink = self._sink[n:]
+        try:
+            while not self._sink:
+                self._sink = next(self._parts)
+            self._direct = len(self._sink) >= _DIRECT
+        except StopIteration as complete:
+            frames.append(complete.value)
+            self._parts, self._direct = None, False
 
     def _compact(self, start: int, end: int) -> None:
         left = end - start
@@ -232,9 +231,7 @@ class FrameReader:
 
 
 def _small_frame(scratch: memoryview, body: int, header: int, count: int, total: int) -> Frame:
-    sizes = struct.unpack_from(f"!{count}Q", scratch, body)
-    if sum(sizes) != total:
-        raise ProtocolError("lengths of buffers do not add up to the frame's", sum(sizes), total)
+    sizes = _lengths(scratch, body, count, total)
     body += 8 * count
     source = body + header
     head = scratch[body:source].tobytes()
@@ -249,60 +246,22 @@ def _small_frame(scratch: memoryview, body: int, header: int, count: int, total:
     return head, buffers
 
 
-class _LargeFrame:
-    """A frame that does not fit the scratch buffer: its parts (lengths with header, then buffers) are filled in turn.
+def _large_frame(header: int, count: int, total: int) -> Generator[memoryview, None, Frame]:
+    """Yields the memory that is to be filled, part by part (lengths with header, then buffers); returns the frame.
 
     Memory for a part is taken when the part before it is complete.
     """
+    head = allocate(8 * count + header)
+    yield head
+    buffers = []
+    for size in _lengths(head, 0, count, total):
+        buffers.append(allocate(size))
+        yield buffers[-1]
+    return head[8 * count :], buffers
 
-    def __init__(self, header: int, count: int, total: int) -> None:
-        self._count, self._total = count, total
-        self._lengths: list[int] = []
-        self._buffers: list[memoryview] = []
-        self._head: memoryview | None = None
-        self._sink = allocate(8 * count + header)
-        self._filled = 0
-        self.done = False
 
-    def missing(self) -> int:
-        return len(self._sink) - self._filled
-
-    def rest(self) -> memoryview:
-        return self._sink[self._filled :] if self._filled else self._sink
-
-    def frame(self) -> Frame:
-        assert self._head is not None
-        return self._head, self._buffers
-
-    def take(self, data: memoryview) -> int:
-        """Copies from `data` until it or the frame ends; returns how many bytes it took."""
-        used = 0
-        while not self.done and used < len(data):
-            n = min(self.missing(), len(data) - used)
-            self._sink[self._filled : self._filled + n] = data[used : used + n]
-            used += n
-            self.advance(n)
-        return used
-
-    def advance(self, n: int) -> None:
-        self._filled += n
-        while self._filled == len(self._sink) and not self.done:
-            self._part_complete()
-
-    def _part_complete(self) -> None:
-        if self._head is None:
-            self._head = self._read_lengths()
-        else:
-            self._buffers.append(self._sink)
-        if len(self._buffers) == self._count:
-            self.done = True
-            return
-        self._sink = allocate(self._lengths[len(self._buffers)])
-        self._filled = 0
-
-    def _read_lengths(self) -> memoryview:
-        size = 8 * self._count
-        self._lengths = list(struct.unpack_from(f"!{self._count}Q", self._sink))
-        if sum(self._lengths) != self._total:
-            raise ProtocolError("lengths of buffers do not add up to the frame's", sum(self._lengths), self._total)
-        return self._sink[size:]
+def _lengths(data: memoryview, start: int, count: int, total: int) -> tuple[int, ...]:
+    sizes: tuple[int, ...] = struct.unpack_from(f"!{count}Q", data, start)
+    if sum(sizes) != total:
+        raise ProtocolError("lengths of buffers do not add up to the frame's", sum(sizes), total)
+    return sizes

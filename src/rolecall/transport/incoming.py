@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from rolecall.errors import CallCancelledError, EncodeError, ProtocolError, RolecallError
 from rolecall.transport import codec
@@ -12,6 +12,9 @@ from rolecall.transport.channel import Channel
 from rolecall.transport.session.callee import AcceptedCall
 from rolecall.transport.session.messages import Body, Buffers, Invocation
 from rolecall.transport.waiting import Waitable
+
+_NOTHING, _NO_FIELDS = b"\xc0", b"\x80"  # None and {} as msgpack
+T = TypeVar("T")
 
 
 class Answerer(Protocol):
@@ -41,17 +44,7 @@ class Incoming(Waitable):
         accepted: Its state in the session. Only the peer uses it.
     """
 
-    __slots__ = (
-        "_answerer",
-        "_body",
-        "_buffers",
-        "_callbacks",
-        "_cancelled",
-        "accepted",
-        "meta",
-        "method",
-        "streaming",
-    )
+    __slots__ = ("_answerer", "_body", "_callbacks", "accepted", "meta", "method", "streaming")
 
     def __init__(
         self, answerer: Answerer, invocation: Invocation, buffers: Buffers, accepted: AcceptedCall[Incoming]
@@ -59,15 +52,13 @@ class Incoming(Waitable):
         self._waiters = []
         self._answerer, self.accepted = answerer, accepted
         self.method, self.meta, self.streaming = invocation.method, invocation.meta, accepted.stream is not None
-        self._body: bytes | None = invocation.body
-        self._buffers = buffers
+        self._body: Body | None = (invocation.body, buffers)
         self._callbacks: list[Callable[[], object]] = []
-        self._cancelled = False
 
     @property
     def cancelled(self) -> bool:
         """Whether the caller has cancelled."""
-        return self._cancelled
+        return self.accepted.cancelled
 
     def args(self) -> Any:
         """Decodes the request's value, once, and drops the received bytes.
@@ -75,25 +66,31 @@ class Incoming(Waitable):
         Raises:
             CodecError: They are not an encoded value.
         """
+        return codec.decode(*self._taken(), context=self._answerer.channel.context)
+
+    def message(self, kind: type[T], sender: str, name: str = "") -> T:
+        """As `args`, where the value is a struct of `protocol`; none is one without fields.
+
+        Raises:
+            ProtocolError: It is another value; see `from_plain`.
+        """
         body, buffers = self._taken()
-        return codec.decode(body, buffers, context=self._answerer.channel.context)
+        return codec.decode_message(kind, _NO_FIELDS if body == _NOTHING else body, buffers, sender, name)
 
     def received(self) -> codec.Received:
         """As `args`, but decodes the references only; the value is decoded once it is known what replaces them."""
-        body, buffers = self._taken()
-        return codec.Received(body, buffers, context=self._answerer.channel.context)
+        return codec.Received(*self._taken(), context=self._answerer.channel.context)
 
     def _taken(self) -> Body:
-        if self._body is None:
+        body, self._body = self._body, None
+        if body is None:
             raise ProtocolError("the arguments of a call were taken twice", self.method)
-        body = self._body, self._buffers
-        self._body, self._buffers = None, ()
         return body
 
     def on_cancel(self, fn: Callable[[], object]) -> None:
         """Calls `fn` on the loop's thread when the caller cancels; at once, in this thread, when it already has."""
         self._callbacks.append(fn)
-        if self._cancelled:
+        if self.cancelled:
             self._run_callbacks()
 
     def finish(self, value: Any, *, stable: bool = False) -> None:
@@ -148,12 +145,11 @@ class Incoming(Waitable):
             raise ProtocolError("items of a call that is not a stream", self.method)
         self._answerer.emit(self, codec.encode(item, f"item[{self.accepted.emitted}]"))
 
-    def cancel(self) -> None:
-        """Runs the cancel callbacks and wakes the engine. Called by the peer, on the loop's thread."""
-        if not self._cancelled:
-            self._cancelled = True
+    def changed(self) -> None:
+        """Wakes the engine, and runs the callbacks of a cancelled call. Called by the peer, on the loop's thread."""
+        if self._callbacks and self.cancelled:
             self._run_callbacks()
-            self.wake()
+        self.wake()
 
     def _run_callbacks(self) -> None:
         while self._callbacks:

@@ -14,8 +14,8 @@ from rolecall.transport.channel import Channel, send
 from rolecall.transport.incoming import Incoming
 from rolecall.transport.link import Link
 from rolecall.transport.session import messages
-from rolecall.transport.session.callee import Accepted, Callee, Cancelled, Event
-from rolecall.transport.session.messages import Ack, Buffers, Cancel, Credit, CumulativeAck, Invocation, Probe
+from rolecall.transport.session.callee import Accepted, Callee, Event
+from rolecall.transport.session.messages import Buffers, ToCallee
 
 ZERO_COPY_FROM = 1 << 20  # larger results are sent without a copy, and the engine waits until they have arrived
 ZERO_COPY_S = 30.0  # how long the engine waits for a caller that reads nothing
@@ -117,9 +117,7 @@ class IncomingCalls:
 
     # What arrives
 
-    def receive(
-        self, number: int, message: Invocation | Ack | Credit | Cancel | CumulativeAck | Probe, buffers: Buffers
-    ) -> None:
+    def receive(self, number: int, message: ToCallee, buffers: Buffers) -> None:
         """Handles a message that came on the link of this number."""
         with self._lock:
             events, sendings = self._callee.receive(number, message, buffers, self.channel.written)
@@ -131,10 +129,8 @@ class IncomingCalls:
         for event in events:
             if isinstance(event, Accepted):
                 self._accept(event)
-            elif isinstance(event, Cancelled):
-                event.owner.cancel()
             else:
-                event.owner.wake()
+                event.owner.changed()
 
     def _accept(self, event: Accepted[Incoming]) -> None:
         incoming = Incoming(self, event.invocation, event.buffers, event.call)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rolecall.errors import RolecallError, RPCConnectionError
-from rolecall.transport.frames import FrameReader, Limits
+from rolecall.transport.frames import FrameReader
 from rolecall.transport.waiting import Waitable
 
 SOCKET_BUFFER = 4 << 20  # a 64 MiB tensor needs few system calls and wake-ups
@@ -37,40 +37,24 @@ class Link(Waitable):
         written: Bytes the kernel has taken so far.
     """
 
-    __slots__ = (
-        "_armed",
-        "_closing",
-        "_corked",
-        "_lock",
-        "_loop",
-        "_queue",
-        "_reader",
-        "_reading",
-        "_sock",
-        "closed",
-        "on_closed",
-        "on_frame",
-        "position",
-        "written",
-    )
-
-    def __init__(self, sock: socket.socket, *, loop: asyncio.AbstractEventLoop, limits: Limits | None = None) -> None:
+    def __init__(self, sock: socket.socket, *, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__()
         sock.setblocking(False)
         widen(sock)
         self._sock, self._loop = sock, loop
-        self._reader = FrameReader(limits or Limits())
+        self._reader = FrameReader()
         self._lock = threading.Lock()
         self._queue: deque[memoryview] = deque()
-        self._armed = self._closing = self._corked = self._reading = False
+        self._armed = self._closing = self._corked = False
         self.closed = False
         self.position = self.written = 0
-        self.on_frame: Callable[[bytes | memoryview, list[memoryview]], None] = _ignore_frame
-        self.on_closed: Callable[[Exception | None], None] = _ignore_closed
+        self.on_frame: Callable[[bytes | memoryview, list[memoryview]], None] = lambda header, buffers: None
+        self.on_closed: Callable[[Exception | None], None] = lambda exc: None
 
     def start(self) -> None:
         """Begins to read. On the loop's thread."""
-        self.resume_reading()
+        if not self.closed:
+            self._loop.add_reader(self._sock.fileno(), self._readable)
 
     # Writing
 
@@ -132,7 +116,7 @@ class Link(Waitable):
                 self._loop.add_writer(self._sock.fileno(), self._writable)
 
     def _writable(self) -> None:
-        error: OSError | None = None
+        error: Exception | None = None
         with self._lock:
             if self.closed:
                 return
@@ -141,13 +125,11 @@ class Link(Waitable):
             except (BlockingIOError, InterruptedError):
                 pass
             except OSError as e:
-                error = e
+                error = _lost(e)
             if not self._queue:
                 self._disarm()
-        if error is not None:
-            self._finish(_lost(error))
-        elif not self._queue and self._closing:
-            self._finish(None)
+        if error is not None or (self._closing and not self._queue):
+            self._finish(error)
         elif self.position - self.written < HIGH_WATER // 2:
             self.wake()
 
@@ -188,34 +170,19 @@ class Link(Waitable):
 
     # Reading
 
-    def pause(self) -> None:
-        """Stops reading: the sender's bytes stay in the kernel. On the loop's thread."""
-        if self._reading:
-            self._reading = False
-            self._loop.remove_reader(self._sock.fileno())
-
-    def resume_reading(self) -> None:
-        """Reads again. On the loop's thread."""
-        if not self._reading and not self.closed:
-            self._reading = True
-            self._loop.add_reader(self._sock.fileno(), self._readable)
-
     def _readable(self) -> None:
         self._corked = True  # answers to a batch of frames are written by one system call
+        ended, error = True, None
         try:
             ended = self._read_some()
         except (BlockingIOError, InterruptedError):
             ended = False
-        except RolecallError as e:
-            self._finish(e)
-            return
-        except OSError as e:
-            self._finish(_lost(e))
-            return
+        except (RolecallError, OSError) as e:
+            error = _lost(e)
         finally:
             self._uncork()
         if ended:
-            self._finish(None)
+            self._finish(error)
 
     def _read_some(self) -> bool:
         reader, sock = self._reader, self._sock
@@ -226,7 +193,7 @@ class Link(Waitable):
                 return True
             for header, buffers in reader.buffer_updated(count):
                 self.on_frame(header, buffers)
-            if (count < len(buffer) and len(buffer) < SPIN_FROM) or not self._reading:
+            if (count < len(buffer) and len(buffer) < SPIN_FROM) or self.closed:
                 return False  # a short read of a large buffer is tried again: its sender is writing at this moment
         return False
 
@@ -235,29 +202,26 @@ class Link(Waitable):
             self._corked = False
             pending = bool(self._queue) and not self._armed and not self.closed
         if pending:
-            self._writable_or_arm()
-
-    def _writable_or_arm(self) -> None:
-        self._writable()
-        with self._lock:
-            if self._queue and not self.closed:
-                self._arm_from_anywhere()
+            self._writable()
+            with self._lock:
+                if self._queue and not self.closed:
+                    self._arm_from_anywhere()
 
     # Ending
 
     def close(self) -> None:
         """Writes what is queued, within a few seconds, then closes. Any thread, any number of times."""
-        if _get_running_loop() is self._loop:
-            self._close()
-        else:
-            self._call_soon(self._close)
+        self._on_loop(self._close)
 
     def abort(self, exc: Exception | None = None) -> None:
         """Closes now; what is queued is lost. Any thread."""
+        self._on_loop(self._finish, exc)
+
+    def _on_loop(self, fn: Callable[..., object], *args: Any) -> None:
         if _get_running_loop() is self._loop:
-            self._finish(exc)
+            fn(*args)
         else:
-            self._call_soon(self._finish, exc)
+            self._call_soon(fn, *args)
 
     def _close(self) -> None:
         with self._lock:
@@ -277,7 +241,7 @@ class Link(Waitable):
             if self.closed:
                 return
             self._disarm()
-            self.pause()
+            self._loop.remove_reader(self._sock.fileno())
             self.closed = True
             self._sock.close()
             self._queue.clear()
@@ -304,15 +268,9 @@ def widen(sock: socket.socket) -> None:
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def _lost(error: OSError) -> RPCConnectionError:
+def _lost(error: RolecallError | OSError) -> RolecallError:
+    if isinstance(error, RolecallError):
+        return error
     lost = RPCConnectionError("the other side", str(error))
     lost.__cause__ = error
     return lost
-
-
-def _ignore_frame(header: bytes | memoryview, buffers: list[memoryview]) -> None:
-    return None
-
-
-def _ignore_closed(exc: Exception | None) -> None:
-    return None

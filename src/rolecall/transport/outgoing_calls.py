@@ -19,7 +19,7 @@ from rolecall.transport.frames import pack
 from rolecall.transport.link import Link
 from rolecall.transport.session import messages
 from rolecall.transport.session.caller import Answered, Arrived, Caller, Event, Failed, Reason
-from rolecall.transport.session.messages import Buffers, Item, Reply, Sending, Status
+from rolecall.transport.session.messages import Buffers, Sending, ToCaller
 from rolecall.transport.waiting import Waitable
 
 
@@ -30,12 +30,12 @@ class OutgoingCalls(Waitable):
         failure: What every later call raises, once the peer has ended.
     """
 
-    def __init__(self, channel: Channel, *, window: int, probe: float, max_bytes: int) -> None:
+    def __init__(self, channel: Channel, *, probe: float, max_bytes: int) -> None:
         super().__init__()
         self.channel = channel
         self.failure: BaseException | None = None
         self._lock = threading.Lock()
-        self._caller: Caller[Call] = Caller(window=window, probe=probe, max_bytes=max_bytes)
+        self._caller: Caller[Call] = Caller(probe=probe, max_bytes=max_bytes)
 
     @property
     def waiting(self) -> int:
@@ -48,7 +48,13 @@ class OutgoingCalls(Waitable):
         return len(self._caller)
 
     def request(
-        self, kind: int, method: str, value: Any, meta: Message | dict[str, Any] | None, timeout: float | None
+        self,
+        kind: int,
+        method: str,
+        value: Any,
+        meta: Message | dict[str, Any] | None,
+        timeout: float | None,
+        answer: Any,
     ) -> Call:
         """Makes a call, and sends it if there is a link.
 
@@ -58,7 +64,7 @@ class OutgoingCalls(Waitable):
         """
         encoded = codec.encode(value)
         options: Any = _checked(meta) if meta else {}
-        call = Call(self, method, value, timeout, streaming=kind == messages.STREAM)
+        call = Call(self, method, value, timeout, answer, streaming=kind == messages.STREAM)
         if kind != messages.NOTIFICATION:
             self._wait_for_room(call.deadline)
         with self._lock:
@@ -90,12 +96,6 @@ class OutgoingCalls(Waitable):
 
     # Called by calls
 
-    def cancel(self, call: Call) -> None:
-        self._abandon(call, Reason.CANCELLED)
-
-    def expire(self, call: Call) -> None:
-        self._abandon(call, Reason.EXPIRED)
-
     def consumed(self, call: Call) -> None:
         with self._lock:
             opened = call.opened
@@ -103,7 +103,7 @@ class OutgoingCalls(Waitable):
             link = self.channel.link
         send(link, sendings)
 
-    def _abandon(self, call: Call, reason: Reason) -> None:
+    def abandon(self, call: Call, reason: Reason) -> None:
         with self._lock:
             opened = call.opened
             if opened is None:
@@ -142,7 +142,7 @@ class OutgoingCalls(Waitable):
             events, sendings = self._caller.tick(time.monotonic(), self.channel.written)
         self._do(self.channel.link, events, sendings)
 
-    def receive(self, number: int, message: Reply | Item | Status, buffers: Buffers) -> None:
+    def receive(self, number: int, message: ToCaller, buffers: Buffers) -> None:
         """Handles a message that came on the link of this number."""
         with self._lock:
             events, sendings = self._caller.receive(number, message, buffers, time.monotonic())

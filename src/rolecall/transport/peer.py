@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypedDict
 
 from rolecall.errors import RPCConnectionError
 from rolecall.protocol.message import Message
@@ -34,6 +34,17 @@ MAX_IN_FLIGHT = 256 << 20
 TO_CALLER = (Reply, Item, Status)
 
 
+class PeerOptions(TypedDict, total=False):
+    """What a `Client` hands on to its peer."""
+
+    handler: Handler | None
+    on_notify: Callable[[str, Any], None] | None
+    context: Any
+    probe: float
+    max_in_flight: int
+    on_attached: Callable[[], None] | None
+
+
 class Peer:
     """One end of a session. Symmetric: both ends may call.
 
@@ -44,7 +55,6 @@ class Peer:
         handler: Answers requests; without one they are refused.
         on_notify: Gets topic and value of each notification, on the loop's thread, once.
         context: Handed to the codec's decoders.
-        window: Unread items of a stream that may be in flight.
         probe: Seconds after which a silent call is probed; doubles up to 15 s.
         max_in_flight: Bytes of unanswered requests above which calling threads wait.
         on_attached: Called on the loop's thread after a link was attached.
@@ -52,6 +62,8 @@ class Peer:
 
     Attributes:
         session: The id of this end.
+        outgoing: The calls of this side.
+        incoming: The requests of the other side.
     """
 
     def __init__(
@@ -62,20 +74,19 @@ class Peer:
         handler: Handler | None = None,
         on_notify: Callable[[str, Any], None] | None = None,
         context: Any = None,
-        window: int = 16,
         probe: float = PROBE_S,
         max_in_flight: int = MAX_IN_FLIGHT,
         on_attached: Callable[[], None] | None = None,
         on_detached: Callable[[Exception | None], None] | None = None,
     ) -> None:
-        self.name, self.loop, self.window = name, loop, window
+        self.name, self.loop = name, loop
         self.session = secrets.token_hex(8)
         self._on_attached, self._on_detached = on_attached, on_detached
         self._tick_s = probe / 4
         self._timer: asyncio.TimerHandle | None = None
         self._channel = Channel(name, loop, context)
-        self._outgoing = OutgoingCalls(self._channel, window=window, probe=probe, max_bytes=max_in_flight)
-        self._incoming = IncomingCalls(self._channel, handler, on_notify)
+        self.outgoing = OutgoingCalls(self._channel, probe=probe, max_bytes=max_in_flight)
+        self.incoming = IncomingCalls(self._channel, handler, on_notify)
 
     @property
     def link(self) -> Link | None:
@@ -88,29 +99,14 @@ class Peer:
         return self._channel.link is not None
 
     @property
-    def pending(self) -> int:
-        """Calls of this side without an answer."""
-        return self._outgoing.waiting
-
-    @property
-    def remembered(self) -> int:
-        """As `pending`, plus notifications and cancelled calls that the other side has not confirmed."""
-        return self._outgoing.remembered
-
-    @property
-    def kept(self) -> int:
-        """Requests of the other side that run, or whose answer is not acknowledged."""
-        return self._incoming.kept
-
-    @property
     def failure(self) -> BaseException | None:
         """What later calls raise, once this end was closed or failed."""
-        return self._outgoing.failure
+        return self.outgoing.failure
 
     @property
     def closed(self) -> bool:
         """Whether this end was closed or failed."""
-        return self._outgoing.failure is not None
+        return self.outgoing.failure is not None
 
     # OutgoingCalls
 
@@ -122,31 +118,33 @@ class Peer:
         meta: Message | dict[str, Any] | None = None,
         timeout: float | None = None,
         streaming: bool = False,
+        answer: Any = None,
     ) -> Call:
         """Sends a request; without a link it is sent as soon as there is one.
 
         Args:
             meta: Options beside the value, a struct or plain msgpack values; the other side gets a dict.
             timeout: Seconds until the call is cancelled and fails with TimeoutError.
+            answer: Type of the answer, or of each item of a stream, where that is a struct of `protocol`.
 
         Raises:
             EncodeError: The value is not serializable. Nothing was sent.
             RPCConnectionError: The peer is closed. A failed peer raises the error that it was failed with.
         """
         kind = messages.STREAM if streaming else messages.CALL
-        return self._outgoing.request(kind, method, value, meta, timeout)
+        return self.outgoing.request(kind, method, value, meta, timeout, answer)
 
     def notify(self, topic: str, value: Any = None) -> None:
         """Sends a notification, which has no answer. It arrives once, and in order unless a link is lost."""
-        self._outgoing.request(messages.NOTIFICATION, topic, value, None, None)
+        self.outgoing.request(messages.NOTIFICATION, topic, value, None, None, None)
 
     def fail_pending(self, exc: BaseException) -> None:
         """Fails every pending call with `exc`; later calls work. Any thread."""
-        self._outgoing.fail_all(exc)
+        self.outgoing.fail_all(exc)
 
     def fail(self, exc: BaseException) -> None:
         """Ends the session: pending and later calls raise `exc`. Any thread."""
-        self._outgoing.fail_all(exc, last=True)
+        self.outgoing.fail_all(exc, last=True)
         self._channel.call_soon(self._end)
 
     def close(self) -> None:
@@ -158,11 +156,11 @@ class Peer:
             self._timer.cancel()
             self._timer = None
         link, self._channel.link = self._channel.link, None
-        if link is not None and self._incoming.zero_copy_pending:
+        if link is not None and self.incoming.zero_copy_pending:
             link.abort()  # its queue views memory that the engine may change from here on
         elif link is not None:
             link.close()
-        self._incoming.close()
+        self.incoming.close()
 
     # The link
 
@@ -180,10 +178,10 @@ class Peer:
             self._drop_link(self._channel.link)
         self._channel.link = link
         link.on_closed = lambda exc: self.detach(link, exc)
-        incoming = self._incoming.attach(remote)
+        incoming = self.incoming.attach(remote)
         link.on_frame = lambda header, buffers: self._on_frame(outgoing, incoming, header, buffers)
         link.start()
-        outgoing = self._outgoing.attach(remote)
+        outgoing = self.outgoing.attach(remote)
         if self._timer is None:
             self._timer = self.loop.call_later(self._tick_s, self._tick)
         if self._on_attached is not None:
@@ -199,19 +197,19 @@ class Peer:
     def _drop_link(self, link: Link) -> None:
         self._channel.link = None
         link.abort()  # its queue may view memory that the engine may change once `detach` wakes it
-        self._incoming.detach()
-        self._outgoing.detach()
+        self.incoming.detach()
+        self.outgoing.detach()
 
     def _tick(self) -> None:
-        if self._channel.link is None and not self.pending:
+        if self._channel.link is None and not self.outgoing.waiting:
             self._timer = None  # an idle peer costs nothing; the next link starts it again
             return
         self._timer = self.loop.call_later(self._tick_s, self._tick)
-        self._outgoing.tick()
+        self.outgoing.tick()
 
     def _on_frame(self, outgoing: int, incoming: int, header: bytes | memoryview, buffers: list[memoryview]) -> None:
         message = messages.decode(header)
         if isinstance(message, TO_CALLER):
-            self._outgoing.receive(outgoing, message, buffers)
+            self.outgoing.receive(outgoing, message, buffers)
         else:
-            self._incoming.receive(incoming, message, buffers)
+            self.incoming.receive(incoming, message, buffers)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from rolecall.transport.handshake import Hello
 from rolecall.transport.peer import Peer
 
-KEPT = 256
+KEPT = 256  # peers without a link that are kept for a reconnect; the oldest beyond that are closed
 
 
 class PeerRegistry:
@@ -15,11 +15,10 @@ class PeerRegistry:
 
     Args:
         make: Makes the peer of a new session.
-        keep: Number of peers without a link that are kept for a reconnect; the oldest beyond that are closed.
     """
 
-    def __init__(self, make: Callable[[Hello], Peer], *, keep: int = KEPT) -> None:
-        self._make, self._keep = make, keep
+    def __init__(self, make: Callable[[Hello], Peer]) -> None:
+        self._make = make
         self._peers: dict[str, Peer] = {}
 
     def __call__(self, hello: Hello) -> Peer:
@@ -30,19 +29,13 @@ class PeerRegistry:
         self._peers[hello.session] = peer
         return peer
 
-    def __iter__(self) -> Iterator[Peer]:
-        return iter(list(self._peers.values()))
-
-    def __len__(self) -> int:
-        return len(self._peers)
-
     def close(self) -> None:
         """Closes every peer. May be called twice."""
-        for peer in self:
+        for peer in list(self._peers.values()):
             peer.close()
         self._peers.clear()
 
     def _close_oldest(self) -> None:
         idle = [session for session, peer in self._peers.items() if not peer.attached]
-        for session in idle[: max(0, len(idle) - self._keep)]:
+        for session in idle[: max(0, len(idle) - KEPT)]:
             self._peers.pop(session).close()

@@ -12,11 +12,12 @@ import socket
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from weakref import WeakSet
 
 from rolecall.errors import ProtocolError, RPCConnectionError, RPCError
 from rolecall.protocol.token import Token
 from rolecall.transport import handshake
-from rolecall.transport.frames import MAGIC, Limits
+from rolecall.transport.frames import MAGIC
 from rolecall.transport.handshake import HELLO_S, Hello
 from rolecall.transport.http import HttpConnection, Routes
 from rolecall.transport.link import Link
@@ -35,7 +36,6 @@ class Server:
         token: The run's secret.
         on_peer: Returns the peer for a hello; an RPCError that it raises refuses the connection.
         http: The routes; without them every authenticated request is answered with 404.
-        hosts: Further values of the `Host` header that are accepted, beside loopback and the bound address.
     """
 
     def __init__(
@@ -45,18 +45,15 @@ class Server:
         loop: asyncio.AbstractEventLoop,
         on_peer: Callable[[Hello], Peer] | None = None,
         http: Routes | None = None,
-        limits: Limits | None = None,
-        hosts: tuple[str, ...] = (),
     ) -> None:
         self._token, self._loop, self._on_peer = Token(token), loop, on_peer
         self._routes = http or Routes()
-        self._limits = limits or Limits()
-        self._hosts = {"localhost", "127.0.0.1", "::1", *(h.lower() for h in hosts)}
+        self._hosts = {"localhost", "127.0.0.1", "::1"}  # accepted in a `Host` header, with the bound addresses
         self._listeners: list[socket.socket] = []
         self._paths: list[Path] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._unauthenticated: dict[asyncio.Task[None], None] = {}  # oldest first
-        self._links: set[Link] = set()
+        self._links: WeakSet[Link] = WeakSet()
         self.closed = False
 
     def listen_unix(self, path: str | Path) -> None:
@@ -66,39 +63,30 @@ class Server:
             if not stat.S_ISSOCK(path.lstat().st_mode):
                 raise FileExistsError(f"{path} exists and is not a socket")
             path.unlink()
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            sock.bind(str(path))
-            path.chmod(0o600)  # nobody can connect before listen()
-            self._listen(sock)
-        except BaseException:
-            sock.close()
-            raise
+        self._listen(socket.AF_UNIX, str(path))
         self._paths.append(path)
 
     def listen_tcp(self, host: str = "127.0.0.1", port: int = 0) -> int:
         """Listens on an address and returns its port."""
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind((host, port))
-            self._listen(sock)
-        except BaseException:
-            sock.close()
-            raise
+        sock = self._listen(socket.AF_INET6 if ":" in host else socket.AF_INET, (host, port))
         self._hosts.add(host.lower())
         return int(sock.getsockname()[1])
 
-    def adopt(self, sock: socket.socket) -> None:
-        """Listens on a socket that is bound already, for instance an inherited one."""
-        self._listen(sock)
-
-    def _listen(self, sock: socket.socket) -> None:
-        sock.setblocking(False)
-        sock.listen(BACKLOG)
-        self._loop.add_reader(sock.fileno(), self._accept, sock)
+    def _listen(self, family: int, where: str | tuple[str, int]) -> socket.socket:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.setblocking(False)
+            sock.bind(where)
+            if isinstance(where, str):
+                Path(where).chmod(0o600)  # nobody can connect before listen()
+            sock.listen(BACKLOG)
+            self._loop.add_reader(sock.fileno(), self._accept, sock)
+        except BaseException:
+            sock.close()
+            raise
         self._listeners.append(sock)
+        return sock
 
     async def close(self) -> None:
         """Stops listening, ends the connections and waits for their tasks. May be called twice."""
@@ -128,18 +116,14 @@ class Server:
                 self._pause_accepting(listener)
                 return
             if len(self._unauthenticated) >= MAX_UNAUTHENTICATED:
-                self._drop_oldest()
+                oldest = next(iter(self._unauthenticated))  # idle or hostile: others send the token at once
+                del self._unauthenticated[oldest]
+                oldest.cancel()
             sock.setblocking(False)
             task = self._loop.create_task(self._serve(sock))
             self._unauthenticated[task] = None
             self._tasks.add(task)
             task.add_done_callback(self._ended)
-
-    def _drop_oldest(self) -> None:
-        """Makes room: clients with the token send it at once, so the oldest connection is idle or hostile."""
-        oldest = next(iter(self._unauthenticated))
-        del self._unauthenticated[oldest]
-        oldest.cancel()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -162,31 +146,32 @@ class Server:
         self._loop.call_later(0.1, again)
 
     async def _serve(self, sock: socket.socket) -> None:
-        try:
-            async with asyncio.timeout(HELLO_S):
-                begun = await handshake.read_exactly(sock, 1, self._loop)
-                if begun == MAGIC[:1]:
-                    begun += await handshake.read_exactly(sock, len(MAGIC) - 1, self._loop)
-                if begun == MAGIC:
-                    await self._serve_frames(sock, begun)
-                    return
-            await HttpConnection(
-                sock, begun, self._loop, self._token, self._routes, frozenset(self._hosts), self._authenticated
-            ).run()
-            sock.close()
-        except (RPCError, OSError, TimeoutError):
-            sock.close()
-        except Exception as e:  # a bug ends this connection and is reported; the listener goes on
-            sock.close()
-            self._loop.call_exception_handler({"message": "serving a connection failed", "exception": e})
-        except BaseException:
-            sock.close()
-            raise
+        with contextlib.ExitStack() as owned:
+            owned.enter_context(sock)
+            try:
+                async with asyncio.timeout(HELLO_S):
+                    begun = await handshake.read_exactly(sock, 1, self._loop)
+                    if begun == MAGIC[:1]:
+                        begun += await handshake.read_exactly(sock, len(MAGIC) - 1, self._loop)
+                    if begun == MAGIC:
+                        await self._serve_frames(sock, begun)
+                        owned.pop_all()  # it is the link's now
+                        return
+                hosts = frozenset(self._hosts)
+                await HttpConnection(
+                    sock, begun, self._loop, self._token, self._routes, hosts, self._authenticated
+                ).run()
+            except (RPCError, OSError, TimeoutError):
+                pass
+            except Exception as e:  # a bug ends this connection and is reported; the listener goes on
+                self._loop.call_exception_handler({"message": "serving a connection failed", "exception": e})
 
     async def _serve_frames(self, sock: socket.socket, begun: bytes) -> None:
         try:
-            hello = await handshake.read_hello(sock, begun, self._token, self._limits, self._loop)
-            peer = self._peer_of(hello)
+            hello = await handshake.read_hello(sock, begun, self._token, self._loop)
+            if self._on_peer is None:
+                raise ProtocolError("this listener serves HTTP only")
+            peer = self._on_peer(hello)
         except RPCConnectionError:
             raise
         except RPCError as e:
@@ -196,18 +181,9 @@ class Server:
         await self._loop.sock_sendall(sock, handshake.welcome(peer.session))
         if self.closed:
             raise RPCConnectionError("the server", "it is closing")
-        link = Link(sock, loop=self._loop, limits=self._limits)
-        peer.attach(link, hello.session)
-        if link.closed:  # the peer has ended
-            return
+        link = Link(sock, loop=self._loop)
         self._links.add(link)
-        forward = link.on_closed
-
-        def on_closed(exc: Exception | None) -> None:
-            self._links.discard(link)
-            forward(exc)
-
-        link.on_closed = on_closed
+        peer.attach(link, hello.session)
 
     async def _drain(self, sock: socket.socket) -> None:
         """Reads what is left, so that the refusal arrives: closing with unread bytes would reset the connection."""
@@ -215,8 +191,3 @@ class Server:
         for _ in range(16):
             if not await self._loop.sock_recv(sock, 4096):
                 return
-
-    def _peer_of(self, hello: Hello) -> Peer:
-        if self._on_peer is None:
-            raise ProtocolError("this listener serves HTTP only")
-        return self._on_peer(hello)

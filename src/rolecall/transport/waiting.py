@@ -11,7 +11,7 @@ import time
 from asyncio.events import _get_running_loop
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
+from functools import partial
 from weakref import WeakKeyDictionary, ref
 
 
@@ -113,11 +113,7 @@ class Waitable:
         while not ready():
             loop = asyncio.get_running_loop()
             future: asyncio.Future[None] = loop.create_future()
-            waker = wakers.of(loop)
-
-            def wake(waker: LoopWaker = waker, future: asyncio.Future[None] = future) -> None:
-                waker.wake(future)
-
+            wake = partial(wakers.of(loop).wake, future)
             self._waiters.append(wake)
             if ready():
                 return True
@@ -133,6 +129,10 @@ class Waitable:
                 self._leave(wake)
         return True
 
-    def _leave(self, wake: Callable[[], object]) -> None:
-        with suppress(ValueError):
+    def _leave(self, wake: Callable[[], object]) -> bool:
+        """Whether it was still in the list: a waiter is woken, or leaves, once."""
+        try:
             self._waiters.remove(wake)
+        except ValueError:
+            return False
+        return True

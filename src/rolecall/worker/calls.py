@@ -6,8 +6,8 @@ import asyncio
 import inspect
 import threading
 import traceback
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Coroutine, Iterable, Iterator
+from contextlib import aclosing, closing, contextmanager, nullcontext
 from typing import Any
 
 from rolecall.errors import CallCancelledError, EngineCallError, RolecallError
@@ -80,7 +80,7 @@ class EngineCall:
             return self.request.fail(self.cancelled())
         try:
             with binding.using(self._data):
-                value = self._run(arguments(self.request))
+                value = self._run(functions.localized(self.request.received()))
                 if inspect.isawaitable(value):  # a plain function that returns a coroutine
                     value = asyncio.run_coroutine_threadsafe(_awaited(value), self._loop).result()
             self._finish(value, self._remotized(value))
@@ -89,16 +89,17 @@ class EngineCall:
 
     async def on_loop(self) -> None:
         """Runs an `async` method."""
-        with self._counted(), self._answering():
-            value = await self._run(await aarguments(self.request))
+        with self._answering():
+            value = await self._run(await functions.alocalized(self.request.received()))
             remote = self._params.tensors == "remote"
             answer = await asyncio.to_thread(self._remotized, value) if remote else value  # copying blocks
             self._finish(value, answer)
 
     async def stream_on_loop(self) -> None:
         """Runs an `async` generator."""
-        with self._counted(), self._answering():
-            async with _aclosing(self._run(await aarguments(self.request))) as items:
+        with self._answering():
+            items = self._run(await functions.alocalized(self.request.received()))
+            async with aclosing(items) if hasattr(items, "aclose") else nullcontext():
                 async for item in items:
                     answer = self._remotized(item)
                     try:
@@ -110,8 +111,9 @@ class EngineCall:
 
     def stream_on_thread(self) -> None:
         """Runs a generator, or a plain method that returns an iterable."""
-        with self._counted(), self._answering():
-            with _closing(_iterated(self._params.method, self._run(arguments(self.request)))) as items:
+        with self._answering():
+            items = self._iterated(self._run(functions.localized(self.request.received())))
+            with closing(items) if hasattr(items, "close") else nullcontext():  # also when the caller stops early
                 for item in items:
                     answer = self._remotized(item)
                     try:
@@ -121,31 +123,32 @@ class EngineCall:
                         raise
             self.request.finish(None)
 
-    def _run(self, arguments: tuple[Any, Any]) -> Any:
-        args, kwargs = arguments
+    def _run(self, arguments: Any) -> Any:
+        args, kwargs = arguments  # with tensors in place of handles
         return self._method.run(args, kwargs, self._params.rpc_meta)
+
+    def _iterated(self, value: Any) -> Any:
+        if not isinstance(value, Iterable):
+            name, kind = self._params.method, type(value).__name__
+            raise TypeError(f"{name}() returned {kind}, which cannot be streamed; use .call({name!r}, ...)")
+        return iter(value)
 
     @contextmanager
     def _answering(self) -> Iterator[None]:
-        """Answers the request with the exception when the block raises one."""
+        """Counts the call. Answers the request with the exception when the block raises one."""
+        self._progress.begin()
         try:
             with binding.using(self._data):
                 yield
         except BaseException as e:  # every call is answered
             self._fail(e)
+        finally:
+            self._progress.end()
 
     def _fail(self, error: BaseException) -> None:
         cancelled = isinstance(error, asyncio.CancelledError) and self.request.cancelled
         name = self._params.method
         self.request.fail(self.cancelled() if cancelled else engine_error(self._worker_id, name, error))
-
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
-        self._progress.begin()
-        try:
-            yield
-        finally:
-            self._progress.end()
 
     def _remotized(self, value: Any) -> Any:
         return self._data.remotize(value) if self._params.tensors == "remote" else value
@@ -165,18 +168,6 @@ def _free(value: Any, answer: Any) -> None:
     functions.clear([leaf for leaf in tree.leaves(answer) if isinstance(leaf, RTensor) and id(leaf) not in own])
 
 
-def arguments(request: Request) -> tuple[Any, Any]:
-    """The engine's arguments, with tensors in place of handles."""
-    args, kwargs = functions.localized(request.received())
-    return args, kwargs
-
-
-async def aarguments(request: Request) -> tuple[Any, Any]:
-    """As `arguments`, without blocking the loop."""
-    args, kwargs = await functions.alocalized(request.received())
-    return args, kwargs
-
-
 def engine_error(worker_id: str, method: str, error: BaseException) -> RolecallError:
     """The error that the caller gets: RolecallErrors of this package unchanged, all others as an EngineCallError."""
     if isinstance(error, RolecallError) and not isinstance(error, EngineCallError) and _raised_by_rolecall(error):
@@ -190,12 +181,8 @@ def engine_error(worker_id: str, method: str, error: BaseException) -> RolecallE
 def _raised_by_rolecall(error: BaseException) -> bool:
     """True when no frame of the traceback belongs to an engine."""
     own = ("rolecall.", "asyncio.", "concurrent.", "contextlib")
-    tb = error.__traceback__
-    while tb is not None:
-        if not tb.tb_frame.f_globals.get("__name__", "").startswith(own):
-            return False
-        tb = tb.tb_next
-    return True
+    frames = traceback.walk_tb(error.__traceback__)
+    return all(frame.f_globals.get("__name__", "").startswith(own) for frame, _ in frames)
 
 
 def _without_own_frames(error: BaseException) -> BaseException:
@@ -212,33 +199,5 @@ def _hint(name: str, kind: Kind) -> str:
     return f'{name}() yields a stream; use .stream({name!r}, ...), or "stream": true over HTTP'
 
 
-def _iterated(name: str, value: Any) -> Iterator[Any]:
-    if not isinstance(value, Iterable):
-        raise TypeError(f"{name}() returned {type(value).__name__}, which cannot be streamed; use .call({name!r}, ...)")
-    return iter(value)
-
-
 async def _awaited(value: Any) -> Any:
     return await value
-
-
-@contextmanager
-def _closing(items: Iterator[Any]) -> Iterator[Iterator[Any]]:
-    """Closes a generator, also when its consumer stops early."""
-    try:
-        yield items
-    finally:
-        close = getattr(items, "close", None)
-        if close is not None:
-            close()
-
-
-@asynccontextmanager
-async def _aclosing(items: Any) -> AsyncIterator[Any]:
-    """As `_closing`, for asynchronous iterators."""
-    try:
-        yield items
-    finally:
-        close = getattr(items, "aclose", None)
-        if close is not None:
-            await close()

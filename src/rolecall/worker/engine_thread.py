@@ -7,7 +7,8 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from concurrent.futures import Future
+from typing import TypeVar
 
 from rolecall.worker.progress import Progress
 
@@ -36,23 +37,17 @@ class EngineThread:
 
     async def run(self, fn: Callable[[], T]) -> T:
         """Runs `fn` after the jobs submitted before, and returns its result or raises its exception."""
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[T] = loop.create_future()
-
-        def settle(value: Any, error: Exception | None) -> None:
-            if not done.done():
-                done.set_result(value) if error is None else done.set_exception(error)
+        done: Future[T] = Future()
+        done.set_running_or_notify_cancel()  # who no longer waits cancels nothing
 
         def job() -> None:
-            value, error = None, None
             try:
-                value = fn()
+                done.set_result(fn())
             except BaseException as e:
-                error = e if isinstance(e, Exception) else RuntimeError(f"{type(e).__name__}: {e}")
-            loop.call_soon_threadsafe(settle, value, error)
+                done.set_exception(e if isinstance(e, Exception) else RuntimeError(f"{type(e).__name__}: {e}"))
 
         self.submit(job)
-        return await done
+        return await asyncio.wrap_future(done)
 
     def close(self) -> None:
         """Lets the thread end after the jobs already submitted."""

@@ -30,7 +30,6 @@ class Kind(Enum):
 class HostedEngine:
     """One engine with its thread."""
 
-    name: str
     engine: Any
     thread: EngineThread
 
@@ -91,7 +90,7 @@ class Engines:
     def add(self, name: str, engine: Any) -> None:
         """Makes the engine that was created under a reserved name available to calls."""
         with self._lock:
-            self._engines[name] = HostedEngine(name, engine, self._reserved.pop(name))
+            self._engines[name] = HostedEngine(engine, self._reserved.pop(name))
 
     def release(self, name: str) -> None:
         """Releases a reserved name after the engine's creation failed."""

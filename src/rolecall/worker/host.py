@@ -18,7 +18,7 @@ import traceback
 import zlib
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import psutil
 
@@ -30,54 +30,45 @@ from rolecall.errors import (
     RolecallError,
     WorkerConfigurationError,
 )
-from rolecall.protocol.guard import Method, NoArguments, Ports
-from rolecall.protocol.message import Message, to_plain
-from rolecall.protocol.worker import ALLOC_OWN_PORTS, FORK, FORKED_CHILDREN, KILL_FORK, SET_OWN_ENV
+from rolecall.protocol.guard import Method, NoArguments
+from rolecall.protocol.message import Message
+from rolecall.protocol.worker import FORKED_CHILDREN
 from rolecall.protocol.worker_methods import (
+    CALL,
+    CREATE_ENGINE,
     METHODS,
-    AllocPorts,
     Configure,
     CreateEngine,
     Destroy,
-    Done,
     EngineCreated,
-    Fork,
-    Forked,
     Health,
-    KillFork,
     Seeded,
-    SetEnv,
     WorkerMethod,
     WorkerRequest,
 )
+from rolecall.tensors import functions
 from rolecall.tensors.binding import binding
 from rolecall.tensors.service import DataService
 from rolecall.transport.codec.exceptions import full_name
-from rolecall.worker.calls import EngineCalls, arguments
+from rolecall.worker.calls import EngineCalls
 from rolecall.worker.engines import Engines
 from rolecall.worker.loading import load_engine_class
 from rolecall.worker.requests import Request
 
 StartCall = Callable[[Request, Any], None]
 Answer = Callable[[Any], Awaitable[Any]]
+AskGuard = Callable[[Method[Any, Any] | WorkerMethod, Message], Awaitable[Any]]
 
-Q = TypeVar("Q", bound=Message)
-A = TypeVar("A")
+ASKED_OF_THE_GUARD = ("set_env", "alloc_ports", "fork", "kill_forked_worker")
 
 log = logging.getLogger("rolecall")
-
-
-class AskGuard(Protocol):
-    """Asks the worker's guard with a request of `protocol.worker`, and returns its answer."""
-
-    async def __call__(self, method: Method[Q, A], request: Q) -> A: ...
 
 
 class EngineHost:
     """The methods of a worker, by name.
 
     Args:
-        ask_guard: Asks the worker's guard.
+        ask_guard: Asks the worker's guard with a request of a method, and returns its answer.
     """
 
     def __init__(
@@ -86,24 +77,18 @@ class EngineHost:
         self._engines, self._data, self._ask_guard, self._loop = engines, data, ask_guard, loop
         self._started = time.time()
         self._tasks: set[asyncio.Task[None]] = set()
-        engine_methods: dict[str, StartCall] = {
-            "call": EngineCalls(engines, data, loop).start,
-            "create_engine": self._create_engine,
-        }
-        control_methods: dict[str, Answer] = {
+        answers: dict[str, Answer] = {
             "health": self._health,
             "metrics": self._metrics,
             "stacks": self._stacks,
             "destroy": self._destroy,
             "configure": self._configure,
-            "set_env": self._set_env,
-            "alloc_ports": self._alloc_ports,
-            "fork": self._fork,
-            "kill_forked_worker": self._kill_forked_worker,
+            **{name: partial(ask_guard, METHODS[name]) for name in ASKED_OF_THE_GUARD},
         }
-        self._starts: dict[str, Callable[[Request], None]] = {
-            **{name: partial(self._with_arguments, METHODS[name], start) for name, start in engine_methods.items()},
-            **{name: partial(self._in_task, METHODS[name], answer) for name, answer in control_methods.items()},
+        self._starts: dict[str, Callable[[Request], object]] = {
+            CALL.name: partial(self._with_arguments, CALL, EngineCalls(engines, data, loop).start),
+            CREATE_ENGINE.name: partial(self._with_arguments, CREATE_ENGINE, self._create_engine),
+            **{name: partial(self._in_task, METHODS[name], answer) for name, answer in answers.items()},
             **{name: self._on_pool for name in METHODS if name.startswith("data.")},
         }
 
@@ -132,13 +117,12 @@ class EngineHost:
 
     async def _answer(self, method: WorkerMethod, answer: Answer, request: Request) -> None:
         try:
-            request.finish(to_plain(await answer(method.parsed(request.args()))))
+            request.finish(await answer(method.parsed(request.args())))
         except Exception as e:  # a request is always answered
             self._fail(request, e)
 
     def _on_pool(self, request: Request) -> None:
-        """Runs on a pool thread, because copying memory would block the loop."""
-        self._loop.run_in_executor(None, self._answer_data, request)
+        self._loop.run_in_executor(None, self._data_answer, request)  # copying memory would block the loop
 
     def _fail(self, request: Request, error: Exception) -> None:
         """Answers with an error. One that is not a RolecallError is a bug in this package; its traceback is logged."""
@@ -147,7 +131,7 @@ class EngineHost:
             error = InternalError(self.worker_id, request.method, full_name(type(error)), str(error))
         request.fail(error)
 
-    def _answer_data(self, request: Request) -> None:
+    def _data_answer(self, request: Request) -> None:
         try:
             value = self._data.answer(request.method, request.args())
             request.finish(value, stable=request.method == "data.get")  # a shard's memory never changes
@@ -165,7 +149,7 @@ class EngineHost:
         try:
             cls = load_engine_class(path)
             with binding.using(self._data):
-                args, kwargs = arguments(request)
+                args, kwargs = functions.localized(request.received())
                 engine = cls(*args, **kwargs)
         except EngineImportError as e:
             self._engines.release(name)
@@ -175,7 +159,7 @@ class EngineHost:
             text = "".join(traceback.format_exception(e))
             return request.fail(EngineCreationError(self.worker_id, name, f"{type(e).__name__}: {e}", text))
         self._engines.add(name, engine)
-        request.finish(to_plain(EngineCreated(engine_name=name)))
+        request.finish(EngineCreated(engine_name=name))
 
     async def _destroy(self, params: Destroy) -> dict[str, str]:
         """Calls `destroy()` of all engines at the same time, each on its thread; returns problems by engine name."""
@@ -212,12 +196,12 @@ class EngineHost:
             raise WorkerConfigurationError("bad seed", seed, "use a whole number") from e
         seed = zlib.crc32(f"{base}/{params.role}/{params.rank}".encode())
         random.seed(seed)
-        for module, path in (("numpy", "random.seed"), ("torch", "manual_seed")):
-            if module in sys.modules:
-                fn: Any = sys.modules[module]
-                for part in path.split("."):
-                    fn = getattr(fn, part)
-                fn(seed)
+        numpy: Any = sys.modules.get("numpy")
+        if numpy is not None:
+            numpy.random.seed(seed)
+        torch: Any = sys.modules.get("torch")
+        if torch is not None:
+            torch.manual_seed(seed)
         return Seeded(seed=seed)
 
     async def _health(self, params: WorkerRequest) -> Health:
@@ -242,22 +226,6 @@ class EngineHost:
             "calls_waiting": self._engines.waiting(),
             **self._data.metrics(),
         }
-
-    # Requests that the guard answers
-
-    async def _set_env(self, params: SetEnv) -> Done:
-        await self._ask_guard(SET_OWN_ENV, params)
-        return Done()
-
-    async def _alloc_ports(self, params: AllocPorts) -> Ports:
-        return await self._ask_guard(ALLOC_OWN_PORTS, params)
-
-    async def _fork(self, params: Fork) -> Forked:
-        return await self._ask_guard(FORK, params)
-
-    async def _kill_forked_worker(self, params: KillFork) -> Done:
-        await self._ask_guard(KILL_FORK, params)
-        return Done()
 
 
 def thread_stacks() -> str:

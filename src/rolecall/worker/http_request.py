@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from rolecall.errors import CallCancelledError, InternalError, RolecallError
 from rolecall.protocol.worker_methods import HttpRoute, WorkerMethod
@@ -18,6 +18,7 @@ from rolecall.transport.codec.exceptions import full_name
 from rolecall.transport.http import Request, Response
 from rolecall.worker import http_forms
 
+T = TypeVar("T")
 WINDOW = 16  # items of a stream that a slow client has not taken yet
 
 
@@ -67,9 +68,9 @@ class HttpRequest:
         if self.streaming or self.meta.get("tensors") == "remote":
             self._check_connected()
         if self.streaming:
-            self._end(http_forms.json_bytes({"result": value}))
+            self._soon(self._end_stream, http_forms.json_bytes({"result": value}))
         else:
-            self._settle(http_forms.answer(self._route, self._request, value, self._worker_id))
+            self._soon(self._answer_with, http_forms.answer(self._route, self._request, value, self._worker_id))
 
     def fail(self, exc: BaseException) -> None:
         """Answers with an error. One that is not a RolecallError becomes an InternalError."""
@@ -77,9 +78,9 @@ class HttpRequest:
         if not isinstance(error, RolecallError):
             error = InternalError(self._worker_id, self.method, full_name(type(exc)), str(exc))
         if self.streaming:
-            self._soon(lambda: self._fail_stream(error))
+            self._soon(self._fail_stream, error)
         else:
-            self._settle(http_forms.failure(self._route, error))
+            self._soon(self._answer_with, http_forms.failure(self._route, error))
 
     async def emit(self, item: Any) -> None:
         """Sends one item of the stream; waits while the client is behind.
@@ -106,15 +107,9 @@ class HttpRequest:
         if self.cancelled:
             raise CallCancelledError(self._worker_id, self.method)
 
-    def _settle(self, response: Response) -> None:
-        self._soon(lambda: self._answer_with(response))
-
-    def _end(self, line: bytes) -> None:
-        self._soon(lambda: self._end_stream(line))
-
-    def _soon(self, fn: Callable[[], object]) -> None:
+    def _soon(self, fn: Callable[[T], object], value: T) -> None:
         with suppress(RuntimeError):  # the loop is closed, and with it every connection
-            self._loop.call_soon_threadsafe(fn)
+            self._loop.call_soon_threadsafe(fn, value)
 
     # On the loop's thread
 

@@ -2,8 +2,8 @@
 
 A path is `package.module.Class` or `package.module:Class`. Classes of the standard library are refused, under any
 name that re-exports them, since an engine is code that the user wrote, and `subprocess.Popen` is not.
-Classes of the controller's own script are found by loading that script once more under another `__name__`, as
-`multiprocessing` does, so the script needs its `if __name__ == "__main__":`.
+Classes of the controller's own program are found by loading it once more under another `__name__`, as
+`multiprocessing` does, so the program needs its `if __name__ == "__main__":`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import threading
 import types
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,16 @@ from rolecall.errors import EngineImportError
 MAIN_NAME = "__rolecall_main__"
 
 
-class ScriptModule(types.ModuleType):
-    """The controller's script as `__main__`, loaded when an attribute is first looked up."""
+class ControllerMain(types.ModuleType):
+    """A worker's `__main__` until a name in it is looked up: then it loads the controller's, which takes its place.
 
-    def __init__(self, path: str) -> None:
-        super().__init__("__main__")
-        self._path = path
+    Args:
+        main: What the controller runs: the path of its script, or the name of the module that `python -m` was given.
+    """
+
+    def __init__(self, main: str) -> None:
+        super().__init__("__main__" if _is_path(main) else main)
+        self._main, self._lock = main, threading.RLock()
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -33,34 +39,49 @@ class ScriptModule(types.ModuleType):
         return getattr(self._load(), name)
 
     def _load(self) -> types.ModuleType:
-        loaded = sys.modules.get(MAIN_NAME)
-        if loaded is None:
-            loaded = _load_script(self._path)
-        return loaded
+        with self._lock:
+            if sys.modules["__main__"] is self:
+                load = _load_script if _is_path(self._main) else importlib.import_module
+                try:
+                    sys.modules["__main__"] = load(self._main)
+                except (Exception, SystemExit) as e:
+                    what = f"loading the controller's program {self._main!r} failed: {type(e).__name__}: {e}"
+                    raise EngineImportError("__main__", what + _advice(e)) from e
+        return sys.modules["__main__"]
+
+
+def _advice(error: BaseException) -> str:
+    if isinstance(error, ImportError | OSError):
+        return ""
+    return '; what it does when it is started belongs below `if __name__ == "__main__":`, since workers import it'
+
+
+def _is_path(main: str) -> bool:
+    return Path(main).is_absolute()
 
 
 def _load_script(path: str) -> types.ModuleType:
     spec = importlib.util.spec_from_file_location(MAIN_NAME, path)
-    if spec is None or spec.loader is None or not Path(path).is_file():
-        raise EngineImportError("__main__", f"the controller's script {path!r} is not readable on this host")
+    if spec is None or spec.loader is None:
+        raise ImportError("it is no file of Python source")
     module = importlib.util.module_from_spec(spec)
     sys.modules[MAIN_NAME] = module
     try:
         spec.loader.exec_module(module)
-    except BaseException as e:
+    except BaseException:
         del sys.modules[MAIN_NAME]
-        raise EngineImportError(
-            "__main__", f"loading the controller's script {path!r} failed: {type(e).__name__}: {e}"
-        ) from e
-    _rename_to_main(module)
+        raise
+    module.__name__, module.__spec__ = "__main__", None
+    _rename(vars(module))
     return module
 
 
-def _rename_to_main(module: types.ModuleType) -> None:
-    """Sets `__module__` of the script's classes to `__main__`, as the controller does, so that type names are equal."""
-    for value in vars(module).values():
-        if isinstance(value, type) and value.__module__ == MAIN_NAME:
+def _rename(names: Mapping[str, Any]) -> None:
+    """Sets `__module__` of the script's classes and functions to `__main__`, as it is where the script was started."""
+    for value in names.values():
+        if isinstance(value, type | types.FunctionType) and value.__module__ == MAIN_NAME:
             value.__module__ = "__main__"
+            _rename(vars(value))
 
 
 def load_engine_class(path: str) -> type:
@@ -73,7 +94,7 @@ def load_engine_class(path: str) -> type:
     _refuse_standard_library(path, module_name)
     target: Any = _import(path, module_name)
     for part in name.split("."):
-        if part not in dir(target) and not isinstance(target, ScriptModule):
+        if part not in dir(target) and not isinstance(target, ControllerMain):
             raise EngineImportError(path, f"module {module_name!r} has no {name!r}")
         try:
             target = getattr(target, part)

@@ -9,21 +9,18 @@ import signal
 import socket
 import sys
 import types
-from typing import TypeVar
+from typing import Any
 
 from rolecall.protocol.guard import Method
-from rolecall.protocol.message import Message, from_plain, to_plain
-from rolecall.protocol.worker import WorkerConfig
-from rolecall.protocol.worker_methods import SetEnv
+from rolecall.protocol.message import Message
+from rolecall.protocol.worker import CONFIGURE, SET_ENV, WorkerConfig
+from rolecall.protocol.worker_methods import WorkerMethod
 from rolecall.tensors.binding import binding
 from rolecall.transport.link import Link
 from rolecall.transport.loop import new_loop
 from rolecall.transport.peer import Incoming, Peer
-from rolecall.worker.loading import ScriptModule
+from rolecall.worker.loading import ControllerMain
 from rolecall.worker.node import WorkerNode
-
-Q = TypeVar("Q", bound=Message)
-A = TypeVar("A")
 
 
 def run(control: socket.socket) -> None:
@@ -62,37 +59,26 @@ class _Process:
             await self._node.close()
 
     def dispatch(self, incoming: Incoming) -> None:
-        if incoming.method == "stop":
-            incoming.finish(None)
-            self._stopped.set()
-        elif incoming.method == "configure":
-            self._configure(incoming)
-        elif incoming.method == "set_env":
-            self._set_env(incoming)
-
-    def _configure(self, incoming: Incoming) -> None:
         try:
-            config = from_plain(WorkerConfig, incoming.args(), "the guard")
-            _set_paths(config)
-            self._node = WorkerNode(config, self._loop, self._ask_guard)
-            binding.set(self._node.data)
-            incoming.finish(to_plain(self._node.start()))
-        except Exception as e:  # the guard reports why the worker is not ready
+            if incoming.method == CONFIGURE.name:
+                self._configure(incoming.message(CONFIGURE.request, "the guard"))
+            elif incoming.method == SET_ENV.name:
+                os.environ.update(incoming.message(SET_ENV.request, "the guard").env)
+            incoming.finish(None)
+        except Exception as e:  # the guard gets the error, and reports why the worker is not ready
             incoming.fail(e)
 
-    def _set_env(self, incoming: Incoming) -> None:
-        try:
-            os.environ.update(from_plain(SetEnv, incoming.args(), "the guard").env)
-            incoming.finish(None)
-        except Exception as e:  # the guard gets the error
-            incoming.fail(e)
+    def _configure(self, config: WorkerConfig) -> None:
+        _set_paths(config)
+        self._node = WorkerNode(config, self._loop, self._ask_guard)
+        binding.set(self._node.data)
+        self._node.start()
 
-    async def _ask_guard(self, method: Method[Q, A], request: Q) -> A:
-        answer = await self._guard.request(method.name, to_plain(request))
-        return from_plain(method.answer, answer, "the guard")
+    async def _ask_guard(self, method: Method[Any, Any] | WorkerMethod, request: Message) -> Any:
+        return await self._guard.request(method.name, request, answer=method.answer)
 
 
 def _set_paths(config: WorkerConfig) -> None:
     sys.path[:] = [*config.sys_path, *(p for p in sys.path if p not in config.sys_path)]
-    # Without a script of the controller's `__main__` is empty: what this process was started with must not show.
-    sys.modules["__main__"] = ScriptModule(config.main_path) if config.main_path else types.ModuleType("__main__")
+    # Without a program of the controller's `__main__` is empty: what this process was started with must not show.
+    sys.modules["__main__"] = ControllerMain(config.main) if config.main else types.ModuleType("__main__")

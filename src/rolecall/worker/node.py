@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 
-from rolecall.protocol.worker import Configured, WorkerConfig
+from rolecall.protocol.worker import WorkerConfig
 from rolecall.tensors.backends.base import Backend
 from rolecall.tensors.backends.ray import RayBackend
 from rolecall.tensors.backends.shm import ShmBackend
@@ -36,11 +35,9 @@ class WorkerNode:
         host = EngineHost(self._engines, self.data, ask_guard, loop)
         self._server = WorkerServer(host, config.token, loop)
 
-    def start(self) -> Configured:
-        """Listens, and says where."""
-        config = self._config
-        port = self._server.listen(config.socket, config.bind, config.port)
-        return Configured(pid=os.getpid(), socket=config.socket, port=port)
+    def start(self) -> None:
+        """Listens."""
+        self._server.listen(self._config.socket, self._config.bind, self._config.port)
 
     async def close(self) -> None:
         """Closes connections, engine threads and stored tensors. `destroy()` of engines is a request of its own."""

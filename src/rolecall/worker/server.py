@@ -24,10 +24,10 @@ class WorkerServer:
         self._peers = PeerRegistry(self._new_peer)
         self._server = Server(token, loop=loop, on_peer=self._peers, http=self._routes())
 
-    def listen(self, socket: str, bind: str, port: int) -> int:
-        """Listens on a Unix path and on a TCP address; returns the port."""
+    def listen(self, socket: str, bind: str, port: int) -> None:
+        """Listens on a Unix path and on a TCP address."""
         self._server.listen_unix(socket)
-        return self._server.listen_tcp(bind, port)
+        self._server.listen_tcp(bind, port)
 
     async def close(self) -> None:
         """Closes the connections. May be called twice."""

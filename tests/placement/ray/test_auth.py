@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from rolecall import RayScheduler
 from rolecall.errors import WorkerConfigurationError
-from tests.clusters.ray_nodes import RayCluster, started
+from tests.clusters.ray_nodes import RayCluster
 from tests.placement.ray.ray_engines import Inside
-
-
-@pytest.fixture(scope="module")
-def guarded() -> Iterator[RayCluster]:
-    with started(1, token=True) as found:
-        yield found
 
 
 def test_a_cluster_with_a_token_is_joined_with_it(guarded: RayCluster, make: Callable[..., RayScheduler]) -> None:

@@ -11,23 +11,8 @@ import pytest
 
 from rolecall import RayScheduler
 from rolecall.errors import WorkerConfigurationError
-from tests.clusters.ray_nodes import RayCluster, started
-from tests.placement.ray.ray_engines import Inside
+from tests.clusters.ray_nodes import RayCluster
 from tests.support.ray_cluster import placement_of
-
-SECOND = "127.0.0.2"
-
-
-def test_a_controller_on_a_node_that_is_not_the_head(make: Callable[..., RayScheduler]) -> None:
-    """Its driver belongs to that node, guards on the others call it there, and it calls workers on either."""
-    with started(1) as own:
-        own.add_node("n2", 4, f"--node-ip-address={SECOND}")
-        s = make(on=own, init={"_node_ip_address": SECOND})
-        role = s.start("rollout", replicas=2, gpu=4, cpu=1, ray_placement_strategy="separate")
-        role.create_engine(Inside)
-        assert len(set(role.call("pid"))) == 2
-        assert any(address.startswith(f"tcp:{SECOND}:") for address in s.inspect().controller.addresses)
-        s.close()
 
 
 def test_ray_address_names_the_cluster(make: Callable[..., RayScheduler], cluster: RayCluster) -> None:

@@ -7,12 +7,16 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rolecall import RayScheduler
+from rolecall.placement.ray import joining
 from rolecall.placement.ray.outside import folder_of
+from rolecall.transport import ray_internals
 from tests.support import sample_engines
 from tests.support.checkout import SOURCES
 from tests.support.ray_cluster import placement_of
@@ -20,6 +24,7 @@ from tests.support.worker_processes import processes
 
 pytestmark = pytest.mark.slow("clusters of their own", seconds=13)
 
+DEAD = "127.0.0.1:1"
 WITH_SOURCE = {"PYTHONPATH": str(SOURCES)}
 STRANGER = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False)"
 
@@ -38,44 +43,73 @@ if __name__ == "__main__":
 @pytest.fixture(autouse=True)
 def no_cluster_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of Ray is set, and none is found, as on a machine where it was just installed."""
+    only_below(tmp_path, monkeypatch)
+
+
+def only_below(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Ray looks for a cluster of this host in a folder."""
     for name in [name for name in os.environ if name.startswith("RAY_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+        patch.delenv(name)
+    patch.setenv("RAY_TMPDIR", str(folder))
 
 
-@pytest.mark.parametrize("owner", [os.getuid(), 65534], ids=["dead", "of-another-user"])
-def test_a_cluster_that_is_dead_or_anothers_is_not_joined(owner: int, tmp_path: Path) -> None:
-    """Ray's note of what runs on a host lies where others may write one too."""
-    note = tmp_path / "ray" / "ray_current_cluster"
+def noted(folder: Path, address: str) -> Path:
+    """Ray's note of what runs on this host, which lies where others may write one too."""
+    note = folder / "ray" / "ray_current_cluster"
     note.parent.mkdir()
+    note.write_text(address)
+    return note
+
+
+@pytest.fixture(scope="module")
+def s(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayScheduler]:
+    """A run where the cluster is dead that Ray's note names, for the tests that look at it and the one that ends it."""
+    folder = tmp_path_factory.mktemp("own")
+    noted(folder, DEAD)
+    options: dict[str, Any] = {"experiment": "own", "trial": "t", "fileroot": folder, "preload": [], "quiet": True}
+    with pytest.MonkeyPatch.context() as patch:
+        only_below(folder, patch)
+        with RayScheduler(init={"num_gpus": 2}, **options) as scheduler:
+            scheduler.start("actor", replicas=2, gpu=1, mem=1).create_engine(sample_engines.Echo)
+            yield scheduler
+
+
+def test_a_cluster_that_is_dead_is_not_joined(s: RayScheduler) -> None:
+    """The run has one of its own instead, whose devices are those that Ray was asked for, and needs no CPUs of it."""
+    assert str(placement_of(s).address) != DEAD
+    assert s.n_gpus_per_node == 2
+    seen = [s.call_engine(f"actor/{i}", "environment", None, "CUDA_VISIBLE_DEVICES") for i in (0, 1)]
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in seen] == ["0", "1"]
+
+
+@pytest.mark.parametrize("owner", [os.getuid(), 65534], ids=["mine", "of-another-user"])
+def test_a_cluster_of_another_user_is_not_taken_for_ours(
+    owner: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who listens at the address of another user's note would get the run's token."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        note.write_text(f"127.0.0.1:{1 if owner == os.getuid() else listening.getsockname()[1]}")
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        note = noted(tmp_path, address)
         os.chown(note, owner, -1)
-        with RayScheduler(experiment="own", trial="t", fileroot=tmp_path, preload=[], quiet=True) as s:
-            assert str(placement_of(s).address) != note.read_text()
-            assert s.start("actor", cpu=1, mem=1).name == "actor"
+        monkeypatch.setattr(ray_internals, "address_file", lambda: str(note))
+        assert joining._running_here() == (address if owner == os.getuid() else None)
 
 
-def test_it_asks_for_a_token_that_the_user_alone_can_read(tmp_path: Path) -> None:
-    """A run's own cluster refuses strangers, and its folder is private and removed with the run."""
-    with RayScheduler(experiment="own", trial="t", fileroot=tmp_path, preload=[], quiet=True) as s:
-        folder = folder_of(s.run_id)
-        role = s.start("actor", cpu=1, mem=1)
-        role.create_engine(sample_engines.Echo)
-        assert role.call("greet") == ["hello"]
-        assert (folder.stat().st_mode & 0o777, (folder / "token").stat().st_mode & 0o777) == (0o700, 0o600)
-        stranger = subprocess.run(
-            [sys.executable, "-c", STRANGER, str(placement_of(s).address)], capture_output=True, text=True, timeout=120
-        )
-        assert stranger.returncode != 0 and "AuthenticationError" in stranger.stderr
-    assert not folder.exists()
+def test_it_asks_for_a_token_that_the_user_alone_can_read(s: RayScheduler) -> None:
+    """A run's own cluster refuses strangers, and its folder is private."""
+    folder = folder_of(s.run_id)
+    assert (folder.stat().st_mode & 0o777, (folder / "token").stat().st_mode & 0o777) == (0o700, 0o600)
+    stranger = subprocess.run(
+        [sys.executable, "-c", STRANGER, str(placement_of(s).address)], capture_output=True, text=True, timeout=120
+    )
+    assert stranger.returncode != 0 and "AuthenticationError" in stranger.stderr
 
 
-def test_one_whose_driver_was_killed_ends_with_the_run(tmp_path: Path) -> None:
-    """Closing ends the cluster though its driver is dead."""
-    with RayScheduler(experiment="own", trial="t", fileroot=tmp_path, preload=[], quiet=True) as s:
-        s.start("actor", cpu=1, mem=1)
-        os.kill(placement_of(s).driver.pid, signal.SIGKILL)
+def test_one_whose_driver_was_killed_ends_with_the_run(s: RayScheduler) -> None:
+    """Closing ends the cluster though its driver is dead, and removes its folder."""
+    assert processes(s.run_id) and folder_of(s.run_id).exists()
+    os.kill(placement_of(s).driver.pid, signal.SIGKILL)
+    s.close()
     assert not processes(s.run_id) and not folder_of(s.run_id).exists()
 
 

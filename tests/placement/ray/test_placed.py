@@ -8,7 +8,6 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -196,13 +195,3 @@ def test_two_schedulers_share_a_cluster(make: Callable[..., RayScheduler]) -> No
         role.create_engine(Inside)
     first.close()
     assert len(set(roles[1].call("pid"))) == 2
-
-
-def test_a_cluster_of_our_own_ends_with_the_run(make: Callable[..., RayScheduler], tmp_path: Path) -> None:
-    """Where none is named and none runs, one is started; nobody else finds it, and its workers need no CPUs of it."""
-    nobody = {"RAY_TMPDIR": str(tmp_path)}  # where Ray would find a cluster of this host
-    s = make(address=None, init={"num_gpus": 2}, settings=nobody)
-    assert s.n_gpus_per_node == 2
-    role = s.start("actor", replicas=2, gpu=1)
-    role.create_engine(Inside)
-    assert role.call("environment", VISIBLE) == [{VISIBLE: "0"}, {VISIBLE: "1"}]

@@ -29,7 +29,7 @@ def fake(tmp_path: Path) -> FakeSlurm:
 @pytest.fixture
 def job(fake: FakeSlurm) -> SlurmAllocation:
     slurm = Slurm(fake.environment)
-    return SlurmAllocation(slurm, Queue(slurm), "7", "rolecall/0123")
+    return SlurmAllocation(slurm, Queue(slurm.jobs), "7", "rolecall/0123")
 
 
 def shows(fake: FakeSlurm, state: str, reason: str = "None", start: str = "N/A") -> None:
@@ -170,7 +170,7 @@ class Counting:
 def test_who_asks_at_the_same_time_shares_an_answer() -> None:
     """Concurrent callers share one squeue."""
     slurm = Counting()
-    queue, now = Queue(slurm), time.monotonic()
+    queue, now = Queue(slurm.jobs), time.monotonic()
     with ThreadPoolExecutor(8) as pool:
         answers = [pool.submit(queue.job, "1", now, 30.0) for _ in range(8)]
         slurm.go.set()
@@ -182,7 +182,7 @@ def test_an_answer_to_an_older_question_does_not_count_for_a_job_that_came_after
     """A job submitted after the last squeue causes a new one."""
     slurm = Counting()
     slurm.go.set()
-    queue = Queue(slurm)
+    queue = Queue(slurm.jobs)
     assert queue.job("2", time.monotonic(), 30.0) is None
     assert queue.job("2", time.monotonic(), 30.0) == JobState("RUNNING")
 
@@ -190,7 +190,7 @@ def test_an_answer_to_an_older_question_does_not_count_for_a_job_that_came_after
 def test_nobody_waits_longer_than_he_wants_to_for_anothers_question() -> None:
     """A caller's own time limit holds while another caller's squeue is running."""
     slurm = Counting()
-    queue = Queue(slurm)
+    queue = Queue(slurm.jobs)
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(queue.job, "1", time.monotonic(), 30.0)
         wait_until(lambda: slurm.asked == 1)

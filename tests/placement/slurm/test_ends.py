@@ -67,6 +67,7 @@ def test_a_job_that_others_cancel_is_told_as_cancelled(s: SlurmScheduler, cluste
     s.delete_workers("actor")
 
 
+@pytest.mark.slow("Slurm looks at time limits every half a minute", seconds=75)
 def test_the_time_limit_is_announced_and_then_told(make: Make, cluster: SlurmCluster) -> None:
     """One minute, announced a minute before its end: at once. Slurm ends it within the next half a minute."""
     s = make(time=1, signal_s=60)

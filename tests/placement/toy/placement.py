@@ -7,45 +7,40 @@ import subprocess
 import sys
 
 from rolecall.errors import WorkerTimeoutError
-from rolecall.placement.base import ExpectedGuard, Placed, Placement, PlacementContext
-from rolecall.placement.host_slots import HostSlots
-from rolecall.placement.plan import Plan
+from rolecall.placement.base import ExpectedGuard, PlacementContext
+from rolecall.placement.host_placement import HostPlacement
 from rolecall.protocol.environment import marks
 from rolecall.protocol.message import to_json
-from rolecall.types import Job
 
 GUARD = [sys.executable, "-m", "rolecall.guard", "--config-fd", "0"]
 
 
-class ToyPlacement(Placement):
+class ToyPlacement(HostPlacement):
     """Guards below this process. `devices`: how many this machine pretends to have."""
 
     name = "toy"
 
     def __init__(self, *, devices: int = 0) -> None:
-        self._slots, self.n_gpus_per_node = HostSlots(range(devices)), devices
+        super().__init__(devices=range(devices))
         self._guards: dict[str, tuple[ExpectedGuard, subprocess.Popen[bytes]]] = {}
 
     def open(self, context: PlacementContext) -> None:
         self._context = context
 
-    def plan(self, job: Job) -> Plan:
-        return self._slots.plan(job)
-
-    def place(self, job: Job) -> Placed:
-        plan, guard = self._slots.take(job), self._context.expect(f"toy-{job.role}")
+    def _guard_for(self, role: str) -> str:
+        guard = self._context.expect(f"toy-{role}")
         env = os.environ | marks(self._context.run_id, guard.guard_id)
         process = subprocess.Popen(GUARD, stdin=subprocess.PIPE, start_new_session=True, env=env)
-        self._guards[job.role] = guard, process
+        self._guards[role] = guard, process
         assert process.stdin is not None
         with process.stdin as stdin:  # the configuration holds the run's token
             stdin.write(to_json(self._context.guard_config(guard.guard_id)).encode())
         if not guard.wait(self._context.start_timeout):
             raise WorkerTimeoutError(f"guard {guard.guard_id}", self._context.start_timeout, "connection")
-        return Placed(plan, [guard.guard_id] * len(plan.slots))
+        return guard.guard_id
 
     def release(self, role: str) -> None:
-        self._slots.give_back(role)
+        super().release(role)
         if role in self._guards:
             guard, process = self._guards.pop(role)
             self._context.shut_down([guard], self._context.grace_s)

@@ -19,7 +19,7 @@ from msgspec.msgpack import Ext
 from msgspec.msgpack import encode as packed
 
 from rolecall.errors import DecodeError, EncodeError
-from rolecall.transport.codec import decode, encode, reader, rules, writer
+from rolecall.transport.codec import decode, encode, reader, writer
 from rolecall.transport.codec.rows import DICTS, EVEN_TUPLES, LISTS, UNEVEN_TUPLES
 from rolecall.transport.codec.user_types import DATACLASSES
 
@@ -263,9 +263,9 @@ ROW = "tests.transport.codec.test_exact:Row"
 @pytest.mark.parametrize(
     "code, content",
     [
-        (rules.TUPLES, [1]),
-        (rules.TUPLES, 1),
-        (rules.TUPLES, {"a": [1]}),
+        (reader.TUPLES, [1]),
+        (reader.TUPLES, 1),
+        (reader.TUPLES, {"a": [1]}),
         (EVEN_TUPLES, []),
         (EVEN_TUPLES, [1]),
         (EVEN_TUPLES, [[1], [1, 2]]),
@@ -285,8 +285,8 @@ ROW = "tests.transport.codec.test_exact:Row"
         (DATACLASSES, [ROW, ["a", "a"], [1], [2]]),
         (DATACLASSES, [ROW, ["c"], [1]]),
         (DATACLASSES, ["os:system", ["a"], [1]]),
-        (rules.LISTED, 0),
-        (rules.TABLE, [[1], 1]),
+        (reader.LISTED, 0),
+        (reader.TABLE, [[1], 1]),
     ],
 )
 def test_broken_columns_are_refused(code: int, content: Any) -> None:

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from rolecall import errors
 from rolecall.errors import CodecError, ProtocolError
 from rolecall.transport.codec import decode, encode
-from rolecall.transport.codec.rules import DECODERS
+from rolecall.transport.codec.reader import DECODERS
 from rolecall.transport.frames import MAGIC, FrameReader, pack
 from rolecall.types import SchedulingSpec, Worker
 

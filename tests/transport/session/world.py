@@ -266,8 +266,8 @@ class World:
         for event in events:
             if isinstance(event, Accepted):
                 self._accept(event)
-            elif isinstance(event, callees.Cancelled):
-                event.owner.cancelled = True
+            else:
+                event.owner.cancelled = event.owner.call.cancelled
 
     def _accept(self, event: Accepted[Running]) -> None:
         token = event.invocation.method

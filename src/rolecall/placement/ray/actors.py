@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -16,18 +16,7 @@ from rolecall.placement.ray import messages
 from rolecall.placement.sidecar import SidecarServer
 from rolecall.protocol.environment import RAY_PLACEMENT_GROUP, marks
 from rolecall.protocol.message import to_plain
-from rolecall.protocol.ray_driver import (
-    GUARD_END,
-    LAYOUT,
-    RELEASED,
-    STATUS,
-    Actor,
-    GuardEnd,
-    Layout,
-    PlaceRole,
-    Released,
-    RoleStatus,
-)
+from rolecall.protocol.ray_driver import Actor, PlaceRole, RoleNews
 from rolecall.transport import ray_internals
 
 STOP_S = 20.0
@@ -42,7 +31,8 @@ class RoleActors:
     Where the group is shared, one guard on each node owns the slots of all bundles there: torch is imported once on a
     node and not in front of each worker. Other bundles' devices are held by actors that do nothing else.
 
-    Its news are under the name of the request, a guard's end under `NAME-ORDINAL`, its id.
+    Attributes:
+        news: What was told last, under the name of the request.
     """
 
     def __init__(self, request: PlaceRole, server: SidecarServer) -> None:
@@ -53,21 +43,19 @@ class RoleActors:
         self._owners: list[int] = []  # of each worker's slot: the worker that its guard is named after
         self._actors: dict[int, Any] = {}
         self._runs: dict[Any, int] = {}
-        self._ends: dict[int, str] = {}
-        self._releasing = threading.Event()
-        self.released = threading.Event()
-        self._idle = threading.Event()
+        self.news, self._telling = RoleNews(), threading.Lock()
+        self._releasing, self._idle = threading.Event(), threading.Event()
 
     def place(self) -> None:
         """Asks for the groups, waits for them, starts the guards in them, and reports those that end."""
         try:
             self._ask()
             if self._wait_for_groups():
-                self._tell_status("running")
+                self._tell(state="running", reason="")
                 self._start()
                 self._tell_layout()
         except Exception as e:
-            self._tell_status("ended", messages.error_text(e))
+            self._tell(state="ended", reason=messages.error_text(e))
         finally:
             self._idle.set()
         self._watch()
@@ -81,16 +69,16 @@ class RoleActors:
 
     def _wait_for_groups(self) -> bool:
         """True when all are placed; False when they are no longer wanted."""
-        pause, told = 0.02, ""
+        pause = 0.02
         while not self._releasing.wait(pause):
             tables = [_table(group) for group in self._groups]
             waiting = [table for table in tables if table["state"] != "CREATED"]
             if not waiting:
                 return True
             reason = _why(waiting, len(tables))
-            if reason != told:
-                self._tell_status("queued", reason)
-            pause, told = min(pause * 2, 0.5), reason
+            if reason != self.news.reason:
+                self._tell(reason=reason)
+            pause = min(pause * 2, 0.5)
         return False
 
     def _start(self) -> None:
@@ -104,9 +92,8 @@ class RoleActors:
                 self._actors[n] = self._actor(ray_guard.Guard, actor)
                 config = self._config(n, actor)
                 # The token in it goes to the actor itself; what a constructor is given is kept by Ray's head.
-                run = self._actors[n].run.remote(
-                    config, marks(config["run_id"], config["guard_id"]), self._request.kind
-                )
+                mark = marks(config["run_id"], config["guard_id"])
+                run = self._actors[n].run.remote(config, mark, self._request.kind)
             elif self._has_devices(actor):
                 self._actors[n] = self._actor(ray_guard.Holder, actor)
                 run = self._actors[n].run.remote()
@@ -153,10 +140,12 @@ class RoleActors:
             _, left = ray.wait(left, num_returns=len(left), timeout=LOOK_S)
         if not left:
             devices = [ray.get(asked[n]) if n in asked else [] for n in range(len(actors))]
-            self._server.say(LAYOUT, self._name, Layout(guards=self._owners, devices=devices))
+            self._tell(guards=self._owners, devices=devices)
 
-    def _tell_status(self, state: Literal["queued", "running", "ended"], reason: str = "") -> None:
-        self._server.say(STATUS, self._name, RoleStatus(state=state, reason=reason))
+    def _tell(self, **changes: Any) -> None:
+        with self._telling:
+            self.news = msgspec.structs.replace(self.news, **changes)
+            self._server.say(self._name, self.news)
 
     def _watch(self) -> None:
         import ray
@@ -177,13 +166,12 @@ class RoleActors:
         if owner != ordinal:
             words = f"the actor that held the devices of {worker} ended: {words}"
             self._actors[owner].stop.remote()  # Ray gives those devices to others now
-        self._ends.setdefault(owner, words)
-        self._server.say(GUARD_END, f"{self._name}-{owner}", GuardEnd(reason=self._ends[owner]))
-        self._tell_status("ended", f"{worker}: {words}")
+        ends = {f"{self._name}-{owner}": words or "it was stopped"} | self.news.ends
+        self._tell(state="ended", reason=f"{worker}: {words}", ends=ends)
 
     def look(self, ordinal: int) -> str | None:
         """What is known of a guard's end, or to be seen of it before Ray reports it."""
-        return self._ends.get(ordinal) or self._cause(ordinal)
+        return self.news.ends.get(f"{self._name}-{ordinal}") or self._cause(ordinal)
 
     def _cause(self, ordinal: int) -> str | None:
         """What has taken a guard with it: a dying node kills it before anything is heard of the node."""
@@ -209,8 +197,7 @@ class RoleActors:
             left = self._end_actors() + self._remove_groups()
         except Exception as e:
             left = [messages.error_text(e)]
-        self.released.set()
-        self._server.say(RELEASED, self._name, Released(left=left))
+        self._tell(left=left)
 
     def _end_actors(self) -> list[str]:
         import ray

@@ -20,21 +20,8 @@ from rolecall.placement.ray import messages
 from rolecall.placement.ray.actors import STOP_S, RoleActors
 from rolecall.placement.ray.joining import join
 from rolecall.placement.sidecar import SidecarServer, beside
-from rolecall.protocol.ray_driver import (
-    COUNT_NODES,
-    JOIN,
-    LOOK,
-    PLACE,
-    RELEASE,
-    RELEASED,
-    GuardEnd,
-    JoinCluster,
-    Joined,
-    OfGuard,
-    OfRole,
-    PlaceRole,
-    Released,
-)
+from rolecall.protocol import ray_driver as protocol
+from rolecall.protocol.ray_driver import JoinCluster, Joined, OfGuard, OfRole, PlaceRole, RoleNews
 
 SILENCE_S = 15.0
 PAUSE_S = 0.5
@@ -57,11 +44,11 @@ class Driver:
         self._roles: dict[str, RoleActors] = {}
         self._folder = "/nonexistent"
         self._thread = ThreadPoolExecutor(1)  # processes that Ray starts die with the thread that has started them
-        server.handle(JOIN, lambda wanted: self._thread.submit(self._join, wanted).result)
-        server.handle(COUNT_NODES, lambda wanted: _count_nodes)
-        server.handle(PLACE, self._place)
-        server.handle(LOOK, lambda wanted: partial(self._look, wanted))
-        server.handle(RELEASE, self._release)
+        server.handle(protocol.JOIN, lambda wanted: self._thread.submit(self._join, wanted).result)
+        server.handle(protocol.COUNT_NODES, lambda wanted: _count_nodes)
+        server.handle(protocol.PLACE, self._place)
+        server.handle(protocol.LOOK, lambda wanted: partial(self._look, wanted))
+        server.handle(protocol.RELEASE, self._release)
 
     def serve(self) -> None:
         """Until the controller is gone."""
@@ -78,19 +65,19 @@ class Driver:
         self._roles[wanted.name] = RoleActors(wanted, self._server)
         return self._roles[wanted.name].place
 
-    def _look(self, wanted: OfGuard) -> GuardEnd:
-        return GuardEnd(reason=messages.or_error(self._roles[wanted.name].look, wanted.ordinal))
+    def _look(self, wanted: OfGuard) -> str:
+        return messages.or_error(self._roles[wanted.name].look, wanted.ordinal) or ""
 
     def _release(self, wanted: OfRole) -> Callable[[], None]:
         if wanted.name not in self._roles:  # its order never came
-            return partial(self._server.say, RELEASED, wanted.name, Released())
+            return partial(self._server.say, wanted.name, RoleNews(left=[]))
         return self._roles[wanted.name].release
 
     def close(self) -> None:
         """Its guards end too and clean up, for which Ray gives them no time."""
         import ray
 
-        releases = [beside(role.release) for role in self._roles.values() if not role.released.is_set()]
+        releases = [beside(role.release) for role in self._roles.values() if role.news.left is None]
         for release in releases:
             release.join(STOP_S)
         self._thread.submit(ray.shutdown, wait_for_processes=True).result()

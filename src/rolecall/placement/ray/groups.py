@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Literal
 
 from rolecall.errors import WorkerConfigurationError
@@ -48,7 +48,10 @@ def place(job: Job, how: Asking) -> RoleGroups:
     if strategy != "deferred":
         _check_fits(job, how)
     workers = [worker_id(job.role, i) for i in range(job.replicas)]
-    bundles = [_split(spec, how) if strategy == "deferred" else [_resources(spec, how)] for spec in specs]
+    bundles = [
+        _split(spec, how) if strategy == "deferred" else [_bundle(spec.cpu, spec.gpu, spec.mem * GIB, how)]
+        for spec in specs
+    ]
     if strategy == "shared":
         groups = [Group(f"{how.prefix}/{job.role}", tuple(each for (each,) in bundles))]
     else:
@@ -106,9 +109,7 @@ def table(wanted: RoleGroups) -> str:
 
 def shares(total: int, weights: Sequence[int]) -> list[int]:
     """Splits a whole number in proportion to weights, into whole numbers that sum to it."""
-    bounds = [0]
-    for weight in weights:
-        bounds.append(bounds[-1] + weight)
+    bounds = [0, *accumulate(weights)]
     return [total * high // bounds[-1] - total * low // bounds[-1] for low, high in pairwise(bounds)]
 
 
@@ -119,10 +120,6 @@ def _split(spec: SchedulingSpec, how: Asking) -> list[Resources]:
     weights = devices if spec.gpu else [1]
     parts = zip(devices, shares(spec.cpu, weights), shares(spec.mem * GIB, weights), strict=True)
     return [_bundle(cpu, gpu, memory, how) for gpu, cpu, memory in parts]
-
-
-def _resources(spec: SchedulingSpec, how: Asking) -> Resources:
-    return _bundle(spec.cpu, spec.gpu, spec.mem * GIB, how)
 
 
 def _bundle(cpu: int, gpu: int, memory: int, how: Asking) -> Resources:
@@ -137,9 +134,7 @@ def _bundle(cpu: int, gpu: int, memory: int, how: Asking) -> Resources:
 def _check_fits(job: Job, how: Asking) -> None:
     for i, spec in enumerate(job.specs()):
         if how.accelerator != "none" and 0 < how.per_node < spec.gpu:
-            key = DEVICE_KEYS[how.accelerator]
-            what = (
-                f"worker {worker_id(job.role, i)} asks for {spec.gpu} {key}s of one node, and nodes have {how.per_node}"
-            )
+            wanted = f"{spec.gpu} {DEVICE_KEYS[how.accelerator]}s of one node"
+            what = f"worker {worker_id(job.role, i)} asks for {wanted}, and nodes have {how.per_node}"
             expected = "use ray_placement_strategy='deferred' for engines that span nodes, or set n_gpus_per_node"
             raise WorkerConfigurationError(what, None, expected)

@@ -1,7 +1,7 @@
 """The Ray actors of a role: around a guard, and around nothing but a bundle's devices. They host no engine.
 
-Its code travels to the cluster by value and uses the standard library and ray alone, so that a node needs nothing but
-what the guard itself needs. The guard is a process of its own: an actor's process belongs to Ray.
+Its code travels to the cluster by value and uses the standard library, ray and `guard_process` alone, so that a node
+needs nothing but what the guard itself needs. The guard is a process of its own: an actor's process belongs to Ray.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ import contextlib
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import threading
 from pathlib import Path
 from typing import Any
 
+from rolecall.placement.guard_process import end_guard, start_guard
 from rolecall.protocol.devices import ASCEND, CUDA
 
 DEVICE_VARS = {"GPU": CUDA, "NPU": ASCEND}  # by Ray's name of the resource
-PUSHES_S = (8.0, 5.0, 5.0)  # SIGTERM asks the guard, a second one kills it, SIGKILL ends its reaper
+PATIENCE_S = (8.0, 5.0, 5.0)
 # What Ray gives to its own processes alone; another Ray program below the guard must not take it for its own.
 _RAYS_OWN = ("RAY_JOB_ID", "RAY_RAYLET_PID", "RAY_CLIENT_MODE", "RAY_LD_PRELOAD_ON_WORKERS", "SPT_NOENV")
 
@@ -83,42 +83,21 @@ class Guard(BundleActor):
         """Ends the guard and all that it owns; False when it survives."""
         with self._lock:
             self._stopped = True
-        for push, patience in zip(("terminate", "terminate", "kill"), PUSHES_S, strict=True):
-            if self._process is None:
-                return True
-            getattr(self._process, push)()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(patience)
-                return True
-        return False
+        return self._process is None or end_guard(self._process, PATIENCE_S)
 
     def _live(self, config: dict[str, Any], env: dict[str, str]) -> str:
         with tempfile.TemporaryFile() as output:
             with self._lock:
                 if self._stopped:
                     return ""
-                self._process = self._launch(config, env, output.fileno())
+                with contextlib.suppress(OSError):  # Ray's workers are nice to its own processes; ours are as elsewhere
+                    os.setpriority(os.PRIO_PROCESS, 0, 0)
+                text = json.dumps(config | {"starter_pid": os.getpid()})
+                self._process = start_guard(text, env, output.fileno())
             status = self._process.wait()
             output.seek(max(0, os.fstat(output.fileno()).st_size - 2000))
             tail = output.read().decode(errors="replace").strip()
         return f"its guard ended with status {status}" + (f"\n{tail}" if tail else "")
-
-    def _launch(self, config: dict[str, Any], env: dict[str, str], output: int) -> subprocess.Popen[bytes]:
-        """Its configuration, the run's token in it, goes through a file without a name."""
-        with contextlib.suppress(OSError):  # Ray's workers are nice to its own processes; ours are as on other backends
-            os.setpriority(os.PRIO_PROCESS, 0, 0)
-        with tempfile.TemporaryFile() as handed:
-            handed.write(json.dumps(config | {"starter_pid": os.getpid()}).encode())
-            handed.seek(0)
-            return subprocess.Popen(
-                [sys.executable, "-P", "-m", "rolecall.guard", "--config-fd", str(handed.fileno())],
-                pass_fds=[handed.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-                env=env,
-            )
 
 
 def assigned(kind: str) -> list[str]:

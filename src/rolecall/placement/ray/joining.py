@@ -8,6 +8,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+from rolecall.placement import guard_process
 from rolecall.placement.ray import guard as ray_guard
 from rolecall.protocol.ray_driver import JoinCluster, Joined
 from rolecall.transport import ray_internals
@@ -21,7 +22,8 @@ def join(wanted: JoinCluster) -> Joined:
     """Connects to the cluster that is named, else RAY_ADDRESS's, else one that runs here, else one of our own."""
     import ray
 
-    ray.cloudpickle.register_pickle_by_value(ray_guard)
+    for module in (ray_guard, guard_process):
+        ray.cloudpickle.register_pickle_by_value(module)
     address = wanted.address or os.environ.get("RAY_ADDRESS") or _running_here()
     how = {"namespace": wanted.namespace, "log_to_driver": False, "configure_logging": False, **wanted.init}
     if address is not None:

@@ -19,13 +19,11 @@ def folder_of(run_id: str) -> Path:
     return Path(f"/tmp/rc-ray-{run_id}")
 
 
-def remove_cluster(run_id: str) -> bool:
-    """Removes the files of a cluster of the run's own, whose processes are gone; says whether there were any."""
+def remove_cluster(run_id: str) -> None:
+    """Removes the files of a cluster of the run's own, whose processes are gone, if there are any."""
     folder = folder_of(run_id)
-    if folder.parent != Path("/tmp") or not is_private(folder):
-        return False
-    shutil.rmtree(folder, ignore_errors=True)
-    return True
+    if folder.parent == Path("/tmp") and is_private(folder):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_ray(env: Mapping[str, str] = os.environ) -> Iterator[Finding]:
@@ -38,13 +36,9 @@ def check_ray(env: Mapping[str, str] = os.environ) -> Iterator[Finding]:
         advice = "name the head's own address, host:port (6379 by default); see docs/ray.md"
         yield warning(CHECK, f"RAY_ADDRESS={address} is no address of a cluster's head", advice)
     else:
-        yield _reached(host.strip("[]"), int(port))
-
-
-def _reached(host: str, port: int) -> Finding:
-    try:
-        socket.create_connection((host, port), TIMEOUT_S).close()
-    except OSError as e:
-        advice = "start the cluster, or correct RAY_ADDRESS"
-        return warning(CHECK, f"nobody answers at {host}:{port}, where RAY_ADDRESS points: {e}", advice, "ray status")
-    return ok(CHECK, f"a Ray cluster's head answers at {host}:{port}")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), TIMEOUT_S).close()
+            yield ok(CHECK, f"a Ray cluster's head answers at {address}")
+        except OSError as e:
+            seen = f"nobody answers at {address}, where RAY_ADDRESS points: {e}"
+            yield warning(CHECK, seen, "start the cluster, or correct RAY_ADDRESS", "ray status")

@@ -17,8 +17,8 @@ import msgspec
 
 from rolecall.errors import WorkerConfigurationError
 from rolecall.guard.sweep import sweep
-from rolecall.placement.allocations import Allocation, Allocations, check_queue_timeout
-from rolecall.placement.base import Placed, Placement, PlacementContext
+from rolecall.placement.allocations import Allocation, ClusterPlacement
+from rolecall.placement.base import Placed, PlacementContext
 from rolecall.placement.launching import python_path
 from rolecall.placement.outside import Finding
 from rolecall.placement.plan import Plan, portable_environment, separate_slots, warn_of_unused
@@ -29,7 +29,7 @@ from rolecall.placement.sidecar import Sidecar
 from rolecall.protocol.devices import ASCEND, CUDA
 from rolecall.protocol.environment import RAY_NAMESPACE, marks
 from rolecall.protocol.guard_config import GuardConfig
-from rolecall.protocol.ray_driver import JOIN, PLACE, JoinCluster, Joined, PlaceRole, RoleGroups
+from rolecall.protocol.ray_driver import JOIN, PLACE, JoinCluster, Joined, PlaceRole, RoleGroups, RoleNews
 from rolecall.types import Job, check_count
 
 log = logging.getLogger("rolecall")
@@ -49,7 +49,7 @@ class RayPlan(Plan):
         return f"{super().__str__()}\n{table(self.role_groups)}"
 
 
-class RayPlacement(Placement):
+class RayPlacement(ClusterPlacement[RayPlan]):
     """Workers on the nodes of a Ray cluster.
 
     Args:
@@ -88,11 +88,10 @@ class RayPlacement(Placement):
         if accelerator not in (*DEVICE_KEYS, "none"):
             raise WorkerConfigurationError("unknown accelerator", accelerator, "use one of gpu, npu, none")
         check_count("n_gpus_per_node", n_gpus_per_node)
-        check_queue_timeout(queue_timeout)
+        super().__init__(ip, queue_timeout)
         self.address, self._namespace, self._init = address, namespace, dict(init or {})
         self._accelerator: Accelerator = accelerator
         self._per_node, self._reserve_memory = n_gpus_per_node, reserve_memory
-        self._ip, self._queue_timeout = ip, queue_timeout
         self._kind = DEVICE_KEYS.get(accelerator, "GPU")
         self._joined = False
         self.device_variable = ASCEND if accelerator == "npu" else CUDA
@@ -104,14 +103,13 @@ class RayPlacement(Placement):
         # The second: Ray's agents give themselves titles, which would take the room of their first variables.
         mark = marks(context.run_id, "ray") | {"SPT_NOENV": "1"}
         log_path = context.run_dir / "logs" / "ray-driver.log"
-        self.driver = Sidecar("rolecall.placement.ray.driver", log_path, mark, context.io)
+        self.driver = Sidecar("rolecall.placement.ray.driver", log_path, mark, context.io, RoleNews)
         with contextlib.ExitStack() as undo:
             undo.callback(self._leave)
             found = self._join()
             self.address = found.address
             self.n_gpus_per_node = found.devices.get(self._kind, 0) if self._per_node is None else self._per_node
-            context.listen(self._ip or found.ip)
-            self._allocations = Allocations(context, self._queue_timeout)
+            self._begin(context, found.ip)
             undo.pop_all()
 
     def _join(self) -> Joined:
@@ -146,15 +144,11 @@ class RayPlacement(Placement):
 
     def place(self, job: Job) -> Placed:
         warn_of_unused(job, IGNORED, "on Ray")
-        plan = self.plan(job)
-        return self._allocations.place(plan, lambda name, config: self._submit(plan, name, config))
-
-    def release(self, role: str) -> None:
-        self._allocations.release(role)
+        return super().place(job)
 
     def close(self, *, graceful: bool) -> None:
         try:
-            self._allocations.close(graceful=graceful)
+            super().close(graceful=graceful)
         finally:
             self._leave()
 
@@ -174,8 +168,8 @@ class RayPlacement(Placement):
         return portable_environment(os.environ, python_path()) | cluster
 
     @classmethod
-    def clean(cls, run_id: str) -> bool:
-        return outside.remove_cluster(run_id)
+    def clean(cls, run_id: str) -> None:
+        outside.remove_cluster(run_id)
 
     @classmethod
     def findings(cls) -> Iterable[Finding]:

@@ -16,7 +16,6 @@ from rolecall.placement.plan import Plan, dealt
 from rolecall.placement.slurm.commands import ANSWER_S, Slurm
 from rolecall.placement.slurm.queue import Queue
 from rolecall.placement.slurm.states import JobState
-from rolecall.protocol.guard_hello import GuardHello
 
 log = logging.getLogger("rolecall")
 FRESH_S = 0.4
@@ -52,19 +51,17 @@ class SlurmAllocation:
             state = self._look(min(max(FRESH_S, waited / 10), LONGEST_POLL_S), TOLD_S)
         except SlurmError as e:
             self._status = replace(self._status, reason=str(e))
+            return self._status
+        if state is None or state.meaning == "ended":
+            self._status = AllocationStatus("ended", self._said(state) + (self._tail() or self._beside()))
         else:
-            self._status = self._status_of(state)
+            wait = f": {state.wait}" if state.meaning == "queued" else ""
+            self._status = AllocationStatus(state.meaning, f"job {self.job_id}{wait}")
         return self._status
 
-    def _status_of(self, state: JobState | None) -> AllocationStatus:
-        if state is None or state.meaning == "ended":
-            return AllocationStatus("ended", self._said(state) + (self._tail() or self._beside()))
-        return AllocationStatus(
-            state.meaning, f"job {self.job_id}" + (f": {state.wait}" if state.meaning == "queued" else "")
-        )
-
     def settled(self, plan: Plan, guards: Sequence[ExpectedGuard]) -> Plan | None:
-        return _dealt(plan, [guard.hello for guard in guards])
+        given = [guard.hello.devices for guard in guards if guard.hello is not None]
+        return dealt(plan, given) if len(given) == len(guards) else None
 
     def exit_cause(self, ordinal: int) -> ExitCause:
         state = self._look(FRESH_S, TOLD_S)
@@ -141,8 +138,3 @@ class SlurmAllocation:
         except OSError:  # no file system that both see, or nothing was written
             text = ""
         return f"; its output ends with\n{text}" if text else ""
-
-
-def _dealt(plan: Plan, hellos: Sequence[GuardHello | None]) -> Plan | None:
-    given = [hello.devices for hello in hellos if hello is not None]
-    return dealt(plan, given) if len(given) == len(hellos) else None

@@ -100,6 +100,11 @@ class Slurm:
         known = [f"preempted at {preempted[1]}" if preempted else "", said if first == comment else ""]
         return "; ".join(filter(None, known))
 
+    def node_states(self, answer_s: float) -> dict[str, str]:
+        """The state of each node, in Slurm's word. Asked once."""
+        command = ["sinfo", "--noheader", "--Node", "--format=%N|%t"]
+        return {name: state for name, state, *_ in self._table(command, 2, answer_s=answer_s, within_s=0.0)}
+
     def cancel(self, job_id: str, *, kill: bool = False) -> None:
         """Ends a job in whatever state; `kill`: its processes get SIGKILL now, the batch shell included."""
         how = ["--full", "--signal=KILL"] if kill else []

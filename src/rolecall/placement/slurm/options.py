@@ -6,10 +6,10 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from rolecall.errors import WorkerConfigurationError
-from rolecall.types import ContainerType, Job, SchedulingSpec, check_count
+from rolecall.types import ContainerType, Job, SchedulingSpec, check_count, check_one_of
 
 GpuRequest = Literal["gres", "gpus-per-node"]
 
@@ -26,8 +26,7 @@ FROM_SPECS = ("image", "container_type", "mount", "nodelist", "exclude", "additi
 OURS = ("-n", "--ntasks", "-N", "--nodes", "--ntasks-per-node", "-i", "--input", "--multi-prog", "-Z", "--no-allocate")
 MAX_SIGNAL_S = 65535  # sbatch takes no more
 
-_DIRECTIVE = re.compile(r"""(?!-)[!-~]+(?<!["'\\#])""")
-_UNQUOTED = re.compile(r"""["'\\#]""")
+_DIRECTIVE = re.compile(r"""(?!-)(?:(?!["'\\#])[!-~])+""")
 _TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}|UNLIMITED|INFINITE", re.IGNORECASE)
 _GRES = re.compile(r"[A-Za-z]\w*(:[\w.-]+)?")
 
@@ -78,19 +77,24 @@ class SlurmOptions:
 
     def __post_init__(self) -> None:
         for name in ("partition", "account", "qos", "nodelist", "exclude", "constraint", "reservation"):
-            _check_directive(name, getattr(self, name))
-        _check_time(self.time)
+            # A word of an `#SBATCH` line: there is no shell there, but quotes and comments.
+            expected = "use printable ASCII without spaces, quotes, backslashes and '#', and no '-' in front"
+            _check(name, getattr(self, name), _DIRECTIVE, expected)
+        expected = "use minutes, or 'hours:minutes:seconds', or 'days-hours:minutes:seconds'"
+        _check("time", str(self.time) if type(self.time) is int else self.time, _TIME, expected)
+        _check("gres", self.gres or "", _GRES, "use a name, or a name and a type: gpu:a100")
         for name in ("n_gpus_per_node", "cpus_per_node", "mem_per_node"):
             check_count(name, getattr(self, name))
         check_count("signal_s", self.signal_s, MAX_SIGNAL_S)
-        if not isinstance(self.gres, str) or not _GRES.fullmatch(self.gres):
-            raise WorkerConfigurationError("bad gres", self.gres, "use a name, or a name and a type: gpu:a100")
-        for name, kind in (("container_type", ContainerType), ("gpu_request", GpuRequest)):
-            if getattr(self, name) not in get_args(kind):
-                raise WorkerConfigurationError(f"unknown {name}", getattr(self, name), f"use one of {get_args(kind)}")
+        check_one_of("container_type", self.container_type, ContainerType)
+        check_one_of("gpu_request", self.gpu_request, GpuRequest)
         for name in ("image", "mount", "python"):
-            _check_word(name, getattr(self, name))
-        _check_lines(self.additional_bash_cmds)
+            value = getattr(self, name)
+            if value is not None and not (_is_text(value) and value and value[0] != "-"):
+                raise WorkerConfigurationError(f"bad {name}", value, "use printable text that does not begin with '-'")
+        lines = self.additional_bash_cmds
+        if isinstance(lines, str) or not all(isinstance(line, str) and "\0" not in line for line in lines or ()):
+            raise WorkerConfigurationError("bad additional_bash_cmds", lines, "give a list of shell lines")
         self.srun_arguments()
 
     @property
@@ -138,32 +142,19 @@ def _agreed(job: Job, name: str) -> Any:
     return None if value == getattr(SchedulingSpec, name, None) else value
 
 
-def _check_directive(name: str, value: str | None) -> None:
-    """A word of an `#SBATCH` line: there is no shell there, but quotes and comments."""
-    if value is not None and (not isinstance(value, str) or not _DIRECTIVE.fullmatch(value) or _UNQUOTED.search(value)):
-        expected = "use printable ASCII without spaces, quotes, backslashes and '#', and no '-' in front"
+def _check(name: str, value: object, pattern: re.Pattern[str], expected: str) -> None:
+    """Nothing, or a text of that pattern."""
+    if value is not None and not (isinstance(value, str) and pattern.fullmatch(value)):
         raise WorkerConfigurationError(f"bad {name}", value, expected)
 
 
-def _check_time(time: str | int | None) -> None:
-    if time is not None and (isinstance(time, bool) or not _TIME.fullmatch(str(time))):
-        expected = "use minutes, or 'hours:minutes:seconds', or 'days-hours:minutes:seconds'"
-        raise WorkerConfigurationError("bad time", time, expected)
-
-
-def _check_word(name: str, value: str | None) -> None:
-    if value is not None and (not isinstance(value, str) or not value or value[0] == "-" or not value.isprintable()):
-        raise WorkerConfigurationError(f"bad {name}", value, "use printable text that does not begin with '-'")
-
-
-def _check_lines(lines: Sequence[str] | None) -> None:
-    if isinstance(lines, str) or not all(isinstance(line, str) and "\0" not in line for line in lines or ()):
-        raise WorkerConfigurationError("bad additional_bash_cmds", lines, "give a list of shell lines")
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value.isprintable()
 
 
 def _check_srun(arguments: Sequence[str]) -> None:
     for argument in arguments:
-        if not isinstance(argument, str) or not argument.isprintable():
+        if not _is_text(argument):
             raise WorkerConfigurationError("bad srun_additional_args", argument, "use printable text")
         if "$" in argument or "`" in argument:
             raise WorkerConfigurationError("srun_additional_args pass no shell", argument, "write the value itself")

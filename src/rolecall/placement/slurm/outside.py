@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -45,7 +43,7 @@ def end_jobs(run_id: str, state: RunState, *, surely: bool) -> Removal:
 
 
 def _end(slurm: Slurm, comment: str, found: list[str]) -> Removal:
-    queue = Queue(slurm)
+    queue = Queue(slurm.jobs)
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(lambda job: SlurmAllocation(slurm, queue, job, comment).release(), found))
     left = slurm.of_run(comment)
@@ -74,11 +72,11 @@ def check_slurm() -> Iterator[Finding]:
     if shutil.which("sbatch") is None:
         yield info(CHECK, "no sbatch on PATH", 'only needed for scheduler("slurm"), on a login node of the cluster')
         return
-    asked = _ask("sinfo", "--noheader", "--Node", "--format=%N %t")
-    if isinstance(asked, str):
-        yield warning(CHECK, f"Slurm is installed but does not answer: {asked}", "see docs/slurm.md", "scontrol ping")
+    try:
+        nodes = Slurm().node_states(BRIEF_S)
+    except SlurmError as e:
+        yield warning(CHECK, f"Slurm is installed but does not answer: {e.seen}", "see docs/slurm.md", "scontrol ping")
         return
-    nodes = dict(line.split(maxsplit=1) for line in asked.stdout.split("\n") if " " in line)
     closed = [f"{node} ({state})" for node, state in nodes.items() if state.lower().startswith(CANNOT_START)]
     if closed:
         yield warning(
@@ -86,14 +84,3 @@ def check_slurm() -> Iterator[Finding]:
         )
     if len(closed) < len(nodes):
         yield ok(CHECK, f"{len(nodes) - len(closed)} node(s) take jobs")
-
-
-def _ask(*argv: str) -> subprocess.CompletedProcess[str] | str:
-    """What a command said, or why it said nothing."""
-    try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=BRIEF_S, env=os.environ | {"LC_ALL": "C"})
-    except subprocess.TimeoutExpired:
-        return f"no answer within {BRIEF_S:g} s"
-    except OSError as e:
-        return f"{argv[0]}: {e.strerror}"
-    return done if done.returncode == 0 else done.stderr.strip().rpartition("\n")[2] or f"status {done.returncode}"

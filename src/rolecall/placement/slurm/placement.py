@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 
 from rolecall.errors import SlurmError, WorkerConfigurationError, WorkerCreationError
-from rolecall.placement.allocations import Allocations, check_queue_timeout
-from rolecall.placement.base import Placed, Placement, PlacementContext
+from rolecall.placement.allocations import ClusterPlacement
+from rolecall.placement.base import PlacementContext
 from rolecall.placement.launching import current_folder, python_path
 from rolecall.placement.outside import Finding, Left, Removal
 from rolecall.placement.plan import Plan, base_environment, separate_slots
@@ -24,7 +24,7 @@ from rolecall.placement.slurm import outside
 from rolecall.placement.slurm.allocation import SlurmAllocation
 from rolecall.placement.slurm.commands import Slurm
 from rolecall.placement.slurm.options import SlurmOptions, with_defaults
-from rolecall.placement.slurm.packing import MIB, Node, Share, place
+from rolecall.placement.slurm.packing import MIB, Node, place
 from rolecall.placement.slurm.queue import Queue
 from rolecall.placement.slurm.script import Surroundings, filled, job_comment, job_name, render
 from rolecall.protocol.guard_config import GuardConfig
@@ -44,7 +44,7 @@ class SlurmPlan(Plan):
     python_path: tuple[str, ...] = ()
 
 
-class SlurmPlacement(Placement):
+class SlurmPlacement(ClusterPlacement[SlurmPlan]):
     """Workers in jobs of a Slurm cluster.
 
     Args:
@@ -58,24 +58,19 @@ class SlurmPlacement(Placement):
     further_options = tuple(field.name for field in fields(SlurmOptions))
 
     def __init__(self, *, ip: str | None = None, queue_timeout: float | None = None, **options: Any) -> None:
-        check_queue_timeout(queue_timeout)
-        self._ip, self._queue_timeout = ip, queue_timeout
+        super().__init__(ip, queue_timeout)
         self._options = with_defaults(options, os.environ)
         self._slurm = Slurm(_job_environment())
-        self._queue = Queue(self._slurm)
+        self._queue = Queue(self._slurm.jobs)
 
     def open(self, context: PlacementContext) -> None:
-        self._context, self._found = context, self._known_nodes()
+        partition = self._options.partition
+        self._context, self._found = context, self._slurm.nodes(partition, self._options.gres)
+        if not self._found:
+            which = "no default partition" if partition is None else "no node in the partition"
+            raise WorkerConfigurationError(which, partition, "pass partition=...; `sinfo` lists them")
         self.n_gpus_per_node = max((node.share.gpus for node in self._nodes(self._options)), default=0)
-        context.listen(self._ip or _own_address(self._found))
-        self._allocations = Allocations(context, self._queue_timeout)
-
-    def _known_nodes(self) -> list[Node]:
-        found = self._slurm.nodes(self._options.partition, self._options.gres)
-        if not found:
-            which = "no default partition" if self._options.partition is None else "no node in the partition"
-            raise WorkerConfigurationError(which, self._options.partition, "pass partition=...; `sinfo` lists them")
-        return found
+        self._begin(context, self._ip or _own_address(self._found))
 
     def plan(self, job: Job) -> SlurmPlan:
         options = self._options.of(job)
@@ -94,16 +89,6 @@ class SlurmPlacement(Placement):
         slots = separate_slots(job, packing.node.cpus)
         script = render(job.role, packing, options, here)
         return SlurmPlan(job.role, slots, guards=packing.guards, script=script, python_path=path)
-
-    def place(self, job: Job) -> Placed:
-        plan = self.plan(job)
-        return self._allocations.place(plan, lambda name, config: self._submit(plan, name, config))
-
-    def release(self, role: str) -> None:
-        self._allocations.release(role)
-
-    def close(self, *, graceful: bool) -> None:
-        self._allocations.close(graceful=graceful)
 
     def _submit(self, plan: SlurmPlan, name: str, config: GuardConfig) -> SlurmAllocation:
         config = msgspec.structs.replace(config, sys_path=list(plan.python_path), notices=True)
@@ -134,7 +119,10 @@ class SlurmPlacement(Placement):
         only = set(self._slurm.hosts(options.nodelist)) if options.nodelist else None
         never = set(self._slurm.hosts(options.exclude)) if options.exclude else set()
         found = [node for node in self._found if node.name not in never and (only is None or node.name in only)]
-        return [replace(node, share=_corrected(node, options)) for node in found]
+        memory = None if options.mem_per_node is None else options.mem_per_node * MIB
+        figures = {"cpus": options.cpus_per_node, "mem": memory, "gpus": options.n_gpus_per_node}
+        better = {name: figure for name, figure in figures.items() if figure is not None}
+        return [replace(node, share=replace(node.share, **better)) for node in found]
 
     @classmethod
     def end_left(cls, run_id: str, state: RunState) -> Removal:
@@ -161,19 +149,7 @@ def _own_address(nodes: Sequence[Node]) -> str:
 
 def _job_environment() -> dict[str, str]:
     """The user's environment, for the commands and for the job. Where modules are is in the script."""
-    env = base_environment(os.environ, [])
-    del env["PYTHONPATH"]
-    return env
-
-
-def _corrected(node: Node, options: SlurmOptions) -> Share:
-    share, memory = node.share, options.mem_per_node
-    return replace(
-        share,
-        cpus=share.cpus if options.cpus_per_node is None else options.cpus_per_node,
-        mem=share.mem if memory is None else memory * MIB,
-        gpus=share.gpus if options.n_gpus_per_node is None else options.n_gpus_per_node,
-    )
+    return {name: value for name, value in base_environment(os.environ, []).items() if name != "PYTHONPATH"}
 
 
 def _portable(path: Sequence[str]) -> list[str]:

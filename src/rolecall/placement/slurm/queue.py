@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Protocol
+from collections.abc import Callable
 
 from rolecall.errors import SlurmError
 from rolecall.placement.slurm.states import JobState
 from rolecall.transport.call import fresh
 
 
-class Asks(Protocol):
-    """Whoever asks Slurm."""
-
-    def jobs(self, answer_s: float) -> dict[str, JobState]: ...
-
-
 class Queue:
     """This user's jobs, as fresh as whoever asks wants them. A failure is kept like an answer."""
 
-    def __init__(self, slurm: Asks) -> None:
-        self._slurm = slurm
+    def __init__(self, ask: Callable[[float], dict[str, JobState]]) -> None:
+        self._ask = ask
         self._lock = threading.Lock()
         self._seen: dict[str, JobState] | SlurmError = {}
         self._seen_at = float("-inf")
@@ -46,7 +40,7 @@ class Queue:
     def _look(self, answer_s: float) -> None:
         asked_at = time.monotonic()  # what comes about while Slurm answers need not be in the answer
         try:
-            self._seen = self._slurm.jobs(answer_s)
+            self._seen = self._ask(answer_s)
         except SlurmError as e:
             self._seen = e
         self._seen_at = asked_at

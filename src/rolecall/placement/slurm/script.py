@@ -65,13 +65,19 @@ def run_of(comment: str) -> str:
 
 def render(role: str, packing: Packing, options: SlurmOptions, here: Surroundings) -> str:
     """The script, with places for the guards' name and configuration."""
+    users = [*options.additional_bash_cmds, ""] if options.additional_bash_cmds else []
     return "\n".join(
         [
             "#!/bin/bash",
             *(f"#SBATCH --{line}" for line in directives(role, packing, options, here)),
             "",
-            *_beginning(options, here),
-            *_users_lines(options),
+            *(["noticed=", "trap noticed=yes URG"] if options.signal_s else []),  # it may come before there are guards
+            f"logs={shlex.quote(here.log_dir)}",
+            "output=$logs/slurm-$SLURM_JOB_ID.out",
+            'mkdir -p -- "$logs" && (umask 077 && : >>"$output") && exec >>"$output" 2>&1',
+            f"cd -- {shlex.quote(here.cwd)} || cd /",
+            "",
+            *users,
             *_guards(role, packing, options, here),
         ]
     )
@@ -90,8 +96,8 @@ def filled(script: str, name: str, configuration: Mapping[str, object]) -> str:
 def directives(role: str, packing: Packing, options: SlurmOptions, here: Surroundings) -> list[str]:
     """What stands behind `#SBATCH --`. Every value was checked: there is no quoting that all versions agree on."""
     node = packing.node
-    said = {name: getattr(options, name) for name in ("partition", "account", "qos", "reservation", "time")}
-    said |= {name: getattr(options, name) for name in ("constraint", "nodelist", "exclude")}
+    names = ("partition", "account", "qos", "reservation", "time", "constraint", "nodelist", "exclude")
+    said = {name: getattr(options, name) for name in names}
     return [
         f"job-name={job_name(here.experiment, role)}",
         f"comment={job_comment(here.run_id)}",
@@ -115,22 +121,6 @@ def _devices(count: int, options: SlurmOptions) -> list[str]:
         return [f"gres={options.gres}:{count}"]
     kind = options.gres.partition(":")[2]
     return [f"gpus-per-node={kind}:{count}" if kind else f"gpus-per-node={count}"]
-
-
-def _beginning(options: SlurmOptions, here: Surroundings) -> list[str]:
-    return [
-        *(["noticed=", "trap noticed=yes URG"] if options.signal_s else []),  # it may come before there are guards
-        f"logs={shlex.quote(here.log_dir)}",
-        "output=$logs/slurm-$SLURM_JOB_ID.out",
-        'mkdir -p -- "$logs" && (umask 077 && : >>"$output") && exec >>"$output" 2>&1',
-        f"cd -- {shlex.quote(here.cwd)} || cd /",
-        "",
-    ]
-
-
-def _users_lines(options: SlurmOptions) -> list[str]:
-    lines = list(options.additional_bash_cmds or ())
-    return [*lines, ""] if lines else []
 
 
 def _guards(role: str, packing: Packing, options: SlurmOptions, here: Surroundings) -> list[str]:
@@ -177,18 +167,9 @@ def _last_words(here: Surroundings) -> list[str]:
 
 def _srun(packing: Packing, options: SlurmOptions) -> list[str]:
     """One guard on each node. Since 22.05 srun forgets how many CPUs the job has for a task."""
-    return [
-        "srun",
-        f"--nodes={packing.nodes}",
-        f"--ntasks={packing.nodes}",
-        "--ntasks-per-node=1",
-        f"--cpus-per-task={packing.node.cpus}",
-        "--kill-on-bad-exit=1",
-        "--input=all",
-        "--mpi=none",
-        "--label",
-        *options.srun_arguments(),
-    ]
+    tasks = f"--nodes={packing.nodes} --ntasks={packing.nodes} --ntasks-per-node=1 --cpus-per-task={packing.node.cpus}"
+    fixed = "--kill-on-bad-exit=1 --input=all --mpi=none --label"
+    return ["srun", *tasks.split(), *fixed.split(), *options.srun_arguments()]
 
 
 def _guard(packing: Packing, options: SlurmOptions, here: Surroundings) -> list[str]:

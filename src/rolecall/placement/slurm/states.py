@@ -10,38 +10,14 @@ from typing import Literal
 log = logging.getLogger("rolecall")
 Meaning = Literal["queued", "running", "ended"]
 
-_QUEUED = {
-    "PENDING",
-    "CONFIGURING",
-    "EXPEDITING",
-    "POWER_UP_NODE",
-    "REQUEUED",
-    "REQUEUE_FED",
-    "REQUEUE_HOLD",
-    "RESV_DEL_HOLD",
+_WORDS: dict[Meaning, str] = {
+    "queued": "PENDING CONFIGURING EXPEDITING POWER_UP_NODE REQUEUED REQUEUE_FED REQUEUE_HOLD RESV_DEL_HOLD "
     "SPECIAL_EXIT",
+    "running": "RUNNING RESIZING SIGNALING STAGE_OUT STOPPED SUSPENDED UPDATE_DB",
+    "ended": "BOOT_FAIL CANCELLED COMPLETED COMPLETING DEADLINE FAILED LAUNCH_FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED "
+    "RECONFIG_FAIL REVOKED TIMEOUT",
 }
-_RUNNING = {"RUNNING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED", "UPDATE_DB"}
-_ENDED = {
-    "BOOT_FAIL",
-    "CANCELLED",
-    "COMPLETED",
-    "COMPLETING",
-    "DEADLINE",
-    "FAILED",
-    "LAUNCH_FAILED",
-    "NODE_FAIL",
-    "OUT_OF_MEMORY",
-    "PREEMPTED",
-    "RECONFIG_FAIL",
-    "REVOKED",
-    "TIMEOUT",
-}
-MEANINGS: dict[str, Meaning] = {
-    **dict.fromkeys(_QUEUED, "queued"),
-    **dict.fromkeys(_RUNNING, "running"),
-    **dict.fromkeys(_ENDED, "ended"),
-}
+MEANINGS = {word: meaning for meaning, words in _WORDS.items() for word in words.split()}
 _COMPLETING = "COMPLETING"
 _HIDE_CAUSE = {"COMPLETED", "FAILED", "RUNNING"}
 _HALTED = {"SUSPENDED", "STOPPED"}

@@ -19,35 +19,26 @@ Types by name are looked up under the rules of `type_names`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, NoReturn
+from datetime import tzinfo
+from typing import Any, NamedTuple, NoReturn, TypeVar
+
+import msgspec
 
 from rolecall.errors import DecodeError, EncodeError, RolecallError
-from rolecall.transport.codec import arrays as array_codec
-from rolecall.transport.codec import exceptions as exception_codec
-from rolecall.transport.codec import plain as plain_codec
-from rolecall.transport.codec import rows as row_codec
-from rolecall.transport.codec import tensors as tensor_codec
-from rolecall.transport.codec import user_types as type_codec
+from rolecall.protocol.message import from_plain
+from rolecall.transport.codec import arrays, plain, rows, tensors, user_types  # noqa: F401  # they add their rules
 from rolecall.transport.codec.exceptions import short_name
 from rolecall.transport.codec.places import Refused
-from rolecall.transport.codec.reader import Reader
-from rolecall.transport.codec.rules import DECODERS, ENCODERS, LISTED_TYPES, RESOLVERS
-from rolecall.transport.codec.writer import Writer
+from rolecall.transport.codec.reader import DECODERS, LISTED_TYPES, Reader
+from rolecall.transport.codec.writer import ENCODERS, RESOLVERS, Writer
 from rolecall.transport.frames import DEFAULT_LIMITS
 
-_RULES = (
-    plain_codec,
-    row_codec,
-    type_codec,
-    exception_codec,
-    array_codec,
-    tensor_codec,
-)  # importing them adds their rules
+T = TypeVar("T")
 # By a rule; by msgspec, for a subclass of int, float or str; for a big int; for a lone surrogate; for too deep nesting.
 _RARE = (Refused, TypeError, OverflowError, UnicodeEncodeError, RecursionError)
 _CODES = range(1, 128)
+_registered: dict[int, str] = {}
 _MAX_HEADER, _MAX_BUFFERS = DEFAULT_LIMITS.max_header, DEFAULT_LIMITS.max_buffers
-_extensions: dict[int, type] = {}
 _SEEN = 200  # characters that an error shows of what a peer sent
 _LONGEST = 1000
 
@@ -82,7 +73,11 @@ def encode(value: Any, place: str = "value") -> Encoded:
     except RecursionError as e:
         raise EncodeError(place, short_name(type(value)), "it is nested too deep") from e
     if len(header) > _MAX_HEADER or len(writer.buffers) > _MAX_BUFFERS:
-        raise EncodeError(place, short_name(type(value)), _too_large(len(header), len(writer.buffers)))
+        hint = (
+            f"it has {len(header)} bytes beside its {len(writer.buffers)} buffers (limits {_MAX_HEADER} and "
+            f"{_MAX_BUFFERS}); put long lists into arrays or tensors, or send it in parts"
+        )
+        raise EncodeError(place, short_name(type(value)), hint)
     return tuple.__new__(Encoded, (header, writer.buffers))  # a third of the time that its own constructor takes
 
 
@@ -90,7 +85,7 @@ class Received:
     """A header on its way to a value: what was listed before the value is decoded, the value is not.
 
     Attributes:
-        references: The objects of extensions that are `listed`, each once, in order.
+        references: The objects of extensions, each once, in order.
     """
 
     def __init__(self, header: bytes | memoryview, buffers: Sequence[Any] = (), *, context: Any = None) -> None:
@@ -137,6 +132,19 @@ def decode(header: bytes | memoryview, buffers: Sequence[Any] = (), *, context: 
         _raise(e)
 
 
+def decode_message(kind: type[T], header: bytes | memoryview, buffers: Sequence[Any], sender: str, name: str = "") -> T:
+    """Returns the struct of `protocol`, or the value made of such, that `encode` made `header` from, at once.
+
+    Raises:
+        ProtocolError: A field is missing, unknown or of another type; see `from_plain`.
+        DecodeError: See `decode`.
+    """
+    try:
+        return msgspec.msgpack.decode(header, type=kind)
+    except msgspec.DecodeError:  # or it holds what msgpack has no form for: text that is no UTF-8, for instance
+        return from_plain(kind, decode(header, buffers), sender, name)
+
+
 def _raise(e: Exception) -> NoReturn:
     """Raises whatever went wrong while bytes were decoded as a DecodeError of bounded length."""
     if isinstance(e, DecodeError):
@@ -147,24 +155,42 @@ def _raise(e: Exception) -> NoReturn:
     raise DecodeError("not a valid encoded value", f"{type(e).__name__}: {e}"[:_SEEN]) from e
 
 
-def extension(
-    code: int,
-    cls: type,
-    encode: Callable[[Any], Any],
-    decode: Callable[[Any, Any], Any],
-    *,
-    listed: bool = False,
-    subclasses: bool = False,
-) -> None:
-    """Adds a type; in workers before the first value of it arrives, as where the module of an engine is loaded.
+def extension(code: int, cls: type, encode: Callable[[Any], Any], decode: Callable[[Any, Any], Any]) -> None:
+    """Adds a type of another layer.
+
+    Its objects lie in a list before the value that refers to them, each once, so that the receiver may put something
+    else in their places while it decodes the value (see `Received`).
 
     Args:
-        code: From 1 to 127, one for each type, the same on both sides; 1 is that of handles.
-        cls: The class. It comes before what the codec itself does with a dataclass, say.
+        code: From 1 to 127, one for each type, the same on both sides.
+        cls: Exactly this class, not its subclasses.
         encode: Returns a value that travels.
         decode: Gets that value and the `context` of `rolecall.transport.codec.decode`; returns the object.
-        listed: Objects lie in a list before the value that refers to them, each once, so that the receiver may put
-            something else in their places while it decodes the value (see `Received`).
+
+    Raises:
+        ValueError: The code is taken by another class, or out of range.
+    """
+    if code not in _CODES:
+        raise ValueError(f"code {code} of {cls.__qualname__} is not from 1 to 127")
+    taken, _ = LISTED_TYPES.get(code, (cls, decode))
+    if short_name(taken) != short_name(cls):  # the same class of a module loaded again is fine
+        raise ValueError(f"code {code} of {cls.__qualname__} is taken by {taken.__qualname__}")
+    ENCODERS[cls] = lambda writer, value: writer.listed(code, value, encode)
+    LISTED_TYPES[code] = cls, decode
+
+
+def register_type(
+    code: int, cls: type, encode: Callable[[Any], Any], decode: Callable[[Any], Any], *, subclasses: bool = False
+) -> None:
+    """Makes a type serializable that is not, or otherwise than it is, in this process; call it in both.
+
+    A worker has to know a type before a value of it arrives: register it where the module of the engine is loaded.
+
+    Args:
+        code: From 1 to 127, one for each type, the same everywhere.
+        cls: The class. What this says comes before the codec's own rule, for a dataclass say.
+        encode: Returns something serializable; what it is made of may be handles and other registered types.
+        decode: Gets that, in a worker with tensors in the places of handles; returns the object.
         subclasses: Take those of the class as well, where they have no rule of their own; else exactly the class.
 
     Raises:
@@ -172,19 +198,15 @@ def extension(
     """
     if code not in _CODES:
         raise ValueError(f"code {code} of {cls.__qualname__} is not from 1 to 127")
-    taken = _extensions.setdefault(code, cls)
-    if short_name(taken) != short_name(cls):  # the same class of a module loaded again is fine
-        raise ValueError(f"code {code} of {cls.__qualname__} is taken by {taken.__qualname__}")
-    if listed:
-        ENCODERS[cls] = lambda writer, value: writer.listed(code, value, encode)
-        LISTED_TYPES[code] = decode
-        return
+    taken = _registered.setdefault(code, short_name(cls))
+    if taken != short_name(cls):  # the same class of a module loaded again is fine
+        raise ValueError(f"code {code} of {cls.__qualname__} is taken by {taken}")
 
     def rule(writer: Writer, value: Any) -> Any:
         return writer.extension(code, writer.plain(encode(value)))
 
     ENCODERS[cls] = rule
-    DECODERS[code] = lambda reader, data: decode(reader.value(data), reader.context)
+    DECODERS[code] = lambda reader, data: decode(reader.value(data))
     if subclasses:
         RESOLVERS.insert(0, lambda kind: rule if issubclass(kind, cls) else None)
 
@@ -194,16 +216,11 @@ def _hint(value: Any) -> str:
         return "functions and classes cannot be sent; pass the name of one that the receiver can look up"
     if hasattr(value, "__next__") or hasattr(value, "__aiter__"):
         return "make it a list, or stream it from a generator method"
+    if isinstance(value, tzinfo):
+        return "use zoneinfo.ZoneInfo or datetime.timezone"
     if isinstance(value, dict | list | tuple | str | bytes | int | float):
         return f"make it a plain {next(k.__name__ for k in _PLAIN if isinstance(value, k))}"
     return "make it a dataclass, or send what it is made from"
 
 
 _PLAIN = (dict, list, tuple, str, bytes, int, float)
-
-
-def _too_large(header: int, buffers: int) -> str:
-    return (
-        f"it has {header} bytes beside its {buffers} buffers (limits {_MAX_HEADER} and {_MAX_BUFFERS}); "
-        "put long lists into arrays or tensors, or send it in parts"
-    )

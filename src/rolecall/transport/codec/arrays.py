@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import re
 import sys
+from functools import partial
 from math import prod
 from typing import Any
 
 from rolecall.errors import DecodeError
 from rolecall.transport.codec.places import Refused
-from rolecall.transport.codec.reader import Reader
-from rolecall.transport.codec.rules import DECODERS, RESOLVERS, Encode
-from rolecall.transport.codec.writer import Writer
+from rolecall.transport.codec.reader import DECODERS, Reader
+from rolecall.transport.codec.writer import RESOLVERS, Encode, Writer
 
 ARRAY, SCALAR, DTYPE = -40, -41, -42
 
@@ -38,14 +38,6 @@ def _memory(value: Any) -> memoryview:
         return memoryview(b"")
     flat = numpy.ascontiguousarray(value).reshape(-1)
     return memoryview(flat.view(numpy.uint8))
-
-
-def _scalar(writer: Writer, value: Any) -> Any:
-    return writer.extension(SCALAR, [_described(value, value.dtype), value.tobytes()])
-
-
-def _dtype(writer: Writer, value: Any) -> Any:
-    return writer.extension(DTYPE, _described(value, value))
 
 
 def _described(owner: Any, dtype: Any) -> Any:
@@ -95,12 +87,15 @@ def _dtype_of(form: Any) -> Any:
     return dtype
 
 
-def _numpy() -> Any:
+def required(module: str, what: str) -> Any:
+    """The module of an extra, which is needed for what arrived."""
     try:
-        import numpy
+        return __import__(module)
     except ImportError as e:
-        raise DecodeError("an array arrived, but numpy is not installed here; pip install 'rolecall[torch]'") from e
-    return numpy
+        raise DecodeError(f"{what} arrived, but {module} is not installed here; pip install 'rolecall[torch]'") from e
+
+
+_numpy = partial(required, "numpy", "an array")
 
 
 def checked_shape(shape: Any, itemsize: int, memory: memoryview) -> tuple[int, ...]:
@@ -138,9 +133,9 @@ def _rule_of(kind: type) -> Encode | None:
     if kind in (numpy.ndarray, numpy.memmap):
         return _array
     if issubclass(kind, numpy.generic):
-        return _scalar
+        return lambda writer, value: writer.extension(SCALAR, [_described(value, value.dtype), value.tobytes()])
     if issubclass(kind, numpy.dtype):
-        return _dtype
+        return lambda writer, value: writer.extension(DTYPE, _described(value, value))
     return None
 
 

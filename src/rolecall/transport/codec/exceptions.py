@@ -19,11 +19,10 @@ from typing import Any
 from rolecall.errors import CodecError, DecodeError, RemoteError, RolecallError
 from rolecall.transport.codec.native import encode as pack_plain
 from rolecall.transport.codec.places import Refused, shown
-from rolecall.transport.codec.reader import Reader
-from rolecall.transport.codec.rules import DECODERS, RESOLVERS, Encode
+from rolecall.transport.codec.reader import DECODERS, Reader
 from rolecall.transport.codec.type_names import resolve
 from rolecall.transport.codec.user_types import named, own_attributes, set_attributes
-from rolecall.transport.codec.writer import Writer
+from rolecall.transport.codec.writer import RESOLVERS, Encode, Writer
 
 EXCEPTION, OWN_ERROR, STAND_IN = -35, -36, -37
 
@@ -68,18 +67,14 @@ def _clean(text: str) -> str:
     return text[-_LONGEST:].encode("utf-8", "backslashreplace").decode()
 
 
-def _is_builtin(cls: type) -> bool:
-    return cls.__module__ == "builtins"
-
-
-def _attempt(writer: Writer, make: Callable[[], Any]) -> Any:
-    """Returns `make()`, or None when something in it is not serializable; then its buffers are taken back."""
+def _attempt(writer: Writer, make: Callable[[], Any], instead: Callable[[], Any]) -> Any:
+    """Returns `make()`; when something in it is not serializable takes its buffers back and returns `instead()`."""
     count = len(writer.buffers)
     try:
         return make()
     except Refused:
         del writer.buffers[count:]
-        return None
+        return instead()
 
 
 # --- errors of our tree ---
@@ -93,30 +88,23 @@ def _own_error(writer: Writer, exc: RolecallError, name: str) -> Any:
 
 
 def _fact(writer: Writer, fact: Any) -> Any:
-    if fact is None:
-        return None
-    plain = _attempt(writer, lambda: writer.plain(fact))
-    return shown(fact) if plain is None else plain
-
-
-def _is_own_error(cls: type) -> bool:
-    return issubclass(cls, RolecallError)
+    return _attempt(writer, lambda: writer.plain(fact), lambda: shown(fact))
 
 
 def _decode_own_error(reader: Reader, data: memoryview) -> Any:
     name, args, kwargs, trace, notes = reader.items(data, 5)
-    cls = resolve(name, _is_own_error, "RolecallError")
+    cls = resolve(name, RolecallError)
     if any(type(fact) is range for fact in (*args, *kwargs.values())):  # a constructor may make a list of it
         raise DecodeError("a range as a fact of an error", name)
     exc = cls(*args, **kwargs)
-    return _with_traceback(exc, trace, notes)
+    for note in notes:
+        exc.add_note(note)
+    return _with_traceback(exc, trace)
 
 
-def _with_traceback(exc: Any, trace: str, notes: list[str] | None = None) -> Any:
+def _with_traceback(exc: Any, trace: str) -> Any:
     if trace:
         exc.__dict__[_TRACEBACK] = trace
-    for note in notes or ():
-        exc.add_note(note)
     return exc
 
 
@@ -127,9 +115,7 @@ def _exception(writer: Writer, exc: Exception, name: str) -> Any:
     attributes = own_attributes(exc, (_TRACEBACK,))
     attributes |= {name: getattr(exc, name) for name in _kept_apart(exc) if getattr(exc, name) is not None}
     # Packed apart, so that the receiver can still say what happened where a type inside is unknown to it.
-    state = _attempt(writer, lambda: pack_plain([writer.plain(exc.args), writer.plain(attributes)]))
-    if state is None:
-        return _stand_in(writer, exc)
+    state = pack_plain([writer.plain(exc.args), writer.plain(attributes)])
     return writer.extension(EXCEPTION, [name, *describe(exc)[1:], state])
 
 
@@ -141,30 +127,26 @@ def _stand_in(writer: Writer, exc: BaseException) -> Any:
     return writer.extension(STAND_IN, list(describe(exc)))
 
 
-def _is_exception(cls: type) -> bool:
-    return issubclass(cls, Exception)
-
-
 def _decode_exception(reader: Reader, data: memoryview) -> Any:
     name, message, trace, state = reader.items(data, 4)
     try:
-        cls = resolve(name, _is_exception, "Exception")
+        cls = resolve(name, Exception)
         args, attributes = reader.items(state, 2)
         return _with_traceback(_rebuilt(cls, args, attributes), trace)
     except CodecError:
-        _check_text(name, message, trace)
-        return RemoteError(name.replace(":", "."), message, trace)
+        return _remote_error(name.replace(":", "."), message, trace)
 
 
-def _check_text(*parts: Any) -> None:
+def _remote_error(*parts: Any) -> RemoteError:
     if not all(type(part) is str for part in parts):
         raise DecodeError("description of an exception is no text")
+    return RemoteError(*parts)
 
 
 def _rebuilt(cls: type[Exception], args: tuple[Any, ...], attributes: dict[str, Any]) -> Exception:
     if type(args) is not tuple or type(attributes) is not dict:
         raise DecodeError("state of an exception is not a tuple and a dict")
-    native: Any = next(base for base in cls.__mro__ if _is_builtin(base))
+    native: Any = next(base for base in cls.__mro__ if base.__module__ == "builtins")
     try:
         exc = cls.__new__(cls, *args)
         native.__init__(exc, *args)  # fills what the built-in type keeps in C, without the user's own __init__
@@ -177,27 +159,16 @@ def _rebuilt(cls: type[Exception], args: tuple[Any, ...], attributes: dict[str, 
     return exc
 
 
-def _decode_stand_in(reader: Reader, data: memoryview) -> Any:
-    parts = reader.items(data, 3)
-    _check_text(*parts)
-    return RemoteError(*parts)
-
-
 def _rule_of(kind: type) -> Encode | None:
     if not issubclass(kind, BaseException):
         return None
     if not issubclass(kind, Exception):
         return _stand_in
     by_name = named(kind, _own_error if issubclass(kind, RolecallError) else _exception)
-    return lambda writer, exc: _by_name_or_stand_in(writer, exc, by_name)
-
-
-def _by_name_or_stand_in(writer: Writer, exc: Exception, by_name: Encode) -> Any:
-    found = _attempt(writer, lambda: by_name(writer, exc))
-    return _stand_in(writer, exc) if found is None else found
+    return lambda writer, exc: _attempt(writer, lambda: by_name(writer, exc), lambda: _stand_in(writer, exc))
 
 
 RESOLVERS.insert(0, _rule_of)  # before the user's types: an exception may be a dataclass as well
 DECODERS[EXCEPTION] = _decode_exception
 DECODERS[OWN_ERROR] = _decode_own_error
-DECODERS[STAND_IN] = _decode_stand_in
+DECODERS[STAND_IN] = lambda reader, data: _remote_error(*reader.items(data, 3))

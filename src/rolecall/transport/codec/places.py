@@ -50,13 +50,10 @@ def step(parent: Any, child: Any) -> str:
 
 def field_names(value: Any) -> Iterable[str]:
     """The names of what an object holds: fields of its type first, then its own attributes."""
-    kind = type(value)
-    yield from getattr(kind, "__dataclass_fields__", ())
-    yield from getattr(kind, "__struct_fields__", ())
-    yield from getattr(kind, "_fields", ())
-    yield from getattr(value, "__dict__", ())
-    yield from getattr(value, "__pydantic_extra__", None) or ()
-    yield from getattr(value, "__pydantic_private__", None) or ()
+    for name in ("__dataclass_fields__", "__struct_fields__", "_fields"):
+        yield from getattr(type(value), name, ())
+    for name in ("__dict__", "__pydantic_extra__", "__pydantic_private__"):
+        yield from getattr(value, name, None) or ()
     if isinstance(value, BaseException):
         yield "args"
     if isinstance(value, slice):

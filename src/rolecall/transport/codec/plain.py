@@ -12,9 +12,9 @@ from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path, PosixPath, PurePath, PurePosixPath, PureWindowsPath, WindowsPath
-from types import EllipsisType, NotImplementedType
-from typing import Any
+from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -22,23 +22,14 @@ import msgspec
 from rolecall.errors import DecodeError
 from rolecall.transport.codec.native import ALL_NATIVE
 from rolecall.transport.codec.places import Refused
-from rolecall.transport.codec.reader import Reader
-from rolecall.transport.codec.rules import DECODERS, ENCODERS
-from rolecall.transport.codec.writer import Writer
+from rolecall.transport.codec.reader import DECODERS, Reader
+from rolecall.transport.codec.writer import ENCODERS, Writer
 
-TUPLE, SET, FROZENSET, PAIRS, ORDERED, DEFAULT, DEQUE = -2, -3, -4, -5, -6, -7, -8
-BIG_INT, ODD_TEXT, BYTES, BYTEARRAY, MEMORYVIEW, COMPLEX, SLICE, RANGE, SINGLETON = (
-    -9,
-    -10,
-    -11,
-    -12,
-    -13,
-    -14,
-    -15,
-    -16,
-    -17,
-)
-DATETIME, DATE, TIME, TIMEDELTA, TIMEZONE, ZONE, PATH, DECIMAL, UUID = -18, -19, -20, -21, -22, -23, -24, -25, -26
+T = TypeVar("T")
+
+TUPLE, SET, FROZENSET, PAIRS, ORDERED, DEFAULT, DEQUE = range(-2, -9, -1)
+BIG_INT, ODD_TEXT, BYTES, BYTEARRAY, MEMORYVIEW, COMPLEX, SLICE, RANGE, SINGLETON = range(-9, -18, -1)
+DATETIME, DATE, TIME, TIMEDELTA, TIMEZONE, ZONE, PATH, DECIMAL, UUID = range(-18, -27, -1)
 
 INLINE_BYTES = 4096  # more than this goes beside the header
 
@@ -47,6 +38,20 @@ _SINGLETONS: dict[str, Any] = {"Ellipsis": ..., "NotImplemented": NotImplemented
 _SINGLETON_NAMES = {type(value): name for name, value in _SINGLETONS.items()}
 _PATHS: dict[str, type[PurePath]] = {k.__name__: k for k in (PurePosixPath, PureWindowsPath)}
 _VIEW_FORMATS = frozenset("cbB?hHiIlLqQnNfd")
+_CLOCK = ("hour", "minute", "second", "microsecond", "tzinfo", "fold")
+
+
+def _of_parts(kind: type, code: int, make: Callable[..., Any], *names: str) -> None:
+    """Adds a type whose objects are made again from these attributes."""
+    parts = attrgetter(*names)
+    ENCODERS[kind] = lambda writer, value: writer.extension(code, writer.each(parts(value)))
+    DECODERS[code] = lambda reader, data: make(*reader.items(data, len(names)))
+
+
+def _of_one(kind: type, code: int, make: Callable[[T], Any], as_plain: Callable[[Any], T], plain: type[T]) -> None:
+    """Adds a type whose objects are made again from one plain value of the type `plain`."""
+    ENCODERS[kind] = lambda writer, value: writer.extension(code, as_plain(value))
+    DECODERS[code] = lambda reader, data: make(reader.content(data, plain))
 
 
 # --- containers ---
@@ -73,22 +78,6 @@ def _from_pairs(pairs: list[Any]) -> Iterable[tuple[Any, Any]]:
     return zip(pairs[::2], pairs[1::2], strict=True)
 
 
-def _tuple(writer: Writer, value: tuple[Any, ...]) -> Any:
-    return writer.extension(TUPLE, writer.column(value))
-
-
-def _set(writer: Writer, value: set[Any]) -> Any:
-    return writer.extension(SET, writer.column(list(value)))
-
-
-def _frozenset(writer: Writer, value: frozenset[Any]) -> Any:
-    return writer.extension(FROZENSET, writer.column(list(value)))
-
-
-def _ordered(writer: Writer, value: OrderedDict[Any, Any]) -> Any:
-    return writer.extension(ORDERED, _pairs(writer, value))
-
-
 def _default(writer: Writer, value: defaultdict[Any, Any]) -> Any:
     factory = value.default_factory
     name = next((name for name, known in _FACTORIES.items() if known is factory), None)
@@ -102,10 +91,6 @@ def _decode_default(reader: Reader, data: memoryview) -> Any:
     return defaultdict(_FACTORIES[name] if name is not None else None, _from_pairs(pairs))
 
 
-def _deque(writer: Writer, value: deque[Any]) -> Any:
-    return writer.extension(DEQUE, [value.maxlen, *map(writer.plain, value)])
-
-
 def _decode_deque(reader: Reader, data: memoryview) -> Any:
     maxlen, *items = reader.items(data)
     return deque(items, maxlen)
@@ -113,12 +98,12 @@ def _decode_deque(reader: Reader, data: memoryview) -> Any:
 
 ENCODERS[list] = Writer.column
 ENCODERS[dict] = _dict
-ENCODERS[tuple] = _tuple
-ENCODERS[set] = _set
-ENCODERS[frozenset] = _frozenset
-ENCODERS[OrderedDict] = _ordered
+ENCODERS[tuple] = lambda writer, value: writer.extension(TUPLE, writer.column(value))
+ENCODERS[set] = lambda writer, value: writer.extension(SET, writer.column(list(value)))
+ENCODERS[frozenset] = lambda writer, value: writer.extension(FROZENSET, writer.column(list(value)))
+ENCODERS[OrderedDict] = lambda writer, value: writer.extension(ORDERED, _pairs(writer, value))
 ENCODERS[defaultdict] = _default
-ENCODERS[deque] = _deque
+ENCODERS[deque] = lambda writer, value: writer.extension(DEQUE, [value.maxlen, *map(writer.plain, value)])
 DECODERS[TUPLE] = lambda reader, data: tuple(reader.items(data))
 DECODERS[SET] = lambda reader, data: set(reader.items(data))
 DECODERS[FROZENSET] = lambda reader, data: frozenset(reader.items(data))
@@ -145,31 +130,13 @@ def _str(writer: Writer, value: str) -> Any:
     return value
 
 
-def _bounds(writer: Writer, value: slice | range) -> list[Any]:
-    return [writer.plain(bound) for bound in (value.start, value.stop, value.step)]
-
-
-def _content(reader: Reader, data: memoryview) -> bytes:
-    found = reader.value(data)
-    if type(found) is not bytes:
-        raise DecodeError("an extension's content is not the bytes that it must be", type(found).__name__)
-    return found
-
-
 ENCODERS[int] = _int
 ENCODERS[str] = _str
-ENCODERS[complex] = lambda writer, value: writer.extension(COMPLEX, [value.real, value.imag])
-ENCODERS[slice] = lambda writer, value: writer.extension(
-    SLICE, [writer.plain(x) for x in (value.start, value.stop, value.step)]
-)
-ENCODERS[range] = lambda writer, value: writer.extension(
-    RANGE, [writer.plain(x) for x in (value.start, value.stop, value.step)]
-)
-DECODERS[BIG_INT] = lambda reader, data: int.from_bytes(_content(reader, data), "big", signed=True)
-DECODERS[ODD_TEXT] = lambda reader, data: _content(reader, data).decode("utf-8", "surrogatepass")
-DECODERS[COMPLEX] = lambda reader, data: complex(*reader.items(data, 2))
-DECODERS[SLICE] = lambda reader, data: slice(*reader.items(data, 3))
-DECODERS[RANGE] = lambda reader, data: range(*reader.items(data, 3))
+DECODERS[BIG_INT] = lambda reader, data: int.from_bytes(reader.content(data, bytes), "big", signed=True)
+DECODERS[ODD_TEXT] = lambda reader, data: reader.content(data, bytes).decode("utf-8", "surrogatepass")
+_of_parts(complex, COMPLEX, complex, "real", "imag")
+_of_parts(slice, SLICE, slice, "start", "stop", "step")
+_of_parts(range, RANGE, range, "start", "stop", "step")
 
 
 # --- bytes ---
@@ -179,10 +146,6 @@ def _bytes(writer: Writer, value: bytes) -> Any:
     if len(value) <= INLINE_BYTES:
         return value
     return writer.extension(BYTES, writer.buffer(memoryview(value), INLINE_BYTES))
-
-
-def _bytearray(writer: Writer, value: bytearray) -> Any:
-    return writer.extension(BYTEARRAY, writer.buffer(memoryview(value), INLINE_BYTES))
 
 
 def _memoryview(writer: Writer, value: memoryview) -> Any:
@@ -203,51 +166,25 @@ def _decode_memoryview(reader: Reader, data: memoryview) -> Any:
 
 
 ENCODERS[bytes] = _bytes
-ENCODERS[bytearray] = _bytearray
+ENCODERS[bytearray] = lambda writer, value: writer.extension(BYTEARRAY, writer.buffer(memoryview(value), INLINE_BYTES))
 ENCODERS[memoryview] = _memoryview
 DECODERS[BYTES] = lambda reader, data: bytes(reader.buffer(reader.value(data)))
 DECODERS[BYTEARRAY] = lambda reader, data: bytearray(reader.buffer(reader.value(data)))
 DECODERS[MEMORYVIEW] = _decode_memoryview
 
 
-# --- names for things that exist once ---
-
-
-def _singleton(writer: Writer, value: Any) -> Any:
-    return writer.extension(SINGLETON, _SINGLETON_NAMES[type(value)])
-
-
-for _kind in (EllipsisType, NotImplementedType, type(msgspec.UNSET)):
-    ENCODERS[_kind] = _singleton
-DECODERS[SINGLETON] = lambda reader, data: _SINGLETONS[reader.text(data)]
-
-
 # --- times ---
-
-
-def _zone(writer: Writer, owner: Any, zone: dt.tzinfo | None) -> Any:
-    if zone is None or type(zone) in (dt.timezone, ZoneInfo):
-        return writer.plain(zone)
-    raise Refused(owner, f"its tzinfo is a {type(zone).__name__}; use zoneinfo.ZoneInfo or datetime.timezone")
-
-
-def _datetime(writer: Writer, value: dt.datetime) -> Any:
-    day = [value.year, value.month, value.day, value.hour, value.minute, value.second, value.microsecond]
-    return writer.extension(DATETIME, [*day, value.fold, _zone(writer, value, value.tzinfo)])
-
-
-def _time(writer: Writer, value: dt.time) -> Any:
-    parts = [value.hour, value.minute, value.second, value.microsecond]
-    return writer.extension(TIME, [*parts, value.fold, _zone(writer, value, value.tzinfo)])
-
-
-def _timedelta(writer: Writer, value: dt.timedelta) -> Any:
-    return writer.extension(TIMEDELTA, [value.days, value.seconds, value.microseconds])
 
 
 def _timezone(writer: Writer, value: dt.timezone) -> Any:
     offset, *name = value.__getinitargs__()  # type: ignore[attr-defined]
     return writer.extension(TIMEZONE, [offset.days, offset.seconds, offset.microseconds, *map(writer.plain, name)])
+
+
+def _decode_timezone(reader: Reader, data: memoryview) -> Any:
+    days, seconds, micros, *name = reader.items(data)
+    offset = dt.timedelta(days, seconds, micros)
+    return dt.timezone(offset, *name) if name or offset else dt.UTC
 
 
 def _zoneinfo(writer: Writer, value: ZoneInfo) -> Any:
@@ -256,36 +193,16 @@ def _zoneinfo(writer: Writer, value: ZoneInfo) -> Any:
     return writer.extension(ZONE, value.key)
 
 
-def _decode_datetime(reader: Reader, data: memoryview) -> Any:
-    *clock, fold, zone = reader.items(data, 9)
-    return dt.datetime(*clock).replace(tzinfo=zone, fold=fold)
-
-
-def _decode_time(reader: Reader, data: memoryview) -> Any:
-    *clock, fold, zone = reader.items(data, 6)
-    return dt.time(*clock).replace(tzinfo=zone, fold=fold)
-
-
-def _decode_timezone(reader: Reader, data: memoryview) -> Any:
-    days, seconds, micros, *name = reader.items(data)
-    offset = dt.timedelta(days, seconds, micros)
-    return dt.timezone(offset, *name) if name else dt.UTC if not offset else dt.timezone(offset)
-
-
-ENCODERS[dt.datetime] = _datetime
-ENCODERS[dt.time] = _time
 ENCODERS[dt.timezone] = _timezone
 ENCODERS[ZoneInfo] = _zoneinfo
-ENCODERS[dt.date] = lambda writer, value: writer.extension(DATE, value.toordinal())
-ENCODERS[dt.timedelta] = lambda writer, value: writer.extension(
-    TIMEDELTA, [value.days, value.seconds, value.microseconds]
-)
-DECODERS[DATETIME] = _decode_datetime
-DECODERS[TIME] = _decode_time
 DECODERS[TIMEZONE] = _decode_timezone
-DECODERS[ZONE] = lambda reader, data: ZoneInfo(reader.text(data))
-DECODERS[DATE] = lambda reader, data: dt.date.fromordinal(reader.value(data))
-DECODERS[TIMEDELTA] = lambda reader, data: dt.timedelta(*reader.items(data, 3))
+DECODERS[ZONE] = lambda reader, data: ZoneInfo(reader.content(data, str))
+_of_parts(
+    dt.datetime, DATETIME, lambda *parts: dt.datetime(*parts[:-1], fold=parts[-1]), "year", "month", "day", *_CLOCK
+)
+_of_parts(dt.time, TIME, lambda *parts: dt.time(*parts[:-1], fold=parts[-1]), *_CLOCK)
+_of_parts(dt.timedelta, TIMEDELTA, dt.timedelta, "days", "seconds", "microseconds")
+_of_one(dt.date, DATE, dt.date.fromordinal, dt.date.toordinal, int)
 
 
 # --- paths and the rest ---
@@ -303,8 +220,8 @@ def _decode_path(reader: Reader, data: memoryview) -> Any:
 
 for _path_kind in (PosixPath, WindowsPath, PurePosixPath, PureWindowsPath):
     ENCODERS[_path_kind] = _path
-ENCODERS[Decimal] = lambda writer, value: writer.extension(DECIMAL, str(value))
-ENCODERS[uuid.UUID] = lambda writer, value: writer.extension(UUID, value.bytes)
 DECODERS[PATH] = _decode_path
-DECODERS[DECIMAL] = lambda reader, data: Decimal(reader.text(data))
-DECODERS[UUID] = lambda reader, data: uuid.UUID(bytes=_content(reader, data))
+_of_one(Decimal, DECIMAL, Decimal, str, str)
+_of_one(uuid.UUID, UUID, lambda content: uuid.UUID(bytes=content), attrgetter("bytes"), bytes)
+for _kind in _SINGLETON_NAMES:
+    _of_one(_kind, SINGLETON, _SINGLETONS.__getitem__, lambda value: _SINGLETON_NAMES[type(value)], str)

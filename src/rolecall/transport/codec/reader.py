@@ -1,15 +1,28 @@
-"""The reader turns msgpack back into a value, with the rules of `rules`. It trusts nothing that it reads."""
+"""The reader turns msgpack back into a value, with the rules in `DECODERS`. It trusts nothing that it reads.
+
+What msgpack has no form for is an extension of ours: a code and, inside, msgpack again. Large memory stays outside, in
+buffers that the inside names by number. Which type has which code and form is in the files around this one (`plain`,
+`rows`, `user_types`, `exceptions`, `arrays`, `tensors`), which add their rules here and to the writer's `ENCODERS`.
+Codes below 0 are ours, codes above 0 belong to `codec.extension`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from msgspec import msgpack
 
 from rolecall.errors import DecodeError
-from rolecall.transport.codec.rules import DECODERS, LISTED, LISTED_TYPES, MOST_ROWS, TABLE, TUPLES
 from rolecall.transport.frames import MAX_DEPTH
+
+T = TypeVar("T")
+
+DECODERS: dict[int, Callable[[Reader, memoryview], Any]] = {}
+LISTED_TYPES: dict[int, tuple[type, Callable[[Any, Any], Any]]] = {}  # and what makes their objects again
+TUPLES = -66  # a list of tuples that hold what msgpack holds, packed as lists are
+TABLE, LISTED = -64, -65  # objects that lie in a list before the value, and what stands for one in the value
+MOST_ROWS = 1 << 22  # of one value: a row that arrives in columns may take a byte and becomes an object
 
 unpack_plain = msgpack.decode
 _number = msgpack.Decoder(int).decode
@@ -67,7 +80,7 @@ class Reader:
         if not LISTED_TYPES.keys() >= set(codes):
             raise DecodeError("unknown code of a reference")
         context = self.context
-        self._table = [LISTED_TYPES[code](form, context) for code, form in zip(codes, forms, strict=True)]
+        self._table = [LISTED_TYPES[code][1](form, context) for code, form in zip(codes, forms, strict=True)]
         self._body = body
 
     def listed(self, data: memoryview) -> Any:
@@ -112,11 +125,11 @@ class Reader:
         if self._rows > MOST_ROWS:
             raise DecodeError("too many rows", self._rows)
 
-    def text(self, data: memoryview | bytes) -> str:
-        """The same, where it must be a str."""
+    def content(self, data: memoryview | bytes, kind: type[T]) -> T:
+        """The same, where it must be exactly of that type."""
         found = self.value(data)
-        if type(found) is not str:
-            raise DecodeError("an extension's content is not the text that it must be", type(found).__name__)
+        if type(found) is not kind:
+            raise DecodeError(f"an extension's content is no {kind.__name__}", type(found).__name__)
         return found
 
     def buffer(self, ref: Any) -> memoryview:

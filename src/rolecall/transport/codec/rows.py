@@ -12,9 +12,8 @@ from itertools import chain, islice
 from typing import Any
 
 from rolecall.errors import DecodeError
-from rolecall.transport.codec.reader import Reader
-from rolecall.transport.codec.rules import DECODERS, ROWS
-from rolecall.transport.codec.writer import Writer
+from rolecall.transport.codec.reader import DECODERS, Reader
+from rolecall.transport.codec.writer import ROWS, Writer
 
 EVEN_TUPLES, UNEVEN_TUPLES, LISTS, DICTS = -60, -61, -62, -63
 

@@ -13,16 +13,16 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from math import prod
 from typing import Any
 
 from rolecall.errors import DecodeError
-from rolecall.transport.codec.arrays import INLINE, checked_shape, number_of_elements
+from rolecall.transport.codec.arrays import INLINE, checked_shape, number_of_elements, required
+from rolecall.transport.codec.exceptions import full_name
 from rolecall.transport.codec.places import Refused
-from rolecall.transport.codec.reader import Reader
-from rolecall.transport.codec.rules import DECODERS, RESOLVERS, ROWS, Encode
-from rolecall.transport.codec.writer import Writer
+from rolecall.transport.codec.reader import DECODERS, Reader
+from rolecall.transport.codec.writer import RESOLVERS, ROWS, Encode, Writer, refusing
 
 TENSOR, META, SPARSE, TORCH_DTYPE, DEVICE, SIZE, SMALL_TENSORS = -50, -51, -52, -53, -54, -55, -56
 
@@ -35,20 +35,18 @@ _PARTS = {
 }
 
 
-def _torch() -> Any:
-    try:
-        import torch
-    except ImportError as e:
-        raise DecodeError("a tensor arrived, but torch is not installed here; pip install 'rolecall[torch]'") from e
-    return torch
+_torch = partial(required, "torch", "a tensor")
 
 
 @cache
 def _dtypes() -> dict[str, Any]:
     """The dtypes whose bits stand for themselves. A quantised one made from bytes crashes the process."""
-    torch = _torch()
-    found = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
-    return {name[len("torch.") :]: dtype for name, dtype in found.items() if not name.startswith("torch.q")}
+    dtypes = (found for found in vars(_torch()).values() if isinstance(found, _torch().dtype))
+    return {_name(dtype): dtype for dtype in dtypes if not _name(dtype).startswith("q")}
+
+
+def _name(dtype_or_layout: Any) -> str:
+    return str(dtype_or_layout).removeprefix("torch.")
 
 
 @cache
@@ -104,12 +102,17 @@ def _memory(value: Any) -> memoryview:
 
 def _decode_tensor(reader: Reader, data: memoryview) -> Any:
     name, shape, ref = reader.items(data, 3)
+    return _received(reader, name, number_of_elements(shape), ref).view(shape)
+
+
+def _received(reader: Reader, name: Any, count: int, ref: Any) -> Any:
+    """So many numbers in a buffer, on the device that the receiver wants them on."""
     dtype, memory = _dtype_of(name), reader.buffer(ref)
-    shape = checked_shape(shape, dtype.itemsize, memory)
+    checked_shape([count], dtype.itemsize, memory)
     torch = _torch()
-    value = torch.frombuffer(memory, dtype=dtype).view(shape) if len(memory) else torch.empty(shape, dtype=dtype)
+    flat = torch.frombuffer(memory, dtype=dtype) if len(memory) else torch.empty(0, dtype=dtype)
     device = getattr(reader.context, "tensor_device", None)
-    return value if device is None else value.to(device)
+    return flat if device is None else flat.to(device)
 
 
 def _small_tensors(writer: Writer, values: Sequence[Any]) -> Any:
@@ -132,16 +135,9 @@ def _is_small(value: Any, dtype: Any, layout: Any) -> bool:
 
 def _decode_small_tensors(reader: Reader, data: memoryview) -> Any:
     name, shapes, ref = reader.items(data, 3)
-    dtype, memory = _dtype_of(name), reader.buffer(ref)
-    if type(shapes) is not list:
-        raise DecodeError("shapes of tensors are no list", type(shapes).__name__)
     reader.count(len(shapes))
     counts = [number_of_elements(shape) for shape in shapes]
-    checked_shape([sum(counts)], dtype.itemsize, memory)
-    torch = _torch()
-    joined = torch.frombuffer(memory, dtype=dtype) if len(memory) else torch.empty(0, dtype=dtype)
-    device = getattr(reader.context, "tensor_device", None)
-    parts = (joined if device is None else joined.to(device)).split(counts)
+    parts = _received(reader, name, sum(counts), ref).split(counts)
     return [part if len(shape) == 1 else part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
@@ -157,7 +153,7 @@ def _decode_meta(reader: Reader, data: memoryview) -> Any:
 
 
 def _sparse(writer: Writer, value: Any) -> Any:
-    layout = str(value.layout).removeprefix("torch.")
+    layout = _name(value.layout)
     if layout not in _PARTS:
         raise Refused(value, f"its layout is {layout}; send to_dense()")
     value = value.detach()
@@ -183,12 +179,8 @@ def _decode_sparse(reader: Reader, data: memoryview) -> Any:
 # --- dtypes, devices, sizes ---
 
 
-def _torch_dtype(writer: Writer, value: Any) -> Any:
-    return writer.extension(TORCH_DTYPE, str(value).removeprefix("torch."))
-
-
 def _decode_torch_dtype(reader: Reader, data: memoryview) -> Any:
-    found = vars(_torch()).get(reader.text(data))
+    found = vars(_torch()).get(reader.content(data, str))
     if not isinstance(found, _torch().dtype):
         raise DecodeError("no dtype of that name in this torch", str(found))
     return found
@@ -202,22 +194,14 @@ def _rule_of(kind: type) -> Encode | None:
     if kind in (torch.Tensor, torch.nn.Parameter, getattr(torch.nn, "Buffer", None)):
         return _tensor
     if issubclass(kind, torch.Tensor):
-        return _refuse_subclass
+        return refusing("subclasses of Tensor do not travel; send full_tensor() or as_subclass(torch.Tensor)")
     if issubclass(kind, torch.nn.Module):
-        return _refuse_module
-    return _SMALL.get(f"{kind.__module__}.{kind.__qualname__}")
-
-
-def _refuse_subclass(writer: Writer, value: Any) -> Any:
-    raise Refused(value, "subclasses of Tensor do not travel; send full_tensor() or as_subclass(torch.Tensor)")
-
-
-def _refuse_module(writer: Writer, value: Any) -> Any:
-    raise Refused(value, "modules do not travel; send state_dict()")
+        return refusing("modules do not travel; send state_dict()")
+    return _SMALL.get(full_name(kind))
 
 
 _SMALL: dict[str, Encode] = {
-    "torch.dtype": _torch_dtype,
+    "torch.dtype": lambda writer, value: writer.extension(TORCH_DTYPE, _name(value)),
     "torch.device": lambda writer, value: writer.extension(DEVICE, str(value)),
     "torch.Size": lambda writer, value: writer.extension(SIZE, list(value)),
 }
@@ -228,5 +212,5 @@ DECODERS[SMALL_TENSORS] = _decode_small_tensors
 DECODERS[META] = _decode_meta
 DECODERS[SPARSE] = _decode_sparse
 DECODERS[TORCH_DTYPE] = _decode_torch_dtype
-DECODERS[DEVICE] = lambda reader, data: _torch().device(reader.text(data))
+DECODERS[DEVICE] = lambda reader, data: _torch().device(reader.content(data, str))
 DECODERS[SIZE] = lambda reader, data: _torch().Size(reader.items(data))

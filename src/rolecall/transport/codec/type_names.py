@@ -10,7 +10,8 @@ A name that arrives is looked up, never trusted:
   under that very name, so an alias in an innocent module leads nowhere.
 - The caller says what kind it must be: a dataclass, an enum, ...; anything else is refused.
 
-`__main__` is whatever `sys.modules["__main__"]` is: a worker that loaded the controller's script puts it there.
+`__main__` is whatever `sys.modules["__main__"]` is: a worker's loads the controller's program when a name in it is
+asked for, and is then that program's module.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import re
 import sys
 from collections.abc import Callable
 from functools import lru_cache
+from types import ModuleType
 from typing import Any
 
 from rolecall.errors import DecodeError
@@ -52,6 +54,7 @@ _NEVER = frozenset({"sitecustomize", "usercustomize", "test"})  # run or hold co
 _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _LONGEST = 500
 _MAIN = "__main__"
+_MAIN_HINT = "; define it at the top of the script or in a module (an interactive session has none to load)"
 
 
 @lru_cache(maxsize=4096)
@@ -88,8 +91,12 @@ def name_of(cls: type) -> str:
     return name
 
 
-def resolve(name: Any, is_kind: Callable[[type], bool], kind: str) -> Any:
+def resolve(name: Any, kind: type, is_kind: Callable[[type], bool] | None = None, called: str = "") -> Any:
     """Returns the class of that name.
+
+    Args:
+        kind: It is this class or a subclass of it,
+        is_kind: and this is true of it, for what is `called` so.
 
     Raises:
         DecodeError: The name is refused, not found, or not of the kind.
@@ -101,19 +108,23 @@ def resolve(name: Any, is_kind: Callable[[type], bool], kind: str) -> Any:
         raise DecodeError(f"type refused, {why}", name[:_LONGEST])
     module, _, qualname = name.partition(":")
     cls = _look_up(module, qualname)
-    if cls is None and module != _MAIN:
-        _import(module)  # also waits for another thread that is importing it now
+    if cls is None:
+        _import(module, qualname)  # also waits for another thread that is importing it now
         cls = _look_up(module, qualname)
     if cls is None:
-        raise DecodeError("no type of that name here", name)
-    if not is_kind(cls):
-        raise DecodeError(f"type is not a {kind}", name)
+        raise DecodeError("no type of that name here" + (_MAIN_HINT if module == _MAIN else ""), name)
+    if not issubclass(cls, kind) or (is_kind is not None and not is_kind(cls)):
+        raise DecodeError(f"type is not a {called or kind.__name__}", name)
     return cls
 
 
-def _import(module: str) -> None:
+def _import(module: str, qualname: str) -> None:
+    main = sys.modules.get(_MAIN)
     try:
-        importlib.import_module(module)
+        if module != _MAIN:
+            importlib.import_module(module)
+        elif type(main) is not ModuleType:  # a worker's loads the controller's program when a name is asked for
+            getattr(main, qualname.partition(".")[0], None)
     except (Exception, SystemExit) as e:  # a module may do anything when imported, also exit
         raise DecodeError(f"module of a type cannot be imported ({type(e).__name__}: {e})", module) from e
 

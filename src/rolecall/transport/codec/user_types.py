@@ -19,16 +19,16 @@ from typing import Any
 import msgspec
 
 from rolecall.errors import DecodeError
+from rolecall.protocol.message import Message, to_plain
 from rolecall.transport.codec.places import Refused
-from rolecall.transport.codec.reader import Reader
-from rolecall.transport.codec.rules import DECODERS, RESOLVERS, ROWS, Encode, Rows
+from rolecall.transport.codec.reader import DECODERS, Reader
 from rolecall.transport.codec.type_names import name_of, resolve
-from rolecall.transport.codec.writer import Writer
+from rolecall.transport.codec.writer import RESOLVERS, ROWS, Encode, Rows, Writer
 
 ENUM, NAMEDTUPLE, DATACLASS, STRUCT, MODEL, DATACLASSES = -30, -31, -32, -33, -34, -38
 
 _BUILT_IN_BASES = (dict, list, tuple, set, frozenset, str, bytes, bytearray, int, float, complex)
-_UNSENT = object()
+_UNSENT = object()  # of a field with init=False that is not set yet
 
 
 def named(kind: type, encode: Callable[[Writer, Any, str], Any]) -> Encode:
@@ -79,16 +79,16 @@ def _state(found: Any) -> dict[str, Any]:
     return found
 
 
+def _check_names(name: str, found: Iterable[Any], known: Iterable[str]) -> None:
+    if unknown := set(found).difference(known):
+        raise DecodeError(f"{name} has no fields of these names", list(unknown))
+
+
 def _plain_values(writer: Writer, state: dict[str, Any]) -> dict[str, Any]:
-    plain = writer.plain
-    return {name: plain(item) for name, item in state.items()}
+    return dict(zip(state, writer.each(list(state.values())), strict=True))
 
 
 # --- enums ---
-
-
-def is_enum(cls: type) -> bool:
-    return issubclass(cls, Enum)
 
 
 def _enum(writer: Writer, value: Enum, name: str) -> Any:
@@ -99,7 +99,7 @@ def _enum(writer: Writer, value: Enum, name: str) -> Any:
 
 def _decode_enum(reader: Reader, data: memoryview) -> Any:
     name, member = reader.items(data, 2)
-    cls = resolve(name, is_enum, "Enum")
+    cls = resolve(name, Enum)
     if type(member) is int and issubclass(cls, Flag):
         return cls(member)
     if type(member) is not str or member not in cls.__members__:
@@ -114,13 +114,9 @@ def is_named_tuple(cls: type) -> bool:
     return issubclass(cls, tuple) and isinstance(getattr(cls, "_fields", None), tuple) and hasattr(cls, "_make")
 
 
-def _named_tuple(writer: Writer, value: tuple[Any, ...], name: str) -> Any:
-    return writer.extension(NAMEDTUPLE, [name, *map(writer.plain, value)])
-
-
 def _decode_named_tuple(reader: Reader, data: memoryview) -> Any:
     name, *items = reader.items(data)
-    cls = resolve(name, is_named_tuple, "named tuple")
+    cls = resolve(name, tuple, is_named_tuple, "named tuple")
     if len(items) != len(cls._fields):
         raise DecodeError(f"{name} has another number of fields", len(items))
     return tuple.__new__(cls, items)
@@ -133,30 +129,28 @@ def is_dataclass(cls: type) -> bool:
     return dataclasses.is_dataclass(cls) and not issubclass(cls, _BUILT_IN_BASES)
 
 
+def _field_names(cls: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(cls)]
+
+
 def _dataclass_rule(cls: type) -> Encode:
-    names = tuple(field.name for field in dataclasses.fields(cls))
+    names = _field_names(cls)
 
     def encode(writer: Writer, value: Any, name: str) -> Any:
-        plain = writer.plain
-        state = {}
-        for field in names:
-            item = getattr(value, field, _UNSENT)  # a field with init=False may not be set yet
-            if item is not _UNSENT:
-                state[field] = plain(item)
+        own = {field: item for field in names if (item := getattr(value, field, _UNSENT)) is not _UNSENT}
         extra = own_attributes(value, names)
-        return writer.extension(DATACLASS, [name, state, _plain_values(writer, extra)] if extra else [name, state])
+        states = [own, extra] if extra else [own]
+        return writer.extension(DATACLASS, [name, *(_plain_values(writer, state) for state in states)])
 
     return named(cls, encode)
 
 
 def _decode_dataclass(reader: Reader, data: memoryview) -> Any:
     name, state, *extra = reader.items(data)
-    cls = resolve(name, is_dataclass, "dataclass")
+    cls = resolve(name, object, is_dataclass, "dataclass")
     value = object.__new__(cls)
-    fields = {field.name for field in dataclasses.fields(cls)}
-    for field, item in _state(state).items():
-        if field not in fields:
-            raise DecodeError(f"{name} has no field of that name", field)
+    _check_names(name, _state(state), _field_names(cls))
+    for field, item in state.items():
         object.__setattr__(value, field, item)
     for attributes in extra:
         set_attributes(value, _state(attributes))
@@ -165,7 +159,7 @@ def _decode_dataclass(reader: Reader, data: memoryview) -> Any:
 
 def _dataclass_rows(cls: type) -> Rows:
     """The rule for a list of these; it takes none with attributes beside the fields, or with a field not set."""
-    names = [field.name for field in dataclasses.fields(cls)]
+    names = _field_names(cls)
     getters, known = [attrgetter(name) for name in names], frozenset(names)
 
     def encode(writer: Writer, rows: Sequence[Any]) -> Any:
@@ -182,11 +176,10 @@ def _dataclass_rows(cls: type) -> Rows:
 
 def _decode_dataclasses(reader: Reader, data: memoryview) -> Any:
     name, names, *found = reader.items(data)
-    cls = resolve(name, is_dataclass, "dataclass")
+    cls = resolve(name, object, is_dataclass, "dataclass")
     if type(names) is not list or len(set(names)) != len(found) or len(names) != len(found):
         raise DecodeError(f"{name} has another number of columns than names of fields", len(found))
-    if not {field.name for field in dataclasses.fields(cls)}.issuperset(names):
-        raise DecodeError(f"{name} has no fields of these names", names)
+    _check_names(name, names, _field_names(cls))
     values = [object.__new__(cls) for _ in reader.columns(found)[0]]
     assign = object.__setattr__
     for field, column in zip(names, found, strict=True):
@@ -198,22 +191,19 @@ def _decode_dataclasses(reader: Reader, data: memoryview) -> Any:
 # --- msgspec Structs ---
 
 
-def is_struct(cls: type) -> bool:
-    return issubclass(cls, msgspec.Struct)
+def _message(writer: Writer, value: Message) -> Any:
+    """A struct of `protocol` travels as its fields, which msgspec packs: its receiver knows the type."""
+    return writer.plain(to_plain(value)) if writer.careful else value
 
 
-def _struct_rule(cls: type) -> Encode:
-    names = cls.__struct_fields__  # type: ignore[attr-defined]
-
-    def encode(writer: Writer, value: Any, name: str) -> Any:
-        return writer.extension(STRUCT, [name, {field: writer.plain(getattr(value, field)) for field in names}])
-
-    return named(cls, encode)
+def _struct(writer: Writer, value: msgspec.Struct, name: str) -> Any:
+    state = {field: getattr(value, field) for field in value.__struct_fields__}
+    return writer.extension(STRUCT, [name, _plain_values(writer, state)])
 
 
 def _decode_struct(reader: Reader, data: memoryview) -> Any:
     name, state = reader.items(data, 2)
-    return resolve(name, is_struct, "Struct")(**_state(state))
+    return resolve(name, msgspec.Struct)(**_state(state))
 
 
 # --- pydantic models ---
@@ -226,22 +216,21 @@ def is_model(cls: type) -> bool:
 
 def _model(writer: Writer, value: Any, name: str) -> Any:
     fields = type(value).model_fields
-    state = {field: writer.plain(item) for field, item in value.__dict__.items() if field in fields}
-    extra, private = (
+    own = {field: item for field, item in value.__dict__.items() if field in fields}
+    state, extra, private = (
         None if found is None else _plain_values(writer, found)
-        for found in (value.__pydantic_extra__, value.__pydantic_private__)
+        for found in (own, value.__pydantic_extra__, value.__pydantic_private__)
     )
     return writer.extension(MODEL, [name, state, sorted(value.__pydantic_fields_set__), extra, private])
 
 
 def _decode_model(reader: Reader, data: memoryview) -> Any:
     name, state, fields_set, extra, private = reader.items(data, 5)
-    cls = resolve(name, is_model, "pydantic model")
+    cls = resolve(name, object, is_model, "pydantic model")
     if (extra is not None) != (cls.model_config.get("extra") == "allow"):
         raise DecodeError(f"{name} takes no extra fields, or must have them", extra)
-    for names, known in ((_state(state), cls.model_fields), (_state(private or {}), cls.__private_attributes__)):
-        if not names.keys() <= known.keys():
-            raise DecodeError(f"{name} has no fields of these names", sorted(names.keys() - known.keys()))
+    _check_names(name, _state(state), cls.model_fields)
+    _check_names(name, _state(private or {}), cls.__private_attributes__)
     value = cls.__new__(cls)
     object.__setattr__(value, "__dict__", state)
     object.__setattr__(value, "__pydantic_fields_set__", set(fields_set))
@@ -252,12 +241,14 @@ def _decode_model(reader: Reader, data: memoryview) -> Any:
 
 def _rule_of(kind: type) -> Encode | None:
     """The rule for a user's type."""
-    if is_enum(kind):
+    if issubclass(kind, Enum):
         return named(kind, _enum)
     if is_named_tuple(kind):
-        return named(kind, _named_tuple)
-    if is_struct(kind):
-        return _struct_rule(kind)
+        return named(kind, lambda writer, value, name: writer.extension(NAMEDTUPLE, [name, *map(writer.plain, value)]))
+    if issubclass(kind, Message):
+        return _message
+    if issubclass(kind, msgspec.Struct):
+        return named(kind, _struct)
     if is_model(kind):
         return named(kind, _model)
     if is_dataclass(kind):

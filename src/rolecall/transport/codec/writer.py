@@ -1,21 +1,54 @@
-"""The writer turns a value into msgpack. It knows no type beyond what msgpack has; the others follow `rules`."""
+"""The writer turns a value into msgpack. It knows no type beyond what msgpack has; the others have rules in `ENCODERS`.
+
+See `reader` for what an extension is and where the rules are.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from msgspec.msgpack import Ext
 
 from rolecall.transport.codec.native import ALL_NATIVE, FOREIGN, MOST, NATIVE, NATIVE_TUPLES, scan
 from rolecall.transport.codec.native import encode as pack_plain
 from rolecall.transport.codec.places import Refused
-from rolecall.transport.codec.rules import ENCODERS, LISTED, MOST_ROWS, ROWS, TABLE, TUPLES, rule_of
+from rolecall.transport.codec.reader import LISTED, MOST_ROWS, TABLE, TUPLES
 from rolecall.transport.frames import MAX_DEPTH
 
 CAREFUL = NATIVE - {int, str}  # what msgpack takes whatever its value is
 FEW = 6  # items from which on a form for many is the faster one
 TOO_DEEP = f"it contains itself, or is nested deeper than {MAX_DEPTH} levels"
+
+Encode: TypeAlias = "Callable[[Writer, Any], Any]"
+Rows: TypeAlias = "Callable[[Writer, Sequence[Any]], Any]"
+
+ENCODERS: dict[type, Encode] = {}
+RESOLVERS: list[Callable[[type], Encode | None]] = []  # asked in order for the rule of a type that is not in ENCODERS
+ROWS: dict[type, Rows] = {}  # for lists of one type; a rule returns None for a list that it does not take
+
+
+def refusing(hint: str) -> Encode:
+    """The rule of a type that does not travel."""
+
+    def refuse(writer: Writer, value: Any) -> Any:
+        raise Refused(value, hint)
+
+    return refuse
+
+
+_refuse = refusing("")
+
+
+def rule_of(kind: type) -> Encode:
+    """The rule for a type; one that refuses its values where there is none."""
+    found = ENCODERS.get(kind)
+    if found is None:
+        found = next(filter(None, (resolve(kind) for resolve in RESOLVERS)), None)
+        if found is None:  # not noted: its module may still be on its way in
+            return _refuse
+        ENCODERS[kind] = found
+    return found
 
 
 class Writer:
@@ -38,6 +71,10 @@ class Writer:
         """Makes the writer look at every value by itself, int and str as well."""
         self.buffers, self.native, self._depth = [], CAREFUL, 0
         self._listed.clear()
+
+    @property
+    def careful(self) -> bool:
+        return self.native is CAREFUL
 
     def plain(self, value: Any) -> Any:
         """Returns `value` in a form that msgspec encodes.

@@ -31,7 +31,6 @@ IDLE_S = 75.0  # between two requests of one connection
 BODY_S = 300.0
 RECEIVE = 64 << 10
 LINGER_S = 1.0
-WATCH_AFTER_S = 0.02  # before the socket is watched for a disconnect: most requests are answered before that
 
 log = logging.getLogger("rolecall")
 
@@ -65,7 +64,6 @@ class HttpConnection:
         self._authenticated = authenticated
         self._unix = sock.family == socket.AF_UNIX
         self._disconnect = Disconnect(self._disconnected)
-        self._watch_timer: asyncio.TimerHandle | None = None
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
         self._http.receive_data(begun)
 
@@ -85,28 +83,17 @@ class HttpConnection:
 
     async def _serve(self, head: _Head) -> bool:
         """Answers one request; False when the connection cannot be used again."""
-        self._disconnect, self._watch_timer = Disconnect(self._disconnected), None
+        self._disconnect = Disconnect(self._disconnected)
         try:
             reusable = await self._send(await self._response(head), without_body=head.is_head_request)
         except BaseException:
             self._disconnect.notify()
             raise
         finally:
-            self._stop_watching()
+            self._loop.remove_reader(self._sock.fileno())
         if not reusable:
             await self._linger()
         return reusable
-
-    def _watch(self) -> None:
-        """Watches for a disconnect while the request is answered."""
-        self._watch_timer = None
-        self._loop.add_reader(self._sock.fileno(), self._readable)
-
-    def _stop_watching(self) -> None:
-        if self._watch_timer is None:
-            self._loop.remove_reader(self._sock.fileno())
-        else:
-            self._watch_timer.cancel()
 
     def _readable(self) -> None:
         self._loop.remove_reader(self._sock.fileno())  # an early next request stays in the socket until its turn
@@ -154,7 +141,7 @@ class HttpConnection:
         route, max_body, params = self._routes.find(request.method, request.path)
         async with asyncio.timeout(BODY_S):
             body = await self._body(request, max_body)
-        self._watch_timer = self._loop.call_later(WATCH_AFTER_S, self._watch)
+        self._loop.add_reader(self._sock.fileno(), self._readable)  # tells of a disconnect
         return await self._handled(route, replace(request, body=body, params=params, disconnect=self._disconnect))
 
     def _checked(self, head: Any) -> Request:
@@ -178,8 +165,7 @@ class HttpConnection:
         if announced > max_body:
             raise _too_large(max_body)
         if self._http.they_are_waiting_for_100_continue:
-            go_on = h11.InformationalResponse(status_code=100, headers=[])
-            await self._loop.sock_sendall(self._sock, self._http.send(go_on) or b"")
+            await self._send_events(h11.InformationalResponse(status_code=100, headers=[]))
         body = bytearray()
         while isinstance(event := await self._next_event(), h11.Data):
             body += event.data
@@ -209,29 +195,24 @@ class HttpConnection:
             headers["content-length"] = str(len(response.body))
         if ends:
             headers["connection"] = "close"
-        head = http.send(h11.Response(status_code=response.status, headers=list(headers.items()))) or b""
+        head = h11.Response(status_code=response.status, headers=list(headers.items()))
         if without_body:
-            await self._send_bytes(head)
+            await self._send_events(head)
         elif response.chunks is None:
-            await self._send_bytes(head + self._chunk(response.body) + self._end())
+            await self._send_events(head, h11.Data(data=response.body), h11.EndOfMessage())
         else:
-            await self._send_bytes(head)
+            await self._send_events(head)
             async with contextlib.aclosing(response.chunks) as chunks:
                 async for chunk in chunks:
-                    await self._send_bytes(self._chunk(chunk))
-            await self._send_bytes(self._end())
+                    await self._send_events(h11.Data(data=chunk))
+            await self._send_events(h11.EndOfMessage())
         if ends or http.our_state is h11.MUST_CLOSE:
             return False
         http.start_next_cycle()
         return True
 
-    def _chunk(self, data: bytes) -> bytes:
-        return self._http.send(h11.Data(data=data)) or b""
-
-    def _end(self) -> bytes:
-        return self._http.send(h11.EndOfMessage()) or b""
-
-    async def _send_bytes(self, data: bytes) -> None:
+    async def _send_events(self, *events: h11.Event) -> None:
+        data = b"".join(self._http.send(event) or b"" for event in events)
         async with asyncio.timeout(BODY_S):
             await self._loop.sock_sendall(self._sock, data)
 

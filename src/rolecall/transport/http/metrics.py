@@ -37,6 +37,8 @@ def metrics_response(
 ) -> Response:
     """The numbers as JSON if the client asked with `?format=json` or `Accept: application/json`, else as text.
 
+    The text is the format that Prometheus reads: each metric once, with HELP, TYPE and all its samples.
+
     Args:
         numbers: Numbers by name, and further mappings of them.
         described: Kind and help text of each number, by its place in `numbers`, for instance `store.bytes`.
@@ -44,18 +46,7 @@ def metrics_response(
     """
     if request.query.get("format") == "json" or JSON in request.headers.get("accept", ""):
         return json_response(numbers)
-    text = exposition(prefix, labels, numbers, described, labelled or {})
-    return Response(200, {"content-type": TEXT}, text.encode())
-
-
-def exposition(
-    prefix: str,
-    labels: Mapping[str, str],
-    numbers: Mapping[str, Any],
-    described: Mapping[str, Metric],
-    labelled: Mapping[str, str],
-) -> str:
-    """The text format that Prometheus reads: each metric once, with HELP, TYPE and all its samples."""
+    labelled = labelled or {}
     families: dict[str, list[str]] = {}
     for place, more, value in _flat(numbers, labelled, "", {}):
         metric = described.get(place) or gauge(f"The number {place} of the JSON form.")
@@ -63,7 +54,8 @@ def exposition(
         family = families.setdefault(name, [f"# HELP {name} {metric.help}", f"# TYPE {name} {metric.kind}"])
         shown = ",".join(f'{key}="{_escaped(text)}"' for key, text in {**labels, **more}.items())
         family.append(f"{name}{{{shown}}} {float(value) if isinstance(value, bool) else value!r}")
-    return "".join(f"{line}\n" for lines in families.values() for line in lines)
+    text = "".join(f"{line}\n" for lines in families.values() for line in lines)
+    return Response(200, {"content-type": TEXT}, text.encode())
 
 
 def _flat(

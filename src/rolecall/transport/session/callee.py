@@ -21,22 +21,8 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from rolecall.transport.session.messages import (
-    STREAM,
-    UNKNOWN,
-    Ack,
-    Buffers,
-    Cancel,
-    Credit,
-    CumulativeAck,
-    Invocation,
-    Item,
-    Probe,
-    Reply,
-    Sending,
-    Status,
-    Tracked,
-)
+from rolecall.transport.session import messages
+from rolecall.transport.session.messages import STREAM, UNKNOWN, Buffers, Sending, Tracked
 from rolecall.transport.session.sequences import SequenceSet
 
 MAX_ANSWERS = 65536
@@ -53,7 +39,7 @@ class OutgoingStream:
     def __init__(self, window: int) -> None:
         self.window = window
         self.emitted = self.consumed = 0
-        self.items: dict[int, tuple[Item, Buffers]] = {}  # sent and not yet consumed
+        self.items: dict[int, tuple[messages.Item, Buffers]] = {}  # sent and not yet consumed
 
     def credit(self, consumed: int) -> None:
         """The caller has consumed so many items; these are never sent again."""
@@ -82,7 +68,7 @@ class AcceptedCall(Tracked, Generic[Owner], eq=False, kw_only=True):
     cancelled: bool = False
     answered: bool = False
     released: bool = False
-    reply: Reply | None = None
+    reply: messages.Reply | None = None
     buffers: Buffers = ()
     size: int = 0
     zero_copy_link: int = 0
@@ -104,23 +90,17 @@ class Accepted(msgspec.Struct, Generic[Owner], gc=False):
     """A call was accepted and must be run. It happens once for each id."""
 
     call: AcceptedCall[Owner]
-    invocation: Invocation
+    invocation: messages.Invocation
     buffers: Buffers
 
 
-class Cancelled(msgspec.Struct, Generic[Owner], gc=False):
-    """The caller has cancelled an accepted call."""
-
-    owner: Owner
-
-
 class Changed(msgspec.Struct, Generic[Owner], gc=False):
-    """The call's window has room, or its answer has arrived. Waiters must check again."""
+    """The call was cancelled, its window has room, or its answer has arrived. Waiters must check again."""
 
     owner: Owner
 
 
-Event = Accepted[Owner] | Cancelled[Owner] | Changed[Owner]
+Event = Accepted[Owner] | Changed[Owner]
 Output = tuple[Sequence[Event[Owner]], Sequence[Sending]]
 
 
@@ -168,9 +148,8 @@ class Callee(Generic[Owner]):
     def detach(self) -> Sequence[Event[Owner]]:
         """The link is lost, and zero-copy answers with it: their owners must check again."""
         self._attached = False
-        return [
-            Changed(call.owner) for call in self._answers.values() if call.zero_copy_link and call.owner is not None
-        ]
+        pending = [call.owner for call in self._answers.values() if call.zero_copy_link]
+        return [Changed(owner) for owner in pending if owner is not None]
 
     def close(self) -> Sequence[Event[Owner]]:
         """Ends every call: those that run are cancelled, answers are dropped, no further call is accepted."""
@@ -184,11 +163,9 @@ class Callee(Generic[Owner]):
         self._bytes = 0
         events: list[Event[Owner]] = []
         for call in calls:
-            call.released = True
-            events += _cancel(call)
-            if call.owner is not None:
-                events.append(Changed(call.owner))
-                call.owner = None
+            call.released = call.cancelled = True
+            events += _changed(call)
+            call.owner = None
         return events
 
     # What the engine answers
@@ -198,7 +175,7 @@ class Callee(Generic[Owner]):
         stream = call.stream
         if call.cancelled or call.answered or call.released or stream is None:
             return ()
-        item = Item(call.seq, stream.emitted, body)
+        item = messages.Item(call.seq, stream.emitted, body)
         stream.items[stream.emitted] = item, buffers
         stream.emitted += 1
         return self._send(call, item, buffers)
@@ -212,12 +189,10 @@ class Callee(Generic[Owner]):
             zero_copy: `buffers` are the engine's own memory, so the answer is sent on the present link only, until
                 `replace` provides a copy.
         """
-        if call.answered:
+        already, call.answered = call.answered, True
+        if already or call.released:
             return (), ()
-        call.answered = True
-        if call.released:
-            return (), ()
-        call.reply = reply = Reply(call.seq, ok, 0 if call.stream is None else call.stream.emitted, body)
+        call.reply = reply = messages.Reply(call.seq, ok, 0 if call.stream is None else call.stream.emitted, body)
         call.buffers = buffers
         call.zero_copy_link = self._link if zero_copy else 0
         call.size = len(body) + (sum(map(len, buffers)) if buffers else 0)
@@ -239,7 +214,7 @@ class Callee(Generic[Owner]):
         call.buffers, call.zero_copy_link = buffers, 0
         return self._send(call, call.reply, buffers)
 
-    def _send(self, call: AcceptedCall[Owner], message: Reply | Item, buffers: Buffers) -> Sequence[Sending]:
+    def _send(self, call: AcceptedCall[Owner], message: messages.Message, buffers: Buffers) -> Sequence[Sending]:
         if not self._attached:
             return ()
         call.sent = self._link, UNKNOWN
@@ -260,18 +235,13 @@ class Callee(Generic[Owner]):
         self._bytes -= call.size
         call.released = True
         call.reply, call.buffers, call.stream = None, (), None
-        owner, call.owner = call.owner, None
-        return (Changed(owner),) if call.zero_copy_link and owner is not None else ()
+        events = _changed(call) if call.zero_copy_link else ()
+        call.owner = None
+        return events
 
     # What arrives
 
-    def receive(
-        self,
-        link: int,
-        message: Invocation | Ack | Credit | Cancel | CumulativeAck | Probe,
-        buffers: Buffers,
-        written: int,
-    ) -> Output[Owner]:
+    def receive(self, link: int, message: messages.ToCallee, buffers: Buffers, written: int) -> Output[Owner]:
         """Handles a message that came on the link of number `link`.
 
         Args:
@@ -279,20 +249,20 @@ class Callee(Generic[Owner]):
         """
         if link != self._link or not self._attached or self._closed:
             return (), ()
-        if isinstance(message, Invocation):
+        if isinstance(message, messages.Invocation):
             return self._on_invocation(message, buffers, written)
-        if isinstance(message, Ack):
+        if isinstance(message, messages.Ack):
             return self._on_ack(message.seqs), ()
-        if isinstance(message, Probe):
+        if isinstance(message, messages.Probe):
             return self._on_probe(message, written)
-        if isinstance(message, CumulativeAck):
+        if isinstance(message, messages.CumulativeAck):
             return self._on_cumulative_ack(message), ()
         call = self._calls.get(message.seq)
         if call is None:
             return (), ()
-        return (_cancel(call) if isinstance(message, Cancel) else _credit(call, message.consumed)), ()
+        return _told(call, message), ()
 
-    def _on_invocation(self, invocation: Invocation, buffers: Buffers, written: int) -> Output[Owner]:
+    def _on_invocation(self, invocation: messages.Invocation, buffers: Buffers, written: int) -> Output[Owner]:
         events = self._on_ack(invocation.acks) if invocation.acks else ()
         seq = invocation.seq
         if self._accepted.add(seq):
@@ -302,7 +272,7 @@ class Callee(Generic[Owner]):
             return (*events, Accepted(call, invocation, buffers)), ()
         known = self._calls.get(seq)
         if known is None:
-            return events, ((Status([], [], [seq]), (), None),)
+            return events, ((messages.Status([], [], [seq]), (), None),)
         return events, (self._send_again(known, 0, written) if known.answered else ())
 
     def _on_ack(self, seqs: Sequence[int]) -> Sequence[Event[Owner]]:
@@ -312,12 +282,12 @@ class Callee(Generic[Owner]):
                 events += dropped
         return events
 
-    def _on_cumulative_ack(self, ack: CumulativeAck) -> Sequence[Event[Owner]]:
+    def _on_cumulative_ack(self, ack: messages.CumulativeAck) -> Sequence[Event[Owner]]:
         kept = set(ack.waiting)
         return self._on_ack([seq for seq in self._answers if seq < ack.below and seq not in kept])
 
-    def _on_probe(self, probe: Probe, written: int) -> Output[Owner]:
-        status = Status([], [], [])
+    def _on_probe(self, probe: messages.Probe, written: int) -> Output[Owner]:
+        status = messages.Status([], [], [])
         events: list[Event[Owner]] = []
         sendings: list[Sending] = []
         for probed in probe.calls:
@@ -325,9 +295,7 @@ class Callee(Generic[Owner]):
             if call is None:
                 (status.gone if probed.seq in self._accepted else status.unknown).append(probed.seq)
                 continue
-            if probed.cancelled:
-                events += _cancel(call)
-            events += _credit(call, probed.consumed)
+            events += _told(call, probed)
             if not call.answered:
                 status.running.append(probed.seq)
             sendings += self._send_again(call, probed.arrived, written)
@@ -348,15 +316,13 @@ class Callee(Generic[Owner]):
         return sendings
 
 
-def _cancel(call: AcceptedCall[Owner]) -> Sequence[Event[Owner]]:
-    if call.cancelled:
-        return ()
-    call.cancelled = True
-    return (Cancelled(call.owner),) if call.owner is not None else ()
+def _told(call: AcceptedCall[Owner], progress: messages.Progress) -> Sequence[Event[Owner]]:
+    """Takes note of what the caller says of its call."""
+    call.cancelled |= progress.cancelled
+    if call.stream is not None:
+        call.stream.credit(progress.consumed)
+    return _changed(call)
 
 
-def _credit(call: AcceptedCall[Owner], consumed: int) -> Sequence[Event[Owner]]:
-    if call.stream is None:
-        return ()
-    call.stream.credit(consumed)
-    return (Changed(call.owner),) if call.owner is not None else ()
+def _changed(call: AcceptedCall[Owner]) -> Sequence[Event[Owner]]:
+    return () if call.owner is None else (Changed(call.owner),)

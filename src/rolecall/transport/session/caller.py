@@ -19,33 +19,16 @@ sends the answer that it keeps again, or reports the call as running, unknown, o
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from enum import Enum
 from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from rolecall.transport.session.messages import (
-    NOTIFICATION,
-    STREAM,
-    UNKNOWN,
-    Ack,
-    Body,
-    Buffers,
-    Cancel,
-    Credit,
-    CumulativeAck,
-    Invocation,
-    Item,
-    Probe,
-    ProbedCall,
-    Reply,
-    Sending,
-    Status,
-    Tracked,
-)
+from rolecall.transport.session import messages
+from rolecall.transport.session.messages import NOTIFICATION, STREAM, UNKNOWN, Body, Buffers, Sending, Tracked
 
+WINDOW = 16  # unread items of a stream that may be in flight
 ACKS_AT_ONCE = 256  # acknowledgements in one frame
 PROBED_AT_ONCE = 1024
 MAX_CALLS = 32768
@@ -122,6 +105,12 @@ class IncomingStream:
             ready.append(item)
         return ready
 
+    def unread(self) -> list[Body]:
+        """Takes what has arrived and nobody will read."""
+        bodies = list(self.early.values())
+        self.early.clear()
+        return [*bodies, self.final.body] if self.final is not None and self.final.ok else bodies
+
 
 class OpenCall(Tracked, Generic[Owner], eq=False, kw_only=True):
     """One call that may still have to be probed.
@@ -137,7 +126,7 @@ class OpenCall(Tracked, Generic[Owner], eq=False, kw_only=True):
     seq: int
     is_notification: bool
     stream: IncomingStream | None
-    invocation: Invocation | None
+    invocation: messages.Invocation | None
     buffers: Buffers
     size: int
     deadline: float | None
@@ -145,12 +134,10 @@ class OpenCall(Tracked, Generic[Owner], eq=False, kw_only=True):
     probe_at: float = 0.0
     probe_wait: float = 0.0
 
-    def probed(self) -> ProbedCall:
-        """The entry of this call in a probe."""
-        stream = self.stream
-        if stream is None:
-            return ProbedCall(self.seq, 0, 0, self.abandoned)
-        return ProbedCall(self.seq, stream.arrived, stream.consumed, self.abandoned)
+    def progress(self) -> messages.Progress:
+        """What the callee must know of it."""
+        arrived, consumed = (0, 0) if self.stream is None else (self.stream.arrived, self.stream.consumed)
+        return messages.Progress(self.seq, arrived, consumed, self.abandoned)
 
 
 class Caller(Generic[Owner]):
@@ -165,7 +152,7 @@ class Caller(Generic[Owner]):
         waiting: Calls without an answer, not counting abandoned ones and notifications.
     """
 
-    def __init__(self, *, window: int = 16, probe: float = 1.0, max_bytes: int = 256 << 20) -> None:
+    def __init__(self, *, window: int = WINDOW, probe: float = 1.0, max_bytes: int = 256 << 20) -> None:
         self.window = window
         self.waiting = 0
         self._probe_s, self._max_bytes = probe, max_bytes
@@ -175,7 +162,7 @@ class Caller(Generic[Owner]):
         self._link = 0  # number of the newest link
         self._attached = False
         self._remote = ""
-        self._acks: deque[int] = deque()
+        self._acks: list[int] = []
         self._answered_below = 0
         self._rounds = 0
 
@@ -203,7 +190,7 @@ class Caller(Generic[Owner]):
         """Adds a call. If its `sent` is not None, the driver sends its `invocation` now; else it waits for a link."""
         seq = self._next
         self._next = seq + 1
-        acks = self.take_acks() if self._acks and self._attached else ()
+        acks = self._take_acks() if self._acks and self._attached else ()
         size = len(body) + (sum(b.nbytes for b in buffers) if buffers else 0)
         self._open[seq] = call = OpenCall(
             sent=(self._link, UNKNOWN) if self._attached else None,  # from here on it may have been accepted
@@ -211,7 +198,7 @@ class Caller(Generic[Owner]):
             seq=seq,
             is_notification=kind == NOTIFICATION,
             stream=IncomingStream() if kind == STREAM else None,
-            invocation=Invocation(seq, kind, method, meta, self.window, acks, body),
+            invocation=messages.Invocation(seq, kind, method, meta, self.window, acks, body),
             buffers=buffers,
             size=size,
             deadline=deadline,
@@ -226,19 +213,16 @@ class Caller(Generic[Owner]):
             self._release(call)
 
     def abandon(self, call: OpenCall[Owner], reason: Reason) -> Output[Owner]:
-        """Fails a call and sends `Cancel`. Nothing happens when it is done already."""
+        """Fails a call and tells the callee. Nothing happens when it is done already."""
         if call.abandoned or self._open.get(call.seq) is not call:
             return (), ()
-        self._release(call)
+        events = self._fail(call, reason)
         call.abandoned = True
         call.invocation, call.buffers = None, ()
-        events: list[Event[Owner]] = [Failed(call.owner, reason)]
-        if call.stream is not None and (bodies := _unread(call.stream)):
-            events.append(Unread(bodies))
         if call.sent is None:  # it was never sent
             del self._open[call.seq]
             return events, ()
-        return events, ((Cancel(call.seq), (), None),) if self._attached else ()
+        return events, ((call.progress(), (), None),) if self._attached else ()
 
     def consume(self, call: OpenCall[Owner]) -> Sequence[Sending]:
         """The reader took one item of a stream."""
@@ -249,7 +233,7 @@ class Caller(Generic[Owner]):
         if stream.consumed - stream.credited < max(1, self.window // 2):
             return ()
         stream.credited = stream.consumed
-        return ((Credit(call.seq, stream.consumed), (), None),) if self._attached else ()
+        return ((call.progress(), (), None),) if self._attached else ()
 
     def fail_all(self) -> list[Owner]:
         """Removes every call; returns the owners of those that must fail."""
@@ -275,11 +259,11 @@ class Caller(Generic[Owner]):
         self._remote = remote or self._remote
         if self._answered_below:
             self._rounds = CUMULATIVE_ACK_ROUNDS  # acknowledgements may have been lost with the former link
-        probed: list[ProbedCall] = []
+        probed: list[messages.Progress] = []
         sendings: list[Sending] = []
         for call in self._open.values():
             if call.sent is not None:
-                probed.append(call.probed())
+                probed.append(call.progress())
             else:
                 sendings += self._send(call)
             call.probe_at, call.probe_wait = now + self._probe_s, self._probe_s
@@ -309,33 +293,33 @@ class Caller(Generic[Owner]):
                 call.probe_at, call.probe_wait = now + self._probe_s, self._probe_s
             elif call.probe_at <= now and self._attached and not call.queued(self._link, written):
                 call.probe_at = now + call.probe_wait
-                probed.append(call.probed())
+                probed.append(call.progress())
         if self._attached:
             sendings += [*_probes(probed), *self._acknowledgements()]
         return events, sendings
 
     # What arrives
 
-    def receive(self, link: int, message: Reply | Item | Status, buffers: Buffers, now: float) -> Output[Owner]:
+    def receive(self, link: int, message: messages.ToCaller, buffers: Buffers, now: float) -> Output[Owner]:
         """Handles a message that came on the link of number `link`."""
         if link != self._link or not self._attached:
             return (), ()
-        if isinstance(message, Reply):
+        if isinstance(message, messages.Reply):
             return self._on_reply(message, buffers, now)
-        if isinstance(message, Item):
+        if isinstance(message, messages.Item):
             return self._on_item(message, buffers, now)
         return self._on_status(message, now)
 
-    def _on_reply(self, reply: Reply, buffers: Buffers, now: float) -> Output[Owner]:
+    def _on_reply(self, reply: messages.Reply, buffers: Buffers, now: float) -> Output[Owner]:
         call = self._open.get(reply.seq)
         if call is None:
             return (), self._acknowledge(reply.seq, 0) if reply.seq < self._next else ()
         stream = call.stream
+        answer = Answered(call.owner, reply.ok, (reply.body, buffers))
         if stream is not None and not call.abandoned and stream.arrived < reply.items:
-            stream.final = Answered(call.owner, reply.ok, (reply.body, buffers))
-            stream.items = reply.items
+            stream.final, stream.items = answer, reply.items
             return (), self._probe_gap(call, stream, now)
-        return self._finish(call, Answered(call.owner, reply.ok, (reply.body, buffers)))
+        return self._finish(call, answer)
 
     def _finish(self, call: OpenCall[Owner], answer: Answered[Owner]) -> Output[Owner]:
         del self._open[call.seq]
@@ -343,13 +327,10 @@ class Caller(Generic[Owner]):
         sendings = self._acknowledge(call.seq, sum(map(len, buffers)) if buffers else 0)
         if call.abandoned:
             return ((Unread([answer.body]),) if answer.ok else ()), sendings
-        self._bytes -= call.size
-        if call.is_notification:
-            return (), sendings
-        self.waiting -= 1
-        return (answer,), sendings
+        self._release(call)
+        return (() if call.is_notification else (answer,)), sendings
 
-    def _on_item(self, item: Item, buffers: Buffers, now: float) -> Output[Owner]:
+    def _on_item(self, item: messages.Item, buffers: Buffers, now: float) -> Output[Owner]:
         call = self._open.get(item.seq)
         if call is None or call.stream is None:
             return (), ()
@@ -367,23 +348,21 @@ class Caller(Generic[Owner]):
             return (*events, *last), sendings
         return events, ()
 
-    def _on_status(self, status: Status, now: float) -> Output[Owner]:
-        for seq in status.running:
-            call = self._open.get(seq)
-            if call is not None:
-                call.invocation, call.buffers = None, ()  # accepted, so it is never sent again
-                call.probe_wait = min(call.probe_wait * 2, PROBE_MAX_S)
+    def _on_status(self, status: messages.Status, now: float) -> Output[Owner]:
+        for call in filter(None, map(self._open.get, status.running)):
+            call.invocation, call.buffers = None, ()  # accepted, so it is never sent again
+            call.probe_wait = min(call.probe_wait * 2, PROBE_MAX_S)
         events: list[Event[Owner]] = []
         sendings: list[Sending] = []
-        for seq in status.unknown:
-            call = self._open.get(seq)
-            if call is not None and call.abandoned:
-                del self._open[seq]
-            elif call is not None and call.invocation is not None:
+        for call in filter(None, map(self._open.get, status.unknown)):
+            if call.abandoned:
+                del self._open[call.seq]
+            else:
                 call.probe_at, call.probe_wait = now + self._probe_s, self._probe_s
                 sendings += self._send(call)
-        for seq in status.gone:
-            events += self._lost(self._open.pop(seq, None), Reason.GONE)
+        for call in filter(None, map(self._open.get, status.gone)):
+            del self._open[call.seq]
+            events += self._fail(call, Reason.GONE)
         return events, sendings
 
     # Parts of the above
@@ -398,26 +377,23 @@ class Caller(Generic[Owner]):
         self._bytes -= call.size
         self.waiting -= not call.is_notification
 
-    def _lost(self, call: OpenCall[Owner] | None, reason: Reason) -> Sequence[Event[Owner]]:
-        """The events of a call that was removed without an answer."""
-        if call is None or call.abandoned:
+    def _fail(self, call: OpenCall[Owner], reason: Reason) -> Sequence[Event[Owner]]:
+        """The events of a call that will not be answered."""
+        if call.abandoned:
             return ()
         self._release(call)
         if call.is_notification:
             return ()
-        unread = _unread(call.stream) if call.stream is not None else []
-        failed = Failed(call.owner, reason)
-        return (failed, Unread(unread)) if unread else (failed,)
+        return Failed(call.owner, reason), Unread([] if call.stream is None else call.stream.unread())
 
     def _restarted(self) -> Sequence[Event[Owner]]:
         """The other process is a new one: calls sent to the former one may have run, and will not be answered."""
         self._acks.clear()
         self._answered_below = self._rounds = 0
-        sent = [call for call in self._open.values() if call.sent is not None]
         events: list[Event[Owner]] = []
-        for call in sent:
+        for call in [call for call in self._open.values() if call.sent is not None]:
             del self._open[call.seq]
-            events += self._lost(call, Reason.RESTARTED)
+            events += self._fail(call, Reason.RESTARTED)
         return events
 
     def _probe_gap(self, call: OpenCall[Owner], stream: IncomingStream, now: float) -> Sequence[Sending]:
@@ -425,7 +401,7 @@ class Caller(Generic[Owner]):
         if now - stream.probed_at <= self._probe_s / 20:
             return ()
         stream.probed_at = now
-        return ((Probe([call.probed()]), (), None),)
+        return ((messages.Probe([call.progress()]), (), None),)
 
     # Acknowledgements
 
@@ -435,39 +411,29 @@ class Caller(Generic[Owner]):
             self._answered_below = seq + 1
         self._rounds = CUMULATIVE_ACK_ROUNDS
         if size >= LARGE_REPLY or len(self._acks) >= ACKS_AT_ONCE:
-            return ((Ack(self.take_acks()), (), None),)
+            return ((messages.Ack(self._take_acks()), (), None),)
         return ()
 
-    def take_acks(self) -> Sequence[int]:
+    def _take_acks(self) -> Sequence[int]:
         """Acknowledgements for the next frame."""
-        acks = self._acks
-        if len(acks) <= ACKS_AT_ONCE:
-            taken = list(acks)
-            acks.clear()
-            return taken
-        return [acks.popleft() for _ in range(ACKS_AT_ONCE)]
+        taken = self._acks[:ACKS_AT_ONCE]
+        del self._acks[:ACKS_AT_ONCE]
+        return taken
 
     def _acknowledgements(self) -> list[Sending]:
         """New acknowledgements, and, a few times after the last answer, a cumulative one in case some were lost."""
-        sendings: list[Sending] = [(Ack(self.take_acks()), (), None)] if self._acks else []
+        sendings: list[Sending] = [(messages.Ack(self._take_acks()), (), None)] if self._acks else []
         if self._rounds:
             self._rounds -= 1
             below = self._answered_below
             waiting = [seq for seq in self._open if seq < below]
             if len(waiting) <= MAX_WAITING:
-                sendings.append((CumulativeAck(below, waiting), (), None))
+                sendings.append((messages.CumulativeAck(below, waiting), (), None))
         return sendings
 
 
-def _unread(stream: IncomingStream) -> list[Body]:
-    bodies = list(stream.early.values())
-    stream.early.clear()
-    if stream.final is not None and stream.final.ok:
-        bodies.append(stream.final.body)
-    return bodies
-
-
-def _probes(probed: list[ProbedCall]) -> list[Sending]:
+def _probes(probed: list[messages.Progress]) -> list[Sending]:
     return [
-        (Probe(probed[start : start + PROBED_AT_ONCE]), (), None) for start in range(0, len(probed), PROBED_AT_ONCE)
+        (messages.Probe(probed[start : start + PROBED_AT_ONCE]), (), None)
+        for start in range(0, len(probed), PROBED_AT_ONCE)
     ]

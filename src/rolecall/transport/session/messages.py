@@ -47,48 +47,35 @@ class Item(msgspec.Struct, array_like=True, tag=3, gc=False):
     body: bytes
 
 
-class Credit(msgspec.Struct, array_like=True, tag=4, gc=False):
-    """The caller has consumed this many items of a stream."""
+class Progress(msgspec.Struct, array_like=True, tag=4, gc=False):
+    """How many items of a call have arrived and were consumed, and whether the caller has cancelled it."""
 
     seq: int
+    arrived: int
     consumed: int
+    cancelled: bool
 
 
-class Cancel(msgspec.Struct, array_like=True, tag=5, gc=False):
-    """The caller has cancelled a call."""
-
-    seq: int
-
-
-class Ack(msgspec.Struct, array_like=True, tag=6, gc=False):
+class Ack(msgspec.Struct, array_like=True, tag=5, gc=False):
     """Replies that have arrived; the callee may drop them."""
 
     seqs: Sequence[int]
 
 
-class CumulativeAck(msgspec.Struct, array_like=True, tag=7, gc=False):
+class CumulativeAck(msgspec.Struct, array_like=True, tag=6, gc=False):
     """Every reply below `below`, except those in `waiting`, has arrived. Repeats lost acknowledgements."""
 
     below: int
     waiting: Sequence[int]
 
 
-class ProbedCall(msgspec.Struct, array_like=True, gc=False):
-    """One call in a probe: how many of its items have arrived and were consumed, and whether it was cancelled."""
-
-    seq: int
-    arrived: int = 0
-    consumed: int = 0
-    cancelled: bool = False
-
-
-class Probe(msgspec.Struct, array_like=True, tag=8, gc=False):
+class Probe(msgspec.Struct, array_like=True, tag=7, gc=False):
     """Asks for the state of calls without an answer."""
 
-    calls: list[ProbedCall]
+    calls: list[Progress]
 
 
-class Status(msgspec.Struct, array_like=True, tag=9, gc=False):
+class Status(msgspec.Struct, array_like=True, tag=8, gc=False):
     """Answers a probe. Replies that are kept are sent again, too.
 
     Attributes:
@@ -102,7 +89,9 @@ class Status(msgspec.Struct, array_like=True, tag=9, gc=False):
     gone: list[int]
 
 
-Message = Invocation | Reply | Item | Credit | Cancel | Ack | CumulativeAck | Probe | Status
+ToCaller = Reply | Item | Status
+ToCallee = Invocation | Progress | Ack | CumulativeAck | Probe
+Message = ToCaller | ToCallee
 
 UNKNOWN = 1 << 62  # the position of a frame that is being sent
 

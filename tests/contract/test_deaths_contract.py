@@ -1,0 +1,137 @@
+"""How a role goes on when some of its workers died, on every backend whose workers are processes."""
+
+from __future__ import annotations
+
+import pytest
+
+from rolecall import Role, Scheduler
+from rolecall.errors import EngineNotFoundError, RPCConnectionError, WorkerFailedError, WorkerNotFoundError
+from tests.support import calling_engines
+from tests.support.schedulers_under_test import BACKENDS, each
+
+
+@pytest.fixture(scope="module", params=each([name for name, backend in BACKENDS.items() if backend.own_processes]))
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def role(shared: Scheduler) -> Role:
+    role = shared.start("actor", 3, cpu=0.1)
+    calling_engines.create(role)
+    return role
+
+
+def test_a_role_goes_on_with_its_living_workers(role: Role) -> None:
+    """`alive` is the role without its dead; a call with `return_errors` asks them all."""
+    with pytest.raises(WorkerFailedError):
+        role[1].call("die")
+    assert (role[0].alive, role[1].alive) == (True, False)
+    assert role.alive.call("where") == ["actor/0", "actor/2"]
+    with pytest.raises(WorkerFailedError, match="actor/1"):
+        role.call("where")
+    first, dead, last = role.with_options(return_errors=True).call("where")
+    assert (first, last) == ("actor/0", "actor/2")
+    assert isinstance(dead, WorkerFailedError)
+    assert [state.state for state in role.inspect()] == ["running", "failed", "running"]
+    assert [w.id for w in role[::2].workers] == ["actor/0", "actor/2"]
+
+
+def test_as_completed_survives_a_death(role: Role) -> None:
+    """Calls of a dead worker are given as failed ones; resubmitted they run on the others."""
+    results: dict[int, int] = {}
+    lost: set[str] = set()
+    for done in role.as_completed("count_or_die", [(i, role[1].id) for i in range(20)], in_flight=6):
+        try:
+            results[done.index] = done.result()
+        except WorkerFailedError:
+            lost.add(done.worker.id)
+            done.resubmit()
+    assert (sorted(results), lost) == (list(range(20)), {"actor/1"})
+
+
+def test_as_completed_ends_when_nobody_is_left(role: Role) -> None:
+    """Each call ends the worker that it goes to; then the loop ends, in the words of a death."""
+    failed = 0
+    with pytest.raises(WorkerFailedError):
+        for done in role.as_completed("die", [()] * 9, in_flight=1):
+            assert isinstance(done.call.exception(), WorkerFailedError)
+            failed += 1
+    assert failed == 3
+
+
+# Restarts
+
+
+def test_a_dead_worker_comes_back_under_its_id(role: Role) -> None:
+    """It is another process in the same slot, its engines are made again, and the role is whole."""
+    before = role.inspect()
+    lost = role[1].submit("die")
+    with pytest.raises(WorkerFailedError):
+        lost.result()
+    role[1].restart()
+    assert role.call("where") == ["actor/0", "actor/1", "actor/2"]
+    after = role.inspect()
+    assert [w.incarnation for w in after] == [0, 1, 0]
+    assert (after[0], after[2]) == (before[0], before[2])
+    assert after[1].pid != before[1].pid
+    assert (after[1].devices, after[1].guard, after[1].state) == (before[1].devices, before[1].guard, "running")
+    with pytest.raises(WorkerFailedError):  # calls of the last incarnation stay what they are
+        lost.result()
+
+
+def test_a_living_worker_is_replaced(role: Role) -> None:
+    """What runs on it fails, and its engines are left out on request."""
+    first, running = role.inspect()[0].pid, role[0].submit("forever")
+    role[0].restart(engines=False)
+    assert isinstance(running.exception(), WorkerFailedError | RPCConnectionError)
+    assert role.inspect()[0].pid != first
+    with pytest.raises(EngineNotFoundError):
+        role[0].call("where")
+    calling_engines.create(role[:1])
+    assert role.call("where") == ["actor/0", "actor/1", "actor/2"]
+
+
+def test_a_restarted_worker_has_the_environment_of_the_last(role: Role) -> None:
+    """What was set for the role and what was set later; and its rank."""
+    role.set_env({"LATER": "1"})
+    env = role[2].call("environment")
+    role[2].restart()
+    again = role[2].call("environment")
+    assert (again["LATER"], again["RANK"], again["WORLD_SIZE"]) == ("1", env["RANK"], env["WORLD_SIZE"])
+    assert (again["MASTER_ADDR"], again["MASTER_PORT"]) == (env["MASTER_ADDR"], env["MASTER_PORT"])
+    role[0].restart()
+    assert role[0].call("environment")["MASTER_PORT"] == role[0].worker.worker_ports[1]
+
+
+def test_forks_outlive_the_restart_of_their_target(role: Role) -> None:
+    """And a fork is restarted in its target's slot, as the target is."""
+    forks = role.fork("ref")
+    calling_engines.create(forks)
+    role[0].restart()
+    assert forks.call("where") == ["ref/0", "ref/1", "ref/2"]
+    forks[0].submit("die").exception()
+    forks[0].restart()
+    assert forks.call("where") == ["ref/0", "ref/1", "ref/2"]
+    assert role.call("where") == ["actor/0", "actor/1", "actor/2"]
+
+
+def test_a_loop_restarts_what_it_loses(role: Role) -> None:
+    """The loop of the README: what was lost runs again, also where it was lost."""
+    results: dict[int, int] = {}
+    for done in role.as_completed("count_or_die", [(i, role[1].id) for i in range(20)], in_flight=9):
+        try:
+            results[done.index] = done.result()
+        except WorkerFailedError:
+            if not done.worker.alive:
+                done.worker.restart()
+            done.resubmit()
+    assert sorted(results) == list(range(20))
+    assert role.inspect()[1].incarnation > 0
+    assert len(role.alive) == 3
+
+
+def test_a_restart_of_what_is_not_there_is_refused(role: Role, shared: Scheduler) -> None:
+    """The error lists the workers that there are."""
+    with pytest.raises(WorkerNotFoundError, match="no worker 'actor/7'"):
+        shared.restart_worker("actor/7")

@@ -1,0 +1,65 @@
+"""An engine whose calls take a while, run side by side, fail, and end its process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+
+from rolecall import Role
+
+
+class Calling:
+    def __init__(self, worker_id: str) -> None:
+        self._worker_id = worker_id
+        self._running = 0
+
+    def where(self) -> str:
+        return self._worker_id
+
+    def environment(self) -> dict[str, str]:
+        return dict(os.environ)
+
+    def die(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def sleep(self, seconds: float) -> float:
+        time.sleep(seconds)
+        return seconds
+
+    def divide(self, x: float, by: float) -> float:
+        return x / by
+
+    async def divide_slowly(self, x: float, seconds: float) -> float:
+        await asyncio.sleep(seconds)
+        return x / x
+
+    async def forever(self) -> None:
+        await asyncio.Event().wait()
+
+    def an_error(self) -> ValueError:
+        return ValueError("a result")
+
+    async def count(self, value: int) -> tuple[int, int]:
+        """The value, and how many of these calls run here at the same time."""
+        self._running += 1
+        try:
+            await asyncio.sleep(0.01)
+            return value, self._running
+        finally:
+            self._running -= 1
+
+    async def count_or_die(self, value: int, mortal: str) -> int:
+        """The value; the third call on the mortal worker is its last."""
+        self._running += 1
+        await asyncio.sleep(0.01)
+        if mortal == self._worker_id and self._running >= 3:
+            self.die()
+        return value
+
+
+def create(role: Role) -> None:
+    """One on each worker, which knows whose it is."""
+    for worker in role:
+        worker.create_engine(Calling, worker.id)
