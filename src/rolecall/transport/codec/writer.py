@@ -42,12 +42,10 @@ _refuse = refusing("")
 
 def rule_of(kind: type) -> Encode:
     """The rule for a type; one that refuses its values where there is none."""
-    found = ENCODERS.get(kind)
-    if found is None:
-        found = next(filter(None, (resolve(kind) for resolve in RESOLVERS)), None)
-        if found is None:  # not noted: its module may still be on its way in
-            return _refuse
-        ENCODERS[kind] = found
+    found = ENCODERS.get(kind) or next(filter(None, (resolve(kind) for resolve in RESOLVERS)), None)
+    if found is None:  # not noted: the module that has the rule's types may still be on its way in
+        return _refuse
+    ENCODERS[kind] = found
     return found
 
 
