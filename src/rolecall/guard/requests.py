@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -155,7 +154,7 @@ async def fork(supervisor: Supervisor, request: Fork, target: str, started_by: s
     supervisor.table.get(target)
     argv = request.raw_cmd
     if request.command is not None:
-        argv = [supervisor.config.python or sys.executable, "-m", check_module(request.command)]
+        argv = [supervisor.config.python, "-m", check_module(request.command)]
     worker_id = f"{check_name('role', request.role)}/{request.worker_index}"
     spec = ProcessSpec(worker_id=worker_id, env=request.env, argv=argv, target=target)
     (result,) = await supervisor.launcher.start([spec], started_by)

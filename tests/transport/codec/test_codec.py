@@ -27,12 +27,12 @@ import torch
 
 from rolecall import errors
 from rolecall.errors import DecodeError, EncodeError, RemoteError
-from rolecall.transport.codec import decode, encode, extension
+from rolecall.transport.codec import decode, encode, extension, register_type
 from rolecall.transport.codec.plain import SLICE
-from rolecall.transport.codec.reader import LISTED_TYPES
+from rolecall.transport.codec.reader import DECODERS, LISTED_TYPES
 from rolecall.transport.codec.tensors import SMALL_TENSORS
 from rolecall.transport.codec.user_types import DATACLASS, ENUM
-from rolecall.transport.codec.writer import ENCODERS, Writer
+from rolecall.transport.codec.writer import ENCODERS, RESOLVERS, Writer
 from rolecall.transport.frames import FrameReader, pack
 
 T = TypeVar("T")
@@ -835,6 +835,36 @@ def test_an_extension_gets_its_value_and_the_context() -> None:
         extension(0, Config, lambda v: v, lambda v, c: v)
     with pytest.raises(EncodeError, match="function"):
         encode({"h": Handle((1,), function)}, "args")
+
+
+@dataclasses.dataclass
+class Colour:
+    name: str
+
+
+class Deep(Colour):
+    """Known only by its family."""
+
+
+@pytest.fixture
+def registered() -> Any:
+    """Registers a family of types for one test."""
+    register_type(98, Colour, lambda c: [c.name, Handle((2,))], lambda v: (v[0], v[1]), subclasses=True)
+    yield
+    for cls in (Colour, Deep):
+        ENCODERS.pop(cls, None)
+    del DECODERS[98], RESOLVERS[0]
+
+
+@pytest.mark.usefixtures("handles", "registered")
+def test_a_registered_type_is_sent_with_its_family_and_may_hold_references() -> None:
+    """Its own rule comes before that of a dataclass; what it is made of is decoded like any value."""
+    assert sent([Colour("red"), {"deep": Deep("blue")}], context="here")[0] == ("red", ("here", (2,), None))
+    assert sent([Deep("blue")] * 9, context=1) == [("blue", (1, (2,), None))] * 9
+    with pytest.raises(ValueError, match=r"taken by .*Colour"):
+        register_type(98, Config, lambda v: v, lambda v: v)
+    with pytest.raises(ValueError, match="1 to 127"):
+        register_type(128, Config, lambda v: v, lambda v: v)
 
 
 # --- a forged header does not get at memory ---
