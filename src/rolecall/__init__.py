@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rolecall.tensors.functions import localize as localize
     from rolecall.tensors.functions import remotize as remotize
     from rolecall.tensors.handle import RTensor as RTensor
+    from rolecall.transport.codec import register_type as register_type
     from rolecall.types import Job as Job
     from rolecall.types import SchedulingSpec as SchedulingSpec
     from rolecall.types import SchedulingStrategy as SchedulingStrategy
@@ -39,6 +40,7 @@ _MODULES = {
     "rolecall.scheduler.scheduler": ("Scheduler",),
     "rolecall.tensors.functions": ("clear", "localize", "remotize"),
     "rolecall.tensors.handle": ("RTensor",),
+    "rolecall.transport.codec": ("register_type",),
     "rolecall.types": ("Job", "SchedulingSpec", "SchedulingStrategy", "Worker"),
     "rolecall.worker.ray_group": ("ray_placement_group",),
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rolecall.guard.host import resolve_addresses
+from rolecall.guard.host import resolved
 from rolecall.guard.proc import alive, identify
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.transport.hosts import address_toward, this_host
@@ -36,22 +36,22 @@ def config(**options: object) -> GuardConfig:
 
 def test_on_the_controllers_host_its_socket_and_its_process_count() -> None:
     """The way over the file system stays first, and its death is seen by its pid."""
-    here = resolve_addresses(config(controller_host=this_host(), controller_pid=7))
+    here = resolved(config(controller_host=this_host(), controller_pid=7))
     assert (here.controller, here.controller_pid) == ([UNIX, TCP], 7)
 
 
 def test_elsewhere_they_do_not() -> None:
     """A socket of that path or a process of that pid would be a stranger's."""
-    there = resolve_addresses(config(controller_host="another", controller_pid=7))
+    there = resolved(config(controller_host="another", controller_pid=7))
     assert (there.controller, there.controller_pid) == ([TCP], 0)
 
 
 def test_a_guard_finds_its_own_address_on_the_way_to_the_controller() -> None:
     """Workers bind it, and it is what others are told."""
-    found = resolve_addresses(config())
+    found = resolved(config())
     assert (found.ip, found.bind) == ("127.0.0.1", "127.0.0.1")
-    assert resolve_addresses(config(ip="127.0.0.9")).bind == "127.0.0.9"
-    assert resolve_addresses(config(controller=[UNIX])).ip == "127.0.0.1"
+    assert resolved(config(ip="127.0.0.9")).bind == "127.0.0.9"
+    assert resolved(config(controller=[UNIX])).ip == "127.0.0.1"
 
 
 def test_an_address_needs_a_way_to_it() -> None:

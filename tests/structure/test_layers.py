@@ -41,6 +41,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "types",
     ),
     "proxy": ("worker", "protocol", "errors", "types"),
+    # What stands beside the package: a user of its front door.
+    "areal": ("rolecall", "errors"),
     "rl": EVERYTHING,
     "demo": EVERYTHING,
     "cli": EVERYTHING,
@@ -54,6 +56,9 @@ BASE = {"h11", "msgspec", "psutil", "rich", "typer", "uvloop"}
 
 # Third parties of the extras: loaded inside the function that needs them, under TYPE_CHECKING, or in a try statement.
 OPTIONAL = {
+    "PIL",
+    "aiohttp",
+    "areal",
     "cloudpickle",
     "matplotlib",
     "numpy",
@@ -65,7 +70,7 @@ OPTIONAL = {
 }
 
 # Parts that are nothing without their extra and may import it at the top.
-NEEDS_ITS_EXTRA = {"demo", "rl"}
+NEEDS_ITS_EXTRA = {"areal", "demo", "rl"}
 
 # A command loads what it runs and no more, else `rolecall --help` waits for torch.
 LOADS_LATE = {"cli"}
@@ -159,7 +164,8 @@ def own_objection(own: str, part: str, found: Import) -> str | None:
     if found.deferred and part not in LOADS_LATE:
         return "a deferred import of our own hides a dependency"
     if not target:
-        return None if part == "__init__" or MAY_IMPORT[part] == EVERYTHING else "below the front door, name the module"
+        at_the_door = part == "__init__" or "rolecall" in MAY_IMPORT[part] or MAY_IMPORT[part] == EVERYTHING
+        return None if at_the_door else "below the front door, name the module"
     if not within(target, (part, *MAY_IMPORT[part])) and MAY_IMPORT[part] != EVERYTHING:
         return f"'{part}' may import {', '.join(MAY_IMPORT[part]) or 'nothing'}"
     for group in STRANGERS:
@@ -199,6 +205,8 @@ def test_every_part_is_in_the_table() -> None:
         ("guard.main", "def f():\n    import json", False),
         ("guard.main", "import requests", False),
         ("demo.train", "import torch", True),
+        ("areal.host", "import rolecall", True),
+        ("areal.host", "from rolecall.transport import codec", False),
         ("cli.main", "def f():\n    from rolecall.demo import run", True),
     ],
 )

@@ -147,7 +147,7 @@ def _log_file(config: GuardConfig) -> str:
 
 def main(raw: bytes) -> int:
     """Runs a guard until its end; returns its exit status."""
-    config = host.resolve_addresses(from_json(GuardConfig, raw, "the controller"))
+    config = host.resolved(from_json(GuardConfig, raw, "the controller"))
     path = Path(_log_file(config))
     path.parent.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(

@@ -21,8 +21,8 @@ def memory_gib() -> float:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
 
 
-def resolve_addresses(config: GuardConfig) -> GuardConfig:
-    """Completes the configuration on this host: its own address, and the addresses of the controller that it can reach.
+def resolved(config: GuardConfig) -> GuardConfig:
+    """Completes the configuration on this host: its address, its interpreter, the controller's addresses in its reach.
 
     Raises:
         OSError: There is no route to the controller.
@@ -32,7 +32,7 @@ def resolve_addresses(config: GuardConfig) -> GuardConfig:
         config = msgspec.structs.replace(config, controller=reachable, controller_pid=0)
     dialled = [where.host for where in map(address.parse, config.controller) if not where.is_unix]
     ip = config.ip or (address_toward(dialled[0]) if dialled else "127.0.0.1")
-    return msgspec.structs.replace(config, ip=ip, bind=config.bind or ip)
+    return msgspec.structs.replace(config, ip=ip, bind=config.bind or ip, python=config.python or sys.executable)
 
 
 def hello(config: GuardConfig) -> GuardHello:

@@ -54,18 +54,15 @@ class Killer:
             if not running or time.monotonic() > grace_ends + KILL_S:
                 return owned
             if time.monotonic() < grace_ends:
-                self._terminate(running - terminated)
+                for process in running - terminated:
+                    send(process, signal.SIGTERM)
+                    send(process, signal.SIGCONT)  # a stopped process does not handle SIGTERM
                 terminated |= running
             else:
                 for process in running:
                     send(process, signal.SIGKILL)
             await self._wait(owned, min(pause, max(grace_ends - time.monotonic(), _FIRST_POLL_S)))
             pause = min(pause * 1.5, _LAST_POLL_S)
-
-    def _terminate(self, processes: set[Process]) -> None:
-        for process in processes:
-            send(process, signal.SIGTERM)
-            send(process, signal.SIGCONT)  # a stopped process does not handle SIGTERM
 
     async def _find(self, records: Sequence[Record]) -> dict[Record, set[Process]]:
         descendants = await asyncio.to_thread(Descendants)

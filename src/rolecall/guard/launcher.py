@@ -4,7 +4,6 @@ import asyncio
 import logging
 import os
 import socket
-import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -223,7 +222,7 @@ class Launcher:
                 else:
                     control, theirs = socket.socketpair()
                     keep = [ours_alone.enter_context(theirs).fileno()]
-                    argv = [self._python, "-m", self.config.cold_module, "--control-fd", str(keep[0])]
+                    argv = [self.config.python, "-m", self.config.cold_module, "--control-fd", str(keep[0])]
                 cwd = record.spec.cwd or self.config.cwd
                 process = spawn(record.worker_id, argv, env, log=log, cwd=cwd, keep=keep)
         except (RolecallError, OSError, ValueError) as error:  # ValueError: a NUL in a string
@@ -233,12 +232,8 @@ class Launcher:
         self._register(record, process, control)
         return ""
 
-    @property
-    def _python(self) -> str:
-        return self.config.python or sys.executable
-
     def _filled(self, record: Record, argv: list[str], env: Mapping[str, str]) -> list[str]:
-        return fill(argv, self._place(record), devices=env.get(record.spec.device_var, ""), python=self._python)
+        return fill(argv, self._place(record), devices=env.get(record.spec.device_var, ""), python=self.config.python)
 
     def _place(self, record: Record) -> Place:
         config = self.config

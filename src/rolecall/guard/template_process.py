@@ -5,7 +5,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from io import FileIO
@@ -150,7 +149,7 @@ class TemplateProcess:
         ours.setblocking(False)
         paths = msgspec.json.encode(self._config.sys_path).decode()
         modules = [*self._config.preload, self._config.entry.partition(":")[0]]
-        argv = [self._config.python or sys.executable, "-m", "rolecall.guard.template"]
+        argv = [self._config.python, "-m", "rolecall.guard.template"]
         argv += [str(theirs.fileno()), ",".join(modules), paths]
         try:
             process = spawn("template", argv, self.env, log=self._log, cwd=self._config.cwd, keep=[theirs.fileno()])

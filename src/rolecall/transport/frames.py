@@ -18,6 +18,7 @@ import struct
 from collections.abc import Generator, Sequence
 from ctypes import addressof, c_char
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TypeAlias
 
 from rolecall.errors import ProtocolError
@@ -107,17 +108,11 @@ def _flat(buffer: Buffer) -> memoryview:
 
 def _joined(parts: list[bytes | memoryview]) -> list[bytes | memoryview]:
     out: list[bytes | memoryview] = []
-    small: list[bytes | memoryview] = []
-    for part in parts:
-        if len(part) < _JOIN:
-            small.append(part)
-            continue
+    for small, run in groupby(parts, lambda part: len(part) < _JOIN):
         if small:
-            out.append(b"".join(small))
-            small = []
-        out.append(part)
-    if small:
-        out.append(b"".join(small))
+            out.append(b"".join(run))
+        else:
+            out += run
     return out
 
 

@@ -35,17 +35,21 @@ class Opening(msgspec.Struct, array_like=True, frozen=True):
     hello: msgspec.Raw
 
 
+WELCOME, REFUSAL = 1, 2
+
+
 class Answer(msgspec.Struct, array_like=True, frozen=True):
-    """First frame of the listener: a welcome, or why it closes the connection.
+    """First frame of the listener; after a refusal it closes the connection.
 
     Attributes:
-        session: The id of its session. A new one means that it does not remember earlier calls.
-        refused: What is wrong: `token` or `hello`; empty in a welcome.
-        message: The error's text.
+        kind: `WELCOME` or `REFUSAL`.
+        what: The id of its session, where a new one means that it does not remember earlier calls; or what it refuses,
+            `token` or `hello`.
+        message: Why it refuses.
     """
 
-    session: str
-    refused: str = ""
+    kind: int
+    what: str
     message: str = ""
 
 
@@ -90,19 +94,19 @@ async def say_hello(sock: socket.socket, hello: Hello, token: Token, loop: async
     await loop.sock_sendall(sock, _frame(Opening(token.reveal(), msgspec.Raw(_encode(hello)))))
     header = await _read_header(sock, b"", loop)
     answer = _decoded(Answer, header, "neither welcome nor refusal after the hello")
-    if answer.refused == "token":
+    if answer.kind == WELCOME:
+        return answer.what
+    if answer.what == "token":
         raise AuthenticationError(seen="refused by the other side")
-    if answer.refused:
-        raise ProtocolError(f"refused: {answer.message}")
-    return answer.session
+    raise ProtocolError(f"refused: {answer.message}")
 
 
 def welcome(session: str) -> bytes:
-    return _frame(Answer(session))
+    return _frame(Answer(WELCOME, session))
 
 
 def refusal(error: RPCError) -> bytes:
-    return _frame(Answer("", "token" if isinstance(error, AuthenticationError) else "hello", str(error)))
+    return _frame(Answer(REFUSAL, "token" if isinstance(error, AuthenticationError) else "hello", str(error)))
 
 
 def _frame(content: msgspec.Struct) -> bytes:

@@ -19,7 +19,7 @@ from rolecall.protocol.token import Token
 from rolecall.transport import handshake
 from rolecall.transport.frames import MAGIC
 from rolecall.transport.handshake import HELLO_S, Hello
-from rolecall.transport.http import HttpConnection, Routes
+from rolecall.transport.http import HttpConnection, Routes, linger
 from rolecall.transport.link import Link
 from rolecall.transport.peer import Peer
 
@@ -176,7 +176,7 @@ class Server:
             raise
         except RPCError as e:
             await self._loop.sock_sendall(sock, handshake.refusal(e))
-            await self._drain(sock)
+            await linger(sock, self._loop)
             raise
         await self._loop.sock_sendall(sock, handshake.welcome(peer.session))
         if self.closed:
@@ -184,10 +184,3 @@ class Server:
         link = Link(sock, loop=self._loop)
         self._links.add(link)
         peer.attach(link, hello.session)
-
-    async def _drain(self, sock: socket.socket) -> None:
-        """Reads what is left, so that the refusal arrives: closing with unread bytes would reset the connection."""
-        sock.shutdown(socket.SHUT_WR)
-        for _ in range(16):
-            if not await self._loop.sock_recv(sock, 4096):
-                return

@@ -30,12 +30,10 @@ class LoopWaker:
         loop = self._loop()
         if loop is None:
             return
-        if _get_running_loop() is loop:
-            if not future.done():
-                future.set_result(None)
-            return
         self._due.append(future)
-        if not self._scheduled:
+        if _get_running_loop() is loop:
+            self._flush()
+        elif not self._scheduled:
             self._scheduled = True
             try:
                 loop.call_soon_threadsafe(self._flush)

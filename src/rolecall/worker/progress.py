@@ -25,7 +25,8 @@ class Progress:
         self._page: mmap.mmap | None = None
         self._stop = threading.Event()
         if path:
-            self._page = _map(path)
+            with Path(path).open("r+b") as file:
+                self._page = mmap.mmap(file.fileno(), PAGE_BYTES)
             self._publish()
             threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
@@ -48,8 +49,3 @@ class Progress:
         while not self._stop.wait(HEARTBEAT_S):
             self._beats += 1
             self._publish()
-
-
-def _map(path: str) -> mmap.mmap:
-    with Path(path).open("r+b") as f:
-        return mmap.mmap(f.fileno(), PAGE_BYTES)

@@ -7,9 +7,10 @@ dtype that a header claims is checked against the buffer's length before an arra
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
-from functools import partial
+from functools import cache, partial
 from math import prod
 from typing import Any
 
@@ -87,10 +88,11 @@ def _dtype_of(form: Any) -> Any:
     return dtype
 
 
+@cache
 def required(module: str, what: str) -> Any:
     """The module of an extra, which is needed for what arrived."""
     try:
-        return __import__(module)
+        return importlib.import_module(module)
     except ImportError as e:
         raise DecodeError(f"{what} arrived, but {module} is not installed here; pip install 'rolecall[torch]'") from e
 

@@ -1,7 +1,7 @@
 """HTTP/1.1 on the listeners that serve frames, so that `curl` works. It knows nothing of workers."""
 
 from rolecall.transport.http.client import http_get
-from rolecall.transport.http.connection import HttpConnection
+from rolecall.transport.http.connection import HttpConnection, linger
 from rolecall.transport.http.messages import JSON, Disconnect, HttpError, Request, Response, json_response
 from rolecall.transport.http.router import MAX_BODY, Route, Routes
 
@@ -17,4 +17,5 @@ __all__ = [
     "Routes",
     "http_get",
     "json_response",
+    "linger",
 ]

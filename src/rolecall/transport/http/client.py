@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import socket
+from dataclasses import replace
+from typing import Any
 
 import h11
 
@@ -24,34 +25,30 @@ async def http_get(
     """
     loop = asyncio.get_running_loop()
     where = addresses.parse(address)
-    async with asyncio.timeout(timeout):
-        sock = await addresses.dial(where, loop)
-        try:
-            return await _get(sock, loop, where.host or "localhost", path, headers or {})
-        except h11.RemoteProtocolError as e:
-            raise ConnectionError(f"{address} does not speak HTTP: {e}") from e
-        finally:
-            sock.close()
-
-
-async def _get(
-    sock: socket.socket, loop: asyncio.AbstractEventLoop, host: str, path: str, headers: dict[str, str]
-) -> Response:
     http = h11.Connection(h11.CLIENT)
-    sent = {"host": host, "connection": "close", **{name.lower(): value for name, value in headers.items()}}
-    request = http.send(h11.Request(method="GET", target=path, headers=list(sent.items()))) or b""
-    await loop.sock_sendall(sock, request + (http.send(h11.EndOfMessage()) or b""))
-    status, answer, body = 0, {}, bytearray()
-    while True:
+    sent = {"host": where.host or "localhost", "connection": "close"}
+    sent |= {name.lower(): value for name, value in (headers or {}).items()}
+    request = h11.Request(method="GET", target=path, headers=list(sent.items()))
+    answer, body = Response(), bytearray()
+    async with asyncio.timeout(timeout):
+        with await addresses.dial(where, loop) as sock:
+            await loop.sock_sendall(sock, (http.send(request) or b"") + (http.send(h11.EndOfMessage()) or b""))
+            while not isinstance(event := _next_event(http, address), h11.EndOfMessage):
+                if event is h11.NEED_DATA:
+                    http.receive_data(await loop.sock_recv(sock, RECEIVE))
+                elif isinstance(event, h11.Response):
+                    received = {name.decode(): value.decode("latin-1") for name, value in event.headers}
+                    answer = Response(event.status_code, received)
+                elif isinstance(event, h11.Data):
+                    body += event.data
+    return replace(answer, body=bytes(body))
+
+
+def _next_event(http: h11.Connection, address: str) -> Any:
+    try:
         event = http.next_event()
-        if event is h11.NEED_DATA:
-            http.receive_data(await loop.sock_recv(sock, RECEIVE))
-        elif isinstance(event, h11.Response):
-            status = event.status_code
-            answer = {name.decode(): value.decode("latin-1") for name, value in event.headers}
-        elif isinstance(event, h11.Data):
-            body += event.data
-        elif isinstance(event, h11.EndOfMessage):
-            return Response(status, answer, bytes(body))
-        elif isinstance(event, h11.ConnectionClosed):
-            raise ConnectionError("the server closed the connection before its response was complete")
+    except h11.RemoteProtocolError as e:
+        raise ConnectionError(f"{address} does not speak HTTP: {e}") from e
+    if isinstance(event, h11.ConnectionClosed):
+        raise ConnectionError("the server closed the connection before its response was complete")
+    return event

@@ -92,7 +92,7 @@ class HttpConnection:
         finally:
             self._loop.remove_reader(self._sock.fileno())
         if not reusable:
-            await self._linger()
+            await linger(self._sock, self._loop)
         return reusable
 
     def _readable(self) -> None:
@@ -216,18 +216,19 @@ class HttpConnection:
         async with asyncio.timeout(BODY_S):
             await self._loop.sock_sendall(self._sock, data)
 
-    async def _linger(self) -> None:
-        """Reads what still arrives, for a moment: closing with unread bytes would reset the connection."""
-        self._sock.shutdown(socket.SHUT_WR)
-        with contextlib.suppress(TimeoutError, OSError):
-            async with asyncio.timeout(LINGER_S):
-                while await self._loop.sock_recv(self._sock, RECEIVE):
-                    await asyncio.sleep(0)  # a fast sender must not keep the loop to itself
-
     async def _next_event(self) -> Any:
         while (event := self._http.next_event()) is h11.NEED_DATA:
             self._http.receive_data(await self._loop.sock_recv(self._sock, RECEIVE))
         return event
+
+
+async def linger(sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+    """Reads what still arrives, for a moment, before the end: closing with unread bytes would reset the connection."""
+    sock.shutdown(socket.SHUT_WR)
+    with contextlib.suppress(TimeoutError, OSError):
+        async with asyncio.timeout(LINGER_S):
+            while await loop.sock_recv(sock, RECEIVE):
+                await asyncio.sleep(0)  # a fast sender must not keep the loop to itself
 
 
 def _split(target: str) -> Any:

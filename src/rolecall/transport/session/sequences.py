@@ -15,8 +15,6 @@ class SequenceSet:
         self._last: list[int] = []
 
     def __contains__(self, number: int) -> bool:
-        if self._last and number > self._last[-1]:
-            return False
         at = bisect_right(self._first, number) - 1
         return at >= 0 and number <= self._last[at]
 
@@ -25,10 +23,9 @@ class SequenceSet:
         if self._last and number == self._last[-1] + 1:
             self._last[-1] = number
             return True
-        at = bisect_right(self._first, number) - 1
-        if at >= 0 and number <= self._last[at]:
+        if number in self:
             return False
-        self._insert(at, number)
+        self._insert(bisect_right(self._first, number) - 1, number)
         return True
 
     def _insert(self, at: int, number: int) -> None:

@@ -1,0 +1,1 @@
+"""AReaL imports this tracker of experiments; no test tracks any."""
