@@ -124,7 +124,7 @@ def _small_tensors(writer: Writer, values: Sequence[Any]) -> Any:
         return None
     shapes = [list(value.shape) for value in values]
     with torch.no_grad():
-        joined = torch.cat([value.reshape(-1) for value in values])
+        joined = torch.cat([value if value.dim() == 1 else value.reshape(-1) for value in values])
     return writer.extension(SMALL_TENSORS, [name, shapes, writer.buffer(_memory(joined), INLINE)])
 
 
