@@ -102,9 +102,13 @@ _numpy = partial(required, "numpy", "an array")
 
 def checked_shape(shape: Any, itemsize: int, memory: memoryview) -> tuple[int, ...]:
     """Returns `shape` as a tuple when it is one and needs exactly the bytes of `memory`."""
-    if number_of_elements(shape) * itemsize != len(memory):
-        raise DecodeError(f"shape {shape} of {itemsize}-byte items does not fit the number of bytes", len(memory))
+    check_size(number_of_elements(shape), itemsize, memory)
     return tuple(shape)
+
+
+def check_size(count: int, itemsize: int, memory: memoryview) -> None:
+    if count * itemsize != len(memory):
+        raise DecodeError(f"{count} {itemsize}-byte items do not fit the number of bytes", len(memory))
 
 
 def number_of_elements(shape: Any) -> int:

@@ -18,7 +18,7 @@ from math import prod
 from typing import Any
 
 from rolecall.errors import DecodeError
-from rolecall.transport.codec.arrays import INLINE, checked_shape, number_of_elements, required
+from rolecall.transport.codec.arrays import INLINE, check_size, number_of_elements, required
 from rolecall.transport.codec.exceptions import full_name
 from rolecall.transport.codec.places import Refused
 from rolecall.transport.codec.reader import DECODERS, Reader
@@ -108,7 +108,7 @@ def _decode_tensor(reader: Reader, data: memoryview) -> Any:
 def _received(reader: Reader, name: Any, count: int, ref: Any) -> Any:
     """So many numbers in a buffer, on the device that the receiver wants them on."""
     dtype, memory = _dtype_of(name), reader.buffer(ref)
-    checked_shape([count], dtype.itemsize, memory)
+    check_size(count, dtype.itemsize, memory)
     torch = _torch()
     flat = torch.frombuffer(memory, dtype=dtype) if len(memory) else torch.empty(0, dtype=dtype)
     device = getattr(reader.context, "tensor_device", None)
