@@ -58,6 +58,7 @@ class ProcessSpec(Message, frozen=True, kw_only=True):
         target: Fork: in the slot of this living worker, with its devices, cwd and environment as it is now.
         devices: The slot's devices, set as `device_var`; none hides all.
         cores: The slot's cores; 0 leaves thread counts to the libraries.
+        replicas: Number of workers of its role.
         ports: Leased before with `alloc_ports(owner=worker_id)`; when empty, `port_count` are leased now.
     """
 
@@ -68,6 +69,7 @@ class ProcessSpec(Message, frozen=True, kw_only=True):
     devices: list[str] = []
     device_var: str = CUDA
     cores: int = 0
+    replicas: int = 1
     ports: list[int] = []
     port_count: int = 2
     ready: Ready | None = None

@@ -58,6 +58,7 @@ class Scheduler:
         start_timeout: Seconds within which a role must be ready.
         grace_s: Seconds between SIGTERM and SIGKILL when workers are ended.
         lease_s: Seconds that a guard lives on without a sign of life of the controller.
+        seed: Of the run. Workers seed `random`, numpy and torch by it, their role and index, before they make engines.
         quiet: Do not print the line that says where the run listens and keeps its files.
 
     Attributes:
@@ -78,6 +79,7 @@ class Scheduler:
         start_timeout: float = 120.0,
         grace_s: float = 5.0,
         lease_s: float = 30.0,
+        seed: int | None = None,
         quiet: bool = False,
     ) -> None:
         if WORKER in os.environ and "__rolecall_main__" in sys.modules:
@@ -88,6 +90,8 @@ class Scheduler:
         check_seconds("start_timeout", start_timeout)
         check_seconds("grace_s", grace_s)
         check_seconds("lease_s", lease_s, 0.1)
+        if seed is not None and type(seed) is not int:
+            raise WorkerConfigurationError("bad seed", seed, "use a whole number")
         if placement.taken:
             what = f"this {type(placement).__name__} is another scheduler's"
             raise WorkerConfigurationError(what, None, "make one for each scheduler")
@@ -110,6 +114,7 @@ class Scheduler:
                 grace_s=grace_s,
                 preload=preload,
                 tensor_backend=tensor_backend,
+                seed=seed,
             )
             undo.callback(guards.close)
             self._watch = Supervision(self._run, self._table, guards)

@@ -83,6 +83,7 @@ class Group:
                 devices=list(slot.devices),
                 device_var=device_variable,
                 cores=slot.cores,
+                replicas=world,
                 ports=ports[i],
                 ready=slot.ready,
                 start_timeout=timeout,
