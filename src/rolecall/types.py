@@ -95,9 +95,9 @@ class SchedulingSpec:
             names its first port listens there; any other runs for 0.3 s.
     """
 
-    cpu: int = 8
+    cpu: int = 1
     gpu: int = 0
-    mem: int = 32
+    mem: int = 4
     port_count: int = 2
     image: str | None = None
     task_type: TaskType = "worker"

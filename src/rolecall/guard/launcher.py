@@ -25,6 +25,7 @@ from rolecall.guard.readiness import wait_until_ready
 from rolecall.guard.spawn import spawn
 from rolecall.guard.table import Record, State, Table
 from rolecall.guard.template_process import TemplateError, TemplateProcess
+from rolecall.protocol.devices import device_variable
 from rolecall.protocol.fork import ForkSpec
 from rolecall.protocol.guard import ProcessSpec, StartResult
 from rolecall.protocol.guard_config import GuardConfig
@@ -112,7 +113,7 @@ class Launcher:
         if self.table.find(spec.worker_id) is not None:
             raise StartError(f"{spec.worker_id} is already running; delete it first")
         target = self.table.get(spec.target) if spec.target else None
-        spec = _in_slot(spec, target.spec) if target else spec
+        spec = _in_slot(spec, target.spec) if target else _on_host(spec)
         log_path = logs.log_path(self.config.run_dir, spec.worker_id)
         record = Record(
             spec=spec,
@@ -353,6 +354,10 @@ def _check(spec: ProcessSpec) -> None:
         raise WorkerConfigurationError(
             "readiness by a port, but no port", spec.port_count, "use a port_count of 1 or more"
         )
+
+
+def _on_host(spec: ProcessSpec) -> ProcessSpec:
+    return msgspec.structs.replace(spec, device_var=spec.device_var or device_variable(os.environ))
 
 
 def _in_slot(spec: ProcessSpec, target: ProcessSpec) -> ProcessSpec:
