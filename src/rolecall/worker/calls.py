@@ -137,7 +137,7 @@ class EngineCall:
         return self._method.run(args, kwargs, self._params.rpc_meta)
 
     def _iterated(self, value: Any) -> Any:
-        if not isinstance(value, Iterable):
+        if not isinstance(value, Iterable) or isinstance(value, str | bytes):
             name, kind = self._params.method, type(value).__name__
             raise TypeError(f"{name}() returned {kind}, which cannot be streamed; use .call({name!r}, ...)")
         return iter(value)
