@@ -7,6 +7,7 @@ import sys
 
 import msgspec
 
+from rolecall.guard.proc import PAGE
 from rolecall.protocol.devices import visible_devices
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.guard_hello import GuardHello
@@ -14,11 +15,6 @@ from rolecall.transport import address
 from rolecall.transport.hosts import address_toward, this_host
 
 HOST_CORES = len(os.sched_getaffinity(0))
-
-
-def memory_gib() -> float:
-    """Physical memory."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
 
 
 def resolved(config: GuardConfig) -> GuardConfig:
@@ -45,7 +41,7 @@ def hello(config: GuardConfig) -> GuardHello:
         host_id=this_host(),
         ip=config.ip,
         cores=HOST_CORES,
-        memory_gib=memory_gib(),
+        memory_gib=os.sysconf("SC_PHYS_PAGES") * PAGE / 2**30,
         devices=visible_devices(os.environ),
         python=f"{platform.python_version()} {sys.executable}",
     )

@@ -73,9 +73,8 @@ class Killer:
 
     async def _wait(self, owned: dict[Record, set[Process]], pause: float) -> None:
         """Waits for the workers' own processes to end, at most `pause`; when all have, for the rest of it."""
-        ends = [
-            record.exit_future for record in owned if record.exit_future is not None and not record.exit_future.done()
-        ]
+        futures = (record.exit_future for record in owned)
+        ends = [future for future in futures if future is not None and not future.done()]
         if ends:
             await asyncio.wait(ends, timeout=pause)
         else:

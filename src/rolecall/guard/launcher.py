@@ -7,6 +7,7 @@ import socket
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -162,38 +163,24 @@ class Launcher:
             return {}
         await self._wait_until_warm(envs)
         records = [record for record in envs if not record.abort.is_set()]
-        pairs = [socket.socketpair() for _ in records]
-        try:
-            ends = zip(records, pairs, strict=True)
-            specs = [(self._fork_spec(record, envs[record]), theirs.fileno()) for record, (_, theirs) in ends]
-            children = await self.template.fork(specs)
-        except BaseException:
-            for ours, _ in pairs:
-                ours.close()
-            raise
-        finally:
-            for _, theirs in pairs:
-                theirs.close()
         failures = dict.fromkeys(envs, ABORTED)
-        for record, (ours, _), child in zip(records, pairs, children, strict=True):
-            if isinstance(child, Process):
-                self._register(record, child, ours)
-                failures[record] = ""
-            else:
-                ours.close()
-                failures[record] = child
+        with ExitStack() as unused:
+            pairs = [socket.socketpair() for _ in records]
+            for end in chain.from_iterable(pairs):
+                unused.enter_context(end)
+            specs = [self._fork_spec(record, envs[record]) for record in records]
+            children = await self.template.fork([*zip(specs, (theirs.fileno() for _, theirs in pairs), strict=True)])
+            for record, (ours, _), child in zip(records, pairs, children, strict=True):
+                failures[record] = child if isinstance(child, str) else ""
+                if isinstance(child, Process):
+                    self._register(record, child, socket.socket(fileno=ours.detach()))
         return failures
 
     async def _wait_until_warm(self, records: Iterable[Record]) -> None:
         """Waits for the template, or until all workers are aborted."""
-
-        async def all_aborted() -> None:
-            for record in records:
-                await record.abort.wait()
-
-        aborted = asyncio.ensure_future(all_aborted())
-        warm = asyncio.ensure_future(self.template.warm_up())
-        await asyncio.wait({warm, aborted}, return_when=asyncio.FIRST_COMPLETED)
+        aborted: asyncio.Future[Any] = asyncio.gather(*(record.abort.wait() for record in records))
+        warm: asyncio.Future[Any] = asyncio.ensure_future(self.template.warm_up())
+        await asyncio.wait([warm, aborted], return_when=asyncio.FIRST_COMPLETED)
         aborted.cancel()
         # It continues; the next fork raises why it failed.
         warm.add_done_callback(lambda task: task.cancelled() or task.exception())
@@ -219,7 +206,8 @@ class Launcher:
                 log = os.open(record.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
                 ours_alone.callback(os.close, log)
                 if record.spec.argv is not None:
-                    argv = self._filled(record, record.spec.argv, env)
+                    devices = env.get(record.spec.device_var, "")
+                    argv = fill(record.spec.argv, self._place(record), devices=devices, python=self.config.python)
                 else:
                     control, theirs = socket.socketpair()
                     keep = [ours_alone.enter_context(theirs).fileno()]
@@ -233,13 +221,9 @@ class Launcher:
         self._register(record, process, control)
         return ""
 
-    def _filled(self, record: Record, argv: list[str], env: Mapping[str, str]) -> list[str]:
-        return fill(argv, self._place(record), devices=env.get(record.spec.device_var, ""), python=self.config.python)
-
     def _place(self, record: Record) -> Place:
-        config = self.config
-        experiment, trial = config.experiment, config.trial
-        return Place(record.worker_id, config.ip, record.ports, experiment, trial, record.target_ports)
+        experiment, trial = self.config.experiment, self.config.trial
+        return Place(record.worker_id, self.config.ip, record.ports, experiment, trial, record.target_ports)
 
     def _register(self, record: Record, process: Process, control: socket.socket | None) -> None:
         record.process = process
@@ -270,18 +254,14 @@ class Launcher:
             record.state = State.READY
             record.mark("ready")
             return self._result(record)
-        end = record.exit  # read before it is killed: how it ended by itself
+        code, number = record.exit or (None, None)  # read before it is killed: how it ended by itself
         tail = logs.tail(record.log_path, record.log_start)
         if record.state is State.ENDING:
             await record.gone.wait()  # the task that aborted the start kills it and reports that
         else:
             await self.killer.kill([record], 0)
-        return msgspec.structs.replace(
-            self._result(record, error or ABORTED),
-            log_tail=tail,
-            exit_code=end.code if end else None,
-            signal=end.signal if end else None,
-        )
+        failed = self._result(record, error or ABORTED)
+        return msgspec.structs.replace(failed, log_tail=tail, exit_code=code, signal=number)
 
     async def _wait_ready(self, record: Record) -> str:
         """Waits until a worker is ready, has ended or is aborted; returns why it is not ready."""
@@ -351,9 +331,8 @@ def _check(spec: ProcessSpec) -> None:
     if spec.argv is not None:
         check_argv(spec.argv)
     if spec.ready and (spec.ready.http or spec.ready.tcp) and not (spec.ports or spec.port_count):
-        raise WorkerConfigurationError(
-            "readiness by a port, but no port", spec.port_count, "use a port_count of 1 or more"
-        )
+        problem = "readiness by a port, but no port"
+        raise WorkerConfigurationError(problem, spec.port_count, "use a port_count of 1 or more")
 
 
 def _on_host(spec: ProcessSpec) -> ProcessSpec:

@@ -1,7 +1,10 @@
 """Evidence that the kernel killed a process because memory ran out: counters that rose. It kills nothing."""
 
+import os
 import time
 from pathlib import Path
+
+from rolecall.guard.proc import PAGE
 
 _V1 = "/sys/fs/cgroup/memory{}/memory.oom_control"
 _V2 = "/sys/fs/cgroup{}/memory.events"
@@ -34,10 +37,6 @@ def _count(text: str) -> int:
     return sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("oom_kill "))
 
 
-def _total_memory() -> int:
-    return next(int(line.split()[1]) * 1024 for line in _read("/proc/meminfo").splitlines() if "MemTotal" in line)
-
-
 class OomWatch:
     """Counts the kernel's out-of-memory kills and attributes each to one death that follows closely."""
 
@@ -45,7 +44,7 @@ class OomWatch:
         files = _cgroup_files()
         self._counters = [counter for counter, _ in files] + ["/proc/vmstat"]
         limits = [int(text) for _, limit in files if (text := _read(limit).strip()).isdigit()]
-        self.limit = min([value for value in limits if value < _UNLIMITED] + [_total_memory()])
+        self.limit = min([value for value in limits if value < _UNLIMITED] + [os.sysconf("SC_PHYS_PAGES") * PAGE])
         self._seen = self._now()
         self._unclaimed = 0
         self._rose_at = 0.0

@@ -141,10 +141,9 @@ class PortLeases:
             raise
         return True
 
-    def held(self, owner: str | None = None) -> list[int]:
-        """The ports of one owner, or all."""
-        owners = [owner] if owner is not None else list(self._held)
-        return sorted(port for name in owners for port in self._held.get(name, ()))
+    def held(self) -> list[int]:
+        """The ports of all owners."""
+        return sorted(port for ports in self._held.values() for port in ports)
 
     def release(self, owner: str) -> list[int]:
         """Releases all ports of an owner. Call it when the processes that used them have ended."""

@@ -33,7 +33,8 @@ def run(config: bytes, guard_main: Callable[[bytes], int]) -> int:
     fields = json.loads(config)
     if fields.get("starter_pid") and not _detach_from_starter(fields["starter_pid"]):
         return 0  # the launching process has died, and nothing was started
-    _own_session()
+    with suppress(PermissionError):  # already the leader of a group: started in a session of its own, or by a shell
+        os.setsid()
     become_subreaper()
     set_name("rc:reaper")
     reaper = os.getpid()
@@ -43,7 +44,9 @@ def run(config: bytes, guard_main: Callable[[bytes], int]) -> int:
         _run_guard(reaper, config, guard_main)
     status = _wait_for_guard(guard)
     kill_below(KILL_TIMEOUT_S)
-    _reap()
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
     sweep(fields["run_id"], fields["guard_id"])
     runtime.clean(fields["runtime_dir"], fields["guard_id"])
     return status
@@ -66,11 +69,6 @@ def _detach_from_starter(starter: int) -> bool:
         signal.signal(number, lambda number, _: os.kill(reaper, number))
     _, status = os.waitpid(reaper, 0)
     os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
-
-
-def _own_session() -> None:
-    with suppress(PermissionError):  # already the leader of a group: started in a session of its own, or by a shell
-        os.setsid()
 
 
 def _run_guard(reaper: int, config: bytes, guard_main: Callable[[bytes], int]) -> None:
@@ -104,17 +102,10 @@ def _wait_for_guard(guard: int) -> int:
     while True:
         # Seen first and reaped with the handlers off, so that `forward` never signals a pid that was reused.
         ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
-        if ended is not None and ended.si_pid == guard:
+        assert ended is not None, "only WNOHANG has no answer"
+        if ended.si_pid == guard:
             signal.pthread_sigmask(signal.SIG_BLOCK, (*STOP_SIGNALS, signal.SIGALRM))
-        if ended is not None:
-            pid, status = os.waitpid(ended.si_pid, 0)
-            if pid == guard:
-                code = os.waitstatus_to_exitcode(status)
-                return code if code >= 0 else 128 - code
-
-
-def _reap() -> None:
-    """Reaps what has ended."""
-    with suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
+        pid, status = os.waitpid(ended.si_pid, 0)
+        if pid == guard:
+            code = os.waitstatus_to_exitcode(status)
+            return code if code >= 0 else 128 - code

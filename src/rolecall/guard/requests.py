@@ -43,11 +43,9 @@ class RequestHandler:
 
     async def _answer(self, incoming: Incoming) -> None:
         try:
-            value = await self._call(incoming)
+            incoming.finish(await self._call(incoming))
         except Exception as error:  # the caller gets it
             incoming.fail(error)
-        else:
-            incoming.finish(value)
 
     async def _call(self, incoming: Incoming) -> Any:
         return await self._called(incoming.method, lambda kind: incoming.message(kind, CALLER))

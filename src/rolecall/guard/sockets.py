@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from rolecall.guard.proc import numeric_entries
@@ -32,17 +33,12 @@ def holders(inodes: set[str], pids: Iterable[int]) -> set[int] | None:
         folder = f"/proc/{pid}/fd"
         try:
             for number in numeric_entries(folder):
-                if _link(f"{folder}/{number}") in wanted:
-                    found.add(pid)
+                with suppress(FileNotFoundError):
+                    # A path object for each descriptor doubles the cost.
+                    if os.readlink(f"{folder}/{number}") in wanted:  # noqa: PTH115
+                        found.add(pid)
         except FileNotFoundError:
             continue
         except PermissionError:
             return None
     return found
-
-
-def _link(path: str) -> str:
-    try:
-        return os.readlink(path)  # noqa: PTH115  (a path object for each descriptor doubles the cost)
-    except FileNotFoundError:
-        return ""

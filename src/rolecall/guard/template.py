@@ -26,19 +26,16 @@ TEMPLATE_NAME = "rc:template"  # forked children have it too until they are work
 
 
 def _preload(names: list[str]) -> TemplateReady:
-    began = time.monotonic()
-    loaded, skipped = [], {}
+    skipped = {}
     for name in names:
         try:
             importlib.import_module(name)
-            loaded.append(name)
         except Exception as error:  # an import may raise anything; the worker that needs it imports again and raises
             skipped[name] = f"{type(error).__name__}: {error}"
     openblas_setters()
     gc.collect()
     gc.freeze()  # so that a collection in a child does not write to, and thereby copy, shared pages
-    threads = len(numeric_entries("/proc/self/task"))
-    return TemplateReady(loaded=loaded, skipped=skipped, threads=threads, seconds=time.monotonic() - began)
+    return TemplateReady(skipped=skipped, threads=len(numeric_entries("/proc/self/task")))
 
 
 class ForkedChild(Exception):

@@ -29,9 +29,7 @@ decode = msgspec.msgpack.Decoder(list[ForkSpec]).decode
 
 
 class TemplateReady(Message, frozen=True, kw_only=True):
-    """The template's first message: what it imported, what it could not, how many threads it has (one is right)."""
+    """The template's first message: what it could not import, how many threads it has (one is right)."""
 
-    loaded: list[str]
     skipped: dict[str, str]
     threads: int
-    seconds: float
