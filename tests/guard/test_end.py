@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from rolecall.guard.proc import Process, identify, read_stat
+from rolecall.guard.proc import Process, alive, identify, read_stat
 from rolecall.guard.sweep import find, sweep
 from tests.guard.descendants import workers_with_descendants
 from tests.guard.guard_rig import Rig, gone, wait_for
@@ -56,7 +56,7 @@ def test_a_killed_reaper_takes_the_workers_along_and_a_sweep_finds_the_rest(rig:
     rig.reaper.kill()
     wait_for(lambda: all(gone(process) for process in mine[:3]))
     killed = sweep(rig.run_id)
-    assert all(item.gone for item in killed) and not find(rig.run_id)
+    assert not any(alive(stat.process) for stat in killed) and not find(rig.run_id)
     marked = mine[:-1]  # the last has dropped its environment, and nobody it was below is left
     assert all(gone(process) for process in marked)
     os.kill(mine[-1].pid, signal.SIGKILL)

@@ -199,8 +199,8 @@ def test_a_template_killed_while_forking_loses_no_start(rig: Rig) -> None:
     os.kill(template, signal.SIGKILL)
     results = starting.result()
     assert all(result["ok"] for result in results), [result["error"] for result in results]
-    workers = [item.worker for item in rig.left() if item.name.startswith("rc:b/")]
-    assert sorted(workers) == sorted(f"b/{n}" for n in range(40))
+    workers = [item.name for item in rig.left() if item.name.startswith("rc:b/")]
+    assert sorted(workers) == sorted(f"rc:b/{n}" for n in range(40))
 
 
 def test_workers_run_under_the_interpreter_that_the_guard_was_told(

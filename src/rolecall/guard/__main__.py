@@ -53,13 +53,8 @@ def _first_line(fd: int) -> bytes:
     return line
 
 
-def _guard(config: bytes) -> int:
-    # Imported after the fork, so that the reaper stays small and has no event loop.
-    status: int = import_module("rolecall.guard.guard").main(config)
-    return status
-
-
 if __name__ == "__main__":
     raw = _read_config(sys.argv[1:])
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # descriptors that the launching process left open
-    sys.exit(reaper.run(raw, _guard))
+    # Imported after the fork, so that the reaper stays small and has no event loop.
+    sys.exit(reaper.run(raw, lambda config: import_module("rolecall.guard.guard").main(config)))

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from contextlib import suppress
 from typing import NamedTuple
 
 from rolecall.guard.proc import Process, identify
@@ -40,17 +41,12 @@ class Children:
 
     def reap(self) -> None:
         """Reaps all that have ended. It is also called every second, in case a SIGCHLD was lost."""
-        while True:
-            try:
-                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
-                return
-            if ended is None:
-                return
-            process = identify(ended.si_pid)  # while it is a zombie its start time can still be read
-            _, status = os.waitpid(ended.si_pid, 0)
-            if process is not None:
-                self._complete(process, os.waitstatus_to_exitcode(status))
+        with suppress(ChildProcessError):  # there are none
+            while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                process = identify(ended.si_pid)  # while it is a zombie its start time can still be read
+                _, status = os.waitpid(ended.si_pid, 0)
+                if process is not None:
+                    self._complete(process, os.waitstatus_to_exitcode(status))
 
     def _complete(self, process: Process, code: int) -> None:
         end = Exit(code if code >= 0 else None, -code if code < 0 else None)

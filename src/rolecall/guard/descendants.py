@@ -15,6 +15,7 @@ class Descendants:
         self.by_pid: dict[int, Stat] = {
             pid: self._host[pid] for pid in descendants_of([os.getpid()], self._host) if not self._host[pid].dead
         }
+        self._running = {stat.process for stat in self.by_pid.values()}
         self._by_worker: dict[str, set[int]] = {}
         for pid in self.by_pid:
             self._by_worker.setdefault(environ(pid).get(WORKER, "").strip(" "), set()).add(pid)
@@ -25,16 +26,12 @@ class Descendants:
         Those with its id in their environment, the session and the tree of its main process, also after that has ended,
         and those that belonged to it earlier.
         """
-        tracked = frozenset(record.tracked)
-        roots = self._by_worker.get(record.worker_id, set()) | {each.pid for each in tracked if self._running(each)}
+        tracked = frozenset(record.tracked) & self._running
+        roots = self._by_worker.get(record.worker_id, set()) | {process.pid for process in tracked}
         if record.process is not None:
             roots |= self._session(record.process)
         pids = (roots | descendants_of(roots, self.by_pid)) & self.by_pid.keys()
         return {self.by_pid[pid].process for pid in pids}
-
-    def _running(self, process: Process) -> bool:
-        stat = self.by_pid.get(process.pid)
-        return stat is not None and stat.start == process.start
 
     def _session(self, root: Process) -> set[int]:
         """The root and its session. The kernel does not reuse a pid that is still the id of a session."""

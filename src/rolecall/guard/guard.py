@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -108,13 +109,10 @@ class Guard:
 
     def _watch_controller(self) -> None:
         """On the controller's host its death is noticed at once, even if a child of it keeps the connection open."""
-        if not self._controller.pid:
-            return
-        try:
-            self._controller_pidfd = os.pidfd_open(self._controller.pid)
-        except OSError:
-            return
-        self._loop.add_reader(self._controller_pidfd, self._on_controller_exit)
+        if self._controller.pid:
+            with suppress(OSError):
+                self._controller_pidfd = os.pidfd_open(self._controller.pid)
+                self._loop.add_reader(self._controller_pidfd, self._on_controller_exit)
 
     def _on_controller_exit(self) -> None:
         self._loop.remove_reader(self._controller_pidfd)

@@ -116,17 +116,18 @@ class Launcher:
         target = self.table.get(spec.target) if spec.target else None
         spec = _in_slot(spec, target.spec) if target else _on_host(spec)
         log_path = logs.log_path(self.config.run_dir, spec.worker_id)
+        log_start = logs.size(log_path)
         record = Record(
             spec=spec,
             env=environment.recorded_env(spec, target.env if target else None),
             log_path=log_path,
-            log_start=logs.size(log_path),
+            log_start=log_start,
             ports=spec.ports or self.ports.lease(spec.worker_id, spec.port_count),
             target_ports=target.ports if target else [],
             started_by=started_by,
             page=ProgressPage(runtime.page_path(self.config.runtime_dir, self.config.guard_id, spec.worker_id)),
+            log=self.merged_log.follow(spec.worker_id, log_path, log_start),
         )
-        record.log = self.merged_log.follow(record.worker_id, log_path, record.log_start)
         self.table.add(record)
         return record
 
@@ -302,7 +303,7 @@ class Launcher:
             seed=self.config.seed,
             main=self.config.main,
             sys_path=self.config.sys_path,
-            progress=runtime.page_path(self.config.runtime_dir, self.config.guard_id, record.worker_id),
+            progress=record.page.path,
             tensor_backend=self.config.tensor_backend,
         )
         await record.peer.request(CONFIGURE.name, config, answer=CONFIGURE.answer)

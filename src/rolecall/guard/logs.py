@@ -63,7 +63,8 @@ class MergedLog:
     def __init__(self, run_dir: str) -> None:
         path = Path(run_dir, "logs", "merged.log")
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._file = os.fdopen(fd, "ab", buffering=0)
         self._copying = threading.Lock()
         self._followed: set[FollowedLog] = set()
 
@@ -76,7 +77,7 @@ class MergedLog:
     def unfollow(self, log: FollowedLog) -> None:
         """Copies the rest of the log, including an incomplete last line, and stops following it."""
         with self._copying:
-            if log not in self._followed or self._fd < 0:
+            if log not in self._followed or self._file.closed:
                 return
             self._followed.discard(log)
             while self._copy(log):
@@ -103,13 +104,11 @@ class MergedLog:
     def _write(self, worker_id: str, lines: list[bytes]) -> None:
         prefix = f"[{worker_id}] ".encode()
         if lines:
-            os.write(self._fd, b"".join(prefix + line + b"\n" for line in lines))
+            self._file.write(b"".join(prefix + line + b"\n" for line in lines))
 
     def close(self) -> None:
         """Copies the rest of all logs. May be called twice."""
         for log in list(self._followed):
             self.unfollow(log)
         with self._copying:
-            if self._fd >= 0:
-                os.close(self._fd)
-                self._fd = -1
+            self._file.close()

@@ -7,7 +7,6 @@ from rolecall.guard.table import Record, State
 from rolecall.transport.http.metrics import Metric, counter, gauge
 
 Counts = Counter[str]  # what has happened since the guard started, by the metric's name
-COUNTED = ("starts_total", "failed_starts_total", "unexpected_exits_total", "stalls_total", "template_respawns_total")
 
 
 def metrics(counts: Counts, records: Collection[Record]) -> dict[str, float]:
@@ -18,7 +17,7 @@ def metrics(counts: Counts, records: Collection[Record]) -> dict[str, float]:
         **{f"workers_{state}": states[state] for state in State},
         "processes": sum(len(record.tracked) for record in records),
         "resident_bytes": sum(record.rss for record in records),
-        **{name: counts[name] for name in COUNTED},
+        **{name: counts[name] for name, metric in METRICS.items() if metric.kind == "counter"},
     }
 
 

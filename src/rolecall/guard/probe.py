@@ -16,7 +16,6 @@ from rolecall.guard.spawn import spawn
 from rolecall.guard.stall import Sample
 from rolecall.guard.table import Record
 from rolecall.protocol.guard import NoArguments
-from rolecall.protocol.progress import Counters
 from rolecall.protocol.worker import TASKS
 
 TASKS_S = 1.0
@@ -30,7 +29,7 @@ def sample(record: Record) -> Sample | None:
     stat = read_stat(record.process.pid) if record.process else None
     if stat is None or stat.process != record.process:
         return None
-    return Sample(time.monotonic(), stat.state, stat.cpu, record.page.read() if record.page else Counters())
+    return Sample(time.monotonic(), stat.state, stat.cpu, record.page.read())
 
 
 async def stacks(record: Record, children: Children) -> str:

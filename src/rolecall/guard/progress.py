@@ -13,16 +13,15 @@ class ProgressPage:
     """
 
     def __init__(self, path: str) -> None:
-        self._path = path
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        os.ftruncate(self._fd, PAGE_BYTES)
+        self.path = path
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        self._file = os.fdopen(fd, "rb+", buffering=0)
+        self._file.truncate(PAGE_BYTES)
 
     def read(self) -> Counters:
-        return parse(os.pread(self._fd, SIZE, 0))
+        return parse(os.pread(self._file.fileno(), SIZE, 0))
 
     def close(self) -> None:
         """May be called twice."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-        Path(self._path).unlink(missing_ok=True)
+        self._file.close()
+        Path(self.path).unlink(missing_ok=True)

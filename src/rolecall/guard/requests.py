@@ -21,7 +21,7 @@ from rolecall.protocol.guard import Method, ProcessSpec, StartResult
 from rolecall.protocol.message import Message, from_plain, to_plain
 from rolecall.protocol.programs import program
 from rolecall.protocol.worker import FORK_OF, FORKED_CHILDREN
-from rolecall.protocol.worker_methods import CALLER, METHODS, Done, Fork, Forked, KillFork, SetEnv, WorkerMethod
+from rolecall.protocol.worker_methods import CALLER, METHODS, Done, Fork, Forked, KillFork, WorkerMethod
 from rolecall.transport.peer import Incoming
 from rolecall.types import check_name
 
@@ -134,18 +134,14 @@ class WorkerRequests(RequestHandler):
         super().__init__(supervisor.spawn_task)
         worker = record.worker_id
 
-        async def set_env(request: SetEnv) -> Done:
-            await supervisor.set_env(worker, request.env)
-            return Done()
-
-        async def kill_forked_worker(request: KillFork) -> Done:
-            await kill_fork(supervisor, request, worker)
+        async def done(work: Coroutine[Any, Any, Any]) -> Done:
+            await work
             return Done()
 
         self._serve(METHODS["alloc_ports"], lambda request: supervisor.alloc_ports(worker, request.count))
-        self._serve(METHODS["set_env"], set_env)
+        self._serve(METHODS["set_env"], lambda request: done(supervisor.set_env(worker, request.env)))
         self._serve(METHODS["fork"], lambda request: fork(supervisor, request, worker, worker))
-        self._serve(METHODS["kill_forked_worker"], kill_forked_worker)
+        self._serve(METHODS["kill_forked_worker"], lambda request: done(kill_fork(supervisor, request, worker)))
         self._serve(FORKED_CHILDREN, lambda _: [r.worker_id for r in supervisor.table if r.spec.target == worker])
 
 

@@ -20,10 +20,10 @@ from rolecall.guard.launcher import Launcher
 from rolecall.guard.lease import Lease
 from rolecall.guard.metrics import Counts, metrics
 from rolecall.guard.ports import PortLeases
-from rolecall.guard.proc import kill_below
+from rolecall.guard.proc import alive, kill_below
 from rolecall.guard.sweep import sweep
 from rolecall.guard.table import Record, State, Table
-from rolecall.guard.template_process import TemplateError, TemplateProcess
+from rolecall.guard.template_process import TemplateProcess
 from rolecall.guard.watcher import Notify, Watcher
 from rolecall.protocol import events
 from rolecall.protocol.guard import KillReport, Ports, ShutdownReport
@@ -92,13 +92,7 @@ class Supervisor:
 
     def warm_up(self) -> None:
         """Starts the template process before it is needed."""
-        self.spawn_task(self._warm_up())
-
-    async def _warm_up(self) -> None:
-        try:
-            await self._template.warm_up()
-        except TemplateError as error:
-            _log.error("%s", error)
+        self.spawn_task(self._template.warm_up())
 
     async def tick(self) -> None:
         """Reaps, replaces a dead template process, and looks at all workers."""
@@ -123,8 +117,8 @@ class Supervisor:
         await self._template.close()
         killed = await asyncio.to_thread(kill_below, STRAYS_S)  # no worker owns them
         left = await asyncio.to_thread(sweep, self.config.run_id, self.config.guard_id)
-        strays = [f"{item.pid} {item.name}" for item in killed] + [f"{item.pid} {item.name}" for item in left]
-        survivors = report.survivors + [f"{item.pid} {item.name}" for item in left if not item.gone]
+        strays = [f"{stat.pid} {stat.name}" for stat in killed + left]
+        survivors = report.survivors + [f"{stat.pid} {stat.name}" for stat in left if alive(stat.process)]
         await asyncio.to_thread(self._merged_log.close)
         self.ports.close()
         return ShutdownReport(killed=report.killed, strays=strays, survivors=survivors)
@@ -154,14 +148,13 @@ class Supervisor:
         Args:
             reason: The reason to report to the controller, if another client has requested it.
         """
-        known = [record for record in (self.table.find(worker) for worker in workers) if record is not None]
-        names = {record.worker_id for record in known}
-        records = known + [r for r in self.table if r.started_by in workers and r not in known]
+        unknown = [worker for worker in workers if self.table.find(worker) is None]
+        records = [record for record in self.table if record.worker_id in workers or record.started_by in workers]
         report = await self._killer.kill(records, grace_s)
         for record in records:
             if reason and (end := record.exit) is not None:
                 self._notify(_exited(record, end, reason))
-        return msgspec.structs.replace(report, unknown=[worker for worker in workers if worker not in names])
+        return msgspec.structs.replace(report, unknown=unknown)
 
     async def set_env(self, worker: str, env: dict[str, str]) -> None:
         """Changes a worker's environment: its record, which forks inherit, and the running process."""
@@ -173,10 +166,8 @@ class Supervisor:
             await record.peer.request(SET_ENV.name, SetEnv(env=env), timeout=30.0, answer=SET_ENV.answer)
 
     def _on_removed(self, record: Record) -> None:
-        if record.log is not None:
-            self.spawn_task(asyncio.to_thread(self._merged_log.unfollow, record.log))
-        if record.page is not None:
-            record.page.close()
+        self.spawn_task(asyncio.to_thread(self._merged_log.unfollow, record.log))
+        record.page.close()
         if record.peer is not None:
             record.peer.close()
         Path(runtime.worker_socket(self.config.runtime_dir, record.worker_id)).unlink(missing_ok=True)

@@ -48,6 +48,8 @@ class Record:
     spec: ProcessSpec
     env: dict[str, str]
     log_path: str
+    page: ProgressPage
+    log: FollowedLog
     ports: list[int] = field(default_factory=list)
     target_ports: list[int] = field(default_factory=list)
     socket: str = ""
@@ -61,8 +63,6 @@ class Record:
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     tracked: set[Process] = field(default_factory=set)
     started_by: str = ""
-    page: ProgressPage | None = None
-    log: FollowedLog | None = None
     rss: int = 0
     log_start: int = 0
     waits_for: str = ""

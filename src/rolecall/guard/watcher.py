@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
 from typing import Any
 
 from rolecall.guard import probe
@@ -20,14 +19,6 @@ Spawn = Callable[[Coroutine[Any, Any, Any]], None]
 MAX_STACK_DUMPS = 4  # stacks read at the same time, when many workers stall together
 
 
-@dataclass(slots=True)
-class _Watch:
-    """One worker's policy, and a lock that keeps its events in order while stacks are read."""
-
-    policy: StallWatch
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-
 class Watcher:
     """Records what can no longer be read when a worker has died: its processes, its memory, the kernel's counters.
 
@@ -42,7 +33,8 @@ class Watcher:
     ) -> None:
         self._table, self._children, self._counts = table, children, counts
         self._notify, self._spawn_task, self._stall_s = notify, spawn_task, stall_s
-        self._watches: dict[Record, _Watch] = {}
+        # For each worker its policy, and a lock that keeps its events in order while stacks are read.
+        self._watches: dict[Record, tuple[StallWatch, asyncio.Lock]] = {}
         self._stack_dumps = asyncio.Semaphore(MAX_STACK_DUMPS)
         self.oom = OomWatch()
 
@@ -51,12 +43,13 @@ class Watcher:
         self.oom.look()
         await self._attribute()
         living = [record for record in self._table if record.state is not State.ENDING]
-        self._watches = {record: self._watches.get(record) or _Watch(StallWatch(self._stall_s)) for record in living}
-        for record, watch in self._watches.items():
+        known = self._watches
+        self._watches = {record: known.get(record) or (StallWatch(self._stall_s), asyncio.Lock()) for record in living}
+        for record, (policy, lock) in self._watches.items():
             sample = probe.sample(record)
-            change = watch.policy.add(sample) if sample else None
+            change = policy.add(sample) if sample else None
             if change is not None:
-                self._spawn_task(self._report(record, change, watch.lock))
+                self._spawn_task(self._report(record, change, lock))
 
     async def _attribute(self) -> None:
         descendants = await asyncio.to_thread(Descendants)

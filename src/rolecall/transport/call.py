@@ -179,24 +179,17 @@ class Call(Waitable):
         ready = self._stream()
         self._refuse_to_block_the_loop()
         try:
-            while True:
-                if not self.wait(self._has_next, self.deadline):
-                    self.expire()
-                if not ready:
-                    return
-                yield self._next_body(ready)
+            while (body := self._next(ready, self.wait(self._has_next, self.deadline))) is not None:
+                yield body
         finally:
             self.cancel()
 
     async def _bodies_async(self) -> AsyncIterator[Body]:
         ready = self._stream()
         try:
-            while True:
-                if not await self.wait_async(self._has_next, self._caller.channel.wakers, self.deadline):
-                    self.expire()
-                if not ready:
-                    return
-                yield self._next_body(ready)
+            wakers = self._caller.channel.wakers
+            while (body := self._next(ready, await self.wait_async(self._has_next, wakers, self.deadline))) is not None:
+                yield body
         finally:
             self.cancel()
 
@@ -208,7 +201,12 @@ class Call(Waitable):
     def _has_next(self) -> bool:
         return bool(self._ready) or self.done
 
-    def _next_body(self, ready: deque[Body]) -> Body:
+    def _next(self, ready: deque[Body], in_time: bool) -> Body | None:
+        """Takes the next item; None at the stream's end."""
+        if not in_time:
+            self.expire()
+        if not ready:
+            return None
         body = ready.popleft()
         self._caller.consumed(self)
         return body

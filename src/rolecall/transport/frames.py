@@ -39,9 +39,6 @@ _MAPPED = 1 * _MIB  # from here on memory is mapped: the kernel gives a page whe
 _HUGE = 4 * _MIB  # huge pages save most of the page faults, but round up to 2 MiB
 _JOIN = 8 * _KIB  # below this a copy is cheaper than one more part in the write
 
-_MAP_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-_MADV_HUGEPAGE: int | None = getattr(mmap, "MADV_HUGEPAGE", None)
-
 
 @dataclass(frozen=True)
 class Limits:
@@ -69,19 +66,15 @@ def allocate(size: int) -> memoryview:
     """
     try:
         if size >= _MAPPED:
-            return memoryview(_mapped(size))
+            mapped = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            if size >= _HUGE:
+                mapped.madvise(mmap.MADV_HUGEPAGE)
+            return memoryview(mapped)
         block = bytearray(size + _ALIGN - 1)
     except (OSError, MemoryError, ValueError, OverflowError) as e:
         raise ProtocolError("no memory for a buffer of this many bytes", size) from e
     start = -addressof(c_char.from_buffer(block)) % _ALIGN
     return memoryview(block)[start : start + size]
-
-
-def _mapped(size: int) -> mmap.mmap:
-    block = mmap.mmap(-1, size, flags=_MAP_FLAGS)
-    if size >= _HUGE and _MADV_HUGEPAGE is not None:
-        block.madvise(_MADV_HUGEPAGE)
-    return block
 
 
 def pack(header: bytes, buffers: Sequence[Buffer] = (), limits: Limits = DEFAULT_LIMITS) -> list[bytes | memoryview]:

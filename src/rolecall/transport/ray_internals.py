@@ -31,8 +31,7 @@ class OwnerAddress(NamedTuple):
 
         worker, node = bytes.fromhex(self.worker), bytes.fromhex(self.node)
         address = Address(ip_address=self.ip, port=self.port, worker_id=worker, node_id=node)
-        raw: bytes = address.SerializeToString()
-        return raw
+        return bytes(address.SerializeToString())
 
     @classmethod
     def parsed(cls, raw: bytes) -> OwnerAddress:
@@ -114,8 +113,7 @@ def out_of_band_buffers(data: Any) -> Sequence[Any]:
 
     _, pickled = split_buffer(data)
     _, buffers = unpack_pickle5_buffers(pickled)
-    found: Sequence[Any] = buffers
-    return found
+    return list(buffers)
 
 
 def error_name(kind: bytes) -> str | None:
@@ -160,5 +158,4 @@ def free_resources() -> dict[str, dict[str, float]]:
     """What nobody has taken of each node, by its id."""
     from ray._private.state import available_resources_per_node
 
-    found: dict[str, dict[str, float]] = available_resources_per_node()
-    return found
+    return dict(available_resources_per_node())

@@ -52,13 +52,10 @@ class CurrentWorker:
         """
         if _get_running_loop() is self._loop:
             raise RuntimeError("waiting here would block the loop that the answer comes in on; await aalloc_ports()")
-        return asyncio.run_coroutine_threadsafe(self._wait(count), self._loop).result(ALLOC_TIMEOUT_S)
+        return asyncio.run_coroutine_threadsafe(self.aalloc_ports(count), self._loop).result(ALLOC_TIMEOUT_S)
 
     async def aalloc_ports(self, count: int) -> list[int]:
         """The same in an `async` method."""
-        return await self._wait(count)
-
-    async def _wait(self, count: int) -> list[int]:
         return await self._lease(count)
 
 

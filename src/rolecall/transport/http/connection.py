@@ -63,7 +63,6 @@ class HttpConnection:
         self._sock, self._loop, self._token, self._routes, self._hosts = sock, loop, token, routes, hosts
         self._authenticated = authenticated
         self._unix = sock.family == socket.AF_UNIX
-        self._disconnect = Disconnect(self._disconnected)
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
         self._http.receive_data(begun)
 
