@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
-import sys
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,6 +15,7 @@ from rolecall.cli.runs import SelectedRun, select_run
 from rolecall.cli.terminal import FilerootOption, JsonOption, RunOption, print_json, remark
 from rolecall.cli.view import RunView, WorkerView, view
 from rolecall.errors import WorkerNotFoundError
+from rolecall.guard.probe import py_spy
 
 GUARD_S = 20.0  # the guard gives py-spy 15 s and then uses the worker's own faulthandler
 PY_SPY_S = 15.0
@@ -110,12 +108,6 @@ def _from_py_spy(worker: WorkerView) -> tuple[str, str]:
     except subprocess.TimeoutExpired:
         return "", f"py-spy did not finish within {PY_SPY_S:g} s"
     return done.stdout, f"py-spy failed: {done.stderr.strip()}" if done.returncode else ""
-
-
-def py_spy() -> str | None:
-    """Path of py-spy: beside the interpreter, or on PATH."""
-    beside = Path(sys.executable).with_name("py-spy")
-    return str(beside) if beside.exists() else shutil.which("py-spy")
 
 
 def _from_files(run: SelectedRun, taken: Stacks) -> None:

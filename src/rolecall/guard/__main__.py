@@ -30,7 +30,8 @@ def _read_source(arguments: list[str]) -> bytes:
     """Reads the configuration, which holds the run's token, from a descriptor or a private file, which it deletes."""
     match arguments:
         case ["--config-fd", number] if number.isdigit():
-            return _first_line(int(number))
+            # Unbuffered, so that it reads no further than the first line: notices may follow.
+            return os.fdopen(int(number), "rb", buffering=0, closefd=False).readline()
         case ["--config-file", name]:
             path = Path(name)
             status = path.stat()
@@ -43,14 +44,6 @@ def _read_source(arguments: list[str]) -> bytes:
             return raw
         case _:
             sys.exit(USAGE)
-
-
-def _first_line(fd: int) -> bytes:
-    """Reads no further than the first line, since notices may follow."""
-    line = b""
-    while (byte := os.read(fd, 1)) not in (b"", b"\n"):
-        line += byte
-    return line
 
 
 if __name__ == "__main__":

@@ -55,13 +55,14 @@ async def _tasks(record: Record) -> str:
         return ""
 
 
-def _py_spy() -> str | None:
+def py_spy() -> str | None:
+    """Path of py-spy: beside the interpreter, or on PATH."""
     beside = Path(sys.executable).with_name("py-spy")
     return str(beside) if beside.exists() else shutil.which("py-spy")
 
 
 async def _by_py_spy(process: Process, children: Children) -> tuple[str, str]:
-    program = _py_spy()
+    program = py_spy()
     if program is None:
         return "", "py-spy is not installed"
     output = os.memfd_create("rolecall-stacks", os.MFD_CLOEXEC)

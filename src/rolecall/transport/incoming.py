@@ -55,14 +55,14 @@ class Incoming(Waitable):
         """
         return codec.decode(*self._taken(), context=self._answerer.channel.context)
 
-    def message(self, kind: type[T], sender: str, name: str = "") -> T:
+    def message(self, kind: type[T], sender: str) -> T:
         """As `args`, where the value is a struct of `protocol`; none is one without fields.
 
         Raises:
             ProtocolError: It is another value; see `from_plain`.
         """
         body, buffers = self._taken()
-        return codec.decode_message(kind, _NO_FIELDS if body == _NOTHING else body, buffers, sender, name)
+        return codec.decode_message(kind, _NO_FIELDS if body == _NOTHING else body, buffers, sender)
 
     def received(self) -> codec.Received:
         """As `args`, but decodes the references only; the value is decoded once it is known what replaces them."""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from weakref import WeakSet
 
-from rolecall.errors import ProtocolError, RPCConnectionError, RPCError
+from rolecall.errors import RPCConnectionError, RPCError
 from rolecall.protocol.token import Token
 from rolecall.transport import handshake
 from rolecall.transport.frames import MAGIC
@@ -43,7 +43,7 @@ class Server:
         token: str | bytes | Token,
         *,
         loop: asyncio.AbstractEventLoop,
-        on_peer: Callable[[Hello], Peer] | None = None,
+        on_peer: Callable[[Hello], Peer],
         http: Routes | None = None,
     ) -> None:
         self._token, self._loop, self._on_peer = Token(token), loop, on_peer
@@ -169,8 +169,6 @@ class Server:
     async def _serve_frames(self, sock: socket.socket, begun: bytes) -> None:
         try:
             hello = await handshake.read_hello(sock, begun, self._token, self._loop)
-            if self._on_peer is None:
-                raise ProtocolError("this listener serves HTTP only")
             peer = self._on_peer(hello)
         except RPCConnectionError:
             raise

@@ -54,7 +54,6 @@ from rolecall.worker.loading import load_engine_class
 from rolecall.worker.requests import Request
 from rolecall.worker.seeds import seed_generators, seed_of
 
-StartCall = Callable[[Request, Any], None]
 Answer = Callable[[Any], Awaitable[Any]]
 AskGuard = Callable[[Method[Any, Any] | WorkerMethod, Message], Awaitable[Any]]
 
@@ -91,9 +90,11 @@ class EngineHost:
             "configure": self._configure,
             **{name: partial(ask_guard, METHODS[name]) for name in ASKED_OF_THE_GUARD},
         }
+        calls = EngineCalls(engines, data, loop)
         self._starts: dict[str, Callable[[Request], object]] = {
-            CALL.name: partial(self._with_arguments, CALL, EngineCalls(engines, data, loop).start),
-            CREATE_ENGINE.name: partial(self._with_arguments, CREATE_ENGINE, self._create_engine),
+            # Engines' arguments stay encoded: the thread that the engine runs on decodes them.
+            CALL.name: lambda request: calls.start(request, CALL.parsed(request.meta)),
+            CREATE_ENGINE.name: lambda request: self._create_engine(request, CREATE_ENGINE.parsed(request.meta)),
             **{name: partial(self._in_task, METHODS[name], answer) for name, answer in answers.items()},
             **{name: self._on_pool for name in METHODS if name.startswith("data.")},
         }
@@ -111,10 +112,6 @@ class EngineHost:
             start(request)
         except Exception as e:  # a request is always answered
             self._fail(request, e)
-
-    def _with_arguments(self, method: WorkerMethod, start: StartCall, request: Request) -> None:
-        """Leaves the engine's arguments encoded; the thread that the engine runs on decodes them."""
-        start(request, method.parsed(request.meta))
 
     def _in_task(self, method: WorkerMethod, answer: Answer, request: Request) -> None:
         task = self._loop.create_task(self._answer(method, answer, request))

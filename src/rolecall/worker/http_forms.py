@@ -158,9 +158,8 @@ def answer(route: HttpRoute, request: Request, value: Any, worker_id: str) -> Re
         case "text":
             return Response(200, {"content-type": "text/plain; charset=utf-8"}, str(value).encode())
         case _:
-            return Response(
-                200, {"content-type": JSON}, json_bytes({"result": value} if route.form == "call" else value)
-            )
+            body = json_bytes({"result": value} if route.form == "call" else value)
+            return Response(200, {"content-type": JSON}, body)
 
 
 def _tensor(tensor: Any) -> Response:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any
 
 from rolecall.errors import CallCancelledError, InternalError, RolecallError
 from rolecall.protocol.worker_methods import HttpRoute, WorkerMethod
@@ -18,7 +18,6 @@ from rolecall.transport.codec.exceptions import full_name
 from rolecall.transport.http import Request, Response
 from rolecall.worker import http_forms
 
-T = TypeVar("T")
 WINDOW = 16  # items of a stream that a slow client has not taken yet
 
 
@@ -107,7 +106,7 @@ class HttpRequest:
         if self.cancelled:
             raise CallCancelledError(self._worker_id, self.method)
 
-    def _soon(self, fn: Callable[[T], object], value: T) -> None:
+    def _soon(self, fn: Callable[..., object], value: object) -> None:
         with suppress(RuntimeError):  # the loop is closed, and with it every connection
             self._loop.call_soon_threadsafe(fn, value)
 

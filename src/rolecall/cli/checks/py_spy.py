@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from rolecall.cli.stack import py_spy
+from rolecall.guard.probe import py_spy
 from rolecall.placement.outside import Finding, ok, warning
 
 CHECK = "py-spy"

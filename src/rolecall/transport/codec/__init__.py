@@ -37,7 +37,7 @@ T = TypeVar("T")
 # By a rule; by msgspec, for a subclass of int, float or str; for a big int; for a lone surrogate; for too deep nesting.
 _RARE = (Refused, TypeError, OverflowError, UnicodeEncodeError, RecursionError)
 _CODES = range(1, 128)
-_registered: dict[int, str] = {}
+_registered: dict[int, type] = {}
 _MAX_HEADER, _MAX_BUFFERS = DEFAULT_LIMITS.max_header, DEFAULT_LIMITS.max_buffers
 _SEEN = 200  # characters that an error shows of what a peer sent
 _LONGEST = 1000
@@ -132,7 +132,7 @@ def decode(header: bytes | memoryview, buffers: Sequence[Any] = (), *, context: 
         _raise(e)
 
 
-def decode_message(kind: type[T], header: bytes | memoryview, buffers: Sequence[Any], sender: str, name: str = "") -> T:
+def decode_message(kind: type[T], header: bytes | memoryview, buffers: Sequence[Any], sender: str) -> T:
     """Returns the struct of `protocol`, or the value made of such, that `encode` made `header` from, at once.
 
     Raises:
@@ -142,7 +142,7 @@ def decode_message(kind: type[T], header: bytes | memoryview, buffers: Sequence[
     try:
         return msgspec.msgpack.decode(header, type=kind)
     except msgspec.DecodeError:  # or it holds what msgpack has no form for: text that is no UTF-8, for instance
-        return from_plain(kind, decode(header, buffers), sender, name)
+        return from_plain(kind, decode(header, buffers), sender)
 
 
 def _raise(e: Exception) -> NoReturn:
@@ -172,11 +172,7 @@ def extension(
     Raises:
         ValueError: The code is taken by another class, or out of range.
     """
-    if code not in _CODES:
-        raise ValueError(f"code {code} of {cls.__qualname__} is not from 1 to 127")
-    taken = LISTED_TYPES.get(code, Listed(cls, pack, read)).cls
-    if short_name(taken) != short_name(cls):  # the same class of a module loaded again is fine
-        raise ValueError(f"code {code} of {cls.__qualname__} is taken by {taken.__qualname__}")
+    _check_code(code, cls, LISTED_TYPES[code].cls if code in LISTED_TYPES else cls)
     ENCODERS[cls] = lambda writer, value: writer.listed(code, value)
     LISTED_TYPES[code] = Listed(cls, pack, read)
 
@@ -198,11 +194,8 @@ def register_type(
     Raises:
         ValueError: The code is taken by another class, or out of range.
     """
-    if code not in _CODES:
-        raise ValueError(f"code {code} of {cls.__qualname__} is not from 1 to 127")
-    taken = _registered.setdefault(code, short_name(cls))
-    if taken != short_name(cls):  # the same class of a module loaded again is fine
-        raise ValueError(f"code {code} of {cls.__qualname__} is taken by {taken}")
+    _check_code(code, cls, _registered.get(code, cls))
+    _registered[code] = cls
 
     def rule(writer: Writer, value: Any) -> Any:
         return writer.extension(code, writer.plain(encode(value)))
@@ -211,6 +204,13 @@ def register_type(
     DECODERS[code] = lambda reader, data: decode(reader.value(data))
     if subclasses:
         RESOLVERS.insert(0, lambda kind: rule if issubclass(kind, cls) else None)
+
+
+def _check_code(code: int, cls: type, taken_by: type) -> None:
+    if code not in _CODES:
+        raise ValueError(f"code {code} of {cls.__qualname__} is not from 1 to 127")
+    if short_name(taken_by) != short_name(cls):  # the same class of a module loaded again is fine
+        raise ValueError(f"code {code} of {cls.__qualname__} is taken by {short_name(taken_by)}")
 
 
 def _hint(value: Any) -> str:
