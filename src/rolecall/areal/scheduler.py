@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
+import functools
 import logging
 import weakref
 from collections.abc import Sequence
@@ -176,21 +178,20 @@ class RolecallScheduler(areal.api.Scheduler):
             if self._is_program(worker_id):
                 return await programs.call(worker.worker, name, method, [*args], kwargs, http_timeout)
             how = "acall" if method in self._coroutines.get((worker_id, name), ()) else "call"
+            give_up = functools.partial(_give_up, worker, name, rpc_meta)
             try:
                 pending = worker.submit(how, name, method, [*args], kwargs, rpc_meta)
             except EncodeError as e:
-                await self._give_up(worker, name, rpc_meta, e)
+                give_up(e)
                 raise
             try:
-                return await pending
+                return await _answer(pending)
             except ShardNotFoundError as e:
-                await self._give_up(worker, name, rpc_meta, e)
+                give_up(e)
                 raise
-
-    async def _give_up(self, worker: Any, name: str, rpc_meta: dict[str, Any] | None, reason: Exception) -> None:
-        """A head that gets no arguments has them broadcast nonetheless, or its group would wait for ever."""
-        with contextlib.suppress(RolecallError):
-            await worker.acall("give_up", name, rpc_meta, str(reason))
+            except asyncio.CancelledError:
+                pending.add_done_callback(lambda call: give_up(call.exception()))
+                raise
 
     def _host_engines(self, role: str) -> None:
         """Gives workers that run no program of their own what hosts AReaL's engines."""
@@ -223,3 +224,23 @@ class RolecallScheduler(areal.api.Scheduler):
             "fileroot": self.fileroot,
         }
         return [word for name, value in told.items() if value for word in (f"--{name}", str(value))]
+
+
+async def _answer(pending: rolecall.PendingCall) -> Any:
+    """The result. Who stops waiting for it does not stop the call, since others may wait for it in a collective."""
+    done, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def wake(call: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # that loop has ended
+            loop.call_soon_threadsafe(done.set)
+
+    pending.add_done_callback(wake)
+    await done.wait()
+    return pending.result()
+
+
+def _give_up(worker: Any, name: str, rpc_meta: dict[str, Any] | None, reason: BaseException | None) -> None:
+    """A head that never gets its arguments says so in their broadcast, or its group would wait for ever."""
+    if isinstance(reason, EncodeError | ShardNotFoundError):
+        with contextlib.suppress(RolecallError):
+            worker.submit("give_up", name, rpc_meta, str(reason))
