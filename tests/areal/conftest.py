@@ -47,7 +47,7 @@ def scheduler(request: pytest.FixtureRequest, backend: str, folder: Path) -> Ite
     with pytest.MonkeyPatch.context() as patch:
         if (name := BACKENDS[backend].cluster) is not None:
             exported(patch, request.getfixturevalue(name))
-        names = {"experiment_name": "areal", "trial_name": "suite"}
+        names: dict[str, Any] = {"experiment_name": "areal", "trial_name": "suite"}
         with RolecallScheduler(
             backend=backend, **names, fileroot=str(folder), nfs_record_root=str(folder / "names")
         ) as scheduler:
