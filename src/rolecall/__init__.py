@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from rolecall.types import SchedulingSpec as SchedulingSpec
     from rolecall.types import SchedulingStrategy as SchedulingStrategy
     from rolecall.types import Worker as Worker
+    from rolecall.worker.context import CurrentWorker as CurrentWorker
+    from rolecall.worker.context import current_worker as current_worker
     from rolecall.worker.ray_group import ray_placement_group as ray_placement_group
 
 __version__ = "0.1.0"
@@ -42,6 +44,7 @@ _MODULES = {
     "rolecall.tensors.handle": ("RTensor",),
     "rolecall.transport.codec": ("register_type",),
     "rolecall.types": ("Job", "SchedulingSpec", "SchedulingStrategy", "Worker"),
+    "rolecall.worker.context": ("CurrentWorker", "current_worker"),
     "rolecall.worker.ray_group": ("ray_placement_group",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}

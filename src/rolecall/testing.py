@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -25,7 +26,7 @@ from rolecall.protocol.guard import Method, ProcessSpec, StartResult
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.message import Message, to_plain
 from rolecall.protocol.worker import FORKED_CHILDREN, WorkerConfig
-from rolecall.protocol.worker_methods import WorkerMethod
+from rolecall.protocol.worker_methods import AllocPorts, WorkerMethod
 from rolecall.scheduler.backends import PlacedScheduler
 from rolecall.scheduler.keywords import HostKeywords
 from rolecall.transport.client import Client
@@ -83,6 +84,7 @@ class InProcessGuard(RequestHandler):
         self._ports = PortLeases(config.run_id)
         self._nodes: dict[str, WorkerNode] = {}
         self._env: dict[str, dict[str, str]] = {}
+        self._leased: dict[str, list[int]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._serve(asked.ALLOC_PORTS, self._alloc_ports)
         self._serve(asked.KILL, self._kill)
@@ -119,16 +121,22 @@ class InProcessGuard(RequestHandler):
             ip=IP,
             bind=IP,
             port=spec.ports[0],
+            ports=spec.ports,
+            target_ports=self._leased.get(str(spec.target), []),
+            devices=spec.devices,
+            replicas=spec.replicas,
+            run_dir=self._config.run_dir,
+            seed=self._config.seed,
             tensor_backend=self._config.tensor_backend,
         )
         try:
             if spec.argv is not None:
                 raise WorkerConfigurationError("the in-process scheduler runs no programs", spec.argv)
-            node = WorkerNode(config, self._loop, self._ask_guard)
+            node = WorkerNode(config, self._loop, partial(self._ask_guard, spec.worker_id))
             node.start()
         except (RolecallError, OSError) as e:
             return StartResult(worker_id=spec.worker_id, ok=False, error=str(e))
-        self._nodes[spec.worker_id] = node
+        self._nodes[spec.worker_id], self._leased[spec.worker_id] = node, spec.ports
         self._env[spec.worker_id] = {**self._env.get(str(spec.target), {}), **spec.env}
         return StartResult(
             worker_id=spec.worker_id, ok=True, pid=os.getpid(), ip=IP, ports=spec.ports, socket=config.socket
@@ -161,7 +169,9 @@ class InProcessGuard(RequestHandler):
             await self._end(worker_id)
         return asked.ShutdownReport()
 
-    async def _ask_guard(self, method: Method[Any, Any] | WorkerMethod, request: Message) -> Any:
+    async def _ask_guard(self, worker: str, method: Method[Any, Any] | WorkerMethod, request: Message) -> Any:
         if method is FORKED_CHILDREN:
             return []
-        raise WorkerConfigurationError(f"the in-process scheduler answers no {method.name!r} over HTTP")
+        if isinstance(request, AllocPorts):
+            return asked.Ports(ports=self._ports.lease(worker, request.count), host=IP)
+        raise WorkerConfigurationError(f"the in-process scheduler answers no {method.name!r}")

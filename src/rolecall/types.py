@@ -86,15 +86,18 @@ class SchedulingSpec:
     is accepted for compatibility with AReaL and has no effect.
 
     Attributes:
-        cmd: A program that the worker runs instead of hosting engines: a dotted module, or a list with placeholders
-            `{host} {port} {ports[1]} {role} {index} {devices} {python}`.
-        ready: When that program is ready: an HTTP path such as `"/health"` answers, `"tcp"`: its port is open, or
-            `{"log": "regex"}`: a line of its log matches. None: it still runs after a short wait.
+        cmd: A program that the worker runs instead of hosting engines: a dotted module, which gets the arguments
+            `--host --port --role --worker-index --experiment-name --trial-name`, or a list with placeholders
+            `{host} {port} {ports[1]} {role} {index} {experiment} {trial} {devices} {python}`, of a fork also
+            `{target.host} {target.port} {target.ports[1]}`.
+        ready: When that program is ready: an HTTP path such as `"/health"` answers, `"tcp"`: it listens on its first
+            port, or `{"log": "regex"}`: a line of its log matches. None: a module's `/health` answers; a list that
+            names its first port listens there; any other runs for 0.3 s.
     """
 
-    cpu: int = 8
+    cpu: int = 1
     gpu: int = 0
-    mem: int = 32
+    mem: int = 4
     port_count: int = 2
     image: str | None = None
     task_type: TaskType = "worker"

@@ -117,6 +117,13 @@ def test_whoever_waits_a_while_leaves_the_call_alone(role: Role) -> None:
     assert isinstance(limited.exception(), WorkerTimeoutError)
 
 
+def test_a_method_may_return_a_future(role: Role) -> None:
+    """It is waited for on the worker, and its error is the call's."""
+    assert role[0].call("from_a_pool", 4) == role[0].call("from_a_pool_async", 4) == 2
+    with pytest.raises(EngineCallError, match="TypeError"):
+        role[0].call("from_a_pool", "4")
+
+
 # Parts of a role
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from rolecall import Role, Scheduler
@@ -58,6 +60,15 @@ def test_as_completed_ends_when_nobody_is_left(role: Role) -> None:
             assert isinstance(done.call.exception(), WorkerFailedError)
             failed += 1
     assert failed == 3
+
+
+def test_a_workers_log_tells_of_its_engines_and_of_failed_calls(role: Role, shared: Scheduler) -> None:
+    """With the traceback, since the caller may never look at it."""
+    role[0].submit("divide", 1, 0).exception()
+    text = Path(shared.run_dir, "logs", "actor-0.log").read_text()
+    assert "INFO rolecall: engine 'actor/0' (tests.support.calling_engines:Calling) was made in" in text
+    assert "ERROR rolecall: divide() raised; its caller is told" in text
+    assert "in divide" in text and "ZeroDivisionError: division by zero" in text
 
 
 # Restarts

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import sys
 import threading
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rolecall import Job, Scheduler, SchedulingSpec, SchedulingStrategy
+from rolecall import Job, Scheduler, SchedulingSpec, SchedulingStrategy, Worker
 from rolecall.errors import WorkerConfigurationError, WorkerCreationError, WorkerFailedError, WorkerNotFoundError
 from tests.support import sample_engines
 from tests.support.live import ports_leased
@@ -150,13 +152,76 @@ def test_a_program_is_ready_by_http_tcp_or_a_line_of_its_log(s: Scheduler) -> No
             assert urllib.request.urlopen(url, timeout=5).status == 200
 
 
-def test_a_dotted_module_runs_as_python_m(s: Scheduler) -> None:
-    """A string as command is a module; anything else is refused."""
-    actors = s.start("actor")
-    modules = actors.fork("module", command="tests.support.sample_program", ready={"log": "module of role module"})
-    assert len(modules) == 1
+def told(worker: Worker) -> dict[str, Any]:
+    """What a `sample_program` was told."""
+    url = f"http://{worker.ip}:{worker.worker_ports[0]}/told"
+    return dict(json.loads(urllib.request.urlopen(url, timeout=5).read()))
+
+
+def test_a_dotted_module_is_told_where_it_is_and_is_ready_when_it_is_healthy(s: Scheduler) -> None:
+    """It gets the reference system's arguments, and the same and its target's address as variables."""
+    actors = s.start("actor", replicas=2)
+    modules = actors.fork("module", command="tests.support.sample_program", env={"COLOUR": "blue"})
+    target, worker, run = actors.workers[1], modules.workers[1], Path(s.run_dir)
+    found = told(worker)
+    expected = ["--host", worker.ip, "--port", worker.worker_ports[0], "--role", "module", "--worker-index", "1"]
+    assert found["arguments"] == [*expected, "--experiment-name", run.parent.name, "--trial-name", run.name]
+    places = {
+        "ROLECALL_HOST": worker.ip,
+        "ROLECALL_PORTS": ",".join(worker.worker_ports),
+        "ROLECALL_ROLE": "module",
+        "ROLECALL_INDEX": "1",
+        "ROLECALL_TARGET_HOST": target.ip,
+        "ROLECALL_TARGET_PORTS": ",".join(target.worker_ports),
+        "COLOUR": "blue",
+    }
+    assert places.items() <= found["environment"].items()
     with pytest.raises(WorkerConfigurationError, match="dotted module"):
         actors.fork("bad", command="python -m http.server")
+
+
+def test_a_worker_starts_a_module_as_the_controller_does(s: Scheduler) -> None:
+    """`/fork` of a worker gives the same arguments, and answers when the module is healthy."""
+    actors = s.start("actor")
+    worker = actors.workers[0]
+    token = Path(s.inspect().runtime_dir, "token").read_text().strip()
+    asked = {"role": "module", "worker_index": 0, "command": "tests.support.sample_program"}
+    url = f"http://{worker.ip}:{worker.worker_ports[0]}/fork"
+    request = urllib.request.Request(url, json.dumps(asked).encode(), {"Authorization": f"Bearer {token}"})
+    place = json.loads(urllib.request.urlopen(request, timeout=60).read())
+    with urllib.request.urlopen(f"http://{place['host']}:{place['port']}/told", timeout=5) as answer:
+        assert json.loads(answer.read())["environment"]["ROLECALL_TARGET_PORTS"] == ",".join(worker.worker_ports)
+
+
+def test_a_program_that_names_its_port_is_ready_when_it_listens_there(s: Scheduler) -> None:
+    """However long it takes; placeholders name its target too."""
+    actors = s.start("actor")
+    (target,) = actors.workers
+    late = "import sys, time, http.server as h; time.sleep(1); print(sys.argv[1:], flush=True);"
+    late += "h.HTTPServer((sys.argv[1], int(sys.argv[2])), h.SimpleHTTPRequestHandler).serve_forever()"
+    places = ["{host}", "{port}", "{experiment}/{trial}", "{target.host}:{target.port}", "{target.ports[1]}"]
+    (worker,) = actors.fork("late", command=[sys.executable, "-c", late, *places]).workers
+    assert urllib.request.urlopen(f"http://{worker.ip}:{worker.worker_ports[0]}/", timeout=5).status == 200
+    first, second = target.worker_ports
+    run = "/".join(Path(s.run_dir).parts[-2:])
+    filled = [worker.ip, worker.worker_ports[0], run, f"{target.ip}:{first}", second]
+    assert str(filled) in log(s, "late/0")
+
+
+def test_all_that_fail_are_named_with_their_logs(s: Scheduler, caplog: pytest.LogCaptureFixture) -> None:
+    """One of them fails late, while importing; each is logged on a line, and nothing is left."""
+    actors = s.start("actor", replicas=3)
+    before = set(processes(s.run_id))
+    fail = "import sys, time; i = int(sys.argv[1]); print('I am', i, flush=True);"
+    fail += "time.sleep(1 + 0.2 * i if i < 2 else 3600); raise SystemExit(40 + i)"
+    with pytest.raises(WorkerCreationError) as caught:
+        actors.fork("bad", command=[sys.executable, "-c", fail, "{index}", "{port}"])
+    assert caught.value.failed == [0, 1]
+    assert ["I am 0" in caught.value.log_tails[0], "I am 1" in caught.value.log_tails[1]] == [True, True]
+    assert "exit code 40" in str(caught.value) and "exit code 41" in str(caught.value)
+    for worker in ("bad/0", "bad/1"):
+        assert f"worker {worker} did not start: the process ended during startup" in caplog.text
+    assert set(processes(s.run_id)) == before
 
 
 def test_a_program_that_dies_while_starting_is_reported_at_once_with_its_log(s: Scheduler) -> None:

@@ -12,23 +12,20 @@ from typing import Any
 import pytest
 
 from rolecall.errors import WorkerConfigurationError
-from rolecall.guard.command import fill
+from rolecall.guard.command import Place, fill
 from tests.guard.guard_rig import Rig
 
 SERVER = [sys.executable, "-m", "http.server", "--bind", "{host}", "{port}"]
-FACTS: dict[str, Any] = {
-    "host": "10.0.0.1",
-    "ports": [4000, 4001],
-    "worker_id": "proxy/3",
-    "devices": "0,1",
-    "python": "/opt/python3",
-}
+PLACE = Place("proxy/3", "10.0.0.1", [4000, 4001], "exp", "t0", [5000, 5001])
+FACTS: dict[str, Any] = {"place": PLACE, "devices": "0,1", "python": "/opt/python3"}
 
 
 def test_placeholders_are_filled() -> None:
     """Every placeholder has its value, also inside an argument."""
     argv = ["x", "--at={host}:{port}", "{ports[0]},{ports[1]}", "{role}-{index}", "{devices}", "{python}"]
     assert fill(argv, **FACTS) == ["x", "--at=10.0.0.1:4000", "4000,4001", "proxy-3", "0,1", "/opt/python3"]
+    argv = ["{experiment}/{trial}", "{target.host}:{target.port}", "{target.ports[1]}"]
+    assert fill(argv, **FACTS) == ["exp/t0", "10.0.0.1:5000", "5001"]
 
 
 def test_braces_that_are_no_placeholders_stay() -> None:
@@ -37,12 +34,23 @@ def test_braces_that_are_no_placeholders_stay() -> None:
     assert fill(argv, **FACTS) == argv
 
 
-@pytest.mark.parametrize("wrong", ["{prot}", "{ports[2]}", "{port[0]}", "{ports}", "{role[0]}"])
+@pytest.mark.parametrize(
+    "wrong",
+    ["{prot}", "{ports[2]}", "{port[0]}", "{ports}", "{role[0]}", "{target}", "{target.role}", "{target.ports[2]}"],
+)
 def test_an_unknown_placeholder_is_named(wrong: str) -> None:
     """A placeholder that cannot be filled is an error with its name in it."""
     with pytest.raises(WorkerConfigurationError) as caught:
         fill(["x", f"a{wrong}b"], **FACTS)
     assert wrong in str(caught.value)
+
+
+def test_only_a_fork_has_a_target() -> None:
+    """Elsewhere its placeholders are refused, and its variables are not set."""
+    alone = Place("proxy/3", "10.0.0.1", [4000])
+    with pytest.raises(WorkerConfigurationError, match="only forks have one"):
+        fill(["{target.port}"], alone, devices="", python="")
+    assert not any("TARGET" in name for name in alone.variables())
 
 
 def test_a_server_is_ready_when_it_answers(rig: Rig) -> None:

@@ -36,7 +36,7 @@ class Controller:
         self.lost: list[str] = []
         self.told = threading.Event()
         self.hub = GuardListener(
-            self.run, self.io, lease_s=LEASE_S, start_timeout=10, grace_s=0, preload=(), tensor_backend="shm"
+            self.run, self.io, lease_s=LEASE_S, start_timeout=10, grace_s=0, preload=(), tensor_backend="shm", seed=None
         )
         self.hub.open(self._on_event)
         self.hub.listen("127.0.0.1")

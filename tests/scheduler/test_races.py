@@ -103,7 +103,7 @@ def test_ports_leased_for_a_start_that_never_began_are_given_back(s: LocalSchedu
     for slot in slots:
         guard.ask(ALLOC_PORTS, AllocPorts(owner=slot.worker_id, count=3)).result()
     assert ports_leased(s) == 6
-    Group("x", slots, [guard] * 2).take_back()
+    Group("x", slots, [guard] * 2).take_back(0.0)
     assert ports_leased(s) == 0
 
 

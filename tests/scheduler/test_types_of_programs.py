@@ -64,3 +64,28 @@ if __name__ == "__main__":
     done = subprocess.run([sys.executable, script, tmp_path], env=env, capture_output=True, text=True, timeout=60)
     assert "SystemExit: 2; what it does when it is started" in done.stdout, done.stderr
     assert 'below `if __name__ == "__main__":`' in done.stdout
+
+
+UNGUARDED = """
+import sys, rolecall, rolecall.errors
+class Engine: pass
+with rolecall.scheduler("local", fileroot=sys.argv[1], trial="t", preload=[]) as s:
+    try:
+        s.start("actor").create_engine(Engine)
+    except rolecall.errors.EngineImportError as e:
+        print(e)
+"""
+
+
+@pytest.mark.parametrize("how", ["script", "package"])
+def test_a_program_without_the_guard_starts_no_second_run(how: str, tmp_path: Path) -> None:
+    """Its workers import it to find the class, and are refused the scheduler that it makes then."""
+    main = tmp_path / "unguarded" / "__main__.py"
+    main.parent.mkdir()
+    main.write_text(UNGUARDED)
+    started = [str(main)] if how == "script" else ["-m", "unguarded"]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([PYTHONPATH, str(tmp_path)])}
+    command = [sys.executable, *started, str(tmp_path / "runs")]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert "a scheduler was made while a worker loads this script" in done.stdout, done.stderr
+    assert [path.name for path in (tmp_path / "runs" / "default").iterdir()] == ["t"]

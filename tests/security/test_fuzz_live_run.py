@@ -159,15 +159,15 @@ requests = st.builds(
     lambda seq, kind, method, meta, window, acks, body: [1, seq, kind, method, meta, window, acks, body],
     sequences, st.integers(-1, 4), methods, metas, sequences, st.lists(sequences, max_size=4), bodies,
 )  # fmt: skip
+progress = st.builds(lambda *f: [4, *f], sequences, sequences, sequences, st.booleans())
 others = st.one_of(
     st.builds(lambda *f: [2, *f], sequences, st.booleans(), sequences, bodies),
     st.builds(lambda *f: [3, *f], sequences, sequences, bodies),
-    st.builds(lambda *f: [4, *f], sequences, sequences),
-    st.builds(lambda s: [5, s], sequences),
-    st.builds(lambda s: [6, s], st.lists(sequences, max_size=6)),
-    st.builds(lambda *f: [7, *f], sequences, st.lists(sequences, max_size=6)),
-    st.builds(lambda c: [8, c], st.lists(st.tuples(sequences, sequences, sequences, st.booleans()), max_size=4)),
-    st.builds(lambda *f: [9, *f], st.lists(sequences, max_size=4), st.lists(sequences, max_size=4)),
+    progress,
+    st.builds(lambda s: [5, s], st.lists(sequences, max_size=6)),
+    st.builds(lambda *f: [6, *f], sequences, st.lists(sequences, max_size=6)),
+    st.builds(lambda c: [7, c], st.lists(progress, max_size=4)),
+    st.builds(lambda *f: [8, *f], *(st.lists(sequences, max_size=4) for _ in range(3))),
     st.lists(any_value, max_size=9),
 )
 messages = st.builds(

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from rolecall import Role
 
@@ -34,6 +35,13 @@ class Calling:
     async def divide_slowly(self, x: float, seconds: float) -> float:
         await asyncio.sleep(seconds)
         return x / x
+
+    def from_a_pool(self, x: float) -> Future[float]:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(self.divide, x, 2)
+
+    async def from_a_pool_async(self, x: float) -> Future[float]:
+        return self.from_a_pool(x)
 
     async def forever(self) -> None:
         await asyncio.Event().wait()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
+import msgspec
 import torch
 
 from rolecall.tensors.backends.shm import ShmBackend
@@ -18,7 +19,7 @@ def main() -> None:
     kept: list[torch.Tensor] = []
     for line in sys.stdin:
         verb, plain = json.loads(line)
-        shards = [] if plain is None else [Shard.from_plain(plain)]
+        shards = [] if plain is None else [msgspec.convert(plain, Shard)]
         found = [tensor for tensor in backend.fetch(shards) if tensor is not None]
         if verb == "spoil":
             found[0].zero_()

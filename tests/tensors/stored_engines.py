@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from rolecall.errors import ShardNotFoundError
@@ -68,7 +69,7 @@ class Tensors:
 
     def fetch_at(self, plain: list[Any], where: dict[str, Any]) -> str:
         """What reading a shard comes to when its place says something else in these points."""
-        shard = Shard.from_plain(plain)
+        shard = msgspec.convert(plain, Shard)
         shard.where |= where
         backend = self._store().backends["ray"]
         try:
@@ -78,7 +79,7 @@ class Tensors:
 
     def lose(self, plain: list[Any]) -> None:
         """Lets go of a shard's object behind the store's back, as an eviction does."""
-        self._store().backends["ray"].delete([Shard.from_plain(plain)])
+        self._store().backends["ray"].delete([msgspec.convert(plain, Shard)])
 
     def in_use(self) -> int:
         """Bytes in the whole cluster's object stores."""

@@ -15,14 +15,18 @@ def _block(start: int, stop: int) -> Block:
     return Block(start, stop, torch.arange(start, stop, dtype=torch.uint8), private=True)
 
 
+def _get(cache: Cache, key: tuple[str, str], start: int, stop: int) -> Block | None:
+    return cache.get([(key, start, stop)])[0]
+
+
 def test_a_block_serves_every_range_inside_it() -> None:
     """A cached block answers each range within its own, counts hits and misses, and no other shard's."""
     cache = Cache(100)
     assert cache.put(KEY, _block(10, 20))
     for start, stop in ((10, 20), (12, 13)):
-        block = cache.get(KEY, start, stop)
+        block = _get(cache, KEY, start, stop)
         assert block is not None and block.start == 10 and not block.private
-    assert cache.get(KEY, 9, 12) is None and cache.get(OTHER, 10, 20) is None
+    assert _get(cache, KEY, 9, 12) is None and _get(cache, OTHER, 10, 20) is None
     assert cache.metrics()["hits"] == 2 and cache.metrics()["misses"] == 2
 
 
@@ -31,9 +35,9 @@ def test_the_least_recently_used_shard_goes_first() -> None:
     cache = Cache(30)
     for key in (KEY, OTHER, THIRD):
         cache.put(key, _block(0, 10))
-    cache.get(KEY, 0, 1)
+    _get(cache, KEY, 0, 1)
     cache.put(("c", "1"), _block(0, 5))
-    assert cache.get(KEY, 0, 1) and cache.get(THIRD, 0, 1) and cache.get(OTHER, 0, 1) is None
+    assert _get(cache, KEY, 0, 1) and _get(cache, THIRD, 0, 1) and _get(cache, OTHER, 0, 1) is None
     assert cache.metrics()["bytes"] == 25 and cache.metrics()["evicted_bytes"] == 10
 
 
@@ -60,9 +64,9 @@ def test_a_large_block_is_kept_when_it_is_fetched_again() -> None:
     large = Block(0, LARGE, torch.zeros(LARGE, dtype=torch.uint8), private=True)
     assert not cache.put(KEY, large)
     assert not cache.put(OTHER, large)
-    assert cache.get(KEY, 0, 1) is None
+    assert _get(cache, KEY, 0, 1) is None
     assert cache.put(KEY, large)
-    assert cache.get(KEY, 0, 1) is not None
+    assert _get(cache, KEY, 0, 1) is not None
     assert cache.metrics()["bytes"] == LARGE
 
 

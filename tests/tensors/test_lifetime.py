@@ -14,7 +14,7 @@ from rolecall.errors import RPCConnectionError, ShardNotFoundError, TensorError
 from rolecall.tensors import functions
 from rolecall.tensors.cache import Cache
 from rolecall.tensors.fetch import Fetcher
-from rolecall.tensors.handle import RTensor
+from rolecall.tensors.handle import RTensor, pack_handles, read_handles
 from rolecall.tensors.lifetime import Home
 from rolecall.tensors.shard import Shard
 
@@ -53,8 +53,8 @@ class World:
         return self.owners[owner]
 
     def handle(self, owner: str = "a", shard_id: str | None = None) -> RTensor:
-        shard = Shard(shard_id or uuid.uuid4().hex, owner, (), "wire", {}, "int8", (4,), 4)
-        return RTensor.from_plain(RTensor.of(shard).to_plain(), self.home)
+        shard = Shard(shard_id or uuid.uuid4().hex, owner, (), "wire", {}, "int8", (4,))
+        return read_handles(pack_handles([RTensor.of(shard)]), self.home)[0]
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def test_a_freed_shard_is_refused_without_asking(world: World) -> None:
 
 def test_a_handle_outside_any_run_says_so() -> None:
     """Fetching a handle that belongs to no run fails with that reason."""
-    shard = Shard(uuid.uuid4().hex, "a", (), "wire", {}, "int8", (4,), 4)
+    shard = Shard(uuid.uuid4().hex, "a", (), "wire", {}, "int8", (4,))
     with pytest.raises(TensorError, match="neither the controller nor a worker"):
         RTensor.of(shard).localize()
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
@@ -223,18 +224,18 @@ def test_a_freed_shard_is_told_from_one_that_is_there(s: LocalScheduler, workers
     """Also by a reader that has read it before."""
     handle = workers[0].call("rows", 1024, 1024)
     (shard,) = handle.shards
-    assert workers[1].call("fetch_at", shard.to_plain(), {}) == "read"
+    assert workers[1].call("fetch_at", msgspec.to_builtins(shard), {}) == "read"
     rolecall.clear(handle)
     s.home.flush()
     with pytest.raises(ShardNotFoundError, match="cleared"):
         handle.localize()
-    assert "cleared" in workers[1].call("fetch_at", shard.to_plain(), {})
+    assert "cleared" in workers[1].call("fetch_at", msgspec.to_builtins(shard), {})
 
 
 def test_an_object_that_ray_no_longer_has_is_named(workers: Role) -> None:
     """Fetching an object that is lost fails with the shard's owner, on workers and controller."""
     handle = workers[0].call("rows", 1024, 1024)
-    workers[0].call("lose", handle.shards[0].to_plain())
+    workers[0].call("lose", msgspec.to_builtins(handle.shards[0]))
     for read in (lambda: workers[1].call("total", handle), handle.localize):
         with pytest.raises(ShardNotFoundError, match=r"1 shard\(s\) not on w/0"):
             read()
@@ -271,7 +272,7 @@ def test_what_lies_in_the_store_is_seen_from_outside(workers: Role, census: Cens
 def test_a_malformed_place_never_reaches_ray(workers: Role, wrong: dict[str, Any]) -> None:
     """Ray would end the process over some of them."""
     handle = workers[0].call("rows", 1024, 256)
-    assert workers[1].call("fetch_at", handle.shards[0].to_plain(), wrong) == "asks the owner"
+    assert workers[1].call("fetch_at", msgspec.to_builtins(handle.shards[0]), wrong) == "asks the owner"
 
 
 def test_a_place_where_nothing_lies_is_an_error(workers: Role) -> None:
@@ -279,16 +280,16 @@ def test_a_place_where_nothing_lies_is_an_error(workers: Role) -> None:
     handle = workers[0].call("rows", 1024, 256)
     (shard,) = handle.shards
     never = str(shard.where["object"])[:-8] + "ffffffff"
-    assert "not on w/0" in workers[1].call("fetch_at", shard.to_plain(), {"object": never})
+    assert "not on w/0" in workers[1].call("fetch_at", msgspec.to_builtins(shard), {"object": never})
     nobody = {"object": never, "worker": "ab" * 28, "port": 1}
-    assert "its owner is gone" in workers[1].call("fetch_at", shard.to_plain(), nobody)
+    assert "its owner is gone" in workers[1].call("fetch_at", msgspec.to_builtins(shard), nobody)
 
 
 def test_another_object_of_the_cluster_is_not_taken_for_the_shard(workers: Role) -> None:
     """An object of another shape at the shard's place is refused."""
     large, small = workers[0].call("rows", 1024, 256), workers[0].call("rows", 512, 256)
     where = small.shards[0].where
-    assert "another object lies there" in workers[1].call("fetch_at", large.shards[0].to_plain(), where)
+    assert "another object lies there" in workers[1].call("fetch_at", msgspec.to_builtins(large.shards[0]), where)
 
 
 def test_a_worker_without_the_cluster_asks_the_owner(s: LocalScheduler, workers: Role) -> None:
@@ -464,6 +465,6 @@ def test_a_backend_that_waits_is_never_asked_on_an_event_loop() -> None:
         raise AssertionError("the owner is not asked")
 
     fetcher = Fetcher(nobody, Cache(0), {"slow": slow})
-    handle = RTensor.of(Shard("0" * 32, "w/0", (), "slow", {}, "float32", (2,), 8))
+    handle = RTensor.of(Shard("0" * 32, "w/0", (), "slow", {}, "float32", (2,)))
     assert asyncio.run(fetcher.afetch([handle]))[0].tolist() == [0.0, 0.0]
     assert slow.asked_on and threading.get_ident() not in slow.asked_on

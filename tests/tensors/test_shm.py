@@ -12,6 +12,7 @@ from pathlib import Path
 from subprocess import PIPE
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
@@ -32,7 +33,7 @@ class Reader:
 
     def __call__(self, verb: str, shard: Shard | None = None) -> Any:
         assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps([verb, shard and shard.to_plain()]) + "\n")
+        self.process.stdin.write(json.dumps([verb, shard and msgspec.to_builtins(shard)]) + "\n")
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 

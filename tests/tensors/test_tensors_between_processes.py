@@ -21,7 +21,7 @@ from rolecall.tensors.backends.shm import ShmBackend
 from rolecall.tensors.cache import Cache
 from rolecall.tensors.connections import Connections
 from rolecall.tensors.fetch import Fetcher
-from rolecall.tensors.handle import RTensor
+from rolecall.tensors.handle import RTensor, pack_handles, read_handles
 from rolecall.tensors.lifetime import Home
 from rolecall.transport.loop import IOThread
 from tests.support.checkout import PYTHONPATH
@@ -212,8 +212,7 @@ def test_shards_go_with_their_last_handle(run: Run) -> None:
 def test_the_same_shard_met_twice_is_one_object(run: Run) -> None:
     """A shard that arrives again is the one already known, and is freed after the last handle only."""
     (handle,) = run.call("a", "make", {"shape": [3]})
-    plain = handle.to_plain()
-    again = RTensor.from_plain(plain, run)
+    (again,) = read_handles(pack_handles([handle]), run)
     assert again.shards[0] is handle.shards[0]
     del handle
     gc.collect()
@@ -258,11 +257,11 @@ def test_a_cleared_shard_is_refused_by_name_also_in_another_worker(run: Run) -> 
     """A worker that is given an outdated description fails with the shard's id."""
     for source in ("a", "far"):
         handles = run.call(source, "make", {"shape": [300_000]})
-        plain = handles[0].to_plain()
+        packed, shard_id = pack_handles(handles[:1]), handles[0].shards[0].id
         functions.clear(handles)
         assert run.home.flush()
-        with pytest.raises(errors.ShardNotFoundError, match=plain[2][0][0]):
-            run.call("b", "total", [RTensor.from_plain(plain)])
+        with pytest.raises(errors.ShardNotFoundError, match=shard_id):
+            run.call("b", "total", read_handles(packed))
 
 
 def test_thousands_of_handles_go_in_a_few_requests(run: Run) -> None:

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from rolecall.errors import RolecallError
 from rolecall.guard.runtime import guard_socket, worker_socket
 from rolecall.placement.outside import is_private
+from rolecall.protocol.guard import WorkerRow
 
 TIMEOUT_S = 2.0  # a guard or worker that makes progress answers in milliseconds
 
@@ -41,14 +44,17 @@ class RunClient:
 
     runtime_dir: Path
 
-    def table(self, guard_id: str) -> list[dict[str, Any]]:
+    def table(self, guard_id: str) -> list[WorkerRow]:
         """The rows of a guard's table of workers.
 
         Raises:
             NoAnswerError: The guard has ended, is stuck, or refuses the request; so for the other methods.
         """
-        rows: list[dict[str, Any]] = self._ask_guard(guard_id, "GET", "/workers", None, TIMEOUT_S)
-        return rows
+        answer = self._ask_guard(guard_id, "GET", "/workers", None, TIMEOUT_S)
+        try:
+            return msgspec.convert(answer, list[WorkerRow])
+        except msgspec.ValidationError as e:
+            raise NoAnswerError(f"guard {guard_id}", f"it is of another version: {e}") from e
 
     def stacks(self, guard_id: str, worker_id: str, timeout: float) -> str:
         """The Python stacks of a worker, or a message that begins with `no stacks`."""
@@ -65,15 +71,14 @@ class RunClient:
             NoAnswerError: The worker has ended, does not release the interpreter lock, or is a command worker.
         """
         path = worker_socket(str(self.runtime_dir), worker_id)
-        route = "/metrics?format=json"
-        metrics: dict[str, Any] = self._ask(f"worker {worker_id}", path, "GET", route, None, TIMEOUT_S)
-        return metrics
+        answer = self._ask(f"worker {worker_id}", path, "GET", "/metrics?format=json", None, TIMEOUT_S)
+        return dict(answer)
 
     def _ask_guard(self, guard_id: str, verb: str, route: str, value: Any, timeout: float) -> Any:
-        return self._ask(f"guard {guard_id}", str(self.guard_socket(guard_id)), verb, route, value, timeout)
+        return self._ask(f"guard {guard_id}", self.guard_socket(guard_id), verb, route, value, timeout)
 
-    def guard_socket(self, guard_id: str) -> Path:
-        return Path(guard_socket(str(self.runtime_dir), guard_id))
+    def guard_socket(self, guard_id: str) -> str:
+        return guard_socket(str(self.runtime_dir), guard_id)
 
     def guard_ids(self) -> list[str]:
         """Guards with a socket in the runtime directory, including those that have ended."""
@@ -120,16 +125,3 @@ def _why(error: Exception) -> str:
             return f"{Path(str(error.filename or 'its socket')).name} does not exist"
         case _:
             return str(error) or type(error).__name__
-
-
-def is_listening(path: Path) -> bool:
-    """True when a process listens on a Unix socket."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(TIMEOUT_S)
-        try:
-            probe.connect(str(path))
-        except (ConnectionRefusedError, FileNotFoundError, PermissionError):
-            return False
-        except OSError:
-            return path.is_socket()  # a full backlog, for instance; a path too long for a socket is none
-        return True

@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 
 from rolecall.cli.checks.devices import check_devices
-from rolecall.cli.checks.left_allocations import check_left_allocations
-from rolecall.cli.checks.left_processes import check_left_processes
+from rolecall.cli.checks.left_over import check_left_allocations, check_left_processes
 from rolecall.cli.checks.limits import check_limits
 from rolecall.cli.checks.paths import check_paths
 from rolecall.cli.checks.ports import check_ports
@@ -78,15 +77,13 @@ def examine(todo: Iterable[tuple[str, Check]]) -> Iterator[Finding]:
 
 
 def _print(shown: list[Finding], findings: list[Finding]) -> None:
-    order = list(Severity)
-    ranked = sorted(shown, key=lambda finding: order.index(finding.severity))
-    rows = [(f.severity.upper(), f.check, f.seen, _what_to_do(f)) for f in ranked]
+    ranked = sorted(shown, key=lambda finding: list(Severity).index(finding.severity))
     out = console()
-    if rows:
+    if ranked:
+        rows = [(f.severity.upper(), f.check, f.seen, _what_to_do(f)) for f in ranked]
         out.print(table(("", "CHECK", "SEEN", "WHAT TO DO"), rows, [STYLES[f.severity] for f in ranked]))
-    counts = {severity: sum(f.severity is severity for f in findings) for severity in order}
-    summary = f"{counts[Severity.ERROR]} error(s), {counts[Severity.WARNING]} warning(s)"
-    out.print(summary, highlight=False, markup=False)
+    errors, warnings = (sum(f.severity is s for f in findings) for s in (Severity.ERROR, Severity.WARNING))
+    out.print(f"{errors} error(s), {warnings} warning(s)", highlight=False, markup=False)
 
 
 def _what_to_do(finding: Finding) -> str:

@@ -20,7 +20,6 @@ from rolecall.guard import runtime
 from rolecall.guard.proc import send
 from rolecall.placement.outside import Removal, is_private
 from rolecall.placement.registry import PLACEMENTS
-from rolecall.protocol.state import RunState
 
 KILL_MARGIN_S = 15.0  # beyond the grace: SIGKILL, and seeing everything dead
 LEAVE_S = 3.0  # a guard that was asked, or a reaper whose guard was killed, is gone in milliseconds
@@ -73,10 +72,14 @@ def end_run(run: SelectedRun, grace_s: float) -> Ending:
     left()
     ending.guards, all_answered = _ask_guards(run, grace_s)
     if all_answered:
-        _ask_reapers(left())
+        for item in left():
+            if item.stat.name == REAPER_NAME:  # it asks its guard, which ends what it owns and cleans up
+                send(item.process, signal.SIGTERM)
     ending.allocations = _end_allocations(run)
     if not (all_answered and _gone(left, LEAVE_S)):
-        _kill(left)
+        # Reapers last: one whose guard is killed ends everything below it and cleans up, better than we can.
+        _gone(left, LEAVE_S, kill_all_but=REAPER_NAME)
+        _gone(left, KILL_S, kill_all_but="")
     remaining = left()
     ending.survivors = [item.describe() for item in remaining]
     alive = {item.process for item in remaining}
@@ -95,7 +98,7 @@ def _ask_guards(run: SelectedRun, grace_s: float) -> tuple[dict[str, str], bool]
 
     def ask(guard_id: str) -> tuple[str, bool]:
         try:
-            workers = [row["worker"] for row in run.client.table(guard_id)]
+            workers = [row.worker for row in run.client.table(guard_id)]
             run.client.kill(guard_id, workers, grace_s, grace_s + KILL_MARGIN_S)
         except NoAnswerError as e:
             return e.reason, False
@@ -110,40 +113,26 @@ def _ask_guards(run: SelectedRun, grace_s: float) -> tuple[dict[str, str], bool]
 
 def _end_allocations(run: SelectedRun) -> Removal:
     """What of each backend's manager: one of them at the most has anything of a run."""
-    state = state_of(run.directory) if run.directory else RunState()
+    state = state_of(run.directory)
     removals = [placement.end_left(run.run_id, state) for placement in PLACEMENTS.values()]
     return next((removal for removal in removals if removal != Removal()), Removal())
 
 
-def _ask_reapers(found: list[RunProcess]) -> None:
-    """A reaper that is asked to stop asks its guard, which ends what it owns and cleans up."""
-    for item in found:
-        if item.stat.name == REAPER_NAME:
-            send(item.process, signal.SIGTERM)
-
-
-def _kill(left: Callable[[], list[RunProcess]]) -> None:
-    """Reapers last: one whose guard is killed ends everything below it and cleans up, better than we can."""
-    for spare_reapers, patience in ((True, LEAVE_S), (False, KILL_S)):
-        deadline = time.monotonic() + patience
-        while time.monotonic() < deadline and (found := left()):
-            for item in found:
-                if not (spare_reapers and item.stat.name == REAPER_NAME):
-                    send(item.process, signal.SIGKILL)
-            time.sleep(POLL_S)
-
-
-def _gone(left: Callable[[], list[RunProcess]], patience: float) -> bool:
+def _gone(left: Callable[[], list[RunProcess]], patience: float, kill_all_but: str | None = None) -> bool:
+    """Waits until nothing is left, and kills what is; False when `patience` passed."""
     deadline = time.monotonic() + patience
-    while left():
+    while found := left():
         if time.monotonic() > deadline:
             return False
+        for item in found:
+            if kill_all_but is not None and item.stat.name != kill_all_but:
+                send(item.process, signal.SIGKILL)
         time.sleep(POLL_S)
     return True
 
 
 def _elsewhere(run: SelectedRun) -> list[str]:
-    state = state_of(run.directory) if run.directory else RunState()
+    state = state_of(run.directory)
     hosts = {guard.host for guard in state.guards if on_another_host(guard.host)}
     return [] if state.controller.ended else sorted(hosts)
 

@@ -64,7 +64,7 @@ class _Reader:
 
     def __init__(self, directory: RunDir, target: str | None, as_json: bool) -> None:
         self._directory, self._target, self._json = directory, target, as_json
-        self._folder = directory.logs
+        self._folder = directory.path / "logs"
         self._prefix = target is None or "/" not in target
         self._followers = Followers(self.files)
 
@@ -114,12 +114,9 @@ class _Reader:
 
     def _warn_if_merge_is_behind(self) -> None:
         """A guard that was killed has not merged the last lines."""
-        try:
-            merged = (self._folder / MERGED).stat().st_mtime
-        except FileNotFoundError:
-            return
-        late = [name for name, path in _sources(self._folder).items() if "/" in name and _after(path, merged + 1)]
-        if late:
+        merged = _written(self._folder / MERGED)
+        late = [name for name, path in _sources(self._folder).items() if "/" in name and _written(path) > merged + 1]
+        if merged and late:
             remark(f"the merged log ends before the logs of {', '.join(late)}; see `rolecall logs {late[0]}`")
 
 
@@ -134,12 +131,13 @@ def _sources(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _after(path: Path, moment: float) -> bool:
+def _written(path: Path) -> float:
+    """When a log was last written; 0 when nothing is in it, or it was rotated in the meantime."""
     try:
         found = path.stat()
-    except FileNotFoundError:  # rotated in the meantime
-        return False
-    return found.st_size > 0 and found.st_mtime > moment
+    except FileNotFoundError:
+        return 0.0
+    return found.st_mtime if found.st_size else 0.0
 
 
 def _order(path: Path) -> tuple[str, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,18 +54,3 @@ def _look(stat: Stat) -> RunProcess | None:
     except OSError:
         return None
     return RunProcess(stat, env[RUN], env.get(GUARD, ""), env.get(WORKER, "").strip("\0 "), uid)
-
-
-@dataclass(frozen=True)
-class Usage:
-    """CPU time and memory of all processes of one worker. `cpu_s` counts running processes only."""
-
-    cpu_s: float
-    rss_bytes: int
-    processes: int
-
-
-def usage(items: Iterable[RunProcess]) -> Usage:
-    """The sum over processes."""
-    stats = [item.stat for item in items]
-    return Usage(sum(s.cpu for s in stats) / TICKS, sum(s.rss for s in stats), len(stats))

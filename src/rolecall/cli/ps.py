@@ -16,15 +16,16 @@ from rolecall.cli.terminal import (
     FilerootOption,
     JsonOption,
     RunOption,
+    cell,
     console,
-    format_bytes,
     format_duration,
     print_json,
     table,
+    table_of,
 )
-from rolecall.cli.view import RunView, WorkerView, view
+from rolecall.cli.view import RunView, view
 
-COLUMNS = ("WORKER", "STATE", "PID", "HOST", "DEVICES", "PORTS", "UPTIME", "CPU", "RSS", "CALLS", "PENDING", "NOTE")
+COLUMNS = "worker state pid host devices ports uptime_s cpu_s rss_bytes calls pending note"
 RUN_COLUMNS = ("RUN", "STATE", "CONTROLLER", "WORKERS", "CHANGED", "DIRECTORY")
 RUN_FIELDS = ("name", "state", "controller_pid", "workers", "changed", "run_dir")
 ALARMING = ("failed", "orphaned", "ended")
@@ -43,7 +44,7 @@ def ps(
     Example: rolecall ps --run demo/t0 --json
     """
     if every:
-        return _print_runs(fileroot or DEFAULT_FILEROOT, json)
+        return _print_runs(fileroot, json)
     seen = view(select_run(run, fileroot))
     if json:
         print_json(asdict(seen))
@@ -60,7 +61,7 @@ def _print(seen: RunView) -> None:
                 f"guard {guard.id} (pid {guard.pid}) is {guard.state}: {guard.why}", highlight=False, markup=False
             )
     styles = ["red" if worker.state in ALARMING and seen.state != "ended" else "" for worker in seen.workers]
-    out.print(table(COLUMNS, map(_cells, seen.workers), styles) if seen.workers else "no workers")
+    out.print(table_of(COLUMNS, seen.workers, styles) if seen.workers else "no workers")
 
 
 def headline(seen: RunView) -> str:
@@ -70,33 +71,14 @@ def headline(seen: RunView) -> str:
     return f"{seen.name} {seen.state} (id {seen.run_id or 'unknown'}, {controller}){advice}"
 
 
-def _cells(worker: WorkerView) -> list[str]:
-    note = worker.reason
-    if not note and worker.target:
-        note = f"in {worker.target}"
-    return [
-        worker.worker,
-        worker.state,
-        str(worker.pid or "-"),
-        worker.host or "-",
-        ",".join(worker.devices) or "-",
-        ",".join(map(str, worker.ports)) or "-",
-        format_duration(worker.uptime_s),
-        format_duration(worker.cpu_s),
-        format_bytes(worker.rss_bytes),
-        "-" if worker.calls is None else str(worker.calls),
-        "-" if worker.pending is None else str(worker.pending),
-        note,
-    ]
-
-
-def _print_runs(fileroot: Path, as_json: bool) -> None:
-    rows = [_run_row(run) for run in find_runs(fileroot.expanduser().absolute())]
+def _print_runs(fileroot: Path | None, as_json: bool) -> None:
+    root = (fileroot or DEFAULT_FILEROOT).expanduser().absolute()
+    rows = [_run_row(run) for run in find_runs(root, elsewhere=fileroot is None)]
     if as_json:
         return print_json(rows)
     shown = [{**row, "changed": f"{format_duration(age(row['changed']))} ago"} for row in rows]
-    cells = [[str(row[name] or "-") for name in RUN_FIELDS] for row in shown]
-    console().print(table(RUN_COLUMNS, cells) if cells else f"no runs under {fileroot}")
+    cells = [[cell(name, row[name]) for name in RUN_FIELDS] for row in shown]
+    console().print(table(RUN_COLUMNS, cells) if cells else f"no runs under {root}")
 
 
 def _run_row(run: RunDir) -> dict[str, Any]:

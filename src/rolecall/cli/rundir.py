@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,14 +45,6 @@ class RunDir:
     def name(self) -> str:
         return f"{self.path.parent.name}/{self.path.name}"
 
-    @property
-    def logs(self) -> Path:
-        return self.path / "logs"
-
-    @property
-    def stacks(self) -> Path:
-        return self.path / "stacks"
-
     def exists(self) -> bool:
         return (self.path / ".lock").exists() or (self.path / "state.json").exists()
 
@@ -83,12 +76,10 @@ class RunDir:
         except OSError:
             return
         for line in lines:
-            try:
+            with suppress(ValueError):
                 event = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(event, dict):
-                yield event
+                if isinstance(event, dict):
+                    yield event
 
     def controller(self, state: RunState) -> int | None:
         """Pid of the controller while it lives on this host and has the run open, else None."""
@@ -107,12 +98,9 @@ def holds(pid: int, lock: Path) -> bool:
     try:
         wanted = lock.stat()
         for fd in os.scandir(f"/proc/{pid}/fd"):
-            try:
-                found = os.stat(fd.path)  # noqa: PTH116 - a link in /proc that only stat() follows
-            except OSError:
-                continue
-            if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
-                return True
+            with suppress(FileNotFoundError):  # it was closed in the meantime
+                if os.path.samestat(os.stat(fd.path), wanted):  # noqa: PTH116 - a link that only stat() follows
+                    return True
         return False
     except PermissionError:
         return _older_than(pid, lock)

@@ -8,13 +8,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from rolecall.cli.client import RunClient, is_listening
+from rolecall.cli.client import RunClient
 from rolecall.cli.processes import run_processes
 from rolecall.cli.rundir import BrokenStateError, RunDir
 from rolecall.cli.terminal import remark
 from rolecall.errors import RolecallError
 from rolecall.protocol.state import RunState
 from rolecall.scheduler.run import private_root
+from rolecall.transport.address import listens
 
 DEFAULT_FILEROOT = Path("~/.rolecall")
 
@@ -47,16 +48,16 @@ class SelectedRun:
         return RunClient(self.runtime_dir)
 
 
-def find_runs(fileroot: Path) -> list[RunDir]:
-    """All runs under a fileroot, and all runs of this user that are running on this host, newest first."""
+def find_runs(fileroot: Path, *, elsewhere: bool = True) -> list[RunDir]:
+    """All runs under a fileroot, newest first; with `elsewhere` also the user's others that run on this host."""
     paths = {p.parent for name in (".lock", "state.json") for p in fileroot.glob(f"*/*/{name}")}
-    paths |= set(_run_directories().values())
+    paths |= set(_run_directories().values()) if elsewhere else set()
     runs = [run for run in map(RunDir, paths) if run.exists()]
     return sorted(runs, key=RunDir.changed, reverse=True)
 
 
 def select_run(wanted: str | None, fileroot: Path | None) -> SelectedRun:
-    """The run that `wanted` names, or else the newest; which one that is goes to stderr.
+    """The run that `wanted` names, or else the newest (of the fileroot that is given); which one goes to stderr.
 
     Raises:
         RunNotFoundError: No run matches.
@@ -64,7 +65,7 @@ def select_run(wanted: str | None, fileroot: Path | None) -> SelectedRun:
     root = (fileroot or DEFAULT_FILEROOT).expanduser().absolute()
     if wanted is not None:
         return _checked(_named(wanted, root))
-    runs = find_runs(root)
+    runs = find_runs(root, elsewhere=fileroot is None)
     if not runs:
         raise RunNotFoundError("", str(root))
     run = next((run for run in runs if is_running(run)), runs[0])
@@ -89,10 +90,10 @@ def selected(run: RunDir) -> SelectedRun:
     return SelectedRun(state.run_id or runtime_dir.name, runtime_dir, run)
 
 
-def state_of(run: RunDir) -> RunState:
-    """The contents of `state.json`; an empty state when it cannot be read."""
+def state_of(run: RunDir | None) -> RunState:
+    """The contents of `state.json`; an empty state when there is none, or it cannot be read."""
     try:
-        return run.state()
+        return run.state() if run else RunState()
     except BrokenStateError:
         return RunState()
 
@@ -102,7 +103,7 @@ def is_running(run: RunDir) -> bool:
     found = selected(run)
     if run.controller(state_of(run)) is not None:
         return True
-    return any(is_listening(found.client.guard_socket(guard)) for guard in found.client.guard_ids())
+    return any(listens(found.client.guard_socket(guard)) for guard in found.client.guard_ids())
 
 
 def _named(wanted: str, root: Path) -> SelectedRun:

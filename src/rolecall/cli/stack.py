@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -72,49 +73,43 @@ def _targets(seen: RunView, target: str) -> list[WorkerView]:
 def _take(run: SelectedRun, worker: WorkerView, stuck: dict[str, str]) -> Stacks:
     taken = Stacks(worker.worker, worker.pid)
     if worker.processes or worker.state in ("running", "starting"):
-        if worker.guard in stuck:
-            taken.why.append(f"guard {worker.guard} does not answer: {stuck[worker.guard]}")
-        else:
-            _from_guard(run, worker, taken)
-        if not taken.fresh:
-            _from_py_spy(worker, taken)
+        sources = {"guard": partial(_from_guard, run, worker, stuck), "py-spy": partial(_from_py_spy, worker)}
+        for source, read in sources.items():
+            text, why = read()
+            if not why:
+                taken.fresh, taken.source, taken.text = True, source, text
+                return taken
+            taken.why.append(why)
     else:
         taken.why.append(f"its process has ended: {worker.reason or worker.state}")
-    if not taken.fresh:
-        _from_files(run, taken)
+    _from_files(run, taken)
     return taken
 
 
-def _from_guard(run: SelectedRun, worker: WorkerView, taken: Stacks) -> None:
+def _from_guard(run: SelectedRun, worker: WorkerView, stuck: dict[str, str]) -> tuple[str, str]:
+    """The stacks, and why there are none."""
+    if worker.guard in stuck:
+        return "", f"guard {worker.guard} does not answer: {stuck[worker.guard]}"
     try:
         text = run.client.stacks(worker.guard, worker.worker, GUARD_S)
     except NoAnswerError as e:
-        taken.why.append(str(e))
-        return
-    if text.startswith("no stacks"):
-        taken.why.append(f"guard {worker.guard}: {text}")
-    else:
-        taken.fresh, taken.source, taken.text = True, "guard", text
+        return "", str(e)
+    return text, f"guard {worker.guard}: {text}" if text.startswith("no stacks") else ""
 
 
-def _from_py_spy(worker: WorkerView, taken: Stacks) -> None:
+def _from_py_spy(worker: WorkerView) -> tuple[str, str]:
+    """As `_from_guard`."""
     program = py_spy()
     if program is None:
-        taken.why.append("py-spy is not installed here: pip install py-spy")
-        return
+        return "", "py-spy is not installed here: pip install py-spy"
     if not worker.processes:
-        taken.why.append(f"its process is on another host, {worker.host}")
-        return
+        return "", f"its process is on another host, {worker.host}"
     argv = [program, "dump", "--nonblocking", "--pid", str(worker.pid)]
     try:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=PY_SPY_S, check=False)
     except subprocess.TimeoutExpired:
-        taken.why.append(f"py-spy did not finish within {PY_SPY_S:g} s")
-        return
-    if done.returncode == 0:
-        taken.fresh, taken.source, taken.text = True, "py-spy", done.stdout
-    else:
-        taken.why.append(f"py-spy failed: {done.stderr.strip()}")
+        return "", f"py-spy did not finish within {PY_SPY_S:g} s"
+    return done.stdout, f"py-spy failed: {done.stderr.strip()}" if done.returncode else ""
 
 
 def py_spy() -> str | None:
@@ -128,9 +123,8 @@ def _from_files(run: SelectedRun, taken: Stacks) -> None:
     if run.directory is None:
         return
     own = re.compile(re.escape(taken.worker.replace("/", "-")) + r"(?!\d).*")
-    files = sorted(
-        (p for p in run.directory.stacks.glob("*") if own.fullmatch(p.name)), key=lambda p: p.stat().st_mtime
-    )
+    found = [path for path in (run.directory.path / "stacks").glob("*") if own.fullmatch(path.name)]
+    files = sorted(found, key=lambda path: path.stat().st_mtime)
     taken.saved = [str(path) for path in files]
     if files:
         taken.source, taken.text = "saved", files[-1].read_text(errors="replace")
@@ -147,4 +141,5 @@ def _print(taken: Stacks) -> None:
             remark(f"saved: {path}")
     if taken.text:
         when = "" if taken.fresh else ", saved when it stalled"
-        print(f"== {taken.worker} (pid {taken.pid}{when})\n{taken.text.rstrip()}\n", flush=True)
+        text = re.sub(r"\AProcess \d+: .*\n", "", taken.text).rstrip()  # a worker's command line is its template's
+        print(f"== {taken.worker} (pid {taken.pid}{when})\n{text}\n", flush=True)

@@ -45,8 +45,8 @@ def stop(
     """Ends all guards, workers and programs of a run, and its cluster jobs, and proves that none is left.
 
     Works when the controller or a guard is stuck or gone. Touches only processes and jobs of this user that bear the
-    run's id; the controller is no such process: it lives on, and its calls fail with GuardLostError. Ends with 1 when
-    something could not be ended.
+    run's id; the controller is no such process: it lives on, and its calls fail with WorkerFailedError. Ends with 1
+    when something could not be ended.
 
     Example: rolecall stop --run demo/t0 --yes
     """
@@ -76,8 +76,8 @@ def _confirm(run: SelectedRun, controller: int | None) -> None:
 
 def _nobody(run: SelectedRun) -> str:
     """What is to be said of a controller that is not to be seen here."""
-    there = state_of(run.directory).controller if run.directory else None
-    if there is None or there.ended or not on_another_host(there.host):
+    there = state_of(run.directory).controller
+    if there.ended or not on_another_host(there.host):
         return "no controller"
     return f"its controller was on {there.host}, which cannot be seen from here"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,10 +51,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], styles: Sequenc
     return made
 
 
-def format_bytes(count: float | None) -> str:
-    """Bytes in binary units: `1.5 GiB`; `-` when unknown."""
-    if count is None:
-        return "-"
+def format_bytes(count: float) -> str:
+    """Bytes in binary units: `1.5 GiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(count) < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -62,10 +60,8 @@ def format_bytes(count: float | None) -> str:
     return f"{count:.1f} TiB"
 
 
-def format_duration(seconds: float | None) -> str:
-    """The two largest units: `45 s`, `3 m 20 s`, `2 d 4 h`; `-` when unknown."""
-    if seconds is None:
-        return "-"
+def format_duration(seconds: float) -> str:
+    """The two largest units: `45 s`, `3 m 20 s`, `2 d 4 h`."""
     whole = max(0, int(seconds))
     for unit, length, below, short in (("d", 86400, 3600, "h"), ("h", 3600, 60, "m"), ("m", 60, 1, "s")):
         if whole >= length:
@@ -73,6 +69,30 @@ def format_duration(seconds: float | None) -> str:
     return f"{whole} s"
 
 
-def format_number(value: float | None, digits: int = 1) -> str:
-    """A number with few digits; `-` when unknown."""
-    return "-" if value is None else f"{value:.{digits}f}"
+UNITS: dict[str, tuple[str, Callable[[Any], str]]] = {  # by a name's ending: what a title says of it, and the format
+    "_per_s": ("/s", "{:.1f}".format),
+    "_percent": (" %", "{:.0f}".format),
+    "_bytes": ("", format_bytes),
+    "_s": ("", format_duration),
+}
+
+
+def cell(name: str, value: Any) -> str:
+    """A value in the unit that its name ends with; `-` when unknown."""
+    if value is None or value in ("", []):
+        return "-"
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return next((shown(value) for ending, (_, shown) in UNITS.items() if name.endswith(ending)), str(value))
+
+
+def title(name: str) -> str:
+    """`RSS` for `rss_bytes`."""
+    ending = next(filter(name.endswith, UNITS), "")
+    return (name.removesuffix(ending) + UNITS.get(ending, ("",))[0]).upper()
+
+
+def table_of(columns: str, rows: Iterable[Any], styles: Sequence[str] | None = None) -> Table:
+    """A table of one row for each object, of its attributes that `columns` names, between spaces."""
+    names = columns.split()
+    return table([*map(title, names)], ([cell(name, getattr(row, name)) for name in names] for row in rows), styles)

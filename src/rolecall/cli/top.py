@@ -6,7 +6,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Group, RenderableType
@@ -21,16 +21,15 @@ from rolecall.cli.terminal import (
     JsonOption,
     RunOption,
     console,
-    format_bytes,
-    format_number,
     print_json,
     remark,
-    table,
+    table_of,
 )
 from rolecall.cli.view import RunView, WorkerView, view
 
 MAX_CONCURRENT = 32
-COLUMNS = ("WORKER", "STATE", "PID", "CPU %", "RSS", "CALLS/S", "PENDING", "WAITING", "STORE", "FDS", "PORTS", "NOTE")
+ENDED = "the run has ended; showing the last known state"
+COLUMNS = "worker state pid cpu_percent rss_bytes calls_per_s pending waiting store_bytes open_fds ports note"
 
 
 @dataclass
@@ -52,25 +51,22 @@ class Load:
     note: str = ""
 
 
-def rate(now: float | None, before: float | None, seconds: float) -> float | None:
-    """Growth per second; None if either value is unknown, or if the counter was reset."""
-    if now is None or before is None or seconds <= 0 or now < before:
-        return None
-    return (now - before) / seconds
-
-
 def load(now: WorkerView, before: WorkerView | None, seconds: float) -> Load:
     """The load of a worker between two samples. Pure."""
-    same = before is not None and before.pid == now.pid
-    cpu = rate(now.cpu_s, before.cpu_s, seconds) if same and before else None
+
+    def rate(name: str) -> float | None:
+        grown = [getattr(now, name), getattr(before, name) if before and before.pid == now.pid else None]
+        return None if None in grown or grown[0] < grown[1] else (grown[0] - grown[1]) / seconds
+
+    cpu = rate("cpu_s")
     return Load(
-        worker=now.worker,
-        state=now.state,
-        pid=now.pid,
-        cpu_percent=None if cpu is None else 100 * cpu,
-        rss_bytes=now.rss_bytes,
-        calls_per_s=rate(now.calls, before.calls, seconds) if same and before else None,
-        pending=now.pending,
+        now.worker,
+        now.state,
+        now.pid,
+        None if cpu is None else 100 * cpu,
+        now.rss_bytes,
+        rate("calls"),
+        now.pending,
         ports=len(now.ports),
         note=now.reason,
     )
@@ -101,39 +97,31 @@ class Sampler:
     """Samples a run and keeps the previous sample."""
 
     def __init__(self, run: SelectedRun) -> None:
-        self._run = run
-        self._at = time.monotonic()
-        self.seen: RunView = view(run)
+        self._run, self._at, self.seen = run, time.monotonic(), view(run)
 
     def sample(self) -> list[Load]:
         """The loads since the last sample."""
         before, then = {worker.worker: worker for worker in self.seen.workers}, self._at
         self.seen, self._at = view(self._run), time.monotonic()
-        loads = [load(worker, before.get(worker.worker), self._at - then) for worker in self.seen.workers]
-        self._ask([each for each, worker in zip(loads, self.seen.workers, strict=True) if _answers(worker)])
-        return loads
+        with ThreadPoolExecutor(MAX_CONCURRENT) as pool:
+            return list(pool.map(lambda w: self._load(w, before.get(w.worker), self._at - then), self.seen.workers))
+
+    def _load(self, worker: WorkerView, before: WorkerView | None, seconds: float) -> Load:
+        found = load(worker, before, seconds)
+        if worker.command is None and worker.processes:
+            try:
+                metrics = self._run.client.worker(worker.worker)
+            except NoAnswerError as e:
+                found.note = e.reason
+                return found
+            found.waiting, found.open_fds = metrics.get("calls_waiting"), metrics.get("open_fds")
+            found.store_bytes = metrics.get("store", {}).get("bytes")
+            found.cache_bytes = metrics.get("fetch", {}).get("cache", {}).get("bytes")
+        return found
 
     @property
     def living(self) -> bool:
         return self.seen.state != "ended"
-
-    def _ask(self, loads: list[Load]) -> None:
-        with ThreadPoolExecutor(MAX_CONCURRENT) as pool:
-            list(pool.map(self._complete, loads))
-
-    def _complete(self, each: Load) -> None:
-        try:
-            metrics: dict[str, Any] = self._run.client.worker(each.worker)
-        except NoAnswerError as e:
-            each.note = e.reason
-            return
-        each.waiting, each.open_fds = metrics.get("calls_waiting"), metrics.get("open_fds")
-        each.store_bytes = metrics.get("store", {}).get("bytes")
-        each.cache_bytes = metrics.get("fetch", {}).get("cache", {}).get("bytes")
-
-
-def _answers(worker: WorkerView) -> bool:
-    return worker.command is None and worker.processes > 0
 
 
 def _print_once(sampler: Sampler, interval: float, as_json: bool) -> None:
@@ -141,9 +129,9 @@ def _print_once(sampler: Sampler, interval: float, as_json: bool) -> None:
         time.sleep(interval)
     loads = sampler.sample()
     if not sampler.living:
-        remark("the run has ended; showing the last known state")
+        remark(ENDED)
     if as_json:
-        run = {name: value for name, value in asdict(sampler.seen).items() if name not in ("workers", "guards")}
+        run = {name: value for name, value in asdict(sampler.seen).items() if name != "guards"}
         print_json({**run, "workers": [asdict(each) for each in loads]})
     else:
         console().print(_screen(sampler.seen, loads))
@@ -154,25 +142,8 @@ def _refresh(sampler: Sampler, interval: float) -> None:
         while sampler.living:
             time.sleep(interval)
             screen.update(_screen(sampler.seen, sampler.sample()), refresh=True)
-    remark("the run has ended; showing the last known state")
+    remark(ENDED)
 
 
 def _screen(seen: RunView, loads: list[Load]) -> RenderableType:
-    return Group(Text(headline(seen)), table(COLUMNS, map(_cells, loads)) if loads else Text("no workers"))
-
-
-def _cells(each: Load) -> list[str]:
-    return [
-        each.worker,
-        each.state,
-        str(each.pid or "-"),
-        format_number(each.cpu_percent, 0),
-        format_bytes(each.rss_bytes),
-        format_number(each.calls_per_s),
-        format_number(each.pending, 0),
-        format_number(each.waiting, 0),
-        format_bytes(each.store_bytes),
-        format_number(each.open_fds, 0),
-        str(each.ports),
-        each.note,
-    ]
+    return Group(Text(headline(seen)), table_of(COLUMNS, loads) if loads else Text("no workers"))

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rolecall.cli.client import NoAnswerError
-from rolecall.cli.processes import GUARD_NAME, RunProcess, run_processes, usage
+from rolecall.cli.processes import GUARD_NAME, RunProcess, run_processes
 from rolecall.cli.rundir import on_another_host
 from rolecall.cli.runs import SelectedRun, state_of
 from rolecall.errors import describe_exit
+from rolecall.guard.proc import TICKS
 from rolecall.guard.runtime import page_path
-from rolecall.protocol.progress import SIZE, Counters, parse
-from rolecall.protocol.state import RunState, WorkerState
+from rolecall.protocol.guard import WorkerRow
+from rolecall.protocol.progress import SIZE, parse
+from rolecall.protocol.state import GuardState, RunState, WorkerState
 
-Rows = dict[str, dict[str, Any]]  # guards' tables by worker
+Rows = dict[str, tuple[str, WorkerRow]]  # guards' tables: by worker, with the guard's id
 
 
 @dataclass
@@ -45,6 +47,10 @@ class WorkerView:
     def role(self) -> str:
         return self.worker.rpartition("/")[0]
 
+    @property
+    def note(self) -> str:
+        return self.reason or (f"in {self.target}" if self.target else "")
+
 
 @dataclass
 class GuardView:
@@ -72,21 +78,21 @@ class RunView:
 
 def view(run: SelectedRun) -> RunView:
     """Looks at a run. Guards are asked with a short patience; whoever does not answer is described from outside."""
-    state = state_of(run.directory) if run.directory else RunState()
+    state = state_of(run.directory)
     processes = run_processes(run.run_id) if run.run_id else []
     pid = run.directory.controller(state) if run.directory else None
     guards, rows = _ask_guards(run, state, processes)
-    workers = _Workers(run, state, processes, rows).views()
+    answers = any(guard.state == "running" for guard in guards)
     return RunView(
         name=run.name,
         run_id=run.run_id,
         run_dir=str(run.directory.path) if run.directory else "",
-        state="running" if pid else "orphaned" if processes or _any_answers(guards) else "ended",
+        state="running" if pid else "orphaned" if processes or answers else "ended",
         controller_pid=pid or state.controller.pid or None,
         controller=_controller(state, pid),
         scheduler=state.scheduler,
         guards=guards,
-        workers=workers,
+        workers=_Workers(run, state, pid, processes, rows).views(),
     )
 
 
@@ -98,24 +104,18 @@ def _controller(state: RunState, pid: int | None) -> str:
     return f"on {host}" if on_another_host(host) else "gone"
 
 
-def _any_answers(guards: list[GuardView]) -> bool:
-    return any(guard.state == "running" for guard in guards)
-
-
 def _ask_guards(run: SelectedRun, state: RunState, processes: list[RunProcess]) -> tuple[list[GuardView], Rows]:
     known = {guard.id: guard for guard in state.guards}
     alive = {item.guard_id for item in processes if item.stat.name == GUARD_NAME}
     views: list[GuardView] = []
     rows: Rows = {}
     for guard_id in sorted({*known, *run.client.guard_ids()}):
-        said = known.get(guard_id)
-        found = GuardView(guard_id, said.pid if said else None, said.host if said else "", "running")
+        said = known.get(guard_id) or GuardState(id=guard_id)
+        found = GuardView(guard_id, said.pid or None, said.host, "running")
         try:
-            for row in run.client.table(guard_id):
-                rows[row["worker"]] = {**row, "guard": guard_id}
+            rows |= {row.worker: (guard_id, row) for row in run.client.table(guard_id)}
         except NoAnswerError as e:
-            other_host = said is not None and on_another_host(said.host)
-            found.state = "stuck" if guard_id in alive else "on another host" if other_host else "gone"
+            found.state = "stuck" if guard_id in alive else "on another host" if on_another_host(said.host) else "gone"
             found.why = e.reason
         views.append(found)
     return views, rows
@@ -124,8 +124,10 @@ def _ask_guards(run: SelectedRun, state: RunState, processes: list[RunProcess]) 
 class _Workers:
     """Puts the sources together, worker by worker."""
 
-    def __init__(self, run: SelectedRun, state: RunState, processes: list[RunProcess], rows: Rows) -> None:
-        self._run, self._rows = run, rows
+    def __init__(
+        self, run: SelectedRun, state: RunState, controller: int | None, processes: list[RunProcess], rows: Rows
+    ) -> None:
+        self._run, self._rows, self._controller = run, rows, controller
         self._written = {worker.id: worker for worker in state.workers()}
         self._ended = state.controller.ended
         self._events = list(run.directory.events()) if run.directory else []
@@ -135,71 +137,63 @@ class _Workers:
                 self._processes[item.worker].append(item)
 
     def views(self) -> list[WorkerView]:
-        names = dict.fromkeys([*self._written, *self._rows, *self._processes])
-        return [self._view(name) for name in names]
+        return [self._view(name) for name in dict.fromkeys([*self._written, *self._rows, *self._processes])]
 
     def _view(self, name: str) -> WorkerView:
-        said, row = self._written.get(name) or WorkerState(id=name), self._rows.get(name, {})
-        pid = row.get("pid") or said.pid or None
+        guard, row = self._rows.get(name, ("", None))
+        said = self._written.get(name) or _as_written(name, row)
         made = WorkerView(
             worker=name,
-            state=self._state(name, said),
-            pid=pid,
+            state=self._state(said, row),
+            pid=(row and row.pid) or said.pid or None,
             host=said.host,
-            guard=row.get("guard") or said.guard,
-            target=said.target or row.get("target"),
-            devices=said.devices or row.get("devices") or [],
-            ports=[int(port) for port in row.get("ports") or said.ports],
-            command=said.command or row.get("command"),
-            log=said.log or row.get("log_path") or "",
+            guard=guard or said.guard,
+            target=said.target,
+            devices=said.devices,
+            ports=row.ports if row else [int(port) for port in said.ports],
+            command=said.command,
+            log=said.log,
         )
         if made.state in ("ended", "failed"):
-            made.reason = self._reason(name, pid)
-        self._measure(made)
+            made.reason = self._reason(made)
+        if items := self._processes.get(name):
+            self._measure(made, items)
         return made
 
-    def _state(self, name: str, said: WorkerState) -> str:
-        if name in self._rows:
-            state = str(self._rows[name]["state"])
-            return "running" if state == "ready" else state
-        if self._processes.get(name):
-            return "orphaned" if not self._rows and self._controller_gone() else "running"
+    def _state(self, said: WorkerState, row: WorkerRow | None) -> str:
+        if row is not None:
+            return "running" if row.state == "ready" else row.state
+        if self._processes.get(said.id):
+            return "running" if self._rows or self._controller else "orphaned"
         if on_another_host(said.host) and not self._ended:
             return f"{said.state} (last known)"
         return "failed" if said.state == "failed" else "ended"
 
-    def _controller_gone(self) -> bool:
-        directory = self._run.directory
-        return directory is None or directory.controller(RunState()) is None
+    def _measure(self, made: WorkerView, items: list[RunProcess]) -> None:
+        stats = [item.stat for item in items]
+        made.cpu_s, made.rss_bytes = sum(stat.cpu for stat in stats) / TICKS, sum(stat.rss for stat in stats)
+        made.processes = len(items)
+        made.uptime_s = next((item.uptime_s for item in items if item.stat.pid == made.pid), None)
+        page = page_path(str(self._run.runtime_dir), made.guard or items[0].guard_id, made.worker)
+        with suppress(OSError):  # the page, which the worker writes even while nobody can ask it anything
+            counters = parse(Path(page).read_bytes()[:SIZE])
+            if counters is not None and counters.heartbeat:
+                made.calls, made.pending = counters.ended, max(0, counters.begun - counters.ended)
 
-    def _measure(self, made: WorkerView) -> None:
-        items = self._processes.get(made.worker)
-        if not items:
-            return
-        used = usage(items)
-        made.cpu_s, made.rss_bytes, made.processes = used.cpu_s, used.rss_bytes, used.processes
-        own = [item for item in items if item.stat.pid == made.pid]
-        made.uptime_s = own[0].uptime_s if own else None
-        counters = read_page(self._run.runtime_dir, made.guard or items[0].guard_id, made.worker)
-        if counters is not None and counters.heartbeat:
-            made.calls, made.pending = counters.ended, max(0, counters.begun - counters.ended)
-
-    def _reason(self, name: str, pid: int | None) -> str:
+    def _reason(self, made: WorkerView) -> str:
         """The newest report of its own end, else of its guard's."""
-        own = [e for e in self._events if e.get("event") == "exited" and (e.get("worker"), e.get("pid")) == (name, pid)]
-        if own:
-            how = describe_exit(own[-1].get("exit_code"), own[-1].get("signal"))
-            return f"{how}: {own[-1]['reason']}" if own[-1].get("reason") else how
-        lost = [event for event in self._events if event.get("event") == "guard_lost"]
-        if lost:
-            return f"ended with its guard: {lost[-1].get('reason', '')}"
+        for event in reversed(self._events):
+            if event.get("event") == "exited" and (event.get("worker"), event.get("pid")) == (made.worker, made.pid):
+                how = describe_exit(event.get("exit_code"), event.get("signal"))
+                return f"{how}: {event['reason']}" if event.get("reason") else how
+        for event in reversed(self._events):
+            if event.get("event") == "guard_lost":
+                return f"ended with its guard: {event.get('reason', '')}"
         return "ended with the run" if self._ended else "ended with the controller"
 
 
-def read_page(runtime_dir: Path, guard_id: str, worker_id: str) -> Counters | None:
-    """A worker's progress page, which it writes even while nobody can ask it anything."""
-    try:
-        with Path(page_path(str(runtime_dir), guard_id, worker_id)).open("rb") as file:
-            return parse(file.read(SIZE))
-    except OSError:
-        return None
+def _as_written(name: str, row: WorkerRow | None) -> WorkerState:
+    """What is known of a worker that the controller has not written down."""
+    if row is None:
+        return WorkerState(id=name)
+    return WorkerState(id=name, target=row.target, devices=row.devices, command=row.command, log=row.log_path)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol, Self
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.live import Live
@@ -14,35 +15,20 @@ from rolecall.demo.records import Evaluation, Record, Started, Step, Summary
 LINE_EVERY = 10  # steps between plain lines
 
 
-class Display(Protocol):
-    """Shows records as they arrive. A context manager; its output stays on the screen."""
+@contextmanager
+def display_on(console: Console, options: DemoOptions) -> Iterator[Callable[[Record], None]]:
+    """What shows records as they arrive: a live panel on a terminal, else plain lines. They stay on the screen."""
+    if console.is_terminal:
+        panel = DemoPanel(options)
+        with Live(console=console, get_renderable=panel.render, refresh_per_second=8):
+            yield panel.add
+        return
 
-    def show(self, record: Record) -> None: ...
-    def __enter__(self) -> Self: ...
-    def __exit__(self, *exc: object) -> None: ...
+    def show(record: Record) -> None:
+        if line := plain_line(record):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-
-def display_on(console: Console, options: DemoOptions) -> Display:
-    """A live panel for a terminal, plain lines for anything else."""
-    return LiveDisplay(console, options) if console.is_terminal else PlainDisplay(console)
-
-
-class PlainDisplay:
-    """One line at the start, at every evaluation, and every few steps."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-
-    def show(self, record: Record) -> None:
-        line = plain_line(record)
-        if line:
-            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        return None
+    yield show
 
 
 def plain_line(record: Record) -> str:
@@ -63,24 +49,6 @@ def plain_line(record: Record) -> str:
                 f"all correct {record.exact:.3f}, e.g. {record.sample}"
             )
     return ""
-
-
-class LiveDisplay:
-    """A panel that is redrawn in place."""
-
-    def __init__(self, console: Console, options: DemoOptions) -> None:
-        self._panel = DemoPanel(options)
-        self._live = Live(console=console, get_renderable=self._panel.render, refresh_per_second=8)
-
-    def show(self, record: Record) -> None:
-        self._panel.add(record)
-
-    def __enter__(self) -> Self:
-        self._live.start(refresh=True)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._live.stop()
 
 
 def summary_text(summary: Summary) -> str:

@@ -140,10 +140,10 @@ def train(options: DemoOptions, console: Console, begin: float) -> Report:
         report = Report(Path(scheduler.run_dir))
         console.print(f"{title(options)}, files in {report.directory}", markup=False, highlight=False, soft_wrap=True)
         demo = Demo(scheduler, options, begin)
-        with display_on(console, options) as display:
+        with display_on(console, options) as show:
             for record in demo.records():
                 report.add(record)
-                display.show(record)
+                show(record)
     return report
 
 

@@ -46,20 +46,13 @@ class DemoPanel:
         grid = Table.grid(padding=(0, 2))
         grid.add_column(style="bold")
         grid.add_column(width=CURVE)
-        for row in self._rows():
-            grid.add_row(*row)
-        return Panel(grid, title=title(self._options), width=WIDTH)
-
-    def _rows(self) -> list[Row]:
-        rows: list[Row] = []
         if self._started is not None:
-            rows.append(("start", "until every role was ready", f"{self._started.seconds:.1f} s"))
-        if self._step is not None:
-            rows += self._step_rows(self._step)
-        if self._evaluation is not None:
-            e = self._evaluation
-            rows.append(("evaluation", f"at step {e.step}, all correct {e.exact:.0%}, {e.sample}", f"{e.reward:.3f}"))
-        return rows
+            grid.add_row("start", "until every role was ready", f"{self._started.seconds:.1f} s")
+        for row in self._step_rows(self._step) if self._step is not None else ():
+            grid.add_row(*row)
+        if (e := self._evaluation) is not None:
+            grid.add_row("evaluation", f"at step {e.step}, all correct {e.exact:.0%}, {e.sample}", f"{e.reward:.3f}")
+        return Panel(grid, title=title(self._options), width=WIDTH)
 
     def _step_rows(self, step: Step) -> list[Row]:
         total = self._options.steps

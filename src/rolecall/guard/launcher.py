@@ -14,7 +14,7 @@ import msgspec
 from rolecall.errors import RolecallError, WorkerConfigurationError, describe_exit
 from rolecall.guard import environment, logs, runtime
 from rolecall.guard.children import Children, Exit
-from rolecall.guard.command import fill
+from rolecall.guard.command import Place, fill
 from rolecall.guard.host import HOST_CORES
 from rolecall.guard.killer import Killer
 from rolecall.guard.metrics import Counts
@@ -25,6 +25,7 @@ from rolecall.guard.readiness import wait_until_ready
 from rolecall.guard.spawn import spawn
 from rolecall.guard.table import Record, State, Table
 from rolecall.guard.template_process import TemplateError, TemplateProcess
+from rolecall.protocol.devices import device_variable
 from rolecall.protocol.fork import ForkSpec
 from rolecall.protocol.guard import ProcessSpec, StartResult
 from rolecall.protocol.guard_config import GuardConfig
@@ -112,7 +113,7 @@ class Launcher:
         if self.table.find(spec.worker_id) is not None:
             raise StartError(f"{spec.worker_id} is already running; delete it first")
         target = self.table.get(spec.target) if spec.target else None
-        spec = _in_slot(spec, target.spec) if target else spec
+        spec = _in_slot(spec, target.spec) if target else _on_host(spec)
         log_path = logs.log_path(self.config.run_dir, spec.worker_id)
         record = Record(
             spec=spec,
@@ -120,6 +121,7 @@ class Launcher:
             log_path=log_path,
             log_start=logs.size(log_path),
             ports=spec.ports or self.ports.lease(spec.worker_id, spec.port_count),
+            target_ports=target.ports if target else [],
             started_by=started_by,
             page=ProgressPage(runtime.page_path(self.config.runtime_dir, self.config.guard_id, spec.worker_id)),
         )
@@ -131,7 +133,7 @@ class Launcher:
 
     def _environment(self, record: Record) -> dict[str, str]:
         """The whole environment of a worker's process."""
-        env = {**self.base_env, **record.env}
+        env = {**self.base_env, **record.env, **self._place(record).variables()}
         env |= environment.thread_counts(env, record.spec.cores, HOST_CORES)
         return environment.with_run_ids(env, self.config.run_id, self.config.guard_id, record.worker_id)
 
@@ -232,14 +234,12 @@ class Launcher:
         return ""
 
     def _filled(self, record: Record, argv: list[str], env: Mapping[str, str]) -> list[str]:
-        return fill(
-            argv,
-            host=self.config.ip,
-            ports=record.ports,
-            worker_id=record.worker_id,
-            devices=env.get(record.spec.device_var, ""),
-            python=self.config.python,
-        )
+        return fill(argv, self._place(record), devices=env.get(record.spec.device_var, ""), python=self.config.python)
+
+    def _place(self, record: Record) -> Place:
+        config = self.config
+        experiment, trial = config.experiment, config.trial
+        return Place(record.worker_id, config.ip, record.ports, experiment, trial, record.target_ports)
 
     def _register(self, record: Record, process: Process, control: socket.socket | None) -> None:
         record.process = process
@@ -314,6 +314,12 @@ class Launcher:
             ip=self.config.ip,
             bind=self.config.bind,
             port=record.ports[0] if record.ports else 0,
+            ports=record.ports,
+            target_ports=record.target_ports,
+            devices=record.spec.devices,
+            replicas=record.spec.replicas,
+            run_dir=self.config.run_dir,
+            seed=self.config.seed,
             main=self.config.main,
             sys_path=self.config.sys_path,
             progress=runtime.page_path(self.config.runtime_dir, self.config.guard_id, record.worker_id),
@@ -348,6 +354,10 @@ def _check(spec: ProcessSpec) -> None:
         raise WorkerConfigurationError(
             "readiness by a port, but no port", spec.port_count, "use a port_count of 1 or more"
         )
+
+
+def _on_host(spec: ProcessSpec) -> ProcessSpec:
+    return msgspec.structs.replace(spec, device_var=spec.device_var or device_variable(os.environ))
 
 
 def _in_slot(spec: ProcessSpec, target: ProcessSpec) -> ProcessSpec:

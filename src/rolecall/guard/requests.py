@@ -19,14 +19,16 @@ from rolecall.guard.table import Record
 from rolecall.protocol import guard as protocol
 from rolecall.protocol.guard import Method, ProcessSpec, StartResult
 from rolecall.protocol.message import Message, from_plain, to_plain
+from rolecall.protocol.programs import program
 from rolecall.protocol.worker import FORK_OF, FORKED_CHILDREN
 from rolecall.protocol.worker_methods import CALLER, METHODS, Done, Fork, Forked, KillFork, SetEnv, WorkerMethod
 from rolecall.transport.peer import Incoming
-from rolecall.types import check_module, check_name
+from rolecall.types import check_name
 
 SOCKET_CLIENT = "the guard's socket"  # `Record.started_by` of a fork that no worker has requested
 Q = TypeVar("Q", bound=Message)
 T = TypeVar("T")
+KILL_GRACE_S = 5.0  # of a fork that a worker ends
 
 
 class RequestHandler:
@@ -152,11 +154,10 @@ class WorkerRequests(RequestHandler):
 async def fork(supervisor: Supervisor, request: Fork, target: str, started_by: str) -> Forked:
     """Starts a worker in the slot of another one, and says where it is."""
     supervisor.table.get(target)
-    argv = request.raw_cmd
-    if request.command is not None:
-        argv = [supervisor.config.python, "-m", check_module(request.command)]
+    command = request.command if request.command is not None else request.raw_cmd
+    argv, ready = program(command) if command is not None else (None, None)
     worker_id = f"{check_name('role', request.role)}/{request.worker_index}"
-    spec = ProcessSpec(worker_id=worker_id, env=request.env, argv=argv, target=target)
+    spec = ProcessSpec(worker_id=worker_id, env=request.env, argv=argv, ready=ready, target=target)
     (result,) = await supervisor.launcher.start([spec], started_by)
     if not result.ok:
         tails = {request.worker_index: result.log_tail}
@@ -170,7 +171,7 @@ async def kill_fork(supervisor: Supervisor, request: KillFork, started_by: str) 
     forks = [record.worker_id for record in supervisor.table if record.started_by == started_by]
     if worker_id not in forks:
         raise WorkerNotFoundError(worker_id, forks)
-    return await supervisor.kill([worker_id], 0.0)
+    return await supervisor.kill([worker_id], KILL_GRACE_S)
 
 
 def well_formed(kind: type[Q], read: Callable[[type[Q]], Q]) -> Q:

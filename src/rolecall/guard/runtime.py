@@ -7,9 +7,10 @@ only.
 import hashlib
 import os
 import shutil
-import socket
 from contextlib import suppress
 from pathlib import Path
+
+from rolecall.transport.address import listens
 
 WORKER_SOCKETS = "w"
 PAGE = ".progress"
@@ -55,18 +56,6 @@ def prepare(runtime_dir: str, guard_id: str) -> None:
         (path / name).mkdir(mode=0o700, exist_ok=True)
 
 
-def _listening(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(str(path))
-        except (ConnectionRefusedError, FileNotFoundError):
-            return False
-        except OSError:
-            return True  # a full backlog, for instance: a process listens
-    return True
-
-
 def clean(runtime_dir: str, guard_id: str) -> bool:
     """Removes the files of a guard, or the whole directory if no other guard and no running controller use it.
 
@@ -81,6 +70,6 @@ def clean(runtime_dir: str, guard_id: str) -> bool:
     with suppress(OSError):  # sockets of other guards are in it
         (path / WORKER_SOCKETS).rmdir()
     others = [entry for entry in path.glob("*/") if entry.name != WORKER_SOCKETS]
-    if not others and not any(_listening(entry) for entry in path.glob("*.sock")):
+    if not others and not any(listens(str(entry)) for entry in path.glob("*.sock")):
         shutil.rmtree(path, ignore_errors=True)
     return not path.exists()

@@ -49,6 +49,7 @@ class Record:
     env: dict[str, str]
     log_path: str
     ports: list[int] = field(default_factory=list)
+    target_ports: list[int] = field(default_factory=list)
     socket: str = ""
     state: State = State.STARTING
     process: Process | None = None

@@ -14,7 +14,6 @@ from typing import ClassVar, NamedTuple, Protocol
 from rolecall.errors import GuardLostError
 from rolecall.placement.outside import Finding, Left, Removal
 from rolecall.placement.plan import Plan
-from rolecall.protocol.devices import CUDA
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.guard_hello import GuardHello
 from rolecall.protocol.state import RunState
@@ -117,7 +116,7 @@ class Placement(ABC):
         further_options: Keywords that the constructor takes beside those that it names.
         starts_processes: Its guards and workers are processes, so at the end of a run this host is swept for them.
         n_gpus_per_node: Devices of a host; known once it is open.
-        device_variable: The visible-devices variable of its hosts.
+        device_variable: The visible-devices variable of its workers; empty for that of each host's own kind of devices.
         taken: A scheduler has it; another one cannot.
     """
 
@@ -125,7 +124,7 @@ class Placement(ABC):
     further_options: ClassVar[Sequence[str]] = ()
     starts_processes: ClassVar[bool] = True
     n_gpus_per_node: int = 0
-    device_variable: str = CUDA
+    device_variable: str = ""
     taken: bool = False
 
     @abstractmethod

@@ -12,7 +12,8 @@ from typing import Any
 from rolecall.errors import GPUAllocationError
 from rolecall.protocol.environment import FOREIGN, PREFIX
 from rolecall.protocol.guard import Ready
-from rolecall.types import Job, SchedulingSpec, check_argv, check_module, readiness, worker_id
+from rolecall.protocol.programs import program
+from rolecall.types import Job, SchedulingSpec, readiness, worker_id
 
 log = logging.getLogger("rolecall")
 
@@ -133,14 +134,12 @@ def warn_of_unused(job: Job, names: Sequence[str], where: str) -> None:
 
 def _program(spec: SchedulingSpec) -> dict[str, Any]:
     """What runs in a slot, when it is ready, and its variables. No program hosts engines."""
-    argv, how = spec.cmd, readiness(spec.ready)
-    if isinstance(argv, str):
-        argv = ("{python}", "-m", check_module(argv))
-    return {
-        "env": dict(spec.env_vars),
-        "argv": tuple(check_argv(argv)) if argv is not None else None,
-        "ready": Ready(**how) if how is not None else None,
-    }
+    how = readiness(spec.ready)
+    ready = Ready(**how) if how is not None else None
+    if spec.cmd is None:
+        return {"env": dict(spec.env_vars), "argv": None, "ready": ready}
+    argv, ready = program(spec.cmd, ready)
+    return {"env": dict(spec.env_vars), "argv": tuple(argv), "ready": ready}
 
 
 def rank_environment(index: int, world: int, master: tuple[str, str] | None) -> dict[str, str]:

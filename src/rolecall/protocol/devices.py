@@ -25,6 +25,12 @@ def parse_visible(value: str) -> list[str]:
     return names
 
 
+def device_variable(env: Mapping[str, str], folder: Path = Path("/dev")) -> str:
+    """The variable of the kind of device that a host has: one that is set there, else by what is in `/dev`."""
+    counts = {variable: len(list(folder.glob(f"{kind}[0-9]*"))) for kind, variable in VARIABLES.items()}
+    return next((name for name in VARIABLES.values() if name in env), max(counts, key=lambda name: counts[name]))
+
+
 def listed(env: Mapping[str, str]) -> list[str] | None:
     """What the first visible-devices variable that is set lists; None when none is set."""
     return next((parse_visible(env[name]) for name in VARIABLES.values() if name in env), None)

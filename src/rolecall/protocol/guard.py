@@ -11,7 +11,6 @@ from typing import Annotated, Generic, TypeVar
 
 import msgspec
 
-from rolecall.protocol.devices import CUDA
 from rolecall.protocol.message import Message
 from rolecall.types import MAX_PORTS
 
@@ -54,10 +53,12 @@ class ProcessSpec(Message, frozen=True, kw_only=True):
     Attributes:
         env: Whole environment beyond the guard's base; for forks the target's comes first.
         argv: None hosts engines; else a program, with placeholders
-            `{host} {port} {ports[1]} {role} {index} {devices} {python}`.
+            `{host} {port} {ports[1]} {role} {index} {target.port} {devices} {python}`.
         target: Fork: in the slot of this living worker, with its devices, cwd and environment as it is now.
         devices: The slot's devices, set as `device_var`; none hides all.
+        device_var: The visible-devices variable; empty for that of the host's own kind of devices.
         cores: The slot's cores; 0 leaves thread counts to the libraries.
+        replicas: Number of workers of its role.
         ports: Leased before with `alloc_ports(owner=worker_id)`; when empty, `port_count` are leased now.
     """
 
@@ -66,8 +67,9 @@ class ProcessSpec(Message, frozen=True, kw_only=True):
     argv: list[str] | None = None
     target: str | None = None
     devices: list[str] = []
-    device_var: str = CUDA
+    device_var: str = ""
     cores: int = 0
+    replicas: int = 1
     ports: list[int] = []
     port_count: int = 2
     ready: Ready | None = None

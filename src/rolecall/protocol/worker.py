@@ -17,6 +17,11 @@ class WorkerConfig(CarriesToken, frozen=True, kw_only=True):
         ip: The host's address as others see it.
         bind: The address that its TCP listener binds.
         port: The TCP port to listen on.
+        ports: All that were leased for it.
+        target_ports: Of the worker in whose slot a fork lives.
+        devices: Its slot's.
+        replicas: Number of workers of its role.
+        seed: The run's; None for none.
         main: What the controller runs, so that classes defined in it are found: the path of its script, or the name of
             the module that `python -m` was given; empty for none.
         progress: Path of the progress page; empty where nobody reads one.
@@ -29,6 +34,12 @@ class WorkerConfig(CarriesToken, frozen=True, kw_only=True):
     ip: str
     bind: str
     port: int
+    ports: list[int] = []
+    target_ports: list[int] = []
+    devices: list[str] = []
+    replicas: int = 1
+    run_dir: str = ""
+    seed: int | None = None
     main: str = ""
     sys_path: list[str] = []
     progress: str = ""

@@ -23,6 +23,7 @@ class SchedulerKeywords(TypedDict, total=False):
     start_timeout: float
     grace_s: float
     lease_s: float
+    seed: int | None
     quiet: bool
 
 

@@ -160,8 +160,8 @@ class RoleLifecycle:
         connect, device_variable = self._calls.connect, self._placement.device_variable
         try:
             yield group.start(self._guards.io, connect, self._guards.start_timeout, device_variable)
-        except BaseException:
-            group.take_back()
+        except BaseException as e:
+            group.take_back(self._guards.grace_s if isinstance(e, Exception) else 0.0)
             raise
 
     def _enter(self, record: RoleRecord, members: list[Member]) -> list[str]:

@@ -47,11 +47,12 @@ class GuardListener:
         grace_s: float,
         preload: Sequence[str],
         tensor_backend: str,
+        seed: int | None,
     ) -> None:
         self._run, self.io, self._lease_s = run, io, lease_s
         self.run_id, self.experiment, self.run_dir = run.run_id, run.experiment, run.run_dir
         self.start_timeout, self.grace_s = start_timeout, grace_s
-        self._preload, self._tensor_backend = list(preload), tensor_backend
+        self._preload, self._tensor_backend, self._seed = list(preload), tensor_backend, seed
         self._guards: dict[str, GuardProxy] = {}
         self._server = Server(run.token, loop=io.loop, on_peer=self._arrived)
         self._tasks: list[asyncio.Task[None]] = []
@@ -90,6 +91,9 @@ class GuardListener:
             ip=ip,
             run_dir=str(self.run_dir),
             runtime_dir=str(self._run.runtime_dir),
+            experiment=self._run.experiment,
+            trial=self._run.trial,
+            seed=self._seed,
             preload=self._preload,
             cwd=current_folder(),
             sys_path=python_path(),

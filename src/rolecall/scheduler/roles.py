@@ -128,10 +128,17 @@ class Role(Sequence["RoleWorker"]):
         check = lambda: self._scheduler.calls.check_living(self._ids)  # noqa: E731
         return Completions(living, check, method, arguments, kwargs, in_flight)
 
-    def fork(self, role: str, command: str | Sequence[str] | None = None, *, ready: Any = None) -> Role:
+    def fork(
+        self,
+        role: str,
+        command: str | Sequence[str] | None = None,
+        *,
+        ready: str | dict[str, Any] | None = None,
+        env: dict[str, str] | None = None,
+    ) -> Role:
         """Starts `role/i` in the slot of this role's worker i. See `Scheduler.fork_workers`."""
         self._refuse_part("forked")
-        self._scheduler.fork_workers(role, self.name, command, ready=ready)
+        self._scheduler.fork_workers(role, self.name, command, ready=ready, env=env)
         return Role(self._scheduler, role)
 
     def set_env(self, env: dict[str, str]) -> None:

@@ -58,6 +58,7 @@ class Scheduler:
         start_timeout: Seconds within which a role must be ready.
         grace_s: Seconds between SIGTERM and SIGKILL when workers are ended.
         lease_s: Seconds that a guard lives on without a sign of life of the controller.
+        seed: Of the run. Workers seed `random`, numpy and torch by it, their role and index, before they make engines.
         quiet: Do not print the line that says where the run listens and keeps its files.
 
     Attributes:
@@ -78,6 +79,7 @@ class Scheduler:
         start_timeout: float = 120.0,
         grace_s: float = 5.0,
         lease_s: float = 30.0,
+        seed: int | None = None,
         quiet: bool = False,
     ) -> None:
         if WORKER in os.environ and "__rolecall_main__" in sys.modules:
@@ -88,6 +90,8 @@ class Scheduler:
         check_seconds("start_timeout", start_timeout)
         check_seconds("grace_s", grace_s)
         check_seconds("lease_s", lease_s, 0.1)
+        if seed is not None and type(seed) is not int:
+            raise WorkerConfigurationError("bad seed", seed, "use a whole number")
         if placement.taken:
             what = f"this {type(placement).__name__} is another scheduler's"
             raise WorkerConfigurationError(what, None, "make one for each scheduler")
@@ -110,6 +114,7 @@ class Scheduler:
                 grace_s=grace_s,
                 preload=preload,
                 tensor_backend=tensor_backend,
+                seed=seed,
             )
             undo.callback(guards.close)
             self._watch = Supervision(self._run, self._table, guards)
@@ -179,13 +184,17 @@ class Scheduler:
         command: str | Sequence[str] | None = None,
         *,
         ready: str | dict[str, Any] | None = None,
+        env: dict[str, str] | None = None,
     ) -> list[str]:
         """Starts `role/i` in the slot of `target_role/i`, all at the same time; returns their ids when all are ready.
 
         Args:
-            command: None hosts engines; a dotted module runs as `python -m module`; a list is a program with
-                placeholders `{host} {port} {ports[1]} {role} {index} {devices} {python}`.
-            ready: For commands: an HTTP path, `"tcp"`, or `{"log": "regex"}`; None waits a moment.
+            command: None hosts engines; a dotted module runs as `python -m module --host H --port P --role R
+                --worker-index I --experiment-name E --trial-name T`; a list is a program with placeholders, see
+                `SchedulingSpec.cmd`. Programs find the same in their environment: ROLECALL_HOST, _PORTS, _ROLE, _INDEX,
+                and of the target ROLECALL_TARGET_HOST and _PORTS.
+            ready: When a program is ready, see `SchedulingSpec.ready`.
+            env: Variables of the new workers, over their target's.
 
         Raises:
             WorkerNotFoundError: No such target; names the roles there are.
@@ -194,7 +203,7 @@ class Scheduler:
         self._run.check_usable()
         check_name("role", role)
         target = self._table.role(target_role)
-        specs = [SchedulingSpec(cmd=command, ready=ready)] * len(target.members)
+        specs = [SchedulingSpec(cmd=command, ready=ready, env_vars=dict(env or {}))] * len(target.members)
         return self._life.fork(role, target, specs)
 
     def delete_workers(self, role: str | None = None, reverse_order: bool = False) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
@@ -15,6 +16,8 @@ from rolecall.scheduler.table import Member
 from rolecall.transport.loop import IOThread
 from rolecall.types import Worker
 
+log = logging.getLogger("rolecall")
+FAIL_TOGETHER_S = 1.0  # what fails one worker often fails others, a moment later
 MARGIN_S = 30.0  # a guard keeps the start's time limit itself; this is for its answer
 
 
@@ -55,12 +58,12 @@ class Group:
                 connect(member)
         return self.members
 
-    def take_back(self) -> None:
-        """Kills whatever of it was started and frees its ports; a lost guard has done so itself."""
+    def take_back(self, grace_s: float) -> None:
+        """Ends whatever of it was started and frees its ports; a lost guard has done so itself."""
         for member in self.members:
             member.fail(WorkerFailedError(member.id, reason="its role was not started", pid=member.pid))
         owners = {slot.worker_id: guard for slot, guard in zip(self._slots, self._guards, strict=True)}
-        kill(owners, 0.0, MARGIN_S)
+        kill(owners, grace_s, grace_s + MARGIN_S)
 
     def _lease_ports(self) -> list[list[int]]:
         calls = [
@@ -80,6 +83,7 @@ class Group:
                 devices=list(slot.devices),
                 device_var=device_variable,
                 cores=slot.cores,
+                replicas=world,
                 ports=ports[i],
                 ready=slot.ready,
                 start_timeout=timeout,
@@ -95,28 +99,52 @@ class Group:
         return (self._guards[0].state.ip, str(first_ports[1])) if len(first_ports) > 1 else None
 
     async def _start_all(self, specs: list[ProcessSpec], timeout: float) -> list[StartResult]:
-        """Every worker's result, or the error of the first that fails, at once and not when the others are ready."""
+        """Every worker's result, or the error of those that failed, without waiting for all others to be ready."""
         by_guard: dict[GuardProxy, list[ProcessSpec]] = defaultdict(list)
         for guard, spec in zip(self._guards, specs, strict=True):
             by_guard[guard].append(spec)
         results: dict[str, StartResult] = {}
-        tasks = [asyncio.ensure_future(self._start_on(guard, its, timeout, results)) for guard, its in by_guard.items()]
+        failed = asyncio.Event()
+        tasks = [
+            asyncio.ensure_future(_start_on(guard, its, timeout, results, failed)) for guard, its in by_guard.items()
+        ]
+        ended = asyncio.ensure_future(asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION))
+        failure = asyncio.ensure_future(failed.wait())
         try:
+            await asyncio.wait({ended, failure}, return_when=asyncio.FIRST_COMPLETED)
+            if failed.is_set():
+                await asyncio.wait({ended}, timeout=FAIL_TOGETHER_S)
+            self._check(results)
             await asyncio.gather(*tasks)
         finally:
-            for task in tasks:
+            for task in [ended, failure, *tasks]:
                 task.cancel()
             await asyncio.wait(tasks)
         return [results[spec.worker_id] for spec in specs]
 
-    async def _start_on(
-        self, guard: GuardProxy, specs: list[ProcessSpec], timeout: float, results: dict[str, StartResult]
-    ) -> None:
-        async for result in guard.start(specs, timeout):
-            if not result.ok:
-                index = _index(result.worker_id)
-                raise WorkerCreationError(self._role, result.error, [index], {index: result.log_tail})
-            results[result.worker_id] = result
+    def _check(self, results: dict[str, StartResult]) -> None:
+        """Raises when workers failed, with all of them, and logs each on a line."""
+        failed = {i: results[w] for i, w in sorted((_index(w), w) for w in results) if not results[w].ok}
+        if not failed:
+            return
+        for result in failed.values():
+            log.error("worker %s did not start: %s; log: %s", result.worker_id, result.error, result.log_path)
+        reasons = list(dict.fromkeys(result.error for result in failed.values()))
+        tails = {i: result.log_tail for i, result in failed.items()}
+        raise WorkerCreationError(self._role, "; ".join(reasons), list(failed), tails)
+
+
+async def _start_on(
+    guard: GuardProxy,
+    specs: list[ProcessSpec],
+    timeout: float,
+    results: dict[str, StartResult],
+    failed: asyncio.Event,
+) -> None:
+    async for result in guard.start(specs, timeout):
+        results[result.worker_id] = result
+        if not result.ok:
+            failed.set()
 
 
 def _index(worker_id: str) -> int:

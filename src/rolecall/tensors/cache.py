@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -30,6 +30,11 @@ class Block(NamedTuple):
     def covers(self, start: int, stop: int) -> bool:
         return self.start <= start and stop <= self.stop
 
+    def part(self, start: int, stop: int) -> torch.Tensor:
+        """Its memory from `start` to `stop` of the shard."""
+        whole = start == self.start and stop == self.stop
+        return self.tensor if whole else self.tensor[start - self.start : stop - self.start]
+
 
 class Cache:
     """Evicts least recently used shards. Large blocks are cached from their second fetch on, since most are read once
@@ -48,16 +53,23 @@ class Cache:
         self._bytes = 0
         self._counts = {"hits": 0, "misses": 0, "evicted": 0, "evicted_bytes": 0}
 
-    def get(self, key: Key, start: int, stop: int) -> Block | None:
-        """A cached block that covers these elements."""
+    def get(self, wanted: Sequence[tuple[Key, int, int]]) -> list[Block | None]:
+        """For each shard and range of elements a cached block that covers it."""
         with self._lock:
-            for block in self._blocks.get(key, ()):
-                if block.covers(start, stop):
-                    self._blocks.move_to_end(key)
-                    self._counts["hits"] += 1
-                    return block
-            self._counts["misses"] += 1
-            return None
+            found: list[Block | None] = [None] * len(wanted)
+            if self._blocks:
+                found = [self._covering(*each) for each in wanted]
+            missed = found.count(None)
+            self._counts["misses"] += missed
+            self._counts["hits"] += len(found) - missed
+            return found
+
+    def _covering(self, key: Key, start: int, stop: int) -> Block | None:
+        for block in self._blocks.get(key, ()):
+            if block.covers(start, stop):
+                self._blocks.move_to_end(key)
+                return block
+        return None
 
     def put(self, key: Key, block: Block) -> bool:
         """Caches a block if the policy says so. When it returns True, the memory belongs to the cache."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Protocol
 
 from rolecall.errors import RPCConnectionError
 from rolecall.protocol.token import Token
+from rolecall.transport.address import listens
 from rolecall.transport.client import Client
 from rolecall.transport.peer import Peer
 
@@ -18,18 +18,8 @@ UNREACHABLE_S = 10.0  # for an owner on another host, whose death cannot be told
 POLL_S = 0.1
 
 
-class Answer(Protocol):
-    """A pending request: `transport.call.Call`."""
-
-    @property
-    def done(self) -> bool: ...
-    def result(self) -> Any: ...
-    def cancel(self) -> None: ...
-    def __await__(self) -> Any: ...
-
-
 class Requester(Protocol):
-    """A connection to an owner: `transport.peer.Peer`. Any thread may use it."""
+    """A connection to an owner: `transport.peer.Peer`. Any thread may use it. A request returns a `Call`."""
 
     def request(self, method: str, value: Any = None, *, timeout: float | None = None) -> Any: ...
 
@@ -120,43 +110,27 @@ class _Watch:
     def start(self) -> None:
         self.stop()
         if self.client is not None and not self.client.peer.attached:
-            self._check(self._loop.time())
+            self._check(self.client, self._loop.time())
 
     def stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _check(self, since: float) -> None:
-        assert self.client is not None
-        if self.client.peer.closed:
+    def _check(self, client: Client, since: float) -> None:
+        if client.peer.closed:
             return
         if _refused(self._addresses):
-            self.client.fail(RPCConnectionError(self.client.name, "nothing listens on its socket any more"))
+            client.fail(RPCConnectionError(client.name, "nothing listens on its socket any more"))
         elif self._loop.time() - since >= self._unreachable_s:
-            self.client.fail(RPCConnectionError(self.client.name, f"not reached within {self._unreachable_s:g} s"))
+            client.fail(RPCConnectionError(client.name, f"not reached within {self._unreachable_s:g} s"))
         else:
-            self._timer = self._loop.call_later(POLL_S, self._check, since)
+            self._timer = self._loop.call_later(POLL_S, self._check, client, since)
 
 
 def _refused(addresses: Sequence[str]) -> bool:
-    """True when the owner is on this host and dead: its socket exists, or was its only address, and refuses.
-
-    A living process never refuses, however busy: the kernel accepts for it.
-    """
+    """True when the owner is on this host and dead: its socket exists, or was its only address, and refuses."""
     paths = [address.removeprefix("unix:") for address in addresses if address.startswith("unix:")]
     remote = len(paths) < len(addresses)
-    refused = [_refuses(path) for path in paths if not remote or Path(path).exists()]
-    return bool(refused) and all(refused)
-
-
-def _refuses(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.setblocking(False)
-        try:
-            sock.connect(path)
-        except (ConnectionRefusedError, FileNotFoundError):
-            return True
-        except OSError:  # a full backlog, for instance: a process listens
-            return False
-        return False
+    here = [path for path in paths if not remote or Path(path).exists()]
+    return bool(here) and not any(map(listens, here))

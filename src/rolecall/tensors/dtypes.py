@@ -12,33 +12,17 @@ from rolecall.transport.frames import allocate
 if TYPE_CHECKING:
     import torch
 
-HUGE_FROM = (
-    32 << 20
-)  # torch gets memory of this size afresh each time, in small pages, which cost more than filling them
+# torch gets memory of this size afresh each time, in small pages, which cost more than filling them
+HUGE_FROM = 32 << 20
 
-ITEMSIZE: dict[str, int] = {
-    "bool": 1,
-    "uint8": 1,
-    "int8": 1,
-    "uint16": 2,
-    "int16": 2,
-    "uint32": 4,
-    "int32": 4,
-    "uint64": 8,
-    "int64": 8,
-    "float8_e4m3fn": 1,
-    "float8_e4m3fnuz": 1,
-    "float8_e5m2": 1,
-    "float8_e5m2fnuz": 1,
-    "float8_e8m0fnu": 1,
-    "float16": 2,
-    "bfloat16": 2,
-    "float32": 4,
-    "float64": 8,
-    "complex32": 4,
-    "complex64": 8,
-    "complex128": 16,
+_NAMES = {
+    1: "bool uint8 int8 float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz float8_e8m0fnu",
+    2: "uint16 int16 float16 bfloat16",
+    4: "uint32 int32 float32 complex32",
+    8: "uint64 int64 float64 complex64",
+    16: "complex128",
 }
+ITEMSIZE: dict[str, int] = {name: size for size, names in _NAMES.items() for name in names.split()}
 
 
 def dtype_name(dtype: Any) -> str:

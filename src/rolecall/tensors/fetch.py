@@ -6,9 +6,9 @@ Planning and assembling are plain functions of the plan; only waiting for the an
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rolecall.errors import ProtocolError, RPCConnectionError, ShardNotFoundError, WorkerFailedError, WorkerTimeoutError
@@ -16,9 +16,9 @@ from rolecall.protocol.message import to_plain
 from rolecall.protocol.worker_methods import GET_SHARDS, GetShards
 from rolecall.tensors.backends.base import Backend
 from rolecall.tensors.cache import Block, Cache, Key
-from rolecall.tensors.connections import Answer, Connect
+from rolecall.tensors.connections import Connect
 from rolecall.tensors.dtypes import empty, torch_dtype
-from rolecall.tensors.handle import RTensor
+from rolecall.tensors.handle import Piece, RTensor
 from rolecall.tensors.shard import Shard
 from rolecall.tensors.store import Store
 
@@ -29,57 +29,41 @@ TIMEOUT_S = 300.0  # for one owner's whole answer; a dead owner is noticed long 
 INLINE = 4 << 20  # bytes copied on an event loop's own thread at most; more would delay every other task
 
 
-@dataclass(slots=True)
-class _Want:
-    """What is needed of one shard: ranges of elements, joined, in order."""
-
-    shard: Shard
-    ranges: list[tuple[int, int]] = field(default_factory=list)
-
-    def join(self) -> None:
-        if len(self.ranges) == 1:
-            return
-        joined: list[tuple[int, int]] = []
-        for start, stop in sorted(self.ranges):
-            if joined and start <= joined[-1][1]:
-                joined[-1] = (joined[-1][0], max(stop, joined[-1][1]))
-            else:
-                joined.append((start, stop))
-        self.ranges = joined
-
-
 @dataclass
 class _Batch:
     """What one owner is asked for, and its answer under way."""
 
-    owner: str
-    addresses: tuple[str, ...]
-    asked: list[tuple[Shard, int, int]]
-    answer: Answer | None = None
+    pieces: list[Piece]
+    answer: Any = None  # a `Call`
 
     @property
-    def ids(self) -> list[str]:
-        return list(dict.fromkeys(shard.id for shard, _, _ in self.asked))
-
-    def request(self) -> Any:
-        """As the owner gets it."""
-        ranges = [(start, stop) for _, start, stop in self.asked]
-        return to_plain(GetShards(shard_ids=[shard.id for shard, _, _ in self.asked], ranges=ranges))
+    def owner(self) -> str:
+        return self.pieces[0].shard.owner
 
 
 class _Plan:
-    """The blocks that are here already, and the batches that are not."""
+    """The blocks that are here already, and the pieces that are not."""
 
-    def __init__(self) -> None:
+    def __init__(self, missing: list[Piece]) -> None:
+        self.missing = missing
         self.blocks: dict[Key, list[Block]] = {}
         self.batches: list[_Batch] = []
 
     def add(self, shard: Shard, block: Block) -> None:
         self.blocks.setdefault(shard.key, []).append(block)
 
-    def block(self, shard: Shard, start: int, stop: int) -> Block:
-        blocks = self.blocks[shard.key]
-        return blocks[0] if len(blocks) == 1 else next(block for block in blocks if block.covers(start, stop))
+    def add_whole(self, shards: Sequence[Shard], tensors: Sequence[torch.Tensor | None], private: bool) -> int:
+        """Takes in those whole shards that were found; returns their bytes."""
+        found = {shard.key for shard, tensor in zip(shards, tensors, strict=True) if tensor is not None}
+        for shard, tensor in zip(shards, tensors, strict=True):
+            if tensor is not None:
+                self.add(shard, Block(0, shard.numel, tensor, private))
+        self.missing = [piece for piece in self.missing if piece.shard.key not in found]
+        return sum(shard.nbytes for shard in shards if shard.key in found)
+
+    def block(self, piece: Piece) -> Block:
+        blocks = self.blocks[piece.shard.key]
+        return blocks[0] if len(blocks) == 1 else next(b for b in blocks if b.covers(piece.start, piece.stop))
 
 
 class Fetcher:
@@ -118,29 +102,21 @@ class Fetcher:
             WorkerTimeoutError: An owner did not answer in time.
         """
         plan = self._plan(handles)
-        try:
-            for batch in plan.batches:
-                self._ask(batch)
+        with self._asked(plan.batches):
             for batch in plan.batches:
                 with _told_as(batch, self._timeout):
-                    self._take(plan, batch, batch.answer.result() if batch.answer else None)
-        finally:
-            _cancel(plan.batches)
-        return self._assemble(plan, handles)
+                    self._take(plan, batch, batch.answer.result())
+        return _assemble(plan, handles)
 
     async def afetch(self, handles: Sequence[RTensor]) -> list[torch.Tensor]:
         """As `fetch`, for a task; long copies and waits are made beside the loop."""
         heavy = sum(handle.nbytes for handle in handles) > INLINE or self._waits(handles)
         plan = await asyncio.to_thread(self._plan, handles) if heavy else self._plan(handles)
-        try:
-            for batch in plan.batches:
-                self._ask(batch)
+        with self._asked(plan.batches):
             for batch in plan.batches:
                 with _told_as(batch, self._timeout):
-                    self._take(plan, batch, await batch.answer if batch.answer else None)
-        finally:
-            _cancel(plan.batches)
-        return await asyncio.to_thread(self._assemble, plan, handles) if heavy else self._assemble(plan, handles)
+                    self._take(plan, batch, await batch.answer)
+        return await asyncio.to_thread(_assemble, plan, handles) if heavy else _assemble(plan, handles)
 
     def _waits(self, handles: Sequence[RTensor]) -> bool:
         return bool(self._waiting) and any(p.shard.backend in self._waiting for h in handles for p in h.pieces)
@@ -149,124 +125,128 @@ class Fetcher:
         return {**self._counts, "cache": self.cache.metrics()}
 
     def _plan(self, handles: Sequence[RTensor]) -> _Plan:
-        plan = _Plan()
-        wants = _wants(handles)
-        wants = self._read_own(plan, wants)
-        wants = self._read_cached(plan, wants)
-        wants = self._read_reachable(plan, wants)
-        plan.batches = _batches(wants)
         self._counts["fetches"] += 1
+        plan = _Plan(_pieces(handles))
+        self._read_own(plan)
+        self._read_cached(plan)
+        self._read_reachable(plan)
+        by_owner: dict[str, list[Piece]] = {}
+        for piece in plan.missing:
+            by_owner.setdefault(piece.shard.owner, []).append(piece)
+        plan.batches = [*map(_Batch, by_owner.values())]
         return plan
 
-    def _read_own(self, plan: _Plan, wants: list[_Want]) -> list[_Want]:
+    def _read_own(self, plan: _Plan) -> None:
         store = self._store
         if store is None:
-            return wants
-        own = [want for want in wants if want.shard.owner == store.owner]
-        if not own:
-            return wants
-        shards = store.find(want.shard.id for want in own)
-        for want, shard, tensor in zip(own, shards, store.fetch(shards), strict=True):
-            private = store.backends[shard.backend].private
-            plan.add(want.shard, Block(0, want.shard.numel, tensor, private))
-            self._counts["own_bytes"] += want.shard.nbytes
-        return [want for want in wants if want.shard.owner != store.owner]
+            return
+        ids = dict.fromkeys(piece.shard.id for piece in plan.missing if piece.shard.owner == store.owner)
+        for name, shards in _by_backend(store.find(ids)).items():
+            found = plan.add_whole(shards, store.fetch(shards), store.backends[name].private)
+            self._counts["own_bytes"] += found
 
-    def _read_cached(self, plan: _Plan, wants: list[_Want]) -> list[_Want]:
+    def _read_cached(self, plan: _Plan) -> None:
         missing = []
-        for want in wants:
-            found = [self.cache.get(want.shard.key, start, stop) for start, stop in want.ranges]
-            for block in found:
-                if block is not None:
-                    plan.add(want.shard, block)
-                    self._counts["cached_bytes"] += block.tensor.nbytes
-            left = [r for r, block in zip(want.ranges, found, strict=True) if block is None]
-            if left:
-                missing.append(want if len(left) == len(want.ranges) else _Want(want.shard, left))
-        return missing
+        found = self.cache.get([(shard.key, start, stop) for shard, start, stop in plan.missing])
+        for piece, block in zip(plan.missing, found, strict=True):
+            if block is None:
+                missing.append(piece)
+            else:
+                plan.add(piece.shard, block)
+                self._counts["cached_bytes"] += block.tensor.nbytes
+        plan.missing = missing
 
-    def _read_reachable(self, plan: _Plan, wants: list[_Want]) -> list[_Want]:
-        missing = []
-        for name in dict.fromkeys(want.shard.backend for want in wants):
-            group = [want for want in wants if want.shard.backend == name]
-            backend = self._backends.get(name)
-            tensors = backend.fetch([want.shard for want in group]) if backend else [None] * len(group)
-            for want, tensor in zip(group, tensors, strict=True):
-                if backend is None or tensor is None:
-                    missing.append(want)
-                    continue
-                plan.add(want.shard, Block(0, want.shard.numel, tensor, backend.private))
-                self._counts["mapped_bytes"] += want.shard.nbytes
-        return missing
+    def _read_reachable(self, plan: _Plan) -> None:
+        shards = {piece.shard.key: piece.shard for piece in plan.missing}
+        for name, group in _by_backend(shards.values()).items():
+            if (backend := self._backends.get(name)) is not None:
+                self._counts["mapped_bytes"] += plan.add_whole(group, backend.fetch(group), backend.private)
 
-    def _ask(self, batch: _Batch) -> None:
-        with _told_as(batch, self._timeout):
-            peer = self._connect(batch.owner, batch.addresses)
-            batch.answer = peer.request(GET_SHARDS.name, batch.request(), timeout=self._timeout)
+    @contextmanager
+    def _asked(self, batches: Sequence[_Batch]) -> Iterator[None]:
+        """Asks all owners at once, and cancels what is not answered at the end of the block."""
+        try:
+            for batch in batches:
+                ids, ranges = [p.shard.id for p in batch.pieces], [(p.start, p.stop) for p in batch.pieces]
+                wanted = to_plain(GetShards(shard_ids=ids, ranges=ranges))
+                with _told_as(batch, self._timeout):
+                    peer = self._connect(batch.owner, batch.pieces[0].shard.addresses)
+                    batch.answer = peer.request(GET_SHARDS.name, wanted, timeout=self._timeout)
+            yield
+        finally:
+            for batch in batches:
+                if batch.answer is not None and not batch.answer.done:
+                    batch.answer.cancel()
 
     def _take(self, plan: _Plan, batch: _Batch, answer: Any) -> None:
         """Puts an owner's answer into the plan, and into the cache."""
-        if not isinstance(answer, list) or len(answer) != len(batch.asked):
+        if not isinstance(answer, list) or len(answer) != len(batch.pieces):
             raise ProtocolError(f"{batch.owner} answered data.get with something else", type(answer).__name__)
-        for (shard, start, stop), tensor in zip(batch.asked, answer, strict=True):
+        for (shard, start, stop), tensor in zip(batch.pieces, answer, strict=True):
             if getattr(tensor, "dtype", None) is not torch_dtype(shard.dtype) or tensor.numel() != stop - start:
                 raise ProtocolError(f"{batch.owner} answered data.get with another tensor", shard.id)
-            block = Block(start, stop, tensor if tensor.dim() == 1 else tensor.view(-1), private=True)
-            kept = self.cache.put(shard.key, block)
-            plan.add(shard, block._replace(private=False) if kept else block)
-            self._counts["wire_bytes"] += tensor.nbytes
-
-    def _assemble(self, plan: _Plan, handles: Sequence[RTensor]) -> list[torch.Tensor]:
-        done: dict[Any, torch.Tensor] = {}  # a handle sent three times arrives as three that say the same
-        same = [(h.shape, tuple((*p.shard.key, p.start, p.stop) for p in h.pieces)) for h in handles]
-        for key, handle in zip(same, handles, strict=True):
-            if key not in done:
-                done[key] = _tensor(plan, handle)
-        return [done[key] for key in same]
+            block = Block(start, stop, tensor if tensor.dim() == 1 else tensor.view(-1), True)
+            plan.add(shard, block._replace(private=False) if self.cache.put(shard.key, block) else block)
+        self._counts["wire_bytes"] += sum(tensor.nbytes for tensor in answer)
 
 
-def _wants(handles: Sequence[RTensor]) -> list[_Want]:
-    wants: dict[Key, _Want] = {}
+def _pieces(handles: Sequence[RTensor]) -> list[Piece]:
+    """What is needed of each shard, each element once."""
+    by_shard: dict[Key, list[Piece]] = {}
     for handle in handles:
-        for shard, start, stop in handle.pieces:
-            want = wants.get(shard.key)
-            if want is None:
-                wants[shard.key] = _Want(shard, [(start, stop)])
-            else:
-                want.ranges.append((start, stop))
-    freed = [want.shard for want in wants.values() if want.shard.freed]
+        for piece in handle.pieces:
+            by_shard.setdefault(piece.shard.key, []).append(piece)
+    freed = [pieces[0].shard for pieces in by_shard.values() if pieces[0].shard.freed]
     if freed:
         raise ShardNotFoundError([shard.id for shard in freed], freed[0].owner)
-    for want in wants.values():
-        want.join()
-    return list(wants.values())
+    return [piece for pieces in by_shard.values() for piece in (pieces if len(pieces) == 1 else _joined(pieces))]
 
 
-def _batches(wants: Sequence[_Want]) -> list[_Batch]:
-    batches: dict[str, _Batch] = {}
-    for want in wants:
-        shard = want.shard
-        batch = batches.setdefault(shard.owner, _Batch(shard.owner, shard.addresses, []))
-        batch.asked += [(shard, start, stop) for start, stop in want.ranges]
-    return list(batches.values())
+def _joined(pieces: Sequence[Piece]) -> list[Piece]:
+    """Pieces of one shard, in order; those that touch are joined."""
+    joined: list[Piece] = []
+    for shard, start, stop in sorted(pieces, key=lambda piece: piece[1:]):
+        if joined and start <= joined[-1].stop:
+            joined[-1] = Piece(shard, joined[-1].start, max(stop, joined[-1].stop))
+        else:
+            joined.append(Piece(shard, start, stop))
+    return joined
+
+
+def _by_backend(shards: Iterable[Shard]) -> dict[str, list[Shard]]:
+    groups: dict[str, list[Shard]] = {}
+    for shard in shards:
+        groups.setdefault(shard.backend, []).append(shard)
+    return groups
+
+
+def _assemble(plan: _Plan, handles: Sequence[RTensor]) -> list[torch.Tensor]:
+    done: dict[Any, torch.Tensor] = {}  # handles that say the same share their memory
+    tensors = []
+    for handle in handles:
+        same = handle.shape, handle.pieces
+        tensor = done.get(same)
+        if tensor is None:
+            tensor = done[same] = _tensor(plan, handle)
+        tensors.append(tensor)
+    return tensors
 
 
 def _tensor(plan: _Plan, handle: RTensor) -> torch.Tensor:
     """A handle's tensor from blocks: the block itself where it is one piece and nobody else's, else one copy."""
-    if len(handle.pieces) == 1:
-        shard, start, stop = handle.pieces[0]
-        block = plan.block(shard, start, stop)
-        whole = (block.start, block.stop) == (start, stop)
-        part = block.tensor if whole else block.tensor[start - block.start : stop - block.start]
-        if len(handle.shape) != 1:
-            part = part.view(handle.shape)
-        return part if block.private else empty(handle.dtype_name, handle.shape).copy_(part)
-    out = empty(handle.dtype_name, handle.shape)
+    pieces, shape = handle.pieces, handle.shape
+    if len(pieces) == 1:
+        block = plan.block(pieces[0])
+        part = block.part(pieces[0].start, pieces[0].stop)
+        if len(shape) != 1:
+            part = part.view(shape)
+        return part if block.private else empty(handle.dtype_name, shape).copy_(part)
+    out = empty(handle.dtype_name, shape)
     flat, at = out.view(-1), 0
-    for shard, start, stop in handle.pieces:
-        block = plan.block(shard, start, stop)
-        flat[at : at + stop - start] = block.tensor[start - block.start : stop - block.start]
-        at += stop - start
+    for piece in pieces:
+        size = piece.stop - piece.start
+        flat[at : at + size] = plan.block(piece).part(piece.start, piece.stop)
+        at += size
     return out
 
 
@@ -276,12 +256,7 @@ def _told_as(batch: _Batch, timeout: float) -> Iterator[None]:
     try:
         yield
     except (RPCConnectionError, WorkerFailedError) as e:
-        raise ShardNotFoundError(batch.ids, batch.owner, f"its owner is gone: {e}") from e
+        ids = list(dict.fromkeys(piece.shard.id for piece in batch.pieces))
+        raise ShardNotFoundError(ids, batch.owner, f"its owner is gone: {e}") from e
     except TimeoutError as e:
         raise WorkerTimeoutError(batch.owner, timeout, "tensors") from e
-
-
-def _cancel(batches: Sequence[_Batch]) -> None:
-    for batch in batches:
-        if batch.answer is not None and not batch.answer.done:
-            batch.answer.cancel()

@@ -48,18 +48,18 @@ async def alocalized(received: Received) -> Any:
 
 def fetch(handles: Sequence[RTensor]) -> list[Any]:
     """The tensors of these handles."""
-    found: dict[int, Any] = {}
-    for manager, group in _by_manager(handles):
-        found.update(zip(map(id, group), manager.fetcher.fetch(group), strict=True))
-    return [_tensor(found, handle) for handle in handles]
+    found: dict[RTensor, Any] = {}
+    for manager, group in _by_manager(handles).items():
+        found.update(zip(group, manager.fetcher.fetch(group), strict=True))
+    return _in_order(handles, found)
 
 
 async def afetch(handles: Sequence[RTensor]) -> list[Any]:
     """As `fetch`, for a task."""
-    found: dict[int, Any] = {}
-    for manager, group in _by_manager(handles):
-        found.update(zip(map(id, group), await manager.fetcher.afetch(group), strict=True))
-    return [_tensor(found, handle) for handle in handles]
+    found: dict[RTensor, Any] = {}
+    for manager, group in _by_manager(handles).items():
+        found.update(zip(group, await manager.fetcher.afetch(group), strict=True))
+    return _in_order(handles, found)
 
 
 def remotize(value: Any, worker: Any = None) -> Any:
@@ -74,7 +74,7 @@ def remotize(value: Any, worker: Any = None) -> Any:
         TensorError: Not inside a worker, and none was named.
     """
     if worker is not None:
-        lean = tree.map_leaves(_same, value, enter=trimmed)
+        lean = tree.map_leaves(lambda leaf: leaf, value, enter=trimmed)
         return getattr(worker, "peer", worker).request(PUT_VALUE.name, lean).result()
     service = binding.get()
     if not isinstance(service, DataService):
@@ -88,35 +88,31 @@ def clear(value: Any) -> int:
     It does not wait for the owners. Clearing twice does no harm.
     """
     shards = dict.fromkeys(shard for handle in _handles(value) for shard in handle.shards)
-    groups: dict[int, tuple[ShardManager, list[Shard]]] = {}
+    groups: dict[ShardManager, list[Shard]] = {}
     for shard in shards:
-        manager = binding.of(shard)
-        groups.setdefault(id(manager), (manager, []))[1].append(shard)
-    for manager, group in groups.values():
+        groups.setdefault(binding.of(shard), []).append(shard)
+    for manager, group in groups.items():
         manager.free(group)
     return len(shards)
-
-
-def _same(leaf: Any) -> Any:
-    return leaf
 
 
 def _handles(value: Any) -> list[RTensor]:
     return [leaf for leaf in tree.leaves(value) if isinstance(leaf, RTensor)]
 
 
-def _by_manager(handles: Sequence[RTensor]) -> list[tuple[ShardManager, list[RTensor]]]:
+def _by_manager(handles: Sequence[RTensor]) -> dict[ShardManager, list[RTensor]]:
     """Handles with pieces, by who fetches them; in a controller of several runs that may be several."""
-    groups: dict[int, tuple[ShardManager, list[RTensor]]] = {}
+    groups: dict[ShardManager, list[RTensor]] = {}
+    here = binding.get()
     for handle in handles:
         if handle.pieces:
-            manager = binding.of(handle.pieces[0].shard)
-            groups.setdefault(id(manager), (manager, []))[1].append(handle)
-    return list(groups.values())
+            shard = handle.pieces[0].shard
+            groups.setdefault(shard.manager or here or binding.of(shard), []).append(handle)
+    return groups
 
 
-def _tensor(found: dict[int, Any], handle: RTensor) -> Any:
-    return found[id(handle)] if handle.pieces else empty(handle.dtype_name, handle.shape)
+def _in_order(handles: Sequence[RTensor], found: dict[RTensor, Any]) -> list[Any]:
+    return [found[handle] if handle.pieces else empty(handle.dtype_name, handle.shape) for handle in handles]
 
 
 def _replaced(value: Any, handles: Sequence[RTensor], tensors: Sequence[Any]) -> Any:

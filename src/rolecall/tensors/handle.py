@@ -18,7 +18,7 @@ import msgspec
 from rolecall.errors import DecodeError
 from rolecall.tensors.binding import binding
 from rolecall.tensors.dtypes import ITEMSIZE, empty, torch_dtype
-from rolecall.tensors.shard import Count, Shape, Shard, ShardForm
+from rolecall.tensors.shard import Count, Shape, Shard
 from rolecall.transport import codec
 
 if TYPE_CHECKING:
@@ -52,8 +52,7 @@ class RTensor:
     def __init__(self, dtype: str, shape: Sequence[int], pieces: Sequence[Piece]) -> None:
         self._dtype = dtype
         self.shape = tuple(shape)
-        self.pieces = _joined(pieces)
-        self._ends = list(accumulate([p.stop - p.start for p in self.pieces]))
+        self.pieces, self._ends = _joined(pieces)
         if (self._ends[-1] if self._ends else 0) != math.prod(self.shape):
             raise ValueError(f"pieces of {self._ends[-1:]} elements do not make a tensor of shape {self.shape}")
 
@@ -167,17 +166,13 @@ class RTensor:
 
     def localize(self) -> torch.Tensor:
         """The tensor; blocks. `rolecall.localize` fetches many at once."""
-        if not self.pieces:
-            return empty(self._dtype, self.shape)
-        tensor: torch.Tensor = binding.of(self.pieces[0].shard).fetcher.fetch([self])[0]
-        return tensor
+        fetched = binding.of(self.pieces[0].shard).fetcher.fetch([self]) if self.pieces else None
+        return fetched[0] if fetched else empty(self._dtype, self.shape)
 
     async def alocalize(self) -> torch.Tensor:
         """The tensor, without blocking the loop."""
-        if not self.pieces:
-            return empty(self._dtype, self.shape)
-        tensor: torch.Tensor = (await binding.of(self.pieces[0].shard).fetcher.afetch([self]))[0]
-        return tensor
+        fetched = await binding.of(self.pieces[0].shard).fetcher.afetch([self]) if self.pieces else None
+        return fetched[0] if fetched else empty(self._dtype, self.shape)
 
     def __repr__(self) -> str:
         owners = ", ".join(dict.fromkeys(shard.owner for shard in self.shards)) or "no bytes"
@@ -229,48 +224,62 @@ class RTensor:
             cut.append(Piece(shard, start + max(0, low - origin), min(stop, start + high - origin)))
         return cut
 
-    def to_plain(self) -> list[Any]:
-        """The handle as plain values, each shard once."""
-        numbers = {shard: i for i, shard in enumerate(self.shards)}
-        pieces = [[numbers[p.shard], p.start, p.stop] for p in self.pieces]
-        return [self._dtype, [*self.shape], [shard.to_plain() for shard in numbers], pieces]
 
-    @classmethod
-    def from_plain(cls, plain: Any, context: Any = None) -> RTensor:
-        """The handle that `to_plain` wrote down.
-
-        Args:
-            context: A `Home`, which then answers for the shards; anything else: they are borrowed.
-
-        Raises:
-            DecodeError: The values are none of a handle, or point outside their shards.
-        """
-        try:
-            form = msgspec.convert(plain, _Form)
-            shards = [Shard.from_form(shard) for shard in form.shards]
-            if form.dtype not in ITEMSIZE or not {form.dtype}.issuperset([shard.dtype for shard in shards]):
-                raise DecodeError("a handle's dtype is not its shards'", form.dtype)
-            for number, start, stop in form.pieces:
-                if not start <= stop <= shards[number].numel:
-                    raise DecodeError("a handle points outside its shards")
-            adopt = getattr(context, "adopt", None)
-            if adopt is not None:
-                shards = [*map(adopt, shards)]
-            return cls(form.dtype, form.shape, [Piece(shards[i], start, stop) for i, start, stop in form.pieces])
-        except (msgspec.ValidationError, TypeError, ValueError, IndexError) as e:
-            raise DecodeError(f"not a handle: {e}") from e
-
-
-class _Form(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, gc=False):
-    """A handle on the wire. Pieces name their shard by its number."""
+class _Form(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
+    """A handle on the wire. Pieces name their shard by its number in the list of all handles."""
 
     dtype: str
     shape: Shape
-    shards: list[ShardForm]
     pieces: list[tuple[Count, Count, Count]]
 
 
-codec.extension(CODE, RTensor, RTensor.to_plain, RTensor.from_plain)
+class _Forms(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
+    """The handles of one value; each shard once."""
+
+    shards: list[Shard]
+    handles: list[_Form]
+
+
+_reader = msgspec.msgpack.Decoder(_Forms)
+
+
+def pack_handles(handles: Sequence[RTensor]) -> bytes:
+    """The handles of one value, for the codec."""
+    shards = list(dict.fromkeys(piece.shard for handle in handles for piece in handle.pieces))
+    numbers = {shard: number for number, shard in enumerate(shards)}
+    forms = [_Form(h.dtype_name, h.shape, [(numbers[p.shard], p.start, p.stop) for p in h.pieces]) for h in handles]
+    return msgspec.msgpack.encode(_Forms(shards, forms))
+
+
+def read_handles(packed: bytes, context: Any = None) -> list[RTensor]:
+    """The handles that `pack_handles` wrote.
+
+    Args:
+        context: A `Home`, which then answers for the shards; anything else: they are borrowed.
+
+    Raises:
+        DecodeError: The bytes are none of handles, or point outside their shards.
+    """
+    try:
+        forms = _reader.decode(packed)
+        for form in forms.handles:
+            if form.dtype not in ITEMSIZE:
+                raise DecodeError("no dtype of a handle", form.dtype)
+            for number, start, stop in form.pieces:
+                shard = forms.shards[number]
+                if not start <= stop <= shard.numel or shard.dtype != form.dtype:
+                    raise DecodeError("a handle points outside its shard, or has another dtype")
+        adopt = getattr(context, "adopt", None)
+        shards = forms.shards if adopt is None else [*map(adopt, forms.shards)]
+        return [
+            RTensor(form.dtype, form.shape, [Piece(shards[n], start, stop) for n, start, stop in form.pieces])
+            for form in forms.handles
+        ]
+    except (msgspec.DecodeError, ValueError, IndexError) as e:
+        raise DecodeError(f"not a handle: {e}") from e
+
+
+codec.extension(CODE, RTensor, pack_handles, read_handles)
 
 
 def _needs_tensor(what: str) -> TypeError:
@@ -291,19 +300,24 @@ for _name in (*_BINARY, *(f"r{name}" for name in _BINARY), *_OTHER):
     setattr(RTensor, f"__{_name}__", _refusing(f"__{_name}__"))
 
 
-def _joined(pieces: Sequence[Piece]) -> tuple[Piece, ...]:
-    """The pieces without empty ones, each joined with the next where that goes on in the same shard."""
-    if len(pieces) == 1 and pieces[0].start < pieces[0].stop:
-        return tuple(pieces)
+def _joined(pieces: Sequence[Piece]) -> tuple[tuple[Piece, ...], list[int]]:
+    """The pieces without empty ones, each joined with the next where that goes on in the same shard; where they end."""
     out: list[Piece] = []
+    ends: list[int] = []
+    end = 0
+    if len(pieces) == 1 and pieces[0].start < pieces[0].stop:
+        return tuple(pieces), [pieces[0].stop - pieces[0].start]
     for piece in pieces:
-        if piece.stop == piece.start:
+        shard, start, stop = piece
+        if start == stop:
             continue
-        if out and out[-1].shard is piece.shard and out[-1].stop == piece.start:
-            out[-1] = out[-1]._replace(stop=piece.stop)
+        end += stop - start
+        if out and out[-1].shard is shard and out[-1].stop == start:
+            out[-1], ends[-1] = Piece(shard, out[-1].start, stop), end
         else:
             out.append(piece)
-    return tuple(out)
+            ends.append(end)
+    return tuple(out), ends
 
 
 def _one_dtype(tensors: Sequence[RTensor]) -> str:

@@ -20,7 +20,7 @@ from rolecall.errors import RolecallError
 from rolecall.protocol.message import to_plain
 from rolecall.protocol.worker_methods import CLEAR_SHARDS, ClearShards
 from rolecall.tensors import tree
-from rolecall.tensors.connections import Answer, Connect
+from rolecall.tensors.connections import Connect
 from rolecall.tensors.fetch import Fetcher
 from rolecall.tensors.handle import RTensor
 from rolecall.tensors.shard import Shard
@@ -42,14 +42,11 @@ class _Unreferenced(NamedTuple):
 class _Sent(NamedTuple):
     owner: str
     ids: int
-    answer: Answer
+    answer: Any  # a `Call`
     since: float
 
 
-class _Flush(NamedTuple):
-    """Put into the queue by `flush`. `answered` is set when all deletes before it are answered."""
-
-    answered: threading.Event
+Item = _Unreferenced | threading.Event | None  # an event is set when all deletes before it are answered; None ends
 
 
 class Scope:
@@ -95,14 +92,12 @@ class Home:
         self._connect = connect
         self._lock = threading.Lock()
         self._known: weakref.WeakValueDictionary[tuple[str, str], Shard] = weakref.WeakValueDictionary()
-        self._finalizers: weakref.WeakKeyDictionary[Shard, Any] = weakref.WeakKeyDictionary()
         self._scope: ContextVar[Scope | None] = ContextVar("rolecall_scope", default=None)
         # SimpleQueue.put may be called from a finalizer that interrupted another put in the same thread.
-        self._inbox: SimpleQueue[_Unreferenced | _Flush | None] = SimpleQueue()
+        self._inbox: SimpleQueue[Item] = SimpleQueue()
         self._pending: list[_Sent] = []
-        self._counts = {"adopted": 0, "adopted_bytes": 0, "gone": 0, "gone_bytes": 0}
-        self._cleared = {"freed": 0, "skipped": 0, "failed": 0}
-        self._requests = 0
+        self._counts = {"adopted": 0, "gone": 0, "live_bytes": 0}
+        self._cleared = {"freed": 0, "skipped": 0, "failed": 0, "requests": 0}
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="rolecall-free", daemon=True)
         self._thread.start()
@@ -121,12 +116,12 @@ class Home:
                 return known
             shard.manager = self
             gone = _Unreferenced(shard.owner, shard.addresses, shard.id, shard.nbytes)
-            finalizer = weakref.finalize(shard, self._on_collected, gone)
-            finalizer.atexit = False  # the end of the run frees all shards
+            # It runs in a garbage collection, in any thread, which may hold one of our locks: so it takes none.
+            shard.collected = weakref.finalize(shard, self._inbox.put, gone)
+            shard.collected.atexit = False  # the end of the run frees all shards
             self._known[shard.key] = shard
-            self._finalizers[shard] = finalizer
             self._counts["adopted"] += 1
-            self._counts["adopted_bytes"] += shard.nbytes
+            self._counts["live_bytes"] += shard.nbytes
         scope = self._scope.get()
         if scope is not None:
             scope.add(shard)
@@ -135,11 +130,9 @@ class Home:
     def free(self, shards: Iterable[Shard]) -> None:
         """Frees shards, even if handles exist; returns without waiting. May be called twice."""
         for shard in shards:
-            with self._lock:
-                first, shard.freed = not shard.freed, True
-                finalizer = self._finalizers.pop(shard, None)
-            if first and finalizer is not None:
-                finalizer()
+            shard.freed = True
+            if shard.collected is not None:
+                shard.collected()  # once
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[Scope]:
@@ -168,18 +161,16 @@ class Home:
         """Waits until owners have answered all deletes so far; False when `timeout` passed."""
         if self._closed:
             return True
-        flush = _Flush(threading.Event())
-        self._inbox.put(flush)
-        return flush.answered.wait(timeout)
+        answered = threading.Event()
+        self._inbox.put(answered)
+        return answered.wait(timeout)
 
     def metrics(self) -> dict[str, Any]:
         with self._lock:
-            live, adopted, gone = len(self._known), dict(self._counts), self._counts["gone"]
-        live_bytes = adopted["adopted_bytes"] - adopted["gone_bytes"]
-        pending = self._inbox.qsize() + gone - sum(self._cleared.values())
-        counts = {"live_shards": live, "live_bytes": live_bytes, "pending": pending, **self._cleared}
-        counts |= {"adopted": adopted["adopted"], "requests": self._requests}
-        return {**counts, "fetch": self.fetcher.metrics()}
+            live, counts = len(self._known), dict(self._counts)
+        gone, done = counts.pop("gone"), self._cleared
+        pending = self._inbox.qsize() + gone - done["freed"] - done["skipped"] - done["failed"]
+        return {"live_shards": live, "pending": pending, **counts, **done, "fetch": self.fetcher.metrics()}
 
     def close(self) -> None:
         """Stops freeing: the end of the run frees all shards. May be called twice."""
@@ -189,23 +180,19 @@ class Home:
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
-    def _on_collected(self, gone: _Unreferenced) -> None:
-        # Runs in a garbage collection, in any thread, which may hold one of our locks: so it takes none.
-        self._inbox.put(gone)
-
     def _run(self) -> None:
         while (first := self._inbox.get()) is not None:
             items = [first, *self._read_inbox()]
+            flushes = [item for item in items if isinstance(item, threading.Event)]
             self._send([item for item in items if isinstance(item, _Unreferenced)])
-            self._collect_answers(wait=any(isinstance(item, _Flush) for item in items))
-            for item in items:
-                if isinstance(item, _Flush):
-                    item.answered.set()
+            self._collect_answers(wait=bool(flushes))
+            for flush in flushes:
+                flush.set()
             if None in items:
                 return
 
-    def _read_inbox(self) -> list[_Unreferenced | _Flush | None]:
-        items: list[_Unreferenced | _Flush | None] = []
+    def _read_inbox(self) -> list[Item]:
+        items: list[Item] = []
         deadline = time.monotonic() + LINGER_S
         with contextlib.suppress(Empty):
             while len(items) < MAX_BATCH and (left := deadline - time.monotonic()) > 0:
@@ -219,7 +206,7 @@ class Home:
         for item in gone:
             with self._lock:
                 self._counts["gone"] += 1
-                self._counts["gone_bytes"] += item.nbytes
+                self._counts["live_bytes"] -= item.nbytes
             again = self._known.get((item.owner, item.id))
             if again is not None and not again.freed:  # it arrived again in another result
                 self._cleared["skipped"] += 1
@@ -238,16 +225,15 @@ class Home:
                 log.exception("%d shard(s) on %s were not freed", len(ids), owner)
                 self._cleared["failed"] += len(ids)
                 continue
-            self._requests += 1
+            self._cleared["requests"] += 1
             self._pending.append(_Sent(owner, len(ids), answer, time.monotonic()))
 
     def _collect_answers(self, wait: bool) -> None:
         """Counts the deletes that were answered; those without an answer in time count as failed."""
-        left = []
-        for sent in self._pending:
-            late = time.monotonic() - sent.since > CLEAR_TIMEOUT_S
-            if not (sent.answer.done or late or wait):
-                left.append(sent)
+        pending, self._pending = self._pending, []
+        for sent in pending:
+            if not (wait or sent.answer.done or time.monotonic() - sent.since > CLEAR_TIMEOUT_S):
+                self._pending.append(sent)
                 continue
             try:
                 sent.answer.result()
@@ -255,4 +241,3 @@ class Home:
             except (RolecallError, TimeoutError) as e:
                 self._cleared["failed"] += sent.ids
                 log.info("%d shard(s) on %s were not freed: %s", sent.ids, sent.owner, e)
-        self._pending = left

@@ -33,9 +33,7 @@ class Store:
         self, owner: str, addresses: Sequence[str], backends: Mapping[str, Backend], default: str | None = None
     ) -> None:
         self.owner, self.addresses, self.backends = owner, tuple(addresses), dict(backends)
-        self._order = list(self.backends.values())
-        if default is not None:
-            self.prefer(default)
+        self.prefer(default or next(iter(backends)))
         self._lock = threading.Lock()
         self._shards: dict[str, Shard] = {}
         self._bytes = 0
@@ -65,7 +63,7 @@ class Store:
         else:
             raise TensorError(f"no backend of {self.owner} could store a tensor of {tensor.nbytes} bytes")
         name, shape = dtype_name(tensor.dtype), tuple(tensor.shape)
-        shard = Shard(shard_id, self.owner, self.addresses, backend.name, where, name, shape, tensor.nbytes)
+        shard = Shard(shard_id, self.owner, self.addresses, backend.name, where, name, shape)
         with self._lock:
             self._shards[shard_id] = shard
             self._bytes += shard.nbytes
@@ -84,11 +82,11 @@ class Store:
             TensorError: A range lies outside its shard.
         """
         shards = self.find(ids)
-        flat = self.fetch(shards)
+        out = self.fetch(shards)
         if ranges is None:
-            out = [tensor.view(shard.shape) for tensor, shard in zip(flat, shards, strict=True)]
+            out = [tensor.view(shard.shape) for tensor, shard in zip(out, shards, strict=True)]
         else:
-            out = [_range(tensor, elements) for tensor, elements in zip(flat, ranges, strict=True)]
+            out = [_range(tensor, elements) for tensor, elements in zip(out, ranges, strict=True)]
         with self._lock:
             self._counts["served"] += len(out)
             self._counts["served_bytes"] += sum(tensor.nbytes for tensor in out)
@@ -156,4 +154,4 @@ def _range(tensor: torch.Tensor, elements: Range) -> torch.Tensor:
     start, stop = elements
     if not 0 <= start <= stop <= tensor.numel():
         raise TensorError(f"elements {start} to {stop} of a shard of {tensor.numel()}")
-    return tensor[start:stop]
+    return tensor if stop - start == tensor.numel() else tensor[start:stop]

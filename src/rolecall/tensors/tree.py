@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -68,7 +68,7 @@ class _Walk:
         return new
 
 
-@cache
+@lru_cache(1024)  # types may be made at run time
 def _rule_of(kind: type) -> Callable[[Change, Any], Any] | None:
     """How a container of that type is walked; None for a leaf."""
     if issubclass(kind, dict):
@@ -84,24 +84,18 @@ def _walk_dict(inner: Change, value: dict[Any, Any]) -> Any:
     new = {key: inner(item) for key, item in value.items()}
     if all(new[key] is item for key, item in value.items()):
         return value
-    if type(value) is dict:
-        return new
     out = copy.copy(value)  # keeps the order of an OrderedDict and the factory of a defaultdict
     out.update(new)
     return out
 
 
 def _walk_sequence(inner: Change, value: Any) -> Any:
-    kinds = set(map(type, value))
-    if kinds <= _PLAIN:  # a list of a million token ids costs one pass in C
+    if _PLAIN.issuperset(map(type, value)):  # a list of a million token ids costs one pass in C
         return value
     new = [inner(item) for item in value]
     if all(a is b for a, b in zip(new, value, strict=True)):
         return value
-    kind = type(value)
-    if hasattr(kind, "_make"):
-        return kind._make(new)
-    return kind(new)
+    return getattr(type(value), "_make", type(value))(new)
 
 
 def _walk_record(inner: Change, value: Any) -> Any:

@@ -36,6 +36,19 @@ def parse(text: str) -> Address:
     raise ProtocolError("bad address, use unix:/path or tcp:host:port", text)
 
 
+def listens(path: str) -> bool:
+    """Whether a process listens on a Unix socket: one that lives never refuses, since the kernel accepts for it."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:
+            return True  # a full backlog, for instance
+    return True
+
+
 async def dial(address: Address, loop: asyncio.AbstractEventLoop) -> socket.socket:
     """Opens a non-blocking connection.
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import threading
 import traceback
 from collections.abc import Coroutine, Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import aclosing, closing, contextmanager, nullcontext
 from typing import Any
 
@@ -19,6 +21,8 @@ from rolecall.tensors.service import DataService
 from rolecall.transport.codec.exceptions import describe, full_name
 from rolecall.worker.engines import Engines, Kind, Method
 from rolecall.worker.requests import Request
+
+log = logging.getLogger("rolecall")
 
 
 class EngineCalls:
@@ -37,6 +41,7 @@ class EngineCalls:
         """
         method = self.engines.method(params.engine_name or self.engines.worker_id, params.method)
         call = EngineCall(self, request, params, method)
+        log.debug("%s() is called", params.method)
         if method.kind is Kind.ASYNC_GENERATOR and request.streaming:
             self._spawn(call, call.stream_on_loop())
         elif method.kind is Kind.ASYNC and not request.streaming:
@@ -83,6 +88,8 @@ class EngineCall:
                 value = self._run(functions.localized(self.request.received()))
                 if inspect.isawaitable(value):  # a plain function that returns a coroutine
                     value = asyncio.run_coroutine_threadsafe(_awaited(value), self._loop).result()
+                elif isinstance(value, Future):
+                    value = value.result()
             self._finish(value, self._remotized(value))
         except BaseException as e:  # every call is answered
             self._fail(e)
@@ -91,6 +98,8 @@ class EngineCall:
         """Runs an `async` method."""
         with self._answering():
             value = await self._run(await functions.alocalized(self.request.received()))
+            if isinstance(value, Future):
+                value = await asyncio.wrap_future(value)
             remote = self._params.tensors == "remote"
             answer = await asyncio.to_thread(self._remotized, value) if remote else value  # copying blocks
             self._finish(value, answer)
@@ -146,9 +155,12 @@ class EngineCall:
             self._progress.end()
 
     def _fail(self, error: BaseException) -> None:
-        cancelled = isinstance(error, asyncio.CancelledError) and self.request.cancelled
-        name = self._params.method
-        self.request.fail(self.cancelled() if cancelled else engine_error(self._worker_id, name, error))
+        if isinstance(error, asyncio.CancelledError) and self.request.cancelled:
+            return self.request.fail(self.cancelled())
+        told = engine_error(self._worker_id, self._params.method, error)
+        if isinstance(told, EngineCallError):
+            log.error("%s() raised; its caller is told\n%s", self._params.method, told.traceback)
+        self.request.fail(told)
 
     def _remotized(self, value: Any) -> Any:
         return self._data.remotize(value) if self._params.tensors == "remote" else value

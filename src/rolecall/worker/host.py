@@ -10,12 +10,10 @@ import asyncio
 import inspect
 import logging
 import os
-import random
 import sys
 import threading
 import time
 import traceback
-import zlib
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -54,6 +52,7 @@ from rolecall.worker.calls import EngineCalls
 from rolecall.worker.engines import Engines
 from rolecall.worker.loading import load_engine_class
 from rolecall.worker.requests import Request
+from rolecall.worker.seeds import seed_generators, seed_of
 
 StartCall = Callable[[Request, Any], None]
 Answer = Callable[[Any], Awaitable[Any]]
@@ -69,12 +68,19 @@ class EngineHost:
 
     Args:
         ask_guard: Asks the worker's guard with a request of a method, and returns its answer.
+        seed: What generators are seeded with before the first engine is made.
     """
 
     def __init__(
-        self, engines: Engines, data: DataService, ask_guard: AskGuard, loop: asyncio.AbstractEventLoop
+        self,
+        engines: Engines,
+        data: DataService,
+        ask_guard: AskGuard,
+        loop: asyncio.AbstractEventLoop,
+        seed: int | None,
     ) -> None:
         self._engines, self._data, self._ask_guard, self._loop = engines, data, ask_guard, loop
+        self._seed = seed
         self._started = time.time()
         self._tasks: set[asyncio.Task[None]] = set()
         answers: dict[str, Answer] = {
@@ -146,8 +152,12 @@ class EngineHost:
 
     def _construct(self, request: Request, name: str, path: str) -> None:
         """Creates an engine, on its thread."""
+        begun = time.monotonic()
         try:
             cls = load_engine_class(path)
+            if self._seed is not None:  # now that its module has imported what it draws with
+                seed_generators(self._seed)
+                self._seed = None
             with binding.using(self._data):
                 args, kwargs = functions.localized(request.received())
                 engine = cls(*args, **kwargs)
@@ -157,8 +167,10 @@ class EngineHost:
         except BaseException as e:
             self._engines.release(name)
             text = "".join(traceback.format_exception(e))
+            log.error("the constructor of engine %r (%s) raised; its caller is told\n%s", name, path, text)
             return request.fail(EngineCreationError(self.worker_id, name, f"{type(e).__name__}: {e}", text))
         self._engines.add(name, engine)
+        log.info("engine %r (%s) was made in %.2f s", name, path, time.monotonic() - begun)
         request.finish(EngineCreated(engine_name=name))
 
     async def _destroy(self, params: Destroy) -> dict[str, str]:
@@ -191,17 +203,10 @@ class EngineHost:
     async def _configure(self, params: Configure) -> Seeded:
         seed = params.config.get("seed", 0)
         try:
-            base = int(seed)
+            seed = seed_of(int(seed), params.role, params.rank)
         except (TypeError, ValueError, OverflowError) as e:
             raise WorkerConfigurationError("bad seed", seed, "use a whole number") from e
-        seed = zlib.crc32(f"{base}/{params.role}/{params.rank}".encode())
-        random.seed(seed)
-        numpy: Any = sys.modules.get("numpy")
-        if numpy is not None:
-            numpy.random.seed(seed)
-        torch: Any = sys.modules.get("torch")
-        if torch is not None:
-            torch.manual_seed(seed)
+        seed_generators(seed)
         return Seeded(seed=seed)
 
     async def _health(self, params: WorkerRequest) -> Health:

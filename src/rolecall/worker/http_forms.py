@@ -25,7 +25,7 @@ from rolecall.errors import (
 from rolecall.protocol.worker_methods import STATUS, HttpRoute, WorkerMethod
 from rolecall.tensors import raw
 from rolecall.tensors.dtypes import dtype_name
-from rolecall.tensors.handle import RTensor
+from rolecall.tensors.handle import RTensor, pack_handles, read_handles
 from rolecall.tensors.tree import MAX_DEPTH
 from rolecall.transport import codec
 from rolecall.transport.frames import pack
@@ -109,9 +109,15 @@ def _with_handles(value: Any, depth: int = 0) -> Any:
     if not isinstance(value, dict):
         return value
     if value.keys() == {HANDLE}:
-        parts = value[HANDLE]
-        return RTensor.from_plain([parts.get(name) for name in _PARTS] if isinstance(parts, dict) else parts)
+        return _handle(value[HANDLE])
     return {key: _with_handles(item, depth + 1) for key, item in value.items()}
+
+
+def _handle(parts: Any) -> RTensor:
+    if not isinstance(parts, dict):
+        raise DecodeError("not a handle", type(parts).__name__)
+    dtype, shape, shards, pieces = map(parts.get, _PARTS)
+    return read_handles(msgspec.msgpack.encode([shards, [[dtype, shape, pieces]]]))[0]
 
 
 def json_bytes(value: Any, place: str = "result") -> bytes:
@@ -129,7 +135,8 @@ def json_bytes(value: Any, place: str = "result") -> bytes:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, RTensor):
-        return {HANDLE: dict(zip(_PARTS, value.to_plain(), strict=True))}
+        shards, ((dtype, shape, pieces),) = msgspec.msgpack.decode(pack_handles([value]))
+        return {HANDLE: dict(zip(_PARTS, (dtype, shape, shards, pieces), strict=True))}
     raise TypeError(f"a value of type {type(value).__name__}")
 
 

@@ -42,9 +42,11 @@ class ControllerMain(types.ModuleType):
         with self._lock:
             if sys.modules["__main__"] is self:
                 load = _load_script if _is_path(self._main) else importlib.import_module
+                sys.modules[MAIN_NAME] = self  # by which a scheduler that it makes now knows that it must not
                 try:
                     sys.modules["__main__"] = load(self._main)
                 except (Exception, SystemExit) as e:
+                    sys.modules.pop(MAIN_NAME, None)
                     what = f"loading the controller's program {self._main!r} failed: {type(e).__name__}: {e}"
                     raise EngineImportError("__main__", what + _advice(e)) from e
         return sys.modules["__main__"]
@@ -66,11 +68,7 @@ def _load_script(path: str) -> types.ModuleType:
         raise ImportError("it is no file of Python source")
     module = importlib.util.module_from_spec(spec)
     sys.modules[MAIN_NAME] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[MAIN_NAME]
-        raise
+    spec.loader.exec_module(module)
     module.__name__, module.__spec__ = "__main__", None
     _rename(vars(module))
     return module

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
+import logging
 import os
 import signal
 import socket
@@ -26,6 +27,7 @@ from rolecall.worker.node import WorkerNode
 def run(control: socket.socket) -> None:
     """Serves until the guard closes the control channel. `control` is connected to the guard."""
     _prepare_signals()
+    _prepare_logging()
     loop = new_loop()
     asyncio.set_event_loop(loop)
     try:
@@ -41,6 +43,15 @@ def _prepare_signals() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     faulthandler.enable(all_threads=True)  # a crash in native code leaves the Python stacks in the log
     faulthandler.register(signal.SIGUSR2, all_threads=True, chain=False)
+
+
+def _prepare_logging() -> None:
+    """The runtime's own lines go to the worker's log, whatever the engines do with logging."""
+    log, handler = logging.getLogger("rolecall"), logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s rolecall: %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
 
 
 class _Process:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+from rolecall.protocol.guard import Ports
 from rolecall.protocol.worker import WorkerConfig
+from rolecall.protocol.worker_methods import METHODS, AllocPorts
 from rolecall.tensors.backends.base import Backend
 from rolecall.tensors.backends.ray import RayBackend
 from rolecall.tensors.backends.shm import ShmBackend
@@ -14,9 +16,11 @@ from rolecall.tensors.connections import Connections
 from rolecall.tensors.fetch import Fetcher
 from rolecall.tensors.service import DataService
 from rolecall.tensors.store import Store
+from rolecall.worker.context import CurrentWorker, enter
 from rolecall.worker.engines import Engines
 from rolecall.worker.host import AskGuard, EngineHost
 from rolecall.worker.progress import Progress
+from rolecall.worker.seeds import seed_of
 from rolecall.worker.server import WorkerServer
 
 CACHE_BYTES = 1 << 30
@@ -32,7 +36,9 @@ class WorkerNode:
         self._progress = Progress(config.progress or None)
         self._engines = Engines(config.worker_id, self._progress)
         self.data = self._data_service()
-        host = EngineHost(self._engines, self.data, ask_guard, loop)
+        worker = _worker(config, loop, ask_guard)
+        enter(self.data, worker)
+        host = EngineHost(self._engines, self.data, ask_guard, loop, worker.seed)
         self._server = WorkerServer(host, config.token, loop)
 
     def start(self) -> None:
@@ -55,3 +61,26 @@ class WorkerNode:
         addresses = [f"unix:{config.socket}", f"tcp:{config.ip}:{config.port}"]
         store = Store(config.worker_id, addresses, backends, default=config.tensor_backend)
         return DataService(store, Fetcher(self._owners, Cache(CACHE_BYTES), backends, store), self._owners)
+
+
+def _worker(config: WorkerConfig, loop: asyncio.AbstractEventLoop, ask_guard: AskGuard) -> CurrentWorker:
+    role, _, index = config.worker_id.rpartition("/")
+
+    async def lease(count: int) -> list[int]:
+        answer: Ports = await ask_guard(METHODS["alloc_ports"], AllocPorts(count=count))
+        return answer.ports
+
+    return CurrentWorker(
+        id=config.worker_id,
+        role=role,
+        index=int(index),
+        replicas=config.replicas,
+        host=config.ip,
+        ports=tuple(config.ports),
+        devices=tuple(config.devices),
+        run_dir=config.run_dir,
+        seed=None if config.seed is None else seed_of(config.seed, role, int(index)),
+        target_ports=tuple(config.target_ports),
+        _lease=lease,
+        _loop=loop,
+    )

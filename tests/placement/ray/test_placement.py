@@ -40,7 +40,6 @@ CASES = [
     ),
     ("deferred, fewer cores than nodes", [spec(1, 16, strategy="deferred")], HOW, [[{"GPU": 8}, {"CPU": 1, "GPU": 8}]]),
     ("deferred, no devices", [spec(4, strategy="deferred")], HOW, [[{"CPU": 4}]]),
-    ("deferred, size of nodes unknown", [spec(4, 16, strategy="deferred")], Asking("p"), [[{"CPU": 4, "GPU": 16}]]),
     ("deferred for each", [spec(2, 16, strategy="deferred")] * 2, HOW, [[{"CPU": 1, "GPU": 8}] * 2] * 2),
     ("npu", [spec(4, 2)], NPU, [[{"CPU": 4, "NPU": 2}]]),
     ("npu, deferred", [spec(4, 16, strategy="deferred")], NPU, [[{"CPU": 2, "NPU": 8}] * 2]),
@@ -101,6 +100,15 @@ def test_a_worker_larger_than_a_node_is_told_to_span_nodes() -> None:
         place(Job("actor", 1, [spec(1, 16)]), HOW)
 
 
+@pytest.mark.parametrize("strategy", ["shared", "separate", "deferred"])
+def test_devices_that_the_cluster_lacks_are_refused(strategy: str) -> None:
+    """At once, with the options by which it may be otherwise."""
+    lacking = Asking("rc/1", accelerator="npu")
+    with pytest.raises(WorkerConfigurationError, match=r"actor/0 asks for 1 NPUs, and no node .* set accelerator="):
+        place(Job("actor", 1, [spec(1, 1, strategy=strategy)]), lacking)
+    assert place(Job("actor", 1, [spec(1, strategy=strategy)]), lacking).groups
+
+
 def test_a_placement_prints_what_it_asks_for() -> None:
     """Groups, bundles and guards are printed with their resources."""
     text = table(place(Job("actor", 1, [spec(4, 2)]), HOW))
@@ -110,7 +118,7 @@ def test_a_placement_prints_what_it_asks_for() -> None:
 sizes = st.integers(0, 200)
 
 
-@given(cpu=sizes, gpu=sizes, mem=sizes, per_node=st.integers(0, 16))
+@given(cpu=sizes, gpu=sizes, mem=sizes, per_node=st.integers(1, 16))
 def test_a_split_loses_and_adds_nothing(cpu: int, gpu: int, mem: int, per_node: int) -> None:
     """The bundles of a deferred group sum to its spec, and none is larger than a node."""
     how = Asking("p", per_node=per_node, reserve_memory=True)
@@ -118,7 +126,7 @@ def test_a_split_loses_and_adds_nothing(cpu: int, gpu: int, mem: int, per_node: 
     total = {key: sum(bundle.get(key, 0) for bundle in found) for key in ("GPU", "memory")}
     assert total == {"GPU": gpu, "memory": mem * GIB}
     assert sum(bundle.get("CPU", 0) for bundle in found) == (cpu or (LEAST_CPU if not gpu and not mem else 0))
-    assert all(bundle.get("GPU", 0) <= per_node for bundle in found if per_node)
+    assert all(bundle.get("GPU", 0) <= per_node for bundle in found)
     assert all(found)
 
 

@@ -2,4 +2,13 @@
 
 from rolecall.placement.outside import Finding, Severity
 
-__all__ = ["Finding", "Severity"]
+
+def judged(check: str, seen: str, severity: Severity | bool, advice: str, command: str = "") -> Finding:
+    """A finding with what to do about it, unless it is in order.
+
+    Args:
+        severity: True for a warning, False for nothing wrong.
+    """
+    if isinstance(severity, bool):
+        severity = Severity.WARNING if severity else Severity.OK
+    return Finding(check, severity, seen, *((advice, command) if severity is not Severity.OK else ()))

@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from rolecall.placement.outside import Finding, error, info, ok, warning
+from rolecall.cli.checks import judged
+from rolecall.placement.outside import Finding, error, info, ok
 from rolecall.protocol.devices import VARIABLES, parse_visible
 
 CHECK = "devices"
@@ -29,18 +30,13 @@ def _files(kind: str, files: list[Path]) -> Finding:
     closed = [path for path in files if not os.access(path, os.R_OK | os.W_OK)]
     if closed:
         seen = f"{', '.join(map(str, closed))} may not be opened by this user"
-        return error(
-            CHECK,
-            seen,
-            "join the group that may, or start the container with the devices",
-            f"ls -l {closed[0]}",
-        )
+        advice = "join the group that may, or start the container with the devices"
+        return error(CHECK, seen, advice, f"ls -l {closed[0]}")
     return ok(CHECK, f"{len(files)} {kind} device(s): {', '.join(path.name for path in files)}")
 
 
 def _variable(name: str, value: str, count: int) -> Finding:
     beyond = [device for device in parse_visible(value) if device.isdigit() and int(device) >= count]
-    if beyond:
-        seen = f"{name}={value} names device(s) {', '.join(beyond)}, but there are {count}"
-        return warning(CHECK, seen, "workers would not find these devices; correct the variable", f"unset {name}")
-    return ok(CHECK, f"{name}={value}")
+    seen = f"{name}={value}" + (f" names device(s) {', '.join(beyond)}, but there are {count}" if beyond else "")
+    advice = "workers would not find these devices; correct the variable"
+    return judged(CHECK, seen, bool(beyond), advice, f"unset {name}")

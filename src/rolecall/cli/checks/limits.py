@@ -6,9 +6,10 @@ import resource
 from collections.abc import Iterator
 from pathlib import Path
 
+from rolecall.cli.checks import judged
 from rolecall.cli.terminal import format_bytes
 from rolecall.guard.oom import OomWatch
-from rolecall.placement.outside import Finding, error, info, ok, warning
+from rolecall.placement.outside import Finding, Severity
 
 CHECK = "limits"
 FEW_FILES, ENOUGH_FILES = 1024, 4096
@@ -16,6 +17,7 @@ ENOUGH_PROCESSES = 4096
 ENOUGH_LOCKED = 64 << 20
 LITTLE_MEMORY = 4 << 30
 ENOUGH_MAPS = 65530
+HUGE_PAGES = "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
 
 
 def check_limits() -> Iterator[Finding]:
@@ -28,7 +30,7 @@ def check_limits() -> Iterator[Finding]:
         ("/proc/sys/kernel/pid_max", pids),
         ("/proc/sys/vm/max_map_count", maps),
         ("/proc/sys/vm/overcommit_memory", overcommit),
-        ("/sys/kernel/mm/transparent_hugepage/shmem_enabled", huge_pages),
+        (HUGE_PAGES, huge_pages),
     ):
         text = _read(path)
         if text:
@@ -41,81 +43,61 @@ def files(soft: int, hard: int) -> Finding:
     seen = f"open files: {_amount(soft)} (hard limit {_amount(hard)})"
     advice = "each worker needs some in the controller and the guard; raise it in the shell that starts the run"
     command = f"ulimit -n {min(65536, hard) if hard >= 0 else 65536}"
-    if 0 <= soft < FEW_FILES:
-        return error(CHECK, seen, advice, command)
-    return warning(CHECK, seen, advice, command) if 0 <= soft < ENOUGH_FILES else ok(CHECK, seen)
+    return judged(CHECK, seen, Severity.ERROR if 0 <= soft < FEW_FILES else 0 <= soft < ENOUGH_FILES, advice, command)
 
 
 def processes(soft: int) -> Finding:
     """Processes and threads of this user together."""
-    seen = f"processes and threads of this user: {_amount(soft)}"
-    if 0 <= soft < ENOUGH_PROCESSES:
-        return warning(
-            CHECK, seen, "a torch worker has dozens of threads; raise it", f"ulimit -u {ENOUGH_PROCESSES * 4}"
-        )
-    return ok(CHECK, seen)
+    seen, advice = f"processes and threads of this user: {_amount(soft)}", "a torch worker has dozens; raise it"
+    return judged(CHECK, seen, 0 <= soft < ENOUGH_PROCESSES, advice, f"ulimit -u {ENOUGH_PROCESSES * 4}")
 
 
 def locked_memory(soft: int) -> Finding:
     """Lockable memory, which RDMA needs."""
     seen = f"lockable memory: {'unlimited' if soft < 0 else format_bytes(soft)}"
-    if 0 <= soft < ENOUGH_LOCKED:
-        return info(CHECK, seen, "NCCL over InfiniBand needs more; other transports do not", "ulimit -l unlimited")
-    return ok(CHECK, seen)
+    advice = "NCCL over InfiniBand needs more; other transports do not"
+    severity = Severity.INFO if 0 <= soft < ENOUGH_LOCKED else Severity.OK
+    return judged(CHECK, seen, severity, advice, "ulimit -l unlimited")
 
 
 def memory(limit: int) -> Finding:
     """The memory limit of this cgroup, or the memory of the machine."""
-    seen = f"memory for this cgroup: {format_bytes(limit)}"
-    if limit < LITTLE_MEMORY:
-        return warning(CHECK, seen, "each torch worker takes 0.3 GiB before its model; raise the container's limit")
-    return ok(CHECK, seen)
+    advice = "each torch worker takes 0.3 GiB before its model; raise the container's limit"
+    return judged(CHECK, f"memory for this cgroup: {format_bytes(limit)}", limit < LITTLE_MEMORY, advice)
 
 
 def pids(text: str) -> Finding:
     """Maximum number of pids, threads included."""
-    seen = f"kernel.pid_max: {text}"
-    if int(text) < 32768:
-        return warning(CHECK, seen, "threads count too; raise it", "sudo sysctl kernel.pid_max=4194304")
-    return ok(CHECK, seen)
+    command = "sudo sysctl kernel.pid_max=4194304"
+    return judged(CHECK, f"kernel.pid_max: {text}", int(text) < 32768, "threads count too; raise it", command)
 
 
 def maps(text: str) -> Finding:
     """Memory mappings per process; each mapped tensor is one."""
-    seen = f"vm.max_map_count: {text}"
-    if int(text) < ENOUGH_MAPS:
-        return warning(CHECK, seen, "each mapped tensor takes one; raise it", "sudo sysctl vm.max_map_count=262144")
-    return ok(CHECK, seen)
+    advice, command = "each mapped tensor takes one; raise it", "sudo sysctl vm.max_map_count=262144"
+    return judged(CHECK, f"vm.max_map_count: {text}", int(text) < ENOUGH_MAPS, advice, command)
 
 
 def overcommit(text: str) -> Finding:
     """Memory overcommit, which forks rely on."""
-    seen = f"vm.overcommit_memory: {text}"
-    if text == "2":
-        advice = "with 2, forks of a process with much memory are refused"
-        return warning(CHECK, seen, advice, "sudo sysctl vm.overcommit_memory=0")
-    return ok(CHECK, seen)
+    advice = "with 2, forks of a process with much memory are refused"
+    return judged(CHECK, f"vm.overcommit_memory: {text}", text == "2", advice, "sudo sysctl vm.overcommit_memory=0")
 
 
 def huge_pages(text: str) -> Finding:
     """The setting for shared memory; the active choice is in brackets."""
     seen = f"transparent huge pages for shared memory: {text}"
-    if "[never]" in text or "[deny]" in text:
-        advice = "`advise` makes mapping large tensors faster"
-        file = "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
-        return info(CHECK, seen, advice, f"echo advise | sudo tee {file}")
-    return ok(CHECK, seen)
+    severity = Severity.INFO if "[never]" in text or "[deny]" in text else Severity.OK
+    advice = "`advise` makes mapping large tensors faster"
+    return judged(CHECK, seen, severity, advice, f"echo advise | sudo tee {HUGE_PAGES}")
 
 
 def cgroup_pids(limit: str, current: str) -> Iterator[Finding]:
     """The container's limit of processes and threads."""
-    if not limit.isdigit():
-        return
-    seen = f"processes and threads in this cgroup: {current or '?'} of {limit}"
-    if int(limit) - int(current or 0) < 1024:
-        yield warning(CHECK, seen, "raise the container's limit, for instance --pids-limit=-1")
-    else:
-        yield ok(CHECK, seen)
+    if limit.isdigit():
+        seen = f"processes and threads in this cgroup: {current or '?'} of {limit}"
+        advice = "raise the container's limit, for instance --pids-limit=-1"
+        yield judged(CHECK, seen, int(limit) - int(current or 0) < 1024, advice)
 
 
 def _amount(value: int) -> str:

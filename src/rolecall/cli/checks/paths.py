@@ -10,9 +10,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from rolecall.cli.checks import judged
 from rolecall.cli.terminal import format_bytes
 from rolecall.guard.runtime import worker_socket
-from rolecall.placement.outside import Finding, error, info, ok, warning
+from rolecall.placement.outside import Finding, Severity, error, info, ok, warning
 from rolecall.scheduler.run import private_root
 
 CHECK = "paths"
@@ -35,9 +36,8 @@ def socket_room(root: Path) -> Finding:
     room = SOCKET_PATH - len(os.fsencode(longest))
     seen = f"sockets in {root}/ leave {room} bytes for a role's name"
     advice = "the path of a Unix socket holds 107 bytes; set TMPDIR to a shorter path"
-    if room < 16:
-        return error(CHECK, seen, advice, "export TMPDIR=/tmp")
-    return info(CHECK, seen, advice, "export TMPDIR=/tmp") if room < LONGEST_ROLE else ok(CHECK, seen)
+    severity = Severity.ERROR if room < 16 else Severity.INFO if room < LONGEST_ROLE else Severity.OK
+    return judged(CHECK, seen, severity, advice, "export TMPDIR=/tmp")
 
 
 def _fileroot(root: Path) -> Iterator[Finding]:
@@ -46,16 +46,12 @@ def _fileroot(root: Path) -> Iterator[Finding]:
         return
     quoted = shlex.quote(str(root))
     if not root.is_dir() or not os.access(root, os.W_OK | os.X_OK):
-        yield error(
-            CHECK,
-            f"{root} is not a writable directory",
-            "choose another with fileroot=",
-            f"ls -ld {quoted}",
-        )
+        seen = f"{root} is not a writable directory"
+        yield error(CHECK, seen, "choose another with fileroot=", f"ls -ld {quoted}")
         return
     yield permissions(root, root.stat())
     yield _room(root)
-    yield from _clock(root)
+    yield _clock(root)
 
 
 def permissions(root: Path, found: os.stat_result) -> Finding:
@@ -74,20 +70,15 @@ def permissions(root: Path, found: os.stat_result) -> Finding:
 def _room(root: Path) -> Finding:
     space = os.statvfs(root)
     free = space.f_bavail * space.f_frsize
+    command = f"du -sh {shlex.quote(str(root))}/*/*"
     seen = f"{root} has {format_bytes(free)} free"
-    if free < LITTLE_ROOM:
-        return warning(CHECK, seen, "logs and checkpoints need space", f"du -sh {shlex.quote(str(root))}/*/*")
-    return ok(CHECK, seen)
+    return judged(CHECK, seen, free < LITTLE_ROOM, "logs and checkpoints need space", command)
 
 
-def _clock(root: Path) -> Iterator[Finding]:
+def _clock(root: Path) -> Finding:
     """Compares this host's clock with that of the file system, which for a shared one is the file server's."""
     with tempfile.NamedTemporaryFile(dir=root, prefix=".clock-") as file:
         skew = os.fstat(file.fileno()).st_mtime - time.time()
-    if abs(skew) > CLOCK_SKEW_S:
-        seen = f"the clock of {root} is {skew:+.1f} s off this host's clock"
-        yield warning(
-            "clock", seen, "times in logs and ages of files are wrong; synchronize the clocks", "timedatectl status"
-        )
-    else:
-        yield ok("clock", f"agrees with the clock of {root}")
+    seen = f"the clock of {root} is {skew:+.1f} s off this host's clock"
+    advice = "times in logs and ages of files are wrong; synchronize the clocks"
+    return judged("clock", seen, abs(skew) > CLOCK_SKEW_S, advice, "timedatectl status")

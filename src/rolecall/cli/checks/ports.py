@@ -13,6 +13,8 @@ from pathlib import Path
 
 import psutil
 
+from rolecall.cli.checks import judged
+from rolecall.cli.checks.shared_memory import opened
 from rolecall.cli.processes import GUARD_NAME, run_processes
 from rolecall.guard.ports import LOCK_FILE, lease_range
 from rolecall.placement.outside import Finding, error, info, ok, warning
@@ -44,12 +46,11 @@ def ephemeral() -> tuple[int, int]:
 
 def _range(first: int, last: int, low: int, high: int) -> Finding:
     seen = f"range of the leases: {first}-{last}; the kernel's ephemeral range: {low}-{high}"
-    if first <= high and low <= last:
-        advice = "an outgoing connection can take a leased port; leave room below the ephemeral range"
-        return warning(CHECK, seen, advice, "sudo sysctl net.ipv4.ip_local_port_range='32768 60999'")
-    if last - first < FEW:
-        return warning(CHECK, seen, f"fewer than {FEW} ports", "sudo sysctl net.ipv4.ip_local_port_range='32768 60999'")
-    return ok(CHECK, seen)
+    crossing = first <= high and low <= last
+    advice = "an outgoing connection can take a leased port; leave room below the ephemeral range"
+    command = "sudo sysctl net.ipv4.ip_local_port_range='32768 60999'"
+    few = last - first < FEW
+    return judged(CHECK, seen, crossing or few, advice if crossing else f"fewer than {FEW} ports", command)
 
 
 def _lock_file(path: Path, first: int, last: int) -> Iterator[Finding]:
@@ -76,7 +77,7 @@ def _leases(path: Path, first: int, last: int) -> Iterator[Finding]:
         return
     shown = ", ".join(map(str, ports[:SHOWN])) + (" ..." if len(ports) > SHOWN else "")
     known = {item.stat.pid for item in run_processes()}
-    odd = [pid for pid in openers(path) if pid not in known and _name(pid) != GUARD_NAME]
+    odd = [pid for pid in psutil.pids() if str(path) in opened(pid) and pid not in known and _name(pid) != GUARD_NAME]
     if odd:
         names = ", ".join(f"{pid} {_name(pid)}" for pid in odd)
         advice = "only guards hold leases; end the process, and the kernel releases the ports"
@@ -101,19 +102,6 @@ def leased(fd: int, first: int, last: int) -> list[int]:
         ports += range(max(start, low), min(end, high) + 1)
         todo += [(low, start - 1), (end + 1, high)]
     return sorted(ports)
-
-
-def openers(path: Path) -> list[int]:
-    """Processes that have a file open, as far as their descriptors are readable."""
-    found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            try:
-                if any(os.readlink(link) == str(path) for link in (process / "fd").iterdir()):  # noqa: PTH115
-                    found.append(int(process.name))
-            except OSError:
-                continue  # the process has ended, or belongs to another user
-    return sorted(found)
 
 
 def _other_listeners(first: int, last: int) -> Iterator[Finding]:

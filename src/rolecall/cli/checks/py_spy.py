@@ -34,9 +34,10 @@ def check_py_spy() -> Iterator[Finding]:
 
 
 def _refused(stderr: str) -> Finding:
-    reason = stderr.strip().splitlines()[0] if stderr.strip() else "no reason given"
+    reason = next(iter(stderr.strip().splitlines()), "no reason given")
     scope = PTRACE_SCOPE.read_text().strip() if PTRACE_SCOPE.exists() else "0"
+    advice, command = "in a container add the capability: --cap-add SYS_PTRACE", ""
     if scope != "0":
         advice = f"kernel.yama.ptrace_scope is {scope}; 0 allows a user's processes to trace each other"
-        return warning(CHECK, f"py-spy may not attach: {reason}", advice, "sudo sysctl kernel.yama.ptrace_scope=0")
-    return warning(CHECK, f"py-spy may not attach: {reason}", "in a container add the capability: --cap-add SYS_PTRACE")
+        command = "sudo sysctl kernel.yama.ptrace_scope=0"
+    return warning(CHECK, f"py-spy may not attach: {reason}", advice, command)

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from rolecall.cli.client import is_listening
 from rolecall.cli.processes import run_processes
 from rolecall.cli.rundir import age
 from rolecall.placement.outside import Finding, error, ok, warning
 from rolecall.scheduler.run import private_root
+from rolecall.transport.address import listens
 
 CHECK = "runtime directories"
 YOUNG_S = 60.0  # a run that is starting creates its directory before it has a process
@@ -55,7 +55,7 @@ def _secrecy(directory: Path) -> Iterator[Finding]:
 def _staleness(directory: Path, living: set[str]) -> Iterator[Finding]:
     sockets = [*directory.glob("*.sock"), *directory.glob("w/*.sock")]
     young = age(directory.lstat().st_mtime) < YOUNG_S
-    if young or directory.name in living or any(is_listening(path) for path in sockets):
+    if young or directory.name in living or any(listens(str(path)) for path in sockets):
         return
     seen = f"{directory} is left over: no process listens on its sockets or has its run id"
     yield warning(CHECK, seen, "remove it", _rm(directory))

@@ -6,7 +6,10 @@ import os
 import re
 import shlex
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from rolecall.cli.rundir import age
 from rolecall.cli.terminal import format_bytes
@@ -59,25 +62,24 @@ def _old(path: Path) -> bool:
 def in_use(paths: dict[str, Path]) -> set[str]:
     """The paths that some process has mapped or open, as far as /proc is readable."""
     used: set[str] = set()
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            used |= paths.keys() & (_mapped(process) | _opened(process))
+    for pid in psutil.pids():
+        used |= paths.keys() & {*_mapped(pid), *opened(pid)}
     return used
 
 
-def _mapped(process: Path) -> set[str]:
+def _mapped(pid: int) -> list[str]:
     try:
-        lines = (process / "maps").read_text(errors="replace").splitlines()
+        lines = Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines()
     except OSError:
-        return set()
-    return {line.split(maxsplit=5)[5] for line in lines if line.count(" ") >= 5 and "/" in line}
+        return []
+    return [line.split(maxsplit=5)[5] for line in lines if line.count(" ") >= 5 and "/" in line]
 
 
-def _opened(process: Path) -> set[str]:
-    found = set()
-    try:
-        for link in (process / "fd").iterdir():
-            found.add(os.readlink(link))  # noqa: PTH115 - not every target of these links is a path
-    except OSError:
-        pass  # the process has ended, or belongs to another user
+def opened(pid: int) -> list[str]:
+    """What a process has open; nothing when it has ended or belongs to another user."""
+    found = []
+    with suppress(OSError):
+        for name in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208
+            with suppress(FileNotFoundError):  # closed in the meantime, as that of this listing is
+                found.append(os.readlink(f"/proc/{pid}/fd/{name}"))  # noqa: PTH115 - not all are paths
     return found

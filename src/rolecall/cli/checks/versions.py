@@ -10,7 +10,8 @@ import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 
-from rolecall.placement.outside import Finding, error, info, ok, warning
+from rolecall.cli.checks import judged
+from rolecall.placement.outside import Finding, Severity, error, info, ok, warning
 
 CHECK = "versions"
 OLDEST_PYTHON = (3, 11)
@@ -49,9 +50,8 @@ def older(version: str, oldest: str) -> bool:
 
 def _python(version: tuple[int, int]) -> Finding:
     seen = f"Python {platform.python_version()} at {sys.executable}"
-    if version < OLDEST_PYTHON:
-        return error(CHECK, seen, "use Python 3.11 or newer", "python3.11 -m venv .venv")
-    return ok(CHECK, seen)
+    severity = Severity.ERROR if version < OLDEST_PYTHON else Severity.OK
+    return judged(CHECK, seen, severity, "use Python 3.11 or newer", "python3.11 -m venv .venv")
 
 
 def _needed(found: dict[str, str | None]) -> Iterator[Finding]:
@@ -77,18 +77,15 @@ def _usable(name: str, version: str | None) -> Finding:
 
 
 def _uvloop(version: str | None) -> Finding:
-    if version is None and platform.python_implementation() == "CPython":
-        return warning(
-            "uvloop", "uvloop is not installed; asyncio is used", "calls are slower without it", _pip("uvloop")
-        )
-    return ok("uvloop", f"uvloop {version}")
+    seen = f"uvloop {version}" if version else "uvloop is not installed; asyncio is used"
+    missing = version is None and platform.python_implementation() == "CPython"
+    return judged("uvloop", seen, missing, "calls are slower without it", _pip("uvloop"))
 
 
 def _compiled(found: bool) -> Finding:
-    if not found:
-        seen = "rolecall's C extension is not compiled; Python does its work"
-        return warning(CHECK, seen, "calls are slower without it; install a C compiler, then rolecall again")
-    return ok(CHECK, "rolecall's C extension is compiled")
+    seen = "is compiled" if found else "is not compiled; Python does its work"
+    advice = "calls are slower without it; install a C compiler, then rolecall again"
+    return judged(CHECK, f"rolecall's C extension {seen}", not found, advice)
 
 
 def _pip(requirement: str) -> str:

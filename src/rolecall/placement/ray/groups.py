@@ -41,12 +41,11 @@ def place(job: Job, how: Asking) -> RoleGroups:
     """What a job asks for.
 
     Raises:
-        WorkerConfigurationError: Its specs name different strategies, or a worker that cannot be split asks for more
-            devices than a node has.
+        WorkerConfigurationError: Its specs name different strategies, or a worker asks for devices that the cluster
+            lacks: for any, or, when it cannot be split, for more than a node has.
     """
     strategy, specs = strategy_of(job), job.specs()
-    if strategy != "deferred":
-        _check_fits(job, how)
+    _check_fits(job, how, strategy)
     workers = [worker_id(job.role, i) for i in range(job.replicas)]
     bundles = [
         _split(spec, how) if strategy == "deferred" else [_bundle(spec.cpu, spec.gpu, spec.mem * GIB, how)]
@@ -115,7 +114,7 @@ def shares(total: int, weights: Sequence[int]) -> list[int]:
 
 def _split(spec: SchedulingSpec, how: Asking) -> list[Resources]:
     """The bundles of an engine that spans nodes: as many devices in each as a node has, the rest in proportion."""
-    full, rest = divmod(spec.gpu, how.per_node) if how.per_node else (0, spec.gpu)
+    full, rest = divmod(spec.gpu, max(how.per_node, 1))
     devices = [how.per_node] * full + [rest] * bool(rest or not full)
     weights = devices if spec.gpu else [1]
     parts = zip(devices, shares(spec.cpu, weights), shares(spec.mem * GIB, weights), strict=True)
@@ -131,10 +130,17 @@ def _bundle(cpu: int, gpu: int, memory: int, how: Asking) -> Resources:
     return {key: value for key, value in asked.items() if value} or {"CPU": LEAST_CPU}
 
 
-def _check_fits(job: Job, how: Asking) -> None:
+def _check_fits(job: Job, how: Asking, strategy: RayPlacementStrategy) -> None:
+    """Refuses what no node of the cluster can ever hold."""
+    if how.accelerator == "none":
+        return
+    kind = DEVICE_KEYS[how.accelerator]
     for i, spec in enumerate(job.specs()):
-        if how.accelerator != "none" and 0 < how.per_node < spec.gpu:
-            wanted = f"{spec.gpu} {DEVICE_KEYS[how.accelerator]}s of one node"
-            what = f"worker {worker_id(job.role, i)} asks for {wanted}, and nodes have {how.per_node}"
-            expected = "use ray_placement_strategy='deferred' for engines that span nodes, or set n_gpus_per_node"
-            raise WorkerConfigurationError(what, None, expected)
+        if spec.gpu <= how.per_node or (strategy == "deferred" and how.per_node):
+            continue
+        what = f"worker {worker_id(job.role, i)} asks for {spec.gpu} {kind}s of one node, and nodes have {how.per_node}"
+        expected = "use ray_placement_strategy='deferred' for engines that span nodes, or set n_gpus_per_node"
+        if not how.per_node:
+            what = f"worker {worker_id(job.role, i)} asks for {spec.gpu} {kind}s, and no node of the cluster has any"
+            expected = "set accelerator= to what the nodes have, or n_gpus_per_node= where nodes are added on demand"
+        raise WorkerConfigurationError(what, None, expected)

@@ -110,7 +110,9 @@ class Mappings:
             self._reclaim()
             idle = self._idle.pop(status.st_ino, None)
             if idle is None:
-                self._drop_deleted()
+                deleted = [inode for inode, hold in self._idle.items() if not _exists(hold.path, inode)]
+                for inode in deleted:
+                    del self._idle[inode]
             else:
                 self.reused += 1
         if idle is None or idle.span.size != status.st_size:
@@ -126,12 +128,6 @@ class Mappings:
             self._idle[hold.inode] = hold
         while len(self._idle) > _IDLE or sum(hold.span.size for hold in self._idle.values()) > self._budget:
             self._idle.popitem(last=False)
-
-    def _drop_deleted(self) -> None:
-        """Drops idle mappings of segments that no longer exist."""
-        for inode, hold in list(self._idle.items()):
-            if not _exists(hold.path, inode):
-                del self._idle[inode]
 
     def close(self) -> None:
         """Drops all idle mappings; held ones end with their tensors."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rolecall.errors import ShardNotFoundError, TensorError, WorkerTimeoutError
-from rolecall.tensors.backends.ray_session import GetTimeout, Lost, RaySession
+from rolecall.tensors.backends.ray_session import OTHER_OBJECT, RaySession
 from rolecall.tensors.dtypes import over
 from rolecall.tensors.raw import row_major
 from rolecall.tensors.shard import Shard, Where
@@ -56,11 +56,10 @@ class RayBackend:
         if not problem:
             try:
                 reference, where = self._session.put(row_major(tensor))
-            except Exception as e:  # a full disk, for instance; another backend stores it
-                problem = f"{type(e).__name__}: {e}"
-            else:
                 self._own[shard_id] = reference, tensor.nbytes
                 return where
+            except Exception as e:  # a full disk, for instance; another backend stores it
+                problem = f"{type(e).__name__}: {e}"
         self._warn_once(problem)
         return None
 
@@ -101,17 +100,17 @@ class RayBackend:
         shards = [shard for shard, _ in known]
         try:
             found = self._session.get([reference for _, reference in known], self._timeout)
-        except GetTimeout as e:
+        except TimeoutError as e:
             raise WorkerTimeoutError(shards[0].owner, self._timeout, "tensors in Ray's object store") from e
         except Exception as e:  # Ray raises its own kinds and Python's
             _raise_lost([(shard, f"{type(e).__name__}: {e}") for shard in shards], e)
             raise
         pairs = list(zip(shards, found, strict=True))
-        _raise_lost([(shard, got.kind) for shard, got in pairs if isinstance(got, Lost)])
-        whole = [(shard, got) for shard, got in pairs if not isinstance(got, Lost)]
-        _raise_lost([(shard, "another object lies there") for shard, got in whole if got.nbytes != shard.nbytes])
+        _raise_lost([(shard, got) for shard, got in pairs if isinstance(got, str)])
+        whole = [(shard, got) for shard, got in pairs if not isinstance(got, str)]
+        _raise_lost([(shard, OTHER_OBJECT) for shard, got in whole if got.nbytes != shard.nbytes])
         self._counts["read"] += len(whole)
-        self._counts["read_bytes"] += sum(shard.nbytes for shard, _ in whole)
+        self._counts["read_bytes"] += sum(shard.nbytes for shard in shards)
         return [over(got, shard.dtype, shard.numel) for shard, got in whole]
 
     def _problem(self) -> str:

@@ -26,7 +26,7 @@ import time
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 from rolecall.errors import TensorError
 from rolecall.tensors.shard import Where
@@ -40,17 +40,8 @@ RETRY_S = 60.0
 _HEAD_PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
 _FOR_EVER = "1000000"
 _ID = 28  # bytes of an object's, a worker's and a node's id
+OTHER_OBJECT = "another object lies there"
 _NIL = b"\xff" * _ID  # Ray's id of nothing
-
-
-class Lost(NamedTuple):
-    """Why there is no object: the name that Ray has for it."""
-
-    kind: str
-
-
-class GetTimeout(Exception):
-    """Ray did not get the objects in time."""
 
 
 class RaySession:
@@ -110,10 +101,8 @@ class RaySession:
         thread.join(CONNECT_S)
         if not outcome:
             return f"not connected within {CONNECT_S:g} s"
-        if outcome[0] is not None:
-            return _innermost(outcome[0])
-        self._ours = True
-        return ""
+        self._ours = outcome[0] is None
+        return "" if outcome[0] is None else _innermost(outcome[0])
 
     def _adopt(self, address: str) -> str:
         attached = ray_internals.attachment()
@@ -157,34 +146,31 @@ class RaySession:
         owner = OwnerAddress(str(where["ip"]), int(where["port"]), str(where["worker"]), str(where["node"]))
         return self._connection().reference(bytes.fromhex(str(where["object"])), owner)
 
-    def get(self, references: Sequence[Any], timeout: float) -> list[memoryview | Lost]:
+    def get(self, references: Sequence[Any], timeout: float) -> list[memoryview | str]:
         """The objects' bytes, not copied and not to be changed; they may outlive the objects.
 
-        Raises:
-            GetTimeout: Not all are here in time, or known to be lost.
-        """
-        from ray.exceptions import GetTimeoutError
+        Returns:
+            A string for an object that is lost: Ray's name of the reason.
 
-        try:
-            found = self._connection().get(references, timeout)
-        except GetTimeoutError as e:
-            raise GetTimeout from e
-        return [self._view(data, metadata) for data, metadata in found]
+        Raises:
+            TimeoutError: Not all are here in time, or known to be lost.
+        """
+        return [self._view(data, metadata) for data, metadata in self._connection().get(references, timeout)]
 
     def _connection(self) -> Attachment:
         if self._attached is None:
             raise TensorError(f"Ray's object store cannot be reached: {self.problem}")
         return self._attached
 
-    def _view(self, data: Any, metadata: bytes) -> memoryview | Lost:
+    def _view(self, data: Any, metadata: bytes) -> memoryview | str:
         import numpy
 
         kind = metadata.partition(b",")[0]
         if kind != b"PYTHON":
-            return Lost(ray_internals.error_name(kind) or repr(kind))
+            return ray_internals.error_name(kind) or repr(kind)
         buffers = ray_internals.out_of_band_buffers(data)
         if len(buffers) != 1:
-            return Lost("another object lies there")
+            return OTHER_OBJECT
         address = numpy.frombuffer(buffers[0], numpy.uint8).ctypes.data
         memory = (ctypes.c_ubyte * buffers[0].nbytes).from_address(address)
         weakref.finalize(memory, self._give_back, data).atexit = False
@@ -228,10 +214,9 @@ def _init(address: str, outcome: list[BaseException | None]) -> None:
     try:
         with _side_effects_reverted():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        outcome.append(None)
     except BaseException as e:
         outcome.append(e)
-    else:
-        outcome.append(None)
 
 
 @contextmanager
@@ -243,11 +228,9 @@ def _side_effects_reverted() -> Iterator[None]:
         yield
     finally:
         sys.excepthook = hook
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in before:
+            os.environ.pop(name, None)
+        os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 def _watched(store: str) -> int:

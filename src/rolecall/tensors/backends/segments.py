@@ -48,7 +48,7 @@ class Segment:
 
     def wipe(self, offset: int) -> None:
         """Overwrites the id, so that readers see that the shard was freed."""
-        self.memory[offset - HEADER : offset - HEADER + 16] = bytes(16)
+        self.mark(offset, "00" * 16)
 
     def in_use(self) -> bool:
         """True while a reader, in any process, has it mapped."""
@@ -69,10 +69,8 @@ class Segment:
 def advise_huge(memory: mmap.mmap) -> None:
     """Asks for huge pages, where the kernel gives them to shared memory on advice."""
     if len(memory) >= 2 * MIB and hasattr(mmap, "MADV_HUGEPAGE"):
-        try:
+        with contextlib.suppress(OSError):  # a kernel without them
             memory.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:
-            return  # a kernel without them
 
 
 class Pool:
@@ -137,14 +135,9 @@ class Pool:
 
     def metrics(self) -> dict[str, int]:
         with self._lock:
-            return {
-                "segments": len(self._used),
-                "segment_bytes": sum(s.capacity for s in self._used.values()),
-                "idle_segments": len(self._idle),
-                "idle_bytes": self._idle_bytes,
-                "reused": self._reused,
-                "created": self._created,
-            }
+            used = {"segments": len(self._used), "segment_bytes": sum(s.capacity for s in self._used.values())}
+            idle = {"idle_segments": len(self._idle), "idle_bytes": self._idle_bytes}
+            return {**used, **idle, "reused": self._reused, "created": self._created}
 
     def close(self) -> None:
         with self._lock:

@@ -32,6 +32,8 @@ SLAB = 16 * MIB
 
 @dataclass
 class _Slab:
+    """A segment and its shards: one large one, or many small ones."""
+
     segment: Segment
     used: int = 0
     shards: set[str] = field(default_factory=set)
@@ -58,18 +60,18 @@ class ShmBackend:
         self._limit = limit if mappings is None else mappings
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._own: dict[str, Segment] = {}
-        self._packed: dict[str, tuple[_Slab, int]] = {}
-        self._slab: _Slab | None = None
+        self._places: dict[str, tuple[_Slab, int]] = {}  # of own shards, with the offset of their elements
+        self._slab: _Slab | None = None  # the one that small shards are put into
         self._counts = {"mapped": 0, "copied": 0, "unreachable": 0}
 
     def put(self, shard_id: str, tensor: torch.Tensor) -> Where | None:
         if tensor.nbytes < SMALLEST or not segments.available():
             return None
-        place = self._place(shard_id, tensor.nbytes)
+        with self._lock:
+            place = self._place(shard_id, tensor.nbytes)
         if place is None:
             return None
-        segment, offset = place
+        segment, offset = place[0].segment, place[1]
         name = str(tensor.dtype).removeprefix("torch.")
         try:
             over(segment.memory, name, tensor.numel(), offset).view(tensor.shape).copy_(tensor.detach())
@@ -78,39 +80,26 @@ class ShmBackend:
                 self._free(shard_id)
             raise
         segment.mark(offset, shard_id)
-        return {
-            "host": host_identity(),
-            "pid": self._pid,
-            "fd": segment.fd,
-            "inode": segment.inode,
-            "offset": offset,
-        }
+        where = {"pid": self._pid, "fd": segment.fd, "inode": segment.inode, "offset": offset}
+        return {"host": host_identity(), **where}
 
-    def _place(self, shard_id: str, nbytes: int) -> tuple[Segment, int] | None:
-        with self._lock:
-            if nbytes < PACKED:
-                return self._place_packed(shard_id, nbytes)
-            segment = self._pool.acquire(HEADER + nbytes)
-            if segment is None:
-                return None
-            self._own[shard_id] = segment
-            return segment, HEADER
-
-    def _place_packed(self, shard_id: str, nbytes: int) -> tuple[Segment, int] | None:
+    def _place(self, shard_id: str, nbytes: int) -> tuple[_Slab, int] | None:
+        packed = nbytes < PACKED
         room = HEADER + -(-nbytes // HEADER) * HEADER
-        slab = self._slab
+        slab = self._slab if packed else None
         if slab is None or slab.used + room > slab.segment.capacity:
-            segment = self._pool.acquire(SLAB)
+            segment = self._pool.acquire(SLAB if packed else HEADER + nbytes)
             if segment is None:
                 return None
             if slab is not None and not slab.shards:
                 self._pool.release(slab.segment)
-            slab = self._slab = _Slab(segment)
-        offset = slab.used + HEADER
+            slab = _Slab(segment)
+            if packed:
+                self._slab = slab
+        place = self._places[shard_id] = slab, slab.used + HEADER
         slab.used += room
         slab.shards.add(shard_id)
-        self._packed[shard_id] = (slab, offset)
-        return slab.segment, offset
+        return place
 
     def delete(self, shards: Sequence[Shard]) -> None:
         with self._lock:
@@ -118,11 +107,8 @@ class ShmBackend:
                 self._free(shard.id)
 
     def _free(self, shard_id: str) -> None:
-        if (segment := self._own.pop(shard_id, None)) is not None:
-            segment.wipe(HEADER)
-            self._pool.release(segment)
-        elif (packed := self._packed.pop(shard_id, None)) is not None:
-            slab, offset = packed
+        slab, offset = self._places.pop(shard_id, (None, 0))
+        if slab is not None:
             slab.segment.wipe(offset)
             slab.shards.discard(shard_id)
             if not slab.shards and slab is not self._slab:
@@ -150,23 +136,16 @@ class ShmBackend:
     def _copy_own(self, shard: Shard) -> torch.Tensor | None:
         """A copy of an own shard that cannot be mapped: no descriptor is left, or `/proc` is hidden."""
         with self._lock:  # so that it is not freed meanwhile
-            if (segment := self._own.get(shard.id)) is not None:
-                return over(segment.memory, shard.dtype, shard.numel, HEADER).clone()
-            if (packed := self._packed.get(shard.id)) is not None:
-                slab, offset = packed
-                return over(slab.segment.memory, shard.dtype, shard.numel, offset).clone()
-        return None
+            slab, offset = self._places.get(shard.id, (None, 0))
+            return over(slab.segment.memory, shard.dtype, shard.numel, offset).clone() if slab else None
 
     def _map_whole(self, shard: Shard) -> torch.Tensor | None:
         mapped = self._mappings.map(shard.where)
-        if mapped is None or len(self._mappings) > self._limit:
-            tensor = self._copy_out(mapped, shard)
-        elif (offset := _offset(mapped, shard)) is not None:
+        offset = None if mapped is None else _offset(mapped, shard)
+        if mapped is not None and offset is not None and len(self._mappings) <= self._limit:
             self._counts["mapped"] += 1
             return over(mapped.view(), shard.dtype, shard.numel, offset)
-        else:
-            self._counts["unreachable"] += 1
-            tensor = None
+        tensor = self._copy_out(mapped, shard)
         if mapped is not None:
             mapped.close()
         return tensor
@@ -179,18 +158,14 @@ class ShmBackend:
         return over(mapped.span.view(), shard.dtype, shard.numel, offset).clone()
 
     def metrics(self) -> dict[str, Any]:
-        with self._lock:
-            shards = len(self._own) + len(self._packed)
-        return {"shards": shards, **self._mappings.metrics(), **self._counts, **self._pool.metrics()}
+        own = {"shards": len(self._places), **self._counts}
+        return {**own, **self._mappings.metrics(), **self._pool.metrics()}
 
     def close(self) -> None:
         with self._lock:
-            for segment in self._own.values():
-                segment.wipe(HEADER)
-            for slab, offset in self._packed.values():
+            for slab, offset in self._places.values():
                 slab.segment.wipe(offset)
-            self._own.clear()
-            self._packed.clear()
+            self._places.clear()
             self._slab = None
             self._pool.close()
         self._mappings.close()

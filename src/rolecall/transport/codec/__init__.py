@@ -29,7 +29,7 @@ from rolecall.protocol.message import from_plain
 from rolecall.transport.codec import arrays, plain, rows, tensors, user_types  # noqa: F401  # they add their rules
 from rolecall.transport.codec.exceptions import short_name
 from rolecall.transport.codec.places import Refused
-from rolecall.transport.codec.reader import DECODERS, LISTED_TYPES, Reader
+from rolecall.transport.codec.reader import DECODERS, LISTED_TYPES, Listed, Reader
 from rolecall.transport.codec.writer import ENCODERS, RESOLVERS, Writer
 from rolecall.transport.frames import DEFAULT_LIMITS
 
@@ -155,8 +155,10 @@ def _raise(e: Exception) -> NoReturn:
     raise DecodeError("not a valid encoded value", f"{type(e).__name__}: {e}"[:_SEEN]) from e
 
 
-def extension(code: int, cls: type, encode: Callable[[Any], Any], decode: Callable[[Any, Any], Any]) -> None:
-    """Adds a type of another layer.
+def extension(
+    code: int, cls: type, pack: Callable[[Sequence[Any]], bytes], read: Callable[[bytes, Any], list[Any]]
+) -> None:
+    """Adds a type of another layer. A value holds objects of one such type.
 
     Its objects lie in a list before the value that refers to them, each once, so that the receiver may put something
     else in their places while it decodes the value (see `Received`).
@@ -164,19 +166,19 @@ def extension(code: int, cls: type, encode: Callable[[Any], Any], decode: Callab
     Args:
         code: From 1 to 127, one for each type, the same on both sides.
         cls: Exactly this class, not its subclasses.
-        encode: Returns a value that travels.
-        decode: Gets that value and the `context` of `rolecall.transport.codec.decode`; returns the object.
+        pack: Returns all objects of a value as bytes.
+        read: Gets these bytes and the `context` of `rolecall.transport.codec.decode`; returns the objects.
 
     Raises:
         ValueError: The code is taken by another class, or out of range.
     """
     if code not in _CODES:
         raise ValueError(f"code {code} of {cls.__qualname__} is not from 1 to 127")
-    taken, _ = LISTED_TYPES.get(code, (cls, decode))
+    taken = LISTED_TYPES.get(code, Listed(cls, pack, read)).cls
     if short_name(taken) != short_name(cls):  # the same class of a module loaded again is fine
         raise ValueError(f"code {code} of {cls.__qualname__} is taken by {taken.__qualname__}")
-    ENCODERS[cls] = lambda writer, value: writer.listed(code, value, encode)
-    LISTED_TYPES[code] = cls, decode
+    ENCODERS[cls] = lambda writer, value: writer.listed(code, value)
+    LISTED_TYPES[code] = Listed(cls, pack, read)
 
 
 def register_type(

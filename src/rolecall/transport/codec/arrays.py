@@ -7,9 +7,10 @@ dtype that a header claims is checked against the buffer's length before an arra
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
-from functools import partial
+from functools import cache, partial
 from math import prod
 from typing import Any
 
@@ -87,10 +88,11 @@ def _dtype_of(form: Any) -> Any:
     return dtype
 
 
+@cache
 def required(module: str, what: str) -> Any:
     """The module of an extra, which is needed for what arrived."""
     try:
-        return __import__(module)
+        return importlib.import_module(module)
     except ImportError as e:
         raise DecodeError(f"{what} arrived, but {module} is not installed here; pip install 'rolecall[torch]'") from e
 
@@ -100,9 +102,13 @@ _numpy = partial(required, "numpy", "an array")
 
 def checked_shape(shape: Any, itemsize: int, memory: memoryview) -> tuple[int, ...]:
     """Returns `shape` as a tuple when it is one and needs exactly the bytes of `memory`."""
-    if number_of_elements(shape) * itemsize != len(memory):
-        raise DecodeError(f"shape {shape} of {itemsize}-byte items does not fit the number of bytes", len(memory))
+    check_size(number_of_elements(shape), itemsize, memory)
     return tuple(shape)
+
+
+def check_size(count: int, itemsize: int, memory: memoryview) -> None:
+    if count * itemsize != len(memory):
+        raise DecodeError(f"{count} {itemsize}-byte items do not fit the number of bytes", len(memory))
 
 
 def number_of_elements(shape: Any) -> int:

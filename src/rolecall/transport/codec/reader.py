@@ -9,7 +9,7 @@ Codes below 0 are ours, codes above 0 belong to `codec.extension`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from msgspec import msgpack
 
@@ -19,7 +19,17 @@ from rolecall.transport.frames import MAX_DEPTH
 T = TypeVar("T")
 
 DECODERS: dict[int, Callable[[Reader, memoryview], Any]] = {}
-LISTED_TYPES: dict[int, tuple[type, Callable[[Any, Any], Any]]] = {}  # and what makes their objects again
+
+
+class Listed(NamedTuple):
+    """A type of another layer: how the objects of a value become bytes, and objects again."""
+
+    cls: type
+    pack: Callable[[Sequence[Any]], bytes]
+    read: Callable[[bytes, Any], list[Any]]
+
+
+LISTED_TYPES: dict[int, Listed] = {}
 TUPLES = -66  # a list of tuples that hold what msgpack holds, packed as lists are
 TABLE, LISTED = -64, -65  # objects that lie in a list before the value, and what stands for one in the value
 MOST_ROWS = 1 << 22  # of one value: a row that arrives in columns may take a byte and becomes an object
@@ -74,13 +84,14 @@ class Reader:
         """Reads the list before the value; it is the first thing in a header, and stands there once."""
         if self._depth != 1 or self._body is not None or self._table:
             raise DecodeError("a list of references inside a value")
-        codes, forms, body = self.items(data, 3)
-        if type(codes) is not list or type(forms) is not list or type(body) is not bytes or not codes:
+        code, packed, body = self.items(data, 3)
+        if type(code) is not int or type(packed) is not bytes or type(body) is not bytes:
             raise DecodeError("a list of references is not the list that it must be")
-        if not LISTED_TYPES.keys() >= set(codes):
-            raise DecodeError("unknown code of a reference")
-        context = self.context
-        self._table = [LISTED_TYPES[code][1](form, context) for code, form in zip(codes, forms, strict=True)]
+        if code not in LISTED_TYPES:
+            raise DecodeError("unknown code of a reference", code)
+        self._table = LISTED_TYPES[code].read(packed, self.context)
+        if not self._table:
+            raise DecodeError("an empty list of references")
         self._body = body
 
     def listed(self, data: memoryview) -> Any:

@@ -18,7 +18,7 @@ from math import prod
 from typing import Any
 
 from rolecall.errors import DecodeError
-from rolecall.transport.codec.arrays import INLINE, checked_shape, number_of_elements, required
+from rolecall.transport.codec.arrays import INLINE, check_size, number_of_elements, required
 from rolecall.transport.codec.exceptions import full_name
 from rolecall.transport.codec.places import Refused
 from rolecall.transport.codec.reader import DECODERS, Reader
@@ -108,7 +108,7 @@ def _decode_tensor(reader: Reader, data: memoryview) -> Any:
 def _received(reader: Reader, name: Any, count: int, ref: Any) -> Any:
     """So many numbers in a buffer, on the device that the receiver wants them on."""
     dtype, memory = _dtype_of(name), reader.buffer(ref)
-    checked_shape([count], dtype.itemsize, memory)
+    check_size(count, dtype.itemsize, memory)
     torch = _torch()
     flat = torch.frombuffer(memory, dtype=dtype) if len(memory) else torch.empty(0, dtype=dtype)
     device = getattr(reader.context, "tensor_device", None)
@@ -124,7 +124,7 @@ def _small_tensors(writer: Writer, values: Sequence[Any]) -> Any:
         return None
     shapes = [list(value.shape) for value in values]
     with torch.no_grad():
-        joined = torch.cat([value.reshape(-1) for value in values])
+        joined = torch.cat([value if value.dim() == 1 else value.reshape(-1) for value in values])
     return writer.extension(SMALL_TENSORS, [name, shapes, writer.buffer(_memory(joined), INLINE)])
 
 

@@ -13,7 +13,7 @@ from msgspec.msgpack import Ext
 from rolecall.transport.codec.native import ALL_NATIVE, FOREIGN, MOST, NATIVE, NATIVE_TUPLES, scan
 from rolecall.transport.codec.native import encode as pack_plain
 from rolecall.transport.codec.places import Refused
-from rolecall.transport.codec.reader import LISTED, MOST_ROWS, TABLE, TUPLES
+from rolecall.transport.codec.reader import LISTED, LISTED_TYPES, MOST_ROWS, TABLE, TUPLES
 from rolecall.transport.frames import MAX_DEPTH
 
 CAREFUL = NATIVE - {int, str}  # what msgpack takes whatever its value is
@@ -61,7 +61,7 @@ class Writer:
     def __init__(self) -> None:
         self.buffers: list[memoryview] = []
         self.native = NATIVE
-        self._listed: dict[int, tuple[Any, int, int, Any]] = {}  # by identity; holds the object, too
+        self._listed: dict[int, tuple[int, int, Any]] = {}  # by identity: number, code, the object
         self._depth = 0
         self._columned = 0  # rows written as columns
 
@@ -140,20 +140,18 @@ class Writer:
         """Wraps `payload`, which must be plain already."""
         return Ext(code, pack_plain(payload))
 
-    def listed(self, code: int, value: Any, form: Callable[[Any], Any]) -> Ext:
-        """Puts `form(value)` into the list before the value. Returns what stands for it: its number there."""
-        known = self._listed.get(id(value))
-        if known is None:
-            known = self._listed[id(value)] = (value, len(self._listed), code, form(value))
-        return Ext(LISTED, pack_plain(known[1]))
+    def listed(self, code: int, value: Any) -> Ext:
+        """Puts an object into the list before the value. Returns what stands for it: its number there."""
+        known = self._listed.setdefault(id(value), (len(self._listed), code, value))
+        return Ext(LISTED, pack_plain(known[0]))
 
     def header(self, value: Any) -> bytes:
         """`value` as bytes, behind the list of what it refers to."""
         body = pack_plain(self.plain(value))
         if not self._listed:
             return body
-        codes, forms = ([entry[i] for entry in self._listed.values()] for i in (2, 3))
-        return pack_plain(self.extension(TABLE, [codes, self.column(forms), body]))
+        _, (code, *_), objects = zip(*self._listed.values(), strict=True)
+        return pack_plain(self.extension(TABLE, [code, LISTED_TYPES[code].pack(objects), body]))
 
     def buffer(self, memory: memoryview, inline: int) -> int | bytes:
         """Hands over flat `memory`. Returns what stands for it: a number, or the bytes when there are few."""

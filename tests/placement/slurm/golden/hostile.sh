@@ -3,8 +3,8 @@
 #SBATCH --comment=rolecall/0123456789ab
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
-#SBATCH --cpus-per-task=8
-#SBATCH --mem=32768M
+#SBATCH --cpus-per-task=1
+#SBATCH --mem=4096M
 #SBATCH --gres=gpu:1
 #SBATCH --signal=B:URG@120
 #SBATCH --output=/dev/null
@@ -34,7 +34,7 @@ END_OF_CONFIGURATION
 
 exec 3>&1
 coproc guards {
-    exec srun --nodes=1 --ntasks=1 --ntasks-per-node=1 --cpus-per-task=8 --kill-on-bad-exit=1 --input=all --mpi=none --label --chdir '/it'"'"'s #1' \
+    exec srun --nodes=1 --ntasks=1 --ntasks-per-node=1 --cpus-per-task=1 --kill-on-bad-exit=1 --input=all --mpi=none --label --chdir '/it'"'"'s #1' \
         apptainer exec --nv '--bind=/home/u/it'"'"'s "here" $(touch owned) `touch owned` \ #
 #SBATCH --comment=stolen
 END_OF_CONFIGURATION

@@ -3,8 +3,8 @@
 #SBATCH --comment=rolecall/0123456789ab
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
-#SBATCH --cpus-per-task=64
-#SBATCH --mem=262144M
+#SBATCH --cpus-per-task=8
+#SBATCH --mem=32768M
 #SBATCH --gres=gpu:8
 #SBATCH --signal=B:URG@120
 #SBATCH --output=/dev/null
@@ -25,7 +25,7 @@ export PYTHONPATH=/home/u/project:/home/u/rolecall/src"${PYTHONPATH:+:$PYTHONPAT
 
 exec 3>&1
 coproc guards {
-    exec srun --nodes=1 --ntasks=1 --ntasks-per-node=1 --cpus-per-task=64 --kill-on-bad-exit=1 --input=all --mpi=none --label \
+    exec srun --nodes=1 --ntasks=1 --ntasks-per-node=1 --cpus-per-task=8 --kill-on-bad-exit=1 --input=all --mpi=none --label \
         /opt/venv/bin/python -m rolecall.guard --config-fd 0 --ordinal-from SLURM_PROCID >&3 3>&-
 }
 guards_pid=$! guards_stdin=${guards[1]:-2}

@@ -3,8 +3,8 @@
 #SBATCH --comment=rolecall/0123456789ab
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
-#SBATCH --cpus-per-task=40
-#SBATCH --mem=163840M
+#SBATCH --cpus-per-task=5
+#SBATCH --mem=20480M
 #SBATCH --gres=gpu:5
 #SBATCH --signal=B:URG@120
 #SBATCH --output=/dev/null
@@ -25,7 +25,7 @@ export PYTHONPATH=/home/u/project:/home/u/rolecall/src"${PYTHONPATH:+:$PYTHONPAT
 
 exec 3>&1
 coproc guards {
-    exec srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --cpus-per-task=40 --kill-on-bad-exit=1 --input=all --mpi=none --label \
+    exec srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --cpus-per-task=5 --kill-on-bad-exit=1 --input=all --mpi=none --label \
         /opt/venv/bin/python -m rolecall.guard --config-fd 0 --ordinal-from SLURM_PROCID >&3 3>&-
 }
 guards_pid=$! guards_stdin=${guards[1]:-2}

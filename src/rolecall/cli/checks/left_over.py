@@ -1,0 +1,95 @@
+"""What outlived its run's controller: processes, and what runs hold with a cluster's manager."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from rolecall.cli.processes import GUARD_NAME, RunProcess, run_processes
+from rolecall.cli.rundir import RunDir, on_another_host
+from rolecall.cli.runs import find_runs, selected, state_of
+from rolecall.guard.proc import Stat, ancestors, snapshot
+from rolecall.placement.outside import Finding, Left, Severity, error, info, ok, warning
+from rolecall.placement.registry import PLACEMENTS
+
+CHECK = "processes"
+SHOWN = 8
+ENDING_S = 2.0
+
+
+def check_left_processes(fileroot: Path) -> Iterator[Finding]:
+    """One finding per run with processes on this host."""
+    findings = _look(fileroot)
+    if any(finding.severity in (Severity.ERROR, Severity.WARNING) for finding in findings):
+        time.sleep(ENDING_S)  # those of a run that has just ended are ending
+        findings = _look(fileroot)
+    yield from findings or [ok(CHECK, "no process of any run")]
+
+
+def _look(fileroot: Path) -> list[Finding]:
+    table = snapshot()
+    groups: dict[str, list[RunProcess]] = defaultdict(list)
+    for item in run_processes():
+        if item.uid == os.getuid():
+            groups[item.run_id].append(item)
+    runs = {selected(run).run_id: run for run in find_runs(fileroot)}
+    return [
+        _judge_processes(run_id, items, runs.get(run_id), guards_above(items, table))
+        for run_id, items in groups.items()
+    ]
+
+
+def guards_above(items: list[RunProcess], table: dict[int, Stat]) -> list[Stat]:
+    """The guards among these processes and their ancestors; a process below a guard is supervised, not left over."""
+    pids: set[int] = set()
+    for item in items:
+        pids |= ancestors(item.stat.pid, table)
+    return [table[pid] for pid in pids if table[pid].name == GUARD_NAME]
+
+
+def _judge_processes(run_id: str, items: list[RunProcess], directory: RunDir | None, guards: list[Stat]) -> Finding:
+    name = f"run {directory.name} (id {run_id})" if directory else f"run {run_id}"
+    controller = directory.controller(state_of(directory)) if directory else None
+    stop = f"rolecall stop --run {run_id} --yes"
+    shown = ", ".join(item.describe() for item in items[:SHOWN]) + (" ..." if len(items) > SHOWN else "")
+    stopped = [guard for guard in guards if guard.state in "Tt"]
+    if stopped:
+        seen = f"{name}: its guard {stopped[0].pid} is stopped and supervises nothing: {shown}"
+        return error(CHECK, seen, "continue it (kill -CONT), or end the run", stop)
+    if controller is not None:
+        return ok(CHECK, f"{name}: {len(items)} processes, controller {controller} is running")
+    if guards and directory is None:
+        return info(CHECK, f"{name} has a guard, {guards[0].pid}; its run directory is under another fileroot: {shown}")
+    if guards:
+        advice = "if the controller is not on another host, the guard ends them when its lease expires; or end them now"
+        return warning(CHECK, f"{name} has no controller here but {len(items)} process(es): {shown}", advice, stop)
+    seen = f"{name} left {len(items)} process(es) without a {'controller' if directory else 'guard'}: {shown}"
+    return error(CHECK, seen, "end them", stop)
+
+
+def check_left_allocations(fileroot: Path) -> Iterator[Finding]:
+    """One finding for each run that has any."""
+    held = [(name, left) for name, placement in PLACEMENTS.items() for left in placement.left()]
+    directories = {selected(run).run_id: run for run in find_runs(fileroot)} if held else {}
+    for name, left in held:
+        yield _judge_allocations(name, left, directories.get(left.run_id))
+
+
+def _judge_allocations(check: str, left: Left, directory: RunDir | None) -> Finding:
+    what = ", ".join(left.names)
+    if directory is None:
+        where = "with its directory under another fileroot, or replaced by a later one of its name"
+        seen, advice = f"run {left.run_id}, {where}, has {what}", "end it by hand if it is none of yours"
+        return info(check, seen, advice, left.command)
+    state = state_of(directory)
+    if directory.controller(state) is not None:
+        return ok(check, f"run {directory.name}: {what}, and its controller lives")
+    if on_another_host(state.controller.host):
+        return info(check, f"run {directory.name}: {what}, and a controller on {state.controller.host}")
+    advice = "what waits would end as soon as it starts; end it now"
+    stop = f"rolecall stop --run {shlex.quote(str(directory.path))} --yes"
+    return warning(check, f"run {directory.name} has no controller any more but left {what}", advice, stop)

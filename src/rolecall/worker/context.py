@@ -1,0 +1,83 @@
+"""What an engine may know of the worker that it lives in."""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio.events import _get_running_loop
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
+
+from rolecall.errors import WorkerConfigurationError
+from rolecall.tensors.binding import binding
+from rolecall.tensors.shard import ShardManager
+
+ALLOC_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class CurrentWorker:
+    """The worker that an engine lives in.
+
+    Attributes:
+        index: Its number in its role, from 0; its rank.
+        replicas: Number of workers of its role.
+        host: Its host's address, as others reach it.
+        ports: Its ports: the first serves the worker, the others are the engine's to use.
+        devices: Names of its slot's devices, as the visible-devices variable has them.
+        run_dir: The run's directory; other hosts may not share it.
+        seed: Of the run's seed, the role and the index: what its generators were seeded with before its first engine
+            was made. None when the run has no seed.
+        target_ports: Of a fork: the ports of the worker in whose slot it lives, on the same host. Else empty.
+    """
+
+    id: str
+    role: str
+    index: int
+    replicas: int
+    host: str
+    ports: tuple[int, ...]
+    devices: tuple[str, ...]
+    run_dir: str
+    seed: int | None
+    target_ports: tuple[int, ...]
+    _lease: Callable[[int], Awaitable[list[int]]] = field(repr=False)
+    _loop: asyncio.AbstractEventLoop = field(repr=False)
+
+    def alloc_ports(self, count: int) -> list[int]:
+        """Leases further ports of its host until the worker ends. In a plain method.
+
+        Raises:
+            PortAllocationError: There are not enough.
+        """
+        if _get_running_loop() is self._loop:
+            raise RuntimeError("waiting here would block the loop that the answer comes in on; await aalloc_ports()")
+        return asyncio.run_coroutine_threadsafe(self._wait(count), self._loop).result(ALLOC_TIMEOUT_S)
+
+    async def aalloc_ports(self, count: int) -> list[int]:
+        """The same in an `async` method."""
+        return await self._wait(count)
+
+    async def _wait(self, count: int) -> list[int]:
+        return await self._lease(count)
+
+
+_workers: WeakKeyDictionary[ShardManager, CurrentWorker] = WeakKeyDictionary()
+
+
+def enter(manager: ShardManager, worker: CurrentWorker) -> None:
+    """Makes `worker` the current one wherever `manager` is bound: in a process of its own, or in a call in process."""
+    _workers[manager] = worker
+
+
+def current_worker() -> CurrentWorker:
+    """The worker in which this is called: in an engine's methods and constructor, and in threads that they start.
+
+    Raises:
+        WorkerConfigurationError: This process is not a worker, or, in process, this thread is not an engine's.
+    """
+    manager = binding.get()
+    worker = _workers.get(manager) if manager is not None else None
+    if worker is None:
+        raise WorkerConfigurationError("no engine runs here", None, "call it in a method of an engine")
+    return worker

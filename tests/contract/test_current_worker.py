@@ -1,0 +1,80 @@
+"""What an engine knows of its worker. The same tests run against every scheduler."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import rolecall
+from rolecall import Scheduler
+from rolecall.errors import EngineCallError, WorkerConfigurationError
+from rolecall.scheduler.roles import RoleWorker
+from tests.support.backend import Backend
+from tests.support.knowing_engines import Knowing
+from tests.support.live import ports_leased
+from tests.support.schedulers_under_test import BACKENDS, each
+
+
+@pytest.fixture(params=each(list(BACKENDS)))
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_an_engine_knows_where_it_is(make: Callable[..., Scheduler], facts: Backend) -> None:
+    """The controller says the same of it; forks know their target; seeds are of the run, the role and the index."""
+    s = make(seed=7)
+    actors = s.start("actor", replicas=2, gpu=1, cpu=1, port_count=3)
+    refs = actors.fork("ref")
+    for role, targets in ((actors, None), (refs, actors)):
+        role.create_engine(Knowing)
+        for i, (found, state) in enumerate(zip(role.call("facts"), role.inspect(), strict=True)):
+            expected: dict[str, Any] = {
+                "id": f"{role.name}/{i}",
+                "role": role.name,
+                "index": i,
+                "replicas": 2,
+                "host": state.ip,
+                "ports": tuple(map(int, state.ports)),
+                "devices": tuple(state.devices),
+                "run_dir": s.run_dir,
+                "seed": zlib.crc32(f"7/{role.name}/{i}".encode()),
+                "target_ports": tuple(map(int, targets.inspect()[i].ports)) if targets else (),
+            }
+            assert found == expected
+            assert len(state.devices) == 1
+    if facts.own_processes:
+        drawn = [*actors.call("drawn"), *refs.call("drawn")]
+        actors[1].restart()
+        assert len(set(drawn)) == 4
+        assert actors.call("drawn") == drawn[:2]
+    everywhere = ["made_in", "on_the_loop", *(["in_a_thread"] if facts.own_processes else [])]
+    for method in everywhere:
+        assert actors.call(method) == ["actor/0", "actor/1"]
+    assert list(actors[1].stream("streamed")) == ["actor/1"]
+    before = ports_leased(s) if facts.own_processes else 0
+    _leases_ports(actors[0])
+    if facts.own_processes:
+        assert ports_leased(s) == before + 3
+
+
+def _leases_ports(worker: RoleWorker) -> None:
+    """Three that nobody else has, for plain methods and `async` ones."""
+    more = [*worker.call("more_ports", 2), *worker.call("more_ports_on_the_loop", 1)]
+    assert len({*more, *map(int, worker.worker.worker_ports)}) == 6
+    with pytest.raises(EngineCallError, match="await aalloc_ports"):
+        worker.call("wrong")
+
+
+def test_there_is_none_outside_of_engines() -> None:
+    """The controller is no worker."""
+    with pytest.raises(WorkerConfigurationError, match="call it in a method of an engine"):
+        rolecall.current_worker()
+
+
+def test_a_seed_is_a_whole_number() -> None:
+    """Anything else is refused before anything is made."""
+    with pytest.raises(WorkerConfigurationError, match=r"bad seed: 0\.5"):
+        rolecall.scheduler("local", seed=0.5)  # type: ignore[call-overload]

@@ -1,0 +1,48 @@
+"""An engine that tells what it knows of its worker, from everywhere that its code runs."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import rolecall
+
+
+class Knowing:
+    def __init__(self) -> None:
+        self._made_in = rolecall.current_worker().id
+        self._drawn = random.random()
+
+    def facts(self) -> dict[str, Any]:
+        worker = rolecall.current_worker()
+        return {name: getattr(worker, name) for name in worker.__dataclass_fields__ if not name.startswith("_")}
+
+    def drawn(self) -> float:
+        return self._drawn
+
+    def made_in(self) -> str:
+        return self._made_in
+
+    async def on_the_loop(self) -> str:
+        return rolecall.current_worker().id
+
+    def streamed(self) -> Iterator[str]:
+        yield rolecall.current_worker().id
+
+    def in_a_thread(self) -> str:
+        seen: list[str] = []
+        thread = threading.Thread(target=lambda: seen.append(rolecall.current_worker().id))
+        thread.start()
+        thread.join()
+        return seen[0]
+
+    def more_ports(self, count: int) -> list[int]:
+        return rolecall.current_worker().alloc_ports(count)
+
+    async def more_ports_on_the_loop(self, count: int) -> list[int]:
+        return await rolecall.current_worker().aalloc_ports(count)
+
+    async def wrong(self) -> list[int]:
+        return rolecall.current_worker().alloc_ports(1)
