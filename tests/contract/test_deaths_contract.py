@@ -71,6 +71,16 @@ def test_a_workers_log_tells_of_its_engines_and_of_failed_calls(role: Role, shar
     assert "in divide" in text and "ZeroDivisionError: division by zero" in text
 
 
+def test_stacks_show_where_coroutines_wait(role: Role) -> None:
+    """An `async` method that waits is on no thread's stack."""
+    call = role[0].submit("forever")
+    role[0].call("where")
+    text = role[0].stacks()
+    assert "in forever" in text and "await asyncio.Event().wait()" in text
+    assert "Thread" in text
+    call.cancel()
+
+
 # Restarts
 
 

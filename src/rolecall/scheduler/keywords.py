@@ -24,6 +24,7 @@ class SchedulerKeywords(TypedDict, total=False):
     grace_s: float
     lease_s: float
     seed: int | None
+    echo_logs: bool
     quiet: bool
 
 

@@ -21,6 +21,7 @@ from rolecall.placement.plan import Plan
 from rolecall.protocol.environment import WORKER
 from rolecall.protocol.state import RunState
 from rolecall.scheduler.calls import CallOptions
+from rolecall.scheduler.echo import LogEcho
 from rolecall.scheduler.lifecycle import RoleLifecycle
 from rolecall.scheduler.listener import GuardListener
 from rolecall.scheduler.roles import Role, job_of
@@ -59,6 +60,8 @@ class Scheduler:
         grace_s: Seconds between SIGTERM and SIGKILL when workers are ended.
         lease_s: Seconds that a guard lives on without a sign of life of the controller.
         seed: Of the run. Workers seed `random`, numpy and torch by it, their role and index, before they make engines.
+        echo_logs: Print on stderr what workers print, each line with its worker's id; on a cluster, where the run
+            directory is shared.
         quiet: Do not print the line that says where the run listens and keeps its files.
 
     Attributes:
@@ -80,6 +83,7 @@ class Scheduler:
         grace_s: float = 5.0,
         lease_s: float = 30.0,
         seed: int | None = None,
+        echo_logs: bool = False,
         quiet: bool = False,
     ) -> None:
         if WORKER in os.environ and "__rolecall_main__" in sys.modules:
@@ -101,6 +105,8 @@ class Scheduler:
         with contextlib.ExitStack() as undo:  # Ctrl-C may come at any line of this
             undo.callback(self._run.close)
             self._run.open()
+            if echo_logs and sys.stderr is not None:
+                undo.callback(LogEcho(self._run.run_dir / "logs" / "merged.log", sys.stderr).close)
             undo.push(self._sweep_after_error)
             self._io = IOThread("rolecall-io")
             undo.callback(self._io.close)
