@@ -143,7 +143,7 @@ def kept(request: pytest.FixtureRequest, backend: str, tmp_path_factory: pytest.
     """A scheduler of the backend, for a whole file whose fixture `backend` is of scope `module`."""
     with pytest.MonkeyPatch.context() as patch:
         if (name := BACKENDS[backend].cluster) is not None:
-            _export(patch, request.getfixturevalue(name))
+            exported(patch, request.getfixturevalue(name))
         with make_scheduler(backend, fileroot=tmp_path_factory.mktemp("kept")) as scheduler:
             if not BACKENDS[backend].guards_of_roles:
                 scheduler.start("first")  # its guard and template stay, and so must be there before the first test
@@ -185,13 +185,13 @@ def nothing_left(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: py
     if cluster is None:
         yield from _clean()
         return
-    _export(monkeypatch, cluster)
+    exported(monkeypatch, cluster)
     kept = cluster.of_runs()
     yield from _clean(lambda: _of_runs(tmp_path))
     cluster.check_clean(kept)
 
 
-def _export(patch: pytest.MonkeyPatch, cluster: SlurmCluster | SharedRay) -> None:
+def exported(patch: pytest.MonkeyPatch, cluster: SlurmCluster | SharedRay) -> None:
     for variable, value in cluster.exports.items():
         patch.setenv(variable, value)
 
