@@ -6,6 +6,7 @@ roles begin and end (`lifecycle`), calls (`worker_calls`), deaths (`supervision`
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import sys
@@ -293,6 +294,22 @@ class Scheduler:
         """
         self.create_workers(job_of(role, replicas, target, fork, tasks, spec))
         return Role(self, role)
+
+    async def astart(
+        self,
+        role: str,
+        replicas: int = 1,
+        *,
+        target: str | None = None,
+        fork: bool = True,
+        tasks: Sequence[SchedulingSpec] | None = None,
+        **spec: Unpack[SpecKeywords],
+    ) -> Role:
+        """The same, without blocking the event loop; `asyncio.gather` starts several roles at once.
+
+        A start that is cancelled goes on; delete the role then.
+        """
+        return await asyncio.to_thread(self.start, role, replicas, target=target, fork=fork, tasks=tasks, **spec)
 
     def restart_worker(self, worker_id: str, *, engines: bool = True) -> None:
         """Starts a worker again, in its slot and under its id, whether it died or not; nothing else restarts anything.
