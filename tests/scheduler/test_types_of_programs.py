@@ -25,7 +25,8 @@ STARTED = {
 }
 
 
-ELSEWHERE = (
+# A guard learns of a program by its path or its name, whichever backend has started it.
+ELSEWHERE = ("script", "package")
     "script",
     "package",
 )  # a guard learns of a program by its path or its name, whichever backend has started it
