@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from rolecall.errors import WorkerConfigurationError
 from rolecall.guard.sweep import sweep
@@ -22,6 +22,7 @@ from rolecall.protocol.environment import WORKER
 from rolecall.protocol.state import RunState
 from rolecall.scheduler.calls import CallOptions
 from rolecall.scheduler.echo import LogEcho
+from rolecall.scheduler.keywords import SpecKeywords
 from rolecall.scheduler.lifecycle import RoleLifecycle
 from rolecall.scheduler.listener import GuardListener
 from rolecall.scheduler.roles import Role, job_of
@@ -280,7 +281,7 @@ class Scheduler:
         target: str | None = None,
         fork: bool = True,
         tasks: Sequence[SchedulingSpec] | None = None,
-        **spec: Any,
+        **spec: Unpack[SpecKeywords],
     ) -> Role:
         """Starts a role from keywords and returns it when it is ready.
 
