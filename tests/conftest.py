@@ -20,7 +20,7 @@ from xdist.scheduler import LoadScopeScheduling
 from rolecall import Scheduler
 from tests.support.backend import Backend
 from tests.support.ray_cluster import SharedRay, running_ray
-from tests.support.schedulers_under_test import BACKENDS, CLUSTERS, make_scheduler
+from tests.support.schedulers_under_test import BACKENDS, CLUSTERS, exported, make_scheduler
 from tests.support.slurm_cluster import SlurmCluster, running_slurm
 from tests.support.waiting import poll
 
@@ -189,11 +189,6 @@ def nothing_left(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: py
     kept = cluster.of_runs()
     yield from _clean(lambda: _of_runs(tmp_path))
     cluster.check_clean(kept)
-
-
-def exported(patch: pytest.MonkeyPatch, cluster: SlurmCluster | SharedRay) -> None:
-    for variable, value in cluster.exports.items():
-        patch.setenv(variable, value)
 
 
 def _clean(also: Callable[[], list[str]] = list) -> Iterator[None]:

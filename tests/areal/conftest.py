@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from tests.areal import source
-from tests.conftest import exported
-from tests.support.schedulers_under_test import BACKENDS, OF_PROCESSES, each
+from tests.support.schedulers_under_test import BACKENDS, OF_PROCESSES, each, exported
 
 os.environ.setdefault("AREAL_CACHE_DIR", str(Path(tempfile.gettempdir()) / "areal-cache"))
 MISSING = source.use()
