@@ -27,9 +27,6 @@ STARTED = {
 
 # A guard learns of a program by its path or its name, whichever backend has started it.
 ELSEWHERE = ("script", "package")
-    "script",
-    "package",
-)  # a guard learns of a program by its path or its name, whichever backend has started it
 CASES = [(backend, how) for backend in OF_PROCESSES for how in STARTED if backend == "local" or how in ELSEWHERE]
 
 
