@@ -191,7 +191,7 @@ def test_an_engine_is_replaced_on_purpose(role: Role) -> None:
 def test_a_misspelt_option_of_a_start_is_told_with_the_nearest(kept: Scheduler) -> None:
     """Those of the start itself are among the candidates."""
     with pytest.raises(WorkerConfigurationError, match=r"'replica'; did you mean 'replicas'\? there are replicas, "):
-        kept.start("b", replica=2)
+        kept.start("b", replica=2)  # type: ignore[call-arg]
 
 
 # Many calls

@@ -19,7 +19,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def role(shared: Scheduler) -> Role:
-    role = shared.start("actor", 3, cpu=0.1)
+    role = shared.start("actor", 3, cpu=1)
     calling_engines.create(role)
     return role
 

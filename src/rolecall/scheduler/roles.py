@@ -13,6 +13,7 @@ from rolecall.protocol.state import WorkerState
 from rolecall.scheduler.calls import CallOptions, Options, PendingCall
 from rolecall.scheduler.completions import Completions
 from rolecall.scheduler.gathering import Sent, agathered, cancel, gathered, sent
+from rolecall.scheduler.keywords import SpecKeywords
 from rolecall.types import Job, SchedulingSpec, SchedulingStrategy, Worker
 
 if TYPE_CHECKING:
@@ -306,7 +307,7 @@ def job_of(
     target: str | None,
     fork: bool,
     tasks: Sequence[SchedulingSpec] | None,
-    fields: dict[str, Any],
+    fields: SpecKeywords,
 ) -> Job:
     """The job that keywords describe: fields of one spec for all workers, or `tasks` with one for each."""
     if tasks is not None and fields:

@@ -6,13 +6,14 @@ roles begin and end (`lifecycle`), calls (`worker_calls`), deaths (`supervision`
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from rolecall.errors import WorkerConfigurationError
 from rolecall.guard.sweep import sweep
@@ -22,6 +23,7 @@ from rolecall.protocol.environment import WORKER
 from rolecall.protocol.state import RunState
 from rolecall.scheduler.calls import CallOptions
 from rolecall.scheduler.echo import LogEcho
+from rolecall.scheduler.keywords import SpecKeywords
 from rolecall.scheduler.lifecycle import RoleLifecycle
 from rolecall.scheduler.listener import GuardListener
 from rolecall.scheduler.roles import Role, job_of
@@ -280,7 +282,7 @@ class Scheduler:
         target: str | None = None,
         fork: bool = True,
         tasks: Sequence[SchedulingSpec] | None = None,
-        **spec: Any,
+        **spec: Unpack[SpecKeywords],
     ) -> Role:
         """Starts a role from keywords and returns it when it is ready.
 
@@ -292,6 +294,22 @@ class Scheduler:
         """
         self.create_workers(job_of(role, replicas, target, fork, tasks, spec))
         return Role(self, role)
+
+    async def astart(
+        self,
+        role: str,
+        replicas: int = 1,
+        *,
+        target: str | None = None,
+        fork: bool = True,
+        tasks: Sequence[SchedulingSpec] | None = None,
+        **spec: Unpack[SpecKeywords],
+    ) -> Role:
+        """The same, without blocking the event loop; `asyncio.gather` starts several roles at once.
+
+        A start that is cancelled goes on; delete the role then.
+        """
+        return await asyncio.to_thread(self.start, role, replicas, target=target, fork=fork, tasks=tasks, **spec)
 
     def restart_worker(self, worker_id: str, *, engines: bool = True) -> None:
         """Starts a worker again, in its slot and under its id, whether it died or not; nothing else restarts anything.
