@@ -38,7 +38,7 @@ T = TypeVar("T")
 # By a rule; by msgspec, for a subclass of int, float or str; for a big int; for a lone surrogate; for too deep nesting.
 _RARE = (Refused, TypeError, OverflowError, UnicodeEncodeError, RecursionError)
 _CODES = range(1, 128)
-_registered: dict[int, type] = {}
+_registered: dict[int, str] = {}
 _MAX_HEADER, _MAX_BUFFERS = DEFAULT_LIMITS.max_header, DEFAULT_LIMITS.max_buffers
 _PARTS = 100  # of a value, that are looked at to say which is too large
 _SEEN = 200  # characters that an error shows of what a peer sent
@@ -189,7 +189,11 @@ def extension(
     Raises:
         ValueError: The code is taken by another class, or out of range.
     """
-    _check_code(code, cls, LISTED_TYPES[code].cls if code in LISTED_TYPES else cls)
+    if code not in _CODES:
+        raise ValueError(f"code {code} of {cls.__qualname__} is not from 1 to 127")
+    taken = LISTED_TYPES.get(code, Listed(cls, pack, read)).cls
+    if short_name(taken) != short_name(cls):  # the same class of a module loaded again is fine
+        raise ValueError(f"code {code} of {cls.__qualname__} is taken by {taken.__qualname__}")
     ENCODERS[cls] = lambda writer, value: writer.listed(code, value)
     LISTED_TYPES[code] = Listed(cls, pack, read)
 
@@ -211,8 +215,11 @@ def register_type(
     Raises:
         ValueError: The code is taken by another class, or out of range.
     """
-    _check_code(code, cls, _registered.get(code, cls))
-    _registered[code] = cls
+    if code not in _CODES:
+        raise ValueError(f"code {code} of {cls.__qualname__} is not from 1 to 127")
+    taken = _registered.setdefault(code, short_name(cls))
+    if taken != short_name(cls):  # the same class of a module loaded again is fine
+        raise ValueError(f"code {code} of {cls.__qualname__} is taken by {taken}")
 
     def rule(writer: Writer, value: Any) -> Any:
         return writer.extension(code, writer.plain(encode(value)))
@@ -221,13 +228,6 @@ def register_type(
     DECODERS[code] = lambda reader, data: decode(reader.value(data))
     if subclasses:
         RESOLVERS.insert(0, lambda kind: rule if issubclass(kind, cls) else None)
-
-
-def _check_code(code: int, cls: type, taken_by: type) -> None:
-    if code not in _CODES:
-        raise ValueError(f"code {code} of {cls.__qualname__} is not from 1 to 127")
-    if short_name(taken_by) != short_name(cls):  # the same class of a module loaded again is fine
-        raise ValueError(f"code {code} of {cls.__qualname__} is taken by {short_name(taken_by)}")
 
 
 def _hint(value: Any) -> str:
