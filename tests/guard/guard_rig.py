@@ -95,7 +95,7 @@ class Rig:
 
     @property
     def guard_pid(self) -> int:
-        return int(self.hello["pid"])
+        return int(self.hello["guard"]["pid"])
 
     def ask(self, method: str, **value: Any) -> Any:
         """Calls a method of the guard."""
