@@ -194,9 +194,9 @@ def tools(folder: Path, name: str, script: str, monkeypatch: pytest.MonkeyPatch)
 
 def test_nodes_that_take_no_job_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A drained node is the usual reason why a role waits for ever."""
-    tools(tmp_path / "bin", "sinfo", "printf 'n1 idle\\nn2 drained*\\nn3 mix\\n'", monkeypatch)
+    tools(tmp_path / "bin", "sinfo", "printf 'n1|idle\\nn2|drain*\\nn3|mix\\n'", monkeypatch)
     closed, rest = check_slurm()
-    assert closed.severity is Severity.WARNING and "1 of 3" in closed.seen and "n2 (drained*)" in closed.seen
+    assert closed.severity is Severity.WARNING and "1 of 3" in closed.seen and "n2 (drain*)" in closed.seen
     assert rest.severity is Severity.OK and "2 node(s)" in rest.seen
 
 
