@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import typer
 
-from rolecall.cli.processes import run_processes
 from rolecall.cli.rundir import RunDir, age
 from rolecall.cli.runs import DEFAULT_FILEROOT, find_runs, is_running, select_run, selected, state_of
 from rolecall.cli.terminal import (
@@ -24,6 +23,7 @@ from rolecall.cli.terminal import (
     table_of,
 )
 from rolecall.cli.view import RunView, view
+from rolecall.guard.sweep import run_processes
 
 COLUMNS = "worker state pid host devices ports uptime_s cpu_s rss_bytes calls pending note"
 RUN_COLUMNS = ("RUN", "STATE", "CONTROLLER", "WORKERS", "CHANGED", "DIRECTORY")

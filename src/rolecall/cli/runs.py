@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rolecall.cli.client import RunClient
-from rolecall.cli.processes import run_processes
 from rolecall.cli.rundir import BrokenStateError, RunDir
 from rolecall.cli.terminal import remark
 from rolecall.errors import RolecallError
+from rolecall.guard.sweep import run_processes
 from rolecall.protocol.state import RunState
 from rolecall.scheduler.run import private_root
 from rolecall.transport.address import listens

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rolecall.cli.client import NoAnswerError
-from rolecall.cli.processes import GUARD_NAME, RunProcess, run_processes
 from rolecall.cli.rundir import on_another_host
 from rolecall.cli.runs import SelectedRun, state_of
 from rolecall.errors import describe_exit
 from rolecall.guard.proc import TICKS
 from rolecall.guard.runtime import page_path
+from rolecall.guard.sweep import GUARD_NAME, RunProcess, run_processes
 from rolecall.protocol.guard import WorkerRow
 from rolecall.protocol.progress import SIZE, parse
 from rolecall.protocol.state import GuardState, RunState, WorkerState

@@ -36,14 +36,9 @@ class Report:
     def finish(self, seed: int, seconds: float) -> Summary:
         """Draws the curves and writes the summary as the last line."""
         draw(self.steps, self.evaluations, self.plot)
-        summary = self._summary(seed, seconds)
-        self.add(summary)
-        return summary
-
-    def _summary(self, seed: int, seconds: float) -> Summary:
         last = self.evaluations[-1]
         trained = sum(s.tokens / s.tokens_per_second for s in self.steps)
-        return Summary(
+        summary = Summary(
             seed=seed,
             steps=len(self.steps),
             seconds=seconds,
@@ -55,6 +50,8 @@ class Report:
             metrics=str(self.metrics),
             plot=str(self.plot),
         )
+        self.add(summary)
+        return summary
 
 
 def draw(steps: list[Step], evaluations: list[Evaluation], path: Path) -> None:

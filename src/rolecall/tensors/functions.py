@@ -16,7 +16,7 @@ from rolecall.tensors.dtypes import empty
 from rolecall.tensors.handle import RTensor
 from rolecall.tensors.padding import trimmed
 from rolecall.tensors.service import DataService
-from rolecall.tensors.shard import Shard, ShardManager
+from rolecall.tensors.shard import ShardManager, grouped
 from rolecall.transport.codec import Received
 
 
@@ -88,10 +88,7 @@ def clear(value: Any) -> int:
     It does not wait for the owners. Clearing twice does no harm.
     """
     shards = dict.fromkeys(shard for handle in _handles(value) for shard in handle.shards)
-    groups: dict[ShardManager, list[Shard]] = {}
-    for shard in shards:
-        groups.setdefault(binding.of(shard), []).append(shard)
-    for manager, group in groups.items():
+    for manager, group in grouped(shards, binding.of).items():
         manager.free(group)
     return len(shards)
 
@@ -102,13 +99,7 @@ def _handles(value: Any) -> list[RTensor]:
 
 def _by_manager(handles: Sequence[RTensor]) -> dict[ShardManager, list[RTensor]]:
     """Handles with pieces, by who fetches them; in a controller of several runs that may be several."""
-    groups: dict[ShardManager, list[RTensor]] = {}
-    here = binding.get()
-    for handle in handles:
-        if handle.pieces:
-            shard = handle.pieces[0].shard
-            groups.setdefault(shard.manager or here or binding.of(shard), []).append(handle)
-    return groups
+    return grouped((handle for handle in handles if handle.pieces), lambda handle: binding.of(handle.pieces[0].shard))
 
 
 def _in_order(handles: Sequence[RTensor], found: dict[RTensor, Any]) -> list[Any]:

@@ -102,12 +102,6 @@ class Home:
         self._thread = threading.Thread(target=self._run, name="rolecall-free", daemon=True)
         self._thread.start()
 
-    def __enter__(self) -> Home:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
     def adopt(self, shard: Shard) -> Shard:
         """The `Shard` object of this shard, which frees it when the last handle is collected."""
         with self._lock:

@@ -15,12 +15,11 @@ import psutil
 
 from rolecall.cli.checks import judged
 from rolecall.cli.checks.shared_memory import opened
-from rolecall.cli.processes import GUARD_NAME, run_processes
-from rolecall.guard.ports import LOCK_FILE, lease_range
+from rolecall.guard.ports import LOCK_FILE, ephemeral, lease_range
+from rolecall.guard.sweep import GUARD_NAME, run_processes
 from rolecall.placement.outside import Finding, error, info, ok, warning
 
 CHECK = "ports"
-RANGE_FILE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 FEW = 1000
 SHOWN = 6
 _FLOCK = "@hhqqi4x"  # struct flock: type, whence, start, length, pid
@@ -33,15 +32,6 @@ def check_ports(lock_file: Path = LOCK_FILE) -> Iterator[Finding]:
     yield _range(first, last, low, high)
     yield from _lock_file(lock_file, first, last)
     yield from _other_listeners(first, last)
-
-
-def ephemeral() -> tuple[int, int]:
-    """The ephemeral range, from which the kernel assigns ports to outgoing connections."""
-    try:
-        low, high = map(int, RANGE_FILE.read_text().split())
-    except (OSError, ValueError):
-        return 32768, 60999
-    return low, high
 
 
 def _range(first: int, last: int, low: int, high: int) -> Finding:

@@ -7,7 +7,7 @@ import platform
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 
 from rolecall.cli.checks import judged
@@ -24,8 +24,14 @@ EXTRAS = {"torch": "torch", "numpy": "torch", "ray": "ray", "transformers": "rl"
 def check_versions() -> Iterator[Finding]:
     """Python, required packages, optional packages."""
     yield _python(sys.version_info[:2])
-    yield from _needed({name: installed(name) for name in NEEDED})
-    yield from (_usable(name, installed(name)) for name in USABLE)
+    for name, oldest in NEEDED.items():
+        wanted = _pip(f"{name}>={oldest}")
+        yield _package(name, oldest, error, error(CHECK, f"{name} is not installed", "install it", wanted))
+    for name, oldest in USABLE.items():
+        extra = EXTRAS.get(name)
+        advice = f"needed only with the extra {extra!r}" if extra else "optional"
+        absent = info(CHECK, f"{name} is not installed", advice, _pip(f"rolecall[{extra}]" if extra else name))
+        yield _package(name, oldest, warning, absent)
     yield _uvloop(installed("uvloop"))
     yield _compiled(find_spec("rolecall.transport.codec._scan") is not None)
 
@@ -54,26 +60,11 @@ def _python(version: tuple[int, int]) -> Finding:
     return judged(CHECK, seen, severity, "use Python 3.11 or newer", "python3.11 -m venv .venv")
 
 
-def _needed(found: dict[str, str | None]) -> Iterator[Finding]:
-    for name, version in found.items():
-        wanted = f"{name}>={NEEDED[name]}"
-        if version is None:
-            yield error(CHECK, f"{name} is not installed", "install it", _pip(wanted))
-        elif older(version, NEEDED[name]):
-            yield error(CHECK, f"{name} {version} is older than {NEEDED[name]}", "upgrade it", _pip(wanted))
-        else:
-            yield ok(CHECK, f"{name} {version}")
-
-
-def _usable(name: str, version: str | None) -> Finding:
-    if version is None:
-        extra = EXTRAS.get(name)
-        advice = f"needed only with the extra {extra!r}" if extra else "optional"
-        return info(CHECK, f"{name} is not installed", advice, _pip(f"rolecall[{extra}]" if extra else name))
-    if older(version, USABLE[name]):
-        advice = f"{USABLE[name]} is the oldest supported version"
-        return warning(CHECK, f"{name} {version} is too old", advice, _pip(f"{name}>={USABLE[name]}"))
-    return ok(CHECK, f"{name} {version}")
+def _package(name: str, oldest: str, judge: Callable[..., Finding], absent: Finding) -> Finding:
+    version = installed(name)
+    if version is not None and older(version, oldest):
+        return judge(CHECK, f"{name} {version} is older than {oldest}", "upgrade it", _pip(f"{name}>={oldest}"))
+    return ok(CHECK, f"{name} {version}") if version is not None else absent
 
 
 def _uvloop(version: str | None) -> Finding:
