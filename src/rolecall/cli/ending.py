@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from rolecall.cli.client import NoAnswerError
 from rolecall.cli.rundir import on_another_host
-from rolecall.cli.runs import SelectedRun, state_of
+from rolecall.cli.runs import SelectedRun
 from rolecall.guard import runtime
 from rolecall.guard.proc import send
 from rolecall.guard.sweep import REAPER_NAME, RunProcess, run_processes
@@ -81,7 +81,7 @@ def end_run(run: SelectedRun, grace_s: float) -> Ending:
         _gone(left, LEAVE_S, kill_all_but=REAPER_NAME)
         _gone(left, KILL_S, kill_all_but="")
     remaining = left()
-    state = state_of(run.directory)
+    state = run.state
     ending.survivors = [item.describe() for item in remaining]
     alive = {item.process for item in remaining}
     ending.ended = [item.describe() for key, item in seen.items() if key not in alive]
@@ -115,8 +115,7 @@ def _ask_guards(run: SelectedRun, grace_s: float) -> tuple[dict[str, str], bool]
 
 def _end_allocations(run: SelectedRun) -> Removal:
     """What of each backend's manager: one of them at the most has anything of a run."""
-    state = state_of(run.directory)
-    removals = [placement.end_left(run.run_id, state) for placement in PLACEMENTS.values()]
+    removals = [placement.end_left(run.run_id, run.state) for placement in PLACEMENTS.values()]
     return next((removal for removal in removals if removal != Removal()), Removal())
 
 

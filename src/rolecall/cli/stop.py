@@ -11,7 +11,7 @@ import typer
 
 from rolecall.cli.ending import Ending, end_run
 from rolecall.cli.rundir import on_another_host
-from rolecall.cli.runs import SelectedRun, select_run, state_of
+from rolecall.cli.runs import SelectedRun, select_run
 from rolecall.cli.terminal import FilerootOption, JsonOption, RunOption, print_json, remark
 from rolecall.errors import RolecallError
 from rolecall.guard.sweep import run_processes
@@ -53,7 +53,7 @@ def stop(
     found = select_run(run, fileroot)
     if found.directory and found.directory.path.stat().st_uid != os.getuid():
         raise ForeignRunError(str(found.directory.path))
-    controller = found.directory.controller(state_of(found.directory)) if found.directory else None
+    controller = found.controller
     if not yes:
         _confirm(found, controller)
     ending = end_run(found, grace)
@@ -76,7 +76,7 @@ def _confirm(run: SelectedRun, controller: int | None) -> None:
 
 def _nobody(run: SelectedRun) -> str:
     """What is to be said of a controller that is not to be seen here."""
-    there = state_of(run.directory).controller
+    there = run.state.controller
     if there.ended or not on_another_host(there.host):
         return "no controller"
     return f"its controller was on {there.host}, which cannot be seen from here"

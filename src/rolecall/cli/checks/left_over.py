@@ -10,7 +10,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from rolecall.cli.rundir import RunDir, on_another_host
-from rolecall.cli.runs import find_runs, selected, state_of
+from rolecall.cli.runs import find_runs, selected
 from rolecall.guard.proc import Stat, ancestors, snapshot
 from rolecall.guard.sweep import GUARD_NAME, RunProcess, run_processes
 from rolecall.placement.outside import Finding, Left, Severity, error, info, ok, warning
@@ -46,7 +46,7 @@ def _look(fileroot: Path) -> list[Finding]:
 
 def _judge_processes(run_id: str, items: list[RunProcess], directory: RunDir | None, guards: list[Stat]) -> Finding:
     name = f"run {directory.name} (id {run_id})" if directory else f"run {run_id}"
-    controller = directory.controller(state_of(directory)) if directory else None
+    controller = directory.controller() if directory else None
     stop = f"rolecall stop --run {run_id} --yes"
     shown = ", ".join(item.describe() for item in items[:SHOWN]) + (" ..." if len(items) > SHOWN else "")
     stopped = [guard for guard in guards if guard.state in "Tt"]
@@ -78,11 +78,10 @@ def _judge_allocations(check: str, left: Left, directory: RunDir | None) -> Find
         where = "with its directory under another fileroot, or replaced by a later one of its name"
         seen, advice = f"run {left.run_id}, {where}, has {what}", "end it by hand if it is none of yours"
         return info(check, seen, advice, left.command)
-    state = state_of(directory)
-    if directory.controller(state) is not None:
+    if directory.controller() is not None:
         return ok(check, f"run {directory.name}: {what}, and its controller lives")
-    if on_another_host(state.controller.host):
-        return info(check, f"run {directory.name}: {what}, and a controller on {state.controller.host}")
+    if on_another_host(host := directory.known().controller.host):
+        return info(check, f"run {directory.name}: {what}, and a controller on {host}")
     advice = "what waits would end as soon as it starts; end it now"
     stop = f"rolecall stop --run {shlex.quote(str(directory.path))} --yes"
     return warning(check, f"run {directory.name} has no controller any more but left {what}", advice, stop)

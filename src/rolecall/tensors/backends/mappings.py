@@ -110,8 +110,7 @@ class Mappings:
             self._reclaim()
             idle = self._idle.pop(status.st_ino, None)
             if idle is None:
-                deleted = [inode for inode, hold in self._idle.items() if not _exists(hold.path, inode)]
-                for inode in deleted:
+                for inode in [inode for inode, hold in self._idle.items() if not _exists(hold.path, inode)]:
                     del self._idle[inode]
             else:
                 self.reused += 1
