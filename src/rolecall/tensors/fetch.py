@@ -129,7 +129,7 @@ class Fetcher:
         self._read_own(plan)
         self._read_cached(plan)
         self._read_reachable(plan)
-        plan.batches = [*map(_Batch, grouped(plan.missing, lambda piece: piece.shard.owner).values())]
+        plan.batches = [*map(_Batch, grouped(plan.missing, attrgetter("shard.owner")).values())]
         return plan
 
     def _read_own(self, plan: _Plan) -> None:
@@ -188,7 +188,10 @@ class Fetcher:
 
 def _pieces(handles: Sequence[RTensor]) -> list[Piece]:
     """What is needed of each shard, each element once."""
-    by_shard = grouped((piece for handle in handles for piece in handle.pieces), lambda piece: piece.shard.key)
+    by_shard: dict[Key, list[Piece]] = {}
+    for handle in handles:
+        for piece in handle.pieces:
+            by_shard.setdefault(piece.shard.key, []).append(piece)
     freed = [pieces[0].shard for pieces in by_shard.values() if pieces[0].shard.freed]
     if freed:
         raise ShardNotFoundError([shard.id for shard in freed], freed[0].owner)

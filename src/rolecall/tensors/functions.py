@@ -99,7 +99,13 @@ def _handles(value: Any) -> list[RTensor]:
 
 def _by_manager(handles: Sequence[RTensor]) -> dict[ShardManager, list[RTensor]]:
     """Handles with pieces, by who fetches them; in a controller of several runs that may be several."""
-    return grouped((handle for handle in handles if handle.pieces), lambda handle: binding.of(handle.pieces[0].shard))
+    groups: dict[ShardManager, list[RTensor]] = {}
+    here = binding.get()
+    for handle in handles:
+        if handle.pieces:
+            shard = handle.pieces[0].shard
+            groups.setdefault(shard.manager or here or binding.of(shard), []).append(handle)
+    return groups
 
 
 def _in_order(handles: Sequence[RTensor], found: dict[RTensor, Any]) -> list[Any]:
