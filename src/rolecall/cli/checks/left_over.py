@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from operator import attrgetter
 from pathlib import Path
 
+from rolecall.cli.checks import listed
 from rolecall.cli.rundir import RunDir, on_another_host
 from rolecall.cli.runs import find_runs, selected
 from rolecall.guard.proc import Stat, ancestors, snapshot
@@ -48,7 +49,7 @@ def _judge_processes(run_id: str, items: list[RunProcess], directory: RunDir | N
     name = f"run {directory.name} (id {run_id})" if directory else f"run {run_id}"
     controller = directory.controller() if directory else None
     stop = f"rolecall stop --run {run_id} --yes"
-    shown = ", ".join(item.describe() for item in items[:SHOWN]) + (" ..." if len(items) > SHOWN else "")
+    shown = listed([item.describe() for item in items], SHOWN)
     stopped = [guard for guard in guards if guard.state in "Tt"]
     if stopped:
         seen = f"{name}: its guard {stopped[0].pid} is stopped and supervises nothing: {shown}"
