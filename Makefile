@@ -22,7 +22,7 @@ SAY_COMPILED = $(BIN)/python -c 'import rolecall.transport.codec._scan' 2>/dev/n
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo check test lint bench docs clean
+.PHONY: help demo areal check test lint bench docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\): [^#]*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-8s%s\n", $$1, $$2 }'
@@ -30,7 +30,13 @@ help: ## list the targets
 demo: $(VENV)/.rl $(if $(filter ray,$(SCHEDULER)),$(VENV)/.ray) ## a small RL run from start to end (SEED=0 SCHEDULER=local ARGS=)
 	@$(BIN)/rolecall demo --scheduler $(SCHEDULER) --seed $(SEED) $(ARGS)
 
-test: lint ## ruff, mypy --strict, then the tests (ARGS= goes to pytest)
+# AReaL's controllers run in the tests where its source is: $AREAL_SRC, or beside this checkout.
+AREAL_SRC ?= $(firstword $(wildcard ../shared/areal/areal-*.tar.*))
+export AREAL_SRC
+
+areal: $(VENV)/.areal ## what AReaL's controllers need, for the tests and `make bench OF=areal`
+
+test: lint $(if $(AREAL_SRC),$(VENV)/.areal) ## ruff, mypy --strict, then the tests (ARGS= goes to pytest)
 	@echo "== pytest"
 	@$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
@@ -83,6 +89,11 @@ $(VENV)/.dev: $(VENV)/.made $(BUILT_FROM)
 	@$(PIP) -e '.[dev]'
 	@$(SAY_COMPILED)
 	@touch $(VENV)/.rl $(VENV)/.ray $@
+
+$(VENV)/.areal: $(VENV)/.dev tests/areal/requirements.txt
+	@echo "installing what AReaL's controllers need into $(VENV) ..."
+	@$(PIP) -e '.[areal]' -r tests/areal/requirements.txt
+	@touch $@
 
 # PYTHON=... chooses the interpreter; otherwise the first of these that is new enough and can make an environment.
 CANDIDATES := $(or $(PYTHON),python3 python3.11 python3.12 python3.13 python3.14 python)

@@ -20,7 +20,7 @@ from xdist.scheduler import LoadScopeScheduling
 from rolecall import Scheduler
 from tests.support.backend import Backend
 from tests.support.ray_cluster import SharedRay, running_ray
-from tests.support.schedulers_under_test import BACKENDS, CLUSTERS, make_scheduler
+from tests.support.schedulers_under_test import BACKENDS, CLUSTERS, exported, make_scheduler
 from tests.support.slurm_cluster import SlurmCluster, running_slurm
 from tests.support.waiting import poll
 
@@ -143,7 +143,7 @@ def kept(request: pytest.FixtureRequest, backend: str, tmp_path_factory: pytest.
     """A scheduler of the backend, for a whole file whose fixture `backend` is of scope `module`."""
     with pytest.MonkeyPatch.context() as patch:
         if (name := BACKENDS[backend].cluster) is not None:
-            _export(patch, request.getfixturevalue(name))
+            exported(patch, request.getfixturevalue(name))
         with make_scheduler(backend, fileroot=tmp_path_factory.mktemp("kept")) as scheduler:
             if not BACKENDS[backend].guards_of_roles:
                 scheduler.start("first")  # its guard and template stay, and so must be there before the first test
@@ -185,15 +185,10 @@ def nothing_left(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: py
     if cluster is None:
         yield from _clean()
         return
-    _export(monkeypatch, cluster)
+    exported(monkeypatch, cluster)
     kept = cluster.of_runs()
     yield from _clean(lambda: _of_runs(tmp_path))
     cluster.check_clean(kept)
-
-
-def _export(patch: pytest.MonkeyPatch, cluster: SlurmCluster | SharedRay) -> None:
-    for variable, value in cluster.exports.items():
-        patch.setenv(variable, value)
 
 
 def _clean(also: Callable[[], list[str]] = list) -> Iterator[None]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.areal import source
+from tests.support.schedulers_under_test import BACKENDS, OF_PROCESSES, each, exported
 
 os.environ.setdefault("AREAL_CACHE_DIR", str(Path(tempfile.gettempdir()) / "areal-cache"))
 MISSING = source.use()
@@ -24,3 +26,28 @@ class Skipped(pytest.Module):
 
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
     return Skipped.from_parent(parent, path=module_path) if MISSING else None
+
+
+@pytest.fixture(scope="module", params=each(OF_PROCESSES))
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("areal")
+
+
+@pytest.fixture(scope="module")
+def scheduler(request: pytest.FixtureRequest, backend: str, folder: Path) -> Iterator[Any]:
+    """AReaL's scheduler of the backend, for a whole file."""
+    from rolecall.areal import RolecallScheduler  # fails where AReaL is not
+
+    with pytest.MonkeyPatch.context() as patch:
+        if (name := BACKENDS[backend].cluster) is not None:
+            exported(patch, request.getfixturevalue(name))
+        names: dict[str, Any] = {"experiment_name": "areal", "trial_name": "suite"}
+        with RolecallScheduler(
+            backend=backend, **names, fileroot=str(folder), nfs_record_root=str(folder / "names")
+        ) as scheduler:
+            yield scheduler

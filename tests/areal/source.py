@@ -17,11 +17,9 @@ STAND_INS = Path(__file__).parent / "stand_ins"
 
 def use() -> str:
     """Puts the source on the path of this process and of those that it starts; returns what is missing."""
-    folder = _unpacked()
-    if folder is None:
+    if FOLDER is None:
         return "AReaL's source is not here"
-    added = [str(path) for path in (folder, STAND_INS) if str(path) not in sys.path]
-    sys.path += added  # behind what is installed: a stand-in stands in for what is not
+    sys.path += [str(path) for path in PATHS if str(path) not in sys.path]
     missing = [module for module in ("torchdata", "aiohttp", "flask") if find_spec(module) is None]
     return f"AReaL's packages are not here ({', '.join(missing)})" if missing else ""
 
@@ -39,3 +37,7 @@ def _unpacked() -> Path | None:
         found = into
         os.environ["AREAL_SRC"] = str(found)  # pytest's workers need not unpack it again
     return next(iter(found.glob("**/areal/__init__.py"))).parent.parent
+
+
+FOLDER = _unpacked()
+PATHS = [FOLDER, STAND_INS]  # behind what is installed: a stand-in stands in for what is not

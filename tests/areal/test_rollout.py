@@ -27,8 +27,8 @@ from tests.areal.rollout_engine import Guess, Talker, TokenEngine
 from tests.areal.tokenizer import saved_tokenizer
 from tests.areal.train_engine import TableEngine
 
-NAMES: dict[str, Any] = {"experiment_name": "areal", "trial_name": "rollout"}
-SPEC = SchedulingSpec(cpu=1, mem=1, cmd="python -m areal.infra.rpc.rpc_server")
+NAMES: dict[str, Any] = {"experiment_name": "areal", "trial_name": "suite"}
+SPEC = SchedulingSpec(cpu=1, mem=2, container_type="none", cmd="python -m areal.infra.rpc.rpc_server")
 
 
 def config(folder: Path, **fields: Any) -> InferenceEngineConfig:
@@ -46,17 +46,6 @@ def config(folder: Path, **fields: Any) -> InferenceEngineConfig:
         **NAMES,
         **fields,
     )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("areal")
-
-
-@pytest.fixture(scope="module")
-def scheduler(folder: Path) -> Iterator[RolecallScheduler]:
-    with RolecallScheduler(**NAMES, fileroot=str(folder), nfs_record_root=str(folder / "names")) as scheduler:
-        yield scheduler
 
 
 @pytest.fixture(scope="module")

@@ -20,9 +20,11 @@ SPEC = FinetuneSpec(total_train_epochs=1, dataset_size=64, train_batch_size=8)
 
 
 def config(backend: str, **fields: Any) -> TrainEngineConfig:
-    spec = SchedulingSpec(cpu=1, mem=1, cmd="python -m areal.infra.rpc.rpc_server", env_vars={"TABLE": "1"})
+    spec = SchedulingSpec(
+        cpu=1, mem=1, container_type="none", cmd="python -m areal.infra.rpc.rpc_server", env_vars={"TABLE": "1"}
+    )
     return TrainEngineConfig(
-        backend=backend, scheduling_spec=(spec,), experiment_name="areal", trial_name="train", **fields
+        backend=backend, scheduling_spec=(spec,), experiment_name="areal", trial_name="suite", **fields
     )
 
 
@@ -35,16 +37,6 @@ def trajectories(count: int) -> list[dict[str, torch.Tensor]]:
         ids = torch.full((1, padded), i % 32) * mask
         made.append({"input_ids": ids, "attention_mask": mask, "loss_mask": mask, "rewards": torch.tensor([float(i)])})
     return made
-
-
-@pytest.fixture(scope="module")
-def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RolecallScheduler]:
-    folder = tmp_path_factory.mktemp("areal")
-    scheduler = RolecallScheduler(
-        experiment_name="areal", trial_name="train", fileroot=str(folder), nfs_record_root=str(folder / "names")
-    )
-    yield scheduler
-    scheduler.close()
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ WORKERS = 3
 @pytest.fixture(scope="module")
 def lasting(kept: Scheduler, backend: str) -> Role | None:
     """Started once: no test of calls asks how a role begins or ends. None where workers are no processes."""
-    return kept.start("actor", WORKERS, cpu=0.1) if BACKENDS[backend].own_processes else None
+    return kept.start("actor", WORKERS, cpu=1) if BACKENDS[backend].own_processes else None
 
 
 @pytest.fixture
@@ -24,5 +24,5 @@ def actor(lasting: Role | None, kept: Scheduler) -> Iterator[Role]:
     if lasting is not None:
         yield lasting
         return
-    yield kept.start("actor", WORKERS, cpu=0.1)
+    yield kept.start("actor", WORKERS, cpu=1)
     kept.delete_workers()

@@ -9,11 +9,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from rolecall import Role
+from rolecall import Role, Scheduler
 from rolecall.errors import (
     CallCancelledError,
     EncodeError,
     EngineCallError,
+    EngineCreationError,
+    EngineNotFoundError,
     WorkerConfigurationError,
     WorkerTimeoutError,
 )
@@ -162,6 +164,34 @@ def test_errors_may_be_results(role: Role) -> None:
     assert [type(e) for e in role.call("an_error")] == [ValueError] * len(role)
     with pytest.raises(WorkerConfigurationError, match=r"unknown option of a call.*return_errors"):
         role.with_options(returns_errors=True)  # type: ignore[call-arg]
+
+
+def test_a_role_is_not_its_engine(role: Role) -> None:
+    """Who calls a method of the engine on the role is told how."""
+    for wrong in (role, role[0]):
+        with pytest.raises(
+            AttributeError, match=r"no 'divide'; a method of its engine is called by .call\('divide', ...\)"
+        ):
+            wrong.divide(1, 2)  # type: ignore[attr-defined,union-attr]
+    with pytest.raises(EngineCallError, match=r"where\(\) returned str, which cannot be streamed; use .call"):
+        list(role[0].stream("where"))
+
+
+def test_an_engine_is_replaced_on_purpose(role: Role) -> None:
+    """Its name is taken until it is destroyed."""
+    with pytest.raises(EngineCreationError, match=r"exists; destroy_engine\(\) ends it"):
+        role.create_engine(calling_engines.Calling, "again")
+    role.destroy_engine()
+    role[:2].create_engine(calling_engines.Calling, "again")
+    assert role[:2].call("where") == ["again", "again"]
+    with pytest.raises(EngineNotFoundError):
+        role[2].call("where")
+
+
+def test_a_misspelt_option_of_a_start_is_told_with_the_nearest(kept: Scheduler) -> None:
+    """Those of the start itself are among the candidates."""
+    with pytest.raises(WorkerConfigurationError, match=r"'replica'; did you mean 'replicas'\? there are replicas, "):
+        kept.start("b", replica=2)  # type: ignore[call-arg]
 
 
 # Many calls

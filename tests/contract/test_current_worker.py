@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 import rolecall
-from rolecall import Scheduler
+from rolecall import Role, Scheduler
 from rolecall.errors import EngineCallError, WorkerConfigurationError
 from rolecall.scheduler.roles import RoleWorker
 from tests.support.backend import Backend
@@ -66,6 +67,19 @@ def _leases_ports(worker: RoleWorker) -> None:
     assert len({*more, *map(int, worker.worker.worker_ports)}) == 6
     with pytest.raises(EngineCallError, match="await aalloc_ports"):
         worker.call("wrong")
+
+
+def test_several_roles_start_at_once(make: Callable[..., Scheduler]) -> None:
+    """From one event loop, and each is whole."""
+    s = make()
+
+    async def main() -> list[Role]:
+        return list(await asyncio.gather(s.astart("actor", 2, cpu=1), s.astart("rollout", cpu=1)))
+
+    actors, rollout = asyncio.run(main())
+    assert ([w.id for w in actors], [w.id for w in rollout]) == (["actor/0", "actor/1"], ["rollout/0"])
+    rollout.create_engine(Knowing)
+    assert rollout.call("made_in") == ["rollout/0"]
 
 
 def test_there_is_none_outside_of_engines() -> None:

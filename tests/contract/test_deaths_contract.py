@@ -19,7 +19,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def role(shared: Scheduler) -> Role:
-    role = shared.start("actor", 3, cpu=0.1)
+    role = shared.start("actor", 3, cpu=1)
     calling_engines.create(role)
     return role
 
@@ -69,6 +69,16 @@ def test_a_workers_log_tells_of_its_engines_and_of_failed_calls(role: Role, shar
     assert "INFO rolecall: engine 'actor/0' (tests.support.calling_engines:Calling) was made in" in text
     assert "ERROR rolecall: divide() raised; its caller is told" in text
     assert "in divide" in text and "ZeroDivisionError: division by zero" in text
+
+
+def test_stacks_show_where_coroutines_wait(role: Role) -> None:
+    """An `async` method that waits is on no thread's stack."""
+    call = role[0].submit("forever")
+    role[0].call("where")
+    text = role[0].stacks()
+    assert "in forever" in text and "await asyncio.Event().wait()" in text
+    assert "Thread" in text
+    call.cancel()
 
 
 # Restarts

@@ -8,13 +8,13 @@ from typing import Any, get_type_hints
 import pytest
 
 import rolecall
-from rolecall import Scheduler
+from rolecall import Scheduler, SchedulingSpec
 from rolecall.errors import WorkerConfigurationError
 from rolecall.placement.local import LocalPlacement
 from rolecall.placement.registry import PLACEMENTS
 from rolecall.placement.slurm.options import SlurmOptions
 from rolecall.scheduler.backends import SCHEDULERS, options_of
-from rolecall.scheduler.keywords import LocalKeywords, RayKeywords, SlurmKeywords
+from rolecall.scheduler.keywords import LocalKeywords, RayKeywords, SlurmKeywords, SpecKeywords
 from rolecall.testing import InProcessScheduler
 
 
@@ -50,6 +50,11 @@ def test_editors_are_told_all_keywords_with_their_types(backend: str, keywords: 
     if backend == "slurm":
         found |= {name: hint for name, hint in hints_of(SlurmOptions).items() if name in options_of("slurm")}
     assert {name: found[name] for name in options_of(backend)} == get_type_hints(keywords)
+
+
+def test_editors_are_told_the_fields_of_a_spec_with_their_types() -> None:
+    """As keywords of `start`."""
+    assert get_type_hints(SpecKeywords) == get_type_hints(SchedulingSpec)
 
 
 def hints_of(maker: type) -> dict[str, Any]:

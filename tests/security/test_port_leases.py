@@ -89,7 +89,7 @@ def test_ports_of_two_hundred_requests_of_two_runs_are_all_different(runs: tuple
 @pytest.mark.slow("two hundred forks")
 def test_two_hundred_forks_of_two_runs_share_no_port(runs: tuple[LiveRun, LiveRun]) -> None:
     """As real processes, each with ports of its own; the half that is deleted gives its ports back."""
-    program = ["sleep", "{port}", "{ports[1]}"]  # for so many seconds, which are hours
+    program = ["sleep", "{ports[1]}", "{ports[1]}"]  # for so many seconds, which are hours
 
     def fork(number: int) -> list[int]:
         run = runs[number % 2]

@@ -176,7 +176,7 @@ def test_configurations_do_not_show_their_token() -> None:
     worker = WorkerConfig(token=secret, worker_id="a/0", socket="", ip="", bind="", port=1)
     for config in (guard, worker):
         for shown in (repr(config), str(config), pretty_repr(config)):
-            assert secret not in shown and "token" in shown and "run_id" in shown, type(config)
+            assert secret not in shown and "token='***'" in shown, type(config)
 
 
 def test_a_token_is_neither_pickled_nor_copied_into_text() -> None:

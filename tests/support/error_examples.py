@@ -72,7 +72,7 @@ def _causes(s: LocalScheduler, folder: Path) -> Iterator[Example]:
     actor = s.start("actor", replicas=2, gpu=1)
     actor.create_engine(sample_engines.Echo)
     yield "WorkerNotFoundError", lambda: s.get_workers("actr")
-    yield "WorkerConfigurationError", lambda: s.start("big", gpus=2)
+    yield "WorkerConfigurationError", lambda: s.start("big", gpus=2)  # type: ignore[call-arg]
     yield "WorkerCreationError", lambda: s.start("server", cmd=["no-such-program", "--port", "{port}"])
     yield "GPUAllocationError", lambda: s.start("rollout", gpu=1)
     yield "EngineNotFoundError", lambda: actor[0].with_options(engine="critic").call("greet")

@@ -46,3 +46,9 @@ def make_scheduler(backend: str, *, fileroot: str | Path, **options: object) -> 
     """A scheduler for a test. Nothing is preloaded, since few tests need it and all would wait for it."""
     defaults = {"experiment": "suite", "trial": "t", "preload": []}
     return BACKENDS[backend].make(fileroot=fileroot, **{**defaults, **options})
+
+
+def exported(patch: pytest.MonkeyPatch, cluster: Any) -> None:
+    """Sets the variables by which a program finds a cluster of the tests."""
+    for variable, value in cluster.exports.items():
+        patch.setenv(variable, value)

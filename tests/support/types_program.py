@@ -78,7 +78,7 @@ def make() -> dict[str, Any]:
 
 def main(backend: str, fileroot: str) -> None:
     with make_scheduler(backend, fileroot=fileroot, quiet=True) as s:
-        workers = s.start("actor", replicas=2, cpu=0.1)
+        workers = s.start("actor", replicas=2, cpu=1)
         workers.create_engine(Engine)
         for value in make().values():
             for sent, made in workers.call("swap", value):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import http.client
 import json
 import socket
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rolecall.transport.http import Response, http_get
+from rolecall.transport.http import Response
 from tests.transport.rpc_program import TOKEN, Running, running
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "REPORT", "RCX"]
@@ -42,7 +41,16 @@ class UnixConnection(http.client.HTTPConnection):
 def ask(
     program: Running, method: str, path: str, headers: dict[str, str] | None = None, body: bytes | None = None
 ) -> Response:
-    connection = http.client.HTTPConnection("127.0.0.1", program.port, timeout=10)
+    return exchange(http.client.HTTPConnection("127.0.0.1", program.port, timeout=10), method, path, headers, body)
+
+
+def exchange(
+    connection: http.client.HTTPConnection,
+    method: str,
+    path: str,
+    headers: dict[str, str] | None,
+    body: bytes | None = None,
+) -> Response:
     try:
         connection.request(method, path, body, headers or {})
         answer = connection.getresponse()
@@ -52,7 +60,7 @@ def ask(
 
 
 def get(program: Running, path: str, headers: dict[str, str]) -> Response:
-    return asyncio.run(http_get(f"unix:{program.path}", path, headers))
+    return exchange(UnixConnection(program.path), "GET", path, headers)
 
 
 @pytest.mark.parametrize("path", PATHS)

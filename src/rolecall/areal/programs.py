@@ -31,10 +31,6 @@ async def call(
     return deserialize_value(answer["result"])
 
 
-async def set_env(worker: rolecall.Worker, env: dict[str, str]) -> None:
-    await _post(worker, "set_env", {"env": env}, None)
-
-
 async def _post(
     worker: rolecall.Worker, route: str, plain: dict[str, Any], timeout: float | None, **values: Any
 ) -> tuple[int, Any]:

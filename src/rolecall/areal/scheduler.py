@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
+import functools
 import logging
 import weakref
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import areal.api
 from areal.api.cli_args import NameResolveConfig
@@ -23,6 +25,14 @@ from rolecall.areal.tensors import install
 from rolecall.errors import EncodeError, RolecallError, ShardNotFoundError, WorkerNotFoundError
 
 HOST, ENGINE = "rolecall.areal.host", "areal"
+RESOLVING = ("name_resolve_type", "nfs_record_root", "etcd3_addr")
+IDENTITY = ("experiment_name", "trial_name", "fileroot")
+# Arguments of AReaL's schedulers: what they are where nobody says, and those that have no use here.
+DEFAULTS = dict[str, Any].fromkeys((*IDENTITY, "n_gpus_per_node", "enable_tms_offload")) | {
+    **dict(zip(RESOLVING, ("nfs", "/tmp/areal/name_resolve", "localhost:2379"), strict=True)),
+    **{"startup_timeout": 300.0, "preload": ("torch", HOST)},
+}
+PASSED_OVER = ("log_dir", "health_check_interval", "cluster_name", "container_mounts")
 log = logging.getLogger("rolecall")
 
 
@@ -30,62 +40,34 @@ class RolecallScheduler(areal.api.Scheduler):
     """Takes the place of AReaL's LocalScheduler, SlurmScheduler and RayScheduler.
 
     Args:
+        gpu_devices: The devices to give out, on one machine.
         backend: `local`, `slurm` or `ray`.
         exp_config: AReaL's configuration of the experiment; what it says comes before the other arguments.
-        gpu_devices: The devices to give out, on one machine.
-        n_gpus_per_node: Devices of a node, on a cluster.
-        startup_timeout: Seconds within which a role must be ready.
-        options: Those of `rolecall.scheduler(backend, ...)`, and further ones of AReaL's schedulers, which have no
-            use here and are passed over (`PASSED_OVER`).
+        options: What AReaL's schedulers take (`experiment_name`, `trial_name`, `fileroot`, `startup_timeout`,
+            `n_gpus_per_node`, `enable_tms_offload`, `name_resolve_type`, `nfs_record_root`, `etcd3_addr`), and the
+            options of `rolecall.scheduler(backend, ...)`. Those in `PASSED_OVER` are accepted and have no effect.
     """
 
-    PASSED_OVER = ("log_dir", "health_check_interval", "cluster_name")
-
     def __init__(
-        self,
-        gpu_devices: Sequence[int] | None = None,
-        *,
-        backend: Literal["local", "slurm", "ray"] = "local",
-        n_gpus_per_node: int | None = None,
-        experiment_name: str | None = None,
-        trial_name: str | None = None,
-        fileroot: str | None = None,
-        startup_timeout: float = 300.0,
-        enable_tms_offload: bool | None = None,
-        name_resolve_type: str = "nfs",
-        nfs_record_root: str = "/tmp/areal/name_resolve",
-        etcd3_addr: str = "localhost:2379",
-        exp_config: Any = None,
-        **options: Any,
+        self, gpu_devices: Sequence[int] | None = None, backend: str = "local", exp_config: Any = None, **options: Any
     ) -> None:
-        self.experiment_name, self.trial_name, self.fileroot = experiment_name, trial_name, fileroot
-        self.name_resolve_config = NameResolveConfig(name_resolve_type, nfs_record_root, etcd3_addr)
-        if exp_config is not None:
-            self.experiment_name, self.trial_name = exp_config.experiment_name, exp_config.trial_name
-            self.fileroot, enable_tms_offload = exp_config.cluster.fileroot, exp_config.enable_offload
-            self.name_resolve_config, n_gpus_per_node = (
-                exp_config.cluster.name_resolve,
-                exp_config.cluster.n_gpus_per_node,
-            )
+        said = DEFAULTS | options | (_of_experiment(exp_config) if exp_config is not None else {})
+        self.experiment_name, self.trial_name, self.fileroot = (said.pop(name) for name in IDENTITY)
         if self.experiment_name is None or self.trial_name is None:
             raise ValueError("experiment_name and trial_name must be given")
+        resolving = NameResolveConfig(*(said.pop(name) for name in RESOLVING))
+        self.name_resolve_config: Any = said.pop("name_resolve", resolving)
         name_resolve.reconfigure(self.name_resolve_config)
         name_resolve.clear_subtree(names.trial_root(self.experiment_name, self.trial_name))
         self.exp_config, self._backend = exp_config, backend
-        self._env = BASE_ENVIRONS | (get_tms_env_vars() if enable_tms_offload else {})
-        self._coroutines: dict[tuple[str, str], list[str]] = {}
-        self._programs: set[str] = set()
+        self._env = BASE_ENVIRONS | (get_tms_env_vars() if said.pop("enable_tms_offload") else {})
+        self._coroutines, self._programs = dict[tuple[str, str], list[str]](), set[str]()
         install()
-        of_backend = {"devices": gpu_devices} if backend == "local" else {"n_gpus_per_node": n_gpus_per_node}
-        kept = {name: value for name, value in options.items() if name not in self.PASSED_OVER}
-        self._run = rolecall.scheduler(
-            backend,
-            experiment=self.experiment_name,
-            trial=self.trial_name,
-            fileroot=self.fileroot,
-            start_timeout=startup_timeout,
-            **{"preload": ("torch", HOST), **of_backend, **kept},
-        )
+        if backend == "local":
+            said |= {"devices": gpu_devices, "n_gpus_per_node": None}
+        kept = {k: v for k, v in said.items() if k not in PASSED_OVER and (v is not None or k == "devices")}
+        kept |= {"experiment": self.experiment_name, "trial": self.trial_name, "fileroot": self.fileroot}
+        self._run = rolecall.scheduler(backend, start_timeout=kept.pop("startup_timeout"), **kept)
         self.close = weakref.finalize(self, self._run.close)  # also when nobody does, at the program's end
 
     def __enter__(self) -> Self:
@@ -120,13 +102,11 @@ class RolecallScheduler(areal.api.Scheduler):
 
     def delete_workers(self, role: str | None = None, reverse_order: bool = False) -> None:
         """Ends a role, or all of them. All engines of a role are destroyed together before any process ends."""
-        try:
-            with translated():
+        with translated():
+            try:
                 self._run.delete_workers(role, reverse_order)
-        except Exception as e:
-            if not isinstance(e.__cause__, WorkerNotFoundError):
-                raise
-            log.warning("nothing to delete: %s", e.__cause__)
+            except WorkerNotFoundError as e:
+                log.warning("nothing to delete: %s", e)
 
     async def set_worker_env(self, worker_id: str, env: dict[str, str]) -> None:
         plain = {key: str(value) for key, value in env.items()}
@@ -139,23 +119,15 @@ class RolecallScheduler(areal.api.Scheduler):
         name = engine_name or worker_id
         with translated():
             worker = self._worker(worker_id)
-            if self._is_program(worker_id):
+            if worker_id in self._programs:
                 await programs.create(worker.worker, name, engine, [*args], kwargs)
                 return
             self._coroutines[worker_id, name] = await worker.acall("create", name, engine, [*args], kwargs)
 
     def call_engine(
-        self,
-        worker_id: str,
-        method: str,
-        engine_name: str | None = None,
-        *args: Any,
-        rpc_meta: dict[str, Any] | None = None,
-        **kwargs: Any,
+        self, worker_id: str, method: str, engine_name: str | None = None, *args: Any, **kwargs: Any
     ) -> Any:
-        return run_async_task(
-            self.async_call_engine, worker_id, method, engine_name, *args, rpc_meta=rpc_meta, **kwargs
-        )
+        return run_async_task(self.async_call_engine, worker_id, method, engine_name, *args, **kwargs)
 
     async def async_call_engine(
         self,
@@ -163,50 +135,38 @@ class RolecallScheduler(areal.api.Scheduler):
         method: str,
         engine_name: str | None = None,
         *args: Any,
-        rpc_meta: dict[str, Any] | None = None,
-        http_timeout: float | None = None,
-        max_retries: int = 1,
-        retry_delay: float = 0.0,
+        rpc_meta: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """Calls a method once, whatever `max_retries` says: what failed may have run."""
+        """Calls a method once: `max_retries` and `retry_delay` are passed over, since what failed may have run."""
+        http_timeout, *_ = (kwargs.pop(option, None) for option in ("http_timeout", "max_retries", "retry_delay"))
         name = engine_name or worker_id
         with translated(method):
             worker = self._worker(worker_id).with_options(timeout=http_timeout)
-            if self._is_program(worker_id):
+            if worker_id in self._programs:
                 return await programs.call(worker.worker, name, method, [*args], kwargs, http_timeout)
             how = "acall" if method in self._coroutines.get((worker_id, name), ()) else "call"
+            give_up = functools.partial(_give_up, worker, name, rpc_meta)
+            pending = None
             try:
                 pending = worker.submit(how, name, method, [*args], kwargs, rpc_meta)
-            except EncodeError as e:
-                await self._give_up(worker, name, rpc_meta, e)
+                return await _answer(pending)
+            except asyncio.CancelledError:
+                if pending is not None:
+                    pending.add_done_callback(lambda call: give_up(call.exception()))
                 raise
-            try:
-                return await pending
-            except ShardNotFoundError as e:
-                await self._give_up(worker, name, rpc_meta, e)
+            except RolecallError as e:
+                if pending is None or isinstance(e, ShardNotFoundError):
+                    give_up(e)
                 raise
-
-    async def _give_up(self, worker: Any, name: str, rpc_meta: dict[str, Any] | None, reason: Exception) -> None:
-        """A head that gets no arguments has them broadcast nonetheless, or its group would wait for ever."""
-        with contextlib.suppress(RolecallError):
-            await worker.acall("give_up", name, rpc_meta, str(reason))
 
     def _host_engines(self, role: str) -> None:
         """Gives workers that run no program of their own what hosts AReaL's engines."""
-        workers = rolecall.Role(self._run, role)
-        programs_of = {state.id for state in workers.inspect() if state.command is not None}
-        self._programs |= programs_of
-        fresh = [w for w in workers if w.id not in programs_of]
-        calls = [
-            w.with_options(engine=ENGINE).submit_engine(f"{HOST}.EngineHost", (w.id, self.name_resolve_config), {})
-            for w in fresh
-        ]
-        for call in calls:
+        workers = rolecall.Role(self._run, role).with_options(engine=ENGINE)
+        self._programs |= {state.id for state in workers.inspect() if state.command is not None}
+        hosts = [w for w in workers if w.id not in self._programs]
+        for call in [w.submit_engine(f"{HOST}.EngineHost", (w.id, self.name_resolve_config), {}) for w in hosts]:
             call.result()
-
-    def _is_program(self, worker_id: str) -> bool:
-        return worker_id in self._programs
 
     def _worker(self, worker_id: str) -> Any:
         role, _, index = worker_id.rpartition("/")
@@ -214,12 +174,33 @@ class RolecallScheduler(areal.api.Scheduler):
 
     def _arguments(self) -> list[str]:
         """What AReaL's programs are started with, beside their host, port and identity."""
-        told = {
-            "experiment-name": self.experiment_name,
-            "trial-name": self.trial_name,
-            "name-resolve-type": self.name_resolve_config.type,
-            "nfs-record-root": self.name_resolve_config.nfs_record_root,
-            "etcd3-addr": self.name_resolve_config.etcd3_addr,
-            "fileroot": self.fileroot,
-        }
-        return [word for name, value in told.items() if value for word in (f"--{name}", str(value))]
+        told = [(name, getattr(self, name)) for name in IDENTITY]
+        told += zip(RESOLVING, dataclasses.astuple(self.name_resolve_config)[:3], strict=True)
+        return [word for name, value in told if value for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def _of_experiment(config: Any) -> dict[str, Any]:
+    """What AReaL's configuration of an experiment says, which comes before the arguments."""
+    said = {name: getattr(config.cluster, name) for name in ("fileroot", "name_resolve", "n_gpus_per_node")}
+    said |= {name: getattr(config, name) for name in ("experiment_name", "trial_name")}
+    return said | {"enable_tms_offload": config.enable_offload}
+
+
+async def _answer(pending: rolecall.PendingCall) -> Any:
+    """The result. Who stops waiting for it does not stop the call, since others may wait for it in a collective."""
+    done, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def wake(call: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # that loop has ended
+            loop.call_soon_threadsafe(done.set)
+
+    pending.add_done_callback(wake)
+    await done.wait()
+    return pending.result()
+
+
+def _give_up(worker: Any, name: str, rpc_meta: dict[str, Any] | None, reason: BaseException | None) -> None:
+    """A head that never gets its arguments says so in their broadcast, or its group would wait for ever."""
+    if isinstance(reason, EncodeError | ShardNotFoundError):
+        with contextlib.suppress(RolecallError):
+            worker.submit("give_up", name, rpc_meta, str(reason))

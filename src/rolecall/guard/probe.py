@@ -8,14 +8,18 @@ import sys
 import time
 from pathlib import Path
 
+from rolecall.errors import RolecallError
 from rolecall.guard import logs
 from rolecall.guard.children import Children
 from rolecall.guard.proc import Process, read_stat, send
 from rolecall.guard.spawn import spawn
 from rolecall.guard.stall import Sample
 from rolecall.guard.table import Record
+from rolecall.protocol.guard import NoArguments
 from rolecall.protocol.progress import Counters
+from rolecall.protocol.worker import TASKS
 
+TASKS_S = 1.0
 PY_SPY_S = 15.0
 FAULTHANDLER_S = 2.0
 STACKS_SIGNAL = signal.SIGUSR2  # workers register it with faulthandler
@@ -30,7 +34,7 @@ def sample(record: Record) -> Sample | None:
 
 
 async def stacks(record: Record, children: Children) -> str:
-    """The Python stacks of a worker's threads as text, by py-spy where installed, else by its own faulthandler.
+    """The Python stacks of a worker's threads, by py-spy where installed, else by its own faulthandler; its tasks'.
 
     Never raises: if there are no stacks, the text says why.
     """
@@ -38,22 +42,34 @@ async def stacks(record: Record, children: Children) -> str:
     if process is None or record.exit is not None:
         return "no stacks: the worker has no process"
     text, failure = await _by_py_spy(process, children)
-    return text or await _by_faulthandler(record, process, failure)
+    threads = text or await _by_faulthandler(record, process, failure)
+    return threads.rstrip() + "\n" + await _tasks(record)
 
 
-def _py_spy() -> str | None:
+async def _tasks(record: Record) -> str:
+    """Those of its event loop's tasks, which threads' stacks do not show, if the loop answers."""
+    if record.peer is None:
+        return ""
+    try:
+        return str(await record.peer.request(TASKS.name, NoArguments(), answer=TASKS.answer, timeout=TASKS_S))
+    except (RolecallError, TimeoutError):
+        return ""
+
+
+def py_spy(pid: int) -> list[str]:
+    """The command that prints a process's stacks; empty without py-spy, beside the interpreter or on PATH."""
     beside = Path(sys.executable).with_name("py-spy")
-    return str(beside) if beside.exists() else shutil.which("py-spy")
+    program = str(beside) if beside.exists() else shutil.which("py-spy")
+    # Non-blocking: it also reads a stopped process, and does not pause a running one.
+    return [program, "dump", "--nonblocking", "--pid", str(pid)] if program else []
 
 
 async def _by_py_spy(process: Process, children: Children) -> tuple[str, str]:
-    program = _py_spy()
-    if program is None:
+    argv = py_spy(process.pid)
+    if not argv:
         return "", "py-spy is not installed"
     output = os.memfd_create("rolecall-stacks", os.MFD_CLOEXEC)
     try:
-        # Non-blocking: it also reads a stopped process, and does not pause a running one.
-        argv = [program, "dump", "--nonblocking", "--pid", str(process.pid)]
         spy = spawn("py-spy", argv, os.environ, log=output)
         ended, _ = await asyncio.wait([children.watch(spy)], timeout=PY_SPY_S)
         if not ended:

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from contextlib import closing
 
 from rolecall.guard import logs
 from rolecall.guard.descendants import Descendants
@@ -9,7 +10,6 @@ from rolecall.guard.sockets import holders, listener_inodes
 from rolecall.guard.table import Record
 from rolecall.protocol.guard import Ready
 from rolecall.protocol.guard_config import GuardConfig
-from rolecall.transport.http import http_get
 
 SETTLE_S = 0.3  # a program that cannot start (wrong arguments, a missing file) ends within this
 _FIRST_POLL_S = 0.01
@@ -62,6 +62,10 @@ def _why_no_listener(record: Record) -> str:
 
 async def _answers(host: str, port: int, path: str) -> bool:
     try:
-        return (await http_get(f"tcp:{host}:{port}", path, timeout=_HTTP_S)).status < 400
-    except (OSError, TimeoutError):
+        async with asyncio.timeout(_HTTP_S):
+            reader, writer = await asyncio.open_connection(host, port)
+            with closing(writer):
+                writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+                return re.match(rb"HTTP/1\.\d [23]", await reader.readline()) is not None
+    except (OSError, ValueError):  # ValueError: a line without an end
         return False

@@ -54,5 +54,6 @@ class ForkOf(Fork, frozen=True, kw_only=True):
 
 CONFIGURE = Method("configure", WorkerConfig, NoneType)  # answered when it listens
 SET_ENV = Method("set_env", SetEnv, NoneType)
+TASKS = Method("tasks", NoArguments, str)  # the stacks of its event loop's tasks
 FORK_OF = Method("fork", ForkOf, Forked)
 FORKED_CHILDREN = Method("forked_children", NoArguments, list[str])

@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 
 from rolecall.placement.ray.groups import Accelerator
 from rolecall.placement.slurm.options import GpuRequest
-from rolecall.types import ContainerType, TensorBackend, TensorPolicy
+from rolecall.types import ContainerType, RayPlacementStrategy, TaskType, TensorBackend, TensorPolicy
 
 
 class SchedulerKeywords(TypedDict, total=False):
@@ -24,7 +24,29 @@ class SchedulerKeywords(TypedDict, total=False):
     grace_s: float
     lease_s: float
     seed: int | None
+    echo_logs: bool
     quiet: bool
+
+
+class SpecKeywords(TypedDict, total=False):
+    """The fields of `SchedulingSpec`, as keywords of `Scheduler.start`."""
+
+    cpu: int
+    gpu: int
+    mem: int
+    port_count: int
+    image: str | None
+    task_type: TaskType
+    env_vars: dict[str, str]
+    cmd: str | Sequence[str] | None
+    srun_additional_args: str | None
+    additional_bash_cmds: Sequence[str] | None
+    container_type: ContainerType
+    mount: str | None
+    nodelist: str | None
+    exclude: str | None
+    ray_placement_strategy: RayPlacementStrategy
+    ready: str | dict[str, Any] | None
 
 
 class HostKeywords(SchedulerKeywords, total=False):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack, overload
@@ -12,13 +13,27 @@ from rolecall.protocol.state import WorkerState
 from rolecall.scheduler.calls import CallOptions, Options, PendingCall
 from rolecall.scheduler.completions import Completions
 from rolecall.scheduler.gathering import Sent, agathered, cancel, gathered, sent
+from rolecall.scheduler.keywords import SpecKeywords
 from rolecall.types import Job, SchedulingSpec, SchedulingStrategy, Worker
 
 if TYPE_CHECKING:
     from rolecall.scheduler.scheduler import Scheduler
 
 
-class Role(Sequence["RoleWorker"]):
+START_OPTIONS = ("replicas", "target", "fork", "tasks")  # beside the fields of a spec
+
+
+class _Callable:
+    """What a role and a worker of it have in common: words for those who take it for the engine."""
+
+    if not TYPE_CHECKING:  # a type checker would take any name for one of theirs
+
+        def __getattr__(self, name: str) -> Any:
+            hint = "" if name.startswith("_") else f"; a method of its engine is called by .call({name!r}, ...)"
+            raise AttributeError(f"a {type(self).__name__} has no {name!r}{hint}")
+
+
+class Role(_Callable, Sequence["RoleWorker"]):
     """All workers of a role, or a slice of them. Calls go to every one at the same time and return a list, in order."""
 
     def __init__(
@@ -82,6 +97,13 @@ class Role(Sequence["RoleWorker"]):
     async def acreate_engine(self, engine: str | type, *args: Any, **kwargs: Any) -> None:
         """The same, without blocking the event loop."""
         await agathered(self._send(lambda w: w.submit_engine(engine, args, kwargs)))
+
+    def destroy_engine(self) -> None:
+        """Ends the engine of every worker, or that which `with_options(engine=)` names; another can take its name then.
+
+        Its `destroy()` is called where it has one. What that raises is logged, and the engine is gone.
+        """
+        gathered(self._send(lambda w: w.submit_destroy()))
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
         """Calls a method on every worker with the same arguments. Raises the first error, after all have ended.
@@ -198,7 +220,7 @@ class Role(Sequence["RoleWorker"]):
         return RoleWorker(self._scheduler, worker_id, options)
 
 
-class RoleWorker:
+class RoleWorker(_Callable):
     """One worker of a role."""
 
     def __init__(self, scheduler: Scheduler, worker_id: str, options: CallOptions) -> None:
@@ -224,6 +246,13 @@ class RoleWorker:
     def create_engine(self, engine: str | type, *args: Any, **kwargs: Any) -> None:
         """Makes an engine here."""
         gathered([self.submit_engine(engine, args, kwargs)])
+
+    def destroy_engine(self) -> None:
+        """As `Role.destroy_engine`."""
+        gathered([self.submit_destroy()])
+
+    def submit_destroy(self) -> PendingCall:
+        return self._scheduler.calls.destroy_engine(self.id, self._options)
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Calls a method and waits for its result. Ctrl-C gives the call up."""
@@ -275,14 +304,14 @@ def job_of(
     target: str | None,
     fork: bool,
     tasks: Sequence[SchedulingSpec] | None,
-    fields: dict[str, Any],
+    fields: SpecKeywords,
 ) -> Job:
     """The job that keywords describe: fields of one spec for all workers, or `tasks` with one for each."""
     if tasks is not None and fields:
         raise WorkerConfigurationError("both tasks and fields of a spec", sorted(fields), "give one of the two")
-    unknown = set(fields) - set(SchedulingSpec.__dataclass_fields__)
-    if unknown:
-        known = ", ".join(SchedulingSpec.__dataclass_fields__)
-        raise WorkerConfigurationError("unknown field of a spec", sorted(unknown), f"there are {known}")
+    known = [*START_OPTIONS, *SchedulingSpec.__dataclass_fields__]
+    for name in fields.keys() - set(known):
+        near = "".join(f"did you mean {likely!r}? " for likely in difflib.get_close_matches(name, known, 1))
+        raise WorkerConfigurationError("unknown option of a start", name, f"{near}there are {', '.join(known)}")
     strategy = SchedulingStrategy("colocation", target, fork) if target else SchedulingStrategy()
     return Job(role, replicas, tasks or [SchedulingSpec(**fields)], strategy)

@@ -6,13 +6,14 @@ roles begin and end (`lifecycle`), calls (`worker_calls`), deaths (`supervision`
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from rolecall.errors import WorkerConfigurationError
 from rolecall.guard.sweep import sweep
@@ -21,6 +22,8 @@ from rolecall.placement.plan import Plan
 from rolecall.protocol.environment import WORKER
 from rolecall.protocol.state import RunState
 from rolecall.scheduler.calls import CallOptions
+from rolecall.scheduler.echo import LogEcho
+from rolecall.scheduler.keywords import SpecKeywords
 from rolecall.scheduler.lifecycle import RoleLifecycle
 from rolecall.scheduler.listener import GuardListener
 from rolecall.scheduler.roles import Role, job_of
@@ -59,6 +62,8 @@ class Scheduler:
         grace_s: Seconds between SIGTERM and SIGKILL when workers are ended.
         lease_s: Seconds that a guard lives on without a sign of life of the controller.
         seed: Of the run. Workers seed `random`, numpy and torch by it, their role and index, before they make engines.
+        echo_logs: Print on stderr what workers print, each line with its worker's id; on a cluster, where the run
+            directory is shared.
         quiet: Do not print the line that says where the run listens and keeps its files.
 
     Attributes:
@@ -80,6 +85,7 @@ class Scheduler:
         grace_s: float = 5.0,
         lease_s: float = 30.0,
         seed: int | None = None,
+        echo_logs: bool = False,
         quiet: bool = False,
     ) -> None:
         if WORKER in os.environ and "__rolecall_main__" in sys.modules:
@@ -101,6 +107,8 @@ class Scheduler:
         with contextlib.ExitStack() as undo:  # Ctrl-C may come at any line of this
             undo.callback(self._run.close)
             self._run.open()
+            if echo_logs and sys.stderr is not None:
+                undo.callback(LogEcho(self._run.run_dir / "logs" / "merged.log", sys.stderr).close)
             undo.push(self._sweep_after_error)
             self._io = IOThread("rolecall-io")
             undo.callback(self._io.close)
@@ -274,7 +282,7 @@ class Scheduler:
         target: str | None = None,
         fork: bool = True,
         tasks: Sequence[SchedulingSpec] | None = None,
-        **spec: Any,
+        **spec: Unpack[SpecKeywords],
     ) -> Role:
         """Starts a role from keywords and returns it when it is ready.
 
@@ -286,6 +294,22 @@ class Scheduler:
         """
         self.create_workers(job_of(role, replicas, target, fork, tasks, spec))
         return Role(self, role)
+
+    async def astart(
+        self,
+        role: str,
+        replicas: int = 1,
+        *,
+        target: str | None = None,
+        fork: bool = True,
+        tasks: Sequence[SchedulingSpec] | None = None,
+        **spec: Unpack[SpecKeywords],
+    ) -> Role:
+        """The same, without blocking the event loop; `asyncio.gather` starts several roles at once.
+
+        A start that is cancelled goes on; delete the role then.
+        """
+        return await asyncio.to_thread(self.start, role, replicas, target=target, fork=fork, tasks=tasks, **spec)
 
     def restart_worker(self, worker_id: str, *, engines: bool = True) -> None:
         """Starts a worker again, in its slot and under its id, whether it died or not; nothing else restarts anything.

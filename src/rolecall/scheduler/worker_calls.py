@@ -8,7 +8,15 @@ from typing import Any, TypeVar
 from rolecall.errors import EncodeError, WorkerConfigurationError, WorkerNotFoundError
 from rolecall.protocol.guard import SET_ENV, STACKS, Method, SetEnv, Stacks
 from rolecall.protocol.message import Message
-from rolecall.protocol.worker_methods import CALL, CREATE_ENGINE, CallMethod, CreateEngine, WorkerRequest
+from rolecall.protocol.worker_methods import (
+    CALL,
+    CREATE_ENGINE,
+    DESTROY,
+    CallMethod,
+    CreateEngine,
+    Destroy,
+    WorkerRequest,
+)
 from rolecall.scheduler.calls import CallOptions, EngineRequest, PendingCall, PendingStream, argument_place, engine_path
 from rolecall.scheduler.run import Run
 from rolecall.scheduler.table import Member, Table
@@ -96,6 +104,13 @@ class WorkerCalls:
             pending.add_done_callback(lambda made: made.exception() and engines.pop(options.engine))
         return pending
 
+    def destroy_engine(self, worker_id: str, options: CallOptions) -> PendingCall:
+        """Asks for the end of an engine and returns at once. Errors as `submit`."""
+        self._table.member(worker_id).engines.pop(options.engine, None)
+        wanted = Destroy(engines=[options.engine or worker_id])
+        call = self._client(worker_id).peer.request(DESTROY.name, wanted, timeout=options.timeout)
+        return PendingCall(call, worker_id, DESTROY.name, options.timeout)
+
     def set_env(self, worker_id: str, env: dict[str, str]) -> PendingCall:
         """Asks for other variables in a worker's environment and returns at once. Errors as `submit`."""
         for key, value in env.items():
@@ -135,14 +150,17 @@ class WorkerCalls:
         timeout: float | None,
         streaming: bool = False,
     ) -> Call:
-        member = self._living(worker_id)
-        if member.client is None:
-            raise WorkerConfigurationError(f"worker {worker_id} runs a program and hosts no engines", member.slot.argv)
         try:
-            peer = member.client.peer
+            peer = self._client(worker_id).peer
             return peer.request(method, arguments, meta=wanted, timeout=timeout, streaming=streaming)
         except EncodeError as e:
             raise EncodeError(argument_place(e.place), e.type_name, e.hint) from None
+
+    def _client(self, worker_id: str) -> Client:
+        member = self._living(worker_id)
+        if member.client is None:
+            raise WorkerConfigurationError(f"worker {worker_id} runs a program and hosts no engines", member.slot.argv)
+        return member.client
 
     def _control(self, worker_id: str, method: Method[Q, Any], request: Q) -> PendingCall:
         call = self._living(worker_id).guard.ask(method, request, timeout=CONTROL_TIMEOUT_S)

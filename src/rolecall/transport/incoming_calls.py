@@ -51,6 +51,7 @@ class IncomingCalls:
     # Called by requests, in any thread
 
     def emit(self, incoming: Incoming, encoded: codec.Encoded) -> None:
+        """Sends an item; raises CallCancelledError once the call is cancelled or answered."""
         buffers = [frozen(b) for b in encoded.buffers]
         call = incoming.accepted
         with self._lock:
@@ -61,6 +62,7 @@ class IncomingCalls:
         send(link, sendings)
 
     def answer(self, incoming: Incoming, ok: bool, encoded: codec.Encoded, *, stable: bool) -> None:
+        """Answers; of several answers the first counts."""
         buffers: Buffers = encoded.buffers
         own = bool(buffers) and not stable  # memory of the engine, which it may change
         zero_copy = own and ok and self.channel.link is not None and _may_send_zero_copy(buffers)

@@ -97,6 +97,7 @@ class OutgoingCalls(Waitable):
     # Called by calls
 
     def consumed(self, call: Call) -> None:
+        """The call's reader took one item of the stream."""
         with self._lock:
             opened = call.opened
             sendings = self._caller.consume(opened) if opened is not None else ()
@@ -104,6 +105,7 @@ class OutgoingCalls(Waitable):
         send(link, sendings)
 
     def abandon(self, call: Call, reason: Reason) -> None:
+        """Fails the call for that reason, unless it is done, and sends a cancellation."""
         with self._lock:
             opened = call.opened
             if opened is None:

@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from contextlib import aclosing, closing, contextmanager, nullcontext
 from typing import Any
 
-from rolecall.errors import CallCancelledError, EngineCallError, RolecallError
+from rolecall.errors import CallCancelledError, EngineCallError, ProtocolError, RolecallError
 from rolecall.protocol.worker_methods import CallMethod
 from rolecall.tensors import functions, tree
 from rolecall.tensors.binding import binding
@@ -23,6 +23,7 @@ from rolecall.worker.engines import Engines, Kind, Method
 from rolecall.worker.requests import Request
 
 log = logging.getLogger("rolecall")
+_ARGUMENTS = ([tuple, dict], [list, dict])
 
 
 class EngineCalls:
@@ -133,11 +134,14 @@ class EngineCall:
             self.request.finish(None)
 
     def _run(self, arguments: Any) -> Any:
-        args, kwargs = arguments  # with tensors in place of handles
+        """Args and kwargs, with tensors in place of handles."""
+        if not (isinstance(arguments, tuple | list) and [type(part) for part in arguments] in _ARGUMENTS):
+            raise ProtocolError("arguments of a call are not (args, kwargs)", type(arguments).__name__)
+        args, kwargs = arguments
         return self._method.run(args, kwargs, self._params.rpc_meta)
 
     def _iterated(self, value: Any) -> Any:
-        if not isinstance(value, Iterable):
+        if not isinstance(value, Iterable) or isinstance(value, str | bytes):
             name, kind = self._params.method, type(value).__name__
             raise TypeError(f"{name}() returned {kind}, which cannot be streamed; use .call({name!r}, ...)")
         return iter(value)

@@ -82,7 +82,7 @@ class Engines:
         """
         with self._lock:
             if name in self._engines or name in self._reserved:
-                reason = "an engine of that name exists already; pass another engine_name"
+                reason = "an engine of that name exists; destroy_engine() ends it, or choose another engine name"
                 raise EngineCreationError(self.worker_id, name, reason)
             thread = self._reserved[name] = EngineThread(name, self.progress)
             return thread

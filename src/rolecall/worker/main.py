@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
+import io
 import logging
 import os
 import signal
 import socket
 import sys
+import traceback
 import types
+from collections.abc import Iterator
 from typing import Any
 
 from rolecall.protocol.guard import Method
 from rolecall.protocol.message import Message
-from rolecall.protocol.worker import CONFIGURE, SET_ENV, WorkerConfig
+from rolecall.protocol.worker import CONFIGURE, SET_ENV, TASKS, WorkerConfig
 from rolecall.protocol.worker_methods import WorkerMethod
 from rolecall.tensors.binding import binding
 from rolecall.transport.link import Link
@@ -75,7 +78,7 @@ class _Process:
                 self._configure(incoming.message(CONFIGURE.request, "the guard"))
             elif incoming.method == SET_ENV.name:
                 os.environ.update(incoming.message(SET_ENV.request, "the guard").env)
-            incoming.finish(None)
+            incoming.finish(task_stacks(self._loop) if incoming.method == TASKS.name else None)
         except Exception as e:  # the guard gets the error, and reports why the worker is not ready
             incoming.fail(e)
 
@@ -87,6 +90,23 @@ class _Process:
 
     async def _ask_guard(self, method: Method[Any, Any] | WorkerMethod, request: Message) -> Any:
         return await self._guard.request(method.name, request, answer=method.answer)
+
+
+def task_stacks(loop: asyncio.AbstractEventLoop) -> str:
+    """Where the tasks of a loop wait, each from its outermost coroutine inwards: `async` methods above all."""
+    text = io.StringIO()
+    for task in sorted(asyncio.all_tasks(loop), key=lambda task: task.get_name()):
+        text.write(f"Task {task.get_name()}\n")
+        for frame in _awaited(task.get_coro()):
+            text.writelines(traceback.format_list(traceback.extract_stack(frame, 1)))
+    return text.getvalue()
+
+
+def _awaited(waiting: Any) -> Iterator[types.FrameType]:
+    """The frames of a coroutine and of those that it awaits."""
+    while (frame := getattr(waiting, "cr_frame", None) or getattr(waiting, "ag_frame", None)) is not None:
+        yield frame
+        waiting = getattr(waiting, "cr_await", None) or getattr(waiting, "ag_await", None)
 
 
 def _set_paths(config: WorkerConfig) -> None:

@@ -18,6 +18,7 @@ Types by name are looked up under the rules of `type_names`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from datetime import tzinfo
 from typing import Any, NamedTuple, NoReturn, TypeVar
@@ -39,6 +40,7 @@ _RARE = (Refused, TypeError, OverflowError, UnicodeEncodeError, RecursionError)
 _CODES = range(1, 128)
 _registered: dict[int, str] = {}
 _MAX_HEADER, _MAX_BUFFERS = DEFAULT_LIMITS.max_header, DEFAULT_LIMITS.max_buffers
+_PARTS = 100  # of a value, that are looked at to say which is too large
 _SEEN = 200  # characters that an error shows of what a peer sent
 _LONGEST = 1000
 
@@ -73,12 +75,27 @@ def encode(value: Any, place: str = "value") -> Encoded:
     except RecursionError as e:
         raise EncodeError(place, short_name(type(value)), "it is nested too deep") from e
     if len(header) > _MAX_HEADER or len(writer.buffers) > _MAX_BUFFERS:
+        place, part = _too_large(value, place)
+        as_text, as_list = "send text.encode(), which has no such limit", "put long lists into arrays or tensors"
         hint = (
-            f"it has {len(header)} bytes beside its {len(writer.buffers)} buffers (limits {_MAX_HEADER} and "
-            f"{_MAX_BUFFERS}); put long lists into arrays or tensors, or send it in parts"
+            f"the value has {len(header)} bytes beside its {len(writer.buffers)} buffers (limits {_MAX_HEADER} and "
+            f"{_MAX_BUFFERS}); {as_text if type(part) is str else as_list}, or send it in parts"
         )
-        raise EncodeError(place, short_name(type(value)), hint)
+        raise EncodeError(place, short_name(type(part)), hint)
     return tuple.__new__(Encoded, (header, writer.buffers))  # a third of the time that its own constructor takes
+
+
+def _too_large(value: Any, place: str) -> tuple[str, Any]:
+    """The place of the innermost part that is too large by itself, and that part."""
+    found = True
+    while found:
+        found = False
+        parts = value.items() if type(value) is dict else enumerate(value) if type(value) in (list, tuple) else ()
+        for key, part in itertools.islice(parts, _PARTS):
+            if len(Writer().header(part)) > _MAX_HEADER:
+                value, place, found = part, f"{place}[{key!r}]", True
+                break
+    return place, value
 
 
 class Received:

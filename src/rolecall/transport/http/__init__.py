@@ -1,6 +1,5 @@
 """HTTP/1.1 on the listeners that serve frames, so that `curl` works. It knows nothing of workers."""
 
-from rolecall.transport.http.client import http_get
 from rolecall.transport.http.connection import HttpConnection, linger
 from rolecall.transport.http.messages import JSON, Disconnect, HttpError, Request, Response, json_response
 from rolecall.transport.http.router import MAX_BODY, Route, Routes
@@ -15,7 +14,6 @@ __all__ = [
     "Response",
     "Route",
     "Routes",
-    "http_get",
     "json_response",
     "linger",
 ]

@@ -1,0 +1,69 @@
+"""What workers print, on the controller's terminal."""
+
+from __future__ import annotations
+
+import re
+import threading
+import zlib
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO, TextIO
+
+PERIOD_S = 0.1
+BLOCK = 1 << 16
+REST_BYTES = 1 << 20  # of what is left when the run ends
+_COLOURS = (36, 32, 33, 35, 34, 31)
+# Escape sequences could do to the terminal what they like.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+class LogEcho:
+    """Copies the merged log of a run to a stream, line by line, from a thread of its own.
+
+    It has the logs of guards that share the run directory with the controller; each line begins with its worker's id.
+    """
+
+    def __init__(self, path: Path, stream: TextIO) -> None:
+        self._path, self._stream = path, stream
+        self._file: BinaryIO | None = None
+        self._rest = b""
+        self._colours = stream.isatty()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="rolecall-echo", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Copies what is left, up to a limit. May be called twice."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        with suppress(OSError, ValueError):  # the stream was closed, or the run directory removed
+            while not self._stopped.wait(PERIOD_S):
+                self._copy(BLOCK)
+            self._copy(REST_BYTES)
+            if self._file is not None and self._file.read(1):
+                print(f"rolecall: the rest is in {self._path}", file=self._stream)
+        if self._file is not None:
+            self._file.close()
+
+    def _copy(self, limit: int) -> None:
+        if self._file is None:
+            if not self._path.exists():
+                return
+            self._file = self._path.open("rb")
+        while data := self._file.read(min(limit, BLOCK)):
+            limit -= len(data)
+            *lines, self._rest = (self._rest + data).split(b"\n")
+            self._stream.writelines(map(self._shown, lines))
+            self._stream.flush()
+            if limit <= 0:
+                return
+
+    def _shown(self, line: bytes) -> str:
+        text = _CONTROL.sub("?", line.decode(errors="replace"))
+        worker, bracket, said = text.partition("] ")
+        if not (self._colours and bracket):
+            return text + "\n"
+        colour = _COLOURS[zlib.crc32(worker.encode()) % len(_COLOURS)]
+        return f"\x1b[{colour}m{worker}{bracket}\x1b[0m{said}\n"
