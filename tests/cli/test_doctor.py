@@ -19,7 +19,7 @@ from rolecall.cli.checks.paths import check_paths, socket_room
 from rolecall.cli.checks.runtime_dirs import check_runtime_dirs
 from rolecall.cli.checks.shared_memory import check_shared_memory
 from rolecall.cli.doctor import examine
-from rolecall.guard.ports import PortLeases
+from rolecall.guard.ports import PortLeases, ephemeral
 from rolecall.placement.outside import Finding, Severity
 from rolecall.placement.ray.outside import check_ray
 from rolecall.placement.slurm.outside import check_slurm
@@ -125,7 +125,7 @@ def test_leases_are_found_without_taking_any(tmp_path: Path) -> None:
 
 def test_a_listener_in_our_range_is_told_with_its_process() -> None:
     """Harmless, so an info; it names the port and the process."""
-    low, _ = ports.ephemeral()
+    low, _ = ephemeral()
     with socket.socket() as stranger:
         port = next(p for p in range(min(low - 1, 30000), 20000, -1) if _bound(stranger, p))
         stranger.listen()
@@ -194,9 +194,9 @@ def tools(folder: Path, name: str, script: str, monkeypatch: pytest.MonkeyPatch)
 
 def test_nodes_that_take_no_job_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A drained node is the usual reason why a role waits for ever."""
-    tools(tmp_path / "bin", "sinfo", "printf 'n1 idle\\nn2 drained*\\nn3 mix\\n'", monkeypatch)
+    tools(tmp_path / "bin", "sinfo", "printf 'n1|idle\\nn2|drain*\\nn3|mix\\n'", monkeypatch)
     closed, rest = check_slurm()
-    assert closed.severity is Severity.WARNING and "1 of 3" in closed.seen and "n2 (drained*)" in closed.seen
+    assert closed.severity is Severity.WARNING and "1 of 3" in closed.seen and "n2 (drain*)" in closed.seen
     assert rest.severity is Severity.OK and "2 node(s)" in rest.seen
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from rolecall.guard import runtime
 from rolecall.guard.proc import Process, alive, identify
-from rolecall.guard.sweep import find
+from rolecall.guard.sweep import run_processes
 from rolecall.transport.loop import IOThread
 from rolecall.transport.peer import Peer
 from rolecall.transport.server import Hello, Server
@@ -95,7 +95,7 @@ class Rig:
 
     @property
     def guard_pid(self) -> int:
-        return int(self.hello["pid"])
+        return int(self.hello["guard"]["pid"])
 
     def ask(self, method: str, **value: Any) -> Any:
         """Calls a method of the guard."""
@@ -139,7 +139,11 @@ class Rig:
 
     def template_pid(self) -> int:
         """The template process, once there is one."""
-        return int(wait_for(lambda: [item.pid for item in find(self.run_id) if item.name == "rc:template"])[0])
+        return int(
+            wait_for(lambda: [item.stat.pid for item in run_processes(self.run_id) if item.stat.name == "rc:template"])[
+                0
+            ]
+        )
 
     def process(self, pid: int) -> Process:
         found = identify(pid)
@@ -150,7 +154,7 @@ class Rig:
 
     def left(self) -> list[Any]:
         """Processes of the run that still live."""
-        return find(self.run_id)
+        return run_processes(self.run_id)
 
     def close(self) -> None:
         """Ends the guard if it still runs, and this end; proves that nothing of the run remains."""

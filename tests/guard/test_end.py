@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from rolecall.guard.proc import Process, alive, identify, read_stat
-from rolecall.guard.sweep import find, sweep
+from rolecall.guard.proc import Process, identify, read_stat
+from rolecall.guard.sweep import run_processes, sweep
 from tests.guard.descendants import workers_with_descendants
 from tests.guard.guard_rig import Rig, gone, wait_for
 from tests.support.checkout import PYTHONPATH
@@ -56,7 +56,7 @@ def test_a_killed_reaper_takes_the_workers_along_and_a_sweep_finds_the_rest(rig:
     rig.reaper.kill()
     wait_for(lambda: all(gone(process) for process in mine[:3]))
     killed = sweep(rig.run_id)
-    assert not any(alive(stat.process) for stat in killed) and not find(rig.run_id)
+    assert all(item.gone for item in killed) and not run_processes(rig.run_id)
     marked = mine[:-1]  # the last has dropped its environment, and nobody it was below is left
     assert all(gone(process) for process in marked)
     os.kill(mine[-1].pid, signal.SIGKILL)
@@ -133,7 +133,7 @@ def test_the_controllers_death_ends_everything(
     mine = [Process(*pair) for pair in facts["processes"]]
     began = time.monotonic()
     process.send_signal(number)
-    wait_for(lambda: all(gone(item) for item in mine) and not find(facts["run_id"]), 5.0)
+    wait_for(lambda: all(gone(item) for item in mine) and not run_processes(facts["run_id"]), 5.0)
     assert time.monotonic() - began < 2.0
     wait_for(lambda: identify(facts["reaper"]) is None or gone(Process(facts["reaper"], facts["reaper_start"])))
     assert not Path(facts["runtime_dir"]).exists()

@@ -131,4 +131,4 @@ def test_the_guard_leaks_no_descriptor_and_no_process(rig: Rig) -> None:
     for _ in range(5):
         cycle()
     wait_for(lambda: held() <= before)
-    assert [item.name for item in rig.left() if item.name != "rc:template"] == []
+    assert [item.stat.name for item in rig.left() if item.stat.name != "rc:template"] == []

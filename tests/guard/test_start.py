@@ -199,8 +199,8 @@ def test_a_template_killed_while_forking_loses_no_start(rig: Rig) -> None:
     os.kill(template, signal.SIGKILL)
     results = starting.result()
     assert all(result["ok"] for result in results), [result["error"] for result in results]
-    workers = [item.name for item in rig.left() if item.name.startswith("rc:b/")]
-    assert sorted(workers) == sorted(f"rc:b/{n}" for n in range(40))
+    workers = [item.worker for item in rig.left() if item.stat.name.startswith("rc:b/")]
+    assert sorted(workers) == sorted(f"b/{n}" for n in range(40))
 
 
 def test_workers_run_under_the_interpreter_that_the_guard_was_told(
@@ -250,7 +250,7 @@ def test_a_start_that_its_caller_gives_up_leaves_no_worker(rig: Rig) -> None:
     wait_for(lambda: [row for row in rig.ask("table") if row["state"] == "ready"])
     starting.cancel()
     wait_for(lambda: rig.ask("table") == [])
-    assert [item for item in rig.left() if item.name.startswith("rc:a/")] == []
+    assert [item for item in rig.left() if item.stat.name.startswith("rc:a/")] == []
 
 
 @pytest.mark.parametrize("name", ["../../etc/0", "a b/0", "actor", "actor/x", "/0"])

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -79,10 +78,10 @@ def test_the_command_line_looks_and_kills_and_the_controller_is_told(rig: Rig) -
 
 
 def test_a_guard_says_who_and_where_it_is(rig: Rig) -> None:
-    """The hello carries what a scheduler plans with."""
-    assert rig.hello["kind"] == "guard" and rig.hello["guard_id"] == "g0" and rig.hello["run_id"] == rig.run_id
-    assert rig.hello["host"] == socket.gethostname() and rig.hello["cores"] == len(os.sched_getaffinity(0))
-    assert rig.hello["memory_gib"] > 0 and isinstance(rig.hello["devices"], list)
+    """The hello carries what the run's state shows of a guard."""
+    said = rig.hello["guard"]
+    assert rig.hello["kind"] == "guard" and said["id"] == "g0" and rig.hello["run_id"] == rig.run_id
+    assert said["host"] == socket.gethostname() and isinstance(said["devices"], list)
 
 
 def test_a_wrong_request_is_an_error_that_says_so(rig: Rig) -> None:

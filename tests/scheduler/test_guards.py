@@ -15,6 +15,7 @@ from rolecall.protocol.events import Event, GuardLost
 from rolecall.protocol.guard import TABLE, NoArguments
 from rolecall.protocol.guard_hello import GuardHello
 from rolecall.protocol.message import to_plain
+from rolecall.protocol.state import GuardState
 from rolecall.scheduler.guards import GuardProxy
 from rolecall.scheduler.listener import GuardListener
 from rolecall.scheduler.run import Run
@@ -56,7 +57,7 @@ class Controller:
             if topic == "lease" and answers:
                 client.peer.notify("alive")
 
-        hello = GuardHello(guard_id=guard_id, run_id=self.run.run_id, host_id=host, pid=1, host="h", ip="")
+        hello = GuardHello(run_id=self.run.run_id, guard=GuardState(id=guard_id, host_id=host, pid=1, host="h"))
         client = Client(
             "controller",
             self.hub.addresses[1:],

@@ -13,11 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from rolecall.cli.client import NoAnswerError
-from rolecall.cli.processes import REAPER_NAME, RunProcess, run_processes
 from rolecall.cli.rundir import on_another_host
-from rolecall.cli.runs import SelectedRun, state_of
+from rolecall.cli.runs import SelectedRun
 from rolecall.guard import runtime
 from rolecall.guard.proc import send
+from rolecall.guard.sweep import REAPER_NAME, RunProcess, run_processes
 from rolecall.placement.outside import Removal, is_private
 from rolecall.placement.registry import PLACEMENTS
 
@@ -81,11 +81,13 @@ def end_run(run: SelectedRun, grace_s: float) -> Ending:
         _gone(left, LEAVE_S, kill_all_but=REAPER_NAME)
         _gone(left, KILL_S, kill_all_but="")
     remaining = left()
+    state = run.state
     ending.survivors = [item.describe() for item in remaining]
     alive = {item.process for item in remaining}
     ending.ended = [item.describe() for key, item in seen.items() if key not in alive]
     ending.foreign = [f"{i.describe()} of uid {i.uid}" for i in run_processes(run.run_id) if i.uid != os.getuid()]
-    ending.elsewhere = [] if ending.allocations.asked and ending.allocations.clean else _elsewhere(run)
+    if not ((ending.allocations.asked and ending.allocations.clean) or state.controller.ended):
+        ending.elsewhere = sorted({guard.host for guard in state.guards if on_another_host(guard.host)})
     ending.runtime_dir = _clean(run)
     if not remaining:
         for placement in PLACEMENTS.values():
@@ -113,8 +115,7 @@ def _ask_guards(run: SelectedRun, grace_s: float) -> tuple[dict[str, str], bool]
 
 def _end_allocations(run: SelectedRun) -> Removal:
     """What of each backend's manager: one of them at the most has anything of a run."""
-    state = state_of(run.directory)
-    removals = [placement.end_left(run.run_id, state) for placement in PLACEMENTS.values()]
+    removals = [placement.end_left(run.run_id, run.state) for placement in PLACEMENTS.values()]
     return next((removal for removal in removals if removal != Removal()), Removal())
 
 
@@ -129,12 +130,6 @@ def _gone(left: Callable[[], list[RunProcess]], patience: float, kill_all_but: s
                 send(item.process, signal.SIGKILL)
         time.sleep(POLL_S)
     return True
-
-
-def _elsewhere(run: SelectedRun) -> list[str]:
-    state = state_of(run.directory)
-    hosts = {guard.host for guard in state.guards if on_another_host(guard.host)}
-    return [] if state.controller.ended else sorted(hosts)
 
 
 def _clean(run: SelectedRun) -> str:

@@ -72,7 +72,8 @@ class _Reader:
         """The selected logs by source."""
         if self._target is None:
             return {MERGED: self._folder / MERGED}
-        return {name: path for name, path in _sources(self._folder).items() if _matches(name, self._target)}
+        sources = _sources(self._folder).items()
+        return {s: path for s, path in sources if self._target in (s, s.rpartition("/")[0], s.partition(" ")[0])}
 
     def begin(self, tail: int | None, *, follow: bool) -> None:
         """Prints the last lines.
@@ -122,13 +123,13 @@ class _Reader:
 
 def _sources(folder: Path) -> dict[str, Path]:
     """The logs of workers (`actor/0`) and guards (`guard g0`) in a folder."""
-    found = {}
-    for path in sorted(folder.glob("*.log"), key=_order):
+    found = []
+    for path in folder.glob("*.log"):
         if guard := _GUARD_LOG.fullmatch(path.name):
-            found[f"guard {guard['id']}"] = path
+            found.append((path.name, 0, f"guard {guard['id']}", path))
         elif worker := _WORKER_LOG.fullmatch(path.name):
-            found[f"{worker['role']}/{worker['index']}"] = path
-    return found
+            found.append((worker["role"], int(worker["index"]), f"{worker['role']}/{worker['index']}", path))
+    return {name: path for _, _, name, path in sorted(found)}
 
 
 def _written(path: Path) -> float:
@@ -138,15 +139,6 @@ def _written(path: Path) -> float:
     except FileNotFoundError:
         return 0.0
     return found.st_mtime if found.st_size else 0.0
-
-
-def _order(path: Path) -> tuple[str, int]:
-    match = _WORKER_LOG.fullmatch(path.name)
-    return (match["role"], int(match["index"])) if match else (path.name, 0)
-
-
-def _matches(source: str, target: str) -> bool:
-    return target in (source, source.rpartition("/")[0], source.partition(" ")[0])
 
 
 def _split(line: Line) -> tuple[str, str]:

@@ -9,9 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from rolecall.cli.processes import run_processes
 from rolecall.cli.rundir import RunDir, age
-from rolecall.cli.runs import DEFAULT_FILEROOT, find_runs, is_running, select_run, selected, state_of
+from rolecall.cli.runs import DEFAULT_FILEROOT, find_runs, is_running, select_run, selected
 from rolecall.cli.terminal import (
     FilerootOption,
     JsonOption,
@@ -24,6 +23,7 @@ from rolecall.cli.terminal import (
     table_of,
 )
 from rolecall.cli.view import RunView, view
+from rolecall.guard.sweep import run_processes
 
 COLUMNS = "worker state pid host devices ports uptime_s cpu_s rss_bytes calls pending note"
 RUN_COLUMNS = ("RUN", "STATE", "CONTROLLER", "WORKERS", "CHANGED", "DIRECTORY")
@@ -82,16 +82,15 @@ def _print_runs(fileroot: Path | None, as_json: bool) -> None:
 
 
 def _run_row(run: RunDir) -> dict[str, Any]:
-    state, found = state_of(run), selected(run)
-    pid = run.controller(state)
+    found, pid = selected(run), run.controller()
     left = found.run_id != "" and any(run_processes(found.run_id))
     return {
         "name": run.name,
         "run_id": found.run_id,
         "state": "running" if pid else "orphaned" if left or is_running(run) else "ended",
         "controller_pid": pid,
-        "scheduler": state.scheduler,
-        "workers": len(state.workers()),
+        "scheduler": found.state.scheduler,
+        "workers": len(found.state.workers()),
         "changed": run.changed(),
         "run_dir": os.fspath(run.path),
     }

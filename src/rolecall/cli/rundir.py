@@ -81,9 +81,16 @@ class RunDir:
                 if isinstance(event, dict):
                     yield event
 
-    def controller(self, state: RunState) -> int | None:
+    def known(self) -> RunState:
+        """As `state`; an empty state for one that cannot be read."""
+        try:
+            return self.state()
+        except BrokenStateError:
+            return RunState()
+
+    def controller(self) -> int | None:
         """Pid of the controller while it lives on this host and has the run open, else None."""
-        lock = self.path / ".lock"
+        lock, state = self.path / ".lock", self.known()
         try:
             pid = int(lock.read_text().split()[0])
         except (OSError, ValueError, IndexError):

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rolecall.cli.client import RunClient
-from rolecall.cli.processes import run_processes
 from rolecall.cli.rundir import BrokenStateError, RunDir
 from rolecall.cli.terminal import remark
 from rolecall.errors import RolecallError
+from rolecall.guard.sweep import run_processes
 from rolecall.protocol.state import RunState
 from rolecall.scheduler.run import private_root
 from rolecall.transport.address import listens
@@ -46,6 +46,16 @@ class SelectedRun:
     @property
     def client(self) -> RunClient:
         return RunClient(self.runtime_dir)
+
+    @property
+    def state(self) -> RunState:
+        """What its controller wrote last; an empty state where that cannot be read."""
+        return self.directory.known() if self.directory else RunState()
+
+    @property
+    def controller(self) -> int | None:
+        """As `RunDir.controller`."""
+        return self.directory.controller() if self.directory else None
 
 
 def find_runs(fileroot: Path, *, elsewhere: bool = True) -> list[RunDir]:
@@ -85,25 +95,15 @@ def _checked(found: SelectedRun) -> SelectedRun:
 
 def selected(run: RunDir) -> SelectedRun:
     """A run with the facts of its `state.json`, if that can be read."""
-    state = state_of(run)
+    state = run.known()
     runtime_dir = Path(state.runtime_dir) if state.runtime_dir else _runtime_dir_of(run)
     return SelectedRun(state.run_id or runtime_dir.name, runtime_dir, run)
 
 
-def state_of(run: RunDir | None) -> RunState:
-    """The contents of `state.json`; an empty state when there is none, or it cannot be read."""
-    try:
-        return run.state() if run else RunState()
-    except BrokenStateError:
-        return RunState()
-
-
 def is_running(run: RunDir) -> bool:
     """True while the controller has the run's lock file open, or one of the run's guards listens."""
-    found = selected(run)
-    if run.controller(state_of(run)) is not None:
-        return True
-    return any(listens(found.client.guard_socket(guard)) for guard in found.client.guard_ids())
+    client = selected(run).client
+    return run.controller() is not None or any(listens(client.guard_socket(guard)) for guard in client.guard_ids())
 
 
 def _named(wanted: str, root: Path) -> SelectedRun:
@@ -116,9 +116,8 @@ def _named(wanted: str, root: Path) -> SelectedRun:
     of_experiment = [run for run in runs if wanted in (run.path.parent.name, run.name)]
     if of_experiment:
         return selected(next(filter(is_running, of_experiment), of_experiment[0]))
-    for run in runs:
-        if selected(run).run_id == wanted:
-            return selected(run)
+    if found := next((found for found in map(selected, runs) if found.run_id == wanted), None):
+        return found
     runtime_dir = private_root() / wanted
     if os.sep not in wanted and (runtime_dir.is_dir() or run_processes(wanted)):
         return SelectedRun(wanted, runtime_dir)

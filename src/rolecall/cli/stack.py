@@ -15,10 +15,9 @@ from rolecall.cli.runs import SelectedRun, select_run
 from rolecall.cli.terminal import FilerootOption, JsonOption, RunOption, print_json, remark
 from rolecall.cli.view import RunView, WorkerView, view
 from rolecall.errors import WorkerNotFoundError
-from rolecall.guard.probe import py_spy
+from rolecall.guard.probe import PY_SPY_S, py_spy
 
 GUARD_S = 20.0  # the guard gives py-spy 15 s and then uses the worker's own faulthandler
-PY_SPY_S = 15.0
 NO_STACKS = 2
 
 
@@ -97,12 +96,11 @@ def _from_guard(run: SelectedRun, worker: WorkerView, stuck: dict[str, str]) -> 
 
 def _from_py_spy(worker: WorkerView) -> tuple[str, str]:
     """As `_from_guard`."""
-    program = py_spy()
-    if program is None:
-        return "", "py-spy is not installed here: pip install py-spy"
-    if not worker.processes:
+    if worker.pid is None or not worker.processes:
         return "", f"its process is on another host, {worker.host}"
-    argv = [program, "dump", "--nonblocking", "--pid", str(worker.pid)]
+    argv = py_spy(worker.pid)
+    if not argv:
+        return "", "py-spy is not installed here: pip install py-spy"
     try:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=PY_SPY_S, check=False)
     except subprocess.TimeoutExpired:
@@ -118,12 +116,13 @@ def _from_files(run: SelectedRun, taken: Stacks) -> None:
     found = [path for path in (run.directory.path / "stacks").glob("*") if own.fullmatch(path.name)]
     files = sorted(found, key=lambda path: path.stat().st_mtime)
     taken.saved = [str(path) for path in files]
-    if files:
-        taken.source, taken.text = "saved", files[-1].read_text(errors="replace")
-        return
-    for event in run.directory.events():
-        if event.get("event") == "stalled" and event.get("worker") == taken.worker and event.get("stacks"):
-            taken.source, taken.text = "saved", str(event["stacks"])
+    said = [
+        str(event["stacks"])
+        for event in run.directory.events()
+        if event.get("event") == "stalled" and event.get("worker") == taken.worker and event.get("stacks")
+    ]
+    if files or said:
+        taken.source, taken.text = "saved", files[-1].read_text(errors="replace") if files else said[-1]
 
 
 def _print(taken: Stacks) -> None:

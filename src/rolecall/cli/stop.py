@@ -10,11 +10,11 @@ from typing import Annotated
 import typer
 
 from rolecall.cli.ending import Ending, end_run
-from rolecall.cli.processes import run_processes
 from rolecall.cli.rundir import on_another_host
-from rolecall.cli.runs import SelectedRun, select_run, state_of
+from rolecall.cli.runs import SelectedRun, select_run
 from rolecall.cli.terminal import FilerootOption, JsonOption, RunOption, print_json, remark
 from rolecall.errors import RolecallError
+from rolecall.guard.sweep import run_processes
 
 NOT_CLEAN = 1
 
@@ -53,7 +53,7 @@ def stop(
     found = select_run(run, fileroot)
     if found.directory and found.directory.path.stat().st_uid != os.getuid():
         raise ForeignRunError(str(found.directory.path))
-    controller = found.directory.controller(state_of(found.directory)) if found.directory else None
+    controller = found.controller
     if not yes:
         _confirm(found, controller)
     ending = end_run(found, grace)
@@ -76,7 +76,7 @@ def _confirm(run: SelectedRun, controller: int | None) -> None:
 
 def _nobody(run: SelectedRun) -> str:
     """What is to be said of a controller that is not to be seen here."""
-    there = state_of(run.directory).controller
+    there = run.state.controller
     if there.ended or not on_another_host(there.host):
         return "no controller"
     return f"its controller was on {there.host}, which cannot be seen from here"
@@ -85,10 +85,8 @@ def _nobody(run: SelectedRun) -> str:
 def _print(run: SelectedRun, ending: Ending, controller: int | None) -> None:
     for guard, answer in ending.guards.items():
         print(f"guard {guard}: {answer}")
-    for item in ending.ended:
+    for item in (*ending.ended, *ending.allocations.ended):
         print(f"ended {item}")
-    for name in ending.allocations.ended:
-        print(f"ended {name}")
     for name in ending.allocations.left:
         remark(f"{name} is still there; see `{ending.allocations.advice}`")
     if ending.allocations.unknown:

@@ -16,15 +16,7 @@ from rich.text import Text
 from rolecall.cli.client import NoAnswerError
 from rolecall.cli.ps import headline
 from rolecall.cli.runs import SelectedRun, select_run
-from rolecall.cli.terminal import (
-    FilerootOption,
-    JsonOption,
-    RunOption,
-    console,
-    print_json,
-    remark,
-    table_of,
-)
+from rolecall.cli.terminal import FilerootOption, JsonOption, RunOption, console, print_json, remark, table_of
 from rolecall.cli.view import RunView, WorkerView, view
 
 MAX_CONCURRENT = 32
@@ -51,25 +43,10 @@ class Load:
     note: str = ""
 
 
-def load(now: WorkerView, before: WorkerView | None, seconds: float) -> Load:
-    """The load of a worker between two samples. Pure."""
-
-    def rate(name: str) -> float | None:
-        grown = [getattr(now, name), getattr(before, name) if before and before.pid == now.pid else None]
-        return None if None in grown or grown[0] < grown[1] else (grown[0] - grown[1]) / seconds
-
-    cpu = rate("cpu_s")
-    return Load(
-        now.worker,
-        now.state,
-        now.pid,
-        None if cpu is None else 100 * cpu,
-        now.rss_bytes,
-        rate("calls"),
-        now.pending,
-        ports=len(now.ports),
-        note=now.reason,
-    )
+def _rate(name: str, now: WorkerView, before: WorkerView | None, seconds: float) -> float | None:
+    """How fast a number of a worker grows; None where it is unknown, or of another process."""
+    grown = [getattr(now, name), getattr(before, name) if before and before.pid == now.pid else None]
+    return None if None in grown or grown[0] < grown[1] else (grown[0] - grown[1]) / seconds
 
 
 def top(
@@ -107,7 +84,10 @@ class Sampler:
             return list(pool.map(lambda w: self._load(w, before.get(w.worker), self._at - then), self.seen.workers))
 
     def _load(self, worker: WorkerView, before: WorkerView | None, seconds: float) -> Load:
-        found = load(worker, before, seconds)
+        cpu, calls = (_rate(name, worker, before, seconds) for name in ("cpu_s", "calls"))
+        percent = None if cpu is None else 100 * cpu
+        found = Load(worker.worker, worker.state, worker.pid, percent, worker.rss_bytes, calls, worker.pending)
+        found.ports, found.note = len(worker.ports), worker.reason
         if worker.command is None and worker.processes:
             try:
                 metrics = self._run.client.worker(worker.worker)

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 
 from rolecall.cli.client import NoAnswerError
-from rolecall.cli.processes import GUARD_NAME, RunProcess, run_processes
 from rolecall.cli.rundir import on_another_host
-from rolecall.cli.runs import SelectedRun, state_of
+from rolecall.cli.runs import SelectedRun
 from rolecall.errors import describe_exit
 from rolecall.guard.proc import TICKS
 from rolecall.guard.runtime import page_path
+from rolecall.guard.sweep import GUARD_NAME, RunProcess, run_processes
 from rolecall.protocol.guard import WorkerRow
 from rolecall.protocol.progress import SIZE, parse
 from rolecall.protocol.state import GuardState, RunState, WorkerState
+from rolecall.tensors.shard import grouped
 
 Rows = dict[str, tuple[str, WorkerRow]]  # guards' tables: by worker, with the guard's id
 
@@ -78,9 +79,8 @@ class RunView:
 
 def view(run: SelectedRun) -> RunView:
     """Looks at a run. Guards are asked with a short patience; whoever does not answer is described from outside."""
-    state = state_of(run.directory)
+    state, pid = run.state, run.controller
     processes = run_processes(run.run_id) if run.run_id else []
-    pid = run.directory.controller(state) if run.directory else None
     guards, rows = _ask_guards(run, state, processes)
     answers = any(guard.state == "running" for guard in guards)
     return RunView(
@@ -131,10 +131,7 @@ class _Workers:
         self._written = {worker.id: worker for worker in state.workers()}
         self._ended = state.controller.ended
         self._events = list(run.directory.events()) if run.directory else []
-        self._processes: dict[str, list[RunProcess]] = defaultdict(list)
-        for item in processes:
-            if item.worker:
-                self._processes[item.worker].append(item)
+        self._processes = grouped((item for item in processes if item.worker), attrgetter("worker"))
 
     def views(self) -> list[WorkerView]:
         return [self._view(name) for name in dict.fromkeys([*self._written, *self._rows, *self._processes])]

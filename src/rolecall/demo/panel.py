@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 from rich.console import RenderableType
 from rich.panel import Panel
@@ -26,31 +27,25 @@ class DemoPanel:
 
     def __init__(self, options: DemoOptions) -> None:
         self._options = options
-        self._started: Started | None = None
-        self._step: Step | None = None
-        self._evaluation: Evaluation | None = None
+        self._latest: dict[type[Record], Any] = {}
         self._rewards: list[float] = []
 
     def add(self, record: Record) -> None:
-        match record:
-            case Started():
-                self._started = record
-            case Step():
-                self._step = record
-                self._rewards.append(record.reward)
-            case Evaluation():
-                self._evaluation = record
+        self._latest[type(record)] = record
+        if isinstance(record, Step):
+            self._rewards.append(record.reward)
 
     def render(self) -> RenderableType:
         """The panel as it is now."""
         grid = Table.grid(padding=(0, 2))
         grid.add_column(style="bold")
         grid.add_column(width=CURVE)
-        if self._started is not None:
-            grid.add_row("start", "until every role was ready", f"{self._started.seconds:.1f} s")
-        for row in self._step_rows(self._step) if self._step is not None else ():
-            grid.add_row(*row)
-        if (e := self._evaluation) is not None:
+        if started := self._latest.get(Started):
+            grid.add_row("start", "until every role was ready", f"{started.seconds:.1f} s")
+        if step := self._latest.get(Step):
+            for row in self._step_rows(step):
+                grid.add_row(*row)
+        if e := self._latest.get(Evaluation):
             grid.add_row("evaluation", f"at step {e.step}, all correct {e.exact:.0%}, {e.sample}", f"{e.reward:.3f}")
         return Panel(grid, title=title(self._options), width=WIDTH)
 

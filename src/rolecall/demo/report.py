@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from rolecall.demo.records import Evaluation, Record, Step, Summary, as_line
 
@@ -36,14 +35,9 @@ class Report:
     def finish(self, seed: int, seconds: float) -> Summary:
         """Draws the curves and writes the summary as the last line."""
         draw(self.steps, self.evaluations, self.plot)
-        summary = self._summary(seed, seconds)
-        self.add(summary)
-        return summary
-
-    def _summary(self, seed: int, seconds: float) -> Summary:
         last = self.evaluations[-1]
         trained = sum(s.tokens / s.tokens_per_second for s in self.steps)
-        return Summary(
+        summary = Summary(
             seed=seed,
             steps=len(self.steps),
             seconds=seconds,
@@ -55,6 +49,8 @@ class Report:
             metrics=str(self.metrics),
             plot=str(self.plot),
         )
+        self.add(summary)
+        return summary
 
 
 def draw(steps: list[Step], evaluations: list[Evaluation], path: Path) -> None:
@@ -65,24 +61,16 @@ def draw(steps: list[Step], evaluations: list[Evaluation], path: Path) -> None:
     figure = Figure(figsize=(8, 7), layout="constrained")
     FigureCanvasAgg(figure)  # opens no window, whichever matplotlib backend the user has set
     above, below = figure.subplots(2, 1, height_ratios=[2, 1], sharex=True)
-    _draw_rewards(above, steps, evaluations)
-    _draw_phases(below, steps)
+    trained, at = [s.step for s in steps], [e.step for e in evaluations]
+    above.plot(trained, [s.reward for s in steps], color="0.7", label="training (sampled)")
+    above.plot(at, [e.reward for e in evaluations], marker="o", markersize=3, label="evaluation (greedy)")
+    above.plot(at, [e.exact for e in evaluations], linestyle="--", label="evaluation: all five correct")
+    above.set(ylabel="mean reward (share of correct positions)", ylim=(0, 1))
+    above.grid(alpha=0.3)
+    above.legend(loc="lower right")
+    names = list(steps[0].phases)
+    below.stackplot(trained, [[1e3 * s.phases[n] for s in steps] for n in names], labels=names)
+    below.set(xlabel="step", ylabel="ms per step")
+    below.legend(loc="upper right", ncols=len(names), fontsize="small")
     figure.suptitle('GRPO on "sort five digits", from random weights')
     figure.savefig(path, dpi=120)
-
-
-def _draw_rewards(axes: Any, steps: list[Step], evaluations: list[Evaluation]) -> None:
-    axes.plot([s.step for s in steps], [s.reward for s in steps], color="0.7", label="training (sampled)")
-    at, rewards = [e.step for e in evaluations], [e.reward for e in evaluations]
-    axes.plot(at, rewards, marker="o", markersize=3, label="evaluation (greedy)")
-    axes.plot(at, [e.exact for e in evaluations], linestyle="--", label="evaluation: all five correct")
-    axes.set(ylabel="mean reward (share of correct positions)", ylim=(0, 1))
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
-
-
-def _draw_phases(axes: Any, steps: list[Step]) -> None:
-    names = list(steps[0].phases)
-    axes.stackplot([s.step for s in steps], [[1e3 * s.phases[n] for s in steps] for n in names], labels=names)
-    axes.set(xlabel="step", ylabel="ms per step")
-    axes.legend(loc="upper right", ncols=len(names), fontsize="small")

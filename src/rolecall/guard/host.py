@@ -1,4 +1,4 @@
-"""Describes this host to the controller: addresses, cores, memory, devices. It changes nothing."""
+"""Describes this host to the controller: addresses and devices. It changes nothing."""
 
 import os
 import platform
@@ -7,10 +7,10 @@ import sys
 
 import msgspec
 
-from rolecall.guard.proc import PAGE
 from rolecall.protocol.devices import visible_devices
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.guard_hello import GuardHello
+from rolecall.protocol.state import GuardState
 from rolecall.transport import address
 from rolecall.transport.hosts import address_toward, this_host
 
@@ -33,15 +33,13 @@ def resolved(config: GuardConfig) -> GuardConfig:
 
 def hello(config: GuardConfig) -> GuardHello:
     """What the guard says of itself when it connects."""
-    return GuardHello(
-        guard_id=config.guard_id,
-        run_id=config.run_id,
+    guard = GuardState(
+        id=config.guard_id,
         pid=os.getpid(),
         host=socket.gethostname(),
         host_id=this_host(),
         ip=config.ip,
-        cores=HOST_CORES,
-        memory_gib=os.sysconf("SC_PHYS_PAGES") * PAGE / 2**30,
         devices=visible_devices(os.environ),
         python=f"{platform.python_version()} {sys.executable}",
     )
+    return GuardHello(run_id=config.run_id, guard=guard)

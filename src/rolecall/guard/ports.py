@@ -33,6 +33,11 @@ def _read_ints(path: str, default: str) -> list[tuple[int, int]]:
     return [(int(part[0]), int(part[-1])) for part in parts]
 
 
+def ephemeral() -> tuple[int, int]:
+    """The range from which the kernel assigns ports to outgoing connections."""
+    return _read_ints("/proc/sys/net/ipv4/ip_local_port_range", "32768-60999")[0]
+
+
 def lease_range(ephemeral: tuple[int, int]) -> tuple[int, int]:
     """The ports to lease from: below the kernel's ephemeral range, else above it, else among it.
 
@@ -93,8 +98,7 @@ class PortLeases:
     """
 
     def __init__(self, seed: str, *, path: Path = LOCK_FILE, span: tuple[int, int] | None = None) -> None:
-        ephemeral = _read_ints("/proc/sys/net/ipv4/ip_local_port_range", "32768-60999")[0]
-        self.low, self.high = span or lease_range(ephemeral)
+        self.low, self.high = span or lease_range(ephemeral())
         self._reserved = _read_ints("/proc/sys/net/ipv4/ip_local_reserved_ports", "")
         self._next = zlib.crc32(seed.encode()) % (self.high - self.low + 1)
         self._fd = open_lock_file(path)

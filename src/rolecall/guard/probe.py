@@ -55,20 +55,20 @@ async def _tasks(record: Record) -> str:
         return ""
 
 
-def py_spy() -> str | None:
-    """Path of py-spy: beside the interpreter, or on PATH."""
+def py_spy(pid: int) -> list[str]:
+    """The command that prints a process's stacks; empty without py-spy, beside the interpreter or on PATH."""
     beside = Path(sys.executable).with_name("py-spy")
-    return str(beside) if beside.exists() else shutil.which("py-spy")
+    program = str(beside) if beside.exists() else shutil.which("py-spy")
+    # Non-blocking: it also reads a stopped process, and does not pause a running one.
+    return [program, "dump", "--nonblocking", "--pid", str(pid)] if program else []
 
 
 async def _by_py_spy(process: Process, children: Children) -> tuple[str, str]:
-    program = py_spy()
-    if program is None:
+    argv = py_spy(process.pid)
+    if not argv:
         return "", "py-spy is not installed"
     output = os.memfd_create("rolecall-stacks", os.MFD_CLOEXEC)
     try:
-        # Non-blocking: it also reads a stopped process, and does not pause a running one.
-        argv = [program, "dump", "--nonblocking", "--pid", str(process.pid)]
         spy = spawn("py-spy", argv, os.environ, log=output)
         ended, _ = await asyncio.wait([children.watch(spy)], timeout=PY_SPY_S)
         if not ended:

@@ -4,7 +4,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -114,30 +114,18 @@ def environ(pid: int) -> dict[str, str]:
 
 def kill_below(timeout: float) -> list[Stat]:
     """Kills the running descendants of this process, those that they fork meanwhile included; returns all it found."""
-    return kill_found(lambda: _running_below(os.getpid()), timeout)
-
-
-def _running_below(root: int) -> list[Stat]:
-    stats = snapshot()
-    return [stats[pid] for pid in descendants_of([root], stats) if not stats[pid].dead]
-
-
-def kill_found(find: Callable[[], list[Stat]], timeout: float) -> list[Stat]:
-    """Sends SIGKILL to what `find` returns, again and again until that is nothing; returns all that it ever returned.
-
-    Args:
-        timeout: Seconds after which it gives up: the kernel's uninterruptible sleep may outlast them.
-    """
-    killed: dict[Process, Stat] = {}
+    found: dict[Process, Stat] = {}
     deadline = time.monotonic() + timeout
-    while found := find():
-        for stat in found:
-            killed[stat.process] = stat
-            send(stat.process, signal.SIGKILL)
-        if time.monotonic() > deadline:
+    while time.monotonic() < deadline:
+        stats = snapshot()
+        running = [stats[pid] for pid in descendants_of([os.getpid()], stats) if not stats[pid].dead]
+        if not running:
             break
+        for stat in running:
+            found[stat.process] = stat
+            send(stat.process, signal.SIGKILL)
         time.sleep(0.002)
-    return list(killed.values())
+    return list(found.values())
 
 
 def alive(process: Process) -> bool:

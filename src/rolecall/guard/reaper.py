@@ -13,7 +13,7 @@ from contextlib import suppress
 from rolecall.guard import runtime
 from rolecall.guard.kernel import become_subreaper, die_with_parent, set_name
 from rolecall.guard.proc import kill_below
-from rolecall.guard.sweep import sweep
+from rolecall.guard.sweep import GUARD_NAME, REAPER_NAME, sweep
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 STOP_TIMEOUT_S = 15  # a guard that does not end within this time (stopped, stuck) is killed
@@ -36,7 +36,7 @@ def run(config: bytes, guard_main: Callable[[bytes], int]) -> int:
     with suppress(PermissionError):  # already the leader of a group: started in a session of its own, or by a shell
         os.setsid()
     become_subreaper()
-    set_name("rc:reaper")
+    set_name(REAPER_NAME)
     reaper = os.getpid()
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # so that none falls between the fork and its handlers
     guard = os.fork()
@@ -76,7 +76,7 @@ def _run_guard(reaper: int, config: bytes, guard_main: Callable[[bytes], int]) -
     try:
         os.setsid()
         become_subreaper()
-        set_name("rc:guard")
+        set_name(GUARD_NAME)
         if die_with_parent(reaper):
             status = guard_main(config)
     except BaseException:  # the child must never return into the reaper's code

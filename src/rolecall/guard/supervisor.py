@@ -20,7 +20,7 @@ from rolecall.guard.launcher import Launcher
 from rolecall.guard.lease import Lease
 from rolecall.guard.metrics import Counts, metrics
 from rolecall.guard.ports import PortLeases
-from rolecall.guard.proc import alive, kill_below
+from rolecall.guard.proc import kill_below
 from rolecall.guard.sweep import sweep
 from rolecall.guard.table import Record, State, Table
 from rolecall.guard.template_process import TemplateProcess
@@ -117,8 +117,8 @@ class Supervisor:
         await self._template.close()
         killed = await asyncio.to_thread(kill_below, STRAYS_S)  # no worker owns them
         left = await asyncio.to_thread(sweep, self.config.run_id, self.config.guard_id)
-        strays = [f"{stat.pid} {stat.name}" for stat in killed + left]
-        survivors = report.survivors + [f"{stat.pid} {stat.name}" for stat in left if alive(stat.process)]
+        strays = [f"{item.pid} {item.name}" for item in killed] + [f"{item.pid} {item.name}" for item in left]
+        survivors = report.survivors + [f"{item.pid} {item.name}" for item in left if not item.gone]
         await asyncio.to_thread(self._merged_log.close)
         self.ports.close()
         return ShutdownReport(killed=report.killed, strays=strays, survivors=survivors)

@@ -5,28 +5,87 @@ also when it has left the process tree because both guard and reaper were killed
 """
 
 import os
-from functools import partial
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
 
-from rolecall.guard.proc import Stat, ancestors, environ, kill_found, snapshot
-from rolecall.protocol.environment import GUARD, RUN
+from rolecall.guard.proc import TICKS, Process, Stat, alive, ancestors, environ, send, snapshot
+from rolecall.protocol.environment import GUARD, RUN, WORKER
+
+REAPER_NAME = "rc:reaper"  # as the processes name themselves
+GUARD_NAME = "rc:guard"
+_POLL_S = 0.01
 
 
-def find(run_id: str, guard_id: str | None = None) -> list[Stat]:
-    """The running processes of a run, or of one of its guards, without this process and its ancestors."""
+class RunProcess(NamedTuple):
+    """A process of a run. `worker` is empty for guards, reapers and templates."""
+
+    stat: Stat
+    run_id: str
+    guard_id: str
+    worker: str
+    uid: int
+
+    @property
+    def process(self) -> Process:
+        return self.stat.process
+
+    @property
+    def uptime_s(self) -> float:
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - self.stat.start / TICKS
+
+    def describe(self) -> str:
+        """`1234 python (actor/0)`."""
+        return f"{self.stat.pid} {self.stat.name}" + (f" ({self.worker})" if self.worker else "")
+
+
+class Killed(NamedTuple):
+    """A process that the sweep killed. `gone` is False if it had not ended at the end of the sweep."""
+
+    pid: int
+    start: int
+    name: str
+    worker: str
+    gone: bool
+
+
+def run_processes(run_id: str | None = None, guard_id: str | None = None) -> list[RunProcess]:
+    """The running processes of a run, of all runs, or of a guard, without this process and its ancestors."""
     stats = snapshot()
     spared = ancestors(os.getpid(), stats)
-    mine = {RUN: run_id} if guard_id is None else {RUN: run_id, GUARD: guard_id}
-    others = (stat for stat in stats.values() if not stat.dead and stat.pid not in spared)
-    return [stat for stat in others if mine.items() <= environ(stat.pid).items()]
+    found = []
+    for stat in stats.values():
+        if stat.dead or stat.pid in spared:
+            continue
+        env = environ(stat.pid)
+        run, guard = env.get(RUN, ""), env.get(GUARD, "")
+        if run and run_id in (None, run) and guard_id in (None, guard):
+            with suppress(OSError):  # it has ended
+                uid = Path(f"/proc/{stat.pid}").stat().st_uid
+                found.append(RunProcess(stat, run, guard, env.get(WORKER, "").strip("\0 "), uid))
+    return found
 
 
-def sweep(run_id: str, guard_id: str | None = None, *, timeout: float = 5.0) -> list[Stat]:
-    """Sends SIGKILL to the remaining processes of a run, or of one of its guards, and waits until they have ended.
+def sweep(run_id: str, guard_id: str | None = None, *, timeout: float = 5.0) -> list[Killed]:
+    """Sends SIGKILL to the remaining processes of a run and waits until they have ended.
 
     Args:
+        run_id: The run.
+        guard_id: Only what was started below this guard.
         timeout: Seconds to wait; a process in the kernel's uninterruptible sleep may outlast it.
 
     Returns:
-        All processes that were found.
+        All processes that were found, each with whether it has ended.
     """
-    return kill_found(partial(find, run_id, guard_id), timeout)
+    seen: dict[Process, RunProcess] = {}
+    deadline = time.monotonic() + timeout
+    while True:
+        found = run_processes(run_id, guard_id)  # again each time, since the processes may have forked
+        for item in found:
+            seen[item.process] = item
+            send(item.process, signal.SIGKILL)
+        if not found or time.monotonic() > deadline:
+            return [Killed(*process, item.stat.name, item.worker, not alive(process)) for process, item in seen.items()]
+        time.sleep(_POLL_S)

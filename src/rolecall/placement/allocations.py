@@ -193,7 +193,7 @@ class ClusterPlacement(Placement, Generic[P]):
             why = status.reason or "the cluster gives no reason"
             raise WorkerTimeoutError(what, self._queue_timeout, "allocation", why)
         if status.state == "running" and waited > start_timeout:
-            there = ", ".join(g.guard_id for g in its.guards if g.hello) or "none"
+            there = ", ".join(g.guard_id for g in its.guards if g.connected) or "none"
             where = " or ".join(self._context.addresses[1:])
             hint = f"connected: {there}; can the nodes reach {where} (ip=...)? logs: {self._context.run_dir}/logs"
             raise WorkerTimeoutError(what, start_timeout, "connection from its guards", hint)
@@ -217,5 +217,5 @@ class ClusterPlacement(Placement, Generic[P]):
 def _progress(its: RoleAllocation, status: AllocationStatus) -> str:
     if status.state == "queued":
         return f"role {its.role} waits for its allocation" + (f": {status.reason}" if status.reason else "")
-    there = sum(guard.hello is not None for guard in its.guards)
+    there = sum(guard.connected for guard in its.guards)
     return f"role {its.role}: {there} of {len(its.guards)} guard(s) have connected ..."

@@ -15,8 +15,7 @@ from rolecall.errors import GuardLostError
 from rolecall.placement.outside import Finding, Left, Removal
 from rolecall.placement.plan import Plan
 from rolecall.protocol.guard_config import GuardConfig
-from rolecall.protocol.guard_hello import GuardHello
-from rolecall.protocol.state import RunState
+from rolecall.protocol.state import GuardState, RunState
 from rolecall.transport.loop import IOThread
 from rolecall.types import Job
 
@@ -25,12 +24,14 @@ class ExpectedGuard(Protocol):
     """A guard that will connect, or has.
 
     Attributes:
-        hello: What it said of itself when it connected; None before.
+        state: What it said of itself when it connected; empty before.
+        connected: Whether it has, though it may be lost since.
         lost: Why it is gone; None while it lives.
     """
 
     guard_id: str
-    hello: GuardHello | None
+    state: GuardState
+    connected: bool
     lost: GuardLostError | None
 
     def wait(self, timeout: float) -> bool:

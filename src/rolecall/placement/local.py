@@ -6,16 +6,14 @@ import os
 import subprocess
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from rolecall.errors import GuardLostError, WorkerTimeoutError
-from rolecall.placement.base import ExpectedGuard, PlacementContext
+from rolecall.placement.base import PlacementContext
 from rolecall.placement.guard_process import end_guard, start_guard
 from rolecall.placement.host_placement import HostPlacement
 from rolecall.placement.launching import python_path
 from rolecall.placement.plan import base_environment
 from rolecall.protocol.environment import marks
-from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.message import to_json
 
 GUARD_TIMEOUT_S = 60.0
@@ -44,49 +42,27 @@ class LocalPlacement(HostPlacement):
         self._ip = ip
 
     def open(self, context: PlacementContext) -> None:
-        self.guard = context.expect(GUARD_ID)
-        self._process = GuardProcess(context.guard_config(GUARD_ID, ip=self._ip))
-        self._context = context
+        self._context, self.guard = context, context.expect(GUARD_ID)
+        self._log = context.run_dir / "logs" / f"guard-{GUARD_ID}.log"
+        env = base_environment(os.environ, python_path()) | marks(context.run_id, GUARD_ID)
+        with self._log.open("ab") as out:
+            self._reaper = start_guard(to_json(context.guard_config(GUARD_ID, ip=self._ip)), env, out.fileno())
 
     def _guard_for(self, role: str) -> str:
-        self._process.wait_for(self.guard)
-        return GUARD_ID
-
-    def close(self, *, graceful: bool) -> None:
-        # A guard that is gone or does not answer is ended from above.
-        self._context.shut_down([self.guard], self._context.grace_s if graceful else 0.0)
-        self._process.end(patience=2.0 if self.guard.hello else 0.0)
-
-
-class GuardProcess:
-    """The guard's process, with its log."""
-
-    def __init__(self, config: GuardConfig) -> None:
-        self._log = Path(config.run_dir, "logs", f"guard-{config.guard_id}.log")
-        env = base_environment(os.environ, python_path()) | marks(config.run_id, config.guard_id)
-        with self._log.open("ab") as out:
-            self._reaper = start_guard(to_json(config), env, out.fileno())
-
-    def wait_for(self, guard: ExpectedGuard) -> None:
-        """Returns when the guard has connected.
-
-        Raises:
-            GuardLostError: It has ended; with the end of its log.
-            WorkerTimeoutError: It has not connected in time.
-        """
         deadline = time.monotonic() + GUARD_TIMEOUT_S
-        while not guard.wait(0.05):
-            guard.check()
+        while not self.guard.wait(0.05):
+            self.guard.check()
             if self._reaper.poll() is not None:
                 tail = self._log.read_text(errors="replace")[-2000:]
                 reason = f"it ended with status {self._reaper.returncode} before it had connected\n{tail}"
-                raise GuardLostError(guard.guard_id, reason=reason)
+                raise GuardLostError(GUARD_ID, reason=reason)
             if time.monotonic() > deadline:
-                raise WorkerTimeoutError(f"guard {guard.guard_id}", GUARD_TIMEOUT_S, "connection", f"see {self._log}")
+                raise WorkerTimeoutError(f"guard {GUARD_ID}", GUARD_TIMEOUT_S, "connection", f"see {self._log}")
+        return GUARD_ID
 
-    def end(self, patience: float) -> None:
-        """Waits for its end, and has it ended when that takes longer."""
+    def close(self, *, graceful: bool) -> None:
+        self._context.shut_down([self.guard], self._context.grace_s if graceful else 0.0)
         try:
-            self._reaper.wait(patience)
-        except subprocess.TimeoutExpired:
+            self._reaper.wait(2.0 if self.guard.connected else 0.0)
+        except subprocess.TimeoutExpired:  # it does not answer, and is ended from above
             end_guard(self._reaper, (2.0, 2.0, 60.0))

@@ -49,7 +49,15 @@ class RoleState(Message, frozen=True, kw_only=True):
 
 
 class GuardState(Message, frozen=True, kw_only=True):
-    """A guard. All but `id` is what it said of itself when it connected, and empty before."""
+    """A guard. All but `id` is what it said of itself when it connected, and empty before.
+
+    Attributes:
+        host: Name of its host.
+        host_id: Identity of its host (boot and namespaces), which names do not give.
+        ip: Address under which its workers are reached.
+        devices: Accelerators that it was given, as the visible-devices variable names them.
+        python: Version and path of its interpreter.
+    """
 
     id: str
     pid: int = 0

@@ -48,13 +48,13 @@ class Completions:
     """The calls of `Role.as_completed`, to be iterated once, by `for` or by `async for`. Leaving the loop cancels them.
 
     Args:
-        workers: Those that can be called now.
+        workers: The living ones among them are called.
         check: Raises why none can.
     """
 
     def __init__(
         self,
-        workers: Callable[[], Sequence[RoleWorker]],
+        workers: Sequence[RoleWorker],
         check: Callable[[], None],
         method: str,
         arguments: Iterable[Sequence[Any]],
@@ -103,7 +103,7 @@ class Completions:
         return ended
 
     def _send(self, tell: Callable[[Completion], None]) -> None:
-        while len(self._open) < self._in_flight and (workers := self._workers()):
+        while len(self._open) < self._in_flight and (workers := [w for w in self._workers if w.alive]):
             if (item := self._next()) is None:
                 return
             index, arguments = item

@@ -12,7 +12,6 @@ from rolecall.errors import GuardLostError, ProtocolError, RolecallError
 from rolecall.placement.base import Explain
 from rolecall.protocol.events import ALIVE, EVENTS, FROM_GUARDS, LEASE, Event, GuardLost, GuardStalled
 from rolecall.protocol.guard import KILL, START, Kill, Method, ProcessSpec, Start, StartResult
-from rolecall.protocol.guard_hello import GuardHello
 from rolecall.protocol.message import Message, from_plain
 from rolecall.protocol.state import GuardState
 from rolecall.transport.call import fresh
@@ -36,26 +35,23 @@ class GuardProxy:
         explain: Who knows why it ended; None where only its process could tell.
 
     Attributes:
-        hello: What it said of itself when it connected; None before.
-        state: The same as the run's state shows it; empty before.
+        state: What it said of itself when it connected; empty before.
+        connected: Whether it has, though it may be lost since.
         cut: Its connection closed. What it or its workers say from then on belongs to the past.
     """
 
     def __init__(self, guard_id: str, io: IOThread, on_event: EventSink, explain: Explain | None = None) -> None:
         self.guard_id, self.explain, self._on_event = guard_id, explain, on_event
-        self.hello: GuardHello | None = None
         self.state = GuardState(id=guard_id)
         self.lost: GuardLostError | None = None
-        self.cut = self.ending = False
+        self.connected = self.cut = self.ending = False
         self._unanswered = 0
         self.peer = Peer(str(self), loop=io.loop, on_notify=self._notified, on_detached=self._disconnected)
         self._arrived = threading.Event()
 
-    def arrive(self, said: GuardHello) -> None:
+    def arrive(self, said: GuardState) -> None:
         """It has connected."""
-        shown = {name: getattr(said, name) for name in GuardState.__struct_fields__ if name != "id"}
-        self.state = GuardState(id=self.guard_id, **shown)
-        self.hello = said
+        self.state, self.connected = said, True
         self._arrived.set()
 
     @property
@@ -65,7 +61,7 @@ class GuardProxy:
 
     def renew(self) -> None:
         """Renews its lease. A guard elsewhere that has not answered the last few times is lost."""
-        if self.hello is None or self.lost is not None or self.cut:
+        if not self.connected or self.lost is not None or self.cut:
             return
         if not self.here and self._unanswered >= SILENT_LOOKS:
             self._gone("nothing was heard of it: its host or the network failed, or it was stopped", SILENT_TOLD_S)
@@ -76,7 +72,7 @@ class GuardProxy:
     def wait(self, timeout: float) -> bool:
         """Waits until it has connected or was lost; says whether it is there."""
         self._arrived.wait(timeout)
-        return self.hello is not None and self.lost is None
+        return self.connected and self.lost is None
 
     def ask(self, method: Method[Q, Any], request: Q, *, timeout: float | None = None) -> Call:
         """Sends a request; its result is the method's answer. A lost guard answers at once with GuardLostError."""

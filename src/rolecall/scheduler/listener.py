@@ -116,7 +116,7 @@ class GuardListener:
         known = [self._guards[guard.guard_id] for guard in guards if guard.guard_id in self._guards]
         for guard in known:
             guard.ending = True
-        there = [(guard, Shutdown(grace_s=grace_s)) for guard in known if guard.hello and guard.lost is None]
+        there = [(guard, Shutdown(grace_s=grace_s)) for guard in known if guard.connected and guard.lost is None]
         ask_all(SHUTDOWN, there, grace_s + SHUTDOWN_MARGIN_S)
 
     def guard(self, guard_id: str) -> GuardProxy:
@@ -166,12 +166,12 @@ class GuardListener:
 
     def _arrived(self, hello: Hello) -> Peer:
         said = from_plain(GuardHello, hello.info, "a guard")
-        guard = self._guards.get(said.guard_id)
+        guard = self._guards.get(said.guard.id)
         if guard is None or said.run_id != self.run_id:
-            raise AuthenticationError(said.guard_id, "of another run")
+            raise AuthenticationError(said.guard.id, "of another run")
         if guard.cut or guard.lost is not None:
             raise ProtocolError("this guard was given up with its workers; it is not taken back", guard.guard_id)
-        guard.arrive(said)
+        guard.arrive(said.guard)
         return guard.peer
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from rolecall.errors import WorkerConfigurationError
@@ -44,11 +44,9 @@ class Role(_Callable, Sequence["RoleWorker"]):
         only: Sequence[str] | None = None,
     ) -> None:
         self._scheduler, self.name = scheduler, name
-        self._options = options or CallOptions()
-        self._ids, self._borrowed = scheduler.calls.hosts_of(name)
-        self._part = only is not None
-        if only is not None:
-            self._ids = list(only)
+        self._options, self._part = options or CallOptions(), only is not None
+        ids, self._borrowed = scheduler.calls.hosts_of(name)
+        self._ids = ids if only is None else list(only)
 
     def __repr__(self) -> str:
         return f"Role({self.name!r}, {', '.join(self._ids) or 'no workers'})"
@@ -146,9 +144,8 @@ class Role(_Callable, Sequence["RoleWorker"]):
         """
         if not self._ids:
             raise WorkerConfigurationError("a slice without workers", self.name, "nobody can be called")
-        living = lambda: [w for w in self if w.alive]  # noqa: E731
-        check = lambda: self._scheduler.calls.check_living(self._ids)  # noqa: E731
-        return Completions(living, check, method, arguments, kwargs, in_flight)
+        check = partial(self._scheduler.calls.check_living, self._ids)
+        return Completions(self, check, method, arguments, kwargs, in_flight)
 
     def fork(
         self,
@@ -219,7 +216,7 @@ class Role(_Callable, Sequence["RoleWorker"]):
         """A role without workers of its own names its engines after itself on its target's workers."""
         options = self._options
         if self._borrowed and options.engine is None:
-            options = replace(options, engine=f"{self.name}/{worker_id.rpartition('/')[2]}")
+            options = options.changed({"engine": f"{self.name}/{worker_id.rpartition('/')[2]}"})
         return RoleWorker(self._scheduler, worker_id, options)
 
 

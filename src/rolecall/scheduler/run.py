@@ -60,22 +60,15 @@ class Run:
         _make_private(self.runtime_dir.parent)
         self.runtime_dir.mkdir(mode=0o700)
         _write_private(self.runtime_dir / "run", str(self.run_dir))  # the command line need not know the fileroot
-        _write_private(self.token_file, self.token)
+        _write_private(self.runtime_dir / "token", self.token)
 
     @property
     def run_dir(self) -> Path:
         return self._root / self.experiment / self.trial
 
     @property
-    def token_file(self) -> Path:
-        return self.runtime_dir / "token"
-
-    @property
     def controller_socket(self) -> Path:
         return self.runtime_dir / "controller.sock"
-
-    def log_path(self, worker_id: str) -> Path:
-        return self.run_dir / "logs" / f"{worker_id.replace('/', '-')}.log"
 
     def check_owned(self) -> None:
         """Raises WorkerConfigurationError in a forked child: a byte from it would break its parent's connections."""

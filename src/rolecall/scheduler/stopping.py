@@ -8,20 +8,16 @@ from contextlib import suppress
 
 from rolecall.errors import RolecallError
 from rolecall.placement.waiting import Waiting
-from rolecall.protocol.message import to_plain
-from rolecall.protocol.worker_methods import DESTROY, Destroy
+from rolecall.protocol.worker_methods import DESTROY, DESTROY_TIMEOUT_S, Destroy
 from rolecall.scheduler.guards import kill
 from rolecall.scheduler.table import Member
 from rolecall.transport.peer import Call
 
 log = logging.getLogger("rolecall")
-DESTROY_TIMEOUT_S = 10.0
 MARGIN_S = 20.0
 
 
-def destroy_engines(
-    members: Sequence[Member], borrowed_by: str | None = None, timeout: float = DESTROY_TIMEOUT_S
-) -> None:
+def destroy_engines(members: Sequence[Member], borrowed_by: str | None = None) -> None:
     """Asks all members at the same time, since ending a process group is a collective; bounded.
 
     Args:
@@ -30,10 +26,10 @@ def destroy_engines(
     calls: list[tuple[Member, Call]] = []
     for i, member in enumerate(members):
         engines = [f"{borrowed_by}/{i}"] if borrowed_by is not None else None
-        wanted = to_plain(Destroy(engines=engines, timeout=timeout))
         with suppress(RolecallError):  # it died meanwhile
             if member.client is not None:
-                calls.append((member, member.client.peer.request(DESTROY.name, wanted, timeout=timeout + 1)))
+                wanted, limit = Destroy(engines=engines), DESTROY_TIMEOUT_S + 1
+                calls.append((member, member.client.peer.request(DESTROY.name, wanted, timeout=limit)))
     for member, call in calls:
         try:
             for engine, problem in call.result().items():

@@ -62,9 +62,9 @@ class Supervision:
         """A worker has died. `cause`: what a cluster's manager says of it."""
         if cause:
             event = msgspec.structs.replace(event, reason="; ".join(filter(None, (cause, event.reason))))
-        error = exit_error(event)
-        member = self._table.died(error)
-        if member is not None:
+        where: dict[str, Any] = {name: getattr(event, name) for name in ("host", "pid", "reason", "log_path")}
+        error = WorkerFailedError(event.worker, event.exit_code, event.signal, event.log_tail, **where)
+        if (member := self._table.died(error)) is not None:
             self._fail([member], lambda member: error)
         self._tell(event)
 
@@ -72,15 +72,12 @@ class Supervision:
         """Brings `state.json` up to date. While the run is being closed it keeps naming the workers that there were."""
         with self._writing, self._bookkeeping():  # the I/O thread writes too, when a worker dies
             if not self._run.closing:
-                self._roles = self._living_roles()
+                self._roles = [record.view() for record in self._table.roles()]
             self._run.write_state(self._state(self._roles, ended))
 
     def state(self) -> RunState:
         """The run as it is now."""
-        return self._state(self._living_roles(), self._run.closing)
-
-    def _living_roles(self) -> list[RoleState]:
-        return [record.view() for record in self._table.roles()]
+        return self._state([record.view() for record in self._table.roles()], self._run.closing)
 
     def _state(self, roles: list[RoleState], ended: bool) -> RunState:
         run, addresses = self._run, self.guards.addresses
@@ -137,12 +134,6 @@ class Supervision:
                 listener(topic, facts)
             except Exception:  # a listener's fault must not stop the supervision
                 log.exception("a listener raised on %s", topic)
-
-
-def exit_error(event: events.Exited) -> WorkerFailedError:
-    """The error that calls of a worker raise that has ended."""
-    where: dict[str, Any] = {"host": event.host, "pid": event.pid, "reason": event.reason, "log_path": event.log_path}
-    return WorkerFailedError(event.worker, event.exit_code, event.signal, event.log_tail, **where)
 
 
 def _lost_with(guard: GuardProxy, member: Member) -> WorkerFailedError:

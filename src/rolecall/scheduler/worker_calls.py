@@ -75,38 +75,24 @@ class WorkerCalls:
             WorkerFailedError: It died before.
             EncodeError: An argument is not serializable; nothing was sent.
         """
-        call = self._call(worker_id, method, args, kwargs, options, rpc_meta, streaming=False)
+        wanted = self._wanted(method, options, rpc_meta)
+        call = self._request(worker_id, CALL.name, (tuple(args), kwargs), wanted, options.timeout)
         return PendingCall(call, worker_id, method, options.timeout)
 
     def stream(
         self, worker_id: str, method: str, args: Sequence[Any], kwargs: dict[str, Any], options: CallOptions
     ) -> PendingStream:
         """Sends a call of a generator method and returns at once. Errors as `submit`."""
-        call = self._call(worker_id, method, args, kwargs, options, None, streaming=True)
+        wanted = self._wanted(method, options)
+        call = self._request(worker_id, CALL.name, (tuple(args), kwargs), wanted, options.timeout, streaming=True)
         return PendingStream(call, worker_id, method, options.timeout)
 
-    def _call(
-        self,
-        worker_id: str,
-        method: str,
-        args: Sequence[Any],
-        kwargs: dict[str, Any],
-        options: CallOptions,
-        rpc_meta: Any,
-        *,
-        streaming: bool,
-    ) -> Call:
+    def _wanted(self, method: str, options: CallOptions, rpc_meta: Any = None) -> CallMethod:
         tensors = options.tensors or self._tensors
-        wanted = CallMethod(method=method, engine_name=options.engine, tensors=tensors, rpc_meta=rpc_meta)
-        return self._request(worker_id, CALL.name, (tuple(args), kwargs), wanted, options.timeout, streaming)
+        return CallMethod(method=method, engine_name=options.engine, tensors=tensors, rpc_meta=rpc_meta)
 
     def create_engine(
-        self,
-        worker_id: str,
-        engine: str | type,
-        args: Sequence[Any],
-        kwargs: dict[str, Any],
-        options: CallOptions,
+        self, worker_id: str, engine: str | type, args: Sequence[Any], kwargs: dict[str, Any], options: CallOptions
     ) -> PendingCall:
         """Asks for an engine and returns at once. Errors as `submit`. A restart of the worker makes it again."""
         wanted = CreateEngine(engine=engine_path(engine), engine_name=options.engine)

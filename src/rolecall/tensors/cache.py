@@ -111,12 +111,6 @@ class Cache:
         self._counts["evicted"] += 1
         self._counts["evicted_bytes"] += size
 
-    def clear(self) -> None:
-        with self._lock:
-            self._blocks.clear()
-            self._once.clear()
-            self._bytes = 0
-
     def metrics(self) -> dict[str, Any]:
         with self._lock:
             return {"shards": len(self._blocks), "bytes": self._bytes, "budget": self.budget, **self._counts}

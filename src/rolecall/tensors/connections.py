@@ -34,7 +34,6 @@ class Connections:
     Args:
         hello: What this process says of itself.
         context: Handed to the codec for what owners answer.
-        unreachable_s: Seconds without a connection after which an owner is considered dead.
     """
 
     def __init__(
@@ -44,19 +43,11 @@ class Connections:
         loop: asyncio.AbstractEventLoop,
         hello: dict[str, Any] | None = None,
         context: Any = None,
-        unreachable_s: float = UNREACHABLE_S,
     ) -> None:
         self._token, self._loop, self._hello, self._context = Token(token), loop, hello, context
-        self._unreachable_s = unreachable_s
         self._lock = threading.Lock()
         self._clients: dict[tuple[str, tuple[str, ...]], Client] = {}
         self._closed = False
-
-    def __enter__(self) -> Connections:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     def __call__(self, owner: str, addresses: tuple[str, ...]) -> Peer:
         """The connection to `owner`, which may not be established yet.
@@ -83,7 +74,6 @@ class Connections:
             client.close()
 
     def _dial(self, owner: str, addresses: tuple[str, ...]) -> Client:
-        watch = _Watch(self._loop, addresses, self._unreachable_s)
         client = Client(
             owner,
             addresses,
@@ -91,41 +81,21 @@ class Connections:
             loop=self._loop,
             hello=self._hello,
             context=self._context,
-            on_attached=watch.stop,
-            on_detached=lambda exc: watch.start(),
+            on_detached=lambda exc: self._watch(client, addresses, self._loop.time()),
         )
-        watch.client = client
-        self._loop.call_soon_threadsafe(watch.start)
+        self._loop.call_soon_threadsafe(lambda: self._watch(client, addresses, self._loop.time()))
         return client
 
-
-class _Watch:
-    """Fails a client whose owner is dead or cannot be reached. Used on the loop's thread only."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, addresses: Sequence[str], unreachable_s: float) -> None:
-        self._loop, self._addresses, self._unreachable_s = loop, addresses, unreachable_s
-        self._timer: asyncio.TimerHandle | None = None
-        self.client: Client | None = None
-
-    def start(self) -> None:
-        self.stop()
-        if self.client is not None and not self.client.peer.attached:
-            self._check(self.client, self._loop.time())
-
-    def stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _check(self, client: Client, since: float) -> None:
-        if client.peer.closed:
+    def _watch(self, client: Client, addresses: Sequence[str], since: float) -> None:
+        """Fails a client whose owner is dead, or cannot be reached since that time. On the loop's thread only."""
+        if client.peer.closed or client.peer.attached:
             return
-        if _refused(self._addresses):
+        if _refused(addresses):
             client.fail(RPCConnectionError(client.name, "nothing listens on its socket any more"))
-        elif self._loop.time() - since >= self._unreachable_s:
-            client.fail(RPCConnectionError(client.name, f"not reached within {self._unreachable_s:g} s"))
+        elif self._loop.time() - since >= UNREACHABLE_S:
+            client.fail(RPCConnectionError(client.name, f"not reached within {UNREACHABLE_S:g} s"))
         else:
-            self._timer = self._loop.call_later(POLL_S, self._check, client, since)
+            self._loop.call_later(POLL_S, self._watch, client, addresses, since)
 
 
 def _refused(addresses: Sequence[str]) -> bool:

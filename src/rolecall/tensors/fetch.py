@@ -6,9 +6,10 @@ Planning and assembling are plain functions of the plan; only waiting for the an
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from rolecall.errors import ProtocolError, RPCConnectionError, ShardNotFoundError, WorkerFailedError, WorkerTimeoutError
@@ -19,7 +20,7 @@ from rolecall.tensors.cache import Block, Cache, Key
 from rolecall.tensors.connections import Connect
 from rolecall.tensors.dtypes import empty, torch_dtype
 from rolecall.tensors.handle import Piece, RTensor
-from rolecall.tensors.shard import Shard
+from rolecall.tensors.shard import Shard, grouped
 from rolecall.tensors.store import Store
 
 if TYPE_CHECKING:
@@ -110,16 +111,14 @@ class Fetcher:
 
     async def afetch(self, handles: Sequence[RTensor]) -> list[torch.Tensor]:
         """As `fetch`, for a task; long copies and waits are made beside the loop."""
-        heavy = sum(handle.nbytes for handle in handles) > INLINE or self._waits(handles)
+        waits = bool(self._waiting) and any(p.shard.backend in self._waiting for h in handles for p in h.pieces)
+        heavy = waits or sum(handle.nbytes for handle in handles) > INLINE
         plan = await asyncio.to_thread(self._plan, handles) if heavy else self._plan(handles)
         with self._asked(plan.batches):
             for batch in plan.batches:
                 with _told_as(batch, self._timeout):
                     self._take(plan, batch, await batch.answer)
         return await asyncio.to_thread(_assemble, plan, handles) if heavy else _assemble(plan, handles)
-
-    def _waits(self, handles: Sequence[RTensor]) -> bool:
-        return bool(self._waiting) and any(p.shard.backend in self._waiting for h in handles for p in h.pieces)
 
     def metrics(self) -> dict[str, Any]:
         return {**self._counts, "cache": self.cache.metrics()}
@@ -130,10 +129,7 @@ class Fetcher:
         self._read_own(plan)
         self._read_cached(plan)
         self._read_reachable(plan)
-        by_owner: dict[str, list[Piece]] = {}
-        for piece in plan.missing:
-            by_owner.setdefault(piece.shard.owner, []).append(piece)
-        plan.batches = [*map(_Batch, by_owner.values())]
+        plan.batches = [*map(_Batch, grouped(plan.missing, attrgetter("shard.owner")).values())]
         return plan
 
     def _read_own(self, plan: _Plan) -> None:
@@ -141,7 +137,7 @@ class Fetcher:
         if store is None:
             return
         ids = dict.fromkeys(piece.shard.id for piece in plan.missing if piece.shard.owner == store.owner)
-        for name, shards in _by_backend(store.find(ids)).items():
+        for name, shards in grouped(store.find(ids), attrgetter("backend")).items():
             found = plan.add_whole(shards, store.fetch(shards), store.backends[name].private)
             self._counts["own_bytes"] += found
 
@@ -158,7 +154,7 @@ class Fetcher:
 
     def _read_reachable(self, plan: _Plan) -> None:
         shards = {piece.shard.key: piece.shard for piece in plan.missing}
-        for name, group in _by_backend(shards.values()).items():
+        for name, group in grouped(shards.values(), attrgetter("backend")).items():
             if (backend := self._backends.get(name)) is not None:
                 self._counts["mapped_bytes"] += plan.add_whole(group, backend.fetch(group), backend.private)
 
@@ -211,13 +207,6 @@ def _joined(pieces: Sequence[Piece]) -> list[Piece]:
         else:
             joined.append(Piece(shard, start, stop))
     return joined
-
-
-def _by_backend(shards: Iterable[Shard]) -> dict[str, list[Shard]]:
-    groups: dict[str, list[Shard]] = {}
-    for shard in shards:
-        groups.setdefault(shard.backend, []).append(shard)
-    return groups
 
 
 def _assemble(plan: _Plan, handles: Sequence[RTensor]) -> list[torch.Tensor]:

@@ -16,7 +16,7 @@ from rolecall.tensors.dtypes import empty
 from rolecall.tensors.handle import RTensor
 from rolecall.tensors.padding import trimmed
 from rolecall.tensors.service import DataService
-from rolecall.tensors.shard import Shard, ShardManager
+from rolecall.tensors.shard import ShardManager, grouped
 from rolecall.transport.codec import Received
 
 
@@ -88,10 +88,7 @@ def clear(value: Any) -> int:
     It does not wait for the owners. Clearing twice does no harm.
     """
     shards = dict.fromkeys(shard for handle in _handles(value) for shard in handle.shards)
-    groups: dict[ShardManager, list[Shard]] = {}
-    for shard in shards:
-        groups.setdefault(binding.of(shard), []).append(shard)
-    for manager, group in groups.items():
+    for manager, group in grouped(shards, binding.of).items():
         manager.free(group)
     return len(shards)
 

@@ -128,11 +128,13 @@ class RTensor:
         rows = self._rows("split")
         _first_axis(dim, self.ndim, "split")
         if isinstance(split_size, int):
-            return tuple(self._cut(low, high) for low, high in _even(rows, split_size))
+            if split_size < 0 or (split_size == 0 and rows):
+                raise ValueError(f"split of {rows} rows by {split_size}")
+            starts = range(0, rows, split_size) if rows else [0]
+            return tuple(self._cut(low, min(low + split_size, rows)) for low in starts)
         if sum(split_size) != rows or any(n < 0 for n in split_size):
             raise ValueError(f"split of {rows} rows into {list(split_size)}: the sizes must add up to the rows")
-        ends = list(accumulate(split_size))
-        return tuple(self._cut(end - n, end) for n, end in zip(split_size, ends, strict=True))
+        return tuple(self._cut(end - n, end) for n, end in zip(split_size, accumulate(split_size), strict=True))
 
     def chunk(self, chunks: int, dim: int = 0) -> tuple[RTensor, ...]:
         """At most `chunks` parts along the first axis, as `torch.chunk`."""
@@ -332,12 +334,6 @@ def _first_axis(dim: int, ndim: int, what: str) -> None:
         raise IndexError(f"{what} along axis {dim} of a handle with {ndim} axes")
     if dim % ndim:
         raise ValueError(f"{what} along axis {dim} would move bytes; a handle does it along axis 0 only (localize it)")
-
-
-def _even(rows: int, size: int) -> list[tuple[int, int]]:
-    if size < 0 or (size == 0 and rows):
-        raise ValueError(f"split of {rows} rows by {size}")
-    return [(low, min(low + size, rows)) for low in range(0, rows, size)] if rows else [(0, 0)]
 
 
 def _row_number(number: int, rows: int) -> int:

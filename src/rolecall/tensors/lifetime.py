@@ -96,17 +96,11 @@ class Home:
         # SimpleQueue.put may be called from a finalizer that interrupted another put in the same thread.
         self._inbox: SimpleQueue[Item] = SimpleQueue()
         self._pending: list[_Sent] = []
-        self._counts = {"adopted": 0, "gone": 0, "live_bytes": 0}
-        self._cleared = {"freed": 0, "skipped": 0, "failed": 0, "requests": 0}
+        self._counts = {"adopted": 0, "gone": 0, "live_bytes": 0}  # under the lock
+        self._cleared = {"freed": 0, "skipped": 0, "failed": 0, "requests": 0}  # by the thread alone
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="rolecall-free", daemon=True)
         self._thread.start()
-
-    def __enter__(self) -> Home:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     def adopt(self, shard: Shard) -> Shard:
         """The `Shard` object of this shard, which frees it when the last handle is collected."""

@@ -21,11 +21,8 @@ def trimmed(value: Any) -> Any:
     if width == mask.shape[1]:
         return value
     grid = tuple(mask.shape)
-    cut = {key: item[:, :width] for key, item in value.items() if _has_grid(grid, item)}
     out = value.copy()
-    out.update(cut)
+    for key, item in value.items():
+        if hasattr(item, "is_sparse") and tuple(item.shape[:2]) == grid:
+            out[key] = item[:, :width]
     return out
-
-
-def _has_grid(grid: tuple[int, ...], item: Any) -> bool:
-    return hasattr(item, "is_sparse") and item.ndim >= 2 and tuple(item.shape[:2]) == grid

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from rolecall.errors import ProtocolError, RolecallError, ShardExistsError
@@ -25,7 +26,7 @@ from rolecall.tensors.dtypes import dtype_name, storable
 from rolecall.tensors.fetch import Fetcher
 from rolecall.tensors.handle import RTensor
 from rolecall.tensors.padding import trimmed
-from rolecall.tensors.shard import Shard
+from rolecall.tensors.shard import Shard, grouped
 from rolecall.tensors.store import Store
 
 if TYPE_CHECKING:
@@ -92,7 +93,10 @@ class DataService:
                 return handles[id(leaf)][1]
             if not is_tensor(leaf) or not storable(leaf):
                 return leaf
-            handle = self._store_tensor(leaf)
+            if leaf.numel():
+                handle = RTensor.of(self.store.put(leaf))
+            else:  # no piece would reference the shard and free it
+                handle = RTensor(dtype_name(leaf.dtype), leaf.shape, [])
             handles[id(leaf)] = (leaf, handle)
             return handle
 
@@ -102,22 +106,16 @@ class DataService:
             self.store.delete(shard.id for _, handle in handles.values() for shard in handle.shards)
             raise
 
-    def _store_tensor(self, tensor: Any) -> RTensor:
-        if not tensor.numel():  # no piece would reference the shard and free it
-            return RTensor(dtype_name(tensor.dtype), tensor.shape, [])
-        return RTensor.of(self.store.put(tensor))
-
     def free(self, shards: Sequence[Shard]) -> None:
         """Frees shards: own ones at once, others by requests to their owners, without waiting."""
         self.fetcher.cache.discard(shard.key for shard in shards)
-        self.store.delete(shard.id for shard in shards if shard.owner == self.store.owner)
-        others: dict[tuple[str, tuple[str, ...]], list[str]] = {}
         for shard in shards:
             shard.freed = True
-            if shard.owner != self.store.owner:
-                others.setdefault((shard.owner, shard.addresses), []).append(shard.id)
-        for (owner, addresses), ids in others.items():
-            if self._connect is not None:
+        for (owner, addresses), group in grouped(shards, attrgetter("owner", "addresses")).items():
+            ids = [shard.id for shard in group]
+            if owner == self.store.owner:
+                self.store.delete(ids)
+            elif self._connect is not None:
                 with suppress(RolecallError):  # a dead owner's shards are gone already
                     self._connect(owner, addresses).request(CLEAR_SHARDS.name, to_plain(ClearShards(shard_ids=ids)))
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Sequence
-from typing import Annotated, Any, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Annotated, Any, Protocol, TypeVar
 
 import msgspec
 
 from rolecall.tensors.dtypes import ITEMSIZE
 
 Where = dict[str, str | int]
+Key = TypeVar("Key")
+Item = TypeVar("Item")
 
 
 class Fetches(Protocol):
@@ -27,6 +29,14 @@ class ShardManager(Protocol):
     @property
     def fetcher(self) -> Fetches: ...
     def free(self, shards: Sequence[Shard]) -> None: ...
+
+
+def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """Items by what `key` says of each, in order."""
+    groups: dict[Key, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
 
 
 Count = Annotated[int, msgspec.Meta(ge=0)]

@@ -49,6 +49,19 @@ def listens(path: str) -> bool:
     return True
 
 
+def dial_host(text: str, timeout: float) -> None:
+    """Sees that somebody listens at `host:port`.
+
+    Raises:
+        ValueError: The text is no such address.
+        OSError: Nobody answers there.
+    """
+    host, _, port = text.rpartition(":")
+    if "://" in text or not host or not port.isdigit():
+        raise ValueError("an address is host:port, and this host must be a node of the cluster")
+    socket.create_connection((host.strip("[]"), int(port)), timeout).close()
+
+
 async def dial(address: Address, loop: asyncio.AbstractEventLoop) -> socket.socket:
     """Opens a non-blocking connection.
 

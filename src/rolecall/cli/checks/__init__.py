@@ -1,6 +1,13 @@
 """What `rolecall doctor` looks at, one noun per file. A check changes nothing and yields findings."""
 
+from collections.abc import Sequence
+
 from rolecall.placement.outside import Finding, Severity
+
+
+def listed(items: Sequence[object], count: int) -> str:
+    """The first of them, separated by commas; dots for the others."""
+    return ", ".join(map(str, items[:count])) + (" ..." if len(items) > count else "")
 
 
 def judged(check: str, seen: str, severity: Severity | bool, advice: str, command: str = "") -> Finding:

@@ -23,7 +23,11 @@ def check_devices(folder: Path = Path("/dev"), env: Mapping[str, str] = os.envir
         yield info(CHECK, "no accelerator was found; roles with gpu=0 work")
     for kind, name in VARIABLES.items():
         if name in env:
-            yield _variable(name, env[name], len(found[kind]))
+            count = len(found[kind])
+            beyond = [device for device in parse_visible(env[name]) if device.isdigit() and int(device) >= count]
+            more = f" names device(s) {', '.join(beyond)}, but there are {count}" if beyond else ""
+            advice = "workers would not find these devices; correct the variable"
+            yield judged(CHECK, f"{name}={env[name]}{more}", bool(beyond), advice, f"unset {name}")
 
 
 def _files(kind: str, files: list[Path]) -> Finding:
@@ -33,10 +37,3 @@ def _files(kind: str, files: list[Path]) -> Finding:
         advice = "join the group that may, or start the container with the devices"
         return error(CHECK, seen, advice, f"ls -l {closed[0]}")
     return ok(CHECK, f"{len(files)} {kind} device(s): {', '.join(path.name for path in files)}")
-
-
-def _variable(name: str, value: str, count: int) -> Finding:
-    beyond = [device for device in parse_visible(value) if device.isdigit() and int(device) >= count]
-    seen = f"{name}={value}" + (f" names device(s) {', '.join(beyond)}, but there are {count}" if beyond else "")
-    advice = "workers would not find these devices; correct the variable"
-    return judged(CHECK, seen, bool(beyond), advice, f"unset {name}")

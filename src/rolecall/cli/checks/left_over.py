@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections import defaultdict
 from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
 
-from rolecall.cli.processes import GUARD_NAME, RunProcess, run_processes
+from rolecall.cli.checks import listed
 from rolecall.cli.rundir import RunDir, on_another_host
-from rolecall.cli.runs import find_runs, selected, state_of
+from rolecall.cli.runs import find_runs, selected
 from rolecall.guard.proc import Stat, ancestors, snapshot
+from rolecall.guard.sweep import GUARD_NAME, RunProcess, run_processes
 from rolecall.placement.outside import Finding, Left, Severity, error, info, ok, warning
 from rolecall.placement.registry import PLACEMENTS
+from rolecall.tensors.shard import grouped
 
 CHECK = "processes"
 SHOWN = 8
@@ -32,30 +34,22 @@ def check_left_processes(fileroot: Path) -> Iterator[Finding]:
 
 def _look(fileroot: Path) -> list[Finding]:
     table = snapshot()
-    groups: dict[str, list[RunProcess]] = defaultdict(list)
-    for item in run_processes():
-        if item.uid == os.getuid():
-            groups[item.run_id].append(item)
     runs = {selected(run).run_id: run for run in find_runs(fileroot)}
-    return [
-        _judge_processes(run_id, items, runs.get(run_id), guards_above(items, table))
-        for run_id, items in groups.items()
-    ]
-
-
-def guards_above(items: list[RunProcess], table: dict[int, Stat]) -> list[Stat]:
-    """The guards among these processes and their ancestors; a process below a guard is supervised, not left over."""
-    pids: set[int] = set()
-    for item in items:
-        pids |= ancestors(item.stat.pid, table)
-    return [table[pid] for pid in pids if table[pid].name == GUARD_NAME]
+    findings = []
+    own = [item for item in run_processes() if item.uid == os.getuid()]
+    for run_id, items in grouped(own, attrgetter("run_id")).items():
+        # A process below a guard is supervised, not left over.
+        above = set[int]().union(*(ancestors(item.stat.pid, table) for item in items))
+        guards = [table[pid] for pid in above if table[pid].name == GUARD_NAME]
+        findings.append(_judge_processes(run_id, items, runs.get(run_id), guards))
+    return findings
 
 
 def _judge_processes(run_id: str, items: list[RunProcess], directory: RunDir | None, guards: list[Stat]) -> Finding:
     name = f"run {directory.name} (id {run_id})" if directory else f"run {run_id}"
-    controller = directory.controller(state_of(directory)) if directory else None
+    controller = directory.controller() if directory else None
     stop = f"rolecall stop --run {run_id} --yes"
-    shown = ", ".join(item.describe() for item in items[:SHOWN]) + (" ..." if len(items) > SHOWN else "")
+    shown = listed([item.describe() for item in items], SHOWN)
     stopped = [guard for guard in guards if guard.state in "Tt"]
     if stopped:
         seen = f"{name}: its guard {stopped[0].pid} is stopped and supervises nothing: {shown}"
@@ -85,11 +79,10 @@ def _judge_allocations(check: str, left: Left, directory: RunDir | None) -> Find
         where = "with its directory under another fileroot, or replaced by a later one of its name"
         seen, advice = f"run {left.run_id}, {where}, has {what}", "end it by hand if it is none of yours"
         return info(check, seen, advice, left.command)
-    state = state_of(directory)
-    if directory.controller(state) is not None:
+    if directory.controller() is not None:
         return ok(check, f"run {directory.name}: {what}, and its controller lives")
-    if on_another_host(state.controller.host):
-        return info(check, f"run {directory.name}: {what}, and a controller on {state.controller.host}")
+    if on_another_host(host := directory.known().controller.host):
+        return info(check, f"run {directory.name}: {what}, and a controller on {host}")
     advice = "what waits would end as soon as it starts; end it now"
     stop = f"rolecall stop --run {shlex.quote(str(directory.path))} --yes"
     return warning(check, f"run {directory.name} has no controller any more but left {what}", advice, stop)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import shlex
-import socket
 import stat
 import struct
 from collections.abc import Iterator
@@ -13,14 +12,13 @@ from pathlib import Path
 
 import psutil
 
-from rolecall.cli.checks import judged
+from rolecall.cli.checks import judged, listed
 from rolecall.cli.checks.shared_memory import opened
-from rolecall.cli.processes import GUARD_NAME, run_processes
-from rolecall.guard.ports import LOCK_FILE, lease_range
+from rolecall.guard.ports import LOCK_FILE, ephemeral, lease_range
+from rolecall.guard.sweep import GUARD_NAME, run_processes
 from rolecall.placement.outside import Finding, error, info, ok, warning
 
 CHECK = "ports"
-RANGE_FILE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 FEW = 1000
 SHOWN = 6
 _FLOCK = "@hhqqi4x"  # struct flock: type, whence, start, length, pid
@@ -33,15 +31,6 @@ def check_ports(lock_file: Path = LOCK_FILE) -> Iterator[Finding]:
     yield _range(first, last, low, high)
     yield from _lock_file(lock_file, first, last)
     yield from _other_listeners(first, last)
-
-
-def ephemeral() -> tuple[int, int]:
-    """The ephemeral range, from which the kernel assigns ports to outgoing connections."""
-    try:
-        low, high = map(int, RANGE_FILE.read_text().split())
-    except (OSError, ValueError):
-        return 32768, 60999
-    return low, high
 
 
 def _range(first: int, last: int, low: int, high: int) -> Finding:
@@ -75,7 +64,7 @@ def _leases(path: Path, first: int, last: int) -> Iterator[Finding]:
     if not ports:
         yield ok(CHECK, "no port is leased")
         return
-    shown = ", ".join(map(str, ports[:SHOWN])) + (" ..." if len(ports) > SHOWN else "")
+    shown = listed(ports, SHOWN)
     known = {item.stat.pid for item in run_processes()}
     odd = [pid for pid in psutil.pids() if str(path) in opened(pid) and pid not in known and _name(pid) != GUARD_NAME]
     if odd:
@@ -106,20 +95,12 @@ def leased(fd: int, first: int, last: int) -> list[int]:
 
 def _other_listeners(first: int, last: int) -> Iterator[Finding]:
     own = {item.stat.pid for item in run_processes()}
-    held = sorted(
-        {
-            (c.laddr.port, c.pid)
-            for c in psutil.net_connections("inet")
-            if c.type == socket.SOCK_STREAM and c.status == psutil.CONN_LISTEN and first <= c.laddr.port <= last
-        },
-        key=str,
-    )
-    others = [(port, pid) for port, pid in held if pid not in own]
+    listening = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.pid not in own]
+    others = sorted({(c.laddr.port, c.pid) for c in listening if first <= c.laddr.port <= last}, key=str)
     if others:
-        shown = ", ".join(f"{port} ({pid} {_name(pid)})" if pid else f"{port} (hidden)" for port, pid in others[:SHOWN])
-        more = " ..." if len(others) > SHOWN else ""
+        shown = listed([f"{port} ({pid} {_name(pid)})" if pid else f"{port} (hidden)" for port, pid in others], SHOWN)
         advice = "harmless: leases avoid these ports; programs that start later should use ports outside the range"
-        yield info(CHECK, f"{len(others)} listener(s) of other programs in the range: {shown}{more}", advice)
+        yield info(CHECK, f"{len(others)} listener(s) of other programs in the range: {shown}", advice)
 
 
 def _name(pid: int) -> str:

@@ -19,18 +19,17 @@ TIMEOUT_S = 20.0
 
 def check_py_spy() -> Iterator[Finding]:
     """Attaches to this process, since the settings alone do not tell whether the kernel allows it."""
-    program = py_spy()
-    if program is None:
+    argv = py_spy(os.getpid())
+    if not argv:
         pip = shlex.join([sys.executable, "-m", "pip", "install", "py-spy"])
         yield warning(CHECK, "py-spy is not installed", "without it the stacks of a stuck worker cannot be read", pip)
         return
-    argv = [program, "dump", "--nonblocking", "--pid", str(os.getpid())]
     try:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as e:
-        yield warning(CHECK, f"{program} does not work: {e}", "reinstall it")
+        yield warning(CHECK, f"{argv[0]} does not work: {e}", "reinstall it")
         return
-    yield ok(CHECK, f"{program} may attach") if done.returncode == 0 else _refused(done.stderr)
+    yield ok(CHECK, f"{argv[0]} may attach") if done.returncode == 0 else _refused(done.stderr)
 
 
 def _refused(stderr: str) -> Finding:

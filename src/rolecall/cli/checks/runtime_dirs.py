@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from rolecall.cli.processes import run_processes
 from rolecall.cli.rundir import age
+from rolecall.guard.sweep import run_processes
 from rolecall.placement.outside import Finding, error, ok, warning
 from rolecall.scheduler.run import private_root
 from rolecall.transport.address import listens

@@ -7,7 +7,7 @@ import platform
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 
 from rolecall.cli.checks import judged
@@ -23,11 +23,25 @@ EXTRAS = {"torch": "torch", "numpy": "torch", "ray": "ray", "transformers": "rl"
 
 def check_versions() -> Iterator[Finding]:
     """Python, required packages, optional packages."""
-    yield _python(sys.version_info[:2])
-    yield from _needed({name: installed(name) for name in NEEDED})
-    yield from (_usable(name, installed(name)) for name in USABLE)
-    yield _uvloop(installed("uvloop"))
-    yield _compiled(find_spec("rolecall.transport.codec._scan") is not None)
+    seen = f"Python {platform.python_version()} at {sys.executable}"
+    severity = Severity.ERROR if sys.version_info < OLDEST_PYTHON else Severity.OK
+    yield judged(CHECK, seen, severity, "use Python 3.11 or newer", "python3.11 -m venv .venv")
+    for name, oldest in NEEDED.items():
+        wanted = _pip(f"{name}>={oldest}")
+        yield _package(name, oldest, error, error(CHECK, f"{name} is not installed", "install it", wanted))
+    for name, oldest in USABLE.items():
+        extra = EXTRAS.get(name)
+        advice = f"needed only with the extra {extra!r}" if extra else "optional"
+        absent = info(CHECK, f"{name} is not installed", advice, _pip(f"rolecall[{extra}]" if extra else name))
+        yield _package(name, oldest, warning, absent)
+    uvloop = installed("uvloop")
+    seen = f"uvloop {uvloop}" if uvloop else "uvloop is not installed; asyncio is used"
+    missing = uvloop is None and platform.python_implementation() == "CPython"
+    yield judged("uvloop", seen, missing, "calls are slower without it", _pip("uvloop"))
+    compiled = find_spec("rolecall.transport.codec._scan") is not None
+    seen = f"rolecall's C extension {'is compiled' if compiled else 'is not compiled; Python does its work'}"
+    advice = "calls are slower without it; install a C compiler, then rolecall again"
+    yield judged(CHECK, seen, not compiled, advice)
 
 
 def installed(package: str) -> str | None:
@@ -48,44 +62,11 @@ def older(version: str, oldest: str) -> bool:
     return parse(version) < parse(oldest)
 
 
-def _python(version: tuple[int, int]) -> Finding:
-    seen = f"Python {platform.python_version()} at {sys.executable}"
-    severity = Severity.ERROR if version < OLDEST_PYTHON else Severity.OK
-    return judged(CHECK, seen, severity, "use Python 3.11 or newer", "python3.11 -m venv .venv")
-
-
-def _needed(found: dict[str, str | None]) -> Iterator[Finding]:
-    for name, version in found.items():
-        wanted = f"{name}>={NEEDED[name]}"
-        if version is None:
-            yield error(CHECK, f"{name} is not installed", "install it", _pip(wanted))
-        elif older(version, NEEDED[name]):
-            yield error(CHECK, f"{name} {version} is older than {NEEDED[name]}", "upgrade it", _pip(wanted))
-        else:
-            yield ok(CHECK, f"{name} {version}")
-
-
-def _usable(name: str, version: str | None) -> Finding:
-    if version is None:
-        extra = EXTRAS.get(name)
-        advice = f"needed only with the extra {extra!r}" if extra else "optional"
-        return info(CHECK, f"{name} is not installed", advice, _pip(f"rolecall[{extra}]" if extra else name))
-    if older(version, USABLE[name]):
-        advice = f"{USABLE[name]} is the oldest supported version"
-        return warning(CHECK, f"{name} {version} is too old", advice, _pip(f"{name}>={USABLE[name]}"))
-    return ok(CHECK, f"{name} {version}")
-
-
-def _uvloop(version: str | None) -> Finding:
-    seen = f"uvloop {version}" if version else "uvloop is not installed; asyncio is used"
-    missing = version is None and platform.python_implementation() == "CPython"
-    return judged("uvloop", seen, missing, "calls are slower without it", _pip("uvloop"))
-
-
-def _compiled(found: bool) -> Finding:
-    seen = "is compiled" if found else "is not compiled; Python does its work"
-    advice = "calls are slower without it; install a C compiler, then rolecall again"
-    return judged(CHECK, f"rolecall's C extension {seen}", not found, advice)
+def _package(name: str, oldest: str, judge: Callable[..., Finding], absent: Finding) -> Finding:
+    version = installed(name)
+    if version is not None and older(version, oldest):
+        return judge(CHECK, f"{name} {version} is older than {oldest}", "upgrade it", _pip(f"{name}>={oldest}"))
+    return ok(CHECK, f"{name} {version}") if version is not None else absent
 
 
 def _pip(requirement: str) -> str:

@@ -43,7 +43,7 @@ class RayAllocation:
 
     def settled(self, plan: Plan, guards: Sequence[ExpectedGuard]) -> Plan | None:
         news = self._news
-        if not news.guards or not all(guards[n].hello for n in news.guards):
+        if not news.guards or not all(guards[n].connected for n in news.guards):
             return None
         devices = {slot.worker_id: given for slot, given in zip(plan.slots, news.devices, strict=True)}
         return replace(plan, guards=tuple(news.guards), slots=with_devices(plan.slots, devices))

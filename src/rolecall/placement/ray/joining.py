@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from rolecall.placement import guard_process
 from rolecall.placement.ray import guard as ray_guard
 from rolecall.protocol.ray_driver import JoinCluster, Joined
 from rolecall.transport import ray_internals
+from rolecall.transport.address import dial_host
 
 LOCAL_CPUS = 1024  # of a cluster of our own: on one machine cores set thread counts and keep no worker waiting
 LOCAL_STORE_BYTES = 1 << 30
@@ -48,23 +48,16 @@ def _running_here() -> str | None:
     try:
         with os.fdopen(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)) as note:
             address = note.read().strip() if os.fstat(note.fileno()).st_uid == os.getuid() else ""
-        _dial(address)
+        dial_host(address, CALL_S)
     except (OSError, ValueError):
         return None
     return address
 
 
-def _dial(address: str) -> None:
-    host, colon, port = address.rpartition(":")
-    if "://" in address or not colon:
-        raise ValueError("an address is host:port, and this host must be a node of the cluster")
-    socket.create_connection((host.strip("[]"), int(port)), CALL_S).close()
-
-
 def _call_on(address: str) -> None:
     """Sees that a head is there and lets us in; `ray.init` repeats either question for minutes."""
     try:
-        _dial(address)
+        dial_host(address, CALL_S)
     except OSError as e:
         raise ConnectionError(f"its head does not answer ({e})") from e
     ray_internals.check_admitted(address)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rolecall.placement.outside import Finding, info, is_private, ok, warning
+from rolecall.transport.address import dial_host
 
 CHECK = "ray"
 TIMEOUT_S = 5.0
@@ -29,16 +29,15 @@ def remove_cluster(run_id: str) -> None:
 def check_ray(env: Mapping[str, str] = os.environ) -> Iterator[Finding]:
     """Whether somebody listens where `RAY_ADDRESS` says that the cluster is."""
     address = env.get("RAY_ADDRESS", "")
-    host, _, port = address.rpartition(":")
     if not address:
         yield info(CHECK, "RAY_ADDRESS is not set", 'scheduler("ray") starts a Ray of its own where none runs')
-    elif address.startswith("ray://") or not host or not port.isdigit():
+        return
+    try:
+        dial_host(address, TIMEOUT_S)
+        yield ok(CHECK, f"a Ray cluster's head answers at {address}")
+    except ValueError:
         advice = "name the head's own address, host:port (6379 by default); see docs/ray.md"
         yield warning(CHECK, f"RAY_ADDRESS={address} is no address of a cluster's head", advice)
-    else:
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), TIMEOUT_S).close()
-            yield ok(CHECK, f"a Ray cluster's head answers at {address}")
-        except OSError as e:
-            seen = f"nobody answers at {address}, where RAY_ADDRESS points: {e}"
-            yield warning(CHECK, seen, "start the cluster, or correct RAY_ADDRESS", "ray status")
+    except OSError as e:
+        seen = f"nobody answers at {address}, where RAY_ADDRESS points: {e}"
+        yield warning(CHECK, seen, "start the cluster, or correct RAY_ADDRESS", "ray status")

@@ -60,8 +60,7 @@ class SlurmAllocation:
         return self._status
 
     def settled(self, plan: Plan, guards: Sequence[ExpectedGuard]) -> Plan | None:
-        given = [guard.hello.devices for guard in guards if guard.hello is not None]
-        return dealt(plan, given) if len(given) == len(guards) else None
+        return dealt(plan, [g.state.devices for g in guards]) if all(g.connected for g in guards) else None
 
     def exit_cause(self, ordinal: int) -> ExitCause:
         state = self._look(FRESH_S, TOLD_S)

@@ -110,13 +110,12 @@ class Mappings:
             self._reclaim()
             idle = self._idle.pop(status.st_ino, None)
             if idle is None:
-                deleted = [inode for inode, hold in self._idle.items() if not _exists(hold.path, inode)]
-                for inode in deleted:
+                for inode in [inode for inode, hold in self._idle.items() if not _exists(hold.path, inode)]:
                     del self._idle[inode]
             else:
                 self.reused += 1
         if idle is None or idle.span.size != status.st_size:
-            return _mapped(fd, status.st_size)
+            return Span(fd, status.st_size)
         idle.span.forget_changes()
         return idle.span
 
@@ -134,15 +133,6 @@ class Mappings:
         with self._lock:
             self._reclaim()
             self._idle.clear()
-
-
-def _mapped(fd: int, size: int) -> Span:
-    """The file mapped through an open file of its own: the lock must not last as long as the mapping."""
-    own = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return Span(own, size)
-    finally:
-        os.close(own)
 
 
 def _lock_segment(path: Path, inode: Any) -> int | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from rolecall.errors import ShardNotFoundError, TensorError, WorkerTimeoutError
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 SMALLEST = 128 << 10  # Ray keeps objects under 100 KiB in their owner's memory, not in the store
 TIMEOUT_S = 300.0  # for a whole fetch; Ray says within 2 s that a process has died, and within 20 s that a node has
+
+OWNER_DIED = "its owner is gone (Ray: OWNER_DIED)"
 
 log = logging.getLogger(__name__)
 
@@ -72,27 +75,29 @@ class RayBackend:
         """
         if not shards:
             return []
-        if problem := self._problem():
+        with suppress(TensorError):
+            self._session.open()
+        if problem := self._session.problem:
             self._warn_once(problem)
             _raise_lost([(shard, problem) for shard in shards if shard.id in self._own])
             self._counts["unreachable"] += len(shards)
             return [None] * len(shards)
-        references = [(shard, self._reference(shard)) for shard in shards]
-        known = [(shard, reference) for shard, reference in references if reference is not None]
-        found = {shard.id: tensor for (shard, _), tensor in zip(known, self._read(known), strict=True)}
+        known = [(shard, found) for shard in shards if (found := self._reference(shard)) is not None]
+        tensors = {shard.id: tensor for (shard, _), tensor in zip(known, self._read(known), strict=True)}
         self._counts["unreachable"] += len(shards) - len(known)
-        return [found.get(shard.id) for shard in shards]
+        return [tensors.get(shard.id) for shard in shards]
 
     def _reference(self, shard: Shard) -> Any:
         """The reference of a shard; None for one of another cluster."""
         own = self._own.get(shard.id)
         if own is not None:
             return own[0]
-        if not self._session.knows(shard.where):
+        place = self._session.place(shard.where)
+        if place is None:
             return None
-        if self._session.own(shard.where):
+        if self._session.own(place):
             _raise_lost([(shard, "OBJECT_DELETED")])
-        return self._session.reference(shard.where)
+        return self._session.reference(place)
 
     def _read(self, known: Sequence[tuple[Shard, Any]]) -> list[torch.Tensor]:
         if not known:
@@ -107,18 +112,10 @@ class RayBackend:
             raise
         pairs = list(zip(shards, found, strict=True))
         _raise_lost([(shard, got) for shard, got in pairs if isinstance(got, str)])
-        whole = [(shard, got) for shard, got in pairs if not isinstance(got, str)]
-        _raise_lost([(shard, OTHER_OBJECT) for shard, got in whole if got.nbytes != shard.nbytes])
-        self._counts["read"] += len(whole)
+        _raise_lost([(shard, OTHER_OBJECT) for shard, got in pairs if len(got) != shard.nbytes])
+        self._counts["read"] += len(pairs)
         self._counts["read_bytes"] += sum(shard.nbytes for shard in shards)
-        return [over(got, shard.dtype, shard.numel) for shard, got in whole]
-
-    def _problem(self) -> str:
-        try:
-            self._session.open()
-        except TensorError as e:
-            return str(e)
-        return self._session.problem
+        return [over(got, shard.dtype, shard.numel) for shard, got in pairs]
 
     def _warn_once(self, problem: str) -> None:
         if problem != self._warned:
@@ -143,10 +140,6 @@ def _raise_lost(lost: Sequence[tuple[Shard, str]], cause: BaseException | None =
     if lost:
         first, kind = lost[0]
         ids = [shard.id for shard, _ in lost if shard.owner == first.owner]
-        raise ShardNotFoundError(ids, first.owner, _reason(kind)) from cause
-
-
-def _reason(kind: str) -> str:
-    if kind in ("OBJECT_DELETED", "OBJECT_FREED"):
-        return ""  # they were cleared
-    return "its owner is gone (Ray: OWNER_DIED)" if kind == "OWNER_DIED" else f"Ray's object store lost them: {kind}"
+        reason = f"Ray's object store lost them: {kind}"
+        reason = {"OBJECT_DELETED": "", "OBJECT_FREED": "", "OWNER_DIED": OWNER_DIED}.get(kind, reason)
+        raise ShardNotFoundError(ids, first.owner, reason) from cause

@@ -24,13 +24,16 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Annotated, Any
+
+import msgspec
 
 from rolecall.errors import TensorError
 from rolecall.tensors.shard import Where
 from rolecall.transport import ray_internals
+from rolecall.transport.address import dial_host
 from rolecall.transport.ray_internals import Attachment, OwnerAddress
 
 ADDRESS = "RAY_ADDRESS"
@@ -39,9 +42,20 @@ CONNECT_S = 60.0  # Ray gives a wrong token up after 20 s; an address that refus
 RETRY_S = 60.0
 _HEAD_PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
 _FOR_EVER = "1000000"
-_ID = 28  # bytes of an object's, a worker's and a node's id
 OTHER_OBJECT = "another object lies there"
-_NIL = b"\xff" * _ID  # Ray's id of nothing
+# Of an object, a worker or a node: 28 bytes, which are not those of nothing.
+_Id = Annotated[str, msgspec.Meta(pattern=r"\A(?!f{56})[0-9a-f]{56}\Z")]
+
+
+class Place(msgspec.Struct):
+    """Where an object lies, as a shard says."""
+
+    cluster: str
+    object: _Id
+    ip: Annotated[str, msgspec.Meta(pattern=r"\A[\x00-\x7f]*\Z")]
+    port: Annotated[int, msgspec.Meta(gt=0, lt=65536)]
+    worker: _Id
+    node: _Id
 
 
 class RaySession:
@@ -95,14 +109,14 @@ class RaySession:
         problem = _unreachable(address)
         if problem:
             return problem
-        outcome: list[BaseException | None] = []
-        thread = threading.Thread(target=_init, args=(address, outcome), name="rolecall-ray", daemon=True)
-        thread.start()
-        thread.join(CONNECT_S)
-        if not outcome:
+        connected: Future[None] = Future()
+        threading.Thread(target=_init, args=(address, connected), name="rolecall-ray", daemon=True).start()
+        try:
+            failed = connected.exception(CONNECT_S)
+        except TimeoutError:
             return f"not connected within {CONNECT_S:g} s"
-        self._ours = outcome[0] is None
-        return "" if outcome[0] is None else _innermost(outcome[0])
+        self._ours = failed is None
+        return "" if failed is None else _innermost(failed)
 
     def _adopt(self, address: str) -> str:
         attached = ray_internals.attachment()
@@ -133,18 +147,22 @@ class RaySession:
         reference, owner = attached.put(pickle.PickleBuffer(data))
         return reference, {"cluster": attached.cluster, "object": reference.hex(), **owner._asdict()}
 
-    def knows(self, where: Where) -> bool:
-        """True for a well-formed place of this cluster."""
-        return self._attached is not None and where.get("cluster") == self._attached.cluster and _is_place(where)
+    def place(self, where: Where) -> Place | None:
+        """The place that a shard names; None for a malformed one, or one of another cluster."""
+        try:
+            place = msgspec.convert(where, Place)
+        except msgspec.ValidationError:
+            return None
+        return place if self._attached is not None and place.cluster == self._attached.cluster else None
 
-    def own(self, where: Where) -> bool:
+    def own(self, place: Place) -> bool:
         """True for a place that this process has put an object to. It must be read by the reference that `put` gave."""
-        return self._attached is not None and where.get("worker") == self._attached.worker_id
+        return self._attached is not None and place.worker == self._attached.worker_id
 
-    def reference(self, where: Where) -> Any:
-        """A reference to another process's object, which `knows` has found well-formed."""
-        owner = OwnerAddress(str(where["ip"]), int(where["port"]), str(where["worker"]), str(where["node"]))
-        return self._connection().reference(bytes.fromhex(str(where["object"])), owner)
+    def reference(self, place: Place) -> Any:
+        """A reference to another process's object."""
+        owner = OwnerAddress(place.ip, place.port, place.worker, place.node)
+        return self._connection().reference(bytes.fromhex(place.object), owner)
 
     def get(self, references: Sequence[Any], timeout: float) -> list[memoryview | str]:
         """The objects' bytes, not copied and not to be changed; they may outlive the objects.
@@ -198,39 +216,32 @@ class RaySession:
 
 def _unreachable(address: str) -> str:
     """Why no head can be reached at the address; empty when one can."""
-    host, _, port = address.rpartition(":")
-    if "://" in address or not host or not port.isdigit():
-        return "it is not the host:port of a head"
     try:
-        socket.create_connection((host.strip("[]"), int(port)), REACH_S).close()
+        dial_host(address, REACH_S)
+    except ValueError:
+        return "it is not the host:port of a head"
     except OSError as e:
         return e.strerror or str(e)
     return ""
 
 
-def _init(address: str, outcome: list[BaseException | None]) -> None:
+def _init(address: str, connected: Future[None]) -> None:
+    """Connects, and restores the excepthook and the environment, which `ray.init` changes."""
     import ray
 
-    try:
-        with _side_effects_reverted():
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        outcome.append(None)
-    except BaseException as e:
-        outcome.append(e)
-
-
-@contextmanager
-def _side_effects_reverted() -> Iterator[None]:
-    """Restores the excepthook and the environment, which `ray.init` changes."""
     before, hook = {name: os.environ.get(name) for name in (_HEAD_PATIENCE, "PYTHONBREAKPOINT")}, sys.excepthook
     os.environ[_HEAD_PATIENCE] = _FOR_EVER
+    failed: BaseException | None = None
     try:
-        yield
-    finally:
-        sys.excepthook = hook
-        for name in before:
-            os.environ.pop(name, None)
-        os.environ.update({name: value for name, value in before.items() if value is not None})
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except BaseException as e:
+        failed = e
+    sys.excepthook = hook
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+    connected.set_exception(failed) if failed else connected.set_result(None)
 
 
 def _watched(store: str) -> int:
@@ -250,19 +261,6 @@ def _dying(statm: int) -> bool:
         return os.pread(statm, 2, 0) == b"0 "
     except OSError:  # it has ended
         return True
-
-
-def _is_place(where: Where) -> bool:
-    ids = [where.get(name) for name in ("object", "worker", "node")]
-    ip, port = where.get("ip"), where.get("port")
-    return all(map(_is_id, ids)) and isinstance(ip, str) and ip.isascii() and type(port) is int and 0 < port < 65536
-
-
-def _is_id(text: Any) -> bool:
-    try:
-        return isinstance(text, str) and len(bytes.fromhex(text)) == _ID and bytes.fromhex(text) != _NIL
-    except ValueError:
-        return False
 
 
 def _innermost(error: BaseException) -> str:

@@ -85,7 +85,6 @@ class Pool:
         self._budget, self._limit = budget, limit
         self._lock = threading.Lock()
         self._idle: OrderedDict[int, Segment] = OrderedDict()  # by inode, oldest first; they may have readers
-        self._idle_bytes = 0
         self._used: dict[int, Segment] = {}
         self._reused = self._created = 0
 
@@ -95,7 +94,7 @@ class Pool:
         with self._lock:
             segment = self._reusable(capacity)
             if segment is not None:
-                self._drop(segment)
+                del self._idle[segment.inode]
                 self._reused += 1
             else:
                 self._shrink(self._budget, self._limit - len(self._used) - 1)
@@ -115,7 +114,6 @@ class Pool:
             if self._used.pop(segment.inode, None) is None:
                 return
             self._idle[segment.inode] = segment
-            self._idle_bytes += segment.capacity
             self._shrink(self._budget, self._limit)
 
     def _reusable(self, capacity: int) -> Segment | None:
@@ -124,19 +122,16 @@ class Pool:
         return next((s for s in sorted(fitting, key=lambda s: s.capacity) if not s.in_use()), None)
 
     def _shrink(self, budget: int, count: int) -> None:
-        while self._idle and (self._idle_bytes > budget or len(self._idle) > count):
-            oldest = next(iter(self._idle.values()))
-            self._drop(oldest)
-            oldest.close()
+        while self._idle and (self._idle_bytes() > budget or len(self._idle) > count):
+            self._idle.popitem(last=False)[1].close()
 
-    def _drop(self, segment: Segment) -> None:
-        del self._idle[segment.inode]
-        self._idle_bytes -= segment.capacity
+    def _idle_bytes(self) -> int:
+        return sum(segment.capacity for segment in self._idle.values())
 
     def metrics(self) -> dict[str, int]:
         with self._lock:
             used = {"segments": len(self._used), "segment_bytes": sum(s.capacity for s in self._used.values())}
-            idle = {"idle_segments": len(self._idle), "idle_bytes": self._idle_bytes}
+            idle = {"idle_segments": len(self._idle), "idle_bytes": self._idle_bytes()}
             return {**used, **idle, "reused": self._reused, "created": self._created}
 
     def close(self) -> None:
