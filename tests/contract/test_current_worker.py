@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 import rolecall
-from rolecall import Role, Scheduler
+from rolecall import Role, RoleWorker, Scheduler
 from rolecall.errors import EngineCallError, WorkerConfigurationError
-from rolecall.scheduler.roles import RoleWorker
 from tests.support.backend import Backend
 from tests.support.knowing_engines import Knowing
 from tests.support.live import ports_leased

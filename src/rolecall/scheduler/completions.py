@@ -8,13 +8,11 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 from dataclasses import dataclass, field
 from functools import partial
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rolecall.errors import WorkerConfigurationError, WorkerFailedError
 from rolecall.scheduler.calls import PendingCall
-
-if TYPE_CHECKING:
-    from rolecall.scheduler.roles import RoleWorker
+from rolecall.scheduler.role_worker import RoleWorker
 
 Item = tuple[int, Sequence[Any]]
 

@@ -9,17 +9,24 @@ from asyncio.events import _get_running_loop
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 from weakref import ref
 
 from rolecall.errors import CallCancelledError, ProtocolError, RolecallError
 from rolecall.transport import codec
+from rolecall.transport.channel import Channel
 from rolecall.transport.session.caller import OpenCall, Reason
 from rolecall.transport.session.messages import Body
 from rolecall.transport.waiting import Waitable
 
-if TYPE_CHECKING:
-    from rolecall.transport.outgoing_calls import OutgoingCalls
+
+class Caller(Protocol):
+    """What a call needs of the peer that made it."""
+
+    @property
+    def channel(self) -> Channel: ...
+    def abandon(self, call: Call, reason: Reason) -> None: ...
+    def consumed(self, call: Call) -> None: ...
 
 
 class Call(Waitable):
@@ -54,7 +61,7 @@ class Call(Waitable):
     )
 
     def __init__(
-        self, caller: OutgoingCalls, method: str, value: Any, timeout: float | None, kind: Any, *, streaming: bool
+        self, caller: Caller, method: str, value: Any, timeout: float | None, kind: Any, *, streaming: bool
     ) -> None:
         self._waiters = []
         self._held = value

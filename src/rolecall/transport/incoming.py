@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from rolecall.errors import CallCancelledError, EncodeError, ProtocolError, RolecallError
 from rolecall.transport import codec
+from rolecall.transport.channel import Channel
 from rolecall.transport.session.callee import AcceptedCall
 from rolecall.transport.session.messages import Body, Buffers, Invocation
 from rolecall.transport.waiting import Waitable
 
-if TYPE_CHECKING:
-    from rolecall.transport.incoming_calls import IncomingCalls
-
 _NOTHING, _NO_FIELDS = b"\xc0", b"\x80"  # None and {} as msgpack
 T = TypeVar("T")
+
+
+class Answerer(Protocol):
+    """What a request needs of the peer that received it."""
+
+    @property
+    def channel(self) -> Channel: ...
+    def answer(self, incoming: Incoming, ok: bool, encoded: codec.Encoded, *, stable: bool) -> None: ...
+    def emit(self, incoming: Incoming, encoded: codec.Encoded) -> None: ...
 
 
 class Incoming(Waitable):
@@ -34,7 +41,7 @@ class Incoming(Waitable):
     __slots__ = ("_answerer", "_body", "_callbacks", "accepted", "meta", "method", "streaming")
 
     def __init__(
-        self, answerer: IncomingCalls, invocation: Invocation, buffers: Buffers, accepted: AcceptedCall[Incoming]
+        self, answerer: Answerer, invocation: Invocation, buffers: Buffers, accepted: AcceptedCall[Incoming]
     ) -> None:
         self._waiters = []
         self._answerer, self.accepted = answerer, accepted

@@ -1,0 +1,120 @@
+"""RoleWorker: one worker of a role, as its user sees it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, Unpack
+
+from rolecall.protocol.state import RunState
+from rolecall.scheduler.calls import CallOptions, Options, PendingCall
+from rolecall.scheduler.gathering import Sent, agathered, gathered, sent
+from rolecall.scheduler.worker_calls import WorkerCalls
+from rolecall.types import Worker
+
+
+class Owner(Protocol):
+    """What roles and their workers need of the scheduler that owns them."""
+
+    @property
+    def calls(self) -> WorkerCalls: ...
+    def fork_workers(
+        self,
+        role: str,
+        target_role: str,
+        command: str | Sequence[str] | None = None,
+        *,
+        ready: str | dict[str, Any] | None = None,
+        env: dict[str, str] | None = None,
+    ) -> list[str]: ...
+    def delete_workers(self, role: str | None = None, reverse_order: bool = False) -> None: ...
+    def restart_worker(self, worker_id: str, *, engines: bool = True) -> None: ...
+    def inspect(self) -> RunState: ...
+
+
+class Callee:
+    """What a role and a worker of it have in common: words for those who take it for the engine."""
+
+    if not TYPE_CHECKING:  # a type checker would take any name for one of theirs
+
+        def __getattr__(self, name: str) -> Any:
+            hint = "" if name.startswith("_") else f"; a method of its engine is called by .call({name!r}, ...)"
+            raise AttributeError(f"a {type(self).__name__} has no {name!r}{hint}")
+
+
+class RoleWorker(Callee):
+    """One worker of a role."""
+
+    def __init__(self, scheduler: Owner, worker_id: str, options: CallOptions) -> None:
+        self._scheduler, self.id, self._options = scheduler, worker_id, options
+
+    def __repr__(self) -> str:
+        return f"RoleWorker({self.id!r})"
+
+    @property
+    def worker(self) -> Worker:
+        """Where it is. Raises WorkerFailedError when it died."""
+        return self._scheduler.calls.worker(self.id)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not died."""
+        return self._scheduler.calls.is_alive(self.id)
+
+    def with_options(self, **options: Unpack[Options]) -> RoleWorker:
+        """As `Role.with_options`."""
+        return RoleWorker(self._scheduler, self.id, self._options.changed(options))
+
+    def create_engine(self, engine: str | type, *args: Any, **kwargs: Any) -> None:
+        """Makes an engine here."""
+        gathered([self.submit_engine(engine, args, kwargs)])
+
+    def destroy_engine(self) -> None:
+        """As `Role.destroy_engine`."""
+        gathered([self.submit_destroy()])
+
+    def submit_destroy(self) -> PendingCall:
+        return self._scheduler.calls.destroy_engine(self.id, self._options)
+
+    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Calls a method and waits for its result. Ctrl-C gives the call up."""
+        return gathered(self._sent(method, args, kwargs), return_errors=self._options.return_errors)[0]
+
+    async def acall(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """The same, without blocking the event loop."""
+        return (await agathered(self._sent(method, args, kwargs), return_errors=self._options.return_errors))[0]
+
+    def submit(self, method: str, *args: Any, **kwargs: Any) -> PendingCall:
+        """Sends the call and returns its future at once."""
+        return self._scheduler.calls.submit(self.id, method, args, kwargs, self._options)
+
+    def submit_engine(self, engine: str | type, args: Sequence[Any], kwargs: dict[str, Any]) -> PendingCall:
+        return self._scheduler.calls.create_engine(self.id, engine, args, kwargs, self._options)
+
+    def stream(self, method: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        """Iterates over what a generator method yields, as it yields it. The call is sent at once.
+
+        It is cancelled when the iterator is closed or dropped, read or not.
+        """
+        return iter(self._scheduler.calls.stream(self.id, method, args, kwargs, self._options))
+
+    def astream(self, method: str, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        """The same for `async for`."""
+        return aiter(self._scheduler.calls.stream(self.id, method, args, kwargs, self._options))
+
+    def restart(self, *, engines: bool = True) -> None:
+        """Starts it again in its slot, whether it died or not. See `Scheduler.restart_worker`."""
+        self._scheduler.restart_worker(self.id, engines=engines)
+
+    async def arestart(self, *, engines: bool = True) -> None:
+        """The same, without blocking the event loop."""
+        await asyncio.to_thread(self.restart, engines=engines)
+
+    def _sent(self, method: str, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Sent]:
+        if not self._options.return_errors:
+            return [self.submit(method, *args, **kwargs)]
+        return [sent(lambda w: w.submit(method, *args, **kwargs), self)]
+
+    def stacks(self) -> str:
+        """The Python stacks of its threads, read from outside."""
+        return self._scheduler.calls.stacks(self.id)
