@@ -179,9 +179,14 @@ class Launcher:
 
     async def _wait_until_warm(self, records: Iterable[Record]) -> None:
         """Waits for the template, or until all workers are aborted."""
-        aborted: asyncio.Future[Any] = asyncio.gather(*(record.abort.wait() for record in records))
-        warm: asyncio.Future[Any] = asyncio.ensure_future(self.template.warm_up())
-        await asyncio.wait([warm, aborted], return_when=asyncio.FIRST_COMPLETED)
+
+        async def all_aborted() -> None:
+            for record in records:
+                await record.abort.wait()
+
+        aborted = asyncio.ensure_future(all_aborted())  # a gathering that is cancelled would complain
+        warm = asyncio.ensure_future(self.template.warm_up())
+        await asyncio.wait({warm, aborted}, return_when=asyncio.FIRST_COMPLETED)
         aborted.cancel()
         # It continues; the next fork raises why it failed.
         warm.add_done_callback(lambda task: task.cancelled() or task.exception())
