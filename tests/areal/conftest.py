@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,11 @@ from tests.support.schedulers_under_test import BACKENDS, OF_PROCESSES, each, ex
 
 os.environ.setdefault("AREAL_CACHE_DIR", str(Path(tempfile.gettempdir()) / "areal-cache"))
 MISSING = source.use()
+
+
+def pytest_collection_finish() -> None:
+    """AReaL's package changes the event loops of the process that imports it, and other tests run in it too."""
+    asyncio.set_event_loop_policy(None)
 
 
 class Skipped(pytest.Module):

@@ -82,15 +82,6 @@ def test_what_is_not_serializable_fails_on_all_ranks_and_leaves_nobody_waiting(a
     assert actor.get_version() == 0
 
 
-def test_freed_handles_fail_on_all_ranks_and_leave_nobody_waiting(actor: Any) -> None:
-    """As above, when the head cannot fetch its arguments."""
-    batch = actor.compute_advantages(trajectories(4))
-    actor.clear_batches(batch)
-    with pytest.raises(SchedulerError):
-        actor.compute_logp(batch)
-    assert actor.get_version() == 0
-
-
 def test_a_forked_reference_has_ranks_and_a_group_of_its_own(scheduler: RolecallScheduler, actor: Any) -> None:
     """Colocated by a fork: further processes in the actor's slots; they end without it."""
     strategy = SchedulingStrategy(type="colocation", target="actor", fork=True)

@@ -19,7 +19,7 @@ async def forward_notices(notify: Callable[[Notice], None], fd: int = STDIN) -> 
     """Passes notices on, one line of JSON each, until the end of the input."""
     reader = asyncio.StreamReader(LONGEST)
     protocol = asyncio.StreamReaderProtocol(reader)
-    pipe = os.fdopen(fd, "rb", buffering=0, closefd=False)
+    pipe = os.fdopen(os.dup(fd), "rb", buffering=0)  # some event loops close what they are given
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, pipe)
     try:
         async for line in reader:
