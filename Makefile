@@ -7,8 +7,8 @@ SCHEDULER ?= local
 ARGS      ?=
 # Each test starts processes, which would compile all they import, every time.
 unexport PYTHONDONTWRITEBYTECODE
-# Most tests wait for processes, so five run side by side; JOBS=0 runs one after the other.
-JOBS      ?= 5
+# Most tests wait for processes, so four run side by side; JOBS=0 runs one after the other.
+JOBS      ?= 4
 # What `make bench` runs: files of benchmarks/.
 OF        ?= run backends tensor_backends
 
