@@ -173,5 +173,5 @@ class InProcessGuard(RequestHandler):
         if method is FORKED_CHILDREN:
             return []
         if isinstance(request, AllocPorts):
-            return asked.Ports(ports=self._ports.lease(worker, request.count), host=IP)
+            return await self._alloc_ports(asked.AllocPorts(owner=worker, count=request.count))
         raise WorkerConfigurationError(f"the in-process scheduler answers no {method.name!r}")

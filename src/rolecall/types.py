@@ -67,11 +67,11 @@ class Worker:
 
     @property
     def role(self) -> str:
-        return self.id.rpartition("/")[0]
+        return role_and_index(self.id)[0]
 
     @property
     def index(self) -> int:
-        return int(self.id.rpartition("/")[2])
+        return role_and_index(self.id)[1]
 
 
 CLUSTER_FIELDS = ("image", "mount", "nodelist", "exclude", "srun_additional_args", "additional_bash_cmds")
@@ -234,3 +234,9 @@ class Job:
 def worker_id(role: str, index: int) -> str:
     """The id of a worker: `actor/3`."""
     return f"{role}/{index}"
+
+
+def role_and_index(worker_id: str) -> tuple[str, int]:
+    """The role of a worker and its number in it, from its id."""
+    role, _, index = worker_id.rpartition("/")
+    return role, int(index)

@@ -7,9 +7,15 @@ from collections.abc import Iterator
 import pytest
 
 from rolecall import Role, Scheduler
-from tests.support.schedulers_under_test import BACKENDS
+from tests.support.schedulers_under_test import BACKENDS, each
 
 WORKERS = 3
+
+
+@pytest.fixture(scope="module", params=each(list(BACKENDS)))
+def backend(request: pytest.FixtureRequest) -> str:
+    """Every one of them, where a file names no others."""
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")

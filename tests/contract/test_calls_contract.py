@@ -20,12 +20,6 @@ from rolecall.errors import (
     WorkerTimeoutError,
 )
 from tests.support import calling_engines
-from tests.support.schedulers_under_test import BACKENDS, each
-
-
-@pytest.fixture(scope="module", params=each(list(BACKENDS)))
-def backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 @pytest.fixture
@@ -186,6 +180,15 @@ def test_an_engine_is_replaced_on_purpose(role: Role) -> None:
     assert role[:2].call("where") == ["again", "again"]
     with pytest.raises(EngineNotFoundError):
         role[2].call("where")
+
+
+def test_what_destroy_raises_is_logged(role: Role, caplog: pytest.LogCaptureFixture) -> None:
+    """The engine is gone nevertheless."""
+    role[0].call("refuse_to_end")
+    role.destroy_engine()
+    assert "actor/0: engine test_what_destroy_raises_is_logged: destroy() raised ValueError: not yet" in caplog.text
+    with pytest.raises(EngineNotFoundError):
+        role[0].call("where")
 
 
 def test_a_misspelt_option_of_a_start_is_told_with_the_nearest(kept: Scheduler) -> None:

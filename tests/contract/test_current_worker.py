@@ -15,12 +15,6 @@ from rolecall.errors import EngineCallError, WorkerConfigurationError
 from tests.support.backend import Backend
 from tests.support.knowing_engines import Knowing
 from tests.support.live import ports_leased
-from tests.support.schedulers_under_test import BACKENDS, each
-
-
-@pytest.fixture(params=each(list(BACKENDS)))
-def backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 def test_an_engine_knows_where_it_is(make: Callable[..., Scheduler], facts: Backend) -> None:

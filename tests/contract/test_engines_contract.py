@@ -20,15 +20,9 @@ from rolecall.errors import (
     WorkerTimeoutError,
 )
 from tests.support import sample_engines
-from tests.support.schedulers_under_test import BACKENDS, each
 
 Echo = sample_engines.Echo
 ENGINES = sample_engines.__name__
-
-
-@pytest.fixture(scope="module", params=each(list(BACKENDS)))
-def backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 @pytest.fixture

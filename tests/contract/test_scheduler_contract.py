@@ -22,15 +22,9 @@ from rolecall.errors import (
 )
 from tests.support import live, sample_engines
 from tests.support.backend import DEVICES, Backend
-from tests.support.schedulers_under_test import BACKENDS, each
 
 Echo = sample_engines.Echo
 ENGINES = sample_engines.__name__
-
-
-@pytest.fixture(scope="module", params=each(list(BACKENDS)))
-def backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 @pytest.fixture

@@ -14,13 +14,20 @@ from rolecall import Role
 class Calling:
     def __init__(self, worker_id: str) -> None:
         self._worker_id = worker_id
-        self._running = 0
+        self._running, self._willing = 0, True
 
     def where(self) -> str:
         return self._worker_id
 
     def environment(self) -> dict[str, str]:
         return dict(os.environ)
+
+    def refuse_to_end(self) -> None:
+        self._willing = False
+
+    def destroy(self) -> None:
+        if not self._willing:
+            raise ValueError("not yet")
 
     def die(self) -> None:
         os.kill(os.getpid(), signal.SIGKILL)

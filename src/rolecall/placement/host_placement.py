@@ -11,7 +11,7 @@ from rolecall.errors import GPUAllocationError, WorkerConfigurationError
 from rolecall.placement.base import Placed, Placement
 from rolecall.placement.plan import Plan, separate_slots, warn_of_unused, with_devices
 from rolecall.protocol.devices import visible_devices
-from rolecall.types import CLUSTER_FIELDS, Job, worker_id
+from rolecall.types import CLUSTER_FIELDS, Job, role_and_index, worker_id
 
 
 class HostPlacement(Placement):
@@ -46,7 +46,7 @@ class HostPlacement(Placement):
 
     def release(self, role: str) -> None:
         with self._choosing:
-            self._held = {worker: its for worker, its in self._held.items() if worker.rpartition("/")[0] != role}
+            self._held = {worker: its for worker, its in self._held.items() if role_and_index(worker)[0] != role}
 
     @abstractmethod
     def _guard_for(self, role: str) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Unpack
 from rolecall.protocol.state import RunState
 from rolecall.scheduler.calls import CallOptions, Options, PendingCall
 from rolecall.scheduler.gathering import Sent, agathered, gathered, sent
+from rolecall.scheduler.stopping import log_problems
 from rolecall.scheduler.worker_calls import WorkerCalls
 from rolecall.types import Worker
 
@@ -71,7 +72,7 @@ class RoleWorker(Callee):
 
     def destroy_engine(self) -> None:
         """As `Role.destroy_engine`."""
-        gathered([self.submit_destroy()])
+        log_problems(self.id, gathered([self.submit_destroy()])[0])
 
     def submit_destroy(self) -> PendingCall:
         return self._scheduler.calls.destroy_engine(self.id, self._options)

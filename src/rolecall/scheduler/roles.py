@@ -14,7 +14,8 @@ from rolecall.scheduler.completions import Completions
 from rolecall.scheduler.gathering import Sent, agathered, cancel, gathered, sent
 from rolecall.scheduler.keywords import SpecKeywords
 from rolecall.scheduler.role_worker import Callee, Owner, RoleWorker
-from rolecall.types import Job, SchedulingSpec, SchedulingStrategy, Worker
+from rolecall.scheduler.stopping import log_problems
+from rolecall.types import Job, SchedulingSpec, SchedulingStrategy, Worker, role_and_index
 
 START_OPTIONS = ("replicas", "target", "fork", "tasks")  # beside the fields of a spec
 
@@ -89,7 +90,8 @@ class Role(Callee, Sequence["RoleWorker"]):
 
         Its `destroy()` is called where it has one. What that raises is logged, and the engine is gone.
         """
-        gathered(self._send(lambda w: w.submit_destroy()))
+        for worker_id, problems in zip(self._ids, gathered(self._send(lambda w: w.submit_destroy())), strict=True):
+            log_problems(worker_id, problems)
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
         """Calls a method on every worker with the same arguments. Raises the first error, after all have ended.
@@ -202,7 +204,7 @@ class Role(Callee, Sequence["RoleWorker"]):
         """A role without workers of its own names its engines after itself on its target's workers."""
         options = self._options
         if self._borrowed and options.engine is None:
-            options = options.changed({"engine": f"{self.name}/{worker_id.rpartition('/')[2]}"})
+            options = options.changed({"engine": f"{self.name}/{role_and_index(worker_id)[1]}"})
         return RoleWorker(self._scheduler, worker_id, options)
 
 

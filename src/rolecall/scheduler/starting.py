@@ -14,7 +14,7 @@ from rolecall.protocol.guard import ALLOC_PORTS, AllocPorts, ProcessSpec, StartR
 from rolecall.scheduler.guards import GuardProxy, kill
 from rolecall.scheduler.table import Member
 from rolecall.transport.loop import IOThread
-from rolecall.types import Worker
+from rolecall.types import Worker, role_and_index
 
 log = logging.getLogger("rolecall")
 FAIL_TOGETHER_S = 1.0  # what fails one worker often fails others, a moment later
@@ -77,7 +77,7 @@ class Group:
         return [
             ProcessSpec(
                 worker_id=slot.worker_id,
-                env={**rank_environment(_index(slot.worker_id), world, master), **slot.env},
+                env={**rank_environment(role_and_index(slot.worker_id)[1], world, master), **slot.env},
                 argv=list(slot.argv) if slot.argv is not None else None,
                 target=slot.target,
                 devices=list(slot.devices),
@@ -93,7 +93,7 @@ class Group:
 
     def _master(self, first_ports: list[int]) -> tuple[str, str] | None:
         """Address of the process group: worker 0's host and its second port."""
-        if _index(self._slots[0].worker_id) > 0:
+        if role_and_index(self._slots[0].worker_id)[1] > 0:
             first = self._among[0].worker
             return (first.ip, first.worker_ports[1]) if len(first.worker_ports) > 1 else None
         return (self._guards[0].state.ip, str(first_ports[1])) if len(first_ports) > 1 else None
@@ -124,7 +124,7 @@ class Group:
 
     def _check(self, results: dict[str, StartResult]) -> None:
         """Raises when workers failed, with all of them, and logs each on a line."""
-        failed = {i: results[w] for i, w in sorted((_index(w), w) for w in results) if not results[w].ok}
+        failed = dict(sorted((role_and_index(w)[1], result) for w, result in results.items() if not result.ok))
         if not failed:
             return
         for result in failed.values():
@@ -145,7 +145,3 @@ async def _start_on(
         results[result.worker_id] = result
         if not result.ok:
             failed.set()
-
-
-def _index(worker_id: str) -> int:
-    return int(worker_id.rpartition("/")[2])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from rolecall.errors import RolecallError
@@ -32,10 +32,15 @@ def destroy_engines(members: Sequence[Member], borrowed_by: str | None = None) -
                 calls.append((member, member.client.peer.request(DESTROY.name, wanted, timeout=limit)))
     for member, call in calls:
         try:
-            for engine, problem in call.result().items():
-                log.warning("%s: engine %s: %s", member.id, engine, problem)
+            log_problems(member.id, call.result())
         except (RolecallError, TimeoutError) as e:
             log.warning("%s: destroy() of its engines was not called: %s", member.id, e)
+
+
+def log_problems(worker_id: str, problems: Mapping[str, str]) -> None:
+    """Logs what `destroy()` of engines ended with, by engine."""
+    for engine, problem in problems.items():
+        log.warning("%s: engine %s: %s", worker_id, engine, problem)
 
 
 def end_processes(members: Sequence[Member], grace_s: float) -> None:

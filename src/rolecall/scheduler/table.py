@@ -14,7 +14,7 @@ from rolecall.protocol.state import RoleState, WorkerState
 from rolecall.scheduler.calls import EngineRequest
 from rolecall.scheduler.guards import GuardProxy
 from rolecall.transport.client import Client
-from rolecall.types import Worker
+from rolecall.types import Worker, role_and_index
 
 
 @dataclass(eq=False)
@@ -160,7 +160,7 @@ class Table:
             WorkerCreationError: It is being restarted already.
         """
         with self._lock:
-            member, record = self.member(worker_id), self.role(worker_id.rpartition("/")[0])
+            member, record = self.member(worker_id), self.role(role_and_index(worker_id)[0])
             if record.leaving:
                 raise WorkerNotFoundError(worker_id, self.ids())
             if worker_id in self._starting:
@@ -194,7 +194,7 @@ class Table:
     def died(self, error: WorkerFailedError) -> Member | None:
         """The member that has died; when it is still being started, the start is told instead."""
         with self._lock:
-            member, role = self._members.get(error.worker_id), error.worker_id.rpartition("/")[0]
+            member, (role, _) = self._members.get(error.worker_id), role_and_index(error.worker_id)
             if member is not None and member.pid == error.pid:
                 return member
             if (start := self._starting.get(error.worker_id) or self._starting.get(role)) is not None:
@@ -270,5 +270,5 @@ def _check_living(record: RoleRecord, members: Sequence[Member]) -> None:
     pids = {m.id: m.pid for m in members}
     for death in record.deaths:
         if death.pid == pids.get(death.worker_id):
-            index = int(death.worker_id.rpartition("/")[2])
+            _, index = role_and_index(death.worker_id)
             raise WorkerCreationError(record.name, death.summary, [index], {index: death.log_tail})

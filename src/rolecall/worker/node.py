@@ -16,6 +16,7 @@ from rolecall.tensors.connections import Connections
 from rolecall.tensors.fetch import Fetcher
 from rolecall.tensors.service import DataService
 from rolecall.tensors.store import Store
+from rolecall.types import role_and_index
 from rolecall.worker.context import CurrentWorker, enter
 from rolecall.worker.engines import Engines
 from rolecall.worker.host import AskGuard, EngineHost
@@ -64,7 +65,7 @@ class WorkerNode:
 
 
 def _worker(config: WorkerConfig, loop: asyncio.AbstractEventLoop, ask_guard: AskGuard) -> CurrentWorker:
-    role, _, index = config.worker_id.rpartition("/")
+    role, index = role_and_index(config.worker_id)
 
     async def lease(count: int) -> list[int]:
         answer: Ports = await ask_guard(METHODS["alloc_ports"], AllocPorts(count=count))
@@ -73,13 +74,13 @@ def _worker(config: WorkerConfig, loop: asyncio.AbstractEventLoop, ask_guard: As
     return CurrentWorker(
         id=config.worker_id,
         role=role,
-        index=int(index),
+        index=index,
         replicas=config.replicas,
         host=config.ip,
         ports=tuple(config.ports),
         devices=tuple(config.devices),
         run_dir=config.run_dir,
-        seed=None if config.seed is None else seed_of(config.seed, role, int(index)),
+        seed=None if config.seed is None else seed_of(config.seed, role, index),
         target_ports=tuple(config.target_ports),
         _lease=lease,
         _loop=loop,
