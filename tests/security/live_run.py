@@ -59,17 +59,16 @@ class LiveRun:
         }
 
     def processes(self) -> list[psutil.Process]:
-        """This process and everything of the run below it: reaper, guard, template, workers, programs."""
+        """This process and all below it that bear the mark of the run: reaper, guard, template, workers, programs."""
         mine = psutil.Process()
         below = [p for p in mine.children(recursive=True) if self._bears(p)]
         return [mine, *below]
 
     def _bears(self, process: psutil.Process) -> bool:
         try:
-            environ = process.environ()
+            return process.environ().get("ROLECALL_RUN") == self.scheduler.run_id
         except psutil.Error:
             return False
-        return environ.get("ROLECALL_RUN") in (None, self.scheduler.run_id)
 
 
 @contextmanager
