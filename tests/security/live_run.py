@@ -66,7 +66,7 @@ class LiveRun:
 
     def _bears(self, process: psutil.Process) -> bool:
         try:
-            return process.environ().get("ROLECALL_RUN") == self.scheduler.run_id
+            return bool(process.environ().get("ROLECALL_RUN") == self.scheduler.run_id)
         except psutil.Error:
             return False
 
