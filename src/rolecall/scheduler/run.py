@@ -50,13 +50,14 @@ class Run:
         """Makes both directories.
 
         Raises:
-            WorkerConfigurationError: Another living run has this experiment and trial.
+            WorkerConfigurationError: Another living run has this experiment and trial; or nothing can be written there.
         """
-        if not self._named:
-            self._choose_trial()
-        for part in ("logs", "stacks"):
-            (self.run_dir / part).mkdir(parents=True, exist_ok=True)
-        self._take_lock()
+        try:
+            self._make_run_dir()
+        except OSError as e:
+            what = f"files of a run cannot be written in {self.run_dir}"
+            advice = "pass fileroot=, a directory that this user can write to"
+            raise WorkerConfigurationError(what, e.strerror, advice) from e
         _make_private(self.runtime_dir.parent)
         self.runtime_dir.mkdir(mode=0o700)
         _write_private(self.runtime_dir / "run", str(self.run_dir))  # the command line need not know the fileroot
@@ -95,6 +96,13 @@ class Run:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+    def _make_run_dir(self) -> None:
+        if not self._named:
+            self._choose_trial()
+        for part in ("logs", "stacks"):
+            (self.run_dir / part).mkdir(parents=True, exist_ok=True)
+        self._take_lock()
 
     def _choose_trial(self) -> None:
         """A time is no name: two runs may begin in the same second, and clocks are set back."""
