@@ -69,15 +69,15 @@ class OursPeer(protocol.Peer):
         return protocol.gb_per_second(there_and_back, 2 * TENSOR_BYTES, quick)
 
     def measure_tensor_worker_to_worker_gb_s(self, quick: bool) -> dict[str, Any]:
-        giver, reader = self.pair[0].with_options(tensors="remote"), self.pair[1]
-        return protocol.gb_per_second(
-            lambda mark: expect(reader.call("read", giver.call("give", mark)), float(mark)), TENSOR_BYTES, quick
-        )
+        return self.hand_over("give", quick)
 
     def measure_array_worker_to_worker_gb_s(self, quick: bool) -> dict[str, Any]:
-        giver, reader = self.pair[0], self.pair[1]
+        return self.hand_over("give_array", quick)
+
+    def hand_over(self, give: str, quick: bool) -> dict[str, Any]:
+        giver, reader = self.pair[0].with_options(tensors="remote"), self.pair[1]
         return protocol.gb_per_second(
-            lambda mark: expect(reader.call("read", giver.call("give_array", mark)), float(mark)), TENSOR_BYTES, quick
+            lambda mark: expect(reader.call("read", giver.call(give, mark)), float(mark)), TENSOR_BYTES, quick
         )
 
     def measure_start_2_s(self, quick: bool) -> dict[str, Any]:

@@ -238,6 +238,28 @@ def test_tensors_come_whole_by_default_and_as_handles_on_request(role: Role) -> 
     assert torch.equal(rolecall.localize(batch[2:4]), torch.tensor([[1.0] * 4, [2.0] * 4]))
 
 
+def test_arrays_are_left_as_handles_as_tensors_are(role: Role) -> None:
+    """They are joined, split, fetched, and arrive in other workers as arrays; what has fields comes whole."""
+    import numpy
+
+    import rolecall
+
+    role.create_engine(sample_engines.Arrays)
+    assert numpy.array_equal(role[0].call("make", 2, 1.0)["x"], numpy.ones((2, 4), "f4"))
+    parts = role.with_options(tensors="remote").map("make", [(3, 1.0), (5, 2.0)])
+    batch = rolecall.RTensor.cat([part["x"] for part in parts])
+    assert (batch.kind, batch.dtype, batch.shape) == ("numpy", numpy.dtype("f4"), (8, 4))
+    assert role[0].call("read", batch) == "numpy.ndarray float32 (8, 4) 52.0"
+    first, second = batch.split(4)
+    assert [text.split()[-1] for text in role.map("read", [(first,), (second,)])] == ["20.0", "32.0"]
+    assert numpy.array_equal(rolecall.localize(batch[2:4]), numpy.array([[1.0] * 4, [2.0] * 4], "f4"))
+    big = parts[0]["big"]
+    assert [text.split()[-1] for text in role.call("read", big) + role.call("read", big)] == ["262144.0"] * 4
+    got = rolecall.localize(parts[1])
+    assert got["dates"].tolist()[1].day == 2 and got["big"].sum() == 2 << 18
+    assert isinstance(parts[1]["named"], numpy.ndarray)  # it has fields, which a handle does not know
+
+
 @pytest.mark.slow("workers that import torch")
 def test_a_constructor_is_given_tensors_for_handles(role: Role) -> None:
     """A handle among a constructor's arguments arrives as its tensor."""

@@ -160,6 +160,28 @@ class Tensors:
             yield torch.ones(3)
 
 
+class Arrays:
+    """Makes and reads numpy arrays."""
+
+    def make(self, rows: int, value: float) -> dict[str, Any]:
+        import numpy
+
+        named = numpy.zeros(2, [("id", "i4"), ("score", "f4")])
+        dates = numpy.array(["2026-01-01", "2026-01-02"], "M8[D]")
+        return {
+            "x": numpy.full((rows, 4), value, "f4"),
+            "big": numpy.full(1 << 18, value),
+            "dates": dates,
+            "named": named,
+        }
+
+    def read(self, x: Any) -> str:
+        """What it is; then the caller's copy is no longer what was stored."""
+        seen = f"{type(x).__module__}.{type(x).__name__} {x.dtype} {x.shape} {x.sum()}"
+        x[:] = 0
+        return seen
+
+
 class Parent:
     """Has a plain child, a child in a session of its own and a daemon that was forked twice."""
 

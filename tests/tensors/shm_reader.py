@@ -22,7 +22,7 @@ def main() -> None:
         shards = [] if plain is None else [msgspec.convert(plain, Shard)]
         found = [tensor for tensor in backend.fetch(shards) if tensor is not None]
         if verb == "spoil":
-            found[0].zero_()
+            found[0][:] = 0
         elif verb == "keep":
             kept += found
         elif verb == "sum kept":

@@ -14,7 +14,7 @@ import torch
 
 from rolecall.errors import ShardNotFoundError
 from rolecall.tensors.binding import binding
-from rolecall.tensors.dtypes import torch_dtype
+from rolecall.tensors.dtypes import native_dtype
 from rolecall.tensors.raw import row_major
 from rolecall.tensors.service import DataService
 from rolecall.tensors.shard import Shard
@@ -26,7 +26,7 @@ def random_bits(dtype: str, nbytes: int, seed: int) -> torch.Tensor:
     """A flat tensor of any bits that the dtype can have."""
     generator = torch.Generator().manual_seed(seed)
     high = 2 if dtype == "bool" else 256
-    return torch.randint(high, (nbytes,), dtype=torch.uint8, generator=generator).view(torch_dtype(dtype))
+    return torch.randint(high, (nbytes,), dtype=torch.uint8, generator=generator).view(native_dtype(dtype))
 
 
 def digest(tensor: torch.Tensor) -> str:

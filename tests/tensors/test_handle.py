@@ -9,18 +9,20 @@ import sys
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rolecall.errors import DecodeError
+from rolecall.errors import DecodeError, TensorError
 from rolecall.tensors.backends.wire import WireBackend
 from rolecall.tensors.cache import Cache
 from rolecall.tensors.connections import Requester
-from rolecall.tensors.dtypes import ITEMSIZE, torch_dtype
+from rolecall.tensors.dtypes import ITEMSIZE, native_dtype
 from rolecall.tensors.fetch import Fetcher
 from rolecall.tensors.handle import Piece, RTensor, pack_handles, read_handles
+from rolecall.tensors.service import DataService
 from rolecall.tensors.shard import Shard
 from rolecall.tensors.store import Store
 
@@ -32,7 +34,7 @@ class World:
         self.store = Store("actor/0", [], {"wire": WireBackend()})
         self.fetcher = Fetcher(_alone, Cache(0), {}, self.store)
 
-    def leave(self, tensor: torch.Tensor) -> RTensor:
+    def leave(self, tensor: Any) -> RTensor:
         return RTensor.of(self.store.put(tensor))
 
     def same(self, handle: RTensor, tensor: torch.Tensor) -> bool:
@@ -141,7 +143,7 @@ def test_every_dtype_keeps_its_bits(name: str) -> None:
     """Slices of handles of any dtype, joined and fetched, have the tensor's bytes."""
     world = World()
     bits = torch.randint(0, 2 if name == "bool" else 256, (6 * ITEMSIZE[name],), dtype=torch.uint8)
-    tensor = bits.view(torch_dtype(name)).view(2, 3)
+    tensor = bits.view(native_dtype(name)).view(2, 3)
     handle = RTensor.cat([world.leave(tensor)[1:], world.leave(tensor)[:1]])
     got = world.fetcher.fetch([handle])[0]
     assert got.dtype == tensor.dtype
@@ -197,6 +199,37 @@ def test_dtypes_are_not_mixed() -> None:
     world = World()
     with pytest.raises(TypeError, match="bfloat16"):
         RTensor.cat([world.leave(torch.ones(2)), world.leave(torch.ones(2, dtype=torch.bfloat16))])
+
+
+def test_tensors_are_not_mixed_with_arrays() -> None:
+    """Joining handles of tensors with handles of arrays is refused, and names both dtypes."""
+    world = World()
+    with pytest.raises(TypeError, match=r"float32.*numpy:<f4"):
+        RTensor.cat([world.leave(torch.ones(2)), world.leave(np.ones(2, "f4"))])
+
+
+CODES = "b1 i1 u1 <i2 >u2 <i4 <u4 <i8 <u8 <f2 >f4 <f8 <f16 <c8 <c16 <c32 <m8[s] <M8[ns] S3 <U2 V5"
+
+
+@pytest.mark.parametrize("code", CODES.split())
+def test_every_dtype_of_numpy_keeps_its_bits(code: str) -> None:
+    """Slices of handles of arrays, joined and fetched, have the array's bytes, dtype and shape."""
+    world, dtype = World(), np.dtype(code)
+    array = np.frombuffer(bytes(range(2)) * 3 * dtype.itemsize, dtype).reshape(2, 3)
+    handle = RTensor.cat([world.leave(array)[1:], world.leave(array.copy("F"))[:1]])
+    got = world.fetcher.fetch([handle])[0]
+    assert (got.dtype, got.shape, handle.dtype, handle.nbytes) == (dtype, array.shape, dtype, array.nbytes)
+    assert got.tobytes() == array[::-1].tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["O", "i4,f4"])
+def test_an_array_of_objects_or_fields_is_no_handle(dtype: str) -> None:
+    """Their dtype's code does not say all, so they stay in the value, and a store refuses them."""
+    world, array = World(), np.zeros(3, dtype)
+    service = DataService(world.store, world.fetcher)
+    assert service.remotize([array])[0] is array
+    with pytest.raises(TensorError, match="without objects and fields"):
+        world.leave(array)
 
 
 def test_equality_is_identity() -> None:
@@ -272,3 +305,34 @@ def test_importing_handles_does_not_import_torch() -> None:
     """The controller's side of handles works without torch."""
     code = "import rolecall.tensors.functions, rolecall.tensors.lifetime, sys; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None  # an import of it fails
+import numpy
+from rolecall.tensors.backends.shm import ShmBackend
+from rolecall.tensors.backends.wire import WireBackend
+from rolecall.tensors.cache import Cache
+from rolecall.tensors.fetch import Fetcher
+from rolecall.tensors.service import DataService
+from rolecall.tensors.store import Store
+
+store = Store("actor/0", [], {"shm": ShmBackend(), "wire": WireBackend()})
+service = DataService(store, Fetcher(None, Cache(0), {}, store))
+mask = numpy.array([[1, 1, 0]])
+arrays = {"small": numpy.ones(3), "packed": numpy.ones(1 << 14), "mapped": numpy.ones(1 << 18), "attention_mask": mask}
+for _ in range(2):  # from the second time on, memory is used again
+    handles = service.remotize(arrays)
+    for got, name in zip(service.fetcher.fetch([*handles.values()]), arrays):
+        assert (got == arrays[name][..., : 2 if name == "attention_mask" else None]).all() and got.any(), name
+        got[:] = 0
+    del got
+    store.clear()
+store.close()
+"""
+
+
+def test_arrays_are_left_and_fetched_where_torch_is_not_installed() -> None:
+    """In each backend's memory, and memory that is used again; batches lose their padding there too."""
+    subprocess.run([sys.executable, "-c", WITHOUT_TORCH], check=True)

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
@@ -33,6 +33,9 @@ from tests.clusters.ray_census import Census, census_of
 from tests.clusters.ray_nodes import RayCluster, started
 from tests.support.ray_cluster import check_clean, check_none
 from tests.tensors.stored_engines import Tensors, digest, random_bits
+
+if TYPE_CHECKING:
+    from rolecall.tensors.dtypes import Dense
 
 pytestmark = pytest.mark.slow("a cluster of its own")
 
@@ -443,10 +446,10 @@ class Slow:
     def __init__(self) -> None:
         self.asked_on: set[int] = set()
 
-    def put(self, shard_id: str, tensor: torch.Tensor) -> Where | None:
+    def put(self, shard_id: str, tensor: Dense, dtype: str) -> Where | None:
         return {}
 
-    def fetch(self, shards: Sequence[Shard]) -> list[torch.Tensor | None]:
+    def fetch(self, shards: Sequence[Shard]) -> list[Dense | None]:
         self.asked_on.add(threading.get_ident())
         return [torch.zeros(shard.numel) for shard in shards]
 

@@ -19,6 +19,7 @@ from rolecall.errors import (
     WorkerConfigurationError,
     WorkerTimeoutError,
 )
+from rolecall.scheduler.engine_methods import EngineClass
 from rolecall.transport.peer import Call
 from rolecall.types import TensorPolicy, check_one_of
 
@@ -39,7 +40,7 @@ class CallOptions:
     Attributes:
         timeout: Seconds to wait; None waits as long as the worker lives.
         engine: Name of the engine; None is the worker's default engine.
-        tensors: `local` brings results whole; `remote` leaves tensors on the worker and brings handles.
+        tensors: `local` brings results whole; `remote` leaves tensors and arrays on the worker and brings handles.
         return_errors: A call that fails gives its error as its result, instead of raising it.
     """
 
@@ -63,7 +64,7 @@ class CallOptions:
 class EngineRequest(NamedTuple):
     """What an engine is made with."""
 
-    engine: str | type
+    engine: EngineClass
     args: Sequence[Any]
     kwargs: dict[str, Any]
     options: CallOptions
@@ -213,7 +214,7 @@ class PendingStream(_SentCall):
         weakref.finalize(items, self._call.cancel_soon).atexit = False
 
 
-def engine_path(engine: str | type) -> str:
+def engine_path(engine: EngineClass) -> str:
     """The path by which workers import an engine's class.
 
     Raises:

@@ -54,7 +54,7 @@ class Scheduler:
         experiment: First part of the run directory's name.
         trial: Second part; the time of the start when None.
         fileroot: Where run directories are made; `~/.rolecall` when None.
-        tensors: What calls do with tensors in results when the call does not say: `local` or `remote`.
+        tensors: What calls do with tensors and arrays in results when the call does not say: `local` or `remote`.
         tensor_backend: Where workers leave tensors: `shm`, which others on the host map, `wire`, which others ask for,
             or `ray`, the object store of the cluster that RAY_ADDRESS names in the workers' environment.
         preload: Modules that the guards' template processes import before workers are forked from them.

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    import torch
+    from rolecall.tensors.dtypes import Dense
 
 Key = tuple[str, str]  # owner and id of a shard
 LARGE = 1 << 20  # copying more bytes takes longer than a small fetch
@@ -24,13 +24,13 @@ class Block(NamedTuple):
 
     start: int
     stop: int
-    tensor: torch.Tensor
+    tensor: Dense
     private: bool
 
     def covers(self, start: int, stop: int) -> bool:
         return self.start <= start and stop <= self.stop
 
-    def part(self, start: int, stop: int) -> torch.Tensor:
+    def part(self, start: int, stop: int) -> Dense:
         """Its memory from `start` to `stop` of the shard."""
         whole = start == self.start and stop == self.stop
         return self.tensor if whole else self.tensor[start - self.start : stop - self.start]

@@ -18,13 +18,13 @@ from rolecall.protocol.worker_methods import GET_SHARDS, GetShards
 from rolecall.tensors.backends.base import Backend
 from rolecall.tensors.cache import Block, Cache, Key
 from rolecall.tensors.connections import Connect
-from rolecall.tensors.dtypes import empty, torch_dtype
+from rolecall.tensors.dtypes import copied, empty, fill, native_dtype
 from rolecall.tensors.handle import Piece, RTensor
 from rolecall.tensors.shard import Shard, grouped
 from rolecall.tensors.store import Store
 
 if TYPE_CHECKING:
-    import torch
+    from rolecall.tensors.dtypes import Dense
 
 TIMEOUT_S = 300.0  # for one owner's whole answer; a dead owner is noticed long before
 INLINE = 4 << 20  # bytes copied on an event loop's own thread at most; more would delay every other task
@@ -53,7 +53,7 @@ class _Plan:
     def add(self, shard: Shard, block: Block) -> None:
         self.blocks.setdefault(shard.key, []).append(block)
 
-    def add_whole(self, shards: Sequence[Shard], tensors: Sequence[torch.Tensor | None], private: bool) -> int:
+    def add_whole(self, shards: Sequence[Shard], tensors: Sequence[Dense | None], private: bool) -> int:
         """Takes in those whole shards that were found; returns their bytes."""
         found = {shard.key for shard, tensor in zip(shards, tensors, strict=True) if tensor is not None}
         for shard, tensor in zip(shards, tensors, strict=True):
@@ -95,7 +95,7 @@ class Fetcher:
         self._waiting = {name for name, backend in named.items() if backend.waits}
         self._counts = {"fetches": 0, "mapped_bytes": 0, "wire_bytes": 0, "cached_bytes": 0, "own_bytes": 0}
 
-    def fetch(self, handles: Sequence[RTensor]) -> list[torch.Tensor]:
+    def fetch(self, handles: Sequence[RTensor]) -> list[Dense]:
         """The tensors of these handles; blocks.
 
         Raises:
@@ -109,7 +109,7 @@ class Fetcher:
                     self._take(plan, batch, batch.answer.result())
         return _assemble(plan, handles)
 
-    async def afetch(self, handles: Sequence[RTensor]) -> list[torch.Tensor]:
+    async def afetch(self, handles: Sequence[RTensor]) -> list[Dense]:
         """As `fetch`, for a task; long copies and waits are made beside the loop."""
         waits = bool(self._waiting) and any(p.shard.backend in self._waiting for h in handles for p in h.pieces)
         heavy = waits or sum(handle.nbytes for handle in handles) > INLINE
@@ -179,9 +179,10 @@ class Fetcher:
         if not isinstance(answer, list) or len(answer) != len(batch.pieces):
             raise ProtocolError(f"{batch.owner} answered data.get with something else", type(answer).__name__)
         for (shard, start, stop), tensor in zip(batch.pieces, answer, strict=True):
-            if getattr(tensor, "dtype", None) is not torch_dtype(shard.dtype) or tensor.numel() != stop - start:
+            dtype = native_dtype(shard.dtype)
+            if getattr(tensor, "dtype", None) != dtype or tensor.nbytes != (stop - start) * dtype.itemsize:
                 raise ProtocolError(f"{batch.owner} answered data.get with another tensor", shard.id)
-            block = Block(start, stop, tensor if tensor.dim() == 1 else tensor.view(-1), True)
+            block = Block(start, stop, tensor if tensor.ndim == 1 else tensor.reshape(-1), True)
             plan.add(shard, block._replace(private=False) if self.cache.put(shard.key, block) else block)
         self._counts["wire_bytes"] += sum(tensor.nbytes for tensor in answer)
 
@@ -209,8 +210,8 @@ def _joined(pieces: Sequence[Piece]) -> list[Piece]:
     return joined
 
 
-def _assemble(plan: _Plan, handles: Sequence[RTensor]) -> list[torch.Tensor]:
-    done: dict[Any, torch.Tensor] = {}  # handles that say the same share their memory
+def _assemble(plan: _Plan, handles: Sequence[RTensor]) -> list[Dense]:
+    done: dict[Any, Dense] = {}  # handles that say the same share their memory
     tensors = []
     for handle in handles:
         same = handle.shape, handle.pieces
@@ -221,22 +222,21 @@ def _assemble(plan: _Plan, handles: Sequence[RTensor]) -> list[torch.Tensor]:
     return tensors
 
 
-def _tensor(plan: _Plan, handle: RTensor) -> torch.Tensor:
+def _tensor(plan: _Plan, handle: RTensor) -> Dense:
     """A handle's tensor from blocks: the block itself where it is one piece and nobody else's, else one copy."""
     pieces, shape = handle.pieces, handle.shape
     if len(pieces) == 1:
         block = plan.block(pieces[0])
         part = block.part(pieces[0].start, pieces[0].stop)
         if len(shape) != 1:
-            part = part.view(shape)
-        return part if block.private else empty(handle.dtype_name, shape).copy_(part)
-    out = empty(handle.dtype_name, shape)
-    flat, at = out.view(-1), 0
+            part = part.reshape(shape)
+        return part if block.private else copied(handle.dtype_name, part)
+    flat, at = empty(handle.dtype_name, (handle.numel(),)), 0
     for piece in pieces:
         size = piece.stop - piece.start
-        flat[at : at + size] = plan.block(piece).part(piece.start, piece.stop)
+        fill(flat[at : at + size], plan.block(piece).part(piece.start, piece.stop))
         at += size
-    return out
+    return flat.reshape(shape)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
-"""`RTensor`: dtype, shape and whereabouts of a tensor that stayed on its worker.
+"""`RTensor`: dtype, shape and whereabouts of a tensor or array that stayed on its worker.
 
 A handle is a list of pieces, each a range of elements of a stored shard, laid one after the other and read in the
 handle's shape. Everything that takes whole rows (`cat` and `split` along the first axis, indexing it) is arithmetic on
-those ranges; no byte moves. The module never imports torch by itself, and a handle never changes.
+those ranges; no byte moves. The module imports neither torch nor numpy by itself, and a handle never changes.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, SupportsIndex
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, SupportsIndex
 
 import msgspec
 
 from rolecall.errors import DecodeError
 from rolecall.tensors.binding import binding
-from rolecall.tensors.dtypes import ITEMSIZE, empty, torch_dtype
+from rolecall.tensors.dtypes import NUMPY, empty, itemsize, native_dtype
 from rolecall.tensors.shard import Count, Shape, Shard
 from rolecall.transport import codec
 
 if TYPE_CHECKING:
-    import torch
+    from rolecall.tensors.dtypes import Dense
 
 __all__ = ["Piece", "RTensor", "Shard"]
 
@@ -38,9 +38,9 @@ class Piece(NamedTuple):
 
 
 class RTensor:
-    """Handle of a tensor that lies on one worker or several.
+    """Handle of a torch tensor, or of a numpy array, that lies on one worker or several.
 
-    Equality and hash are by identity. `rolecall.localize(x)` (or `x.localize()`) gives the tensor.
+    Equality and hash are by identity. `rolecall.localize(x)` (or `x.localize()`) gives the tensor or array.
 
     Attributes:
         shape: Its shape.
@@ -62,9 +62,14 @@ class RTensor:
         return cls(shard.dtype, shard.shape, [Piece(shard, 0, shard.numel)])
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The torch dtype (imports torch); `dtype_name` is its name."""
-        return torch_dtype(self._dtype)
+    def dtype(self) -> Any:
+        """The dtype of torch or numpy, which it imports; `dtype_name` is its name: `float32`, `numpy:<f4`."""
+        return native_dtype(self._dtype)
+
+    @property
+    def kind(self) -> Literal["torch", "numpy"]:
+        """What `localize` gives: a torch tensor, or a numpy array."""
+        return "numpy" if self._dtype.startswith(NUMPY) else "torch"
 
     @property
     def dtype_name(self) -> str:
@@ -76,7 +81,7 @@ class RTensor:
 
     @property
     def nbytes(self) -> int:
-        return self.numel() * ITEMSIZE[self._dtype]
+        return self.numel() * itemsize(self._dtype)
 
     @property
     def shards(self) -> list[Shard]:
@@ -98,7 +103,7 @@ class RTensor:
 
         Raises:
             ValueError: The axis is not the first one (its bytes would have to move), or the shapes do not fit.
-            TypeError: A dtype differs, or something in the list is no handle.
+            TypeError: A dtype differs, tensors are joined with arrays, or something in the list is no handle.
         """
         if not tensors:
             raise ValueError("cat of no handles")
@@ -166,12 +171,12 @@ class RTensor:
             )
         return self._row(_row_number(index.__index__(), rows))
 
-    def localize(self) -> torch.Tensor:
+    def localize(self) -> Dense:
         """The tensor; blocks. `rolecall.localize` fetches many at once."""
         fetched = binding.of(self.pieces[0].shard).fetcher.fetch([self]) if self.pieces else None
         return fetched[0] if fetched else empty(self._dtype, self.shape)
 
-    async def alocalize(self) -> torch.Tensor:
+    async def alocalize(self) -> Dense:
         """The tensor, without blocking the loop."""
         fetched = await binding.of(self.pieces[0].shard).fetcher.afetch([self]) if self.pieces else None
         return fetched[0] if fetched else empty(self._dtype, self.shape)
@@ -265,7 +270,7 @@ def read_handles(packed: bytes, context: Any = None) -> list[RTensor]:
     try:
         forms = _reader.decode(packed)
         for form in forms.handles:
-            if form.dtype not in ITEMSIZE:
+            if not itemsize(form.dtype):
                 raise DecodeError("no dtype of a handle", form.dtype)
             for number, start, stop in form.pieces:
                 shard = forms.shards[number]

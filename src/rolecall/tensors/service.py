@@ -22,7 +22,7 @@ from rolecall.protocol.worker_methods import (
 )
 from rolecall.tensors import raw, tree
 from rolecall.tensors.connections import Connect
-from rolecall.tensors.dtypes import dtype_name, storable
+from rolecall.tensors.dtypes import dtype_name
 from rolecall.tensors.fetch import Fetcher
 from rolecall.tensors.handle import RTensor
 from rolecall.tensors.padding import trimmed
@@ -30,7 +30,7 @@ from rolecall.tensors.shard import Shard, grouped
 from rolecall.tensors.store import Store
 
 if TYPE_CHECKING:
-    import torch
+    from rolecall.tensors.dtypes import Dense
 
 
 class DataService:
@@ -61,7 +61,7 @@ class DataService:
         answer = self._methods[method](METHODS[method].parsed(value))
         return to_plain(answer) if isinstance(answer, Message) else answer
 
-    def get(self, params: GetShards) -> list[torch.Tensor]:
+    def get(self, params: GetShards) -> list[Dense]:
         """The tensors, or the flat ranges of elements."""
         if params.ranges is not None and len(params.ranges) != len(params.shard_ids):
             raise GET_SHARDS.malformed(f"{len(params.ranges)} ranges for {len(params.shard_ids)} ids")
@@ -82,21 +82,19 @@ class DataService:
         return self.store.delete(params.shard_ids)
 
     def remotize(self, value: Any) -> Any:
-        """Stores the tensors in `value`; returns it with handles in their place, and batches without padding.
+        """Stores the tensors and arrays in `value`; returns it with handles in their place, batches without padding.
 
-        A tensor that occurs several times is stored once.
+        One that occurs several times is stored once.
         """
         handles: dict[int, tuple[Any, RTensor]] = {}  # with the tensor, whose id could be reused otherwise
 
         def stored(leaf: Any) -> Any:
             if id(leaf) in handles:
                 return handles[id(leaf)][1]
-            if not is_tensor(leaf) or not storable(leaf):
+            if not (dtype := dtype_name(leaf)):
                 return leaf
-            if leaf.numel():
-                handle = RTensor.of(self.store.put(leaf))
-            else:  # no piece would reference the shard and free it
-                handle = RTensor(dtype_name(leaf.dtype), leaf.shape, [])
+            # of no elements: no piece would reference the shard and free it
+            handle = RTensor.of(self.store.put(leaf)) if leaf.nbytes else RTensor(dtype, leaf.shape, [])
             handles[id(leaf)] = (leaf, handle)
             return handle
 
@@ -121,8 +119,3 @@ class DataService:
 
     def metrics(self) -> dict[str, Any]:
         return {"store": self.store.metrics(), "fetch": self.fetcher.metrics()}
-
-
-def is_tensor(value: Any) -> bool:
-    """True for a torch tensor, without importing torch for anything else."""
-    return any(kind.__name__ == "Tensor" and kind.__module__ == "torch" for kind in type(value).__mro__)

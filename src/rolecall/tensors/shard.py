@@ -9,7 +9,7 @@ from typing import Annotated, Any, Protocol, TypeVar
 
 import msgspec
 
-from rolecall.tensors.dtypes import ITEMSIZE
+from rolecall.tensors.dtypes import itemsize
 
 Where = dict[str, str | int]
 Key = TypeVar("Key")
@@ -45,7 +45,7 @@ Id = Annotated[str, msgspec.Meta(min_length=32, max_length=32)]
 
 
 class Shard(msgspec.Struct, array_like=True, forbid_unknown_fields=True, eq=False, weakref=True, dict=True):
-    """One stored tensor on its owner; also its form on the wire.
+    """One stored tensor or array on its owner; also its form on the wire.
 
     Attributes:
         id: Never used twice: 32 hexadecimal digits.
@@ -53,7 +53,7 @@ class Shard(msgspec.Struct, array_like=True, forbid_unknown_fields=True, eq=Fals
         addresses: Where the owner listens: `unix:/path`, `tcp:host:port`.
         backend: Name of the backend that holds the bytes.
         where: What that backend needs to find them; plain values.
-        dtype: Name of the dtype, `float32`.
+        dtype: Name of the dtype, `float32`, `numpy:<f4`.
         shape: Shape of the stored tensor; its elements are in row-major order.
         key: What identifies the shard in every process. It and what follows do not travel.
         numel: Number of elements.
@@ -71,7 +71,7 @@ class Shard(msgspec.Struct, array_like=True, forbid_unknown_fields=True, eq=Fals
     shape: Shape
 
     def __post_init__(self) -> None:
-        if self.dtype not in ITEMSIZE or len(bytes.fromhex(self.id)) != 16:
+        if not itemsize(self.dtype) or len(bytes.fromhex(self.id)) != 16:
             raise ValueError(f"no shard has the dtype {self.dtype!r} and the id {self.id!r}")
         self.key = self.owner, self.id
         self.numel = math.prod(self.shape)
@@ -82,4 +82,4 @@ class Shard(msgspec.Struct, array_like=True, forbid_unknown_fields=True, eq=Fals
     @property
     def nbytes(self) -> int:
         """Size of the elements."""
-        return self.numel * ITEMSIZE[self.dtype]
+        return self.numel * itemsize(self.dtype)

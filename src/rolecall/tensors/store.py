@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from rolecall.errors import ShardNotFoundError, TensorError
 from rolecall.protocol.worker_methods import Cleared
 from rolecall.tensors.backends.base import Backend
-from rolecall.tensors.dtypes import dtype_name, storable
+from rolecall.tensors.dtypes import dtype_name
 from rolecall.tensors.shard import Shard
 
 if TYPE_CHECKING:
-    import torch
+    from rolecall.tensors.dtypes import Dense
 
 Range = tuple[int, int]
 
@@ -44,26 +44,29 @@ class Store:
         first = self.backends[name]
         self._order = [first, *(backend for backend in self.backends.values() if backend is not first)]
 
-    def put(self, tensor: torch.Tensor, shard_id: str | None = None) -> Shard:
-        """Stores a copy of a dense tensor, from any device.
+    def put(self, tensor: Dense, shard_id: str | None = None) -> Shard:
+        """Stores a copy of a dense tensor, from any device, or of an array.
 
         Args:
             shard_id: 32 hexadecimal digits, unique; None for a random one.
 
         Raises:
-            TensorError: The tensor is sparse, meta or quantized, or no backend could store it.
+            TensorError: It is sparse, meta or quantized, or has objects or fields, or no backend could store it.
         """
-        if not storable(tensor):
-            raise TensorError(f"only dense tensors with data are stored, not {tensor.layout} on {tensor.device}")
+        name = dtype_name(tensor)
+        if not name:
+            kind = f"a {type(tensor).__name__} of {tensor.dtype}"
+            raise TensorError(
+                f"only dense tensors with data, and arrays without objects and fields, are stored: not {kind}"
+            )
         shard_id = shard_id or uuid.uuid4().hex
         for backend in self._order:
-            where = backend.put(shard_id, tensor)
+            where = backend.put(shard_id, tensor, name)
             if where is not None:
                 break
         else:
             raise TensorError(f"no backend of {self.owner} could store a tensor of {tensor.nbytes} bytes")
-        name, shape = dtype_name(tensor.dtype), tuple(tensor.shape)
-        shard = Shard(shard_id, self.owner, self.addresses, backend.name, where, name, shape)
+        shard = Shard(shard_id, self.owner, self.addresses, backend.name, where, name, tuple(tensor.shape))
         with self._lock:
             self._shards[shard_id] = shard
             self._bytes += shard.nbytes
@@ -71,7 +74,7 @@ class Store:
             self._counts["put_bytes"] += shard.nbytes
         return shard
 
-    def get(self, ids: Sequence[str], ranges: Sequence[Range] | None = None) -> list[torch.Tensor]:
+    def get(self, ids: Sequence[str], ranges: Sequence[Range] | None = None) -> list[Dense]:
         """The stored tensors; the caller must not change them.
 
         Args:
@@ -84,7 +87,7 @@ class Store:
         shards = self.find(ids)
         out = self.fetch(shards)
         if ranges is None:
-            out = [tensor.view(shard.shape) for tensor, shard in zip(out, shards, strict=True)]
+            out = [tensor.reshape(shard.shape) for tensor, shard in zip(out, shards, strict=True)]
         else:
             out = [_range(tensor, elements) for tensor, elements in zip(out, ranges, strict=True)]
         with self._lock:
@@ -108,9 +111,9 @@ class Store:
                 raise ShardNotFoundError(missing, self.owner)
             return [self._shards[i] for i in ids]
 
-    def fetch(self, shards: Sequence[Shard]) -> list[torch.Tensor]:
+    def fetch(self, shards: Sequence[Shard]) -> list[Dense]:
         """The elements of own shards as flat tensors, not to be changed unless the backend is private."""
-        found: dict[str, torch.Tensor | None] = {}
+        found: dict[str, Dense | None] = {}
         for backend in self._order:
             mine = [shard for shard in shards if shard.backend == backend.name]
             found.update(zip((shard.id for shard in mine), backend.fetch(mine), strict=True))
@@ -150,8 +153,8 @@ class Store:
             backend.close()
 
 
-def _range(tensor: torch.Tensor, elements: Range) -> torch.Tensor:
+def _range(tensor: Dense, elements: Range) -> Dense:
     start, stop = elements
-    if not 0 <= start <= stop <= tensor.numel():
-        raise TensorError(f"elements {start} to {stop} of a shard of {tensor.numel()}")
-    return tensor if stop - start == tensor.numel() else tensor[start:stop]
+    if not 0 <= start <= stop <= len(tensor):
+        raise TensorError(f"elements {start} to {stop} of a shard of {len(tensor)}")
+    return tensor if stop - start == len(tensor) else tensor[start:stop]

@@ -164,7 +164,7 @@ def answer(route: HttpRoute, request: Request, value: Any, worker_id: str) -> Re
 
 def _tensor(tensor: Any) -> Response:
     shape = json.dumps(list(tensor.shape))
-    headers = {"content-type": "application/octet-stream", "x-dtype": dtype_name(tensor.dtype), "x-shape": shape}
+    headers = {"content-type": "application/octet-stream", "x-dtype": dtype_name(tensor), "x-shape": shape}
     return Response(200, headers, raw.to_bytes(tensor))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from rolecall.tensors.shard import Shard, Where
 
 if TYPE_CHECKING:
-    import torch
+    from rolecall.tensors.dtypes import Dense
 
 
 class Backend(Protocol):
@@ -25,12 +25,12 @@ class Backend(Protocol):
     private: bool
     waits: bool
 
-    def put(self, shard_id: str, tensor: torch.Tensor) -> Where | None:
-        """Stores a copy of a dense tensor; returns its place, or None when another backend must store it."""
+    def put(self, shard_id: str, tensor: Dense, dtype: str) -> Where | None:
+        """Stores a copy of a tensor or array of that dtype; returns its place, or None when another must store it."""
         ...
 
-    def fetch(self, shards: Sequence[Shard]) -> list[torch.Tensor | None]:
-        """The elements of each shard as a flat tensor; None for one that only its owner can read."""
+    def fetch(self, shards: Sequence[Shard]) -> list[Dense | None]:
+        """The elements of each shard as a flat tensor or array; None for one that only its owner can read."""
         ...
 
     def delete(self, shards: Sequence[Shard]) -> None:

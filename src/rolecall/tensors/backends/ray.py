@@ -18,7 +18,7 @@ from rolecall.tensors.raw import row_major
 from rolecall.tensors.shard import Shard, Where
 
 if TYPE_CHECKING:
-    import torch
+    from rolecall.tensors.dtypes import Dense
 
 SMALLEST = 128 << 10  # Ray keeps objects under 100 KiB in their owner's memory, not in the store
 TIMEOUT_S = 300.0  # for a whole fetch; Ray says within 2 s that a process has died, and within 20 s that a node has
@@ -46,7 +46,7 @@ class RayBackend:
         self._counts = {"read": 0, "read_bytes": 0, "unreachable": 0}
         self._warned = ""
 
-    def put(self, shard_id: str, tensor: torch.Tensor) -> Where | None:
+    def put(self, shard_id: str, tensor: Dense, dtype: str) -> Where | None:
         """See `Backend`.
 
         Raises:
@@ -66,7 +66,7 @@ class RayBackend:
         self._warn_once(problem)
         return None
 
-    def fetch(self, shards: Sequence[Shard]) -> list[torch.Tensor | None]:
+    def fetch(self, shards: Sequence[Shard]) -> list[Dense | None]:
         """See `Backend`.
 
         Raises:
@@ -99,7 +99,7 @@ class RayBackend:
             _raise_lost([(shard, "OBJECT_DELETED")])
         return self._session.reference(place)
 
-    def _read(self, known: Sequence[tuple[Shard, Any]]) -> list[torch.Tensor]:
+    def _read(self, known: Sequence[tuple[Shard, Any]]) -> list[Dense]:
         if not known:
             return []
         shards = [shard for shard, _ in known]
@@ -115,7 +115,7 @@ class RayBackend:
         _raise_lost([(shard, OTHER_OBJECT) for shard, got in pairs if len(got) != shard.nbytes])
         self._counts["read"] += len(pairs)
         self._counts["read_bytes"] += sum(shard.nbytes for shard in shards)
-        return [over(got, shard.dtype, shard.numel) for shard, got in pairs]
+        return [over(got, shard.dtype, (shard.numel,)) for shard, got in pairs]
 
     def _warn_once(self, problem: str) -> None:
         if problem != self._warned:

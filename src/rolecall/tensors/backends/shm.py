@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 from rolecall.tensors.backends import segments
 from rolecall.tensors.backends.mappings import MappedSegment, Mappings, host_identity
 from rolecall.tensors.backends.segments import HEADER, MIB, Pool, Segment
-from rolecall.tensors.dtypes import over
+from rolecall.tensors.dtypes import copied, fill, over
 from rolecall.tensors.shard import Shard, Where
 
 if TYPE_CHECKING:
-    import torch
+    from rolecall.tensors.dtypes import Dense
 
 SMALLEST = 64 << 10  # below, a round trip costs less than opening and mapping
 PACKED = MIB  # below, shards share segments
@@ -64,7 +64,7 @@ class ShmBackend:
         self._slab: _Slab | None = None  # the one that small shards are put into
         self._counts = {"mapped": 0, "copied": 0, "unreachable": 0}
 
-    def put(self, shard_id: str, tensor: torch.Tensor) -> Where | None:
+    def put(self, shard_id: str, tensor: Dense, dtype: str) -> Where | None:
         if tensor.nbytes < SMALLEST or not segments.available():
             return None
         with self._lock:
@@ -72,9 +72,8 @@ class ShmBackend:
         if place is None:
             return None
         segment, offset = place[0].segment, place[1]
-        name = str(tensor.dtype).removeprefix("torch.")
         try:
-            over(segment.memory, name, tensor.numel(), offset).view(tensor.shape).copy_(tensor.detach())
+            fill(over(segment.memory, dtype, tuple(tensor.shape), offset), tensor)
         except BaseException:
             with self._lock:
                 self._free(shard_id)
@@ -114,9 +113,9 @@ class ShmBackend:
             if not slab.shards and slab is not self._slab:
                 self._pool.release(slab.segment)
 
-    def fetch(self, shards: Sequence[Shard]) -> list[torch.Tensor | None]:
+    def fetch(self, shards: Sequence[Shard]) -> list[Dense | None]:
         """Maps large shards and copies packed ones; None for a shard of another host or one that cannot be opened."""
-        found: dict[str, torch.Tensor | None] = {}
+        found: dict[str, Dense | None] = {}
         slabs: dict[tuple[Any, Any], MappedSegment | None] = {}  # each is opened once for all its shards
         for shard in shards:
             if shard.id in found:
@@ -133,29 +132,29 @@ class ShmBackend:
                 slab.close()
         return [self._copy_own(shard) if found[shard.id] is None else found[shard.id] for shard in shards]
 
-    def _copy_own(self, shard: Shard) -> torch.Tensor | None:
+    def _copy_own(self, shard: Shard) -> Dense | None:
         """A copy of an own shard that cannot be mapped: no descriptor is left, or `/proc` is hidden."""
         with self._lock:  # so that it is not freed meanwhile
             slab, offset = self._places.get(shard.id, (None, 0))
-            return over(slab.segment.memory, shard.dtype, shard.numel, offset).clone() if slab else None
+            return copied(shard.dtype, over(slab.segment.memory, shard.dtype, (shard.numel,), offset)) if slab else None
 
-    def _map_whole(self, shard: Shard) -> torch.Tensor | None:
+    def _map_whole(self, shard: Shard) -> Dense | None:
         mapped = self._mappings.map(shard.where)
         offset = None if mapped is None else _offset(mapped, shard)
         if mapped is not None and offset is not None and len(self._mappings) <= self._limit:
             self._counts["mapped"] += 1
-            return over(mapped.view(), shard.dtype, shard.numel, offset)
+            return over(mapped.view(), shard.dtype, (shard.numel,), offset)
         tensor = self._copy_out(mapped, shard)
         if mapped is not None:
             mapped.close()
         return tensor
 
-    def _copy_out(self, mapped: MappedSegment | None, shard: Shard) -> torch.Tensor | None:
+    def _copy_out(self, mapped: MappedSegment | None, shard: Shard) -> Dense | None:
         offset = None if mapped is None else _offset(mapped, shard)
         self._counts["unreachable" if offset is None else "copied"] += 1
         if mapped is None or offset is None:
             return None
-        return over(mapped.span.view(), shard.dtype, shard.numel, offset).clone()
+        return copied(shard.dtype, over(mapped.span.view(), shard.dtype, (shard.numel,), offset))
 
     def metrics(self) -> dict[str, Any]:
         own = {"shards": len(self._places), **self._counts}

@@ -12,6 +12,8 @@ _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 _HUGE = getattr(mmap, "MADV_HUGEPAGE", None)
 _FAILED = ctypes.c_void_p(-1).value
 _PAGE_MAP = Path("/proc/self/pagemap")
+# A page's highest byte where it is not there, or still the file's: bits 7 to 5 say present, swapped, of a file.
+_UNCHANGED = bytes(byte for byte in range(256) if byte >> 5 == 0 or byte >> 5 & 1)
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -53,8 +55,6 @@ class Span:
 
     def changed(self) -> bool:
         """Whether pages were written to; True also when the kernel does not tell."""
-        import torch
-
         pages = -(-self.size // mmap.PAGESIZE)
         try:
             with _PAGE_MAP.open("rb", buffering=0) as table:
@@ -64,5 +64,4 @@ class Span:
             return True
         if len(entries) != pages * 8:
             return True
-        kinds = (torch.frombuffer(entries, dtype=torch.int64) >> 61) & 0b111  # present, swapped, of a file
-        return bool(((kinds != 0) & (kinds & 0b001 == 0)).any())
+        return bool(entries[7::8].translate(None, _UNCHANGED))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rolecall.tensors.dtypes import dtype_name, empty
+from rolecall.tensors.dtypes import copied
 from rolecall.tensors.shard import Shard, Where
 
 if TYPE_CHECKING:
-    import torch
+    from rolecall.tensors.dtypes import Dense
 
 
 class WireBackend:
@@ -20,14 +20,13 @@ class WireBackend:
     waits = False
 
     def __init__(self) -> None:
-        self._tensors: dict[str, torch.Tensor] = {}  # single dict operations only: atomic under the interpreter's lock
+        self._tensors: dict[str, Dense] = {}  # single dict operations only: atomic under the interpreter's lock
 
-    def put(self, shard_id: str, tensor: torch.Tensor) -> Where | None:
-        own = empty(dtype_name(tensor.dtype), tuple(tensor.shape))
-        self._tensors[shard_id] = own.copy_(tensor.detach()).view(-1)
+    def put(self, shard_id: str, tensor: Dense, dtype: str) -> Where | None:
+        self._tensors[shard_id] = copied(dtype, tensor).reshape(-1)
         return {}
 
-    def fetch(self, shards: Sequence[Shard]) -> list[torch.Tensor | None]:
+    def fetch(self, shards: Sequence[Shard]) -> list[Dense | None]:
         return [self._tensors.get(shard.id) for shard in shards]
 
     def delete(self, shards: Sequence[Shard]) -> None:
