@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from rolecall.errors import EncodeError, WorkerConfigurationError, WorkerNotFoundError
@@ -18,6 +19,7 @@ from rolecall.protocol.worker_methods import (
     WorkerRequest,
 )
 from rolecall.scheduler.calls import CallOptions, EngineRequest, PendingCall, PendingStream, argument_place, engine_path
+from rolecall.scheduler.gathering import all_sent
 from rolecall.scheduler.run import Run
 from rolecall.scheduler.table import Member, Table
 from rolecall.tensors.backends.shm import ShmBackend
@@ -27,7 +29,7 @@ from rolecall.tensors.lifetime import Home
 from rolecall.transport.call import fresh
 from rolecall.transport.client import Client
 from rolecall.transport.loop import IOThread
-from rolecall.transport.peer import Call, Peer
+from rolecall.transport.peer import Call, Peer, Prepared
 from rolecall.types import TensorPolicy, Worker, check_env
 
 CACHE_BYTES = 1 << 30
@@ -76,15 +78,27 @@ class WorkerCalls:
             EncodeError: An argument is not serializable; nothing was sent.
         """
         wanted = self._wanted(method, options, rpc_meta)
-        call = self._request(worker_id, CALL.name, (tuple(args), kwargs), wanted, options.timeout)
+        call = self._request(worker_id, CALL.name, [[*args], kwargs], wanted, options.timeout)
         return PendingCall(call, worker_id, method, options.timeout)
+
+    def submit_all(
+        self, worker_ids: Sequence[str], method: str, args: Sequence[Any], kwargs: dict[str, Any], options: CallOptions
+    ) -> list[PendingCall]:
+        """Sends one call to all of them, or to none, and returns at once. Errors as `submit`."""
+        clients, timeout = [*map(_client, self._members(worker_ids))], options.timeout
+        with _arguments_named():
+            prepared = Prepared.of(CALL.name, [[*args], kwargs], self._wanted(method, options))
+        return all_sent(
+            PendingCall(client.peer.send(prepared, timeout), worker_id, method, timeout)
+            for client, worker_id in zip(clients, worker_ids, strict=True)
+        )
 
     def stream(
         self, worker_id: str, method: str, args: Sequence[Any], kwargs: dict[str, Any], options: CallOptions
     ) -> PendingStream:
         """Sends a call of a generator method and returns at once. Errors as `submit`."""
         wanted = self._wanted(method, options)
-        call = self._request(worker_id, CALL.name, (tuple(args), kwargs), wanted, options.timeout, streaming=True)
+        call = self._request(worker_id, CALL.name, [[*args], kwargs], wanted, options.timeout, streaming=True)
         return PendingStream(call, worker_id, method, options.timeout)
 
     def _wanted(self, method: str, options: CallOptions, rpc_meta: Any = None) -> CallMethod:
@@ -98,7 +112,7 @@ class WorkerCalls:
         wanted = CreateEngine(engine=engine_path(engine), engine_name=options.engine)
         name, engines = CREATE_ENGINE.name, self._table.member(worker_id).engines
         request = EngineRequest(engine, args, kwargs, options)
-        call = self._request(worker_id, name, (tuple(args), kwargs), wanted, options.timeout)
+        call = self._request(worker_id, name, [[*args], kwargs], wanted, options.timeout)
         pending = PendingCall(call, worker_id, name, options.timeout)
         if engines.setdefault(options.engine, request) is request:
             pending.add_done_callback(lambda made: made.exception() and engines.pop(options.engine))
@@ -125,8 +139,7 @@ class WorkerCalls:
 
     def check_living(self, worker_ids: Sequence[str]) -> None:
         """Raises what a call to one of them would raise at once: WorkerNotFoundError, WorkerFailedError."""
-        for each in worker_ids:
-            self._living(each)
+        self._members(worker_ids)
 
     def is_alive(self, worker_id: str) -> bool:
         """Whether a worker has not died. Raises WorkerNotFoundError when its role was deleted."""
@@ -150,28 +163,28 @@ class WorkerCalls:
         timeout: float | None,
         streaming: bool = False,
     ) -> Call:
-        try:
-            peer = self._client(worker_id).peer
+        peer = self._client(worker_id).peer
+        with _arguments_named():
             return peer.request(method, arguments, meta=wanted, timeout=timeout, streaming=streaming)
-        except EncodeError as e:
-            raise EncodeError(argument_place(e.place), e.type_name, e.hint) from None
 
     def _client(self, worker_id: str) -> Client:
-        member = self._living(worker_id)
-        if member.client is None:
-            raise WorkerConfigurationError(f"worker {worker_id} runs a program and hosts no engines", member.slot.argv)
-        return member.client
+        return _client(self._living(worker_id))
 
     def _control(self, worker_id: str, method: Method[Q, Any], request: Q) -> PendingCall:
         call = self._living(worker_id).guard.ask(method, request, timeout=CONTROL_TIMEOUT_S)
         return PendingCall(call, worker_id, method.name, CONTROL_TIMEOUT_S)
 
     def _living(self, worker_id: str) -> Member:
+        return self._members([worker_id])[0]
+
+    def _members(self, worker_ids: Sequence[str]) -> list[Member]:
+        """All of them, if none has died."""
         self._run.check_usable()
-        member = self._table.member(worker_id)
-        if member.failed is not None:
-            raise fresh(member.failed)
-        return member
+        members = [*map(self._table.member, worker_ids)]
+        for member in members:
+            if member.failed is not None:
+                raise fresh(member.failed)
+        return members
 
     def _peer_of(self, owner: str, addresses: tuple[str, ...]) -> Peer:
         """The conversation with a shard's owner; a dead owner is an error, since its shards are gone with it."""
@@ -179,3 +192,18 @@ class WorkerCalls:
         if member.client is None:
             raise WorkerNotFoundError(owner, self._table.ids())
         return member.client.peer
+
+
+def _client(member: Member) -> Client:
+    if member.client is None:
+        raise WorkerConfigurationError(f"worker {member.id} runs a program and hosts no engines", member.slot.argv)
+    return member.client
+
+
+@contextmanager
+def _arguments_named() -> Iterator[None]:
+    """Errors name a place in the arguments as the caller wrote them."""
+    try:
+        yield
+    except EncodeError as e:
+        raise EncodeError(argument_place(e.place), e.type_name, e.hint) from None
