@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from rolecall.worker.context import CurrentWorker as CurrentWorker
     from rolecall.worker.context import current_worker as current_worker
     from rolecall.worker.ray_group import ray_placement_group as ray_placement_group
+    from rolecall.worker.serving import serve as serve
 
 __version__ = "0.1.0"
 
@@ -48,6 +49,7 @@ _MODULES = {
     "rolecall.types": ("Job", "SchedulingSpec", "SchedulingStrategy", "Worker"),
     "rolecall.worker.context": ("CurrentWorker", "current_worker"),
     "rolecall.worker.ray_group": ("ray_placement_group",),
+    "rolecall.worker.serving": ("serve",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 

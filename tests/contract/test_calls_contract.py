@@ -19,7 +19,7 @@ from rolecall.errors import (
     WorkerConfigurationError,
     WorkerTimeoutError,
 )
-from tests.support import calling_engines
+from tests.support import calling_engines, typed_calls
 
 
 @pytest.fixture
@@ -118,6 +118,17 @@ def test_a_method_may_return_a_future(role: Role) -> None:
     assert role[0].call("from_a_pool", 4) == role[0].call("from_a_pool_async", 4) == 2
     with pytest.raises(EngineCallError, match="TypeError"):
         role[0].call("from_a_pool", "4")
+
+
+def test_a_method_is_called_by_its_function(actor: Role) -> None:
+    """As by its name; a view of one worker's engine has the methods of its class."""
+    role = actor.with_options(engine="typed")
+    typed_calls.of_a_role(role)
+    typed_calls.of_one_worker(role[0])
+    with pytest.raises(AttributeError, match="'Trainer' has no attribute 'trian'"):
+        role[0].engine(typed_calls.Trainer).trian(3)  # type: ignore[attr-defined]
+    with pytest.raises(WorkerConfigurationError, match=r"no method of an engine.*as Trainer.train"):
+        role.call(role.call, 3)
 
 
 # Parts of a role

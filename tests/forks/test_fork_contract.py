@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -15,7 +19,8 @@ import pytest
 
 from rolecall import Job, Scheduler, SchedulingSpec, SchedulingStrategy, Worker
 from rolecall.errors import WorkerConfigurationError, WorkerCreationError, WorkerFailedError, WorkerNotFoundError
-from tests.support import sample_engines
+from tests.support import sample_engines, served_module
+from tests.support.checkout import ROOT
 from tests.support.live import ports_leased
 from tests.support.schedulers_under_test import OF_PROCESSES, each
 from tests.support.waiting import wait_for
@@ -178,6 +183,85 @@ def test_a_dotted_module_is_told_where_it_is_and_is_ready_when_it_is_healthy(s: 
     assert places.items() <= found["environment"].items()
     with pytest.raises(WorkerConfigurationError, match="dotted module"):
         actors.fork("bad", command="python -m http.server")
+
+
+def asked(s: Scheduler, worker: Worker, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
+    """What a worker answers to a request with the run's token, or with headers of the test's own."""
+    token = Path(s.inspect().runtime_dir, "token").read_text().strip()
+    url = f"http://{worker.ip}:{worker.worker_ports[0]}{path}"
+    request = urllib.request.Request(url, body, headers or {"Authorization": f"Bearer {token}"})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as e:
+        return e.code, e.read()
+
+
+def test_a_module_that_serves_an_app_is_http_server_and_worker_on_one_port(s: Scheduler) -> None:
+    """Engines, calls, streams, variables, stacks, restarts and deaths are as of any worker, the app is beside them."""
+    actors = s.start("actor", replicas=2)
+    proxies = actors.fork("proxy", command="tests.support.served_module")
+    proxies.create_engine(served_module.Counter, 5)
+    assert proxies.call("add", 2) == [7, 7]
+    assert list(proxies[1].stream("count", 3)) == [0, 1, 2]
+    proxies.set_env({"COLOUR": "blue"})
+    worker, target = proxies.workers[1], actors.workers[1]
+    assert asked(s, worker, "/add", b"10") == (200, b"17"), "the app and the engine are of one module"
+    assert proxies.call("add", 0) == [7, 17]
+    told = json.loads(asked(s, worker, "/told?a=%20b&c", b"body")[1])
+    headers = told.pop("headers")
+    ports = [int(port) for port in target.worker_ports]
+    assert told == {"id": "proxy/1", "targets": ports, "colour": "blue", "body": "body", "query": "a=%20b&c"}
+    assert "authorization" not in headers, "the app does not get the run's token"
+    assert json.loads(asked(s, worker, "/health")[1])["engines"] == ["proxy/1"]
+    assert asked(s, worker, "/nowhere") == (404, b"/nowhere")
+    assert "served_module" in proxies[1].stacks()
+    waiting = proxies[1].submit("wait")
+    os.kill(proxies.inspect()[1].pid, signal.SIGKILL)
+    with pytest.raises(WorkerFailedError, match="SIGKILL"):
+        waiting.result()
+    proxies[1].restart()
+    assert proxies[1].call("add", 1) == 6, "with its engine made again"
+    proxies.delete()
+    assert log(s, "proxy/0").splitlines()[-2:] == ["destroyed", "shut down"]
+
+
+def test_an_app_may_have_paths_that_need_no_token(s: Scheduler) -> None:
+    """All others are refused without it, the worker's own among them; credentials on public ones are the app's."""
+    (worker,) = s.start("proxy", cmd="tests.support.served_module").workers
+    assert asked(s, worker, "/told", Accept="*/*")[0] == 401
+    for path in ("/open/../told", "/open/%2e%2e/told", "//open/told", "/open"):
+        assert asked(s, worker, path, Accept="*/*")[0] == 401
+    status, body = asked(s, worker, "/open/told", Authorization="Bearer of-a-session")
+    assert (status, json.loads(body)["headers"]["authorization"]) == (200, "Bearer of-a-session")
+
+
+def test_a_stream_of_an_app_ends_with_its_client(s: Scheduler) -> None:
+    """Events arrive one by one; who leaves is told to the app; an error of the app is one of the request alone."""
+    proxies = s.start("proxy", cmd="tests.support.served_module")
+    proxies.create_engine(served_module.Counter)
+    (worker,) = proxies.workers
+    with urllib.request.urlopen(f"http://{worker.ip}:{worker.worker_ports[0]}/open/stream", timeout=30) as events:
+        assert [events.readline() for _ in range(3)] == [b"data: 0\n", b"\n", b"data: 1\n"]
+    wait_for(lambda: "http.disconnect" in proxies[0].call("seen"), 10, "the app's word of the disconnect")
+    assert proxies[0].call("seen")[0] == "up as proxy/0"
+    status, body = asked(s, worker, "/broken")
+    assert status == 500 and b"broken on purpose" in body
+    assert proxies.call("add", 1) == [1]
+
+
+def test_a_module_whose_startup_fails_is_not_started(s: Scheduler) -> None:
+    """The error says what its startup said."""
+    with pytest.raises(WorkerCreationError, match="startup failed: 'no model here'"):
+        s.start("proxy", cmd="tests.support.served_module", env_vars={"FAIL": "no model here"})
+
+
+def test_a_module_that_serves_outside_of_a_run_says_what_to_do() -> None:
+    """`python -m module` alone is an error at once."""
+    run = [sys.executable, "-m", "tests.support.served_module"]
+    ended = subprocess.run(run, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert ended.returncode == 1
+    assert 'start the module as a worker: role.fork("proxy", "package.module")' in ended.stderr
 
 
 def test_a_worker_starts_a_module_as_the_controller_does(s: Scheduler) -> None:

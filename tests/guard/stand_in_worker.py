@@ -75,7 +75,7 @@ def run(control: socket.socket) -> int:
 
 
 def main() -> int:
-    control = socket.socket(fileno=int(sys.argv[sys.argv.index("--control-fd") + 1]))
+    control = socket.socket(fileno=int(os.environ["ROLECALL_CONTROL"]))
     control.set_inheritable(False)
     return run(control)
 

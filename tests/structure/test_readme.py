@@ -15,7 +15,7 @@ from tests.support.checkout import ROOT, SOURCES
 PROGRAMS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 EXPECTED = [
     ["[1.5, 1.5]", "6.0"],
-    ["[3, 7]", "3", "['t0', 't1', 't2']"],
+    ["[3, 7]", "3", "[3, 3]", "3", "['t0', 't1', 't2']"],
     ["100 1"],
     ["True", "set()"],
     ["[6.0, 6.0]", "tensor([0, 1, 2])"],

@@ -27,6 +27,7 @@ from rolecall.guard.spawn import spawn
 from rolecall.guard.table import Record, State, Table
 from rolecall.guard.template_process import TemplateError, TemplateProcess
 from rolecall.protocol.devices import device_variable
+from rolecall.protocol.environment import CONTROL
 from rolecall.protocol.fork import ForkSpec
 from rolecall.protocol.guard import ProcessSpec, StartResult
 from rolecall.protocol.guard_config import GuardConfig
@@ -211,13 +212,15 @@ class Launcher:
             with ExitStack() as ours_alone:
                 log = os.open(record.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
                 ours_alone.callback(os.close, log)
+                if record.may_serve:
+                    control, theirs = socket.socketpair()
+                    keep = [ours_alone.enter_context(theirs).fileno()]
+                    env = {**env, CONTROL: str(keep[0])}
                 if record.spec.argv is not None:
                     devices = env.get(record.spec.device_var, "")
                     argv = fill(record.spec.argv, self._place(record), devices=devices, python=self.config.python)
                 else:
-                    control, theirs = socket.socketpair()
-                    keep = [ours_alone.enter_context(theirs).fileno()]
-                    argv = [self.config.python, "-m", self.config.cold_module, "--control-fd", str(keep[0])]
+                    argv = [self.config.python, "-m", self.config.cold_module]
                 cwd = record.spec.cwd or self.config.cwd
                 process = spawn(record.worker_id, argv, env, log=log, cwd=cwd, keep=keep)
         except (RolecallError, OSError, ValueError) as error:  # ValueError: a NUL in a string
@@ -290,13 +293,29 @@ class Launcher:
         return str(ready.exception() or "")
 
     async def _until_ready(self, record: Record) -> None:
-        if record.peer is None:
-            return await wait_until_ready(record, self.config)
-        record.socket = runtime.worker_socket(self.config.runtime_dir, record.worker_id)
+        """A module is ready in either way: as a worker, or as a program of its own."""
+        ways = [asyncio.ensure_future(self._configure(record, record.peer))] if record.peer is not None else []
+        if record.spec.argv is not None:
+            ways.append(asyncio.ensure_future(wait_until_ready(record, self.config)))
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            if record.peer is not None and not ways[0].done():
+                record.peer.close()
+                record.peer = None
+            for way in ways:
+                if way.done():
+                    way.result()
+        finally:
+            for way in ways:
+                way.cancel()
+
+    async def _configure(self, record: Record, peer: Peer) -> None:
+        """Tells an engine worker who it is; returns when it listens."""
+        path = runtime.worker_socket(self.config.runtime_dir, record.worker_id)
         config = WorkerConfig(
             worker_id=record.worker_id,
             token=self.config.token,
-            socket=record.socket,
+            socket=path,
             ip=self.config.ip,
             bind=self.config.bind,
             port=record.ports[0] if record.ports else 0,
@@ -311,7 +330,8 @@ class Launcher:
             progress=record.page.path,
             tensor_backend=self.config.tensor_backend,
         )
-        await record.peer.request(CONFIGURE.name, config, answer=CONFIGURE.answer)
+        await peer.request(CONFIGURE.name, config, answer=CONFIGURE.answer)
+        record.socket = path
 
     def _result(self, record: Record, error: str = "") -> StartResult:
         return StartResult(

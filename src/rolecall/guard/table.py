@@ -74,6 +74,11 @@ class Record:
         return self.spec.worker_id
 
     @property
+    def may_serve(self) -> bool:
+        """Whether it is a worker, or a program that may become one."""
+        return self.spec.argv is None or (self.spec.ready is not None and self.spec.ready.worker)
+
+    @property
     def exit(self) -> Exit | None:
         """How its process ended, when it has."""
         return self.exit_future.result() if self.exit_future is not None and self.exit_future.done() else None

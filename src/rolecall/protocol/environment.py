@@ -20,6 +20,8 @@ TRIAL = "ROLECALL_TRIAL"
 TARGET_HOST = "ROLECALL_TARGET_HOST"  # of the worker in whose slot a fork lives
 TARGET_PORTS = "ROLECALL_TARGET_PORTS"
 
+CONTROL = "ROLECALL_CONTROL"  # number of the descriptor by which a module learns that it may serve as a worker
+
 RAY_NAMESPACE = "ROLECALL_RAY_NAMESPACE"
 RAY_PLACEMENT_GROUP = "ROLECALL_RAY_PLACEMENT_GROUP"
 

@@ -40,11 +40,13 @@ class Ready(Message, frozen=True, kw_only=True):
         http: Path that answers with a status below 400.
         tcp: It accepts connections on its first port.
         log: A regular expression that a line of its log matches.
+        worker: It may serve as a worker instead (`rolecall.serve`), and is ready then.
     """
 
     http: str | None = None
     tcp: bool = False
     log: str | None = None
+    worker: bool = False
 
 
 class ProcessSpec(Message, frozen=True, kw_only=True):
@@ -78,7 +80,12 @@ class ProcessSpec(Message, frozen=True, kw_only=True):
 
 
 class StartResult(Message, frozen=True, kw_only=True):
-    """What became of one `ProcessSpec`. `timeline` holds seconds since the request by what was reached."""
+    """What became of one `ProcessSpec`.
+
+    Attributes:
+        socket: Where it serves as a worker; empty for a program that does not.
+        timeline: Seconds since the request by what was reached.
+    """
 
     worker_id: str
     ok: bool

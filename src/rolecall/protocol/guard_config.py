@@ -25,7 +25,8 @@ class GuardConfig(CarriesToken, frozen=True, kw_only=True):
         tensor_backend: Which of their backends workers ask first to store a tensor.
         python: Interpreter of workers; empty for the guard's own.
         entry: What an engine worker runs, `module:function`; it gets the control socket.
-        cold_module: The same for a worker that is started cold, as `python -m <cold_module> --control-fd N`.
+        cold_module: The same for a worker that is started cold, as `python -m <cold_module>`, which finds the
+            number of the socket in ROLECALL_CONTROL.
     """
 
     run_id: str

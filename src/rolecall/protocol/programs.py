@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+import msgspec
+
 from rolecall.protocol.guard import Ready
 from rolecall.types import check_argv, check_module
 
@@ -22,12 +24,13 @@ def program(command: str | Sequence[str], ready: Ready | None = None) -> tuple[l
     """Arguments with placeholders, and the condition of readiness.
 
     Args:
-        command: A dotted module, which gets `ARGUMENTS` and is ready when `/health` answers; or a list, which stays as
-            it is and, when it names its first port, is ready when it listens there.
+        command: A dotted module, which gets `ARGUMENTS` and is ready when `/health` answers or `rolecall.serve` serves;
+            or a list, which stays as it is and, when it names its first port, is ready when it listens there.
         ready: A condition that the caller gave, in the place of these.
     """
     if isinstance(command, str):
-        return [*MODULE, check_module(command), *ARGUMENTS], ready or Ready(http="/health")
+        ready = msgspec.structs.replace(ready or Ready(http="/health"), worker=True)
+        return [*MODULE, check_module(command), *ARGUMENTS], ready
     argv = check_argv(command)
     listens = any(map(_FIRST_PORT.search, argv))
     return list(argv), ready or (Ready(tcp=True) if listens else None)

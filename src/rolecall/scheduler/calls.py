@@ -18,6 +18,7 @@ from rolecall.errors import (
     WorkerConfigurationError,
     WorkerTimeoutError,
 )
+from rolecall.scheduler.engine_methods import EngineClass
 from rolecall.transport.peer import Call
 from rolecall.types import TensorPolicy, check_one_of
 
@@ -62,7 +63,7 @@ class CallOptions:
 class EngineRequest(NamedTuple):
     """What an engine is made with."""
 
-    engine: str | type
+    engine: EngineClass
     args: Sequence[Any]
     kwargs: dict[str, Any]
     options: CallOptions
@@ -214,7 +215,7 @@ class PendingStream(_SentCall):
         weakref.finalize(items, self._call.cancel_soon).atexit = False
 
 
-def engine_path(engine: str | type) -> str:
+def engine_path(engine: EngineClass) -> str:
     """The path by which workers import an engine's class.
 
     Raises:

@@ -12,6 +12,7 @@ from typing import Any
 
 from rolecall.errors import WorkerConfigurationError, WorkerFailedError
 from rolecall.scheduler.calls import PendingCall
+from rolecall.scheduler.engine_methods import AnyMethod
 from rolecall.scheduler.role_worker import RoleWorker
 
 Item = tuple[int, Sequence[Any]]
@@ -54,7 +55,7 @@ class Completions:
         self,
         workers: Sequence[RoleWorker],
         check: Callable[[], None],
-        method: str,
+        method: AnyMethod,
         arguments: Iterable[Sequence[Any]],
         kwargs: dict[str, Any],
         in_flight: int,

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, Unpack
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack, cast, overload
 
 from rolecall.protocol.state import RunState
 from rolecall.scheduler.calls import CallOptions, Options, PendingCall
+from rolecall.scheduler.engine_methods import (
+    AnyMethod,
+    AsyncMethod,
+    EngineClass,
+    EngineView,
+    GeneratorMethod,
+    Method,
+    P,
+    R,
+    name_of,
+)
 from rolecall.scheduler.gathering import Sent, agathered, gathered, sent
 from rolecall.scheduler.stopping import log_problems
 from rolecall.scheduler.worker_calls import WorkerCalls
 from rolecall.types import Worker
+
+E = TypeVar("E")
 
 
 class Owner(Protocol):
@@ -66,7 +79,11 @@ class RoleWorker(Callee):
         """As `Role.with_options`."""
         return RoleWorker(self._scheduler, self.id, self._options.changed(options))
 
-    def create_engine(self, engine: str | type, *args: Any, **kwargs: Any) -> None:
+    @overload
+    def create_engine(self, engine: str, *args: Any, **kwargs: Any) -> None: ...
+    @overload
+    def create_engine(self, engine: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None: ...
+    def create_engine(self, engine: EngineClass, *args: Any, **kwargs: Any) -> None:
         """Makes an engine here."""
         gathered([self.submit_engine(engine, args, kwargs)])
 
@@ -77,31 +94,59 @@ class RoleWorker(Callee):
     def submit_destroy(self) -> PendingCall:
         return self._scheduler.calls.destroy_engine(self.id, self._options)
 
-    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Calls a method and waits for its result. Ctrl-C gives the call up."""
+    def engine(self, engine: type[E]) -> E:
+        """Its engine with the methods of the class, typed: `actors[0].engine(Trainer).train(3)`.
+
+        Methods that are `async` are awaited, generators iterated, and others waited for. It is no such object: it has
+        nothing but methods.
+        """
+        return cast(E, EngineView(self, engine))
+
+    @overload
+    def call(self, method: AsyncMethod[P, R], *args: P.args, **kwargs: P.kwargs) -> R: ...
+    @overload
+    def call(self, method: Method[P, R], *args: P.args, **kwargs: P.kwargs) -> R: ...
+    @overload
+    def call(self, method: str, *args: Any, **kwargs: Any) -> Any: ...
+    def call(self, method: AnyMethod, *args: Any, **kwargs: Any) -> Any:
+        """Calls a method, named or as `Trainer.train`, and waits for its result. Ctrl-C gives the call up."""
         return gathered(self._sent(method, args, kwargs), return_errors=self._options.return_errors)[0]
 
-    async def acall(self, method: str, *args: Any, **kwargs: Any) -> Any:
+    @overload
+    async def acall(self, method: AsyncMethod[P, R], *args: P.args, **kwargs: P.kwargs) -> R: ...
+    @overload
+    async def acall(self, method: Method[P, R], *args: P.args, **kwargs: P.kwargs) -> R: ...
+    @overload
+    async def acall(self, method: str, *args: Any, **kwargs: Any) -> Any: ...
+    async def acall(self, method: AnyMethod, *args: Any, **kwargs: Any) -> Any:
         """The same, without blocking the event loop."""
         return (await agathered(self._sent(method, args, kwargs), return_errors=self._options.return_errors))[0]
 
-    def submit(self, method: str, *args: Any, **kwargs: Any) -> PendingCall:
+    def submit(self, method: AnyMethod, *args: Any, **kwargs: Any) -> PendingCall:
         """Sends the call and returns its future at once."""
-        return self._scheduler.calls.submit(self.id, method, args, kwargs, self._options)
+        return self._scheduler.calls.submit(self.id, name_of(method), args, kwargs, self._options)
 
-    def submit_engine(self, engine: str | type, args: Sequence[Any], kwargs: dict[str, Any]) -> PendingCall:
+    def submit_engine(self, engine: EngineClass, args: Sequence[Any], kwargs: dict[str, Any]) -> PendingCall:
         return self._scheduler.calls.create_engine(self.id, engine, args, kwargs, self._options)
 
-    def stream(self, method: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
+    @overload
+    def stream(self, method: GeneratorMethod[P, R], *args: P.args, **kwargs: P.kwargs) -> Iterator[R]: ...
+    @overload
+    def stream(self, method: str, *args: Any, **kwargs: Any) -> Iterator[Any]: ...
+    def stream(self, method: AnyMethod, *args: Any, **kwargs: Any) -> Iterator[Any]:
         """Iterates over what a generator method yields, as it yields it. The call is sent at once.
 
         It is cancelled when the iterator is closed or dropped, read or not.
         """
-        return iter(self._scheduler.calls.stream(self.id, method, args, kwargs, self._options))
+        return iter(self._scheduler.calls.stream(self.id, name_of(method), args, kwargs, self._options))
 
-    def astream(self, method: str, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+    @overload
+    def astream(self, method: GeneratorMethod[P, R], *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[R]: ...
+    @overload
+    def astream(self, method: str, *args: Any, **kwargs: Any) -> AsyncIterator[Any]: ...
+    def astream(self, method: AnyMethod, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         """The same for `async for`."""
-        return aiter(self._scheduler.calls.stream(self.id, method, args, kwargs, self._options))
+        return aiter(self._scheduler.calls.stream(self.id, name_of(method), args, kwargs, self._options))
 
     def restart(self, *, engines: bool = True) -> None:
         """Starts it again in its slot, whether it died or not. See `Scheduler.restart_worker`."""
@@ -111,7 +156,7 @@ class RoleWorker(Callee):
         """The same, without blocking the event loop."""
         await asyncio.to_thread(self.restart, engines=engines)
 
-    def _sent(self, method: str, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Sent]:
+    def _sent(self, method: AnyMethod, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Sent]:
         if not self._options.return_errors:
             return [self.submit(method, *args, **kwargs)]
         return [sent(lambda w: w.submit(method, *args, **kwargs), self)]

@@ -11,6 +11,7 @@ from rolecall.errors import WorkerConfigurationError
 from rolecall.protocol.state import WorkerState
 from rolecall.scheduler.calls import CallOptions, Options, PendingCall
 from rolecall.scheduler.completions import Completions
+from rolecall.scheduler.engine_methods import AnyMethod, AsyncMethod, EngineClass, Method, P, R, name_of
 from rolecall.scheduler.gathering import Sent, agathered, all_sent, gathered, sent
 from rolecall.scheduler.keywords import SpecKeywords
 from rolecall.scheduler.role_worker import Callee, Owner, RoleWorker
@@ -77,11 +78,19 @@ class Role(Callee, Sequence["RoleWorker"]):
         """The same role with other options for its calls, those of `CallOptions`."""
         return Role(self._scheduler, self.name, self._options.changed(options), self._ids if self._part else None)
 
-    def create_engine(self, engine: str | type, *args: Any, **kwargs: Any) -> None:
+    @overload
+    def create_engine(self, engine: str, *args: Any, **kwargs: Any) -> None: ...
+    @overload
+    def create_engine(self, engine: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None: ...
+    def create_engine(self, engine: EngineClass, *args: Any, **kwargs: Any) -> None:
         """Makes an engine on every worker, at the same time. Errors as `Scheduler.create_engine`."""
         gathered(self._send(lambda w: w.submit_engine(engine, args, kwargs)))
 
-    async def acreate_engine(self, engine: str | type, *args: Any, **kwargs: Any) -> None:
+    @overload
+    async def acreate_engine(self, engine: str, *args: Any, **kwargs: Any) -> None: ...
+    @overload
+    async def acreate_engine(self, engine: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None: ...
+    async def acreate_engine(self, engine: EngineClass, *args: Any, **kwargs: Any) -> None:
         """The same, without blocking the event loop."""
         await agathered(self._send(lambda w: w.submit_engine(engine, args, kwargs)))
 
@@ -93,34 +102,48 @@ class Role(Callee, Sequence["RoleWorker"]):
         for worker_id, problems in zip(self._ids, gathered(self._send(lambda w: w.submit_destroy())), strict=True):
             log_problems(worker_id, problems)
 
-    def call(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
+    @overload
+    def call(self, method: AsyncMethod[P, R], *args: P.args, **kwargs: P.kwargs) -> list[R]: ...
+    @overload
+    def call(self, method: Method[P, R], *args: P.args, **kwargs: P.kwargs) -> list[R]: ...
+    @overload
+    def call(self, method: str, *args: Any, **kwargs: Any) -> list[Any]: ...
+    def call(self, method: AnyMethod, *args: Any, **kwargs: Any) -> list[Any]:
         """Calls a method on every worker with the same arguments. Raises the first error, after all have ended.
+
+        The method is named, or given as `Trainer.train`: a type checker then knows its arguments and results.
 
         When one of them is dead already, none is called; with `return_errors` the others are, and its place holds its
         error. Ctrl-C gives the calls up, see `PendingCall.cancel`.
         """
         return self._gathered(self._called(method, args, kwargs))
 
-    async def acall(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
+    @overload
+    async def acall(self, method: AsyncMethod[P, R], *args: P.args, **kwargs: P.kwargs) -> list[R]: ...
+    @overload
+    async def acall(self, method: Method[P, R], *args: P.args, **kwargs: P.kwargs) -> list[R]: ...
+    @overload
+    async def acall(self, method: str, *args: Any, **kwargs: Any) -> list[Any]: ...
+    async def acall(self, method: AnyMethod, *args: Any, **kwargs: Any) -> list[Any]:
         """The same, without blocking the event loop."""
         return await self._agathered(self._called(method, args, kwargs))
 
-    def submit(self, method: str, *args: Any, **kwargs: Any) -> list[PendingCall]:
+    def submit(self, method: AnyMethod, *args: Any, **kwargs: Any) -> list[PendingCall]:
         """Sends the call to every worker and returns at once, one future each. Raises when one of them is dead."""
         if self._borrowed:  # the engines' names differ
             return self._send(lambda w: w.submit(method, *args, **kwargs))
-        return self._scheduler.calls.submit_all(self._ids, method, args, kwargs, self._options)
+        return self._scheduler.calls.submit_all(self._ids, name_of(method), args, kwargs, self._options)
 
-    def map(self, method: str, arguments: Sequence[tuple[Any, ...]], **kwargs: Any) -> list[Any]:
+    def map(self, method: AnyMethod, arguments: Sequence[tuple[Any, ...]], **kwargs: Any) -> list[Any]:
         """Calls a method on every worker, each with its own tuple of arguments; keywords are the same for all."""
         return self._gathered(self._scatter(method, arguments, kwargs))
 
-    async def amap(self, method: str, arguments: Sequence[tuple[Any, ...]], **kwargs: Any) -> list[Any]:
+    async def amap(self, method: AnyMethod, arguments: Sequence[tuple[Any, ...]], **kwargs: Any) -> list[Any]:
         """The same, without blocking the event loop."""
         return await self._agathered(self._scatter(method, arguments, kwargs))
 
     def as_completed(
-        self, method: str, arguments: Iterable[tuple[Any, ...]], *, in_flight: int = 16, **kwargs: Any
+        self, method: AnyMethod, arguments: Iterable[tuple[Any, ...]], *, in_flight: int = 16, **kwargs: Any
     ) -> Completions:
         """Calls a method once with each tuple of arguments, and gives the calls as they end, by `for` or `async for`.
 
@@ -167,7 +190,9 @@ class Role(Callee, Sequence["RoleWorker"]):
         if self._part:
             raise WorkerConfigurationError(f"a slice of role {self.name!r}", self._ids, f"only a whole role is {what}")
 
-    def _scatter(self, method: str, arguments: Sequence[tuple[Any, ...]], kwargs: dict[str, Any]) -> Sequence[Sent]:
+    def _scatter(
+        self, method: AnyMethod, arguments: Sequence[tuple[Any, ...]], kwargs: dict[str, Any]
+    ) -> Sequence[Sent]:
         if len(arguments) != len(self):
             expected = f"one tuple for each of the {len(self)} workers"
             raise WorkerConfigurationError("wrong number of argument tuples", len(arguments), expected)
@@ -182,7 +207,7 @@ class Role(Callee, Sequence["RoleWorker"]):
         self._scheduler.calls.check_living(self._ids)
         return all_sent(map(submit, self))
 
-    def _called(self, method: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Sequence[Sent]:
+    def _called(self, method: AnyMethod, args: Sequence[Any], kwargs: dict[str, Any]) -> Sequence[Sent]:
         if not self._options.return_errors:
             return self.submit(method, *args, **kwargs)
         return self._send_each(lambda w: w.submit(method, *args, **kwargs))

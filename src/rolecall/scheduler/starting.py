@@ -54,7 +54,7 @@ class Group:
         for slot, guard, result in zip(self._slots, self._guards, results, strict=True):
             worker = Worker(slot.worker_id, result.ip, [str(p) for p in result.ports])
             self.members.append(member := Member(worker, slot, guard, result))
-            if slot.argv is None:
+            if result.socket:
                 connect(member)
         return self.members
 

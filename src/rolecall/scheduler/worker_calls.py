@@ -19,6 +19,7 @@ from rolecall.protocol.worker_methods import (
     WorkerRequest,
 )
 from rolecall.scheduler.calls import CallOptions, EngineRequest, PendingCall, PendingStream, argument_place, engine_path
+from rolecall.scheduler.engine_methods import EngineClass
 from rolecall.scheduler.gathering import all_sent
 from rolecall.scheduler.run import Run
 from rolecall.scheduler.table import Member, Table
@@ -106,7 +107,7 @@ class WorkerCalls:
         return CallMethod(method=method, engine_name=options.engine, tensors=tensors, rpc_meta=rpc_meta)
 
     def create_engine(
-        self, worker_id: str, engine: str | type, args: Sequence[Any], kwargs: dict[str, Any], options: CallOptions
+        self, worker_id: str, engine: EngineClass, args: Sequence[Any], kwargs: dict[str, Any], options: CallOptions
     ) -> PendingCall:
         """Asks for an engine and returns at once. Errors as `submit`. A restart of the worker makes it again."""
         wanted = CreateEngine(engine=engine_path(engine), engine_name=options.engine)

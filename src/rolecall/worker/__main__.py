@@ -1,12 +1,7 @@
-"""Cold start of a worker: `python -m rolecall.worker --control-fd N`, where N is an inherited socket to the guard."""
-
-import argparse
-import socket
+"""Cold start of a worker: `python -m rolecall.worker`, with an inherited socket to the guard."""
 
 from rolecall.worker.main import run
-
-parser = argparse.ArgumentParser(prog="rolecall.worker", description=__doc__)
-parser.add_argument("--control-fd", type=int, required=True, help="inherited socket to the guard")
+from rolecall.worker.serving import inherited_control
 
 if __name__ == "__main__":
-    run(socket.socket(fileno=parser.parse_args().control_fd))
+    run(inherited_control())

@@ -70,16 +70,29 @@ def _load_script(path: str) -> types.ModuleType:
     sys.modules[MAIN_NAME] = module
     spec.loader.exec_module(module)
     module.__name__, module.__spec__ = "__main__", None
-    _rename(vars(module))
+    _rename(vars(module), MAIN_NAME, "__main__")  # as they are called where the script was started
     return module
 
 
-def _rename(names: Mapping[str, Any]) -> None:
-    """Sets `__module__` of the script's classes and functions to `__main__`, as it is where the script was started."""
+def import_main_by_name() -> None:
+    """Makes the module that `python -m` runs importable by its name, so that it is not loaded a second time."""
+    main = sys.modules["__main__"]
+    if main.__spec__ is None:
+        return
+    name = main.__spec__.name
+    sys.modules[name] = main
+    _rename(vars(main), "__main__", name)
+    parent, _, child = name.rpartition(".")
+    if parent:
+        setattr(sys.modules[parent], child, main)
+
+
+def _rename(names: Mapping[str, Any], old: str, new: str) -> None:
+    """Sets `__module__` of the classes and functions of a module."""
     for value in names.values():
-        if isinstance(value, type | types.FunctionType) and value.__module__ == MAIN_NAME:
-            value.__module__ = "__main__"
-            _rename(vars(value))
+        if isinstance(value, type | types.FunctionType) and value.__module__ == old:
+            value.__module__ = new
+            _rename(vars(value), old, new)
 
 
 def load_engine_class(path: str) -> type:

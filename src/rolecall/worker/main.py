@@ -20,6 +20,7 @@ from rolecall.protocol.message import Message
 from rolecall.protocol.worker import CONFIGURE, SET_ENV, TASKS, WorkerConfig
 from rolecall.protocol.worker_methods import WorkerMethod
 from rolecall.tensors.binding import binding
+from rolecall.transport.http import AsgiRoute
 from rolecall.transport.link import Link
 from rolecall.transport.loop import new_loop
 from rolecall.transport.peer import Incoming, Peer
@@ -27,17 +28,29 @@ from rolecall.worker.loading import ControllerMain
 from rolecall.worker.node import WorkerNode
 
 
-def run(control: socket.socket) -> None:
-    """Serves until the guard closes the control channel. `control` is connected to the guard."""
+def run(control: socket.socket, app: AsgiRoute | None = None) -> None:
+    """Serves until the guard closes the control channel.
+
+    Args:
+        control: Connected to the guard.
+        app: Answers the HTTP requests that are not the worker's own.
+    """
     _prepare_signals()
     _prepare_logging()
+    streams: Any = (sys.stdout, sys.stderr)  # TextIOWrappers, as at every start
+    for stream in streams:
+        stream.reconfigure(line_buffering=True)
     loop = new_loop()
     asyncio.set_event_loop(loop)
+    process = _Process(loop, app)
     try:
-        loop.run_until_complete(_Process(loop).serve(control))
+        loop.run_until_complete(process.serve(control))
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+    if process.terminated:
+        loop.remove_signal_handler(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)  # its exit status names it
 
 
 def _prepare_signals() -> None:
@@ -60,32 +73,50 @@ def _prepare_logging() -> None:
 class _Process:
     """The worker's end of the control channel: takes the configuration and forwards requests to the guard."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    def __init__(self, loop: asyncio.AbstractEventLoop, app: AsgiRoute | None) -> None:
+        self._loop, self._app = loop, app
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.terminated = False
         self._node: WorkerNode | None = None
         self._stopped = asyncio.Event()
         self._guard = Peer("guard", loop=loop, handler=self, on_detached=lambda error: self._stopped.set())
 
     async def serve(self, control: socket.socket) -> None:
         self._guard.attach(Link(control, loop=self._loop))
+        if self._app is not None:
+            self._loop.add_signal_handler(signal.SIGTERM, self._terminate)
         await self._stopped.wait()
         if self._node is not None:
             await self._node.close()
+        if self._app is not None:
+            await self._app.close()
+
+    def _terminate(self) -> None:
+        """SIGTERM: an app has a shutdown of its own."""
+        self.terminated = True
+        self._stopped.set()
 
     def dispatch(self, incoming: Incoming) -> None:
+        task = self._loop.create_task(self._answer(incoming))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, incoming: Incoming) -> None:
         try:
             if incoming.method == CONFIGURE.name:
-                self._configure(incoming.message(CONFIGURE.request, "the guard"))
+                await self._configure(incoming.message(CONFIGURE.request, "the guard"))
             elif incoming.method == SET_ENV.name:
                 os.environ.update(incoming.message(SET_ENV.request, "the guard").env)
             incoming.finish(task_stacks(self._loop) if incoming.method == TASKS.name else None)
         except Exception as e:  # the guard gets the error, and reports why the worker is not ready
             incoming.fail(e)
 
-    def _configure(self, config: WorkerConfig) -> None:
+    async def _configure(self, config: WorkerConfig) -> None:
         _set_paths(config)
-        self._node = WorkerNode(config, self._loop, self._ask_guard)
+        self._node = WorkerNode(config, self._loop, self._ask_guard, self._app)
         binding.set(self._node.data)
+        if self._app is not None:
+            await self._app.start()
         self._node.start()
 
     async def _ask_guard(self, method: Method[Any, Any] | WorkerMethod, request: Message) -> Any:

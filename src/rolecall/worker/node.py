@@ -16,6 +16,7 @@ from rolecall.tensors.connections import Connections
 from rolecall.tensors.fetch import Fetcher
 from rolecall.tensors.service import DataService
 from rolecall.tensors.store import Store
+from rolecall.transport.http import AsgiRoute
 from rolecall.types import role_and_index
 from rolecall.worker.context import CurrentWorker, enter
 from rolecall.worker.engines import Engines
@@ -30,7 +31,13 @@ CACHE_BYTES = 1 << 30
 class WorkerNode:
     """Builds and owns the parts of a worker: engines, tensors, the engine host and its server."""
 
-    def __init__(self, config: WorkerConfig, loop: asyncio.AbstractEventLoop, ask_guard: AskGuard) -> None:
+    def __init__(
+        self,
+        config: WorkerConfig,
+        loop: asyncio.AbstractEventLoop,
+        ask_guard: AskGuard,
+        app: AsgiRoute | None = None,
+    ) -> None:
         self._config = config
         hello = {"kind": "worker", "name": config.worker_id}
         self._owners = Connections(config.token, loop=loop, hello=hello)
@@ -40,7 +47,7 @@ class WorkerNode:
         worker = _worker(config, loop, ask_guard)
         enter(self.data, worker)
         host = EngineHost(self._engines, self.data, ask_guard, loop, worker.seed)
-        self._server = WorkerServer(host, config.token, loop)
+        self._server = WorkerServer(host, config.token, loop, app)
 
     def start(self) -> None:
         """Listens."""

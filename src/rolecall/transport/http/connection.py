@@ -1,8 +1,9 @@
 """One connection that speaks HTTP, served by h11.
 
 Checks are made in this order: token, `Host` and `Origin`, route and method, size of the body, body. The token is looked
-for in the raw bytes of a request's head: without it nothing is parsed, and malformed requests are refused like
-well-formed ones. A connection that fails one of the first two checks is closed after the answer.
+for in the raw bytes of a request's head: without it nothing is parsed but requests for public paths, and malformed
+requests are refused like well-formed ones. A connection that fails one of the first two checks is closed after the
+answer.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ log = logging.getLogger("rolecall")
 
 _HEAD_ENDS = re.compile(rb"\n\r?\n")
 _SHOWN = re.compile(rb"^authorization:[ \t]*bearer[ \t]+(\S+)[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
+_TARGET = re.compile(rb"[A-Z]+ ([^ ?]+)")
 _TRIED = re.compile(rb"^authorization:", re.IGNORECASE | re.MULTILINE)
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\[\]:]*))(?::\d*)?")
 
@@ -45,6 +47,7 @@ class _Head(NamedTuple):
 
     is_head_request: bool
     token: str  # `right`, `wrong` or `missing`
+    path: str  # as it was sent
 
 
 class HttpConnection:
@@ -123,41 +126,47 @@ class HttpConnection:
     def _head_of(self, raw: bytes) -> _Head:
         right = any(self._token.matches(shown) for shown in _SHOWN.findall(raw))
         token = "right" if right else "wrong" if _TRIED.search(raw) else "missing"
-        return _Head(raw.startswith(b"HEAD "), token)
+        target = _TARGET.match(raw)
+        return _Head(raw.startswith(b"HEAD "), token, target[1].decode("latin-1") if target else "")
 
     async def _response(self, head: _Head) -> Response:
         try:
-            if head.token != "right":
+            known = head.token == "right"
+            if not (known or self._routes.is_public(head.path)):
                 raise HttpError(401, str(AuthenticationError(seen=head.token)))
             self._authenticated()
-            return await self._answered(self._checked(await self._next_event()))
+            return await self._answered(self._checked(await self._next_event(), known), known)
         except HttpError as e:
             return e.response()
         except h11.RemoteProtocolError as e:
             return HttpError(e.error_status_hint or 400, str(e)).response()
 
-    async def _answered(self, request: Request) -> Response:
-        route, max_body, params = self._routes.find(request.method, request.path)
+    async def _answered(self, request: Request, known: bool) -> Response:
+        route, max_body, params = self._routes.find(request.method, request.path, known=known)
         async with asyncio.timeout(BODY_S):
             body = await self._body(request, max_body)
         self._loop.add_reader(self._sock.fileno(), self._readable)  # tells of a disconnect
         return await self._handled(route, replace(request, body=body, params=params, disconnect=self._disconnect))
 
-    def _checked(self, head: Any) -> Request:
-        """The request, after its host, origin and parsed token were checked."""
+    def _checked(self, head: Any, known: bool) -> Request:
+        """The request, after its host, origin and, of one that has shown the token, the parsed token were checked."""
         if not isinstance(head, h11.Request):
             raise RPCConnectionError("the client", "it closed the connection before the request was complete")
-        headers = {name.decode(): value.decode("latin-1") for name, value in head.headers}
-        scheme, _, secret = headers.pop("authorization", "").partition(" ")  # removed, so that no route sees it
-        if scheme.lower() != "bearer" or not self._token.matches(secret.strip().encode("latin-1")):
-            raise HttpError(401, str(AuthenticationError(seen="wrong")))
+        raw_headers = list(head.headers)
+        headers = {name.decode(): value.decode("latin-1") for name, value in raw_headers}
+        if known:
+            scheme, _, secret = headers.pop("authorization", "").partition(" ")  # removed, so that no route sees it
+            if scheme.lower() != "bearer" or not self._token.matches(secret.strip().encode("latin-1")):
+                raise HttpError(401, str(AuthenticationError(seen="wrong")))
+            raw_headers = [(name, value) for name, value in raw_headers if name != b"authorization"]
         host = _hostname(headers.get("host", ""))
         if host not in self._hosts and not (self._unix and not host):
             raise HttpError(403, f"foreign Host {host!r}; use the address that this server listens on")
         if "origin" in headers:
             raise HttpError(403, f"requests from web pages are refused (Origin {headers['origin']!r})")
         target = _split(head.target.decode("latin-1"))
-        return Request(head.method.decode(), target.path, dict(parse_qsl(target.query)), headers)
+        query = dict(parse_qsl(target.query))
+        return Request(head.method.decode(), target.path, query, headers, head.target, raw_headers)
 
     async def _body(self, request: Request, max_body: int) -> bytes:
         announced = int(request.headers.get("content-length", 0))  # h11 has made sure that it is a number
@@ -194,7 +203,8 @@ class HttpConnection:
             headers["content-length"] = str(len(response.body))
         if ends:
             headers["connection"] = "close"
-        head = h11.Response(status_code=response.status, headers=list(headers.items()))
+        plain = [(name.encode(), value.encode()) for name, value in headers.items()]
+        head = h11.Response(status_code=response.status, headers=[*plain, *response.raw_headers])
         if without_body:
             await self._send_events(head)
         elif response.chunks is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,12 +46,19 @@ class Disconnect:
 
 @dataclass(frozen=True)
 class Request:
-    """One request. Header names are in lower case; of repeated headers the last counts; `authorization` is removed."""
+    """One request. Header names are in lower case; of repeated headers the last counts; the run's token is removed.
+
+    Attributes:
+        target: Path and query as they were sent.
+        raw_headers: All headers, as they were sent.
+    """
 
     method: str
     path: str
     query: dict[str, str] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
+    target: bytes = b""
+    raw_headers: Sequence[tuple[bytes, bytes]] = ()
     body: bytes = b""
     params: dict[str, str] = field(default_factory=dict)
     disconnect: Disconnect = field(default_factory=Disconnect, compare=False)
@@ -73,12 +80,14 @@ class Response:
     """One response; see also `json_response`.
 
     Attributes:
+        raw_headers: Further headers, repeated ones too.
         chunks: The parts of a streamed body, instead of `body`.
     """
 
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
+    raw_headers: Sequence[tuple[bytes, bytes]] = ()
     chunks: AsyncGenerator[bytes, None] | None = None
 
     def json(self) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from urllib.parse import unquote
 
+from rolecall.errors import AuthenticationError
+from rolecall.transport.http.asgi import AsgiRoute
 from rolecall.transport.http.messages import HttpError, Request, Response
 
 MAX_BODY = 64 << 20
@@ -13,9 +15,14 @@ Route = Callable[[Request], Awaitable[Response]]
 
 
 class Routes:
-    """Functions by method and path. A path's part `{name}` matches anything and becomes a parameter."""
+    """Functions by method and path. A path's part `{name}` matches anything and becomes a parameter.
 
-    def __init__(self) -> None:
+    Args:
+        app: Answers what has no route.
+    """
+
+    def __init__(self, app: AsgiRoute | None = None) -> None:
+        self._app = app
         self._routes: dict[tuple[str, ...], dict[str, tuple[Route, int]]] = {}
 
     def add(self, method: str, path: str, fn: Route, *, max_body: int = MAX_BODY) -> None:
@@ -23,12 +30,23 @@ class Routes:
         methods = self._routes.setdefault(tuple(path.strip("/").split("/")), {})
         methods[method.upper()] = fn, max_body
 
-    def find(self, method: str, path: str) -> tuple[Route, int, dict[str, str]]:
+    def is_public(self, path: str) -> bool:
+        """Whether the app answers requests for a path that do not show the token."""
+        return self._app is not None and self._app.is_public(path)
+
+    def find(self, method: str, path: str, *, known: bool = True) -> tuple[Route, int, dict[str, str]]:
         """The function, its body limit and the path's parameters.
 
+        Args:
+            known: The request has shown the token; others get to the app alone.
+
         Raises:
-            HttpError: 404 or 405.
+            HttpError: 404 or 405; 401 for what is not public.
         """
+        if not known:
+            if self._app is None or not self._app.is_public(path):
+                raise HttpError(401, str(AuthenticationError()))
+            return self._app, MAX_BODY, {}
         parts = tuple(path.strip("/").split("/"))
         for pattern in (parts, *self._routes):
             params = _matched(pattern, parts) if pattern in self._routes else None
@@ -39,6 +57,8 @@ class Routes:
                 allowed = ", ".join(sorted(methods))
                 raise HttpError(405, f"{path} does not take {method} (it takes {allowed})", allow=sorted(methods))
             return *methods[method], params
+        if self._app is not None:
+            return self._app, MAX_BODY, {}
         raise HttpError(404, f"no route {path}")
 
 

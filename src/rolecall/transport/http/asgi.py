@@ -1,0 +1,175 @@
+"""Answers HTTP requests with an ASGI application (version 3). It knows nothing of sockets and workers.
+
+The body of a request is read before the application is called. A response is passed on as it comes, a few parts ahead
+of a slow client. An application learns of a client that is gone by `http.disconnect`, and by an OSError of `send`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping, Sequence
+from typing import Any
+from urllib.parse import unquote
+
+from rolecall.errors import WorkerConfigurationError
+from rolecall.transport.http.messages import Request, Response
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Message, Receive, Send], Awaitable[None]]
+
+WINDOW = 16  # parts of a response that a slow client has not taken yet
+ASGI = {"version": "3.0", "spec_version": "2.3"}
+
+
+class AsgiRoute:
+    """A route that calls an ASGI application. All methods on the loop's thread.
+
+    Args:
+        public: Paths that need no token: those named, and those below a name that ends with `/`.
+    """
+
+    def __init__(self, app: Application, public: Sequence[str] = ()) -> None:
+        self._app = app
+        self._paths = {path for path in public if not path.endswith("/")}
+        self._folders = tuple(path for path in public if path.endswith("/"))
+        self._state: dict[str, Any] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._lifespan: _Lifespan | None = None
+
+    def is_public(self, path: str) -> bool:
+        """Whether a request for a path as it was sent needs no token."""
+        return (path in self._paths or path.startswith(self._folders)) and ".." not in unquote(path).split("/")
+
+    async def start(self) -> None:
+        """Runs the application's startup, where it has one.
+
+        Raises:
+            WorkerConfigurationError: It failed.
+        """
+        lifespan = _Lifespan(self._app, self._state)
+        if await lifespan.ask("startup"):
+            self._lifespan = lifespan
+
+    async def close(self) -> None:
+        """Ends the requests under way and runs the application's shutdown. May be called twice."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        lifespan, self._lifespan = self._lifespan, None
+        if lifespan is not None:
+            await lifespan.ask("shutdown")
+
+    async def __call__(self, request: Request) -> Response:
+        exchange = _Exchange(request)
+        task = asyncio.ensure_future(self._run(request, exchange))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(exchange.ended)
+        try:
+            return await exchange.response
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+
+    async def _run(self, request: Request, exchange: _Exchange) -> None:
+        path, _, query = request.target.partition(b"?")
+        scope = {
+            "type": "http",
+            "asgi": ASGI,
+            "http_version": "1.1",
+            "method": request.method,
+            "scheme": "http",
+            "path": unquote(request.path),
+            "raw_path": path,
+            "query_string": query,
+            "root_path": "",
+            "headers": request.raw_headers,
+            "client": None,
+            "server": None,
+            "state": dict(self._state),
+        }
+        await self._app(scope, exchange.receive, exchange.send)
+
+
+class _Exchange:
+    """One request and its response, between a connection and the application's task."""
+
+    def __init__(self, request: Request) -> None:
+        self._request, self._unread = request, True
+        self._over = asyncio.Event()  # the response is complete, or nobody waits for it
+        self._parts: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue()
+        self._room = asyncio.Semaphore(WINDOW)
+        self.response: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+        request.disconnect.add_callback(self._disconnected)
+
+    async def receive(self) -> Message:
+        if self._unread:
+            self._unread = False
+            return {"type": "http.request", "body": self._request.body, "more_body": False}
+        await self._over.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = [(bytes(name), bytes(value)) for name, value in message.get("headers", ())]
+            self.response.set_result(Response(message["status"], raw_headers=headers, chunks=self._chunks()))
+            return
+        if (body := message.get("body", b"")) and self._request.method != "HEAD":
+            await self._room.acquire()
+            if self._request.disconnect.happened:
+                raise ConnectionResetError("the client has closed the connection")
+            self._parts.put_nowait(bytes(body))
+        if not message.get("more_body", False):
+            self._end(None)
+
+    def ended(self, task: asyncio.Task[None]) -> None:
+        """The application has ended."""
+        error = None if task.cancelled() else task.exception()
+        if not self.response.done():
+            if self._request.disconnect.happened:
+                self.response.set_result(Response(499))
+            else:
+                self.response.set_exception(error or RuntimeError("the application ended without a response"))
+        elif not self._over.is_set():
+            self._end(error or RuntimeError("the application ended in the middle of its response"))
+
+    def _disconnected(self) -> None:
+        self._room.release()  # wakes an application that waits for the client
+        self._end(None)
+
+    def _end(self, error: BaseException | None) -> None:
+        self._over.set()
+        self._parts.put_nowait(error)
+
+    async def _chunks(self) -> AsyncGenerator[bytes, None]:
+        while (part := await self._parts.get()) is not None:
+            if isinstance(part, BaseException):
+                raise part
+            yield part
+            self._room.release()
+
+
+class _Lifespan:
+    """The application's task for its startup and shutdown, and what it is asked and answers."""
+
+    def __init__(self, app: Application, state: dict[str, Any]) -> None:
+        self._asked: asyncio.Queue[Message] = asyncio.Queue()
+        self._answered: asyncio.Queue[Message] = asyncio.Queue()
+        scope = {"type": "lifespan", "asgi": ASGI, "state": state}
+        self._task = asyncio.ensure_future(app(scope, self._asked.get, self._answered.put))
+
+    async def ask(self, phase: str) -> bool:
+        """Asks for a phase; False when the application does not know of it."""
+        self._asked.put_nowait({"type": f"lifespan.{phase}"})
+        answered = asyncio.ensure_future(self._answered.get())
+        await asyncio.wait({answered, self._task}, return_when=asyncio.FIRST_COMPLETED)
+        if not answered.done():  # an application without a lifespan raises, or returns
+            answered.cancel()
+            return self._task.exception() is None and phase == "shutdown"
+        message = answered.result()
+        if message["type"].endswith(".failed"):
+            raise WorkerConfigurationError(f"the app's {phase} failed", message.get("message") or None)
+        return True

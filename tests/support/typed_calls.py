@@ -1,0 +1,87 @@
+"""What type checkers know of calls. `assert_type` says what is right; a line that is wrong has a `type: ignore`, and a
+test checks with mypy and pyright that each of them is needed. The right ones run, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING, assert_type
+
+from rolecall import Role, RoleWorker, Scheduler
+
+
+class Trainer:
+    def __init__(self, rate: float, *, steps: int = 0) -> None:
+        self.rate, self.steps = rate, steps
+
+    def train(self, amount: int) -> float:
+        self.steps += 1
+        return self.rate * amount
+
+    async def fetch(self, x: int, *, twice: bool = False) -> int:
+        return 2 * x if twice else x
+
+    def tokens(self, n: int) -> Iterator[str]:
+        yield from map(str, range(n))
+
+    async def atokens(self, n: int) -> AsyncIterator[str]:
+        for i in range(n):
+            yield str(i)
+
+
+def of_a_role(actors: Role) -> None:
+    """Results are lists, one for each worker."""
+    actors.create_engine(Trainer, 0.5, steps=1)
+    both = [1.5] * len(actors)
+    assert assert_type(actors.call(Trainer.train, 3), list[float]) == both
+    assert assert_type(actors.call(Trainer.train, amount=3), list[float]) == both
+    assert assert_type(actors.call(Trainer.fetch, 3, twice=True), list[int]) == [6] * len(actors)
+    assert actors.map(Trainer.train, [(3,)] * len(actors)) == both
+    assert [done.result() for done in actors.as_completed(Trainer.train, [(3,)])] == [1.5]
+    assert [call.result() for call in actors.submit(Trainer.train, 3)] == both
+    assert asyncio.run(_awaited(actors)) == both
+
+
+async def _awaited(actors: Role) -> list[float]:
+    assert assert_type(await actors.acall(Trainer.fetch, 3), list[int]) == [3] * len(actors)
+    return assert_type(await actors.acall(Trainer.train, 3), list[float])
+
+
+def of_one_worker(actor: RoleWorker) -> None:
+    """Results are what the methods return."""
+    assert assert_type(actor.call(Trainer.train, 3), float) == 1.5
+    assert assert_type(actor.call(Trainer.fetch, 3), int) == 3
+    assert list(assert_type(actor.stream(Trainer.tokens, 2), Iterator[str])) == ["0", "1"]
+    assert list(assert_type(actor.stream(Trainer.atokens, 2), Iterator[str])) == ["0", "1"]
+    trainer = assert_type(actor.engine(Trainer), Trainer)
+    assert assert_type(trainer.train(3), float) == 1.5
+    assert list(trainer.tokens(2)) == ["0", "1"]
+    asyncio.run(_of_one_worker(actor))
+
+
+async def _of_one_worker(actor: RoleWorker) -> None:
+    trainer = actor.engine(Trainer)
+    assert assert_type(await trainer.fetch(3, twice=True), int) == 6
+    assert assert_type(await actor.acall(Trainer.fetch, 3), int) == 3
+    assert [token async for token in trainer.atokens(2)] == ["0", "1"]
+    assert [token async for token in actor.astream(Trainer.tokens, 2)] == ["0", "1"]
+
+
+if TYPE_CHECKING:
+
+    def wrong(s: Scheduler, actors: Role) -> None:
+        actors.create_engine(Trainer, "0.5")  # type: ignore[call-overload]
+        actors.create_engine(Trainer)  # type: ignore[call-overload]
+        actors.call(Trainer.train, "3")  # type: ignore[call-overload]
+        actors.call(Trainer.train)  # type: ignore[call-overload]
+        actors.call(Trainer.fetch, 3, thrice=True)  # type: ignore[call-arg]
+        actors[0].call(Trainer.train, "3")  # type: ignore[call-overload]
+        actors[0].stream(Trainer.tokens, "3")  # type: ignore[call-overload]
+        actors[0].stream(Trainer.train, 3)  # type: ignore[call-overload]
+        actors[0].engine(Trainer).train("3")  # type: ignore[arg-type]
+        actors[0].engine(Trainer).trian(3)  # type: ignore[attr-defined]
+        actors.train(3)  # type: ignore[attr-defined]
+        s.start("a", replica=2)  # type: ignore[call-arg]
+        number: int = actors[0].call(Trainer.train, 3)  # type: ignore[assignment]
+        print(number)
