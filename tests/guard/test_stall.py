@@ -116,19 +116,20 @@ def test_a_worker_in_which_nothing_moves_is_suspected_with_stacks(make_rig: Call
 @pytest.mark.slow("waits for the silence's time")
 def test_a_program_that_does_not_answer_its_health_is_told(make_rig: Callable[..., Rig]) -> None:
     """Where its loop hangs, `stalled` and then `resumed` are told. It had its seed and its variables over HTTP."""
-    rig = make_rig(silence_s=4.0, seed=7)
+    rig = make_rig(silence_s=3.0, seed=7)
     argv = ["{python}", "-m", "tests.support.sample_program", *ARGUMENTS]
     (program,) = rig.start({"worker_id": "p/2", "argv": argv, "ready": {"http": "/health", "worker": True}})
     assert (program["ok"], program["socket"], program["warning"]) == (True, "", "")
     url = f"http://{program['ip']}:{program['ports'][0]}"
     with urllib.request.urlopen(f"{url}/told", timeout=5) as answer:
         assert json.loads(answer.read())["configured"] == {"config": {"seed": 7}, "role": "p", "rank": 2}
-    hang = json.dumps({"method": "hang", "args": [8], "kwargs": {}}).encode()
+    hang, wake = (json.dumps({"method": name, "args": [], "kwargs": {}}).encode() for name in ("hang", "wake"))
     urllib.request.urlopen(f"{url}/create_engine", b'{"init_args": [], "init_kwargs": {}}', timeout=5)
     urllib.request.urlopen(f"{url}/call", hang, timeout=5)
     event = rig.event("stalled", timeout=30)
     assert (event["worker"], event["kind"]) == ("p/2", "suspected")
     assert "no answer for" in event["reason"] and "sample_program" in event["stacks"]
+    urllib.request.urlopen(f"{url}/call", wake, timeout=5)
     assert rig.event("resumed", timeout=30) == {"worker": "p/2"}
 
 

@@ -34,10 +34,12 @@ class Engine:
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
 
-    def hang(self, seconds: float) -> None:
-        """Answers no health for so long."""
+    def hang(self) -> None:
+        """Answers no health until `wake`."""
         AWAKE.clear()
-        threading.Timer(seconds, AWAKE.set).start()
+
+    def wake(self) -> None:
+        AWAKE.set()
 
     def leave(self, code: int) -> None:
         os._exit(code)

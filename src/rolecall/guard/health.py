@@ -7,7 +7,7 @@ from typing import Any
 from rolecall.guard.readiness import answers
 from rolecall.guard.table import Record, State
 
-PAUSE_S = 3.0  # between two questions to one program
+PAUSE_S = 2.0  # between two questions to one program
 ANSWER_S = 10.0
 
 

@@ -52,7 +52,7 @@ class GuardConfig(CarriesToken, frozen=True, kw_only=True):
     controller_start: int = 0
     starter_pid: int = 0
     stall_s: float = 120.0
-    silence_s: float = 10.0
+    silence_s: float = 8.0
     notices: bool = False
     tensor_backend: str = "shm"
     python: str = ""
