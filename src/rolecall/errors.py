@@ -72,10 +72,6 @@ def describe_exit(exit_code: int | None = None, signal: int | None = None) -> st
     return f"exit code {exit_code}" if exit_code is not None else "ended"
 
 
-def _tail(log_tail: str) -> str:
-    return "\n--- last lines of its log ---\n" + log_tail.rstrip() if log_tail.strip() else ""
-
-
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(names) or "none"
 
@@ -121,10 +117,14 @@ class WorkerConfigurationError(SchedulerError):
 class WorkerFailedError(SchedulerError):
     """A worker died. Its pending calls fail with this error at once.
 
+    The last lines of its log are logged once, by the controller, and are not repeated in the message.
+
     Attributes:
         exit_code: Exit status, or None when it was killed or the status is unknown.
         signal: Number of the signal that killed it, or None.
+        log_tail: The end of its log, up to 4 KiB.
         reason: More about the cause where it is known, for instance `out of memory: 31.8 of 32 GiB`.
+        stopped_by: Who stopped its run from outside, or "".
     """
 
     def __init__(
@@ -138,25 +138,24 @@ class WorkerFailedError(SchedulerError):
         pid: int | None = None,
         reason: str = "",
         log_path: str = "",
+        stopped_by: str = "",
     ) -> None:
         self.worker_id, self.exit_code, self.signal, self.log_tail = worker_id, exit_code, signal, log_tail
-        self.host, self.pid, self.reason, self.log_path = host, pid, reason, log_path
-        super().__init__(self._sentence())
+        self.host, self.pid, self.reason, self.log_path, self.stopped_by = host, pid, reason, log_path, stopped_by
+        place = f" (pid {pid} on {host or 'this host'})" if pid else ""
+        super().__init__(f"worker {worker_id}{place} {self._how()}")
+
+    def _how(self) -> str:
+        why = f" ({self.reason})" if self.reason else ""
+        died = f"died: {describe_exit(self.exit_code, self.signal)}{why}"
+        how = f"was stopped by {self.stopped_by}" if self.stopped_by else died
+        return f"{how}; log: {self.log_path}" if self.log_path else how
 
     @property
-    def summary(self) -> str:
-        """The message without the log's last lines."""
-        how = describe_exit(self.exit_code, self.signal)
-        why = f" ({self.reason})" if self.reason else ""
-        log = f"; log: {self.log_path}" if self.log_path else ""
-        return f"{self._name()} died: {how}{why}{log}"
-
-    def _name(self) -> str:
-        place = f" (pid {self.pid} on {self.host or 'this host'})" if self.pid else ""
-        return f"worker {self.worker_id}{place}"
-
-    def _sentence(self) -> str:
-        return f"{self.summary}{_tail(self.log_tail)}"
+    def report(self) -> str:
+        """The message with the last ten lines of its log, unless it was stopped."""
+        lines = [] if self.stopped_by else self.log_tail.rstrip().splitlines()[-10:]
+        return "\n".join([str(self), *(["--- last lines of its log ---"] if lines else []), *lines])
 
 
 class WorkerStalledError(WorkerFailedError):
@@ -172,12 +171,13 @@ class WorkerStalledError(WorkerFailedError):
         self.stacks = stacks
         super().__init__(worker_id, host=host, pid=pid, reason=reason)
 
-    @property
-    def summary(self) -> str:
-        return f"{self._name()} makes no progress: {self.reason}"
+    def _how(self) -> str:
+        return f"makes no progress: {self.reason}"
 
-    def _sentence(self) -> str:
-        return self.summary + (f"\n--- stacks ---\n{self.stacks.rstrip()}" if self.stacks else "")
+    @property
+    def report(self) -> str:
+        """The message with the stacks."""
+        return f"{self}\n--- stacks ---\n{self.stacks.rstrip()}" if self.stacks else str(self)
 
 
 class WorkerNotFoundError(SchedulerError):

@@ -175,6 +175,17 @@ def test_a_fileroot_that_others_can_write_is_an_error(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_fileroot_that_nobody_can_write_is_an_error(tmp_path: Path) -> None:
+    """It is tried, where a run would make its directories: not even root can make any in /sys."""
+    for root in (Path("/sys/home/.rolecall"), tmp_path / "file" / ".rolecall"):
+        (tmp_path / "file").touch()
+        _, found = check_paths(root)
+        assert found.severity is Severity.ERROR and found.seen.startswith(f"a run cannot write in {root}: ")
+        assert "fileroot=" in found.advice
+    _, found = check_paths(tmp_path / "home" / ".rolecall")
+    assert found.severity is Severity.OK and [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_devices_are_seen_and_missing_ones_are_told(tmp_path: Path) -> None:
     """A variable that names a device that is not there is a warning."""
     assert severities(list(check_devices(tmp_path, {}))) == {Severity.INFO}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -27,6 +28,19 @@ def test_an_empty_fileroot_is_one_clear_line(cli: CommandLine) -> None:
     assert done.returncode == 2 and not done.stdout
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("rolecall: no run under") and "--fileroot" in line
+
+
+def test_a_run_that_may_not_be_read_is_one_clear_line(cli: CommandLine) -> None:
+    """Where it is asked for by its name; among others it is passed over."""
+    for trial in ("open", "closed"):
+        (cli.fileroot / "e" / trial).mkdir(parents=True)
+        (cli.fileroot / "e" / trial / ".lock").touch()
+    (cli.fileroot / "e" / "closed").chmod(0)
+    powerless = ["setpriv", "--bounding-set=-all"] if os.getuid() == 0 else []  # root may read all
+    for arguments, status, said in (("ps",), 0, "e/open"), (("logs", "--run", "e/closed"), 2, "another --fileroot"):
+        argv = [*powerless, *cli.argv(*arguments)]
+        done = subprocess.run(argv, env=environment(), capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, len(done.stderr.splitlines())) == (status, 1) and said in done.stderr, done.stderr
 
 
 def test_a_wrong_option_is_status_2(cli: CommandLine) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Callable
@@ -20,14 +21,17 @@ Leftover = Callable[[str], subprocess.Popen[bytes]]
 def test_stop_ends_everything_of_a_living_run_and_leaves_its_controller(
     cli: CommandLine, controller: Controller
 ) -> None:
-    """Guards and workers are gone when it returns; the controller, which is the user's own, gets a typed error."""
+    """Guards and workers are gone when it returns; the controller, which is the user's own, is told who did it."""
     pids = [controller.guard_pid(), controller.worker_pid("actor/0"), controller.worker_pid("sidecar/1")]
     report = cli.json("stop", "--run", "cli/t0", "--yes")
     assert report["clean"] and not report["survivors"] and report["controller_pid"] == controller.process.pid
     assert {int(item.split()[0]) for item in report["ended"]} >= set(pids)
     assert "ended 4 worker(s)" in report["guards"]["g0"]
     assert controller.process.poll() is None
-    assert controller.ask("say hello").startswith("WorkerFailedError")
+    error = controller.ask("say hello")
+    assert re.fullmatch(r"WorkerFailedError: worker actor/0 \(.*\) was stopped by `rolecall stop`, process .*", error)
+    refused = "WorkerConfigurationError: the run cli/t0 was stopped by `rolecall stop`, process "
+    assert controller.ask("role later").startswith(refused)
 
 
 def test_stop_ends_a_run_whose_controller_was_killed_and_whose_guard_is_stuck(

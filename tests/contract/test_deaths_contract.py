@@ -10,6 +10,7 @@ from rolecall import Role, Scheduler
 from rolecall.errors import EngineNotFoundError, RPCConnectionError, WorkerFailedError, WorkerNotFoundError
 from tests.support import calling_engines
 from tests.support.schedulers_under_test import BACKENDS, each
+from tests.support.waiting import wait_for
 
 
 @pytest.fixture(scope="module", params=each([name for name, backend in BACKENDS.items() if backend.own_processes]))
@@ -37,6 +38,20 @@ def test_a_role_goes_on_with_its_living_workers(role: Role) -> None:
     assert isinstance(dead, WorkerFailedError)
     assert [state.state for state in role.inspect()] == ["running", "failed", "running"]
     assert [w.id for w in role[::2].workers] == ["actor/0", "actor/2"]
+
+
+def test_the_end_of_a_dead_workers_log_is_told_once(role: Role, caplog: pytest.LogCaptureFixture) -> None:
+    """Ten lines, in the controller's log; each error has the end of the log as an attribute."""
+    role[1].call("say", [f"line {i}" for i in range(20)])
+    pending = [role[1].submit("forever") for _ in range(3)]
+    with pytest.raises(WorkerFailedError):
+        role[1].call("die")
+    errors = [call.exception() for call in pending]
+    assert all(isinstance(e, WorkerFailedError) and "line 19" in e.log_tail and "line 19" not in str(e) for e in errors)
+    wait_for(lambda: "line 19" in caplog.text, 10, "report of the death")
+    assert [line for line in caplog.text.splitlines() if line.startswith("line")] == [
+        f"line {i}" for i in range(10, 20)
+    ]
 
 
 def test_as_completed_survives_a_death(role: Role) -> None:

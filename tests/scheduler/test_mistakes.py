@@ -105,6 +105,16 @@ def test_time_limits_with_which_nothing_would_ever_end_are_refused(limit: dict[s
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_home_that_cannot_be_written_names_the_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even root can make a directory in /sys."""
+    monkeypatch.setenv("HOME", "/sys")
+    with pytest.raises(WorkerConfigurationError, match=r"cannot be written in /sys/.rolecall/e/t: .*; pass fileroot="):
+        LocalScheduler(experiment="e", trial="t")
+    (tmp_path / "e").touch()
+    with pytest.raises(WorkerConfigurationError, match="pass fileroot="):
+        LocalScheduler(experiment="e", fileroot=tmp_path)
+
+
 def test_a_scheduler_after_its_block_says_so(tmp_path: Path) -> None:
     """Using a scheduler or role after the `with` block fails with that reason."""
     with LocalScheduler(experiment="mistakes", trial="ended", fileroot=tmp_path, preload=[]) as s:

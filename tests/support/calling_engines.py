@@ -29,6 +29,9 @@ class Calling:
         if not self._willing:
             raise ValueError("not yet")
 
+    def say(self, lines: list[str]) -> None:
+        print(*lines, sep="\n", flush=True)
+
     def die(self) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -35,7 +35,7 @@ def doctor(
     """Checks this machine for what makes runs fail, and says for each finding what to do.
 
     It checks left-over processes and files, ports, /dev/shm, limits, permissions, devices, versions and clusters. It
-    changes nothing. The exit status is 1 if there are errors.
+    changes nothing (it makes a directory where a run would, and removes it). The exit status is 1 if there are errors.
 
     Example: rolecall doctor --brief
     """

@@ -5,11 +5,13 @@ It signals only processes of this user that bear the run's id, and has backends 
 
 from __future__ import annotations
 
+import getpass
 import os
 import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from rolecall.cli.client import NoAnswerError
@@ -20,6 +22,7 @@ from rolecall.guard.proc import send
 from rolecall.guard.sweep import REAPER_NAME, RunProcess, run_processes
 from rolecall.placement.outside import Removal, is_private
 from rolecall.placement.registry import PLACEMENTS
+from rolecall.scheduler.run import STOPPED
 
 KILL_MARGIN_S = 15.0  # beyond the grace: SIGKILL, and seeing everything dead
 LEAVE_S = 3.0  # a guard that was asked, or a reaper whose guard was killed, is gone in milliseconds
@@ -69,6 +72,7 @@ def end_run(run: SelectedRun, grace_s: float) -> Ending:
         seen.update({item.process: item for item in found})
         return found
 
+    _say_who(run)
     left()
     ending.guards, all_answered = _ask_guards(run, grace_s)
     if all_answered:
@@ -93,6 +97,14 @@ def end_run(run: SelectedRun, grace_s: float) -> Ending:
         for placement in PLACEMENTS.values():
             placement.clean(run.run_id)
     return ending
+
+
+def _say_who(run: SelectedRun) -> None:
+    """Tells the controller, if there is one, what its workers will die of, and to start no others."""
+    if run.directory is not None and not run.state.controller.ended:
+        with suppress(OSError):  # a file system that is full, for instance
+            who = f"`rolecall stop`, process {os.getpid()} of {getpass.getuser()} on {os.uname().nodename}"
+            (run.directory.path / STOPPED).write_text(who)
 
 
 def _ask_guards(run: SelectedRun, grace_s: float) -> tuple[dict[str, str], bool]:

@@ -33,6 +33,9 @@ class Commands(TyperGroup):
         except RolecallError as e:
             remark(str(e))
             raise typer.Exit(ERROR) from e
+        except PermissionError as e:  # another user's run, mostly
+            remark(f"{e.filename}: {e.strerror}; ask as the user of the run, or pass another --fileroot")
+            raise typer.Exit(ERROR) from e
         except KeyboardInterrupt as e:
             raise typer.Exit(INTERRUPTED) from e
         except BrokenPipeError as e:  # the reader (`| head`) has closed the pipe

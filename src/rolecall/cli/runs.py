@@ -62,7 +62,7 @@ def find_runs(fileroot: Path, *, elsewhere: bool = True) -> list[RunDir]:
     """All runs under a fileroot, newest first; with `elsewhere` also the user's others that run on this host."""
     paths = {p.parent for name in (".lock", "state.json") for p in fileroot.glob(f"*/*/{name}")}
     paths |= set(_run_directories().values()) if elsewhere else set()
-    runs = [run for run in map(RunDir, paths) if run.exists()]
+    runs = [run for run in map(RunDir, paths) if run.changed()]  # not those that this user may not look into
     return sorted(runs, key=RunDir.changed, reverse=True)
 
 

@@ -17,6 +17,8 @@ from rolecall.protocol.message import to_json
 from rolecall.protocol.state import RunState
 from rolecall.types import check_name
 
+STOPPED = "stopped"  # file of the run directory, in which `rolecall stop` says who it is
+
 
 class Run:
     """The run's directory (logs, state; stays) and its private runtime directory (sockets, token; goes).
@@ -50,13 +52,14 @@ class Run:
         """Makes both directories.
 
         Raises:
-            WorkerConfigurationError: Another living run has this experiment and trial.
+            WorkerConfigurationError: Another living run has this experiment and trial; or nothing can be written there.
         """
-        if not self._named:
-            self._choose_trial()
-        for part in ("logs", "stacks"):
-            (self.run_dir / part).mkdir(parents=True, exist_ok=True)
-        self._take_lock()
+        try:
+            self._make_run_dir()
+        except OSError as e:
+            what = f"files of a run cannot be written in {self.run_dir}"
+            advice = "pass fileroot=, a directory that this user can write to"
+            raise WorkerConfigurationError(what, e.strerror, advice) from e
         _make_private(self.runtime_dir.parent)
         self.runtime_dir.mkdir(mode=0o700)
         _write_private(self.runtime_dir / "run", str(self.run_dir))  # the command line need not know the fileroot
@@ -83,6 +86,20 @@ class Run:
             what = f"the run {self.experiment}/{self.trial} has ended"
             raise WorkerConfigurationError(what, None, "use a scheduler and its roles inside the `with` block")
 
+    def check_startable(self) -> None:
+        """Raises WorkerConfigurationError where nothing can be started any more."""
+        self.check_usable()
+        if by := self.stopped_by():
+            what = f"the run {self.experiment}/{self.trial} was stopped by {by}"
+            raise WorkerConfigurationError(what, None, "end this scheduler and make another one")
+
+    def stopped_by(self) -> str:
+        """Who stopped the run from outside, as its file says; or ""."""
+        try:
+            return (self.run_dir / STOPPED).read_text()
+        except OSError:
+            return ""
+
     def write_state(self, state: RunState) -> None:
         """Replaces `state.json`, whole or not at all. One writer at a time."""
         fresh = self.run_dir / "state.json.new"
@@ -95,6 +112,14 @@ class Run:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+    def _make_run_dir(self) -> None:
+        if not self._named:
+            self._choose_trial()
+        for part in ("logs", "stacks"):
+            (self.run_dir / part).mkdir(parents=True, exist_ok=True)
+        self._take_lock()
+        (self.run_dir / STOPPED).unlink(missing_ok=True)
 
     def _choose_trial(self) -> None:
         """A time is no name: two runs may begin in the same second, and clocks are set back."""

@@ -168,7 +168,7 @@ class Scheduler:
             GPUAllocationError: More devices than are free.
             PortAllocationError: More ports than are free.
         """
-        self._run.check_usable()
+        self._run.check_startable()
         return self._life.create(job)
 
     def get_workers(self, role: str, timeout: float | None = None) -> list[Worker]:
@@ -208,7 +208,7 @@ class Scheduler:
             WorkerNotFoundError: No such target; names the roles there are.
             WorkerCreationError: The role exists, or a worker failed; the others are dead and their ports free.
         """
-        self._run.check_usable()
+        self._run.check_startable()
         check_name("role", role)
         target = self._table.role(target_role)
         specs = [SchedulingSpec(cmd=command, ready=ready, env_vars=dict(env or {}))] * len(target.members)
@@ -324,7 +324,7 @@ class Scheduler:
             WorkerCreationError: It could not be started, or its guard is lost. The worker is dead then.
             EngineCreationError: An engine's constructor raised. The worker lives, without that engine.
         """
-        self._run.check_usable()
+        self._run.check_startable()
         self._life.restart(worker_id, self._grace_s, engines=engines)
 
     @property

@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -42,14 +43,14 @@ class Supervision:
 
     def on_event(self, guard: GuardProxy, event: events.Event) -> None:
         match event:
-            case events.Exited(signal=by) if guard.explain is not None and by in ENDING_SIGNALS:
+            case events.Exited(signal=by) if guard.explain and by in ENDING_SIGNALS and not self._run.stopped_by():
                 by_manager = by == signal.SIGTERM  # likely, and then it says so in a moment
                 told = lambda cause: self._exited(event, cause)  # noqa: E731
                 return guard.explain(guard, told, patient=by_manager, limit_s=EXPLAIN_S)
             case events.Exited():
                 return self._exited(event)
             case events.GuardLost():
-                self._fail(self._table.members_of(guard), lambda member: _lost_with(guard, member))
+                self._fail(self._table.members_of(guard), partial(self._lost_with, guard))
                 if self._run.closing:
                     return
             case events.Notice():
@@ -63,6 +64,7 @@ class Supervision:
         if cause:
             event = msgspec.structs.replace(event, reason="; ".join(filter(None, (cause, event.reason))))
         where: dict[str, Any] = {name: getattr(event, name) for name in ("host", "pid", "reason", "log_path")}
+        where["stopped_by"] = self._run.stopped_by()
         error = WorkerFailedError(event.worker, event.exit_code, event.signal, event.log_tail, **where)
         if (member := self._table.died(error)) is not None:
             self._fail([member], lambda member: error)
@@ -109,21 +111,27 @@ class Supervision:
         error = WorkerStalledError(member.id, event.reason, event.stacks, host=guard.state.host, pid=member.pid)
         if event.kind == "stopped":  # the other kind is only a suspicion
             member.fail_pending(error)
-        log.warning("%s", error)
+        log.warning("%s", error.report)
         name = f"{member.id.replace('/', '-')}-{time.strftime('%H%M%S')}.txt"
         with self._bookkeeping():
             (self._run.run_dir / "stacks" / name).write_text(f"{event.reason}\n{event.stacks}")
 
     def _fail(self, members: Sequence[Member], error_of: Callable[[Member], WorkerFailedError]) -> None:
         """All of them first: nothing that is told or written may keep a caller waiting."""
-        failed = [member for member in members if member.failed is None]
-        for member in failed:
-            member.fail(error_of(member))
-        news = [member for member in failed if not member.leaving and not self._run.closing]
-        for member in news:
-            log.warning("%s", member.failed)
+        deaths = {member: error_of(member) for member in members if member.failed is None}
+        news = [error for member, error in deaths.items() if not member.leaving and not self._run.closing]
+        for member, error in deaths.items():
+            member.fail(error)
+        for error in news:
+            log.warning("%s", error.report)
         if news:
             self.write_state()
+
+    def _lost_with(self, guard: GuardProxy, member: Member) -> WorkerFailedError:
+        log_path, reason = member.started.log_path, f"it ended with its guard, pid {guard.state.pid}: {guard.lost}"
+        where: dict[str, Any] = {"host": guard.state.host, "pid": member.pid, "reason": reason, "log_path": log_path}
+        where["stopped_by"] = self._run.stopped_by()
+        return WorkerFailedError(member.id, None, signal.SIGKILL, _tail(log_path), **where)
 
     def _tell(self, event: events.Event) -> None:
         topic, facts = events.topic_of(event), to_plain(event)
@@ -134,12 +142,6 @@ class Supervision:
                 listener(topic, facts)
             except Exception:  # a listener's fault must not stop the supervision
                 log.exception("a listener raised on %s", topic)
-
-
-def _lost_with(guard: GuardProxy, member: Member) -> WorkerFailedError:
-    log_path, reason = member.started.log_path, f"it ended with its guard, pid {guard.state.pid}: {guard.lost}"
-    where: dict[str, Any] = {"host": guard.state.host, "pid": member.pid, "reason": reason, "log_path": log_path}
-    return WorkerFailedError(member.id, None, signal.SIGKILL, _tail(log_path), **where)
 
 
 def _tail(path: str) -> str:

@@ -294,4 +294,4 @@ def _check_living(record: RoleRecord, members: Sequence[Member]) -> None:
     for death in record.deaths:
         if death.pid == pids.get(death.worker_id):
             _, index = role_and_index(death.worker_id)
-            raise WorkerCreationError(record.name, death.summary, [index], {index: death.log_tail})
+            raise WorkerCreationError(record.name, str(death), [index], {index: death.log_tail})

@@ -41,13 +41,15 @@ def socket_room(root: Path) -> Finding:
 
 
 def _fileroot(root: Path) -> Iterator[Finding]:
-    if not root.exists():
-        yield ok(CHECK, f"{root} does not exist yet; the first run creates it")
+    there = next(path for path in (root, *root.parents) if os.access(path, os.F_OK))
+    try:
+        tempfile.TemporaryDirectory(dir=there, prefix=".doctor-").cleanup()
+    except OSError as e:
+        seen = f"a run cannot write in {root}: {e.strerror}"
+        yield error(CHECK, seen, "choose another with fileroot=", f"ls -ld {shlex.quote(str(there))}")
         return
-    quoted = shlex.quote(str(root))
-    if not root.is_dir() or not os.access(root, os.W_OK | os.X_OK):
-        seen = f"{root} is not a writable directory"
-        yield error(CHECK, seen, "choose another with fileroot=", f"ls -ld {quoted}")
+    if there != root:
+        yield ok(CHECK, f"{root} does not exist yet; the first run creates it")
         return
     yield permissions(root, root.stat())
     yield _room(root)
