@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from rolecall.errors import EncodeError, WorkerConfigurationError, WorkerNotFoundError
 from rolecall.protocol.guard import SET_ENV, STACKS, Method, SetEnv, Stacks
 from rolecall.protocol.message import Message
+from rolecall.protocol.programs import may_host_engines
 from rolecall.protocol.worker_methods import (
     CALL,
     CREATE_ENGINE,
@@ -19,6 +20,7 @@ from rolecall.protocol.worker_methods import (
 )
 from rolecall.scheduler.calls import CallOptions, EngineRequest, PendingCall, PendingStream, argument_place, engine_path
 from rolecall.scheduler.engine_methods import EngineClass
+from rolecall.scheduler.programs import ProgramPeer
 from rolecall.scheduler.run import Run
 from rolecall.scheduler.table import Member, Table
 from rolecall.tensors.backends.shm import ShmBackend
@@ -51,8 +53,12 @@ class WorkerCalls:
         self.home = Home(self._peer_of, Fetcher(self._peer_of, Cache(CACHE_BYTES), {"shm": ShmBackend()}))
 
     def connect(self, member: Member) -> None:
-        """Begins the conversation with a worker that hosts engines."""
+        """Begins the conversation with a worker, or with a program that may host engines."""
         worker = member.worker
+        if not member.started.socket:
+            if may_host_engines(member.slot.ready):
+                member.program = ProgramPeer(worker, member.slot.argv or (), self._io.loop)
+            return
         addresses = [f"unix:{member.started.socket}"] if member.guard.here else []
         addresses.append(f"tcp:{worker.ip}:{worker.worker_ports[0]}")
         hello = {"kind": "controller", "name": "controller", "run_id": self._run.run_id}
@@ -109,7 +115,7 @@ class WorkerCalls:
         """Asks for the end of an engine and returns at once. Errors as `submit`."""
         self._table.member(worker_id).engines.pop(options.engine, None)
         wanted = Destroy(engines=[options.engine or worker_id])
-        call = self._client(worker_id).peer.request(DESTROY.name, wanted, timeout=options.timeout)
+        call = self._peer(worker_id).request(DESTROY.name, wanted, timeout=options.timeout)
         return PendingCall(call, worker_id, DESTROY.name, options.timeout)
 
     def set_env(self, worker_id: str, env: dict[str, str]) -> PendingCall:
@@ -152,16 +158,20 @@ class WorkerCalls:
         streaming: bool = False,
     ) -> Call:
         try:
-            peer = self._client(worker_id).peer
+            peer = self._peer(worker_id)
             return peer.request(method, arguments, meta=wanted, timeout=timeout, streaming=streaming)
         except EncodeError as e:
             raise EncodeError(argument_place(e.place), e.type_name, e.hint) from None
 
-    def _client(self, worker_id: str) -> Client:
+    def _peer(self, worker_id: str) -> Peer | ProgramPeer:
         member = self._living(worker_id)
-        if member.client is None:
-            raise WorkerConfigurationError(f"worker {worker_id} runs a program and hosts no engines", member.slot.argv)
-        return member.client
+        if member.client is not None:
+            return member.client.peer
+        if member.program is None:
+            what = f"worker {worker_id} runs a program and hosts no engines"
+            expected = "one that does, over HTTP, is started with ready='/health'; see docs/http.md"
+            raise WorkerConfigurationError(what, member.slot.argv, expected)
+        return member.program
 
     def _control(self, worker_id: str, method: Method[Q, Any], request: Q) -> PendingCall:
         call = self._living(worker_id).guard.ask(method, request, timeout=CONTROL_TIMEOUT_S)
