@@ -29,6 +29,8 @@ from rolecall.errors import DecodeError, EncodeError, RolecallError
 from rolecall.protocol.message import from_plain
 from rolecall.transport.codec import arrays, plain, rows, tensors, user_types  # noqa: F401  # they add their rules
 from rolecall.transport.codec.exceptions import short_name
+from rolecall.transport.codec.native import encode as pack_plain
+from rolecall.transport.codec.native import is_native
 from rolecall.transport.codec.places import Refused
 from rolecall.transport.codec.reader import DECODERS, LISTED_TYPES, Listed, Reader
 from rolecall.transport.codec.writer import ENCODERS, RESOLVERS, Writer
@@ -65,7 +67,7 @@ def encode(value: Any, place: str = "value") -> Encoded:
     writer = Writer()
     try:
         try:
-            header = writer.header(value)
+            header = pack_plain(value) if is_native(value) else writer.header(value)
         except _RARE:
             writer.start_over()
             header = writer.header(value)
