@@ -40,10 +40,9 @@ test: lint $(if $(AREAL_SRC),$(VENV)/.areal) ## ruff, mypy --strict, then the te
 	@echo "== pytest"
 	@$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
-# What is ignored needs transformers, whose import takes each process 4 s.
 check: lint ## ruff, mypy --strict, and the tests that need no cluster and no long wait
 	@echo "== pytest, the quick ones"
-	@$(BIN)/python -m pytest -q -n 3 -m 'not cluster and not slow' --ignore=tests/demo/test_engines.py $(ARGS)
+	@$(BIN)/python -m pytest -q -n 3 -m 'not cluster and not slow' $(ARGS)
 
 lint: $(VENV)/.dev ## ruff and mypy --strict alone
 	@echo "== ruff"

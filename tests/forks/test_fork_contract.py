@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import queue
 import signal
 import socket
 import subprocess
@@ -18,7 +20,17 @@ from typing import Any
 import pytest
 
 from rolecall import Job, Scheduler, SchedulingSpec, SchedulingStrategy, Worker
-from rolecall.errors import WorkerConfigurationError, WorkerCreationError, WorkerFailedError, WorkerNotFoundError
+from rolecall.errors import (
+    EncodeError,
+    EngineCallError,
+    EngineCreationError,
+    EngineNotFoundError,
+    WorkerConfigurationError,
+    WorkerCreationError,
+    WorkerFailedError,
+    WorkerNotFoundError,
+    WorkerTimeoutError,
+)
 from tests.support import sample_engines, served_module
 from tests.support.checkout import ROOT
 from tests.support.live import ports_leased
@@ -183,6 +195,53 @@ def test_a_dotted_module_is_told_where_it_is_and_is_ready_when_it_is_healthy(s: 
     assert places.items() <= found["environment"].items()
     with pytest.raises(WorkerConfigurationError, match="dotted module"):
         actors.fork("bad", command="python -m http.server")
+
+
+def test_a_program_that_serves_a_workers_routes_hosts_engines(s: Scheduler) -> None:
+    """As the reference system's proxies do: each call is one request, and its errors are those of a worker."""
+    programs = s.start("proxy", replicas=2, cmd="tests.support.sample_program")
+    with pytest.raises(EngineNotFoundError, match="no engine proxy/0"):
+        programs[0].call("add", 1)
+    programs.create_engine("any.Engine", 5)
+    assert programs.call("add", 1, times=3) == [8, 8]
+    assert asyncio.run(s.async_call_engine("proxy/1", "add", None, 1)) == 9
+    assert [call.result() for call in programs.submit("add", 1)] == [9, 10]
+    with pytest.raises(EngineCreationError, match="Engine already exists"):
+        programs[0].create_engine("any.Engine")
+    with pytest.raises(EngineCallError, match=r"proxy/0: fail\(\) raised HTTP 500: ValueError: on purpose"):
+        programs[0].call("fail", "on purpose")
+    with pytest.raises(WorkerTimeoutError):
+        programs[0].with_options(timeout=0.3).call("sleep", 2)
+    with pytest.raises(EncodeError, match=r"an argument.* builtins\.object .*JSON"):
+        programs[0].call("add", object())
+    with pytest.raises(WorkerConfigurationError, match="streams nothing"):
+        next(programs[0].stream("add", 1))
+    asyncio.run(s.set_worker_env("proxy/0", {"COLOUR": "blue"}))
+    assert told(programs.workers[0])["environment"]["COLOUR"] == "blue"
+    news: queue.Queue[tuple[str, str]] = queue.Queue()
+    s.subscribe(lambda topic, facts: news.put((topic, facts["worker"])))
+    programs[1].call("hang")
+    assert news.get(timeout=60) == ("stalled", "proxy/1"), "its /health is silent"
+    programs[1].call("wake")
+    assert news.get(timeout=60) == ("resumed", "proxy/1")
+    waiting = programs[0].submit("sleep", 60)
+    programs[0].submit("leave", 7)
+    with pytest.raises(WorkerFailedError, match="exit code 7"):
+        waiting.result()
+    programs[0].restart()
+    assert programs[0].call("add", 1) == 6, "with its engine made again"
+
+
+def test_a_program_without_those_routes_hosts_no_engines(s: Scheduler) -> None:
+    """It is asked where it has a `/health`, and else not."""
+    actors = s.start("actor")
+    healthy = [*HTTP_SERVER, "--directory", str(Path(s.run_dir, "health"))]
+    (Path(s.run_dir) / "health" / "health").mkdir(parents=True)
+    for role, command, ready in (("server", healthy, "/health"), ("quiet", HTTP_SERVER, None)):
+        program = actors.fork(role, command, ready=ready)
+        with pytest.raises(WorkerConfigurationError, match="hosts no engines"):
+            program.create_engine(Echo)
+        program.set_env({"COLOUR": "blue"})
 
 
 def asked(s: Scheduler, worker: Worker, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:

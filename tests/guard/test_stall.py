@@ -1,19 +1,22 @@
 """A worker that hangs is not one that is busy: the policy as values, and on real processes."""
 
+import json
 import os
 import signal
+import urllib.request
 from collections.abc import Callable
 
 import pytest
 
 from rolecall.guard.stall import Resumed, Sample, Stalled, StallWatch
+from rolecall.protocol.programs import ARGUMENTS
 from rolecall.protocol.progress import Counters
 from tests.guard.guard_rig import Rig, wait_for
 
 
-def watch(samples: list[Sample], stall_s: float = 120) -> list[object]:
+def watch(samples: list[Sample]) -> list[object]:
     """What a watch says to samples, without its silence."""
-    seen = StallWatch(stall_s)
+    seen = StallWatch(stall_s=120, silence_s=10)
     return [change for sample in samples if (change := seen.add(sample))]
 
 
@@ -67,6 +70,17 @@ def test_a_program_without_a_heartbeat_is_never_suspected() -> None:
     assert watch([Sample(n, "S", 0, Counters()) for n in range(1000)]) == []
 
 
+def test_a_program_whose_health_is_silent_is_suspected() -> None:
+    """Answers every few seconds are health; none for the limit is a suspicion; the next answer takes it back."""
+    healthy = [Sample(n, "S", 0, Counters(), answers=n // 4) for n in range(1000)]
+    assert watch(healthy) == []
+    silent = [Sample(1000 + n, "S", 0, Counters(), answers=249) for n in range(60)]
+    again = Sample(1060, "S", 0, Counters(), answers=250)
+    changes = watch([*healthy, *silent, again])
+    assert [type(change) for change in changes] == [Stalled, Resumed]
+    assert isinstance(changes[0], Stalled) and "no answer for 10 s" in changes[0].reason
+
+
 def test_a_gap_of_the_watchers_own_proves_nothing() -> None:
     """Two samples an hour apart (the guard itself was stopped) are not an hour of stall."""
     still = Counters(heartbeat=1)
@@ -97,6 +111,26 @@ def test_a_worker_in_which_nothing_moves_is_suspected_with_stacks(make_rig: Call
     event = rig.event("stalled", timeout=30)
     assert (event["worker"], event["kind"]) == ("a/0", "suspected") and "run" in event["stacks"]
     assert [topic for topic, value in rig.events() if topic == "stalled"] == []
+
+
+@pytest.mark.slow("waits for the silence's time")
+def test_a_program_that_does_not_answer_its_health_is_told(make_rig: Callable[..., Rig]) -> None:
+    """Where its loop hangs, `stalled` and then `resumed` are told. It had its seed and its variables over HTTP."""
+    rig = make_rig(silence_s=3.0, seed=7)
+    argv = ["{python}", "-m", "tests.support.sample_program", *ARGUMENTS]
+    (program,) = rig.start({"worker_id": "p/2", "argv": argv, "ready": {"http": "/health", "worker": True}})
+    assert (program["ok"], program["socket"], program["warning"]) == (True, "", "")
+    url = f"http://{program['ip']}:{program['ports'][0]}"
+    with urllib.request.urlopen(f"{url}/told", timeout=5) as answer:
+        assert json.loads(answer.read())["configured"] == {"config": {"seed": 7}, "role": "p", "rank": 2}
+    hang, wake = (json.dumps({"method": name, "args": [], "kwargs": {}}).encode() for name in ("hang", "wake"))
+    urllib.request.urlopen(f"{url}/create_engine", b'{"init_args": [], "init_kwargs": {}}', timeout=5)
+    urllib.request.urlopen(f"{url}/call", hang, timeout=5)
+    event = rig.event("stalled", timeout=30)
+    assert (event["worker"], event["kind"]) == ("p/2", "suspected")
+    assert "no answer for" in event["reason"] and "sample_program" in event["stacks"]
+    urllib.request.urlopen(f"{url}/call", wake, timeout=5)
+    assert rig.event("resumed", timeout=30) == {"worker": "p/2"}
 
 
 def test_stacks_can_be_asked_for(rig: Rig) -> None:

@@ -12,6 +12,7 @@ import rolecall
 from rolecall.demo.options import Recipe
 
 ENGINES = "rolecall.demo.engines"
+QWEN2 = "transformers.models.qwen2.modeling_qwen2"  # what the engines import when they build a model
 
 
 class Phases:

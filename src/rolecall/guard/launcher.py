@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from rolecall.errors import RolecallError, WorkerConfigurationError, describe_exit
+from rolecall.errors import EngineCallError, RolecallError, WorkerConfigurationError, describe_exit
 from rolecall.guard import environment, logs, runtime
 from rolecall.guard.children import Children, Exit
 from rolecall.guard.command import Place, fill
@@ -25,6 +25,7 @@ from rolecall.guard.progress import ProgressPage
 from rolecall.guard.readiness import wait_until_ready
 from rolecall.guard.spawn import spawn
 from rolecall.guard.table import Record, State, Table
+from rolecall.guard.telling import tell
 from rolecall.guard.template_process import TemplateError, TemplateProcess
 from rolecall.protocol.devices import device_variable
 from rolecall.protocol.environment import CONTROL
@@ -34,7 +35,7 @@ from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.worker import CONFIGURE, WorkerConfig
 from rolecall.transport.link import Link
 from rolecall.transport.peer import Handler, Peer
-from rolecall.types import check_argv, check_env, check_name
+from rolecall.types import check_argv, check_env, check_name, role_and_index
 
 ABORTED = "killed while starting"
 INDEX_DIGITS = 6  # of a worker's index, which becomes part of a socket's path
@@ -305,6 +306,8 @@ class Launcher:
             for way in ways:
                 if way.done():
                     way.result()
+            if record.peer is None:
+                await self._seed(record)
         finally:
             for way in ways:
                 way.cancel()
@@ -333,6 +336,17 @@ class Launcher:
         await peer.request(CONFIGURE.name, config, answer=CONFIGURE.answer)
         record.socket = path
 
+    async def _seed(self, record: Record) -> None:
+        """Tells a program the run's seed, in the reference system's words; it may do without."""
+        if self.config.seed is None:
+            return
+        role, index = role_and_index(record.worker_id)
+        told = {"config": {"seed": self.config.seed}, "role": role, "rank": index}
+        try:
+            await tell(record, self.config.ip, "/configure", told)
+        except (EngineCallError, OSError, TimeoutError) as error:
+            record.warning = f"the program did not take the run's seed: {error or type(error).__name__}"
+
     def _result(self, record: Record, error: str = "") -> StartResult:
         return StartResult(
             worker_id=record.worker_id,
@@ -343,6 +357,7 @@ class Launcher:
             socket=record.socket,
             timeline=record.timeline,
             error=error,
+            warning=record.warning,
             log_path=record.log_path,
         )
 

@@ -29,7 +29,7 @@ def sample(record: Record) -> Sample | None:
     stat = read_stat(record.process.pid) if record.process else None
     if stat is None or stat.process != record.process:
         return None
-    return Sample(time.monotonic(), stat.state, stat.cpu, record.page.read())
+    return Sample(time.monotonic(), stat.state, stat.cpu, record.page.read(), record.answers)
 
 
 async def stacks(record: Record, children: Children) -> str:

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-from contextlib import closing
 
 from rolecall.guard import logs
 from rolecall.guard.descendants import Descendants
@@ -10,6 +9,7 @@ from rolecall.guard.sockets import holders, listener_inodes
 from rolecall.guard.table import Record
 from rolecall.protocol.guard import Ready
 from rolecall.protocol.guard_config import GuardConfig
+from rolecall.transport.http.client import ask
 
 SETTLE_S = 0.3  # a program that cannot start (wrong arguments, a missing file) ends within this
 _FIRST_POLL_S = 0.01
@@ -40,7 +40,7 @@ async def _is_ready(record: Record, ready: Ready, host: str) -> bool:
         return False
     record.mark("connected")
     record.waits_for = f"it listens, but {ready.http} does not answer with a status below 400"
-    return not ready.http or await _answers(host, record.ports[0], ready.http)
+    return not ready.http or await answers(host, record.ports[0], ready.http, _HTTP_S)
 
 
 def _log_matches(record: Record, pattern: str) -> bool:
@@ -60,12 +60,10 @@ def _why_no_listener(record: Record) -> str:
     return "" if found is None or found else f"a process that is not part of the worker listens on port {port}"
 
 
-async def _answers(host: str, port: int, path: str) -> bool:
+async def answers(host: str, port: int, path: str, limit_s: float) -> bool:
+    """Whether a program answers a path with a status below 400, within a time."""
     try:
-        async with asyncio.timeout(_HTTP_S):
-            reader, writer = await asyncio.open_connection(host, port)
-            with closing(writer):
-                writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
-                return re.match(rb"HTTP/1\.\d [23]", await reader.readline()) is not None
-    except (OSError, ValueError):  # ValueError: a line without an end
+        async with asyncio.timeout(limit_s):
+            return (await ask(host, port, "GET", path)).status < 400
+    except OSError:  # a TimeoutError is one
         return False

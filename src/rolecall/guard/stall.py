@@ -1,8 +1,9 @@
 """Distinguishes a worker that hangs from one that is busy. Pure: samples go in, changes come out.
 
-Two conditions are a stall. The worker has been stopped (Ctrl-Z, a debugger, SIGSTOP) for some seconds, which the kernel
-reports. Or it shows no activity for a long time (no heartbeat, no CPU time, no finished call), which is only a
-suspicion. A long step uses CPU time, and code that holds the interpreter lock stops only the heartbeat.
+Three conditions are a stall. The worker has been stopped (Ctrl-Z, a debugger, SIGSTOP) for some seconds, which the
+kernel reports. Or it shows no activity for a long time (no heartbeat, no CPU time, no finished call), which is only a
+suspicion: a long step uses CPU time, and code that holds the interpreter lock stops only the heartbeat. Or it is a
+program that no longer answers the path by which it was ready; that is a suspicion, too.
 """
 
 from dataclasses import dataclass
@@ -17,12 +18,21 @@ Kind = Literal["stopped", "suspected"]
 
 
 class Sample(NamedTuple):
-    """One observation of a worker: time, state letter of `/proc`, CPU ticks of all threads, progress page."""
+    """One observation of a worker.
+
+    Attributes:
+        at: When, by `time.monotonic`.
+        state: State letter of `/proc`.
+        cpu: Ticks of all threads.
+        counters: Its progress page.
+        answers: How often it has answered when it was asked for its health; None for who is not asked.
+    """
 
     at: float
     state: str
     cpu: int
     counters: Counters
+    answers: int | None = None
 
 
 class Stalled(NamedTuple):
@@ -43,9 +53,11 @@ class StallWatch:
     """What the samples of one worker show so far."""
 
     stall_s: float
+    silence_s: float
     last: Sample | None = None
     stopped_for: float = 0.0
     idle_for: float = 0.0
+    silent_for: float = 0.0
     reported: Kind | None = None
 
     def add(self, sample: Sample) -> Stalled | Resumed | None:
@@ -59,6 +71,7 @@ class StallWatch:
         self.stopped_for = self.stopped_for + passed if both_stopped else 0.0
         # Without any heartbeat (a command worker) an idle process cannot be distinguished from a hung one.
         self.idle_for = 0.0 if moved or not sample.counters.heartbeat else self.idle_for + passed
+        self.silent_for = 0.0 if sample.answers is None or sample.answers != last.answers else self.silent_for + passed
         return self._change(sample)
 
     def _change(self, sample: Sample) -> Stalled | Resumed | None:
@@ -69,7 +82,10 @@ class StallWatch:
         if self.reported is None and self.idle_for >= self.stall_s:
             self.reported = "suspected"
             return Stalled("suspected", f"no heartbeat, no CPU time and no call ended for {self.idle_for:.0f} s")
-        if self.reported and not self.stopped_for and not self.idle_for:
+        if self.reported is None and self.silent_for >= self.silence_s:
+            self.reported = "suspected"
+            return Stalled("suspected", f"the path by which it was ready has no answer for {self.silent_for:.0f} s")
+        if self.reported and not (self.stopped_for or self.idle_for or self.silent_for):
             kind, self.reported = self.reported, None
             return Resumed(kind)
         return None

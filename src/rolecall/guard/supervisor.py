@@ -23,6 +23,7 @@ from rolecall.guard.ports import PortLeases
 from rolecall.guard.proc import kill_below
 from rolecall.guard.sweep import sweep
 from rolecall.guard.table import Record, State, Table
+from rolecall.guard.telling import tell
 from rolecall.guard.template_process import TemplateProcess
 from rolecall.guard.watcher import Notify, Watcher
 from rolecall.protocol import events
@@ -84,7 +85,7 @@ class Supervisor:
             on_exit=self._on_exit,
             spawn_task=self.spawn_task,
         )
-        self._watcher = Watcher(self.table, self._children, self._counts, notify, self.spawn_task, config.stall_s)
+        self._watcher = Watcher(config, self.table, self._children, self._counts, notify, self.spawn_task)
         self._ended: asyncio.Task[ShutdownReport] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -162,8 +163,12 @@ class Supervisor:
         for key, value in env.items():
             check_env(key, value)
         record.env |= env
-        if record.peer is not None and record.state is State.READY:
+        if record.state is not State.READY:
+            return
+        if record.peer is not None:
             await record.peer.request(SET_ENV.name, SetEnv(env=env), timeout=30.0, answer=SET_ENV.answer)
+        else:
+            await tell(record, self.config.ip, "/set_env", {"env": env})
 
     def _on_removed(self, record: Record) -> None:
         self.spawn_task(asyncio.to_thread(self._merged_log.unfollow, record.log))

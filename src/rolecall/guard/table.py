@@ -42,6 +42,8 @@ class Record:
         page: Its progress page.
         log: Its log file, as far as it is merged.
         waits_for: What its start waits for; the message of a timeout shows it.
+        warning: What failed while it was started, and was no reason not to start it.
+        answers: How often it has answered when it was asked for its health; None for who is not asked.
         rss: Memory of its tree in bytes when last seen.
     """
 
@@ -63,9 +65,11 @@ class Record:
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     tracked: set[Process] = field(default_factory=set)
     started_by: str = ""
+    answers: int | None = None
     rss: int = 0
     log_start: int = 0
     waits_for: str = ""
+    warning: str = ""
     requested: float = field(default_factory=time.monotonic)
     timeline: dict[str, float] = field(default_factory=lambda: {"requested": 0.0})
 

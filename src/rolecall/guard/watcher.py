@@ -7,11 +7,13 @@ from typing import Any
 from rolecall.guard import probe
 from rolecall.guard.children import Children
 from rolecall.guard.descendants import Descendants
+from rolecall.guard.health import HealthQuestions
 from rolecall.guard.metrics import Counts
 from rolecall.guard.oom import OomWatch
 from rolecall.guard.stall import Resumed, Stalled, StallWatch
 from rolecall.guard.table import Record, State, Table
 from rolecall.protocol import events
+from rolecall.protocol.guard_config import GuardConfig
 
 Notify = Callable[[events.Event], None]
 Spawn = Callable[[Coroutine[Any, Any, Any]], None]
@@ -25,14 +27,20 @@ class Watcher:
     Args:
         notify: Notifies the controller of an event.
         spawn_task: Runs a coroutine concurrently, since reading stacks takes seconds.
-        stall_s: See `GuardConfig.stall_s`.
     """
 
     def __init__(
-        self, table: Table, children: Children, counts: Counts, notify: Notify, spawn_task: Spawn, stall_s: float
+        self,
+        config: GuardConfig,
+        table: Table,
+        children: Children,
+        counts: Counts,
+        notify: Notify,
+        spawn_task: Spawn,
     ) -> None:
-        self._table, self._children, self._counts = table, children, counts
-        self._notify, self._spawn_task, self._stall_s = notify, spawn_task, stall_s
+        self._config, self._table, self._children, self._counts = config, table, children, counts
+        self._notify, self._spawn_task = notify, spawn_task
+        self._health = HealthQuestions(config.ip, spawn_task)
         # For each worker its policy, and a lock that keeps its events in order while stacks are read.
         self._watches: dict[Record, tuple[StallWatch, asyncio.Lock]] = {}
         self._stack_dumps = asyncio.Semaphore(MAX_STACK_DUMPS)
@@ -43,13 +51,17 @@ class Watcher:
         self.oom.look()
         await self._attribute()
         living = [record for record in self._table if record.state is not State.ENDING]
+        self._health.look(living)
         known = self._watches
-        self._watches = {record: known.get(record) or (StallWatch(self._stall_s), asyncio.Lock()) for record in living}
+        self._watches = {record: known.get(record) or (self._new_policy(), asyncio.Lock()) for record in living}
         for record, (policy, lock) in self._watches.items():
             sample = probe.sample(record)
             change = policy.add(sample) if sample else None
             if change is not None:
                 self._spawn_task(self._report(record, change, lock))
+
+    def _new_policy(self) -> StallWatch:
+        return StallWatch(self._config.stall_s, self._config.silence_s)
 
     async def _attribute(self) -> None:
         descendants = await asyncio.to_thread(Descendants)

@@ -85,6 +85,7 @@ class StartResult(Message, frozen=True, kw_only=True):
     Attributes:
         socket: Where it serves as a worker; empty for a program that does not.
         timeline: Seconds since the request by what was reached.
+        warning: What failed and is no reason not to start.
     """
 
     worker_id: str
@@ -95,6 +96,7 @@ class StartResult(Message, frozen=True, kw_only=True):
     socket: str = ""
     timeline: dict[str, float] = {}
     error: str = ""
+    warning: str = ""
     exit_code: int | None = None
     signal: int | None = None
     log_tail: str = ""

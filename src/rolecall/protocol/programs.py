@@ -10,6 +10,7 @@ import msgspec
 from rolecall.protocol.guard import Ready
 from rolecall.types import check_argv, check_module
 
+HEALTH = "/health"
 MODULE = ("{python}", "-m")
 # The reference system's arguments of a forked module.
 ARGUMENTS = (
@@ -29,8 +30,13 @@ def program(command: str | Sequence[str], ready: Ready | None = None) -> tuple[l
         ready: A condition that the caller gave, in the place of these.
     """
     if isinstance(command, str):
-        ready = msgspec.structs.replace(ready or Ready(http="/health"), worker=True)
+        ready = msgspec.structs.replace(ready or Ready(http=HEALTH), worker=True)
         return [*MODULE, check_module(command), *ARGUMENTS], ready
     argv = check_argv(command)
     listens = any(map(_FIRST_PORT.search, argv))
     return list(argv), ready or (Ready(tcp=True) if listens else None)
+
+
+def may_host_engines(ready: Ready | None) -> bool:
+    """Whether to ask a program for engines: one with a `/health` may serve a worker's other routes, too."""
+    return ready is not None and ready.http == HEALTH

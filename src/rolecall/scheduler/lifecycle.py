@@ -181,8 +181,7 @@ class RoleLifecycle:
         if not record.borrowed:
             end_processes(record.members, grace_s)
             for member in record.members:
-                if member.client is not None:
-                    member.client.fail(RPCConnectionError(member.id, f"role {record.name!r} was deleted"))
+                member.hang_up(RPCConnectionError(member.id, f"role {record.name!r} was deleted"))
         if record.target is None:
             self._placement.release(record.name)
         self._table.remove(record)  # last: who is interrupted before can delete it again

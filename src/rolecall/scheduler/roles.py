@@ -11,8 +11,8 @@ from rolecall.errors import WorkerConfigurationError
 from rolecall.protocol.state import WorkerState
 from rolecall.scheduler.calls import CallOptions, Options, PendingCall
 from rolecall.scheduler.completions import Completions
-from rolecall.scheduler.engine_methods import AnyMethod, AsyncMethod, EngineClass, Method, P, R
-from rolecall.scheduler.gathering import Sent, agathered, cancel, gathered, sent
+from rolecall.scheduler.engine_methods import AnyMethod, AsyncMethod, EngineClass, Method, P, R, name_of
+from rolecall.scheduler.gathering import Sent, agathered, all_sent, gathered, sent
 from rolecall.scheduler.keywords import SpecKeywords
 from rolecall.scheduler.role_worker import Callee, Owner, RoleWorker
 from rolecall.scheduler.stopping import log_problems
@@ -116,7 +116,7 @@ class Role(Callee, Sequence["RoleWorker"]):
         When one of them is dead already, none is called; with `return_errors` the others are, and its place holds its
         error. Ctrl-C gives the calls up, see `PendingCall.cancel`.
         """
-        return self._gathered(self._send_each(lambda w: w.submit(method, *args, **kwargs)))
+        return self._gathered(self._called(method, args, kwargs))
 
     @overload
     async def acall(self, method: AsyncMethod[P, R], *args: P.args, **kwargs: P.kwargs) -> list[R]: ...
@@ -126,11 +126,13 @@ class Role(Callee, Sequence["RoleWorker"]):
     async def acall(self, method: str, *args: Any, **kwargs: Any) -> list[Any]: ...
     async def acall(self, method: AnyMethod, *args: Any, **kwargs: Any) -> list[Any]:
         """The same, without blocking the event loop."""
-        return await self._agathered(self._send_each(lambda w: w.submit(method, *args, **kwargs)))
+        return await self._agathered(self._called(method, args, kwargs))
 
     def submit(self, method: AnyMethod, *args: Any, **kwargs: Any) -> list[PendingCall]:
         """Sends the call to every worker and returns at once, one future each. Raises when one of them is dead."""
-        return self._send(lambda w: w.submit(method, *args, **kwargs))
+        if self._borrowed:  # the engines' names differ
+            return self._send(lambda w: w.submit(method, *args, **kwargs))
+        return self._scheduler.calls.submit_all(self._ids, name_of(method), args, kwargs, self._options)
 
     def map(self, method: AnyMethod, arguments: Sequence[tuple[Any, ...]], **kwargs: Any) -> list[Any]:
         """Calls a method on every worker, each with its own tuple of arguments; keywords are the same for all."""
@@ -203,16 +205,13 @@ class Role(Callee, Sequence["RoleWorker"]):
         return self._send_each(lambda w: w.submit(method, *each[w.id], **kwargs))
 
     def _send(self, submit: Callable[[RoleWorker], PendingCall]) -> list[PendingCall]:
-        """To all or to none: workers that wait in a collective for one that was never asked would wait for ever."""
         self._scheduler.calls.check_living(self._ids)
-        calls: list[PendingCall] = []
-        try:
-            for worker in self:
-                calls.append(submit(worker))
-        except BaseException:
-            cancel(calls)
-            raise
-        return calls
+        return all_sent(map(submit, self))
+
+    def _called(self, method: AnyMethod, args: Sequence[Any], kwargs: dict[str, Any]) -> Sequence[Sent]:
+        if not self._options.return_errors:
+            return self.submit(method, *args, **kwargs)
+        return self._send_each(lambda w: w.submit(method, *args, **kwargs))
 
     def _send_each(self, submit: Callable[[RoleWorker], PendingCall]) -> Sequence[Sent]:
         """As `_send`; with `return_errors` to those that can be asked."""

@@ -43,7 +43,7 @@ class Group:
         """Returns the members, all ready. Whatever it raises, `take_back` is the caller's to call.
 
         Args:
-            connect: Makes the conversation with a worker that hosts engines.
+            connect: Makes the conversation with a worker that may host engines.
 
         Raises:
             WorkerCreationError: One failed.
@@ -54,8 +54,9 @@ class Group:
         for slot, guard, result in zip(self._slots, self._guards, results, strict=True):
             worker = Worker(slot.worker_id, result.ip, [str(p) for p in result.ports])
             self.members.append(member := Member(worker, slot, guard, result))
-            if result.socket:
-                connect(member)
+            if result.warning:
+                log.warning("%s: %s", member.id, result.warning)
+            connect(member)
         return self.members
 
     def take_back(self, grace_s: float) -> None:

@@ -109,8 +109,8 @@ class Supervision:
         if member is None or member.pid != event.pid:
             return
         error = WorkerStalledError(member.id, event.reason, event.stacks, host=guard.state.host, pid=member.pid)
-        if event.kind == "stopped" and member.client is not None:  # the other kind is only a suspicion
-            member.client.peer.fail_pending(error)
+        if event.kind == "stopped":  # the other kind is only a suspicion
+            member.fail_pending(error)
         log.warning("%s", error.report)
         name = f"{member.id.replace('/', '-')}-{time.strftime('%H%M%S')}.txt"
         with self._bookkeeping():

@@ -7,12 +7,19 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from rolecall.errors import WorkerCreationError, WorkerFailedError, WorkerNotFoundError, WorkerTimeoutError
+from rolecall.errors import (
+    RolecallError,
+    WorkerCreationError,
+    WorkerFailedError,
+    WorkerNotFoundError,
+    WorkerTimeoutError,
+)
 from rolecall.placement.plan import Slot
 from rolecall.protocol.guard import StartResult
 from rolecall.protocol.state import RoleState, WorkerState
 from rolecall.scheduler.calls import EngineRequest
 from rolecall.scheduler.guards import GuardProxy
+from rolecall.scheduler.programs import ProgramPeer
 from rolecall.transport.client import Client
 from rolecall.types import Worker, role_and_index
 
@@ -26,6 +33,8 @@ class Member:
         incarnation: How often it was restarted.
         engines: By name, what its engines were made with; for its next incarnation, as `env` is.
         env: What was changed in its environment since it was started.
+        client: The conversation with a worker.
+        program: That with a program, which may host engines.
         leaving: It is being deleted, so its exit is no news.
         since: When it was ready, in seconds since the epoch.
     """
@@ -38,6 +47,7 @@ class Member:
     engines: dict[str | None, EngineRequest] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict)
     client: Client | None = None
+    program: ProgramPeer | None = None
     failed: WorkerFailedError | None = None
     leaving: bool = False
     since: float = field(default_factory=time.time)
@@ -53,8 +63,19 @@ class Member:
     def fail(self, error: WorkerFailedError) -> None:
         """Pending and later calls raise `error`."""
         self.failed = error
-        if self.client is not None:
-            self.client.fail(error)
+        self.hang_up(error)
+
+    def hang_up(self, error: RolecallError) -> None:
+        """Ends the conversation with it: pending and later calls raise `error`."""
+        for end in (self.client, self.program):
+            if end is not None:
+                end.fail(error)
+
+    def fail_pending(self, error: RolecallError) -> None:
+        """Calls that wait for its answer raise `error`."""
+        for peer in (self.client.peer if self.client is not None else None, self.program):
+            if peer is not None:
+                peer.fail_pending(error)
 
     def view(self, *, ending: bool) -> WorkerState:
         """It as a value, as it is now."""
@@ -84,6 +105,8 @@ class RoleRecord:
         borrowed: True for colocation without a fork: the members are the target's own.
         members: Its workers; none while it is being started.
         deaths: Workers that died before it was in the table.
+        client: The conversation with a worker.
+        program: That with a program, which may host engines.
         leaving: It is being deleted, so nothing may be forked from it any more.
         ending: Held by whoever ends it; others who want the same wait, and find it gone.
     """
@@ -246,7 +269,7 @@ class Table:
             return self._roles[name]
 
     def member(self, worker_id: str) -> Member:
-        found = self.find(worker_id)
+        found = self._members.get(worker_id)
         if found is None:
             raise WorkerNotFoundError(worker_id, self.ids())
         return found

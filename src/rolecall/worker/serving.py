@@ -50,6 +50,6 @@ def inherited_control() -> socket.socket:
     except OSError:  # this is a child of the module, which has inherited its environment alone
         pass
     expected = (
-        'start this module as a worker: role.fork("proxy", "package.module"), or s.start(..., cmd="package.module")'
+        'start the module as a worker: role.fork("proxy", "package.module"), or s.start("proxy", cmd="package.module")'
     )
     raise WorkerConfigurationError("rolecall.serve() was called outside of a run", None, expected)
