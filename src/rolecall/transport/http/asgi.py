@@ -158,8 +158,15 @@ class _Lifespan:
     def __init__(self, app: Application, state: dict[str, Any]) -> None:
         self._asked: asyncio.Queue[Message] = asyncio.Queue()
         self._answered: asyncio.Queue[Message] = asyncio.Queue()
-        scope = {"type": "lifespan", "asgi": ASGI, "state": state}
-        self._task = asyncio.ensure_future(app(scope, self._asked.get, self._answered.put))
+        self._task = asyncio.ensure_future(self._run(app, {"type": "lifespan", "asgi": ASGI, "state": state}))
+
+    async def _run(self, app: Application, scope: Message) -> None:
+        await app(scope, self._asked.get, self._send)
+
+    async def _send(self, message: Message) -> None:
+        if not message["type"].startswith("lifespan."):
+            raise RuntimeError(f"{message['type']} is no answer to a lifespan")
+        self._answered.put_nowait(message)
 
     async def ask(self, phase: str) -> bool:
         """Asks for a phase; False when the application does not know of it."""
