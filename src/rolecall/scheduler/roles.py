@@ -18,7 +18,7 @@ from rolecall.scheduler.role_worker import Callee, Owner, RoleWorker
 from rolecall.scheduler.stopping import log_problems
 from rolecall.types import Job, SchedulingSpec, SchedulingStrategy, Worker, role_and_index
 
-START_OPTIONS = ("replicas", "target", "fork", "tasks")  # beside the fields of a spec
+START_OPTIONS = ("replicas", "target", "fork", "tasks", "process_group")  # beside the fields of a spec
 
 
 class Role(Callee, Sequence["RoleWorker"]):
@@ -167,10 +167,11 @@ class Role(Callee, Sequence["RoleWorker"]):
         *,
         ready: str | dict[str, Any] | None = None,
         env: dict[str, str] | None = None,
+        process_group: bool = False,
     ) -> Role:
         """Starts `role/i` in the slot of this role's worker i. See `Scheduler.fork_workers`."""
         self._refuse_part("forked")
-        self._scheduler.fork_workers(role, self.name, command, ready=ready, env=env)
+        self._scheduler.fork_workers(role, self.name, command, ready=ready, env=env, process_group=process_group)
         return Role(self._scheduler, role)
 
     def set_env(self, env: dict[str, str]) -> None:
@@ -238,6 +239,7 @@ def job_of(
     target: str | None,
     fork: bool,
     tasks: Sequence[SchedulingSpec] | None,
+    process_group: bool,
     fields: SpecKeywords,
 ) -> Job:
     """The job that keywords describe: fields of one spec for all workers, or `tasks` with one for each."""
@@ -248,4 +250,4 @@ def job_of(
         near = "".join(f"did you mean {likely!r}? " for likely in difflib.get_close_matches(name, known, 1))
         raise WorkerConfigurationError("unknown option of a start", name, f"{near}there are {', '.join(known)}")
     strategy = SchedulingStrategy("colocation", target, fork) if target else SchedulingStrategy()
-    return Job(role, replicas, tasks or [SchedulingSpec(**fields)], strategy)
+    return Job(role, replicas, tasks or [SchedulingSpec(**fields)], strategy, process_group)
