@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Most tests wait for processes, so four run side by side; JOBS=0 runs one after the other.
 JOBS      ?= 4
 # What `make bench` runs: files of benchmarks/.
-OF        ?= run backends tensor_backends
+OF        ?= run backends tensor_backends guards
 
 # -q twice: pip keeps quiet unless something is wrong.
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -q -c constraints.txt
@@ -40,10 +40,9 @@ test: lint $(if $(AREAL_SRC),$(VENV)/.areal) ## ruff, mypy --strict, then the te
 	@echo "== pytest"
 	@$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
-# What is ignored needs transformers, whose import takes each process 4 s.
 check: lint ## ruff, mypy --strict, and the tests that need no cluster and no long wait
 	@echo "== pytest, the quick ones"
-	@$(BIN)/python -m pytest -q -n 3 -m 'not cluster and not slow' --ignore=tests/demo/test_engines.py $(ARGS)
+	@$(BIN)/python -m pytest -q -n 3 -m 'not cluster and not slow' $(ARGS)
 
 lint: $(VENV)/.dev ## ruff and mypy --strict alone
 	@echo "== ruff"
@@ -52,7 +51,7 @@ lint: $(VENV)/.dev ## ruff and mypy --strict alone
 	@echo "== mypy --strict"
 	@$(BIN)/mypy
 
-bench: $(VENV)/.dev ## side by side with Ray and Monarch, the backends, the tensor backends (OF=run ARGS=--quick)
+bench: $(VENV)/.dev ## side by side with Ray and Monarch, the backends, tensor backends, 1,024 guards (OF=run ARGS=--quick)
 	@mkdir -p build/bench
 	@for name in $(OF); do \
 	    echo "== $$name"; \

@@ -11,6 +11,8 @@ from rolecall.demo.model import FlatModel
 from rolecall.demo.options import Recipe
 from rolecall.demo.sampling import sample
 
+pytestmark = pytest.mark.slow("the import of transformers")
+
 RECIPE = Recipe(hidden=16, heads=2, prompts=4, group=4, eval_prompts=8)
 
 

@@ -14,6 +14,7 @@ from tests.support import sample_engines
 pytestmark = pytest.mark.slow("twenty seconds of work", seconds=21)
 
 BUSY_S = 20  # longer than a connection may be silent in any state
+AT_WORK_S = 10.0  # twice as long as a worker may be stopped
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def test_the_interpreter_lock_held_or_a_long_step_raises_no_alarm(s: LocalSchedu
     role.with_options(engine="echo").create_engine(sample_engines.Echo)
     calls = [
         role[0].submit("hold_asleep", BUSY_S),
-        role[1].submit("hold_at_work", float(BUSY_S)),
+        role[1].submit("hold_at_work", AT_WORK_S),
         role[2].with_options(engine="echo").submit("sleep", float(BUSY_S)),
     ]
     assert [call.result() for call in calls] == ["held", "held", "slept"]

@@ -14,7 +14,7 @@ from rolecall.guard.ports import PortLeases
 from tests.security.live_run import LiveRun, live_run
 from tests.support.attacker import send_http
 
-ASKERS = 200
+ASKERS = 100
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def held_by_others(ports: list[int]) -> list[int]:
 
 
 @pytest.mark.slow("two live runs")
-def test_ports_of_two_hundred_requests_of_two_runs_are_all_different(runs: tuple[LiveRun, LiveRun]) -> None:
+def test_ports_of_one_hundred_requests_of_two_runs_are_all_different(runs: tuple[LiveRun, LiveRun]) -> None:
     """From workers and guards; while the runs live nobody else gets one, and afterwards everybody may."""
 
     def alloc(number: int) -> list[int]:
@@ -86,8 +86,8 @@ def test_ports_of_two_hundred_requests_of_two_runs_are_all_different(runs: tuple
     assert held_by_others([*ports, *own]) == []
 
 
-@pytest.mark.slow("two hundred forks")
-def test_two_hundred_forks_of_two_runs_share_no_port(runs: tuple[LiveRun, LiveRun]) -> None:
+@pytest.mark.slow("one hundred forks")
+def test_one_hundred_forks_of_two_runs_share_no_port(runs: tuple[LiveRun, LiveRun]) -> None:
     """As real processes, each with ports of its own; the half that is deleted gives its ports back."""
     program = ["sleep", "{ports[1]}", "{ports[1]}"]  # for so many seconds, which are hours
 

@@ -20,7 +20,7 @@ from rolecall.demo.options import DemoOptions, check_needs
 from rolecall.demo.panel import title
 from rolecall.demo.records import Evaluation, Started, Step, Summary
 from rolecall.demo.report import Report
-from rolecall.demo.roles import ENGINES, DemoRoles, Phases
+from rolecall.demo.roles import ENGINES, QWEN2, DemoRoles, Phases
 
 Batch = dict[str, RTensor]
 
@@ -155,7 +155,7 @@ def open_scheduler(options: DemoOptions) -> rolecall.Scheduler:
         trial=options.trial,
         fileroot=options.fileroot,
         tensors="remote",
-        preload=["torch", ENGINES],
+        preload=["torch", QWEN2, ENGINES],
         **options.scheduler_options,
     )
 

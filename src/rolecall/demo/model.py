@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from rolecall.demo import task
 from rolecall.demo.options import Recipe
@@ -18,6 +17,8 @@ from rolecall.demo.options import Recipe
 
 def build_model(recipe: Recipe) -> Any:
     """Makes the model; the same seed gives the same weights in every process."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM  # an extra, and 4 s of imports
+
     config = Qwen2Config(
         vocab_size=task.VOCAB_SIZE,
         hidden_size=recipe.hidden,
