@@ -209,12 +209,15 @@ class Job:
 
     Attributes:
         tasks: One spec for all replicas, or one per replica.
+        process_group: Set RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT, with worker 0's
+            second port, as `torch.distributed` reads them. Libraries that find them wait for the other workers.
     """
 
     role: str
     replicas: int = 1
     tasks: Sequence[SchedulingSpec] = field(default_factory=lambda: [SchedulingSpec()])
     scheduling_strategy: SchedulingStrategy = field(default_factory=SchedulingStrategy)
+    process_group: bool = False
 
     def __post_init__(self) -> None:
         check_name("role", self.role)
@@ -225,6 +228,9 @@ class Job:
         if len(self.tasks) not in (1, self.replicas):
             expected = f"give one spec for all or one for each of the {self.replicas} replicas"
             raise WorkerConfigurationError(f"wrong number of specs for role {self.role!r}", len(self.tasks), expected)
+        if self.process_group and self.tasks[0].port_count < 2:
+            what = f"no port for the process group of role {self.role!r} among those of its worker 0"
+            raise WorkerConfigurationError(what, self.tasks[0].port_count, "use port_count=2 or more")
 
     def specs(self) -> list[SchedulingSpec]:
         """One spec per replica, in order."""

@@ -20,7 +20,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def role(shared: Scheduler) -> Role:
-    role = shared.start("actor", 3, cpu=1)
+    role = shared.start("actor", 3, cpu=1, process_group=True)
     calling_engines.create(role)
     return role
 
@@ -144,6 +144,7 @@ def test_forks_outlive_the_restart_of_their_target(role: Role) -> None:
     """And a fork is restarted in its target's slot, as the target is."""
     forks = role.fork("ref")
     calling_engines.create(forks)
+    assert not {"RANK", "MASTER_PORT"} & forks[0].call("environment").keys()  # its target asked for them
     role[0].restart()
     assert forks.call("where") == ["ref/0", "ref/1", "ref/2"]
     forks[0].submit("die").exception()

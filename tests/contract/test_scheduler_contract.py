@@ -20,6 +20,7 @@ from rolecall.errors import (
     WorkerCreationError,
     WorkerNotFoundError,
 )
+from rolecall.protocol.environment import PROCESS_GROUP
 from tests.support import live, sample_engines
 from tests.support.backend import DEVICES, Backend
 
@@ -69,6 +70,15 @@ def test_a_job_without_replicas_is_refused() -> None:
     """A job has at least one replica."""
     with pytest.raises(WorkerConfigurationError, match="use 1 or more"):
         Job("actor", 0)
+
+
+def test_a_process_group_without_a_port_or_processes_is_refused(s: Scheduler) -> None:
+    """The second port of worker 0 is the group's; workers of a target have variables already."""
+    with pytest.raises(WorkerConfigurationError, match="use port_count=2 or more"):
+        s.start("actor", process_group=True, port_count=1)
+    s.start("actor")
+    with pytest.raises(WorkerConfigurationError, match="process_group"):
+        s.start("ref", target="actor", fork=False, process_group=True)
 
 
 def test_a_job_with_the_wrong_number_of_specs_is_refused() -> None:
@@ -179,6 +189,22 @@ def test_a_colocated_job_keeps_the_environment_that_its_specs_name(s: Scheduler,
         role.create_engine(Echo)
         seen = role.call("environment", "A", "B")
         assert seen == [{"A": "target's", "B": "own 0"}, {"A": "target's", "B": "own 1"}]
+
+
+def test_only_roles_that_ask_find_a_process_group(s: Scheduler, facts: Backend) -> None:
+    """Its forks do not; one that asks has a group of its own."""
+    actors = s.start("actor", replicas=2, process_group=True)
+    if facts.own_processes:
+        roles = [actors, actors.fork("ref"), actors.fork("critic", process_group=True)]
+        for role in roles:
+            role.create_engine(Echo)
+        groups = [role.call("environment", *PROCESS_GROUP) for role in roles]
+        assert groups[1] == [dict.fromkeys(PROCESS_GROUP)] * 2
+        for role, group in ((roles[0], groups[0]), (roles[2], groups[2])):
+            first = role.workers[0]
+            for rank in range(2):
+                there = (str(rank), "2", "0", "1", first.ip, first.worker_ports[1])
+                assert group[rank] == dict(zip(PROCESS_GROUP, there, strict=True))
 
 
 def test_a_call_to_a_role_that_is_deleted_meanwhile_says_so(s: Scheduler) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 from rolecall import Role
 
@@ -28,6 +29,12 @@ class Calling:
     def destroy(self) -> None:
         if not self._willing:
             raise ValueError("not yet")
+
+    def echo(self, value: Any) -> Any:
+        return value
+
+    def repeat(self, value: Any, times: int) -> dict[str, Any]:
+        return {"x": [value] * times}
 
     def say(self, lines: list[str]) -> None:
         print(*lines, sep="\n", flush=True)

@@ -56,7 +56,7 @@ class DemoRoles:
     def start(cls, scheduler: rolecall.Scheduler, recipe: Recipe, actors: int, rollouts: int, phases: Phases) -> Self:
         """Starts one role after the other, measures each start, and joins the actors into a process group."""
         with phases("actor"):
-            actor = scheduler.start("actor", actors, cpu=1, mem=2)
+            actor = scheduler.start("actor", actors, cpu=1, mem=2, process_group=True)
             actor.create_engine(f"{ENGINES}.Actor", recipe)
         with phases("ref"):
             ref = actor.fork("ref")

@@ -2,18 +2,16 @@
 
 from collections.abc import Mapping
 
-from rolecall.protocol.environment import FOREIGN, PREFIX, WORKER, marks
+from rolecall.protocol.environment import WORKER, inheritable, marks
 from rolecall.protocol.guard import ProcessSpec
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-_NOT_INHERITED = (PREFIX, *FOREIGN)
 _READ_AT_EXEC = ("LD_", "PYTHON")  # by the loader and the interpreter; setting them after a fork has no effect
 
 
 def base_env(inherited: Mapping[str, str], configured: Mapping[str, str]) -> dict[str, str]:
-    """What all workers start from: the guard's environment without `_NOT_INHERITED`, then the configured variables."""
-    kept = {name: value for name, value in inherited.items() if not name.startswith(_NOT_INHERITED)}
-    return kept | dict(configured)
+    """What all workers start from: what they inherit of the guard's environment, then the configured variables."""
+    return inheritable(inherited) | dict(configured)
 
 
 def with_run_ids(env: Mapping[str, str], run_id: str, guard_id: str, worker_id: str) -> dict[str, str]:
@@ -29,7 +27,7 @@ def thread_counts(env: Mapping[str, str], cores: int, host_cores: int) -> dict[s
 def recorded_env(spec: ProcessSpec, target: Mapping[str, str] | None) -> dict[str, str]:
     """The part of a worker's environment that its forks inherit: its target's, then its devices, then its spec's."""
     slot = {spec.device_var: ",".join(spec.devices)} if target is None or spec.devices else {}
-    return {**(target or {}), **slot, **spec.env}
+    return {**inheritable(target or {}), **slot, **spec.env}
 
 
 def needs_cold_start(env: Mapping[str, str], template: Mapping[str, str]) -> str:

@@ -10,7 +10,7 @@ from itertools import zip_longest
 from typing import Any
 
 from rolecall.errors import GPUAllocationError
-from rolecall.protocol.environment import FOREIGN, PREFIX
+from rolecall.protocol.environment import PROCESS_GROUP, inheritable
 from rolecall.protocol.guard import Ready
 from rolecall.protocol.programs import program
 from rolecall.types import Job, SchedulingSpec, readiness, worker_id
@@ -25,6 +25,7 @@ class Slot:
     Attributes:
         gpu: How many devices it gets.
         devices: Their names. A cluster's plan does not know them: its guards say what they were given.
+        process_group: It gets the variables that `torch.distributed` reads.
     """
 
     worker_id: str
@@ -36,6 +37,7 @@ class Slot:
     argv: tuple[str, ...] | None = None
     ready: Ready | None = None
     target: str | None = None
+    process_group: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ def separate_slots(job: Job, host_cores: int) -> tuple[Slot, ...]:
             gpu=spec.gpu,
             devices=(),
             port_count=spec.port_count,
+            process_group=job.process_group,
             **_program(spec),
         )
         for i, spec in enumerate(job.specs())
@@ -111,17 +114,18 @@ def dealt(plan: Plan, given: Sequence[Sequence[str]]) -> Plan:
     return replace(plan, slots=with_devices(plan.slots, chosen))
 
 
-def forked_slots(role: str, targets: Sequence[Slot], specs: Sequence[SchedulingSpec]) -> tuple[Slot, ...]:
+def forked_slots(job: Job, targets: Sequence[Slot]) -> tuple[Slot, ...]:
     """Slots of a role that lives in the slots of another: same cores and devices, own id, ports and variables."""
     return tuple(
         replace(
             target,
-            worker_id=worker_id(role, i),
+            worker_id=worker_id(job.role, i),
             port_count=max(spec.port_count, target.port_count),
             target=target.worker_id,
+            process_group=job.process_group,
             **_program(spec),
         )
-        for i, (target, spec) in enumerate(zip(targets, specs, strict=True))
+        for i, (target, spec) in enumerate(zip(targets, job.specs(), strict=True))
     )
 
 
@@ -142,15 +146,11 @@ def _program(spec: SchedulingSpec) -> dict[str, Any]:
     return {"env": dict(spec.env_vars), "argv": tuple(argv), "ready": ready}
 
 
-def rank_environment(index: int, world: int, master: tuple[str, str] | None) -> dict[str, str]:
+def process_group(index: int, world: int, ip: str, port: str) -> dict[str, str]:
     """What `torch.distributed` reads. `LOCAL_RANK` is 0 since each worker sees its own devices from 0."""
-    env = {"RANK": str(index), "WORLD_SIZE": str(world), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-    if master is not None:
-        env |= {"MASTER_ADDR": master[0], "MASTER_PORT": master[1]}
-    return env
+    return dict(zip(PROCESS_GROUP, (str(index), str(world), "0", "1", ip, port), strict=True))
 
 
-_FOREIGN = (PREFIX, *FOREIGN)
 # What describes the controller's own host, login session or share of a cluster, and would be wrong on another host.
 _HOSTS_OWN = re.compile(
     r"PATH|HOME|USER|LOGNAME|SHELL|SHLVL|PWD|OLDPWD|HOSTNAME|HOST|TMPDIR|TMP|TEMP|TERM|DISPLAY|MAIL|_|PS1|LD_\w+"
@@ -166,7 +166,7 @@ def portable_environment(controller: Mapping[str, str], python_path: Sequence[st
 
 def base_environment(controller: Mapping[str, str], python_path: Sequence[str]) -> dict[str, str]:
     """The controller's environment as every worker gets it, without what belongs to another launcher."""
-    env = {k: v for k, v in controller.items() if not k.startswith(_FOREIGN)}
+    env = inheritable(controller)
     env.setdefault("TOKENIZERS_PARALLELISM", "false")
     env.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     env["PYTHONPATH"] = ":".join(python_path)

@@ -4,6 +4,8 @@ Every process below a guard bears `ROLECALL_RUN`, `ROLECALL_GUARD` and `ROLECALL
 finds it wherever it went.
 """
 
+from collections.abc import Mapping
+
 PREFIX = "ROLECALL_"  # names with it are the runtime's; users may not set them
 
 RUN = "ROLECALL_RUN"
@@ -26,7 +28,15 @@ RAY_NAMESPACE = "ROLECALL_RAY_NAMESPACE"
 RAY_PLACEMENT_GROUP = "ROLECALL_RAY_PLACEMENT_GROUP"
 
 # Variables of other launchers: an MPI library that finds them takes over the process.
-FOREIGN = ("PMI", "OMPI_")
+_FOREIGN = ("PMI", "OMPI_")
+# What `torch.distributed` reads. Libraries that find these wait for peers, so only roles that ask have them.
+PROCESS_GROUP = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def inheritable(env: Mapping[str, str]) -> dict[str, str]:
+    """An environment without what is one process's own: its run's, its launcher's, its process group's."""
+    own = (PREFIX, *_FOREIGN)
+    return {name: value for name, value in env.items() if name not in PROCESS_GROUP and not name.startswith(own)}
 
 
 def marks(run_id: str, guard_id: str) -> dict[str, str]:

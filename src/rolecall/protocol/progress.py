@@ -19,8 +19,10 @@ class Counters(NamedTuple):
     begun: int = 0
     ended: int = 0
 
-    def write(self, page: mmap.mmap) -> None:
-        _LAYOUT.pack_into(page, 0, *self)
+
+def write(page: mmap.mmap, heartbeat: int, begun: int, ended: int) -> None:
+    """Puts the counters into a page."""
+    _LAYOUT.pack_into(page, 0, heartbeat, begun, ended)
 
 
 def parse(data: bytes) -> Counters:

@@ -2,7 +2,7 @@
 
 A worker derives both of its listeners from `METHODS`. Over frames a request's value is the request struct, as a dict;
 over HTTP it is the body, as JSON. Where a request carries an engine's arguments, they travel beside the struct: over
-frames they are the value, `(args, kwargs)`, and the struct is the call's `meta`; over HTTP they are two further members
+frames they are the value, `[args, kwargs]`, and the struct is the call's `meta`; over HTTP they are two further members
 of the body, and `"stream": true` asks for a stream.
 
 Calls over frames run at most once, also when a connection breaks. Over HTTP that is not promised: a client that sends a

@@ -7,7 +7,6 @@ import threading
 import weakref
 from collections.abc import AsyncIterator, Generator, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
@@ -78,21 +77,17 @@ class _SentCall:
     def __init__(self, call: Call, worker_id: str, what: str, timeout: float | None) -> None:
         self._call, self.worker_id, self._what, self._timeout = call, worker_id, what, timeout
 
-    @contextmanager
-    def _telling(self) -> Iterator[None]:
-        """Errors with whom and what was called."""
-        try:
-            yield
-        except EncodeError as e:
-            place = f"{e.place} of {self._what}() on {self.worker_id}"
-            raise EncodeError(place, e.type_name, e.hint) from e
-        except CallCancelledError as e:
-            raise CallCancelledError(self.worker_id, self._what) from e
-        except TimeoutError as e:
-            hint = f"the method may still be running; see `rolecall stack {self.worker_id}`"
-            raise WorkerTimeoutError(self.worker_id, self._timeout or 0.0, "answer", hint) from e
+    def _told(self, error: Exception) -> Exception:
+        """An error of `_TOLD` with whom and what was called."""
+        if isinstance(error, EncodeError):
+            return EncodeError(f"{error.place} of {self._what}() on {self.worker_id}", error.type_name, error.hint)
+        if isinstance(error, CallCancelledError):
+            return CallCancelledError(self.worker_id, self._what)
+        hint = f"the method may still be running; see `rolecall stack {self.worker_id}`"
+        return WorkerTimeoutError(self.worker_id, self._timeout or 0.0, "answer", hint)
 
 
+_TOLD = (EncodeError, CallCancelledError, TimeoutError)
 _FUTURE_LOCK = threading.Lock()
 
 
@@ -128,8 +123,10 @@ class PendingCall(_SentCall, Future[Any]):
         return f"<PendingCall {self._what}() on {self.worker_id}: {'done' if self.done() else 'running'}>"
 
     def __await__(self) -> Generator[Any, None, Any]:
-        with self._telling():
+        try:
             return (yield from self._call.__await__())
+        except _TOLD as e:
+            raise self._told(e) from e
 
     def result(self, timeout: float | None = None) -> Any:
         """Blocks until the answer is there. Ctrl-C interrupts the waiting, and `result` may be asked for again.
@@ -148,8 +145,10 @@ class PendingCall(_SentCall, Future[Any]):
         """
         if timeout is not None and not self._call.wait_done(timeout):
             raise TimeoutError(f"{self._what}() on {self.worker_id} has not ended within {timeout:g} s; it goes on")
-        with self._telling():
+        try:
             return self._call.result()
+        except _TOLD as e:
+            raise self._told(e) from e
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """The error that `result` would raise, or None. A cancelled call raises its CallCancelledError."""
@@ -196,16 +195,18 @@ class PendingStream(_SentCall):
 
     def _items(self) -> Iterator[Any]:
         try:
-            with self._telling():
-                yield from self._call
+            yield from self._call
+        except _TOLD as e:
+            raise self._told(e) from e
         finally:
             self._call.cancel()
 
     async def _aitems(self) -> AsyncIterator[Any]:
         try:
-            with self._telling():
-                async for item in self._call:
-                    yield item
+            async for item in self._call:
+                yield item
+        except _TOLD as e:
+            raise self._told(e) from e
         finally:
             self._call.cancel()
 

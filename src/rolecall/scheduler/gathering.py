@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -22,11 +22,23 @@ def sent(submit: Callable[[W], PendingCall], worker: W) -> Sent:
         return e
 
 
+def all_sent(calls: Iterable[PendingCall]) -> list[PendingCall]:
+    """To all or to none: workers that wait in a collective for one that was never asked would wait for ever."""
+    made: list[PendingCall] = []
+    try:
+        for call in calls:
+            made.append(call)
+    except BaseException:
+        cancel(made)
+        raise
+    return made
+
+
 def gathered(calls: Sequence[Sent], *, return_errors: bool = False) -> list[Any]:
     """Waits for all; then raises an error if there was one, so that no worker still runs a call that was given up."""
     results: list[Any] = []
     errors: list[Exception] = []
-    for call in calls:
+    for call in reversed(calls):  # the last is answered late, so that most of the waiting is one
         try:
             results.append(_answer(call))
         except Exception as e:
@@ -36,8 +48,8 @@ def gathered(calls: Sequence[Sent], *, return_errors: bool = False) -> list[Any]
             cancel(calls)
             raise
     if errors and not return_errors:
-        raise _cause(errors)
-    return results
+        raise _cause(errors[::-1])
+    return results[::-1]
 
 
 async def agathered(calls: Sequence[Sent], *, return_errors: bool = False) -> list[Any]:

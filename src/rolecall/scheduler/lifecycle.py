@@ -23,7 +23,7 @@ from rolecall.scheduler.stopping import destroy_engines, end_processes
 from rolecall.scheduler.supervision import Supervision
 from rolecall.scheduler.table import Member, RoleRecord, Table
 from rolecall.scheduler.worker_calls import WorkerCalls
-from rolecall.types import Job, SchedulingSpec
+from rolecall.types import Job
 
 
 class RoleLifecycle:
@@ -39,7 +39,7 @@ class RoleLifecycle:
         if strategy.type == "separation":
             return self._placement.plan(job)
         target = self._target_of(job)
-        slots = forked_slots(job.role, target.slots(), job.specs()) if strategy.fork else ()
+        slots = forked_slots(job, target.slots()) if strategy.fork else ()
         return Plan(job.role, slots, target.name)
 
     def create(self, job: Job) -> list[str]:
@@ -48,13 +48,12 @@ class RoleLifecycle:
             return self._create_apart(job)
         target = self._target_of(job)
         if job.scheduling_strategy.fork:
-            return self.fork(job.role, target, job.specs())
+            return self._fork(job, target)
         return self._borrow(job, target)
 
-    def fork(self, role: str, target: RoleRecord, specs: Sequence[SchedulingSpec]) -> list[str]:
-        """Starts a role in the slots of another; returns the ids of its workers."""
-        slots = forked_slots(role, target.slots(), specs)
-        with self._starting(RoleRecord(role, target)) as record:
+    def _fork(self, job: Job, target: RoleRecord) -> list[str]:
+        slots = forked_slots(job, target.slots())
+        with self._starting(RoleRecord(job.role, target)) as record:
             return self._bring_up(record, slots, [m.guard for m in target.members])
 
     def end(self, record: RoleRecord, grace_s: float, *, destroy: bool = True) -> None:
@@ -110,8 +109,8 @@ class RoleLifecycle:
     def _borrow(self, job: Job, target: RoleRecord) -> list[str]:
         """A role without processes of its own: its engines live in the workers of another."""
         for spec in job.specs():
-            if spec.cmd is not None or spec.env_vars:
-                seen = "cmd" if spec.cmd is not None else "env_vars"
+            if spec.cmd is not None or spec.env_vars or job.process_group:
+                seen = "cmd" if spec.cmd is not None else "env_vars" if spec.env_vars else "process_group"
                 expected = f"role {job.role!r} would live in the processes of {target.name!r}; use fork=True"
                 raise WorkerConfigurationError(
                     "colocation without a fork takes no program and no environment", seen, expected

@@ -11,14 +11,14 @@ from rolecall.errors import WorkerConfigurationError
 from rolecall.protocol.state import WorkerState
 from rolecall.scheduler.calls import CallOptions, Options, PendingCall
 from rolecall.scheduler.completions import Completions
-from rolecall.scheduler.engine_methods import AnyMethod, AsyncMethod, EngineClass, Method, P, R
-from rolecall.scheduler.gathering import Sent, agathered, cancel, gathered, sent
+from rolecall.scheduler.engine_methods import AnyMethod, AsyncMethod, EngineClass, Method, P, R, name_of
+from rolecall.scheduler.gathering import Sent, agathered, all_sent, gathered, sent
 from rolecall.scheduler.keywords import SpecKeywords
 from rolecall.scheduler.role_worker import Callee, Owner, RoleWorker
 from rolecall.scheduler.stopping import log_problems
 from rolecall.types import Job, SchedulingSpec, SchedulingStrategy, Worker, role_and_index
 
-START_OPTIONS = ("replicas", "target", "fork", "tasks")  # beside the fields of a spec
+START_OPTIONS = ("replicas", "target", "fork", "tasks", "process_group")  # beside the fields of a spec
 
 
 class Role(Callee, Sequence["RoleWorker"]):
@@ -116,7 +116,7 @@ class Role(Callee, Sequence["RoleWorker"]):
         When one of them is dead already, none is called; with `return_errors` the others are, and its place holds its
         error. Ctrl-C gives the calls up, see `PendingCall.cancel`.
         """
-        return self._gathered(self._send_each(lambda w: w.submit(method, *args, **kwargs)))
+        return self._gathered(self._called(method, args, kwargs))
 
     @overload
     async def acall(self, method: AsyncMethod[P, R], *args: P.args, **kwargs: P.kwargs) -> list[R]: ...
@@ -126,11 +126,13 @@ class Role(Callee, Sequence["RoleWorker"]):
     async def acall(self, method: str, *args: Any, **kwargs: Any) -> list[Any]: ...
     async def acall(self, method: AnyMethod, *args: Any, **kwargs: Any) -> list[Any]:
         """The same, without blocking the event loop."""
-        return await self._agathered(self._send_each(lambda w: w.submit(method, *args, **kwargs)))
+        return await self._agathered(self._called(method, args, kwargs))
 
     def submit(self, method: AnyMethod, *args: Any, **kwargs: Any) -> list[PendingCall]:
         """Sends the call to every worker and returns at once, one future each. Raises when one of them is dead."""
-        return self._send(lambda w: w.submit(method, *args, **kwargs))
+        if self._borrowed:  # the engines' names differ
+            return self._send(lambda w: w.submit(method, *args, **kwargs))
+        return self._scheduler.calls.submit_all(self._ids, name_of(method), args, kwargs, self._options)
 
     def map(self, method: AnyMethod, arguments: Sequence[tuple[Any, ...]], **kwargs: Any) -> list[Any]:
         """Calls a method on every worker, each with its own tuple of arguments; keywords are the same for all."""
@@ -165,10 +167,11 @@ class Role(Callee, Sequence["RoleWorker"]):
         *,
         ready: str | dict[str, Any] | None = None,
         env: dict[str, str] | None = None,
+        process_group: bool = False,
     ) -> Role:
         """Starts `role/i` in the slot of this role's worker i. See `Scheduler.fork_workers`."""
         self._refuse_part("forked")
-        self._scheduler.fork_workers(role, self.name, command, ready=ready, env=env)
+        self._scheduler.fork_workers(role, self.name, command, ready=ready, env=env, process_group=process_group)
         return Role(self._scheduler, role)
 
     def set_env(self, env: dict[str, str]) -> None:
@@ -202,16 +205,13 @@ class Role(Callee, Sequence["RoleWorker"]):
         return self._send_each(lambda w: w.submit(method, *each[w.id], **kwargs))
 
     def _send(self, submit: Callable[[RoleWorker], PendingCall]) -> list[PendingCall]:
-        """To all or to none: workers that wait in a collective for one that was never asked would wait for ever."""
         self._scheduler.calls.check_living(self._ids)
-        calls: list[PendingCall] = []
-        try:
-            for worker in self:
-                calls.append(submit(worker))
-        except BaseException:
-            cancel(calls)
-            raise
-        return calls
+        return all_sent(map(submit, self))
+
+    def _called(self, method: AnyMethod, args: Sequence[Any], kwargs: dict[str, Any]) -> Sequence[Sent]:
+        if not self._options.return_errors:
+            return self.submit(method, *args, **kwargs)
+        return self._send_each(lambda w: w.submit(method, *args, **kwargs))
 
     def _send_each(self, submit: Callable[[RoleWorker], PendingCall]) -> Sequence[Sent]:
         """As `_send`; with `return_errors` to those that can be asked."""
@@ -239,6 +239,7 @@ def job_of(
     target: str | None,
     fork: bool,
     tasks: Sequence[SchedulingSpec] | None,
+    process_group: bool,
     fields: SpecKeywords,
 ) -> Job:
     """The job that keywords describe: fields of one spec for all workers, or `tasks` with one for each."""
@@ -249,4 +250,4 @@ def job_of(
         near = "".join(f"did you mean {likely!r}? " for likely in difflib.get_close_matches(name, known, 1))
         raise WorkerConfigurationError("unknown option of a start", name, f"{near}there are {', '.join(known)}")
     strategy = SchedulingStrategy("colocation", target, fork) if target else SchedulingStrategy()
-    return Job(role, replicas, tasks or [SchedulingSpec(**fields)], strategy)
+    return Job(role, replicas, tasks or [SchedulingSpec(**fields)], strategy, process_group)

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -37,10 +38,10 @@ from rolecall.transport.loop import IOThread
 from rolecall.types import (
     Job,
     SchedulingSpec,
+    SchedulingStrategy,
     TensorBackend,
     TensorPolicy,
     Worker,
-    check_name,
     check_one_of,
     check_seconds,
 )
@@ -193,6 +194,7 @@ class Scheduler:
         *,
         ready: str | dict[str, Any] | None = None,
         env: dict[str, str] | None = None,
+        process_group: bool = False,
     ) -> list[str]:
         """Starts `role/i` in the slot of `target_role/i`, all at the same time; returns their ids when all are ready.
 
@@ -203,16 +205,17 @@ class Scheduler:
                 and of the target ROLECALL_TARGET_HOST and _PORTS.
             ready: When a program is ready, see `SchedulingSpec.ready`.
             env: Variables of the new workers, over their target's.
+            process_group: See `Job.process_group`. A fork is in no process group of its target.
 
         Raises:
             WorkerNotFoundError: No such target; names the roles there are.
             WorkerCreationError: The role exists, or a worker failed; the others are dead and their ports free.
         """
         self._run.check_startable()
-        check_name("role", role)
-        target = self._table.role(target_role)
-        specs = [SchedulingSpec(cmd=command, ready=ready, env_vars=dict(env or {}))] * len(target.members)
-        return self._life.fork(role, target, specs)
+        replicas = len(self._table.role(target_role).members)
+        spec = SchedulingSpec(cmd=command, ready=ready, env_vars=dict(env or {}))
+        where = SchedulingStrategy("colocation", target_role)
+        return self._life.create(Job(role, replicas, [spec], where, process_group))
 
     def delete_workers(self, role: str | None = None, reverse_order: bool = False) -> None:
         """Ends a role, or all of them in the order they were made (or the reverse). Forks go before their target.
@@ -282,6 +285,7 @@ class Scheduler:
         target: str | None = None,
         fork: bool = True,
         tasks: Sequence[SchedulingSpec] | None = None,
+        process_group: bool = False,
         **spec: Unpack[SpecKeywords],
     ) -> Role:
         """Starts a role from keywords and returns it when it is ready.
@@ -290,9 +294,10 @@ class Scheduler:
             target: Role in whose slots to live.
             fork: With a target: processes of its own there (True), or the target's own (False).
             tasks: One spec for each worker, instead of keywords.
+            process_group: Its workers form one, see `Job.process_group`.
             spec: Fields of `SchedulingSpec`, the same for all workers.
         """
-        self.create_workers(job_of(role, replicas, target, fork, tasks, spec))
+        self.create_workers(job_of(role, replicas, target, fork, tasks, process_group, spec))
         return Role(self, role)
 
     async def astart(
@@ -303,13 +308,15 @@ class Scheduler:
         target: str | None = None,
         fork: bool = True,
         tasks: Sequence[SchedulingSpec] | None = None,
+        process_group: bool = False,
         **spec: Unpack[SpecKeywords],
     ) -> Role:
         """The same, without blocking the event loop; `asyncio.gather` starts several roles at once.
 
         A start that is cancelled goes on; delete the role then.
         """
-        return await asyncio.to_thread(self.start, role, replicas, target=target, fork=fork, tasks=tasks, **spec)
+        begin = partial(self.start, role, replicas, target=target, fork=fork, tasks=tasks, process_group=process_group)
+        return await asyncio.to_thread(begin, **spec)
 
     def restart_worker(self, worker_id: str, *, engines: bool = True) -> None:
         """Starts a worker again, in its slot and under its id, whether it died or not; nothing else restarts anything.

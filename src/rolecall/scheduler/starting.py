@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from rolecall.errors import WorkerCreationError, WorkerFailedError
-from rolecall.placement.plan import Slot, rank_environment
+from rolecall.placement.plan import Slot, process_group
 from rolecall.placement.waiting import Waiting
 from rolecall.protocol.guard import ALLOC_PORTS, AllocPorts, ProcessSpec, StartResult
 from rolecall.scheduler.guards import GuardProxy, kill
@@ -74,11 +74,11 @@ class Group:
         return [call.result().ports for call in calls]
 
     def _specs(self, ports: list[list[int]], timeout: float, device_variable: str) -> list[ProcessSpec]:
-        world, master = len(self._among) or len(self._slots), self._master(ports[0])
+        world = len(self._among) or len(self._slots)
         return [
             ProcessSpec(
                 worker_id=slot.worker_id,
-                env={**rank_environment(role_and_index(slot.worker_id)[1], world, master), **slot.env},
+                env={**self._process_group(slot, world, ports[0]), **slot.env},
                 argv=list(slot.argv) if slot.argv is not None else None,
                 target=slot.target,
                 devices=list(slot.devices),
@@ -92,12 +92,15 @@ class Group:
             for i, slot in enumerate(self._slots)
         ]
 
-    def _master(self, first_ports: list[int]) -> tuple[str, str] | None:
-        """Address of the process group: worker 0's host and its second port."""
-        if role_and_index(self._slots[0].worker_id)[1] > 0:
+    def _process_group(self, slot: Slot, world: int, first_ports: list[int]) -> dict[str, str]:
+        """Its master is worker 0, at its second port."""
+        if not slot.process_group:
+            return {}
+        _, index = role_and_index(slot.worker_id)
+        if index > 0 and self._among:
             first = self._among[0].worker
-            return (first.ip, first.worker_ports[1]) if len(first.worker_ports) > 1 else None
-        return (self._guards[0].state.ip, str(first_ports[1])) if len(first_ports) > 1 else None
+            return process_group(index, world, first.ip, first.worker_ports[1])
+        return process_group(index, world, self._guards[0].state.ip, str(first_ports[1]))
 
     async def _start_all(self, specs: list[ProcessSpec], timeout: float) -> list[StartResult]:
         """Every worker's result, or the error of those that failed, without waiting for all others to be ready."""

@@ -269,7 +269,7 @@ class Table:
             return self._roles[name]
 
     def member(self, worker_id: str) -> Member:
-        found = self.find(worker_id)
+        found = self._members.get(worker_id)
         if found is None:
             raise WorkerNotFoundError(worker_id, self.ids())
         return found

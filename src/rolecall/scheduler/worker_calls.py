@@ -20,6 +20,7 @@ from rolecall.protocol.worker_methods import (
 )
 from rolecall.scheduler.calls import CallOptions, EngineRequest, PendingCall, PendingStream, argument_place, engine_path
 from rolecall.scheduler.engine_methods import EngineClass
+from rolecall.scheduler.gathering import all_sent
 from rolecall.scheduler.programs import ProgramPeer
 from rolecall.scheduler.run import Run
 from rolecall.scheduler.table import Member, Table
@@ -30,7 +31,7 @@ from rolecall.tensors.lifetime import Home
 from rolecall.transport.call import fresh
 from rolecall.transport.client import Client
 from rolecall.transport.loop import IOThread
-from rolecall.transport.peer import Call, Peer
+from rolecall.transport.peer import Call, Peer, Prepared
 from rolecall.types import TensorPolicy, Worker, check_env
 
 CACHE_BYTES = 1 << 30
@@ -83,15 +84,32 @@ class WorkerCalls:
             EncodeError: An argument is not serializable; nothing was sent.
         """
         wanted = self._wanted(method, options, rpc_meta)
-        call = self._request(worker_id, CALL.name, (tuple(args), kwargs), wanted, options.timeout)
+        call = self._request(worker_id, CALL.name, [[*args], kwargs], wanted, options.timeout)
         return PendingCall(call, worker_id, method, options.timeout)
+
+    def submit_all(
+        self, worker_ids: Sequence[str], method: str, args: Sequence[Any], kwargs: dict[str, Any], options: CallOptions
+    ) -> list[PendingCall]:
+        """Sends one call to all of them, or to none, and returns at once. Errors as `submit`."""
+        clients = [client for member in self._members(worker_ids) if (client := member.client) is not None]
+        if len(clients) < len(worker_ids):  # there are programs, which are asked over HTTP
+            return all_sent(self.submit(worker_id, method, args, kwargs, options) for worker_id in worker_ids)
+        timeout = options.timeout
+        try:
+            prepared = Prepared.of(CALL.name, [[*args], kwargs], self._wanted(method, options))
+        except EncodeError as e:
+            raise _as_written(e) from None
+        return all_sent(
+            PendingCall(client.peer.send(prepared, timeout), worker_id, method, timeout)
+            for client, worker_id in zip(clients, worker_ids, strict=True)
+        )
 
     def stream(
         self, worker_id: str, method: str, args: Sequence[Any], kwargs: dict[str, Any], options: CallOptions
     ) -> PendingStream:
         """Sends a call of a generator method and returns at once. Errors as `submit`."""
         wanted = self._wanted(method, options)
-        call = self._request(worker_id, CALL.name, (tuple(args), kwargs), wanted, options.timeout, streaming=True)
+        call = self._request(worker_id, CALL.name, [[*args], kwargs], wanted, options.timeout, streaming=True)
         return PendingStream(call, worker_id, method, options.timeout)
 
     def _wanted(self, method: str, options: CallOptions, rpc_meta: Any = None) -> CallMethod:
@@ -105,7 +123,7 @@ class WorkerCalls:
         wanted = CreateEngine(engine=engine_path(engine), engine_name=options.engine)
         name, engines = CREATE_ENGINE.name, self._table.member(worker_id).engines
         request = EngineRequest(engine, args, kwargs, options)
-        call = self._request(worker_id, name, (tuple(args), kwargs), wanted, options.timeout)
+        call = self._request(worker_id, name, [[*args], kwargs], wanted, options.timeout)
         pending = PendingCall(call, worker_id, name, options.timeout)
         if engines.setdefault(options.engine, request) is request:
             pending.add_done_callback(lambda made: made.exception() and engines.pop(options.engine))
@@ -132,8 +150,7 @@ class WorkerCalls:
 
     def check_living(self, worker_ids: Sequence[str]) -> None:
         """Raises what a call to one of them would raise at once: WorkerNotFoundError, WorkerFailedError."""
-        for each in worker_ids:
-            self._living(each)
+        self._members(worker_ids)
 
     def is_alive(self, worker_id: str) -> bool:
         """Whether a worker has not died. Raises WorkerNotFoundError when its role was deleted."""
@@ -157,11 +174,11 @@ class WorkerCalls:
         timeout: float | None,
         streaming: bool = False,
     ) -> Call:
+        peer = self._peer(worker_id)
         try:
-            peer = self._peer(worker_id)
             return peer.request(method, arguments, meta=wanted, timeout=timeout, streaming=streaming)
         except EncodeError as e:
-            raise EncodeError(argument_place(e.place), e.type_name, e.hint) from None
+            raise _as_written(e) from None
 
     def _peer(self, worker_id: str) -> Peer | ProgramPeer:
         member = self._living(worker_id)
@@ -178,11 +195,16 @@ class WorkerCalls:
         return PendingCall(call, worker_id, method.name, CONTROL_TIMEOUT_S)
 
     def _living(self, worker_id: str) -> Member:
+        return self._members([worker_id])[0]
+
+    def _members(self, worker_ids: Sequence[str]) -> list[Member]:
+        """All of them, if none has died."""
         self._run.check_usable()
-        member = self._table.member(worker_id)
-        if member.failed is not None:
-            raise fresh(member.failed)
-        return member
+        members = [*map(self._table.member, worker_ids)]
+        for member in members:
+            if member.failed is not None:
+                raise fresh(member.failed)
+        return members
 
     def _peer_of(self, owner: str, addresses: tuple[str, ...]) -> Peer:
         """The conversation with a shard's owner; a dead owner is an error, since its shards are gone with it."""
@@ -190,3 +212,8 @@ class WorkerCalls:
         if member.client is None:
             raise WorkerNotFoundError(owner, self._table.ids())
         return member.client.peer
+
+
+def _as_written(error: EncodeError) -> EncodeError:
+    """It, naming a place in the arguments as the caller wrote them."""
+    return EncodeError(argument_place(error.place), error.type_name, error.hint)

@@ -21,6 +21,10 @@ class Binding:
         """Sets the manager of the whole process."""
         self._process = manager
 
+    def bind(self, manager: ShardManager) -> None:
+        """Sets the manager of this thread, for as long as it lives."""
+        self._context.set(manager)
+
     @contextmanager
     def using(self, manager: ShardManager) -> Iterator[None]:
         """Sets the manager of this context for the block."""

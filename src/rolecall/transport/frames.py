@@ -84,7 +84,8 @@ def pack(header: bytes, buffers: Sequence[Buffer] = (), limits: Limits = DEFAULT
         ProtocolError: The frame is larger than `limits`, so the other side would close the connection.
     """
     if not buffers:
-        _check(len(header), 0, 0, limits)
+        if len(header) > limits.max_header:
+            _check(len(header), 0, 0, limits)
         return [_PREFIX.pack(MAGIC, len(header), 0, 0) + header]
     views = [_flat(buffer) for buffer in buffers]
     sizes = [view.nbytes for view in views]
@@ -129,7 +130,8 @@ def sizes_of(data: bytes | memoryview, start: int, limits: Limits = DEFAULT_LIMI
     magic, header, count, total = _PREFIX.unpack_from(data, start)
     if magic != MAGIC:
         raise ProtocolError("not a frame of ours, it begins with", magic)
-    _check(header, count, total, limits)
+    if count or total or header > limits.max_header:
+        _check(header, count, total, limits)
     return header, count, total
 
 

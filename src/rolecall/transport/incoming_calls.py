@@ -72,7 +72,8 @@ class IncomingCalls:
             events, sendings = self._callee.answer(incoming.accepted, ok, encoded.header, buffers, zero_copy=zero_copy)
             link = self.channel.link
         send(link, sendings)
-        self._do(events)
+        if events:
+            self._do(events)
         if zero_copy:
             self._wait_until_received(incoming, link, buffers)
         elif link is not None and (buffers or len(encoded.header) > ZERO_COPY_FROM):

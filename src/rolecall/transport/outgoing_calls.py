@@ -6,7 +6,7 @@ import threading
 import time
 from asyncio.events import _get_running_loop
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -21,6 +21,25 @@ from rolecall.transport.session import messages
 from rolecall.transport.session.caller import Answered, Arrived, Caller, Event, Failed, Reason
 from rolecall.transport.session.messages import Buffers, Sending, ToCaller
 from rolecall.transport.waiting import Waitable
+
+
+class Prepared(NamedTuple):
+    """A request that is encoded, once for all who are sent it.
+
+    Attributes:
+        value: Held until the answer is there.
+    """
+
+    method: str
+    value: Any
+    encoded: codec.Encoded
+    meta: Any
+
+    @classmethod
+    def of(cls, method: str, value: Any, meta: Message | dict[str, Any] | None = None) -> Prepared:
+        """Raises EncodeError when the value, or `meta`, is not serializable."""
+        encoded = codec.encode(value)
+        return tuple.__new__(cls, (method, value, encoded, {} if meta is None else _checked(meta)))
 
 
 class OutgoingCalls(Waitable):
@@ -50,20 +69,12 @@ class OutgoingCalls(Waitable):
     def request(
         self,
         kind: int,
-        method: str,
-        value: Any,
-        meta: Message | dict[str, Any] | None,
+        prepared: Prepared,
         timeout: float | None,
         answer: Any,
     ) -> Call:
-        """Makes a call, and sends it if there is a link.
-
-        Raises:
-            EncodeError: The value, or `meta`, is not serializable. Nothing was sent.
-            RolecallError: The peer has ended, with this error.
-        """
-        encoded = codec.encode(value)
-        options: Any = _checked(meta) if meta else {}
+        """Makes a call, and sends it if there is a link. Raises the error with which the peer has ended."""
+        method, value, encoded, options = prepared
         call = Call(self, method, value, timeout, answer, streaming=kind == messages.STREAM)
         if kind != messages.NOTIFICATION:
             self._wait_for_room(call.deadline)

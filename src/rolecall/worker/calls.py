@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import threading
 import traceback
@@ -23,7 +22,7 @@ from rolecall.worker.engines import Engines, Kind, Method
 from rolecall.worker.requests import Request
 
 log = logging.getLogger("rolecall")
-_ARGUMENTS = ([tuple, dict], [list, dict])
+_ARGUMENTS = ([list, dict], [tuple, dict])
 
 
 class EngineCalls:
@@ -85,13 +84,15 @@ class EngineCall:
         if self.request.cancelled:
             return self.request.fail(self.cancelled())
         try:
-            with binding.using(self._data):
-                value = self._run(functions.localized(self.request.received()))
-                if inspect.isawaitable(value):  # a plain function that returns a coroutine
-                    value = asyncio.run_coroutine_threadsafe(_awaited(value), self._loop).result()
-                elif isinstance(value, Future):
-                    value = value.result()
-            self._finish(value, self._remotized(value))
+            value = self._run(functions.localized(self.request.received()))
+            if hasattr(value, "__await__"):  # a plain function that returns a coroutine
+                value = asyncio.run_coroutine_threadsafe(_awaited(value), self._loop).result()
+            elif isinstance(value, Future):
+                value = value.result()
+            if self._params.tensors == "remote":
+                self._finish(value, self._data.remotize(value))
+            else:
+                self.request.finish(value)
         except BaseException as e:  # every call is answered
             self._fail(e)
 
@@ -135,7 +136,7 @@ class EngineCall:
 
     def _run(self, arguments: Any) -> Any:
         """Args and kwargs, with tensors in place of handles."""
-        if not (isinstance(arguments, tuple | list) and [type(part) for part in arguments] in _ARGUMENTS):
+        if type(arguments) not in (list, tuple) or [*map(type, arguments)] not in _ARGUMENTS:
             raise ProtocolError("arguments of a call are not (args, kwargs)", type(arguments).__name__)
         args, kwargs = arguments
         return self._method.run(args, kwargs, self._params.rpc_meta)

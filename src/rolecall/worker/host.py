@@ -155,9 +155,9 @@ class EngineHost:
             if self._seed is not None:  # now that its module has imported what it draws with
                 seed_generators(self._seed)
                 self._seed = None
-            with binding.using(self._data):
-                args, kwargs = functions.localized(request.received())
-                engine = cls(*args, **kwargs)
+            binding.bind(self._data)
+            args, kwargs = functions.localized(request.received())
+            engine = cls(*args, **kwargs)
         except EngineImportError as e:
             self._engines.release(name)
             return request.fail(e)

@@ -10,7 +10,7 @@ import mmap
 import threading
 from pathlib import Path
 
-from rolecall.protocol.progress import PAGE_BYTES, Counters
+from rolecall.protocol.progress import PAGE_BYTES, write
 
 HEARTBEAT_S = 0.5
 
@@ -43,7 +43,7 @@ class Progress:
 
     def _publish(self) -> None:
         if self._page is not None:
-            Counters(self._beats, self.begun, self.ended).write(self._page)
+            write(self._page, self._beats, self.begun, self.ended)
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_S):

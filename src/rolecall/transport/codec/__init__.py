@@ -29,6 +29,8 @@ from rolecall.errors import DecodeError, EncodeError, RolecallError
 from rolecall.protocol.message import from_plain
 from rolecall.transport.codec import arrays, plain, rows, tensors, user_types  # noqa: F401  # they add their rules
 from rolecall.transport.codec.exceptions import short_name
+from rolecall.transport.codec.native import encode as pack_plain
+from rolecall.transport.codec.native import is_native
 from rolecall.transport.codec.places import Refused
 from rolecall.transport.codec.reader import DECODERS, LISTED_TYPES, Listed, Reader
 from rolecall.transport.codec.writer import ENCODERS, RESOLVERS, Writer
@@ -65,24 +67,30 @@ def encode(value: Any, place: str = "value") -> Encoded:
     writer = Writer()
     try:
         try:
-            header = writer.header(value)
+            header = pack_plain(value) if is_native(value) else writer.header(value)
         except _RARE:
             writer.start_over()
+            header = writer.header(value)
+        if not _fits(header, writer):
+            writer.start_over(spacious=True)
             header = writer.header(value)
     except Refused as refused:
         kind = short_name(type(refused.value))
         raise EncodeError(refused.place(place), kind, refused.hint or _hint(refused.value)) from refused.__cause__
     except RecursionError as e:
         raise EncodeError(place, short_name(type(value)), "it is nested too deep") from e
-    if len(header) > _MAX_HEADER or len(writer.buffers) > _MAX_BUFFERS:
+    if not _fits(header, writer):
         place, part = _too_large(value, place)
-        as_text, as_list = "send text.encode(), which has no such limit", "put long lists into arrays or tensors"
         hint = (
-            f"the value has {len(header)} bytes beside its {len(writer.buffers)} buffers (limits {_MAX_HEADER} and "
-            f"{_MAX_BUFFERS}); {as_text if type(part) is str else as_list}, or send it in parts"
+            f"it is too large: {len(header)} bytes beside texts and arrays, of which there are {len(writer.buffers)} "
+            f"(limits {_MAX_HEADER} and {_MAX_BUFFERS}); put long lists into arrays or tensors, or send it in parts"
         )
         raise EncodeError(place, short_name(type(part)), hint)
     return tuple.__new__(Encoded, (header, writer.buffers))  # a third of the time that its own constructor takes
+
+
+def _fits(header: bytes, writer: Writer) -> bool:
+    return len(header) <= _MAX_HEADER and len(writer.buffers) <= _MAX_BUFFERS
 
 
 def _too_large(value: Any, place: str) -> tuple[str, Any]:
@@ -92,7 +100,8 @@ def _too_large(value: Any, place: str) -> tuple[str, Any]:
         found = False
         parts = value.items() if type(value) is dict else enumerate(value) if type(value) in (list, tuple) else ()
         for key, part in itertools.islice(parts, _PARTS):
-            if len(Writer().header(part)) > _MAX_HEADER:
+            (writer := Writer()).start_over(spacious=True)
+            if not _fits(writer.header(part), writer):
                 value, place, found = part, f"{place}[{key!r}]", True
                 break
     return place, value

@@ -68,7 +68,7 @@ class Reader:
 
     def opened(self, header: bytes | memoryview) -> tuple[list[Any], Any]:
         """Decodes a header up to the value. Returns what is listed before it, and the value when nothing is."""
-        value = self.value(header)
+        value = unpack_plain(header, ext_hook=self.hook)
         if self._body is None:
             return [], value
         return list(self._table), None

@@ -17,6 +17,7 @@ from rolecall.transport.codec.reader import LISTED, LISTED_TYPES, MOST_ROWS, TAB
 from rolecall.transport.frames import MAX_DEPTH
 
 CAREFUL = NATIVE - {int, str}  # what msgpack takes whatever its value is
+SPACIOUS = NATIVE - {int, str}  # another set, of the same
 FEW = 6  # items from which on a form for many is the faster one
 TOO_DEEP = f"it contains itself, or is nested deeper than {MAX_DEPTH} levels"
 
@@ -53,7 +54,8 @@ class Writer:
     """Turns one value into what msgspec can encode, and collects its buffers.
 
     At first it scans each container, packs it as it is where msgpack holds that, and writes lists of like items as
-    columns. After a refusal it starts over, looks at every value, and so finds what is refused and where it lies.
+    columns. After a refusal it starts over, looks at every value, and so finds what is refused and where it lies; and
+    when the header has become too large, to put texts beside it.
     """
 
     __slots__ = ("_columned", "_depth", "_listed", "buffers", "native")
@@ -65,14 +67,21 @@ class Writer:
         self._depth = 0
         self._columned = 0  # rows written as columns
 
-    def start_over(self) -> None:
+    def start_over(self, *, spacious: bool = False) -> None:
         """Makes the writer look at every value by itself, int and str as well."""
-        self.buffers, self.native, self._depth = [], CAREFUL, 0
+        self.buffers, self.native, self._depth = [], SPACIOUS if spacious else CAREFUL, 0
+        self._columned = 0
         self._listed.clear()
 
     @property
     def careful(self) -> bool:
-        return self.native is CAREFUL
+        """Every value is looked at by itself."""
+        return self.native is not NATIVE
+
+    @property
+    def spacious(self) -> bool:
+        """Texts, and lists of them, go beside the header."""
+        return self.native is SPACIOUS
 
     def plain(self, value: Any) -> Any:
         """Returns `value` in a form that msgspec encodes.
@@ -100,7 +109,7 @@ class Writer:
         found = self.found(values)
         if found == ALL_NATIVE:
             return values
-        if len(values) < FEW or self.native is CAREFUL or (kind := type(values[0])) in NATIVE:
+        if len(values) < FEW or self.native is CAREFUL or ((kind := type(values[0])) in NATIVE and kind not in ROWS):
             return self.each(values)
         if found == NATIVE_TUPLES:
             return self.extension(TUPLES, values)
@@ -109,7 +118,7 @@ class Writer:
 
     def found(self, value: Any) -> int:
         """What `scan` finds in a value that is written now."""
-        return FOREIGN if self.native is CAREFUL else scan(value, MAX_DEPTH + 1 - self._depth, MOST)
+        return FOREIGN if self.careful else scan(value, MAX_DEPTH + 1 - self._depth, MOST)
 
     def each(self, values: Sequence[Any]) -> Sequence[Any]:
         """Every one of them in a form that msgspec encodes."""
@@ -122,11 +131,10 @@ class Writer:
     def _rows(self, kind: type, values: Sequence[Any]) -> Any:
         rule_of(kind)  # adds the one for rows as well
         rule = ROWS.get(kind)
-        self._columned += len(values)
         if (
-            rule is None
+            not self.takes_rows(len(values))
+            or rule is None
             or self._depth >= MAX_DEPTH
-            or self._columned > MOST_ROWS
             or [*map(type, values)].count(kind) != len(values)
         ):
             return None
@@ -135,6 +143,11 @@ class Writer:
             return rule(self, values)
         finally:
             self._depth -= 1
+
+    def takes_rows(self, count: int) -> bool:
+        """Whether so many more objects may be written as columns; the reader takes no more."""
+        self._columned += count
+        return self._columned <= MOST_ROWS
 
     def extension(self, code: int, payload: Any) -> Ext:
         """Wraps `payload`, which must be plain already."""
