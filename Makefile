@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Most tests wait for processes, so four run side by side; JOBS=0 runs one after the other.
 JOBS      ?= 4
 # What `make bench` runs: files of benchmarks/.
-OF        ?= run backends tensor_backends
+OF        ?= run backends tensor_backends guards
 
 # -q twice: pip keeps quiet unless something is wrong.
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -q -c constraints.txt
@@ -51,7 +51,7 @@ lint: $(VENV)/.dev ## ruff and mypy --strict alone
 	@echo "== mypy --strict"
 	@$(BIN)/mypy
 
-bench: $(VENV)/.dev ## side by side with Ray and Monarch, the backends, the tensor backends (OF=run ARGS=--quick)
+bench: $(VENV)/.dev ## side by side with Ray and Monarch, the backends, tensor backends, 1,024 guards (OF=run ARGS=--quick)
 	@mkdir -p build/bench
 	@for name in $(OF); do \
 	    echo "== $$name"; \

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rolecall.cli.follow import Follower, last_lines
-from tests.cli.cli_rig import CommandLine, Controller
+from tests.cli.cli_rig import CommandLine, Controller, environment, running
 
 
 @pytest.fixture
@@ -146,3 +146,32 @@ def test_a_follower_reads_a_successor_from_its_beginning(tmp_path: Path) -> None
     path.write_text("a longer successor\n")
     assert list(follower.lines()) == ["a longer successor"]
     follower.close()
+
+
+@pytest.mark.slow("two controllers and five commands")
+def test_logs_of_earlier_runs_of_a_trial_are_told_apart(cli: CommandLine, tmp_path: Path) -> None:
+    """The latest run's are shown; the others by their number, counted back; as a run directory of their own, too."""
+    for text in ("of the first", "of the second"):
+        with running(tmp_path) as controller:
+            controller.ask(f"say {text}")
+    said = {i: cli.run("logs", "--run", "cli/t0", "--earlier", str(i)) for i in (0, 1, 2)}
+    for i, (shown, other) in enumerate((("of the second", "of the first"), ("of the first", "of the second"))):
+        assert f"[actor/0] {shown}\n" in said[i].stdout and other not in said[i].stdout
+    assert (said[2].returncode, said[2].stderr.count("known runs: 1")) == (2, 1)
+    assert "of the first\n" in cli.run("logs", "actor/0", "--run", "cli/t0/earlier/1").stdout
+    assert cli.json("ps", "--run", "cli/t0")["state"] == "ended"
+
+
+def test_a_terminal_gets_coloured_names(cli: CommandLine, hand_made: Path) -> None:
+    """Unless NO_COLOR is set; a pipe gets none."""
+    (hand_made / "logs" / "merged.log").write_text("[actor/0] hello\n")
+    argv = cli.argv("logs", "--run", "made/t0")
+    for extra, shown in (({}, "m[actor/0]\x1b[0m hello\r\n"), ({"NO_COLOR": "1"}, "[actor/0] hello\r\n")):
+        ours, theirs = os.openpty()
+        env = {**environment(), "NO_COLOR": "", **extra}
+        subprocess.run(argv, stdout=theirs, stderr=subprocess.DEVNULL, env=env, check=True, timeout=60)
+        os.close(theirs)
+        seen = os.read(ours, 1000).decode()
+        os.close(ours)
+        assert seen.endswith(shown) and seen.startswith("\x1b[") == (not extra)
+    assert cli.run("logs", "--run", "made/t0").stdout == "[actor/0] hello\n"

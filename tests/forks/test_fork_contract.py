@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import os
 import queue
@@ -306,6 +307,9 @@ def test_a_stream_of_an_app_ends_with_its_client(s: Scheduler) -> None:
     assert proxies[0].call("seen")[0] == "up as proxy/0"
     status, body = asked(s, worker, "/broken")
     assert status == 500 and b"broken on purpose" in body
+    with pytest.raises(http.client.IncompleteRead):
+        asked(s, worker, "/cut")
+    assert "GET /cut: the application raised" in log(s, "proxy/0")
     assert proxies.call("add", 1) == [1]
 
 

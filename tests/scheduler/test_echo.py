@@ -41,11 +41,15 @@ def test_a_terminal_gets_colours_and_no_more_than_a_limit(tmp_path: Path, monkey
     """A worker that has printed without end keeps no run from ending."""
     monkeypatch.setattr(echo, "REST_BYTES", 100)
     monkeypatch.setattr(echo, "PERIOD_S", 60)
+    monkeypatch.delenv("NO_COLOR", raising=False)
     path, terminal = tmp_path / "merged.log", Terminal()
     copy = echo.LogEcho(path, terminal)
     path.write_bytes(b"[actor/0] one\n" + b"[actor/1] more\n" * 1000)
     copy.close()
     text = terminal.getvalue()
-    assert "m[actor/0] \x1b[0mone\n" in text
+    assert "m[actor/0]\x1b[0m one\n" in text
     assert text.endswith(f"rolecall: the rest is in {path}\n")
     assert len(text) < 1000
+    monkeypatch.setenv("NO_COLOR", "1")
+    echo.LogEcho(path, terminal := Terminal()).close()
+    assert terminal.getvalue().startswith("[actor/0] one\n")

@@ -57,7 +57,6 @@ BASE = {"h11", "msgspec", "psutil", "rich", "typer", "uvloop"}
 # Third parties of the extras: loaded inside the function that needs them, under TYPE_CHECKING, or in a try statement.
 OPTIONAL = {
     "PIL",
-    "aiohttp",
     "areal",
     "cloudpickle",
     "matplotlib",

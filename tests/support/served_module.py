@@ -58,6 +58,10 @@ async def app(scope: Message, receive: Callable[[], Awaitable[Message]], send: S
             await stream(receive, send)
         case "/broken":
             raise ValueError("broken on purpose")
+        case "/cut":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"half", "more_body": True})
+            raise ValueError("cut on purpose")
         case path:
             await answer(send, path.encode(), 404)
 

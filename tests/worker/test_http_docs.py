@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
+import pytest
 
 from rolecall.protocol.worker_methods import METHODS, HttpRoute, WorkerMethod
-from tests.support.checkout import ROOT
+from tests.support.checkout import ROOT, SOURCES
 
 PAGE = ROOT / "docs" / "http.md"
 ROW = re.compile(r"^\| `([A-Z]+) (/[^`]*)` \|([^|]*)\|", re.MULTILINE)
@@ -36,3 +41,15 @@ def test_the_example_line_of_the_page_is_the_readmes() -> None:
     """Which another test runs."""
     (line,) = re.findall(r"^curl .*$", PAGE.read_text(), re.MULTILINE)
     assert line in (PAGE.parents[1] / "README.md").read_text()
+
+
+@pytest.mark.slow("starts a run")
+def test_the_server_of_the_page_runs_as_it_stands_there(tmp_path: Path) -> None:
+    """The module and the program that starts it, with the output that it shows."""
+    module, program = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    (tmp_path / "proxy.py").write_text(module)
+    (tmp_path / "program.py").write_text(program)
+    env = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join([str(SOURCES), *sys.path])}
+    run = [sys.executable, "program.py"]
+    done = subprocess.run(run, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines() == ["[7, 7]", "proxy/0 has 7", "proxy/1 has 7"], done.stderr

@@ -13,13 +13,14 @@ from typing import Any, Self
 
 import areal.api
 from areal.api.cli_args import NameResolveConfig
+from areal.infra.rpc.serialization import deserialize_value, serialize_value
 from areal.infra.utils.concurrent import run_async_task
 from areal.infra.utils.launcher import BASE_ENVIRONS
 from areal.utils import name_resolve, names
 from areal.utils.offload import get_tms_env_vars
 
 import rolecall
-from rolecall.areal import jobs, programs
+from rolecall.areal import jobs
 from rolecall.areal.errors import translated
 from rolecall.areal.tensors import install
 from rolecall.errors import EncodeError, RolecallError, ShardNotFoundError, WorkerNotFoundError
@@ -65,7 +66,9 @@ class RolecallScheduler(areal.api.Scheduler):
         install()
         if backend == "local":
             said |= {"devices": gpu_devices, "n_gpus_per_node": None}
-        kept = {k: v for k, v in said.items() if k not in PASSED_OVER and (v is not None or k == "devices")}
+        kept: dict[str, Any] = {
+            k: v for k, v in said.items() if k not in PASSED_OVER and (v is not None or k == "devices")
+        }
         kept |= {"experiment": self.experiment_name, "trial": self.trial_name, "fileroot": self.fileroot}
         self._run = rolecall.scheduler(backend, start_timeout=kept.pop("startup_timeout"), **kept)
         self.close = weakref.finalize(self, self._run.close)  # also when nobody does, at the program's end
@@ -120,7 +123,8 @@ class RolecallScheduler(areal.api.Scheduler):
         with translated():
             worker = self._worker(worker_id)
             if worker_id in self._programs:
-                await programs.create(worker.worker, name, engine, [*args], kwargs)
+                asked = worker.with_options(engine=name)
+                await asked.submit_engine(engine, serialize_value([*args]), serialize_value(kwargs))
                 return
             self._coroutines[worker_id, name] = await worker.acall("create", name, engine, [*args], kwargs)
 
@@ -144,7 +148,10 @@ class RolecallScheduler(areal.api.Scheduler):
         with translated(method):
             worker = self._worker(worker_id).with_options(timeout=http_timeout)
             if worker_id in self._programs:
-                return await programs.call(worker.worker, name, method, [*args], kwargs, http_timeout)
+                asked = worker.with_options(engine=name)
+                return deserialize_value(
+                    await asked.acall(method, *serialize_value([*args]), **serialize_value(kwargs))
+                )
             how = "acall" if method in self._coroutines.get((worker_id, name), ()) else "call"
             give_up = functools.partial(_give_up, worker, name, rpc_meta)
             pending = None

@@ -16,6 +16,8 @@ from rolecall.cli.rundir import RunDir
 from rolecall.cli.runs import RunNotFoundError, is_running, select_run
 from rolecall.cli.terminal import FilerootOption, JsonOption, RunOption, print_json, remark
 from rolecall.errors import RolecallError
+from rolecall.scheduler.echo import prefix_of, takes_colours
+from rolecall.scheduler.run import EARLIER, earlier_runs
 
 POLL_S = 0.2
 CHECK_ENDED_EVERY = 10  # polls
@@ -39,24 +41,33 @@ def logs(
     fileroot: FilerootOption = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Print what is appended, until the run ends.")] = False,
     tail: Annotated[int, typer.Option("--tail", "-n", min=0, help="Number of last lines to print of each log.")] = 100,
+    earlier: Annotated[int, typer.Option(min=0, help="Of the run before the latest (1), before that (2), ...")] = 0,
     whole: Annotated[bool, typer.Option("--all", help="Print the logs from their beginning.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Prints the logs of a run, of a role or of a worker, also after the run has ended.
 
-    With -f it follows new workers and rotated files, until Ctrl-C or the end of the run. With --json every line is an
-    object with `source` and `line`.
+    A trial may have run several times; without --earlier it is the latest run. With -f it follows new workers and
+    rotated files, until Ctrl-C or the end of the run. With --json every line is an object with `source` and `line`.
 
     Example: rolecall logs -f actor/0
     """
     found = select_run(run, fileroot)
     if found.directory is None:
         raise RunNotFoundError(found.run_id, "any known fileroot (only processes of the run are left)")
-    reader = _Reader(found.directory, target, json)
+    reader = _Reader(_before(found.directory, earlier), target, json)
     reader.begin(None if whole else tail, follow=follow)
     if follow:
         reader.follow()
     reader.end()
+
+
+def _before(latest: RunDir, count: int) -> RunDir:
+    """The run of the same trial that was so many before the latest."""
+    runs = earlier_runs(latest.path)
+    if count > len(runs):
+        raise RunNotFoundError(f"{count} before the latest", str(latest.path), map(str, range(1, len(runs) + 1)))
+    return RunDir(latest.path / EARLIER / str(runs[-count])) if count else latest
 
 
 class _Reader:
@@ -66,6 +77,7 @@ class _Reader:
         self._directory, self._target, self._json = directory, target, as_json
         self._folder = directory.path / "logs"
         self._prefix = target is None or "/" not in target
+        self._colours = takes_colours(sys.stdout)
         self._followers = Followers(self.files)
 
     def files(self) -> dict[str, Path]:
@@ -109,7 +121,7 @@ class _Reader:
         if self._json:
             print_json({"source": source, "line": text}, indent=None)
         else:
-            prefix = f"[{source}] " if self._prefix and source != MERGED else ""
+            prefix = prefix_of(source, self._colours) if self._prefix and source != MERGED else ""
             sys.stdout.write(f"{prefix}{text}\n")
             sys.stdout.flush()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 import zlib
@@ -17,6 +18,17 @@ _COLOURS = (36, 32, 33, 35, 34, 31)
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
+def takes_colours(stream: TextIO) -> bool:
+    """Whether it is a terminal whose user does not forbid them (NO_COLOR)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR")
+
+
+def prefix_of(worker: str, colours: bool) -> str:
+    """What stands before a worker's lines."""
+    colour = _COLOURS[zlib.crc32(worker.encode()) % len(_COLOURS)]
+    return f"\x1b[{colour}m[{worker}]\x1b[0m " if colours else f"[{worker}] "
+
+
 class LogEcho:
     """Copies the merged log of a run to a stream, line by line, from a thread of its own.
 
@@ -27,7 +39,7 @@ class LogEcho:
         self._path, self._stream = path, stream
         self._file: BinaryIO | None = None
         self._rest = b""
-        self._colours = stream.isatty()
+        self._colours = takes_colours(stream)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="rolecall-echo", daemon=True)
         self._thread.start()
@@ -63,7 +75,4 @@ class LogEcho:
     def _shown(self, line: bytes) -> str:
         text = _CONTROL.sub("?", line.decode(errors="replace"))
         worker, bracket, said = text.partition("] ")
-        if not (self._colours and bracket):
-            return text + "\n"
-        colour = _COLOURS[zlib.crc32(worker.encode()) % len(_COLOURS)]
-        return f"\x1b[{colour}m{worker}{bracket}\x1b[0m{said}\n"
+        return f"{prefix_of(worker[1:], self._colours)}{said}\n" if bracket else text + "\n"

@@ -17,7 +17,9 @@ from rolecall.protocol.message import to_json
 from rolecall.protocol.state import RunState
 from rolecall.types import check_name
 
+EARLIER = "earlier"  # directory of the run directory: earlier runs of the trial, by number
 STOPPED = "stopped"  # file of the run directory, in which `rolecall stop` says who it is
+FILES = ("state.json", "events.jsonl", "logs", "stacks", STOPPED)
 
 
 class Run:
@@ -116,10 +118,19 @@ class Run:
     def _make_run_dir(self) -> None:
         if not self._named:
             self._choose_trial()
-        for part in ("logs", "stacks"):
-            (self.run_dir / part).mkdir(parents=True, exist_ok=True)
+        self.run_dir.mkdir(parents=True, exist_ok=True)
         self._take_lock()
-        (self.run_dir / STOPPED).unlink(missing_ok=True)
+        self._put_away()
+        for part in ("logs", "stacks"):
+            (self.run_dir / part).mkdir()
+
+    def _put_away(self) -> None:
+        """What an earlier run of the trial has left goes to `earlier/<number>`, laid out as a run directory."""
+        if left := [path for name in FILES if (path := self.run_dir / name).exists()]:
+            place = self.run_dir / EARLIER / str(max(earlier_runs(self.run_dir), default=0) + 1)
+            place.mkdir(parents=True)
+            for path in left:
+                path.rename(place / path.name)
 
     def _choose_trial(self) -> None:
         """A time is no name: two runs may begin in the same second, and clocks are set back."""
@@ -149,6 +160,11 @@ def _root(fileroot: str | os.PathLike[str] | None) -> Path:
         return (Path(fileroot) if fileroot is not None else Path.home() / ".rolecall").absolute()
     except (RuntimeError, FileNotFoundError) as e:  # no HOME and no such user; no current folder
         raise WorkerConfigurationError("no place for the run's files", str(e), "pass an absolute fileroot") from e
+
+
+def earlier_runs(run_dir: Path) -> list[int]:
+    """Numbers of the earlier runs of a trial, oldest first."""
+    return sorted(int(path.name) for path in (run_dir / EARLIER).glob("*") if path.name.isdecimal())
 
 
 def private_root() -> Path:

@@ -7,6 +7,7 @@ of a slow client. An application learns of a client that is gone by `http.discon
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 from urllib.parse import unquote
@@ -20,6 +21,8 @@ Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
 WINDOW = 16  # parts of a response that a slow client has not taken yet
+log = logging.getLogger("rolecall")
+
 ASGI = {"version": "3.0", "spec_version": "2.3"}
 
 
@@ -100,7 +103,7 @@ class _Exchange:
     def __init__(self, request: Request) -> None:
         self._request, self._unread = request, True
         self._over = asyncio.Event()  # the response is complete, or nobody waits for it
-        self._parts: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue()
+        self._parts: asyncio.Queue[bytes | OSError | None] = asyncio.Queue()
         self._room = asyncio.Semaphore(WINDOW)
         self.response: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
         request.disconnect.add_callback(self._disconnected)
@@ -133,20 +136,23 @@ class _Exchange:
                 self.response.set_result(Response(499))
             else:
                 self.response.set_exception(error or RuntimeError("the application ended without a response"))
-        elif not self._over.is_set():
-            self._end(error or RuntimeError("the application ended in the middle of its response"))
+            return
+        if error is not None and not self._request.disconnect.happened:
+            log.error("%s %s: the application raised", self._request.method, self._request.path, exc_info=error)
+        if not self._over.is_set():
+            self._end(ConnectionAbortedError("the application ended in the middle of its response"))
 
     def _disconnected(self) -> None:
         self._room.release()  # wakes an application that waits for the client
         self._end(None)
 
-    def _end(self, error: BaseException | None) -> None:
+    def _end(self, error: OSError | None) -> None:
         self._over.set()
         self._parts.put_nowait(error)
 
     async def _chunks(self) -> AsyncGenerator[bytes, None]:
         while (part := await self._parts.get()) is not None:
-            if isinstance(part, BaseException):
+            if isinstance(part, OSError):
                 raise part
             yield part
             self._room.release()
@@ -158,8 +164,15 @@ class _Lifespan:
     def __init__(self, app: Application, state: dict[str, Any]) -> None:
         self._asked: asyncio.Queue[Message] = asyncio.Queue()
         self._answered: asyncio.Queue[Message] = asyncio.Queue()
-        scope = {"type": "lifespan", "asgi": ASGI, "state": state}
-        self._task = asyncio.ensure_future(app(scope, self._asked.get, self._answered.put))
+        self._task = asyncio.ensure_future(self._run(app, {"type": "lifespan", "asgi": ASGI, "state": state}))
+
+    async def _run(self, app: Application, scope: Message) -> None:
+        await app(scope, self._asked.get, self._send)
+
+    async def _send(self, message: Message) -> None:
+        if not message["type"].startswith("lifespan."):
+            raise RuntimeError(f"{message['type']} is no answer to a lifespan")
+        self._answered.put_nowait(message)
 
     async def ask(self, phase: str) -> bool:
         """Asks for a phase; False when the application does not know of it."""

@@ -66,6 +66,8 @@ class HttpConnection:
         self._sock, self._loop, self._token, self._routes, self._hosts = sock, loop, token, routes, hosts
         self._authenticated = authenticated
         self._unix = sock.family == socket.AF_UNIX
+        if not self._unix:  # a response is sent in parts, and none shall wait for the client's acknowledgement
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
         self._http.receive_data(begun)
 
