@@ -37,18 +37,7 @@ class Controller:
         self.io = IOThread("rolecall-hub-test")
         self.lost: list[str] = []
         self.told = threading.Event()
-        options = RunOptions(
-            tensor_backend="shm",
-            preload=(),
-            start_timeout=10,
-            grace_s=0,
-            destroy_s=0,
-            lease_s=LEASE_S,
-            stall_s=120,
-            silence_s=8,
-            seed=None,
-        )
-        self.hub = GuardListener(self.run, self.io, options)
+        self.hub = GuardListener(self.run, self.io, RunOptions(start_timeout=10, lease_s=LEASE_S))
         self.hub.open(self._on_event)
         self.hub.listen("127.0.0.1")
         self.dialled: list[Client] = []

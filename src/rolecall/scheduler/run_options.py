@@ -13,15 +13,15 @@ from rolecall.types import TensorBackend, check_one_of, check_seconds
 class RunOptions:
     """Options of `Scheduler`, which says what each means."""
 
-    tensor_backend: TensorBackend
-    preload: Sequence[str]
-    start_timeout: float
-    grace_s: float
-    destroy_s: float
-    lease_s: float
-    stall_s: float
-    silence_s: float
-    seed: int | None
+    tensor_backend: TensorBackend = "shm"
+    preload: Sequence[str] = ()
+    start_timeout: float = 120.0
+    grace_s: float = 5.0
+    destroy_s: float = 10.0
+    lease_s: float = 30.0
+    stall_s: float = 120.0
+    silence_s: float = 8.0
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         check_one_of("tensor backend", self.tensor_backend, TensorBackend)
