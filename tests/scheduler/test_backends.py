@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from inspect import signature
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -28,7 +30,8 @@ def test_an_unknown_scheduler_names_those_that_there_are() -> None:
 def test_an_option_of_another_scheduler_is_refused_by_name(backend: str, option: str) -> None:
     """Before anything is started; the message lists what there is."""
     with pytest.raises(WorkerConfigurationError, match=f"{backend}' has no such option: '{option}'; it has .*fileroot"):
-        rolecall.scheduler(backend, **{option: "x"})
+        options: dict[str, Any] = {option: "x"}
+        rolecall.scheduler(backend, **options)
 
 
 def test_every_scheduler_has_the_common_options_and_its_own() -> None:
@@ -50,6 +53,15 @@ def test_editors_are_told_all_keywords_with_their_types(backend: str, keywords: 
     if backend == "slurm":
         found |= {name: hint for name, hint in hints_of(SlurmOptions).items() if name in options_of("slurm")}
     assert {name: found[name] for name in options_of(backend)} == get_type_hints(keywords)
+
+
+@pytest.mark.parametrize("backend", SCHEDULERS)
+def test_help_lists_all_options(backend: str) -> None:
+    """With their defaults, and with what they mean."""
+    scheduler = SCHEDULERS[backend]
+    assert signature(scheduler).parameters.keys() == options_of(backend)
+    told = re.findall(r"^    (\w[\w, ]*): ", scheduler.__doc__ or "", re.MULTILINE)
+    assert {name for names in told for name in names.split(", ")} >= options_of(backend)
 
 
 def test_editors_are_told_the_fields_of_a_spec_with_their_types() -> None:

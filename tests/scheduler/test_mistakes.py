@@ -160,3 +160,18 @@ with rolecall.LocalScheduler(experiment="mistakes", trial="stdin", fileroot={str
     env = {**os.environ, "PYTHONPATH": str(SOURCES)}
     done = subprocess.run([sys.executable, "-"], input=program, env=env, capture_output=True, text=True, timeout=60)
     assert "a class of an interactive session cannot be imported on a worker; use a module" in done.stderr
+
+
+def test_a_class_below_the_main_guard_is_told_to_be_above(tmp_path: Path) -> None:
+    """Workers load the script without what stands there."""
+    program = tmp_path / "program.py"
+    program.write_text(f"""
+import rolecall
+if __name__ == "__main__":
+    class A: pass
+    with rolecall.LocalScheduler(experiment="mistakes", trial="below", fileroot={str(tmp_path)!r}, preload=[]) as s:
+        s.start("actor").create_engine(A)
+""")
+    env = {**os.environ, "PYTHONPATH": str(SOURCES)}
+    done = subprocess.run([sys.executable, program], env=env, capture_output=True, text=True, timeout=60)
+    assert "has no 'A' where workers load it; define it above `if __name__ == '__main__':`" in done.stderr

@@ -1,4 +1,4 @@
-"""What the README shows runs, as it stands there."""
+"""What the README shows runs, as it stands there, and with another scheduler's name in it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from tests.support.checkout import ROOT, SOURCES
+from tests.support.schedulers_under_test import BACKENDS, OF_PROCESSES, on
 
+LOCAL = 'rolecall.scheduler("local"'
 PROGRAMS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 EXPECTED = [
     ["[1.5, 1.5]", "6.0"],
-    ["[3, 7]", "3", "[3, 3]", "3", "['t0', 't1', 't2']"],
+    ["[3, 7]", "3", "[3, 3]", "3", "Sample(ids=[1, 2], stop=<Stop.LENGTH: 'length'>)", "['t0', 't1', 't2']"],
     ["100 1"],
     ["True", "set()"],
     ["[2.0, 2.0]"],
@@ -30,12 +32,23 @@ def test_every_program_of_the_readme_is_known_here() -> None:
 
 
 @pytest.mark.slow("the page's programs, as a user would run them")
-@pytest.mark.parametrize("index", range(len(EXPECTED)))
-def test_a_program_of_the_readme_runs_and_prints_what_it_says(index: int, tmp_path: Path) -> None:
-    """Each program of the README runs as it stands there, with the output that it shows."""
+@pytest.mark.parametrize(
+    ("backend", "index"), [on(name, index) for name in OF_PROCESSES for index in range(len(EXPECTED))]
+)
+def test_a_program_of_the_readme_runs_and_prints_what_it_says(
+    backend: str, index: int, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """Each program of the README runs with the output that it shows; on a cluster only the scheduler's name differs.
+
+    (There torch is not preloaded, which takes each guard seconds.)
+    """
+    cluster = BACKENDS[backend].cluster
+    exports = request.getfixturevalue(cluster).exports if cluster is not None else {}
+    on_backend = LOCAL if cluster is None else LOCAL.replace("local", backend) + ", preload=[]"
     script = tmp_path / "program.py"
-    script.write_text(PROGRAMS[index])
-    env = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join([str(SOURCES), *sys.path])}
+    script.write_text(PROGRAMS[index].replace(LOCAL, on_backend))
+    paths = {"HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join([str(SOURCES), *sys.path])}
+    env = {**os.environ, **exports, **paths}
     done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert [line for line in done.stdout.splitlines() if line] == EXPECTED[index]

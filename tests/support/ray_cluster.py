@@ -18,7 +18,7 @@ from tests.clusters.ray_nodes import RayCluster, started
 from tests.support.waiting import poll
 
 CLEAN_WITHIN_S = 10.0
-HEADLESS_S = 10.0  # so long the nodes of some clusters go on without a head; 60 unless they are told otherwise
+HEADLESS_S = 5.0  # so long the nodes of some clusters go on without a head; 60 unless they are told otherwise
 
 
 def placement_of(scheduler: Scheduler) -> RayPlacement:

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING, assert_type
+from typing import TYPE_CHECKING, Any, assert_type
 
+import rolecall
 from rolecall import Role, RoleWorker, Scheduler
 
 
@@ -70,7 +71,15 @@ async def _of_one_worker(actor: RoleWorker) -> None:
 
 if TYPE_CHECKING:
 
-    def wrong(s: Scheduler, actors: Role) -> None:
+    def right(name: str, options: dict[str, Any]) -> None:
+        assert_type(rolecall.scheduler("slurm", partition="gpu"), rolecall.SlurmScheduler)
+        assert_type(rolecall.scheduler(name, trial="t"), Scheduler)
+        assert_type(rolecall.scheduler(name, **options), Scheduler)
+
+    def wrong(s: Scheduler, actors: Role, name: str) -> None:
+        rolecall.scheduler("local", partition="gpu")  # type: ignore[call-overload]
+        rolecall.scheduler("slurm", partitoin="gpu")  # type: ignore[call-overload]
+        rolecall.scheduler(name, trail="t")  # type: ignore[call-overload]
         actors.create_engine(Trainer, "0.5")  # type: ignore[call-overload]
         actors.create_engine(Trainer)  # type: ignore[call-overload]
         actors.call(Trainer.train, "3")  # type: ignore[call-overload]

@@ -66,7 +66,9 @@ class RolecallScheduler(areal.api.Scheduler):
         install()
         if backend == "local":
             said |= {"devices": gpu_devices, "n_gpus_per_node": None}
-        kept = {k: v for k, v in said.items() if k not in PASSED_OVER and (v is not None or k == "devices")}
+        kept: dict[str, Any] = {
+            k: v for k, v in said.items() if k not in PASSED_OVER and (v is not None or k == "devices")
+        }
         kept |= {"experiment": self.experiment_name, "trial": self.trial_name, "fileroot": self.fileroot}
         self._run = rolecall.scheduler(backend, start_timeout=kept.pop("startup_timeout"), **kept)
         self.close = weakref.finalize(self, self._run.close)  # also when nobody does, at the program's end

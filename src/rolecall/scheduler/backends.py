@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable, Iterable
-from inspect import Parameter, signature
-from typing import Any, Literal, Unpack, overload
+from inspect import Parameter, Signature, signature
+from typing import Any, Literal, TypeVar, Unpack, overload
 
 from rolecall.errors import WorkerConfigurationError
 from rolecall.placement.base import Placement
 from rolecall.placement.local import LocalPlacement
 from rolecall.placement.ray.placement import RayPlacement
 from rolecall.placement.registry import PLACEMENTS
+from rolecall.placement.slurm.options import SlurmOptions
 from rolecall.placement.slurm.placement import SlurmPlacement
 from rolecall.scheduler.keywords import LocalKeywords, RayKeywords, SchedulerKeywords, SlurmKeywords
 from rolecall.scheduler.scheduler import Scheduler
+
+S = TypeVar("S", bound=Scheduler)
+_ARGS = re.compile(r"^Args:\n((?:    .*\n?)*)", re.MULTILINE)
+_OURS = re.compile(r"^    (placement|options): .*\n?", re.MULTILINE)
 
 
 class PlacedScheduler(Scheduler):
@@ -24,23 +31,32 @@ class PlacedScheduler(Scheduler):
         super().__init__(placement(**its), **options)
 
 
-class LocalScheduler(PlacedScheduler):
-    """Workers on this machine.
+def _with_options_of(*makers: type) -> Callable[[type[S]], type[S]]:
+    """Puts the options that go to these into a scheduler's signature and docstring, where `help` finds them."""
 
-    Args:
-        options: Those of `LocalPlacement` (`devices`, `oversubscribe`, `ip`) and of `Scheduler`.
-    """
+    def change(scheduler: type[S]) -> type[S]:
+        found = {name: each for maker in makers for name, each in signature(maker).parameters.items()}
+        options = [each for each in found.values() if each.kind is Parameter.KEYWORD_ONLY]
+        scheduler.__signature__ = Signature(options)  # type: ignore[attr-defined]
+        told = "\n".join(_ARGS.findall(inspect.getdoc(maker) or "")[0].rstrip() for maker in makers)
+        what, *raises = (inspect.getdoc(scheduler) or "").split("\n\n")
+        scheduler.__doc__ = "\n\n".join([what, f"Args:\n{_OURS.sub('', told)}", *raises])
+        return scheduler
+
+    return change
+
+
+@_with_options_of(LocalPlacement, Scheduler)
+class LocalScheduler(PlacedScheduler):
+    """Workers on this machine."""
 
     def __init__(self, **options: Unpack[LocalKeywords]) -> None:
         super().__init__(LocalPlacement, **options)
 
 
+@_with_options_of(SlurmPlacement, SlurmOptions, Scheduler)
 class SlurmScheduler(PlacedScheduler):
     """Workers in jobs of a Slurm cluster.
-
-    Args:
-        options: Those of `SlurmPlacement` and `SlurmOptions` (`partition`, `time`, `queue_timeout`, ...) and of
-            `Scheduler`.
 
     Raises:
         SlurmError: Slurm's commands are not there, or slurmctld does not answer.
@@ -50,12 +66,9 @@ class SlurmScheduler(PlacedScheduler):
         super().__init__(SlurmPlacement, **options)
 
 
+@_with_options_of(RayPlacement, Scheduler)
 class RayScheduler(PlacedScheduler):
-    """Workers on the nodes of a Ray cluster.
-
-    Args:
-        options: Those of `RayPlacement` (`address`, `accelerator`, `queue_timeout`, ...) and of `Scheduler`.
-    """
+    """Workers on the nodes of a Ray cluster."""
 
     def __init__(self, **options: Unpack[RayKeywords]) -> None:
         super().__init__(RayPlacement, **options)
@@ -74,13 +87,14 @@ def scheduler(backend: Literal["ray"], **options: Unpack[RayKeywords]) -> RaySch
 @overload
 def scheduler(backend: Placement, **options: Unpack[SchedulerKeywords]) -> Scheduler: ...
 @overload
-def scheduler(backend: str, **options: Any) -> Scheduler: ...
+def scheduler(backend: str, **options: Unpack[SchedulerKeywords]) -> Scheduler: ...
 def scheduler(backend: str | Placement = "local", **options: Any) -> Scheduler:
     """Makes the scheduler of a backend.
 
     Args:
         backend: `local`, `slurm` or `ray`, or a placement of your own.
-        options: `experiment`, `trial`, `fileroot`, `tensors` and the backend's own.
+        options: `experiment`, `trial`, `fileroot`, `tensors` and the backend's own. Where the name is known at run time
+            only, a type checker takes those of every backend, or `**options` of any type.
 
     Raises:
         WorkerConfigurationError: No such backend, or no such option of it.

@@ -178,8 +178,9 @@ class Fetcher:
         """Puts an owner's answer into the plan, and into the cache."""
         if not isinstance(answer, list) or len(answer) != len(batch.pieces):
             raise ProtocolError(f"{batch.owner} answered data.get with something else", type(answer).__name__)
+        dtypes = {name: native_dtype(name) for name in {piece.shard.dtype for piece in batch.pieces}}
         for (shard, start, stop), tensor in zip(batch.pieces, answer, strict=True):
-            dtype = native_dtype(shard.dtype)
+            dtype = dtypes[shard.dtype]
             if getattr(tensor, "dtype", None) != dtype or tensor.nbytes != (stop - start) * dtype.itemsize:
                 raise ProtocolError(f"{batch.owner} answered data.get with another tensor", shard.id)
             block = Block(start, stop, tensor if tensor.ndim == 1 else tensor.reshape(-1), True)

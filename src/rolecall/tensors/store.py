@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from rolecall.errors import ShardNotFoundError, TensorError
 from rolecall.protocol.worker_methods import Cleared
 from rolecall.tensors.backends.base import Backend
 from rolecall.tensors.dtypes import dtype_name
-from rolecall.tensors.shard import Shard
+from rolecall.tensors.shard import Shard, grouped
 
 if TYPE_CHECKING:
     from rolecall.tensors.dtypes import Dense
@@ -89,7 +90,8 @@ class Store:
         if ranges is None:
             out = [tensor.reshape(shard.shape) for tensor, shard in zip(out, shards, strict=True)]
         else:
-            out = [_range(tensor, elements) for tensor, elements in zip(out, ranges, strict=True)]
+            wanted = zip(out, shards, ranges, strict=True)
+            out = [t if r == (0, shard.numel) else _range(t, shard.numel, r) for t, shard, r in wanted]
         with self._lock:
             self._counts["served"] += len(out)
             self._counts["served_bytes"] += sum(tensor.nbytes for tensor in out)
@@ -113,14 +115,13 @@ class Store:
 
     def fetch(self, shards: Sequence[Shard]) -> list[Dense]:
         """The elements of own shards as flat tensors, not to be changed unless the backend is private."""
-        found: dict[str, Dense | None] = {}
-        for backend in self._order:
-            mine = [shard for shard in shards if shard.backend == backend.name]
-            found.update(zip((shard.id for shard in mine), backend.fetch(mine), strict=True))
-        gone = [shard.id for shard in shards if found.get(shard.id) is None]
-        if gone:
-            raise ShardNotFoundError(gone, self.owner)
-        return [tensor for shard in shards if (tensor := found[shard.id]) is not None]
+        found: dict[Shard, Dense | None] = {}
+        for name, mine in grouped(shards, attrgetter("backend")).items():
+            found.update(zip(mine, self.backends[name].fetch(mine), strict=True))
+        tensors = [tensor for shard in shards if (tensor := found[shard]) is not None]
+        if len(tensors) < len(shards):
+            raise ShardNotFoundError([shard.id for shard in shards if found[shard] is None], self.owner)
+        return tensors
 
     def delete(self, ids: Iterable[str]) -> Cleared:
         """Frees shards; unknown ids are ignored."""
@@ -153,8 +154,8 @@ class Store:
             backend.close()
 
 
-def _range(tensor: Dense, elements: Range) -> Dense:
+def _range(tensor: Dense, numel: int, elements: Range) -> Dense:
     start, stop = elements
-    if not 0 <= start <= stop <= len(tensor):
-        raise TensorError(f"elements {start} to {stop} of a shard of {len(tensor)}")
-    return tensor if stop - start == len(tensor) else tensor[start:stop]
+    if not 0 <= start <= stop <= numel:
+        raise TensorError(f"elements {start} to {stop} of a shard of {numel}")
+    return tensor[start:stop]

@@ -106,15 +106,21 @@ def load_engine_class(path: str) -> type:
     target: Any = _import(path, module_name)
     for part in name.split("."):
         if part not in dir(target) and not isinstance(target, ControllerMain):
-            raise EngineImportError(path, f"module {module_name!r} has no {name!r}")
+            raise EngineImportError(path, _missing(module_name, name))
         try:
             target = getattr(target, part)
         except AttributeError as e:
-            raise EngineImportError(path, f"module {module_name!r} has no {name!r}") from e
+            raise EngineImportError(path, _missing(module_name, name)) from e
     if not isinstance(target, type):
         raise EngineImportError(path, f"names a {type(target).__name__}, not a class")
     _refuse_standard_library(path, target.__module__)
     return target
+
+
+def _missing(module_name: str, name: str) -> str:
+    if module_name != "__main__":
+        return f"module {module_name!r} has no {name!r}"
+    return f"the script has no {name!r} where workers load it; define it above `if __name__ == '__main__':`"
 
 
 def split_path(path: str) -> tuple[str, str]:
