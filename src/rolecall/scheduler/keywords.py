@@ -22,7 +22,10 @@ class SchedulerKeywords(TypedDict, total=False):
     preload: Sequence[str]
     start_timeout: float
     grace_s: float
+    destroy_s: float
     lease_s: float
+    stall_s: float
+    silence_s: float
     seed: int | None
     echo_logs: bool
     quiet: bool

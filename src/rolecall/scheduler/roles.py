@@ -182,10 +182,10 @@ class Role(Callee, Sequence["RoleWorker"]):
         """The same, without blocking the event loop."""
         await agathered(self._send(lambda w: self._scheduler.calls.set_env(w.id, env)))
 
-    def delete(self) -> None:
-        """Ends the role and what was forked from it."""
+    def delete(self, reverse_order: bool = False) -> None:
+        """Ends the role and what was forked from it. See `Scheduler.delete_workers`."""
         self._refuse_part("deleted")
-        self._scheduler.delete_workers(self.name)
+        self._scheduler.delete_workers(self.name, reverse_order)
 
     def _refuse_part(self, what: str) -> None:
         if self._part:
