@@ -11,7 +11,7 @@ from rolecall.errors import WorkerConfigurationError
 from rolecall.protocol.state import WorkerState
 from rolecall.scheduler.calls import CallOptions, Options, PendingCall
 from rolecall.scheduler.completions import Completions
-from rolecall.scheduler.engine_methods import AnyMethod, AsyncMethod, EngineClass, Method, P, R, name_of
+from rolecall.scheduler.engine_methods import AnyMethod, AsyncMethod, EngineClass, EngineView, Method, P, R, name_of
 from rolecall.scheduler.gathering import Sent, agathered, all_sent, gathered, sent
 from rolecall.scheduler.keywords import SpecKeywords
 from rolecall.scheduler.role_worker import Callee, Owner, RoleWorker
@@ -93,6 +93,14 @@ class Role(Callee, Sequence["RoleWorker"]):
     async def acreate_engine(self, engine: EngineClass, *args: Any, **kwargs: Any) -> None:
         """The same, without blocking the event loop."""
         await agathered(self._send(lambda w: w.submit_engine(engine, args, kwargs)))
+
+    def engine(self, engine: type) -> EngineView:
+        """The engines with the methods of their class: `actors.engine(Trainer).train(3)` is `actors.call("train", 3)`.
+
+        No type checker can know that each method then returns a list; it knows `actors.call(Trainer.train, 3)`, and
+        the methods of one worker's engine, `actors[0].engine(Trainer).train(3)`.
+        """
+        return EngineView(self, engine)
 
     def destroy_engine(self) -> None:
         """Ends the engine of every worker, or that which `with_options(engine=)` names; another can take its name then.
