@@ -50,8 +50,6 @@ def inherited_control() -> socket.socket:
             return socket.socket(fileno=int(number))
     except OSError:  # this is a child of the module, which has inherited its environment alone
         pass
-    expected = (
-        'start the module as a worker: role.fork("proxy", "package.module"), or s.start("proxy", cmd="package.module")'
-    )
-    expected += ", without a `ready` of its own"
+    how = 'role.fork("proxy", "package.module"), or s.start("proxy", cmd="package.module")'
+    expected = f"start the module as a worker: {how}, without a `ready` of its own"
     raise WorkerConfigurationError("rolecall.serve() was called outside of a run", None, expected)

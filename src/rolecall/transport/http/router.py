@@ -32,9 +32,9 @@ class Routes:
 
     def is_public(self, path: str) -> bool:
         """Whether the app answers requests for a path that do not show the token. None of a route is public."""
-        parts = _parts(path)
-        mine = any(_matched(pattern, parts) is not None for pattern in self._routes)
-        return self._app is not None and self._app.is_public(path) and not mine
+        if self._app is None or not self._app.is_public(path):
+            return False
+        return all(_matched(pattern, _parts(path)) is None for pattern in self._routes)
 
     def find(self, method: str, path: str, *, known: bool = True) -> tuple[Route, int, dict[str, str]]:
         """The function, its body limit and the path's parameters.
