@@ -128,6 +128,8 @@ class InProcessGuard(RequestHandler):
             run_dir=self._config.run_dir,
             seed=self._config.seed,
             tensor_backend=self._config.tensor_backend,
+            setup=self._config.setup,
+            one_engine_thread=self._config.one_engine_thread,
         )
         try:
             if spec.argv is not None:

@@ -6,7 +6,7 @@ Names and meanings of the fields are those of AReaL's scheduler, so that program
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -17,6 +17,7 @@ ContainerType = Literal["apptainer", "none"]
 RayPlacementStrategy = Literal["shared", "separate", "deferred"]
 StrategyType = Literal["separation", "colocation"]
 TensorPolicy = Literal["local", "remote"]
+WorkerSetup = str | Callable[[], object]
 TensorBackend = Literal["shm", "wire", "ray"]
 
 MAX_PORTS = 4096  # per worker; a guard refuses more, since it tries every port before it leases it

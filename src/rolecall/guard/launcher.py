@@ -333,6 +333,8 @@ class Launcher:
             sys_path=self.config.sys_path,
             progress=record.page.path,
             tensor_backend=self.config.tensor_backend,
+            setup=self.config.setup,
+            one_engine_thread=self.config.one_engine_thread,
         )
         await peer.request(CONFIGURE.name, config, answer=CONFIGURE.answer)
         record.socket = path

@@ -14,7 +14,7 @@ from rolecall.protocol.guard import SHUTDOWN, Shutdown
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.guard_hello import GuardHello
 from rolecall.protocol.message import from_plain
-from rolecall.scheduler.calls import controller_main
+from rolecall.scheduler.calls import controller_main, setup_path
 from rolecall.scheduler.guards import EventSink, GuardProxy, ask_all
 from rolecall.scheduler.run import Run
 from rolecall.scheduler.run_options import RunOptions
@@ -91,6 +91,8 @@ class GuardListener:
             controller_pid=me.pid,
             controller_start=me.start,
             tensor_backend=self._options.tensor_backend,
+            setup=setup_path(self._options.worker_setup),
+            one_engine_thread=self._options.one_engine_thread,
         )
 
     def expect(self, guard_id: str, explain: Explain | None = None) -> GuardProxy:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rolecall.errors import WorkerConfigurationError
-from rolecall.types import TensorBackend, check_one_of, check_seconds
+from rolecall.scheduler.calls import setup_path
+from rolecall.types import TensorBackend, WorkerSetup, check_one_of, check_seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,8 @@ class RunOptions:
     stall_s: float = 120.0
     silence_s: float = 8.0
     seed: int | None = None
+    worker_setup: WorkerSetup | None = None
+    one_engine_thread: bool = False
 
     def __post_init__(self) -> None:
         check_one_of("tensor backend", self.tensor_backend, TensorBackend)
@@ -31,6 +34,7 @@ class RunOptions:
             check_seconds(name, getattr(self, name), 0.1)
         if self.seed is not None and type(self.seed) is not int:
             raise WorkerConfigurationError("bad seed", self.seed, "use a whole number")
+        setup_path(self.worker_setup)
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ from rolecall.types import (
     TensorBackend,
     TensorPolicy,
     Worker,
+    WorkerSetup,
     check_one_of,
 )
 
@@ -67,6 +68,10 @@ class Scheduler:
         stall_s: Seconds without a heartbeat, CPU time and ended calls after which a worker is suspected to hang.
         silence_s: Seconds without an answer of `/health` after which a program is suspected to hang.
         seed: Of the run. Workers seed `random`, numpy and torch by it, their role and index, before they make engines.
+        worker_setup: A function without arguments, or its path `package.module.function`, that each worker calls before
+            it makes its first engine, in whose thread. What it raises is raised by `create_engine`.
+        one_engine_thread: Plain methods of all engines of a worker run on one thread, one after the other. Otherwise
+            each engine has a thread of its own.
         echo_logs: Print on stderr what workers print, each line with its worker's id; on a cluster, where the run
             directory is shared.
         quiet: Do not print the line that says where the run listens and keeps its files.
@@ -93,6 +98,8 @@ class Scheduler:
         stall_s: float = 120.0,
         silence_s: float = 8.0,
         seed: int | None = None,
+        worker_setup: WorkerSetup | None = None,
+        one_engine_thread: bool = False,
         echo_logs: bool = False,
         quiet: bool = False,
     ) -> None:
@@ -110,6 +117,8 @@ class Scheduler:
             stall_s=stall_s,
             silence_s=silence_s,
             seed=seed,
+            worker_setup=worker_setup,
+            one_engine_thread=one_engine_thread,
         )
         if placement.taken:
             what = f"this {type(placement).__name__} is another scheduler's"
