@@ -82,7 +82,7 @@ class RoleLifecycle:
             destroy_engines([old], how.destroy_s)
         end_processes([old], how)
         if old.failed is None:
-            old.fail(WorkerFailedError(old.id, pid=old.pid, reason="it was restarted"))
+            old.fail(WorkerFailedError(old.id, pid=old.pid, host=old.guard.state.host, stopped_by="its restart()"))
 
     def _next_incarnation(self, record: RoleRecord, old: Member) -> Member:
         slot = replace(old.slot, env={**old.slot.env, **old.env})
