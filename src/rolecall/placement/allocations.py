@@ -182,6 +182,8 @@ class ClusterPlacement(Placement, Generic[P]):
                     raise WorkerCreationError(its.role, f"its allocation has ended: {status.reason}")
                 if status.state == "running" and not running:
                     since, running = time.monotonic(), True
+                for guard in its.guards:
+                    guard.check()  # one that has connected may be lost while others are awaited
                 self._check_patience(its, status, time.monotonic() - since)
                 waiting.say(_progress(its, status))
                 time.sleep(LOOK_S)
