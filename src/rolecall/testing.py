@@ -145,7 +145,7 @@ class InProcessGuard(RequestHandler):
         )
 
     async def _alloc_ports(self, wanted: asked.AllocPorts) -> asked.Ports:
-        return asked.Ports(ports=self._ports.lease(wanted.owner, wanted.count), host=IP)
+        return asked.Ports(ports=self._ports.lease(wanted.owner, wanted.count, wanted.wanted), host=IP)
 
     async def _kill(self, wanted: asked.Kill) -> asked.KillReport:
         for worker_id in wanted.workers:

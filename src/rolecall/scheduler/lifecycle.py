@@ -70,9 +70,6 @@ class RoleLifecycle:
         with contextlib.ExitStack() as ends:
             record, old = self._table.begin_restart(worker_id)
             ends.callback(self._table.end_restart, worker_id)
-            if old.guard.lost is not None:
-                reason = f"the guard of {worker_id} is lost, and its slot with it; delete the role and start it again"
-                raise WorkerCreationError(record.name, reason) from old.guard.lost
             self._end_incarnation(old, how)
             new = self._next_incarnation(record, old)
         self._watch.write_state()
@@ -91,12 +88,20 @@ class RoleLifecycle:
         slot = replace(old.slot, env={**old.slot.env, **old.env})
         with (
             self._as_creation_errors(record.name),
-            self._started(Group(record.name, [slot], [old.guard], record.members)) as (new,),
+            self._started(Group(record.name, [slot], [self._guard_again(record, old)], record.members)) as (new,),
         ):
             new.incarnation = old.incarnation + 1
             self._table.replace(record, old, new)
             new.guard.check()
         return new
+
+    def _guard_again(self, record: RoleRecord, old: Member) -> GuardProxy:
+        """Who owns the slot of a worker: who did, or after its loss another, where the backend can start one."""
+        if old.slot.target is not None:
+            return self._table.member(old.slot.target).guard
+        if old.guard.lost is None:
+            return old.guard
+        return self._guards.guard(self._placement.guard_again(record.name))
 
     def _create_apart(self, job: Job) -> list[str]:
         with self._starting(RoleRecord(job.role)) as record:

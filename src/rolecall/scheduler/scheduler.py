@@ -337,14 +337,15 @@ class Scheduler:
     def restart_worker(self, worker_id: str, *, engines: bool = True) -> None:
         """Starts a worker again, in its slot and under its id, whether it died or not; nothing else restarts anything.
 
-        Calls to its last process fail as before, and what it stored is gone. Its forks live on. It gets new ports.
+        Calls to its last process fail as before, and what it stored is gone. Its forks live on. It keeps its ports.
 
         Args:
             engines: Make its engines again, with the arguments with which they were made.
 
         Raises:
             WorkerNotFoundError: No such worker.
-            WorkerCreationError: It could not be started, or its guard is lost. The worker is dead then.
+            WorkerCreationError: It could not be started, or its guard is lost and, on a cluster, its place with it. The
+                worker is dead then.
             EngineCreationError: An engine's constructor raised. The worker lives, without that engine.
         """
         self._run.check_startable()
