@@ -124,7 +124,7 @@ class WorkerFailedError(SchedulerError):
         signal: Number of the signal that killed it, or None.
         log_tail: The end of its log, up to 4 KiB.
         reason: More about the cause where it is known, for instance `out of memory: 31.8 of 32 GiB`.
-        stopped_by: Who stopped its run from outside, or "".
+        stopped_by: Who ended it on purpose (`rolecall stop`, a restart), or "".
     """
 
     def __init__(

@@ -128,6 +128,8 @@ class InProcessGuard(RequestHandler):
             run_dir=self._config.run_dir,
             seed=self._config.seed,
             tensor_backend=self._config.tensor_backend,
+            setup=self._config.setup,
+            one_engine_thread=self._config.one_engine_thread,
         )
         try:
             if spec.argv is not None:
@@ -143,7 +145,7 @@ class InProcessGuard(RequestHandler):
         )
 
     async def _alloc_ports(self, wanted: asked.AllocPorts) -> asked.Ports:
-        return asked.Ports(ports=self._ports.lease(wanted.owner, wanted.count), host=IP)
+        return asked.Ports(ports=self._ports.lease(wanted.owner, wanted.count, wanted.wanted), host=IP)
 
     async def _kill(self, wanted: asked.Kill) -> asked.KillReport:
         for worker_id in wanted.workers:

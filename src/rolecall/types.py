@@ -6,7 +6,7 @@ Names and meanings of the fields are those of AReaL's scheduler, so that program
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -17,6 +17,7 @@ ContainerType = Literal["apptainer", "none"]
 RayPlacementStrategy = Literal["shared", "separate", "deferred"]
 StrategyType = Literal["separation", "colocation"]
 TensorPolicy = Literal["local", "remote"]
+WorkerSetup = str | Callable[[], object]
 TensorBackend = Literal["shm", "wire", "ray"]
 
 MAX_PORTS = 4096  # per worker; a guard refuses more, since it tries every port before it leases it
@@ -89,10 +90,10 @@ class SchedulingSpec:
         cmd: A program that the worker runs instead of hosting engines: a dotted module, which gets the arguments
             `--host --port --role --worker-index --experiment-name --trial-name`, or a list with placeholders
             `{host} {port} {ports[1]} {role} {index} {experiment} {trial} {devices} {python}`, of a fork also
-            `{target.host} {target.port} {target.ports[1]}`.
+            `{target.host} {target.port} {target.ports[1]}`. See docs/http.md for those that host engines all the same.
         ready: When that program is ready: an HTTP path such as `"/health"` answers, `"tcp"`: it listens on its first
-            port, or `{"log": "regex"}`: a line of its log matches. None: a module's `/health` answers; a list that
-            names its first port listens there; any other runs for 0.3 s.
+            port, or `{"log": "regex"}`: a line of its log matches. None: a module's `/health` answers (or it has called
+            `rolecall.serve`); a list that names its first port listens there; any other runs for 0.3 s.
     """
 
     cpu: int = 1

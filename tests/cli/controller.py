@@ -26,6 +26,8 @@ def main(fileroot: str, trial: str) -> None:
                 elif verb == "role":
                     s.start(rest, cpu=1).create_engine("tests.cli.cli_engines.Chatter")
                     s.call_engine(f"{rest}/0", "say", None, f"this is {rest}")
+                elif verb == "serve":
+                    s.start("served", cmd="tests.support.served_module")
                 print("ok", flush=True)
             except RolecallError as e:
                 print(f"{type(e).__name__}: {str(e).splitlines()[0]}", flush=True)

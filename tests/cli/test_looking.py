@@ -96,10 +96,11 @@ def test_ps_still_names_the_workers_of_a_run_that_ended_well(cli: CommandLine, c
 
 
 def test_top_measures_between_two_looks(cli: CommandLine, controller: Controller) -> None:
-    """CPU, memory, calls per second, waiting calls, stored bytes and descriptors of each engine worker."""
+    """CPU, memory, calls per second, waiting calls, stored bytes and descriptors of each worker that hosts engines."""
+    controller.ask("serve")
     seen = cli.json("top", "--run", "cli/t0", "--interval", "0.2")
     rows = {row["worker"]: row for row in seen["workers"]}
-    for name in ("actor/0", "actor/1"):
+    for name in ("actor/0", "actor/1", "served/0"):
         row = rows[name]
         assert 0 <= row["cpu_percent"] < 100 * (os.cpu_count() or 1) + 1 and row["calls_per_s"] == 0  # nobody calls
         assert row["rss_bytes"] > 1 << 20

@@ -11,7 +11,8 @@ import pytest
 
 import rolecall
 from rolecall import Role, RoleWorker, Scheduler
-from rolecall.errors import EngineCallError, WorkerConfigurationError
+from rolecall.errors import EngineCallError, EngineCreationError, EngineImportError, WorkerConfigurationError
+from tests.support import knowing_engines
 from tests.support.backend import Backend
 from tests.support.knowing_engines import Knowing
 from tests.support.live import ports_leased
@@ -64,7 +65,7 @@ def _leases_ports(worker: RoleWorker) -> None:
 
 def test_several_roles_start_at_once(make: Callable[..., Scheduler]) -> None:
     """From one event loop, and each is whole."""
-    s = make()
+    s = make(worker_setup=knowing_engines.set_up, one_engine_thread=True)
 
     async def main() -> list[Role]:
         return list(await asyncio.gather(s.astart("actor", 2, cpu=1), s.astart("rollout", cpu=1)))
@@ -73,6 +74,33 @@ def test_several_roles_start_at_once(make: Callable[..., Scheduler]) -> None:
     assert ([w.id for w in actors], [w.id for w in rollout]) == (["actor/0", "actor/1"], ["rollout/0"])
     rollout.create_engine(Knowing)
     assert rollout.call("made_in") == ["rollout/0"]
+    _are_set_up_once(actors)
+
+
+def _are_set_up_once(role: Role) -> None:
+    """With `worker_setup`, on the thread of all engines with `one_engine_thread`."""
+    engines = [role.with_options(engine=name) for name in ("first", "second")]
+    for engine in engines:
+        engine.create_engine(Knowing)
+    threads = [engines[0].call("thread"), engines[1].call("thread")]
+    assert threads[0] == threads[1]
+    assert engines[1].call("set_up_in") == [[thread] for thread in threads[0]]
+    engines[0].destroy_engine()
+    assert engines[1].call("thread") == threads[1]
+
+
+def test_a_worker_that_cannot_be_set_up_says_so(make: Callable[..., Scheduler]) -> None:
+    """As the error of its first engine, and of the next; a path that names nothing too."""
+    role = make(worker_setup=f"{knowing_engines.__name__}.fail_to_set_up").start("actor")
+    for _ in range(2):
+        with pytest.raises(EngineCreationError, match="ValueError: no licence"):
+            role.create_engine(Knowing)
+
+
+def test_a_setup_that_workers_cannot_import_is_refused() -> None:
+    """Before anything is started."""
+    with pytest.raises(EngineImportError, match="a function made inside a function"):
+        rolecall.scheduler("local", worker_setup=lambda: None)
 
 
 def test_there_is_none_outside_of_engines() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from rolecall import Role, Scheduler
-from rolecall.errors import EngineNotFoundError, RPCConnectionError, WorkerFailedError, WorkerNotFoundError
+from rolecall.errors import EngineNotFoundError, WorkerCreationError, WorkerFailedError, WorkerNotFoundError
 from tests.support import calling_engines
+from tests.support.backend import Backend
 from tests.support.schedulers_under_test import BACKENDS, each
 from tests.support.waiting import wait_for
 
@@ -110,17 +114,18 @@ def test_a_dead_worker_comes_back_under_its_id(role: Role) -> None:
     after = role.inspect()
     assert [w.incarnation for w in after] == [0, 1, 0]
     assert (after[0], after[2]) == (before[0], before[2])
-    assert after[1].pid != before[1].pid
+    assert (after[1].pid != before[1].pid, after[1].ports) == (True, before[1].ports)
     assert (after[1].devices, after[1].guard, after[1].state) == (before[1].devices, before[1].guard, "running")
     with pytest.raises(WorkerFailedError):  # calls of the last incarnation stay what they are
         lost.result()
 
 
 def test_a_living_worker_is_replaced(role: Role) -> None:
-    """What runs on it fails, and its engines are left out on request."""
+    """What runs on it fails and says why, and its engines are left out on request."""
     first, running = role.inspect()[0].pid, role[0].submit("forever")
     role[0].restart(engines=False)
-    assert isinstance(running.exception(), WorkerFailedError | RPCConnectionError)
+    error = running.exception()
+    assert isinstance(error, WorkerFailedError) and "was stopped by its restart()" in str(error)
     assert role.inspect()[0].pid != first
     with pytest.raises(EngineNotFoundError):
         role[0].call("where")
@@ -137,7 +142,7 @@ def test_a_restarted_worker_has_the_environment_of_the_last(role: Role) -> None:
     assert (again["LATER"], again["RANK"], again["WORLD_SIZE"]) == ("1", env["RANK"], env["WORLD_SIZE"])
     assert (again["MASTER_ADDR"], again["MASTER_PORT"]) == (env["MASTER_ADDR"], env["MASTER_PORT"])
     role[0].restart()
-    assert role[0].call("environment")["MASTER_PORT"] == role[0].worker.worker_ports[1]
+    assert role[0].call("environment")["MASTER_PORT"] == env["MASTER_PORT"] == role[0].worker.worker_ports[1]
 
 
 def test_forks_outlive_the_restart_of_their_target(role: Role) -> None:
@@ -151,6 +156,28 @@ def test_forks_outlive_the_restart_of_their_target(role: Role) -> None:
     forks[0].restart()
     assert forks.call("where") == ["ref/0", "ref/1", "ref/2"]
     assert role.call("where") == ["actor/0", "actor/1", "actor/2"]
+
+
+def test_workers_of_a_lost_guard_come_back_or_say_what_to_do(
+    make: Callable[..., Scheduler], shared: Scheduler, facts: Backend
+) -> None:
+    """On one machine another guard is started; on a cluster the place was lost with the guard."""
+    s = make() if facts.name == "local" else shared
+    role = s.start("actor", 3, cpu=1)
+    calling_engines.create(role)
+    lost = role.inspect()[0]
+    (pid,) = [guard.pid for guard in s.inspect().guards if guard.id == lost.guard]
+    os.kill(pid, signal.SIGKILL)
+    role[0].submit("forever").exception()
+    if facts.name != "local":
+        with pytest.raises(WorkerCreationError, match="delete the role and start it again"):
+            role[0].restart()
+        return
+    for worker in role:
+        worker.restart()
+    assert role.call("where") == ["actor/0", "actor/1", "actor/2"]
+    back = role.inspect()[0]
+    assert (back.guard != lost.guard, back.ports, back.devices) == (True, lost.ports, lost.devices)
 
 
 def test_a_loop_restarts_what_it_loses(role: Role) -> None:

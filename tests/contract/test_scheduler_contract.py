@@ -276,6 +276,20 @@ def test_destroy_is_called_on_every_engine_before_its_worker_ends(s: Scheduler, 
     assert sorted(names.read_text().split()) == ["first", "first", "second", "second"]
 
 
+def test_worker_0_ends_last_in_reverse_order(s: Scheduler, facts: Backend, tmp_path: Path) -> None:
+    """From the last to the first, in the role and in its forks, which end before it."""
+    ends = tmp_path / "ends"
+    trap = f"trap 'echo $ROLECALL_ROLE/$ROLECALL_INDEX >> {ends}; exit' TERM; echo up; while :; do sleep 0.05; done"
+    command = ["sh", "-c", trap]
+    actors = s.start("actor", replicas=3)
+    if facts.own_processes:
+        actors.fork("first", command, ready={"log": "up"})
+        actors.fork("second", command, ready={"log": "up"})
+    s.delete_workers(reverse_order=True)
+    if facts.own_processes:
+        assert ends.read_text().split() == [f"{role}/{i}" for role in ("second", "first") for i in (2, 1, 0)]
+
+
 def test_a_run_says_in_one_line_where_it_listens_and_what_protects_it(
     make: Callable[..., Scheduler], capsys: pytest.CaptureFixture[str]
 ) -> None:

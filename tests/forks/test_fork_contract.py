@@ -32,7 +32,7 @@ from rolecall.errors import (
     WorkerNotFoundError,
     WorkerTimeoutError,
 )
-from tests.support import sample_engines, served_module
+from tests.support import sample_engines, sample_program, served_module
 from tests.support.checkout import ROOT
 from tests.support.live import ports_leased
 from tests.support.schedulers_under_test import OF_PROCESSES, each
@@ -203,7 +203,8 @@ def test_a_program_that_serves_a_workers_routes_hosts_engines(s: Scheduler) -> N
     programs = s.start("proxy", replicas=2, cmd="tests.support.sample_program")
     with pytest.raises(EngineNotFoundError, match="no engine proxy/0"):
         programs[0].call("add", 1)
-    programs.create_engine("any.Engine", 5)
+    programs.create_engine(sample_program.Engine, 5)
+    assert told(programs.workers[0])["engine"] == "tests.support.sample_program.Engine"
     assert programs.call("add", 1, times=3) == [8, 8]
     assert asyncio.run(s.async_call_engine("proxy/1", "add", None, 1)) == 9
     assert [call.result() for call in programs.submit("add", 1)] == [9, 10]
@@ -294,6 +295,10 @@ def test_an_app_may_have_paths_that_need_no_token(s: Scheduler) -> None:
         assert asked(s, worker, path, Accept="*/*")[0] == 401
     status, body = asked(s, worker, "/open/told", Authorization="Bearer of-a-session")
     assert (status, json.loads(body)["headers"]["authorization"]) == (200, "Bearer of-a-session")
+    (worker,) = s.start("open", cmd="tests.support.served_module", env_vars={"PUBLIC": "/"}).workers
+    assert asked(s, worker, "/told", Accept="*/*")[0] == 200
+    for path in ("/health", "/health/", "/data/x", "//x/health"):
+        assert asked(s, worker, path, Accept="*/*")[0] == 401, "the worker's own paths are never public"
 
 
 def test_a_stream_of_an_app_ends_with_its_client(s: Scheduler) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rolecall.guard.proc import read_stat
+from rolecall.protocol.programs import ARGUMENTS
 from tests.guard.descendants import SPAWN, descendants
 from tests.guard.guard_rig import Rig, gone, wait_for
 
@@ -132,3 +133,14 @@ def test_the_guard_leaks_no_descriptor_and_no_process(rig: Rig) -> None:
         cycle()
     wait_for(lambda: held() <= before)
     assert [item.stat.name for item in rig.left() if item.stat.name != "rc:template"] == []
+
+
+def test_a_served_app_is_shut_down_by_sigterm_and_its_exit_names_it(rig: Rig) -> None:
+    """Its lifespan ends first; the exit is still that of the signal, by which a cluster's manager is recognized."""
+    ready = {"http": "/health", "worker": True}
+    result = rig.worker("proxy/0", argv=["{python}", "-m", "tests.support.served_module", *ARGUMENTS], ready=ready)
+    assert result["socket"], "it serves as a worker"
+    os.kill(result["pid"], signal.SIGTERM)
+    event = rig.event("exited")
+    assert (event["exit_code"], event["signal"]) == (None, signal.SIGTERM)
+    assert event["log_tail"].rstrip().endswith("shut down")

@@ -124,7 +124,7 @@ def test_a_program_that_does_not_answer_its_health_is_told(make_rig: Callable[..
     with urllib.request.urlopen(f"{url}/told", timeout=5) as answer:
         assert json.loads(answer.read())["configured"] == {"config": {"seed": 7}, "role": "p", "rank": 2}
     hang, wake = (json.dumps({"method": name, "args": [], "kwargs": {}}).encode() for name in ("hang", "wake"))
-    urllib.request.urlopen(f"{url}/create_engine", b'{"init_args": [], "init_kwargs": {}}', timeout=5)
+    urllib.request.urlopen(f"{url}/create_engine", b'{"engine": "", "init_args": [], "init_kwargs": {}}', timeout=5)
     urllib.request.urlopen(f"{url}/call", hang, timeout=5)
     event = rig.event("stalled", timeout=30)
     assert (event["worker"], event["kind"]) == ("p/2", "suspected")

@@ -19,6 +19,7 @@ from rolecall.protocol.state import GuardState
 from rolecall.scheduler.guards import GuardProxy
 from rolecall.scheduler.listener import GuardListener
 from rolecall.scheduler.run import Run
+from rolecall.scheduler.run_options import RunOptions
 from rolecall.transport.client import Client
 from rolecall.transport.hosts import this_host
 from rolecall.transport.loop import IOThread
@@ -36,9 +37,7 @@ class Controller:
         self.io = IOThread("rolecall-hub-test")
         self.lost: list[str] = []
         self.told = threading.Event()
-        self.hub = GuardListener(
-            self.run, self.io, lease_s=LEASE_S, start_timeout=10, grace_s=0, preload=(), tensor_backend="shm", seed=None
-        )
+        self.hub = GuardListener(self.run, self.io, RunOptions(start_timeout=10, lease_s=LEASE_S))
         self.hub.open(self._on_event)
         self.hub.listen("127.0.0.1")
         self.dialled: list[Client] = []

@@ -1,4 +1,4 @@
-"""What the README shows runs, as it stands there, and with another scheduler's name in it."""
+"""What the README and docs/patterns.md show runs, as it stands there; the README also with another scheduler's name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from tests.support.checkout import ROOT, SOURCES
 from tests.support.schedulers_under_test import BACKENDS, OF_PROCESSES, on
 
 LOCAL = 'rolecall.scheduler("local"'
-PROGRAMS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+README, PATTERNS = (
+    re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    for page in ("README.md", "docs/patterns.md")
+)
+PROGRAMS = [*README, *PATTERNS]
 EXPECTED = [
     ["[1.5, 1.5]", "6.0"],
     ["[3, 7]", "3", "[3, 3]", "3", "Sample(ids=[1, 2], stop=<Stop.LENGTH: 'length'>)", "['t0', 't1', 't2']"],
@@ -23,22 +27,26 @@ EXPECTED = [
     ["[2.0, 2.0]"],
     ["[6.0, 6.0]", "tensor([0, 1, 2])"],
     ["200", "200"],
+    ["2 3 1"],
+    ["2", "6", "10"],
+    ["100", "5"],
 ]
 
 
-def test_every_program_of_the_readme_is_known_here() -> None:
-    """Each program of the README has an expected output below."""
+def test_every_program_of_the_pages_is_known_here() -> None:
+    """Each program has an expected output above."""
     assert len(PROGRAMS) == len(EXPECTED)
 
 
+RUNS = [on(name, index) for name in OF_PROCESSES for index in range(len(README) if name != "local" else len(PROGRAMS))]
+
+
 @pytest.mark.slow("the page's programs, as a user would run them")
-@pytest.mark.parametrize(
-    ("backend", "index"), [on(name, index) for name in OF_PROCESSES for index in range(len(EXPECTED))]
-)
-def test_a_program_of_the_readme_runs_and_prints_what_it_says(
+@pytest.mark.parametrize(("backend", "index"), RUNS)
+def test_a_program_runs_and_prints_what_it_says(
     backend: str, index: int, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    """Each program of the README runs with the output that it shows; on a cluster only the scheduler's name differs.
+    """Each program runs with the output that it shows; on a cluster only the scheduler's name differs.
 
     (There torch is not preloaded, which takes each guard seconds.)
     """

@@ -9,6 +9,16 @@ from typing import Any
 
 import rolecall
 
+SET_UP: list[tuple[str, int]] = []  # workers that were set up, and in which thread
+
+
+def set_up() -> None:
+    SET_UP.append((rolecall.current_worker().id, threading.get_ident()))
+
+
+def fail_to_set_up() -> None:
+    raise ValueError("no licence")
+
 
 class Knowing:
     def __init__(self) -> None:
@@ -18,6 +28,13 @@ class Knowing:
     def facts(self) -> dict[str, Any]:
         worker = rolecall.current_worker()
         return {name: getattr(worker, name) for name in worker.__dataclass_fields__ if not name.startswith("_")}
+
+    def thread(self) -> int:
+        return threading.get_ident()
+
+    def set_up_in(self) -> list[int]:
+        """In which threads its worker was set up."""
+        return [thread for worker, thread in SET_UP if worker == self._made_in]
 
     def drawn(self) -> float:
         return self._drawn

@@ -287,6 +287,9 @@ class SlowEnd:
     def pid(self) -> int:
         return os.getpid()
 
+    def hold_the_interpreter(self, seconds: float) -> None:
+        ctypes.PyDLL(None).usleep(int(seconds * 1e6))
+
     def destroy(self) -> Any:
         time.sleep(self.seconds)
         return asyncio.sleep(self.seconds)

@@ -47,12 +47,14 @@ class Engine:
 
 class Handler(BaseHTTPRequestHandler):
     engine: Engine | None = None
+    engine_path = ""
     configured: Any = None
 
     def do_GET(self) -> None:
         AWAKE.wait()
         told = {name: value for name, value in os.environ.items() if name.startswith("ROLECALL_") or name == "COLOUR"}
         facts = {"arguments": sys.argv[1:], "environment": told, "configured": Handler.configured}
+        facts["engine"] = Handler.engine_path
         self._answer(200 if self.path in ("/health", "/told") else 404, facts)
 
     def do_POST(self) -> None:
@@ -69,6 +71,7 @@ class Handler(BaseHTTPRequestHandler):
             case "/create_engine":
                 if Handler.engine is not None:
                     raise ValueError("Engine already exists")
+                Handler.engine_path = asked["engine"]
                 Handler.engine = Engine(*asked["init_args"], **asked["init_kwargs"])
             case "/call" if Handler.engine is None:
                 raise LookupError(f"engine {asked['engine_name']}")

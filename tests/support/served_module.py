@@ -104,4 +104,4 @@ async def stream(receive: Callable[[], Awaitable[Message]], send: Send) -> None:
 
 
 if __name__ == "__main__":
-    rolecall.serve(app, public=["/open/"])
+    rolecall.serve(app, public=[os.environ.get("PUBLIC", "/open/")])

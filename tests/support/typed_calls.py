@@ -38,6 +38,7 @@ def of_a_role(actors: Role) -> None:
     assert assert_type(actors.call(Trainer.train, 3), list[float]) == both
     assert assert_type(actors.call(Trainer.train, amount=3), list[float]) == both
     assert assert_type(actors.call(Trainer.fetch, 3, twice=True), list[int]) == [6] * len(actors)
+    assert actors.engine(Trainer).train(3) == both  # not checked: no type says that a list comes back
     assert actors.map(Trainer.train, [(3,)] * len(actors)) == both
     assert [done.result() for done in actors.as_completed(Trainer.train, [(3,)])] == [1.5]
     assert [call.result() for call in actors.submit(Trainer.train, 3)] == both
@@ -46,6 +47,7 @@ def of_a_role(actors: Role) -> None:
 
 async def _awaited(actors: Role) -> list[float]:
     assert assert_type(await actors.acall(Trainer.fetch, 3), list[int]) == [3] * len(actors)
+    assert await actors.engine(Trainer).fetch(3) == [3] * len(actors)
     return assert_type(await actors.acall(Trainer.train, 3), list[float])
 
 

@@ -14,7 +14,7 @@ TRANSLATIONS: dict[type[ours.RolecallError], Callable[[Any], theirs.SchedulerErr
     ours.WorkerCreationError: lambda e: theirs.WorkerCreationError(e.role, str(e)),
     ours.WorkerConfigurationError: lambda e: theirs.WorkerConfigurationError(str(e.what), str(e)),
     ours.WorkerFailedError: lambda e: theirs.WorkerFailedError(
-        e.worker_id, -e.signal if e.exit_code is None and e.signal else e.exit_code, str(e)
+        e.worker_id, -e.signal if e.exit_code is None and e.signal else e.exit_code, e.report
     ),
     ours.WorkerNotFoundError: lambda e: theirs.WorkerNotFoundError(e.name),
     ours.WorkerTimeoutError: lambda e: theirs.WorkerTimeoutError(e.worker_id, e.timeout),

@@ -74,6 +74,10 @@ class RunClient:
         answer = self._ask(f"worker {worker_id}", path, "GET", "/metrics?format=json", None, TIMEOUT_S)
         return dict(answer)
 
+    def serves(self, worker_id: str) -> bool:
+        """Whether there is a worker's socket here: a program may have become one, by `rolecall.serve`."""
+        return Path(worker_socket(str(self.runtime_dir), worker_id)).exists()
+
     def _ask_guard(self, guard_id: str, verb: str, route: str, value: Any, timeout: float) -> Any:
         return self._ask(f"guard {guard_id}", self.guard_socket(guard_id), verb, route, value, timeout)
 

@@ -88,7 +88,7 @@ class Sampler:
         percent = None if cpu is None else 100 * cpu
         found = Load(worker.worker, worker.state, worker.pid, percent, worker.rss_bytes, calls, worker.pending)
         found.ports, found.note = len(worker.ports), worker.reason
-        if worker.command is None and worker.processes:
+        if worker.processes and (worker.command is None or self._run.client.serves(worker.worker)):
             try:
                 metrics = self._run.client.worker(worker.worker)
             except NoAnswerError as e:

@@ -21,14 +21,15 @@ class HealthQuestions:
     def look(self, living: list[Record]) -> None:
         """Asks those that are due; returns at once."""
         now = time.monotonic()
-        self._due = {record: self._due.get(record, 0.0) for record in living if _path(record)}
+        paths = {record: path for record in living if (path := _path(record))}
+        self._due = {record: self._due.get(record, 0.0) for record in paths}
         for record in [record for record, due in self._due.items() if due <= now]:
             self._due[record] = float("inf")
-            self._spawn_task(self._ask(record))
+            self._spawn_task(self._ask(record, paths[record]))
 
-    async def _ask(self, record: Record) -> None:
+    async def _ask(self, record: Record, path: str) -> None:
         record.answers = record.answers or 0
-        record.answers += await answers(self._host, record.ports[0], _path(record), ANSWER_S)
+        record.answers += await answers(self._host, record.ports[0], path, ANSWER_S)
         if record in self._due:
             self._due[record] = time.monotonic() + PAUSE_S
 

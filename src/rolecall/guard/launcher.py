@@ -295,22 +295,23 @@ class Launcher:
 
     async def _until_ready(self, record: Record) -> None:
         """A module is ready in either way: as a worker, or as a program of its own."""
-        ways = [asyncio.ensure_future(self._configure(record, record.peer))] if record.peer is not None else []
+        peer = record.peer
+        ways = [asyncio.ensure_future(self._configure(record, peer))] if peer is not None else []
         if record.spec.argv is not None:
             ways.append(asyncio.ensure_future(wait_until_ready(record, self.config)))
         try:
-            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-            if record.peer is not None and not ways[0].done():
-                record.peer.close()
-                record.peer = None
-            for way in ways:
-                if way.done():
-                    way.result()
-            if record.peer is None:
-                await self._seed(record)
+            done, _ = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            for way in done:
+                way.result()
         finally:
             for way in ways:
                 way.cancel()
+        if record.socket:
+            return
+        if peer is not None:
+            peer.close()
+            record.peer = None
+        await self._seed(record)
 
     async def _configure(self, record: Record, peer: Peer) -> None:
         """Tells an engine worker who it is; returns when it listens."""
@@ -332,6 +333,8 @@ class Launcher:
             sys_path=self.config.sys_path,
             progress=record.page.path,
             tensor_backend=self.config.tensor_backend,
+            setup=self.config.setup,
+            one_engine_thread=self.config.one_engine_thread,
         )
         await peer.request(CONFIGURE.name, config, answer=CONFIGURE.answer)
         record.socket = path

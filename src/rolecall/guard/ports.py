@@ -11,8 +11,8 @@ import socket
 import stat
 import struct
 import zlib
-from collections.abc import Iterable
-from itertools import islice
+from collections.abc import Iterable, Sequence
+from itertools import chain, islice
 from pathlib import Path
 
 from rolecall.errors import PortAllocationError
@@ -104,13 +104,16 @@ class PortLeases:
         self._fd = open_lock_file(path)
         self._held: dict[str, set[int]] = {}
 
-    def lease(self, owner: str, count: int) -> list[int]:
+    def lease(self, owner: str, count: int, wanted: Sequence[int] = ()) -> list[int]:
         """Leases `count` ports, all or none.
+
+        Args:
+            wanted: Taken first, where they are free.
 
         Raises:
             PortAllocationError: Fewer are free.
         """
-        taken = list(islice(filter(self._take, self._candidates()), count))
+        taken = list(islice(filter(self._take, chain(wanted, self._candidates())), count))
         if len(taken) < count:
             for port in taken:
                 self._lock(port, fcntl.F_UNLCK)

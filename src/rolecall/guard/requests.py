@@ -73,7 +73,7 @@ class CommonRequests(RequestHandler):
     def __init__(self, supervisor: Supervisor) -> None:
         super().__init__(supervisor.spawn_task)
         self._supervisor = supervisor
-        self._serve(protocol.ALLOC_PORTS, lambda request: supervisor.alloc_ports(request.owner, request.count))
+        self._serve(protocol.ALLOC_PORTS, lambda r: supervisor.alloc_ports(r.owner, r.count, r.wanted))
         self._serve(protocol.TABLE, lambda _: [record.row() for record in supervisor.table])
         self._serve(protocol.METRICS, lambda _: supervisor.metrics())
         self._serve(protocol.STACKS, lambda request: supervisor.stacks(request.worker))

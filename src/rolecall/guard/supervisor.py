@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -192,9 +192,9 @@ class Supervisor:
         """The Python stacks of a worker as text."""
         return await probe.stacks(self.table.get(worker), self._children)
 
-    def alloc_ports(self, owner: str, count: int) -> Ports:
+    def alloc_ports(self, owner: str, count: int, wanted: Sequence[int] = ()) -> Ports:
         """Leases ports until their owner ends."""
-        return Ports(ports=self.ports.lease(owner, count), host=self.config.ip)
+        return Ports(ports=self.ports.lease(owner, count, wanted), host=self.config.ip)
 
     def metrics(self) -> dict[str, float]:
         """The guard's numbers by name."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Protocol
 
-from rolecall.errors import GuardLostError
+from rolecall.errors import GuardLostError, WorkerCreationError
 from rolecall.placement.outside import Finding, Left, Removal
 from rolecall.placement.plan import Plan
 from rolecall.protocol.guard_config import GuardConfig
@@ -146,6 +146,15 @@ class Placement(ABC):
 
         Whatever it raises, `release` is called for the role. Several roles may be placed at the same time.
         """
+
+    def guard_again(self, role: str) -> str:
+        """Brings up a guard in the place of one that was lost with a role's workers; returns its id.
+
+        Raises:
+            WorkerCreationError: The backend cannot: the place itself was lost.
+        """
+        reason = "its guard is lost, and with it the slots of its workers; delete the role and start it again"
+        raise WorkerCreationError(role, reason)
 
     @abstractmethod
     def release(self, role: str) -> None:

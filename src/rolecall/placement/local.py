@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Sequence
 
@@ -17,7 +18,6 @@ from rolecall.protocol.environment import marks
 from rolecall.protocol.message import to_json
 
 GUARD_TIMEOUT_S = 60.0
-GUARD_ID = "g0"
 
 
 class LocalPlacement(HostPlacement):
@@ -42,26 +42,42 @@ class LocalPlacement(HostPlacement):
         self._ip = ip
 
     def open(self, context: PlacementContext) -> None:
-        self._context, self.guard = context, context.expect(GUARD_ID)
-        self._log = context.run_dir / "logs" / f"guard-{GUARD_ID}.log"
-        env = base_environment(os.environ, python_path()) | marks(context.run_id, GUARD_ID)
+        self._context, self._replacing, self._made = context, threading.Lock(), 0
+        self._start()
+
+    def _start(self) -> None:
+        guard_id, self._made = f"g{self._made}", self._made + 1
+        context, self.guard = self._context, self._context.expect(guard_id)
+        self._log = context.run_dir / "logs" / f"guard-{guard_id}.log"
+        env = base_environment(os.environ, python_path()) | marks(context.run_id, guard_id)
         with self._log.open("ab") as out:
-            self._reaper = start_guard(to_json(context.guard_config(GUARD_ID, ip=self._ip)), env, out.fileno())
+            self._reaper = start_guard(to_json(context.guard_config(guard_id, ip=self._ip)), env, out.fileno())
 
     def _guard_for(self, role: str) -> str:
+        with self._replacing:
+            if self.guard.connected and self.guard.lost is not None:
+                self._end_reaper()  # which sees all dead that the lost guard owned
+                self._start()
+        guard_id = self.guard.guard_id
         deadline = time.monotonic() + GUARD_TIMEOUT_S
         while not self.guard.wait(0.05):
             self.guard.check()
             if self._reaper.poll() is not None:
                 tail = self._log.read_text(errors="replace")[-2000:]
                 reason = f"it ended with status {self._reaper.returncode} before it had connected\n{tail}"
-                raise GuardLostError(GUARD_ID, reason=reason)
+                raise GuardLostError(guard_id, reason=reason)
             if time.monotonic() > deadline:
-                raise WorkerTimeoutError(f"guard {GUARD_ID}", GUARD_TIMEOUT_S, "connection", f"see {self._log}")
-        return GUARD_ID
+                raise WorkerTimeoutError(f"guard {guard_id}", GUARD_TIMEOUT_S, "connection", f"see {self._log}")
+        return guard_id
+
+    def guard_again(self, role: str) -> str:
+        return self._guard_for(role)
 
     def close(self, *, graceful: bool) -> None:
         self._context.shut_down([self.guard], self._context.grace_s if graceful else 0.0)
+        self._end_reaper()
+
+    def _end_reaper(self) -> None:
         try:
             self._reaper.wait(2.0 if self.guard.connected else 0.0)
         except subprocess.TimeoutExpired:  # it does not answer, and is ended from above

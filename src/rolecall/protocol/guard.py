@@ -104,10 +104,11 @@ class StartResult(Message, frozen=True, kw_only=True):
 
 
 class AllocPorts(Message, frozen=True, kw_only=True):
-    """Leases ports until the worker `owner` ends, or is killed, started or not."""
+    """Leases ports until the worker `owner` ends, or is killed, started or not. `wanted`: rather these, where free."""
 
     owner: str
     count: PortCount
+    wanted: list[int] = []
 
 
 class Ports(Message, frozen=True, kw_only=True):

@@ -24,6 +24,8 @@ class GuardConfig(CarriesToken, frozen=True, kw_only=True):
         silence_s: A program that was ready by an HTTP path and has not answered there for so long is told as stalled.
         notices: Each further line on the guard's stdin, a JSON object, is a notice for the controller.
         tensor_backend: Which of their backends workers ask first to store a tensor.
+        setup: Path of a function that workers call before they make their first engine; empty for none.
+        one_engine_thread: All engines of a worker have the same thread.
         python: Interpreter of workers; empty for the guard's own.
         entry: What an engine worker runs, `module:function`; it gets the control socket.
         cold_module: The same for a worker that is started cold, as `python -m <cold_module>`, which finds the
@@ -55,6 +57,8 @@ class GuardConfig(CarriesToken, frozen=True, kw_only=True):
     silence_s: float = 8.0
     notices: bool = False
     tensor_backend: str = "shm"
+    setup: str = ""
+    one_engine_thread: bool = False
     python: str = ""
     entry: str = "rolecall.worker.main:run"
     cold_module: str = "rolecall.worker"

@@ -27,10 +27,12 @@ def program(command: str | Sequence[str], ready: Ready | None = None) -> tuple[l
     Args:
         command: A dotted module, which gets `ARGUMENTS` and is ready when `/health` answers or `rolecall.serve` serves;
             or a list, which stays as it is and, when it names its first port, is ready when it listens there.
-        ready: A condition that the caller gave, in the place of these.
+        ready: A condition that the caller gave, in the place of these. A module with another than `/health` cannot
+            serve as a worker, since it may be ready by both.
     """
     if isinstance(command, str):
-        ready = msgspec.structs.replace(ready or Ready(http=HEALTH), worker=True)
+        ready = ready or Ready(http=HEALTH)
+        ready = msgspec.structs.replace(ready, worker=may_host_engines(ready))
         return [*MODULE, check_module(command), *ARGUMENTS], ready
     argv = check_argv(command)
     listens = any(map(_FIRST_PORT.search, argv))

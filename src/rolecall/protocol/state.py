@@ -19,7 +19,7 @@ class WorkerState(Message, frozen=True, kw_only=True):
         state: `running`, `ending` (it is being deleted) or `failed`.
         since: When it became ready, in seconds since the epoch.
         incarnation: How often it was restarted.
-        command: Its program; None when it hosts engines.
+        command: Its program; None when it runs none of the user's.
         log: Path of its log on its host.
         timeline: Seconds from the request to its guard until it was forked, connected and ready.
     """

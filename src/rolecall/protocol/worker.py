@@ -26,6 +26,8 @@ class WorkerConfig(CarriesToken, frozen=True, kw_only=True):
             the module that `python -m` was given; empty for none.
         progress: Path of the progress page; empty where nobody reads one.
         tensor_backend: Name of the backend that is asked first to store a tensor.
+        setup: Path of a function that is called before the first engine is made; empty for none.
+        one_engine_thread: All engines have the same thread.
     """
 
     worker_id: str
@@ -44,6 +46,8 @@ class WorkerConfig(CarriesToken, frozen=True, kw_only=True):
     sys_path: list[str] = []
     progress: str = ""
     tensor_backend: str = "shm"
+    setup: str = ""
+    one_engine_thread: bool = False
 
 
 class ForkOf(Fork, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FunctionType
 from typing import Any, NamedTuple, TypedDict
 
 from rolecall.errors import (
@@ -20,7 +21,7 @@ from rolecall.errors import (
 )
 from rolecall.scheduler.engine_methods import EngineClass
 from rolecall.transport.peer import Call
-from rolecall.types import TensorPolicy, check_one_of
+from rolecall.types import TensorPolicy, WorkerSetup, check_one_of
 
 
 class Options(TypedDict, total=False):
@@ -225,13 +226,28 @@ def engine_path(engine: EngineClass) -> str:
         return engine
     if not isinstance(engine, type):
         raise EngineImportError(repr(engine), "pass a class or 'package.module.Class'")
-    path = f"{engine.__module__}:{engine.__qualname__}"
+    return _path_of(engine, "class")
+
+
+def setup_path(setup: WorkerSetup | None) -> str:
+    """The path by which workers import the function that sets them up; empty for none. Errors as `engine_path`."""
+    if setup is None or isinstance(setup, str):
+        return setup or ""
+    if not isinstance(setup, FunctionType):
+        raise EngineImportError(repr(setup), "pass a function or 'package.module.function'")
+    return _path_of(setup, "function")
+
+
+def _path_of(named: type | FunctionType, kind: str) -> str:
+    path = f"{named.__module__}:{named.__qualname__}"
     if "<locals>" in path:
         raise EngineImportError(
-            path, "a class made inside a function cannot be imported on a worker; move it to the top of its module"
+            path, f"a {kind} made inside a function cannot be imported on a worker; move it to the top of its module"
         )
     if path.startswith("__main__:") and not controller_main():
-        raise EngineImportError(path, "a class of an interactive session cannot be imported on a worker; use a module")
+        raise EngineImportError(
+            path, f"a {kind} of an interactive session cannot be imported on a worker; use a module"
+        )
     return path
 
 

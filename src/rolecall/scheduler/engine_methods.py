@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from functools import partial
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from rolecall.errors import WorkerConfigurationError
 
@@ -26,30 +27,20 @@ def name_of(method: AnyMethod) -> str:
     raise WorkerConfigurationError("no method of an engine", method, "give its name, or its function as Trainer.train")
 
 
-class Caller(Protocol):
-    """A worker that can be called."""
-
-    def call(self, method: str, *args: Any, **kwargs: Any) -> Any: ...
-    def acall(self, method: str, *args: Any, **kwargs: Any) -> Any: ...
-    def stream(self, method: str, *args: Any, **kwargs: Any) -> Any: ...
-    def astream(self, method: str, *args: Any, **kwargs: Any) -> Any: ...
-
-
 class EngineView:
-    """A worker's engine with the methods of its class, called as if it were here."""
+    """The engine of a worker, or of all workers of a role, with the methods of its class, called as if it were here."""
 
-    def __init__(self, worker: Caller, engine: type) -> None:
-        self._worker, self._engine = worker, engine
+    def __init__(self, callee: object, engine: type) -> None:
+        self._callee, self._engine = callee, engine
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         method = inspect.unwrap(getattr(self._engine, name))
         if not callable(method):
             raise AttributeError(f"{name!r} of {self._engine.__name__} is no method; only methods can be called")
-        worker = self._worker
         if inspect.iscoroutinefunction(method):
-            how = worker.acall
+            how = "acall"
         elif inspect.isasyncgenfunction(method):
-            how = worker.astream
+            how = "astream"
         else:
-            how = worker.stream if inspect.isgeneratorfunction(method) else worker.call
-        return lambda *args, **kwargs: how(name, *args, **kwargs)
+            how = "stream" if inspect.isgeneratorfunction(method) else "call"
+        return partial(getattr(self._callee, how), name)

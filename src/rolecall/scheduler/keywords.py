@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 
 from rolecall.placement.ray.groups import Accelerator
 from rolecall.placement.slurm.options import GpuRequest
-from rolecall.types import ContainerType, RayPlacementStrategy, TaskType, TensorBackend, TensorPolicy
+from rolecall.types import ContainerType, RayPlacementStrategy, TaskType, TensorBackend, TensorPolicy, WorkerSetup
 
 
 class SchedulerKeywords(TypedDict, total=False):
@@ -22,8 +22,13 @@ class SchedulerKeywords(TypedDict, total=False):
     preload: Sequence[str]
     start_timeout: float
     grace_s: float
+    destroy_s: float
     lease_s: float
+    stall_s: float
+    silence_s: float
     seed: int | None
+    worker_setup: WorkerSetup | None
+    one_engine_thread: bool
     echo_logs: bool
     quiet: bool
 

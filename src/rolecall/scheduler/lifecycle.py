@@ -18,6 +18,7 @@ from rolecall.errors import (
 from rolecall.placement.base import Placement
 from rolecall.placement.plan import Plan, Slot, forked_slots
 from rolecall.scheduler.guards import GuardProxy
+from rolecall.scheduler.run_options import Ending
 from rolecall.scheduler.starting import Group
 from rolecall.scheduler.stopping import destroy_engines, end_processes
 from rolecall.scheduler.supervision import Supervision
@@ -56,46 +57,51 @@ class RoleLifecycle:
         with self._starting(RoleRecord(job.role, target)) as record:
             return self._bring_up(record, slots, [m.guard for m in target.members])
 
-    def end(self, record: RoleRecord, grace_s: float, *, destroy: bool = True) -> None:
+    def end(self, record: RoleRecord, how: Ending) -> None:
         """Ends a role, and before it those that live in its slots."""
         for fork in self._table.retire(record, wait=not self._guards.closing):
-            self.end(fork, grace_s, destroy=destroy)
+            self.end(fork, how)
         with record.ending:  # a second thread that ends it too waits here
             if self._table.holds(record):
-                self._end_alone(record, grace_s, destroy=destroy)
+                self._end_alone(record, how)
 
-    def restart(self, worker_id: str, grace_s: float, *, engines: bool) -> None:
+    def restart(self, worker_id: str, how: Ending, *, engines: bool) -> None:
         """Ends a worker where it lives, and starts its next incarnation in its slot."""
         with contextlib.ExitStack() as ends:
             record, old = self._table.begin_restart(worker_id)
             ends.callback(self._table.end_restart, worker_id)
-            if old.guard.lost is not None:
-                reason = f"the guard of {worker_id} is lost, and its slot with it; delete the role and start it again"
-                raise WorkerCreationError(record.name, reason) from old.guard.lost
-            self._end_incarnation(old, grace_s)
+            self._end_incarnation(old, how)
             new = self._next_incarnation(record, old)
         self._watch.write_state()
         for engine in list(old.engines.values()) if engines else ():
             self._calls.create_engine(new.id, *engine).result()
 
-    def _end_incarnation(self, old: Member, grace_s: float) -> None:
+    def _end_incarnation(self, old: Member, how: Ending) -> None:
         if old.failed is None:
             old.leaving = True
-            destroy_engines([old])
-        end_processes([old], grace_s)
+            destroy_engines([old], how.destroy_s)
+        end_processes([old], how)
         if old.failed is None:
-            old.fail(WorkerFailedError(old.id, pid=old.pid, reason="it was restarted"))
+            old.fail(WorkerFailedError(old.id, pid=old.pid, host=old.guard.state.host, stopped_by="its restart()"))
 
     def _next_incarnation(self, record: RoleRecord, old: Member) -> Member:
         slot = replace(old.slot, env={**old.slot.env, **old.env})
         with (
             self._as_creation_errors(record.name),
-            self._started(Group(record.name, [slot], [old.guard], record.members)) as (new,),
+            self._started(Group(record.name, [slot], [self._guard_again(record, old)], record.members)) as (new,),
         ):
             new.incarnation = old.incarnation + 1
             self._table.replace(record, old, new)
             new.guard.check()
         return new
+
+    def _guard_again(self, record: RoleRecord, old: Member) -> GuardProxy:
+        """Who owns the slot of a worker: who did, or after its loss another, where the backend can start one."""
+        if old.slot.target is not None:
+            return self._table.member(old.slot.target).guard
+        if old.guard.lost is None:
+            return old.guard
+        return self._guards.guard(self._placement.guard_again(record.name))
 
     def _create_apart(self, job: Job) -> list[str]:
         with self._starting(RoleRecord(job.role)) as record:
@@ -173,13 +179,12 @@ class RoleLifecycle:
         self._watch.write_state()
         return [m.id for m in members]
 
-    def _end_alone(self, record: RoleRecord, grace_s: float, *, destroy: bool) -> None:
+    def _end_alone(self, record: RoleRecord, how: Ending) -> None:
         for member in record.members:
             member.leaving = not record.borrowed
-        if destroy:
-            destroy_engines(record.members, record.name if record.borrowed else None)
+        destroy_engines(record.members, how.destroy_s, record.name if record.borrowed else None)
         if not record.borrowed:
-            end_processes(record.members, grace_s)
+            end_processes(record.members, how)
             for member in record.members:
                 member.hang_up(RPCConnectionError(member.id, f"role {record.name!r} was deleted"))
         if record.target is None:

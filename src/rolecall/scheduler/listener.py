@@ -14,9 +14,10 @@ from rolecall.protocol.guard import SHUTDOWN, Shutdown
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.guard_hello import GuardHello
 from rolecall.protocol.message import from_plain
-from rolecall.scheduler.calls import controller_main
+from rolecall.scheduler.calls import controller_main, setup_path
 from rolecall.scheduler.guards import EventSink, GuardProxy, ask_all
 from rolecall.scheduler.run import Run
+from rolecall.scheduler.run_options import RunOptions
 from rolecall.transport.hosts import this_host
 from rolecall.transport.loop import IOThread
 from rolecall.transport.peer import Peer
@@ -32,27 +33,13 @@ class GuardListener:
     """Expects guards by id, gives each its conversation, and renews their leases: the `PlacementContext` of a run.
 
     Args:
-        lease_s: Seconds that a guard lives on without a sign of life of the controller.
-        preload: Modules that the guards' template processes import.
-        tensor_backend: Where their workers leave tensors.
+        options: Of the run, for guards and their workers.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        io: IOThread,
-        *,
-        lease_s: float,
-        start_timeout: float,
-        grace_s: float,
-        preload: Sequence[str],
-        tensor_backend: str,
-        seed: int | None,
-    ) -> None:
-        self._run, self.io, self._lease_s = run, io, lease_s
+    def __init__(self, run: Run, io: IOThread, options: RunOptions) -> None:
+        self._run, self.io, self._options = run, io, options
         self.run_id, self.experiment, self.run_dir = run.run_id, run.experiment, run.run_dir
-        self.start_timeout, self.grace_s = start_timeout, grace_s
-        self._preload, self._tensor_backend, self._seed = list(preload), tensor_backend, seed
+        self.start_timeout, self.grace_s = options.start_timeout, options.grace_s
         self._guards: dict[str, GuardProxy] = {}
         self._server = Server(run.token, loop=io.loop, on_peer=self._arrived)
         self._tasks: list[asyncio.Task[None]] = []
@@ -87,21 +74,25 @@ class GuardListener:
             guard_id=guard_id,
             token=self._run.token,
             controller=self.addresses,
-            lease_s=self._lease_s,
+            lease_s=self._options.lease_s,
+            stall_s=self._options.stall_s,
+            silence_s=self._options.silence_s,
             ip=ip,
             run_dir=str(self.run_dir),
             runtime_dir=str(self._run.runtime_dir),
             experiment=self._run.experiment,
             trial=self._run.trial,
-            seed=self._seed,
-            preload=self._preload,
+            seed=self._options.seed,
+            preload=list(self._options.preload),
             cwd=current_folder(),
             sys_path=python_path(),
             main=controller_main(),
             controller_host=this_host(),
             controller_pid=me.pid,
             controller_start=me.start,
-            tensor_backend=self._tensor_backend,
+            tensor_backend=self._options.tensor_backend,
+            setup=setup_path(self._options.worker_setup),
+            one_engine_thread=self._options.one_engine_thread,
         )
 
     def expect(self, guard_id: str, explain: Explain | None = None) -> GuardProxy:
@@ -151,7 +142,7 @@ class GuardListener:
         while True:
             for guard in self.all():
                 guard.renew()
-            await asyncio.sleep(min(self._lease_s / 4, RENEW_S))
+            await asyncio.sleep(min(self._options.lease_s / 4, RENEW_S))
 
     async def _look(self) -> None:
         """Notices guards of this host that a signal has stopped; they cannot say so themselves."""

@@ -130,7 +130,8 @@ class ProgramPeer:
             case CreateEngine():
                 args, kwargs = value
                 name = meta.engine_name or self._worker.id
-                asked = {"engine": meta.engine, "engine_name": name, "init_args": args, "init_kwargs": kwargs}
+                engine = meta.engine.replace(":", ".")  # as the reference system writes it
+                asked = {"engine": engine, "engine_name": name, "init_args": args, "init_kwargs": kwargs}
                 return "/create_engine", _json(asked), lambda response: self._created(response, name)
             case CallMethod():
                 args, kwargs = value

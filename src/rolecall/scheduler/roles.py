@@ -11,7 +11,7 @@ from rolecall.errors import WorkerConfigurationError
 from rolecall.protocol.state import WorkerState
 from rolecall.scheduler.calls import CallOptions, Options, PendingCall
 from rolecall.scheduler.completions import Completions
-from rolecall.scheduler.engine_methods import AnyMethod, AsyncMethod, EngineClass, Method, P, R, name_of
+from rolecall.scheduler.engine_methods import AnyMethod, AsyncMethod, EngineClass, EngineView, Method, P, R, name_of
 from rolecall.scheduler.gathering import Sent, agathered, all_sent, gathered, sent
 from rolecall.scheduler.keywords import SpecKeywords
 from rolecall.scheduler.role_worker import Callee, Owner, RoleWorker
@@ -93,6 +93,14 @@ class Role(Callee, Sequence["RoleWorker"]):
     async def acreate_engine(self, engine: EngineClass, *args: Any, **kwargs: Any) -> None:
         """The same, without blocking the event loop."""
         await agathered(self._send(lambda w: w.submit_engine(engine, args, kwargs)))
+
+    def engine(self, engine: type) -> EngineView:
+        """The engines with the methods of their class: `actors.engine(Trainer).train(3)` is `actors.call("train", 3)`.
+
+        No type checker can know that each method then returns a list; it knows `actors.call(Trainer.train, 3)`, and
+        the methods of one worker's engine, `actors[0].engine(Trainer).train(3)`.
+        """
+        return EngineView(self, engine)
 
     def destroy_engine(self) -> None:
         """Ends the engine of every worker, or that which `with_options(engine=)` names; another can take its name then.
@@ -182,10 +190,10 @@ class Role(Callee, Sequence["RoleWorker"]):
         """The same, without blocking the event loop."""
         await agathered(self._send(lambda w: self._scheduler.calls.set_env(w.id, env)))
 
-    def delete(self) -> None:
-        """Ends the role and what was forked from it."""
+    def delete(self, reverse_order: bool = False) -> None:
+        """Ends the role and what was forked from it. See `Scheduler.delete_workers`."""
         self._refuse_part("deleted")
-        self._scheduler.delete_workers(self.name)
+        self._scheduler.delete_workers(self.name, reverse_order)
 
     def _refuse_part(self, what: str) -> None:
         if self._part:

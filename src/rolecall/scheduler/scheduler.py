@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -29,6 +30,7 @@ from rolecall.scheduler.lifecycle import RoleLifecycle
 from rolecall.scheduler.listener import GuardListener
 from rolecall.scheduler.roles import Role, job_of
 from rolecall.scheduler.run import Run
+from rolecall.scheduler.run_options import Ending, RunOptions
 from rolecall.scheduler.supervision import Listener, Supervision
 from rolecall.scheduler.table import Table
 from rolecall.scheduler.worker_calls import WorkerCalls
@@ -42,8 +44,8 @@ from rolecall.types import (
     TensorBackend,
     TensorPolicy,
     Worker,
+    WorkerSetup,
     check_one_of,
-    check_seconds,
 )
 
 
@@ -61,8 +63,15 @@ class Scheduler:
         preload: Modules that the guards' template processes import before workers are forked from them.
         start_timeout: Seconds within which a role must be ready.
         grace_s: Seconds between SIGTERM and SIGKILL when workers are ended.
+        destroy_s: Seconds that `destroy()` of engines may take before that; with 0 it is not called.
         lease_s: Seconds that a guard lives on without a sign of life of the controller.
+        stall_s: Seconds without a heartbeat, CPU time and ended calls after which a worker is suspected to hang.
+        silence_s: Seconds without an answer of `/health` after which a program is suspected to hang.
         seed: Of the run. Workers seed `random`, numpy and torch by it, their role and index, before they make engines.
+        worker_setup: A function without arguments, or its path `package.module.function`, that each worker calls before
+            it makes its first engine, in whose thread. What it raises is raised by `create_engine`.
+        one_engine_thread: Plain methods of all engines of a worker run on one thread, one after the other. Otherwise
+            each engine has a thread of its own.
         echo_logs: Print on stderr what workers print, each line with its worker's id; on a cluster, where the run
             directory is shared.
         quiet: Do not print the line that says where the run listens and keeps its files.
@@ -84,8 +93,13 @@ class Scheduler:
         preload: Sequence[str] = ("torch",),
         start_timeout: float = 120.0,
         grace_s: float = 5.0,
+        destroy_s: float = 10.0,
         lease_s: float = 30.0,
+        stall_s: float = 120.0,
+        silence_s: float = 8.0,
         seed: int | None = None,
+        worker_setup: WorkerSetup | None = None,
+        one_engine_thread: bool = False,
         echo_logs: bool = False,
         quiet: bool = False,
     ) -> None:
@@ -93,17 +107,24 @@ class Scheduler:
             what = "a scheduler was made while a worker loads this script"
             raise WorkerConfigurationError(what, None, "put the script's work under `if __name__ == '__main__':`")
         check_one_of("tensor policy", tensors, TensorPolicy)
-        check_one_of("tensor backend", tensor_backend, TensorBackend)
-        check_seconds("start_timeout", start_timeout)
-        check_seconds("grace_s", grace_s)
-        check_seconds("lease_s", lease_s, 0.1)
-        if seed is not None and type(seed) is not int:
-            raise WorkerConfigurationError("bad seed", seed, "use a whole number")
+        options = RunOptions(
+            tensor_backend=tensor_backend,
+            preload=preload,
+            start_timeout=start_timeout,
+            grace_s=grace_s,
+            destroy_s=destroy_s,
+            lease_s=lease_s,
+            stall_s=stall_s,
+            silence_s=silence_s,
+            seed=seed,
+            worker_setup=worker_setup,
+            one_engine_thread=one_engine_thread,
+        )
         if placement.taken:
             what = f"this {type(placement).__name__} is another scheduler's"
             raise WorkerConfigurationError(what, None, "make one for each scheduler")
         placement.taken = True
-        self.placement, self._grace_s = placement, grace_s
+        self.placement, self._ending = placement, Ending(grace_s, destroy_s)
         self._run, self._table = Run(experiment, trial, fileroot, placement.name), Table()
         with contextlib.ExitStack() as undo:  # Ctrl-C may come at any line of this
             undo.callback(self._run.close)
@@ -115,16 +136,7 @@ class Scheduler:
             undo.callback(self._io.close)
             self.calls = WorkerCalls(self._run, self._io, self._table, tensors)
             undo.callback(self.home.close)
-            guards = GuardListener(
-                self._run,
-                self._io,
-                lease_s=lease_s,
-                start_timeout=start_timeout,
-                grace_s=grace_s,
-                preload=preload,
-                tensor_backend=tensor_backend,
-                seed=seed,
-            )
+            guards = GuardListener(self._run, self._io, options)
             undo.callback(guards.close)
             self._watch = Supervision(self._run, self._table, guards)
             guards.open(self._watch.on_event)
@@ -218,7 +230,11 @@ class Scheduler:
         return self._life.create(Job(role, replicas, [spec], where, process_group))
 
     def delete_workers(self, role: str | None = None, reverse_order: bool = False) -> None:
-        """Ends a role, or all of them in the order they were made (or the reverse). Forks go before their target.
+        """Ends a role, or all of them in the order they were made. Forks go before their target.
+
+        Args:
+            reverse_order: The role made last first, and in each role one worker after the other, the last first. Worker
+                0, which serves the store of a process group, ends last. `grace_s` is for all of a role together.
 
         Raises:
             WorkerNotFoundError: No such role.
@@ -226,7 +242,7 @@ class Scheduler:
         self._run.check_owned()
         records = self._table.roles() if role is None else [self._table.role(role)]
         for record in reversed(records) if reverse_order else records:
-            self._life.end(record, self._grace_s)
+            self._life.end(record, replace(self._ending, last_first=reverse_order))
 
     async def set_worker_env(self, worker_id: str, env: dict[str, str]) -> None:
         """Changes a living worker's environment; forks made later see it too.
@@ -321,18 +337,19 @@ class Scheduler:
     def restart_worker(self, worker_id: str, *, engines: bool = True) -> None:
         """Starts a worker again, in its slot and under its id, whether it died or not; nothing else restarts anything.
 
-        Calls to its last process fail as before, and what it stored is gone. Its forks live on. It gets new ports.
+        Calls to its last process fail as before, and what it stored is gone. Its forks live on. It keeps its ports.
 
         Args:
             engines: Make its engines again, with the arguments with which they were made.
 
         Raises:
             WorkerNotFoundError: No such worker.
-            WorkerCreationError: It could not be started, or its guard is lost. The worker is dead then.
+            WorkerCreationError: It could not be started, or its guard is lost and, on a cluster, its place with it. The
+                worker is dead then.
             EngineCreationError: An engine's constructor raised. The worker lives, without that engine.
         """
         self._run.check_startable()
-        self._life.restart(worker_id, self._grace_s, engines=engines)
+        self._life.restart(worker_id, self._ending, engines=engines)
 
     @property
     def home(self) -> Home:
@@ -388,7 +405,7 @@ class Scheduler:
             ends.callback(lambda: self.placement.close(graceful=graceful))
             try:
                 for record in reversed(self._table.roles()):
-                    self._life.end(record, self._grace_s if graceful else 0.0, destroy=graceful)
+                    self._life.end(record, self._ending if graceful else Ending())
             except BaseException:
                 graceful = False  # whoever interrupts has waited long enough
                 raise

@@ -68,10 +68,15 @@ class Group:
 
     def _lease_ports(self) -> list[list[int]]:
         calls = [
-            guard.ask(ALLOC_PORTS, AllocPorts(owner=slot.worker_id, count=slot.port_count), timeout=MARGIN_S)
+            guard.ask(ALLOC_PORTS, self._wanted_ports(slot), timeout=MARGIN_S)
             for slot, guard in zip(self._slots, self._guards, strict=True)
         ]
         return [call.result().ports for call in calls]
+
+    def _wanted_ports(self, slot: Slot) -> AllocPorts:
+        """A worker that is started again keeps its ports, unless others have taken them meanwhile."""
+        before = [int(port) for m in self._among if m.id == slot.worker_id for port in m.worker.worker_ports]
+        return AllocPorts(owner=slot.worker_id, count=slot.port_count, wanted=before)
 
     def _specs(self, ports: list[list[int]], timeout: float, device_variable: str) -> list[ProcessSpec]:
         world = len(self._among) or len(self._slots)

@@ -13,6 +13,7 @@ from rolecall.protocol.worker_methods import (
     CALL,
     CREATE_ENGINE,
     DESTROY,
+    DESTROY_TIMEOUT_S,
     CallMethod,
     CreateEngine,
     Destroy,
@@ -132,7 +133,8 @@ class WorkerCalls:
     def destroy_engine(self, worker_id: str, options: CallOptions) -> PendingCall:
         """Asks for the end of an engine and returns at once. Errors as `submit`."""
         self._table.member(worker_id).engines.pop(options.engine, None)
-        wanted = Destroy(engines=[options.engine or worker_id])
+        limit = DESTROY_TIMEOUT_S if options.timeout is None else options.timeout
+        wanted = Destroy(engines=[options.engine or worker_id], timeout=limit)
         call = self._peer(worker_id).request(DESTROY.name, wanted, timeout=options.timeout)
         return PendingCall(call, worker_id, DESTROY.name, options.timeout)
 

@@ -60,11 +60,16 @@ class Method:
 
 
 class Engines:
-    """The engines by name, and the look-up of their methods."""
+    """The engines by name, and the look-up of their methods.
 
-    def __init__(self, worker_id: str, progress: Progress) -> None:
+    Args:
+        one_thread: All engines have the same thread, which ends with the worker.
+    """
+
+    def __init__(self, worker_id: str, progress: Progress, *, one_thread: bool = False) -> None:
         self.worker_id = worker_id
         self.progress = progress
+        self._shared = EngineThread(worker_id, progress) if one_thread else None
         self._engines: dict[str, HostedEngine] = {}
         self._reserved: dict[str, EngineThread] = {}
         self._methods: dict[tuple[str, str], Method] = {}
@@ -75,7 +80,7 @@ class Engines:
 
     def waiting(self) -> int:
         """Number of calls that wait for their engine thread."""
-        return sum(hosted.thread.waiting for hosted in list(self._engines.values()))
+        return sum(thread.waiting for thread in {hosted.thread for hosted in list(self._engines.values())})
 
     def reserve(self, name: str) -> EngineThread:
         """Reserves the name and returns the thread on which to create the engine.
@@ -87,7 +92,7 @@ class Engines:
             if name in self._engines or name in self._reserved:
                 reason = "an engine of that name exists; destroy_engine() ends it, or choose another engine name"
                 raise EngineCreationError(self.worker_id, name, reason)
-            thread = self._reserved[name] = EngineThread(name, self.progress)
+            thread = self._reserved[name] = self._shared or EngineThread(name, self.progress)
             return thread
 
     def add(self, name: str, engine: Any) -> None:
@@ -100,6 +105,11 @@ class Engines:
         with self._lock:
             thread = self._reserved.pop(name, None)
         if thread is not None:
+            self.leave(thread)
+
+    def leave(self, thread: EngineThread) -> None:
+        """Lets the thread of an engine that is gone end, unless it is everybody's."""
+        if thread is not self._shared:
             thread.close()
 
     def method(self, engine_name: str, name: str) -> Method:
@@ -140,7 +150,8 @@ class Engines:
     def close(self) -> None:
         """Lets every engine thread end after its current job."""
         with self._lock:
-            threads = [*(hosted.thread for hosted in self._engines.values()), *self._reserved.values()]
+            threads = {*(hosted.thread for hosted in self._engines.values()), *self._reserved.values()}
+            threads |= {self._shared} if self._shared is not None else set()
         for thread in threads:
             thread.close()
 

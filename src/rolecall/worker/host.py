@@ -50,7 +50,7 @@ from rolecall.tensors.service import DataService
 from rolecall.transport.codec.exceptions import full_name
 from rolecall.worker.calls import EngineCalls
 from rolecall.worker.engines import Engines
-from rolecall.worker.loading import load_engine_class
+from rolecall.worker.loading import load_engine_class, load_function
 from rolecall.worker.requests import Request
 from rolecall.worker.seeds import seed_generators, seed_of
 
@@ -68,6 +68,7 @@ class EngineHost:
     Args:
         ask_guard: Asks the worker's guard with a request of a method, and returns its answer.
         seed: What generators are seeded with before the first engine is made.
+        setup: The path of a function that is called before that; empty for none.
     """
 
     def __init__(
@@ -77,9 +78,10 @@ class EngineHost:
         ask_guard: AskGuard,
         loop: asyncio.AbstractEventLoop,
         seed: int | None,
+        setup: str,
     ) -> None:
         self._engines, self._data, self._ask_guard, self._loop = engines, data, ask_guard, loop
-        self._seed = seed
+        self._seed, self._setup, self._preparing = seed, setup, threading.Lock()
         self._started = time.time()
         self._tasks: set[asyncio.Task[None]] = set()
         answers: dict[str, Answer] = {
@@ -151,11 +153,8 @@ class EngineHost:
         """Creates an engine, on its thread."""
         begun = time.monotonic()
         try:
-            cls = load_engine_class(path)
-            if self._seed is not None:  # now that its module has imported what it draws with
-                seed_generators(self._seed)
-                self._seed = None
             binding.bind(self._data)
+            cls = self._load(path)
             args, kwargs = functions.localized(request.received())
             engine = cls(*args, **kwargs)
         except EngineImportError as e:
@@ -169,6 +168,18 @@ class EngineHost:
         self._engines.add(name, engine)
         log.info("engine %r (%s) was made in %.2f s", name, path, time.monotonic() - begun)
         request.finish(EngineCreated(engine_name=name))
+
+    def _load(self, path: str) -> type:
+        """Loads the class of an engine; before the first one, sets the worker up."""
+        with self._preparing:
+            if self._setup:
+                load_function(self._setup)()
+                self._setup = ""
+            cls = load_engine_class(path)
+            if self._seed is not None:  # now that its module has imported what it draws with
+                seed_generators(self._seed)
+                self._seed = None
+            return cls
 
     async def _destroy(self, params: Destroy) -> dict[str, str]:
         """Calls `destroy()` of all engines at the same time, each on its thread; returns problems by engine name."""
@@ -192,7 +203,7 @@ class EngineHost:
         except BaseException as e:
             return f"destroy() raised {type(e).__name__}: {e}"
         finally:
-            hosted.thread.close()
+            self._engines.leave(hosted.thread)
         return ""
 
     # The worker itself

@@ -13,7 +13,7 @@ import importlib.util
 import sys
 import threading
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,22 @@ def load_engine_class(path: str) -> type:
     Raises:
         EngineImportError: It cannot be imported, is no class, or belongs to the standard library.
     """
+    target = _load(path)
+    if not isinstance(target, type):
+        raise EngineImportError(path, f"names a {type(target).__name__}, not a class")
+    _refuse_standard_library(path, target.__module__)
+    return target
+
+
+def load_function(path: str) -> Callable[[], object]:
+    """Returns the function that `path` names. Errors as `load_engine_class`."""
+    target = _load(path)
+    if not isinstance(target, types.FunctionType):
+        raise EngineImportError(path, f"names a {type(target).__name__}, not a function")
+    return target
+
+
+def _load(path: str) -> Any:
     module_name, name = split_path(path)
     _refuse_standard_library(path, module_name)
     target: Any = _import(path, module_name)
@@ -111,9 +127,6 @@ def load_engine_class(path: str) -> type:
             target = getattr(target, part)
         except AttributeError as e:
             raise EngineImportError(path, _missing(module_name, name)) from e
-    if not isinstance(target, type):
-        raise EngineImportError(path, f"names a {type(target).__name__}, not a class")
-    _refuse_standard_library(path, target.__module__)
     return target
 
 

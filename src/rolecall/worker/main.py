@@ -49,7 +49,7 @@ def run(control: socket.socket, app: AsgiRoute | None = None) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
     if process.terminated:
-        loop.remove_signal_handler(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.raise_signal(signal.SIGTERM)  # its exit status names it
 
 

@@ -42,11 +42,11 @@ class WorkerNode:
         hello = {"kind": "worker", "name": config.worker_id}
         self._owners = Connections(config.token, loop=loop, hello=hello)
         self._progress = Progress(config.progress or None)
-        self._engines = Engines(config.worker_id, self._progress)
+        self._engines = Engines(config.worker_id, self._progress, one_thread=config.one_engine_thread)
         self.data = self._data_service()
         worker = _worker(config, loop, ask_guard)
         enter(self.data, worker)
-        host = EngineHost(self._engines, self.data, ask_guard, loop, worker.seed)
+        host = EngineHost(self._engines, self.data, ask_guard, loop, worker.seed, config.setup)
         self._server = WorkerServer(host, config.token, loop, app)
 
     def start(self) -> None:

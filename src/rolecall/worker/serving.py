@@ -27,7 +27,8 @@ def serve(app: Application, *, public: Sequence[str] = ()) -> None:
     Args:
         app: The application (ASGI 3, `http` and `lifespan`): Starlette's or FastAPI's, for instance.
         public: Paths that the application serves without the run's token, since it has credentials of its own, say:
-            `"/v1/models"`, or all below `"/v1/"`. All other requests need the token, as everywhere in a run.
+            `"/v1/models"`, or all below `"/v1/"`. All other requests need the token, as everywhere in a run; those of
+            the worker always do.
 
     Raises:
         WorkerConfigurationError: This process was not started as a worker that is a dotted module.
@@ -49,7 +50,6 @@ def inherited_control() -> socket.socket:
             return socket.socket(fileno=int(number))
     except OSError:  # this is a child of the module, which has inherited its environment alone
         pass
-    expected = (
-        'start the module as a worker: role.fork("proxy", "package.module"), or s.start("proxy", cmd="package.module")'
-    )
+    how = 'role.fork("proxy", "package.module"), or s.start("proxy", cmd="package.module")'
+    expected = f"start the module as a worker: {how}, without a `ready` of its own"
     raise WorkerConfigurationError("rolecall.serve() was called outside of a run", None, expected)

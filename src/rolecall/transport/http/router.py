@@ -27,12 +27,14 @@ class Routes:
 
     def add(self, method: str, path: str, fn: Route, *, max_body: int = MAX_BODY) -> None:
         """Answers `method path` with `fn`; a larger body is refused with 413 before it is read."""
-        methods = self._routes.setdefault(tuple(path.strip("/").split("/")), {})
+        methods = self._routes.setdefault(_parts(path), {})
         methods[method.upper()] = fn, max_body
 
     def is_public(self, path: str) -> bool:
-        """Whether the app answers requests for a path that do not show the token."""
-        return self._app is not None and self._app.is_public(path)
+        """Whether the app answers requests for a path that do not show the token. None of a route is public."""
+        if self._app is None or not self._app.is_public(path):
+            return False
+        return all(_matched(pattern, _parts(path)) is None for pattern in self._routes)
 
     def find(self, method: str, path: str, *, known: bool = True) -> tuple[Route, int, dict[str, str]]:
         """The function, its body limit and the path's parameters.
@@ -43,11 +45,9 @@ class Routes:
         Raises:
             HttpError: 404 or 405; 401 for what is not public.
         """
-        if not known:
-            if self._app is None or not self._app.is_public(path):
-                raise HttpError(401, str(AuthenticationError()))
-            return self._app, MAX_BODY, {}
-        parts = tuple(path.strip("/").split("/"))
+        if not (known or self.is_public(path)):
+            raise HttpError(401, str(AuthenticationError()))
+        parts = _parts(path)
         for pattern in (parts, *self._routes):
             params = _matched(pattern, parts) if pattern in self._routes else None
             if params is None:
@@ -60,6 +60,10 @@ class Routes:
         if self._app is not None:
             return self._app, MAX_BODY, {}
         raise HttpError(404, f"no route {path}")
+
+
+def _parts(path: str) -> tuple[str, ...]:
+    return tuple(path.strip("/").split("/"))
 
 
 def _matched(pattern: tuple[str, ...], parts: tuple[str, ...]) -> dict[str, str] | None:
