@@ -15,6 +15,7 @@ from areal.trainer.ppo.actor import PPOActorController
 
 from rolecall.areal import RolecallScheduler
 from tests.areal.train_engine import TableEngine
+from tests.support.waiting import poll
 
 SPEC = FinetuneSpec(total_train_epochs=1, dataset_size=64, train_batch_size=8)
 
@@ -80,6 +81,23 @@ def test_what_is_not_serializable_fails_on_all_ranks_and_leaves_nobody_waiting(a
     with pytest.raises(SchedulerError, match="functions and classes cannot be sent"):
         actor._custom_function_call("train", lambda: None)
     assert actor.get_version() == 0
+
+
+def test_handles_that_are_gone_leave_nobody_waiting(actor: Any) -> None:
+    """Each head tells its group in the turn of that call, so the next one runs, whichever head fails first."""
+    batch = actor.compute_advantages(trajectories(8))
+    actor.clear_batches(batch)
+
+    def fails() -> bool:
+        try:
+            actor.ppo_update(batch)
+        except SchedulerError as e:
+            return "cleared" in str(e) or "no arguments" in str(e)
+        return False
+
+    assert poll(fails, 10.0)  # what frees does not wait
+    for _ in range(5):
+        assert fails() and actor.get_version() == 0
 
 
 def test_a_forked_reference_has_ranks_and_a_group_of_its_own(scheduler: RolecallScheduler, actor: Any) -> None:

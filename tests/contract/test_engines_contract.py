@@ -16,6 +16,7 @@ from rolecall.errors import (
     EngineCreationError,
     EngineImportError,
     EngineNotFoundError,
+    ShardNotFoundError,
     WorkerConfigurationError,
     WorkerTimeoutError,
 )
@@ -258,6 +259,20 @@ def test_arrays_are_left_as_handles_as_tensors_are(role: Role) -> None:
     got = rolecall.localize(parts[1])
     assert got["dates"].tolist()[1].day == 2 and got["big"].sum() == 2 << 18
     assert isinstance(parts[1]["named"], numpy.ndarray)  # it has fields, which a handle does not know
+
+
+def test_an_engine_is_told_in_its_turn_that_arguments_are_lost(role: Role, kept: Scheduler) -> None:
+    """Whom its peers wait for in a collective can say so to them before it runs what was sent behind that call."""
+    import rolecall
+
+    role.create_engine(sample_engines.Arrays)
+    lost = role[0].with_options(tensors="remote").call("make", 2, 1.0)["x"]
+    rolecall.clear(lost)
+    assert kept.home.flush()
+    reading, noting = role[1].submit("read", lost, step=3), role[1].submit("note", "after")
+    assert noting.result() == [["read", ["RTensor"], {"step": 3}, "ShardNotFoundError"], "after"]
+    with pytest.raises(ShardNotFoundError):
+        reading.result()
 
 
 @pytest.mark.slow("workers that import torch")

@@ -163,6 +163,16 @@ class Tensors:
 class Arrays:
     """Makes and reads numpy arrays."""
 
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def arguments_lost(self, method: str, args: list[Any], kwargs: dict[str, Any], error: Exception) -> None:
+        self.told.append([method, [type(arg).__name__ for arg in args], kwargs, type(error).__name__])
+
+    def note(self, what: str) -> list[Any]:
+        self.told.append(what)
+        return self.told
+
     def make(self, rows: int, value: float) -> dict[str, Any]:
         import numpy
 
@@ -175,7 +185,7 @@ class Arrays:
             "named": named,
         }
 
-    def read(self, x: Any) -> str:
+    def read(self, x: Any, **options: Any) -> str:
         """What it is; then the caller's copy is no longer what was stored."""
         seen = f"{type(x).__module__}.{type(x).__name__} {x.dtype} {x.shape} {x.sum()}"
         x[:] = 0

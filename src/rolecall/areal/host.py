@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from concurrent.futures import Future
 from typing import Any
@@ -56,6 +57,13 @@ class EngineHost:
     def give_up(self, name: str, meta: dict[str, Any] | None, reason: str) -> None:
         """Tells those who wait for this head's arguments that there are none."""
         self._shared(self._engine(name), meta, [reason, None])
+
+    def arguments_lost(self, method: str, args: list[Any], kwargs: dict[str, Any], error: Exception) -> None:
+        """As `give_up`, in the turn of the call whose handles are gone."""
+        if method == "call":
+            name, _, _, _, meta = args
+            with contextlib.suppress(ValueError):  # the caller gets the error itself
+                self.give_up(name, meta, str(error))
 
     def destroy(self) -> None:
         """Ends the engines that nobody has destroyed."""

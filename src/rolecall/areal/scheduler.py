@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import functools
 import logging
 import weakref
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ import rolecall
 from rolecall.areal import jobs
 from rolecall.areal.errors import translated
 from rolecall.areal.tensors import install
-from rolecall.errors import EncodeError, RolecallError, ShardNotFoundError, WorkerNotFoundError
+from rolecall.errors import EncodeError, RolecallError, WorkerNotFoundError
 
 HOST, ENGINE = "rolecall.areal.host", "areal"
 RESOLVING = ("name_resolve_type", "nfs_record_root", "etcd3_addr")
@@ -153,19 +152,13 @@ class RolecallScheduler(areal.api.Scheduler):
                     await asked.acall(method, *serialize_value([*args]), **serialize_value(kwargs))
                 )
             how = "acall" if method in self._coroutines.get((worker_id, name), ()) else "call"
-            give_up = functools.partial(_give_up, worker, name, rpc_meta)
-            pending = None
             try:
                 pending = worker.submit(how, name, method, [*args], kwargs, rpc_meta)
-                return await _answer(pending)
-            except asyncio.CancelledError:
-                if pending is not None:
-                    pending.add_done_callback(lambda call: give_up(call.exception()))
+            except EncodeError as e:  # a head that never gets its arguments says so, or its group would wait for ever
+                with contextlib.suppress(RolecallError):
+                    worker.submit("give_up", name, rpc_meta, str(e))
                 raise
-            except RolecallError as e:
-                if pending is None or isinstance(e, ShardNotFoundError):
-                    give_up(e)
-                raise
+            return await _answer(pending)
 
     def _host_engines(self, role: str) -> None:
         """Gives workers that run no program of their own what hosts AReaL's engines."""
@@ -204,10 +197,3 @@ async def _answer(pending: rolecall.PendingCall) -> Any:
     pending.add_done_callback(wake)
     await done.wait()
     return pending.result()
-
-
-def _give_up(worker: Any, name: str, rpc_meta: dict[str, Any] | None, reason: BaseException | None) -> None:
-    """A head that never gets its arguments says so in their broadcast, or its group would wait for ever."""
-    if isinstance(reason, EncodeError | ShardNotFoundError):
-        with contextlib.suppress(RolecallError):
-            worker.submit("give_up", name, rpc_meta, str(reason))

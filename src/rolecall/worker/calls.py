@@ -11,7 +11,14 @@ from concurrent.futures import Future
 from contextlib import aclosing, closing, contextmanager, nullcontext
 from typing import Any
 
-from rolecall.errors import CallCancelledError, EngineCallError, ProtocolError, RolecallError
+from rolecall.errors import (
+    CallCancelledError,
+    EngineCallError,
+    ProtocolError,
+    RolecallError,
+    ShardNotFoundError,
+    WorkerTimeoutError,
+)
 from rolecall.protocol.worker_methods import CallMethod
 from rolecall.tensors import functions, tree
 from rolecall.tensors.binding import binding
@@ -84,7 +91,7 @@ class EngineCall:
         if self.request.cancelled:
             return self.request.fail(self.cancelled())
         try:
-            value = self._run(functions.localized(self.request.received()))
+            value = self._run(self._arguments())
             if hasattr(value, "__await__"):  # a plain function that returns a coroutine
                 value = asyncio.run_coroutine_threadsafe(_awaited(value), self._loop).result()
             elif isinstance(value, Future):
@@ -133,6 +140,17 @@ class EngineCall:
                         _free(item, answer)
                         raise
             self.request.finish(None)
+
+    def _arguments(self) -> Any:
+        """Args and kwargs, with what handles stand for. Where that is lost the engine is told, if it asks for that."""
+        received = self.request.received()
+        try:
+            return functions.localized(received)
+        except (ShardNotFoundError, WorkerTimeoutError) as e:
+            if (told := self._method.arguments_lost) is not None:
+                args, kwargs = received.value()
+                told(self._params.method, args, kwargs, e)
+            raise
 
     def _run(self, arguments: Any) -> Any:
         """Args and kwargs, with tensors in place of handles."""

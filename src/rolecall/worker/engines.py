@@ -41,6 +41,8 @@ class Method:
     Attributes:
         static: The class attribute of that name; when it is another one, the method was replaced.
         takes_meta: Whether it has a parameter `rpc_meta`.
+        arguments_lost: The engine's method of that name, if it has one: called in the place of `call`, with the name,
+            args and kwargs of the call, handles among them, and the error, when these cannot be fetched.
     """
 
     call: Callable[..., Any]
@@ -48,6 +50,7 @@ class Method:
     thread: EngineThread
     static: Any = None
     takes_meta: bool = False
+    arguments_lost: Callable[[str, list[Any], dict[str, Any], Exception], None] | None = None
 
     def run(self, args: Sequence[Any], kwargs: dict[str, Any], rpc_meta: Any) -> Any:
         """Calls the method. The worker does not interpret `rpc_meta`."""
@@ -133,7 +136,8 @@ class Engines:
             cls = type(hosted.engine)
             known = [n for n in dir(cls) if not n.startswith("_") and _is_method(cls, n)]
             raise MethodNotFoundError(self.worker_id, name, f"method {name!r} of engine {engine_name!r}", known)
-        method = Method(call, _kind(call), hosted.thread, getattr(type(hosted.engine), name, None), _takes_meta(call))
+        lost, static = getattr(hosted.engine, "arguments_lost", None), getattr(type(hosted.engine), name, None)
+        method = Method(call, _kind(call), hosted.thread, static, _takes_meta(call), lost)
         self._methods[engine_name, name] = method
         return method
 

@@ -74,18 +74,13 @@ def encode(value: Any, place: str = "value") -> Encoded:
         if not _fits(header, writer):
             writer.start_over(spacious=True)
             header = writer.header(value)
+            if not _fits(header, writer):
+                raise _too_large(value, place, header, writer)
     except Refused as refused:
         kind = short_name(type(refused.value))
         raise EncodeError(refused.place(place), kind, refused.hint or _hint(refused.value)) from refused.__cause__
     except RecursionError as e:
         raise EncodeError(place, short_name(type(value)), "it is nested too deep") from e
-    if not _fits(header, writer):
-        place, part = _too_large(value, place)
-        hint = (
-            f"it is too large: {len(header)} bytes beside texts and arrays, of which there are {len(writer.buffers)} "
-            f"(limits {_MAX_HEADER} and {_MAX_BUFFERS}); put long lists into arrays or tensors, or send it in parts"
-        )
-        raise EncodeError(place, short_name(type(part)), hint)
     return tuple.__new__(Encoded, (header, writer.buffers))  # a third of the time that its own constructor takes
 
 
@@ -93,18 +88,22 @@ def _fits(header: bytes, writer: Writer) -> bool:
     return len(header) <= _MAX_HEADER and len(writer.buffers) <= _MAX_BUFFERS
 
 
-def _too_large(value: Any, place: str) -> tuple[str, Any]:
-    """The place of the innermost part that is too large by itself, and that part."""
+def _too_large(value: Any, place: str, header: bytes, writer: Writer) -> EncodeError:
+    """Names the innermost part that is too large by itself."""
     found = True
     while found:
         found = False
         parts = value.items() if type(value) is dict else enumerate(value) if type(value) in (list, tuple) else ()
         for key, part in itertools.islice(parts, _PARTS):
-            (writer := Writer()).start_over(spacious=True)
-            if not _fits(writer.header(part), writer):
+            (alone := Writer()).start_over(spacious=True)
+            if not _fits(alone.header(part), alone):
                 value, place, found = part, f"{place}[{key!r}]", True
                 break
-    return place, value
+    hint = (
+        f"it is too large: {len(header)} bytes beside texts and arrays, of which there are {len(writer.buffers)} "
+        f"(limits {_MAX_HEADER} and {_MAX_BUFFERS}); put long lists into arrays or tensors, or send it in parts"
+    )
+    return EncodeError(place, short_name(type(value)), hint)
 
 
 class Received:
