@@ -255,5 +255,6 @@ def test_what_only_a_cluster_understands_is_passed_over_and_named(
     s: LocalScheduler, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The local scheduler logs the options that it ignores."""
-    s.start("actor", nodelist="n[1-2]", image="/images/a.sif")
+    s.start("actor", nodelist="n[1-2]", image="/images/a.sif", cpu=9999)
     assert "role actor: image, nodelist have no effect on one machine" in caplog.text
+    assert f"role actor: cpu=9999, and this machine has {os.cpu_count()} core(s): so many threads" in caplog.text

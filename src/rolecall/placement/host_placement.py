@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from abc import abstractmethod
@@ -12,6 +13,8 @@ from rolecall.placement.base import Placed, Placement
 from rolecall.placement.plan import Plan, separate_slots, warn_of_unused, with_devices
 from rolecall.protocol.devices import visible_devices
 from rolecall.types import CLUSTER_FIELDS, Job, role_and_index, worker_id
+
+log = logging.getLogger("rolecall")
 
 
 class HostPlacement(Placement):
@@ -39,6 +42,8 @@ class HostPlacement(Placement):
     def place(self, job: Job) -> Placed:
         guard_id = self._guard_for(job.role)
         warn_of_unused(job, CLUSTER_FIELDS, "on one machine")
+        if (most := max(spec.cpu for spec in job.specs())) > (cores := os.cpu_count() or 1):
+            log.warning("role %s: cpu=%d, and this machine has %d core(s): so many threads", job.role, most, cores)
         with self._choosing:
             plan, self._turn = self._chosen(job)
             self._held |= {slot.worker_id: slot.devices for slot in plan.slots}

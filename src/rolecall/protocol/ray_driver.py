@@ -33,14 +33,16 @@ class Joined(Message, frozen=True, kw_only=True):
 
     Attributes:
         ip: The controller's address in it.
-        devices: Of its largest node, by Ray's name of the resource: `GPU`, `NPU`.
+        most: That one of its nodes has, by Ray's name of the resource: `GPU`, `NPU`, `CPU`, `memory` (bytes).
+        may_grow: Nodes may be added on demand, as far as Ray knows.
         error: Type of the exception that Ray refused with; empty when it did not.
         reason: Its message.
     """
 
     address: str = ""
     ip: str = ""
-    devices: dict[str, int] = {}
+    most: Resources = {}
+    may_grow: bool = True
     error: str = ""
     reason: str = ""
 

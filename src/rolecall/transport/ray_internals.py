@@ -6,7 +6,8 @@ says which. Ray is imported when a function is called, never when this module is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 
@@ -159,3 +160,19 @@ def free_resources() -> dict[str, dict[str, float]]:
     from ray._private.state import available_resources_per_node
 
     return dict(available_resources_per_node())
+
+
+def may_grow(nodes: Iterable[str]) -> bool:
+    """Whether nodes may be added to the cluster on demand; True while Ray does not know yet.
+
+    Args:
+        nodes: Ids of its nodes.
+    """
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    if _internal_kv_get(b"__autoscaler_v2_enabled", namespace=b"__autoscaler") == b"1":
+        return True
+    status = json.loads(_internal_kv_get(b"__autoscaling_status") or b"{}")
+    kinds = status.get("autoscaler_report", {}).get("active_nodes")
+    # Without an autoscaler each node is the only one of a kind that is named after it.
+    return kinds is None or not set(kinds) <= {f"node_{node}" for node in nodes}

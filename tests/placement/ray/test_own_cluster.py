@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from rolecall import RayScheduler
+from rolecall.errors import WorkerConfigurationError
 from rolecall.placement.ray import joining
 from rolecall.placement.ray.outside import folder_of
 from rolecall.transport import ray_internals
@@ -80,6 +81,12 @@ def test_a_cluster_that_is_dead_is_not_joined(s: RayScheduler) -> None:
     assert s.n_gpus_per_node == 2
     seen = [s.call_engine(f"actor/{i}", "environment", None, "CUDA_VISIBLE_DEVICES") for i in (0, 1)]
     assert [each["CUDA_VISIBLE_DEVICES"] for each in seen] == ["0", "1"]
+
+
+def test_what_can_never_fit_is_refused_at_once(s: RayScheduler) -> None:
+    """With the option, and what the largest node has."""
+    with pytest.raises(WorkerConfigurationError, match=r"big/0 asks for 2000 CPU .* has 1024 CPU; .* cpu="):
+        s.start("big", cpu=2000)
 
 
 @pytest.mark.parametrize("owner", [os.getuid(), 65534], ids=["mine", "of-another-user"])

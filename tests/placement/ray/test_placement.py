@@ -109,6 +109,17 @@ def test_devices_that_the_cluster_lacks_are_refused(strategy: str) -> None:
     assert place(Job("actor", 1, [spec(1, strategy=strategy)]), lacking).groups
 
 
+def test_cores_and_memory_that_no_node_has_are_refused() -> None:
+    """With the option that asks for them; on a cluster that may grow nothing is known of the largest node."""
+    small = Asking("rc/1", reserve_memory=True, most={"CPU": 2, "memory": 8 * GIB})
+    with pytest.raises(WorkerConfigurationError, match=r"actor/0 asks for 8 CPU .* largest .* has 2 CPU.* cpu="):
+        place(Job("actor", 1, [spec(8, 0, 4)]), small)
+    with pytest.raises(WorkerConfigurationError, match=r"asks for 32 GiB memory .* has 8 GiB memory.* mem="):
+        place(Job("actor", 1, [spec(1, 0, 32)]), small)
+    assert place(Job("actor", 1, [spec(1, 0, 4)]), small).groups
+    assert place(Job("actor", 1, [spec(8, 0, 32)]), Asking("rc/1", reserve_memory=True)).groups
+
+
 def test_a_placement_prints_what_it_asks_for() -> None:
     """Groups, bundles and guards are printed with their resources."""
     text = table(place(Job("actor", 1, [spec(4, 2)]), HOW))

@@ -6,7 +6,7 @@ Pure: it never imports ray and knows no cluster.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Literal
 
@@ -29,12 +29,14 @@ class Asking:
         prefix: Begins the names of groups and actors; of one run alone.
         per_node: Devices of a node, by which `deferred` groups are split; 0 splits nothing.
         reserve_memory: Ask for the specs' memory too.
+        most: What the largest node has of a resource; without those of which a larger node may come.
     """
 
     prefix: str
     accelerator: Accelerator = "gpu"
     per_node: int = 0
     reserve_memory: bool = False
+    most: Mapping[str, float] = field(default_factory=dict)
 
 
 def place(job: Job, how: Asking) -> RoleGroups:
@@ -42,15 +44,16 @@ def place(job: Job, how: Asking) -> RoleGroups:
 
     Raises:
         WorkerConfigurationError: Its specs name different strategies, or a worker asks for devices that the cluster
-            lacks: for any, or, when it cannot be split, for more than a node has.
+            lacks: for any, or, when it cannot be split, for more than a node has. Cores and memory alike.
     """
     strategy, specs = strategy_of(job), job.specs()
-    _check_fits(job, how, strategy)
+    _check_devices_fit(job, how, strategy)
     workers = [worker_id(job.role, i) for i in range(job.replicas)]
     bundles = [
         _split(spec, how) if strategy == "deferred" else [_bundle(spec.cpu, spec.gpu, spec.mem * GIB, how)]
         for spec in specs
     ]
+    _check_bundles_fit(workers, bundles, how.most)
     if strategy == "shared":
         groups = [Group(f"{how.prefix}/{job.role}", tuple(each for (each,) in bundles))]
     else:
@@ -130,7 +133,7 @@ def _bundle(cpu: int, gpu: int, memory: int, how: Asking) -> Resources:
     return {key: value for key, value in asked.items() if value} or {"CPU": LEAST_CPU}
 
 
-def _check_fits(job: Job, how: Asking, strategy: RayPlacementStrategy) -> None:
+def _check_devices_fit(job: Job, how: Asking, strategy: RayPlacementStrategy) -> None:
     """Refuses what no node of the cluster can ever hold."""
     if how.accelerator == "none":
         return
@@ -144,3 +147,18 @@ def _check_fits(job: Job, how: Asking, strategy: RayPlacementStrategy) -> None:
             what = f"worker {worker_id(job.role, i)} asks for {spec.gpu} {kind}s, and no node of the cluster has any"
             expected = "set accelerator= to what the nodes have, or n_gpus_per_node= where nodes are added on demand"
         raise WorkerConfigurationError(what, None, expected)
+
+
+def _check_bundles_fit(
+    workers: Sequence[str], bundles: Sequence[Sequence[Resources]], most: Mapping[str, float]
+) -> None:
+    """Refuses what no node has cores or memory for."""
+    for option, key in (("cpu", "CPU"), ("mem", "memory")):
+        for worker, its in zip(workers, bundles, strict=True):
+            for bundle in its:
+                if key in most and bundle.get(key, 0) > most[key]:
+                    asked, there = described({key: bundle[key]}), described({key: most[key]})
+                    what = (
+                        f"worker {worker} asks for {asked} of one node, and the largest node of the cluster has {there}"
+                    )
+                    raise WorkerConfigurationError(what, None, f"ask for less with {option}=, or add a larger node")

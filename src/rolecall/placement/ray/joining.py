@@ -35,7 +35,8 @@ def join(wanted: JoinCluster) -> Joined:
     return Joined(
         address=ray.get_runtime_context().gcs_address,
         ip="127.0.0.1" if address is None else ray.util.get_node_ip_address(),
-        devices={key: int(max(node["Resources"].get(key, 0) for node in nodes)) for key in ("GPU", "NPU")},
+        most={key: max(node["Resources"].get(key, 0) for node in nodes) for key in ("GPU", "NPU", "CPU", "memory")},
+        may_grow=address is not None and ray_internals.may_grow(node["NodeID"] for node in nodes),
     )
 
 

@@ -108,7 +108,8 @@ class RayPlacement(ClusterPlacement[RayPlan]):
             undo.callback(self._leave)
             found = self._join()
             self.address = found.address
-            self.n_gpus_per_node = found.devices.get(self._kind, 0) if self._per_node is None else self._per_node
+            self.n_gpus_per_node = int(found.most.get(self._kind, 0)) if self._per_node is None else self._per_node
+            self._most = {} if found.may_grow else found.most
             self._begin(context, found.ip)
             undo.pop_all()
 
@@ -134,7 +135,13 @@ class RayPlacement(ClusterPlacement[RayPlan]):
         outside.remove_cluster(self._context.run_id)  # a driver that was killed has left its folder
 
     def plan(self, job: Job) -> RayPlan:
-        how = Asking(f"rolecall/{self._context.run_id}", self._accelerator, self.n_gpus_per_node, self._reserve_memory)
+        how = Asking(
+            f"rolecall/{self._context.run_id}",
+            self._accelerator,
+            self.n_gpus_per_node,
+            self._reserve_memory,
+            self._most,
+        )
         groups = place(job, how)
         slots = tuple(
             replace(slot, gpu=held_devices(spec, groups.strategy, self._accelerator))
