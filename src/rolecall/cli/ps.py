@@ -60,6 +60,8 @@ def _print(seen: RunView) -> None:
             out.print(
                 f"guard {guard.id} (pid {guard.pid}) is {guard.state}: {guard.why}", highlight=False, markup=False
             )
+    for words in seen.waiting.values():
+        out.print(words, highlight=False, markup=False)
     styles = ["red" if worker.state in ALARMING and seen.state != "ended" else "" for worker in seen.workers]
     out.print(table_of(COLUMNS, seen.workers, styles) if seen.workers else "no workers")
 

@@ -64,7 +64,11 @@ class GuardView:
 
 @dataclass
 class RunView:
-    """A run at one moment. `state` is `running`, `orphaned` (no controller, but processes) or `ended`."""
+    """A run at one moment. `state` is `running`, `orphaned` (no controller, but processes) or `ended`.
+
+    Attributes:
+        waiting: By role that waits for its place in a cluster, why.
+    """
 
     name: str
     run_id: str
@@ -75,6 +79,7 @@ class RunView:
     scheduler: str = ""
     guards: list[GuardView] = field(default_factory=list)
     workers: list[WorkerView] = field(default_factory=list)
+    waiting: dict[str, str] = field(default_factory=dict)
 
 
 def view(run: SelectedRun) -> RunView:
@@ -93,6 +98,7 @@ def view(run: SelectedRun) -> RunView:
         scheduler=state.scheduler,
         guards=guards,
         workers=_Workers(run, state, pid, processes, rows).views(),
+        waiting=state.waiting if pid else {},
     )
 
 

@@ -175,15 +175,20 @@ class ClusterPlacement(Placement, Generic[P]):
     def _await(self, its: RoleAllocation, plan: Plan) -> Plan:
         """Returns the plan as it was filled, when its guards have connected."""
         since, running = time.monotonic(), False
-        with Waiting(f"requesting an allocation for role {its.role} ...") as waiting:
+        with contextlib.ExitStack() as ends:
+            waiting = ends.enter_context(Waiting(f"requesting an allocation for role {its.role} ..."))
+            ends.callback(self._context.waits, its.role, "")
             while (settled := its.allocation.settled(plan, its.guards)) is None:
                 status = its.allocation.poll()
                 if status.state == "ended":
                     raise WorkerCreationError(its.role, f"its allocation has ended: {status.reason}")
                 if status.state == "running" and not running:
                     since, running = time.monotonic(), True
+                for guard in its.guards:
+                    guard.check()  # one that has connected may be lost while others are awaited
                 self._check_patience(its, status, time.monotonic() - since)
-                waiting.say(_progress(its, status))
+                waiting.say(said := _progress(its, status))
+                self._context.waits(its.role, said)
                 time.sleep(LOOK_S)
         return settled
 

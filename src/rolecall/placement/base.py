@@ -88,6 +88,9 @@ class PlacementContext(Protocol):
             explain: Who knows why it ended, if anybody does.
         """
 
+    def waits(self, role: str, what: str) -> None:
+        """Shows in the run's state what a role waits for; "" when it no longer does."""
+
     def forget(self, guard: ExpectedGuard) -> None:
         """Hangs up on a guard that is ended, or was never started."""
 

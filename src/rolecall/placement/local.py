@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
-import time
 from collections.abc import Sequence
 
-from rolecall.errors import GuardLostError, WorkerTimeoutError
 from rolecall.placement.base import PlacementContext
 from rolecall.placement.guard_process import end_guard, start_guard
 from rolecall.placement.host_placement import HostPlacement
-from rolecall.placement.launching import python_path
+from rolecall.placement.launching import connected, python_path
 from rolecall.placement.plan import base_environment
 from rolecall.protocol.environment import marks
 from rolecall.protocol.message import to_json
@@ -58,17 +56,7 @@ class LocalPlacement(HostPlacement):
             if self.guard.connected and self.guard.lost is not None:
                 self._end_reaper()  # which sees all dead that the lost guard owned
                 self._start()
-        guard_id = self.guard.guard_id
-        deadline = time.monotonic() + GUARD_TIMEOUT_S
-        while not self.guard.wait(0.05):
-            self.guard.check()
-            if self._reaper.poll() is not None:
-                tail = self._log.read_text(errors="replace")[-2000:]
-                reason = f"it ended with status {self._reaper.returncode} before it had connected\n{tail}"
-                raise GuardLostError(guard_id, reason=reason)
-            if time.monotonic() > deadline:
-                raise WorkerTimeoutError(f"guard {guard_id}", GUARD_TIMEOUT_S, "connection", f"see {self._log}")
-        return guard_id
+        return connected(self.guard, self._reaper, GUARD_TIMEOUT_S, self._log)
 
     def guard_again(self, role: str) -> str:
         return self._guard_for(role)

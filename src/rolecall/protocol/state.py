@@ -83,7 +83,11 @@ class ControllerState(Message, frozen=True, kw_only=True):
 
 
 class RunState(Message, frozen=True, kw_only=True):
-    """A run. `run_id` is empty as long as the controller has written nothing."""
+    """A run. `run_id` is empty as long as the controller has written nothing.
+
+    Attributes:
+        waiting: By role that is being started, what a cluster's manager says of its allocation.
+    """
 
     run_id: str = ""
     runtime_dir: str = ""
@@ -93,6 +97,7 @@ class RunState(Message, frozen=True, kw_only=True):
     controller: ControllerState = ControllerState()
     guards: list[GuardState] = []
     roles: list[RoleState] = []
+    waiting: dict[str, str] = {}
 
     def workers(self) -> list[WorkerState]:
         """Each worker once; a role that borrows its target's workers has none of its own."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rolecall.errors import AuthenticationError, ProtocolError, WorkerConfigurationError
 from rolecall.guard.proc import identify, read_stat
@@ -41,6 +41,7 @@ class GuardListener:
         self.run_id, self.experiment, self.run_dir = run.run_id, run.experiment, run.run_dir
         self.start_timeout, self.grace_s = options.start_timeout, options.grace_s
         self._guards: dict[str, GuardProxy] = {}
+        self.waiting: dict[str, str] = {}
         self._server = Server(run.token, loop=io.loop, on_peer=self._arrived)
         self._tasks: list[asyncio.Task[None]] = []
         self.addresses = [f"unix:{run.controller_socket}"]
@@ -49,9 +50,14 @@ class GuardListener:
     def closing(self) -> bool:
         return self._run.closing
 
-    def open(self, on_event: EventSink) -> None:
-        """Begins to listen. `on_event` gets what guards report, and their loss, on the I/O thread."""
-        self._on_event = on_event
+    def open(self, on_event: EventSink, on_waiting: Callable[[], None] = lambda: None) -> None:
+        """Begins to listen.
+
+        Args:
+            on_event: Gets what guards report, and their loss, on the I/O thread.
+            on_waiting: Called when a role waits for something else.
+        """
+        self._on_event, self._on_waiting = on_event, on_waiting
         self.io.run(self._open())
 
     def close(self) -> None:
@@ -98,6 +104,13 @@ class GuardListener:
     def expect(self, guard_id: str, explain: Explain | None = None) -> GuardProxy:
         guard = self._guards[guard_id] = GuardProxy(guard_id, self.io, self._on_event, explain)
         return guard
+
+    def waits(self, role: str, what: str) -> None:
+        if self.waiting.get(role, "") != what:
+            self.waiting[role] = what
+            if not what:
+                del self.waiting[role]
+            self._on_waiting()
 
     def forget(self, guard: ExpectedGuard) -> None:
         if (known := self._guards.pop(guard.guard_id, None)) is not None:

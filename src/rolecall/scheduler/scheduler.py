@@ -139,7 +139,7 @@ class Scheduler:
             guards = GuardListener(self._run, self._io, options)
             undo.callback(guards.close)
             self._watch = Supervision(self._run, self._table, guards)
-            guards.open(self._watch.on_event)
+            guards.open(self._watch.on_event, self._watch.write_state)
             self._watch.write_state()  # before anything is started, so that `rolecall stop` knows the run's id
             placement.open(guards)
             with contextlib.ExitStack() as ends:

@@ -92,6 +92,7 @@ class Supervision:
             controller=ControllerState(pid=run.pid, host=os.uname().nodename, addresses=addresses, ended=ended),
             guards=[guard.state for guard in self.guards.all()],
             roles=roles,
+            waiting=dict(self.guards.waiting),
         )
 
     @contextlib.contextmanager

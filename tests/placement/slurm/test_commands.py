@@ -10,7 +10,7 @@ from rolecall.errors import SlurmError
 from rolecall.placement.slurm.commands import Slurm
 from rolecall.placement.slurm.packing import Node, Share
 from rolecall.placement.slurm.states import JobState
-from tests.placement.slurm.fake_slurm import FakeSlurm
+from tests.placement.slurm.fake_slurm import ANSWERS, FakeSlurm
 
 
 @pytest.fixture
@@ -85,6 +85,16 @@ def test_a_slurmctld_that_never_answers_is_given_up(fake: FakeSlurm) -> None:
     fake.says("squeue", after_s=60)
     with pytest.raises(SlurmError, match=r"no answer within 0.3 s; does `scontrol ping` show slurmctld as UP\?"):
         Slurm(fake.environment).jobs(0.3)
+
+
+def test_a_slurm_that_is_slow_or_away_is_told(fake: FakeSlurm, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line says what is waited for; the error says what to look at."""
+    fake.says("sinfo", ANSWERS["sinfo"], after_s=2.5)
+    assert len(Slurm(fake.environment).nodes(None, "gpu")) == 1
+    assert "waiting for Slurm's answer (`sinfo`) ..." in capsys.readouterr().err
+    fake.says("squeue", errors="Unable to contact slurm controller", code=1)
+    with pytest.raises(SlurmError, match=r"Unable to contact slurm controller; does `scontrol ping` show"):
+        Slurm(fake.environment).left(within_s=0.0)
 
 
 def test_a_host_without_slurm_is_told_at_once(tmp_path: Path) -> None:

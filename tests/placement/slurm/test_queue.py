@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from rolecall import SlurmScheduler
+from rolecall.cli.main import app
 from rolecall.errors import WorkerCreationError
 from rolecall.placement.slurm import commands as slurm_commands
 from tests.placement.slurm.fake_slurm import FakeSlurm
@@ -84,9 +86,14 @@ def test_a_pending_role_that_others_cancel_is_an_error_at_once(s: SlurmScheduler
     with ThreadPoolExecutor(1) as pool:
         starting = pool.submit(s.start, "actor", gpu=1, **SMALL)
         wait_for(lambda: ours(cluster) == ["PENDING"], 30, "pending job")
+        waits = "role actor waits for its allocation: job"
+        wait_for(lambda: waits in s.inspect().waiting.get("actor", ""), 30, "reason in the run's state")
+        shown = CliRunner().invoke(app, ["ps", "--fileroot", str(Path(s.run_dir).parents[1])]).stdout
+        assert waits in shown and "no workers" in shown
         cluster.ask("scancel", "--name=rolecall-slurm-actor")
         with pytest.raises(WorkerCreationError, match=r"Slurm says of job \d+: CANCELLED"):
             starting.result(timeout=15)
+    assert s.inspect().waiting == {}
     cluster.ask("scancel", blocker)
 
 

@@ -15,6 +15,7 @@ from rolecall.errors import SlurmError
 from rolecall.placement.slurm.packing import Node, Share
 from rolecall.placement.slurm.script import COMMENT, SAID
 from rolecall.placement.slurm.states import JobState
+from rolecall.placement.waiting import Waiting
 
 ANSWER_S = 20.0  # slurmctld's clients wait for it 10 s by default, and once more for a backup
 PATIENCE_S = 60.0
@@ -54,7 +55,8 @@ class Slurm:
             SlurmError: It was refused, or nobody knows; then `of_run` may find it.
         """
         command = ["sbatch", "--parsable"]
-        answer = self._run(command, SUBMIT_S, script, language="")
+        with Waiting("waiting for Slurm's answer (`sbatch`) ..."):
+            answer = self._run(command, SUBMIT_S, script, language="")
         found = _JOB.fullmatch(answer.strip())
         return found[1] if found else _malformed(command, answer)
 
@@ -65,7 +67,8 @@ class Slurm:
             gres: Devices to count, `gpu` or with a type `gpu:a100`.
         """
         command = ["sinfo", "--noheader", "--Node", "--format=%N|%P|%c|%m|%o|%G"]
-        rows = self._table([*command, f"--partition={partition}"] if partition else command, 6)
+        with Waiting("waiting for Slurm's answer (`sinfo`) ..."):
+            rows = self._table([*command, f"--partition={partition}"] if partition else command, 6)
         wanted = rows if partition else [row for row in rows if row[1].endswith("*")]
         return list({row[0]: _node(command, row, gres) for row in wanted}.values())
 
@@ -127,8 +130,10 @@ class Slurm:
             try:
                 return self._run(command, answer_s)
             except SlurmError as e:
-                if time.monotonic() + pause > deadline or isinstance(e.__cause__, FileNotFoundError):
+                if isinstance(e.__cause__, FileNotFoundError):
                     raise
+                if time.monotonic() + pause > deadline:
+                    raise SlurmError(e.command, e.seen, e.advice or _THERE) from e
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
 

@@ -118,7 +118,7 @@ class Writer:
 
     def found(self, value: Any) -> int:
         """What `scan` finds in a value that is written now."""
-        return FOREIGN if self.careful else scan(value, MAX_DEPTH + 1 - self._depth, MOST)
+        return scan(value, MAX_DEPTH + 1 - self._depth, MOST) if self.native is NATIVE else FOREIGN
 
     def each(self, values: Sequence[Any]) -> Sequence[Any]:
         """Every one of them in a form that msgspec encodes."""
