@@ -159,4 +159,6 @@ def _check_bundles_fit(
                 if key in most and bundle.get(key, 0) > most[key]:
                     asked, there = described({key: bundle[key]}), described({key: most[key]})
                     what = f"worker {worker} asks for {asked} of one node, and the largest of the cluster has {there}"
-                    raise WorkerConfigurationError(what, None, f"ask for less with {option}=, or add a larger node")
+                    raise WorkerConfigurationError(
+                        what, None, f"ask for less with {option}=, or add a larger node before the run begins"
+                    )
