@@ -225,12 +225,12 @@ def test_a_method_that_declares_rpc_meta_gets_it_and_no_other(s: LocalScheduler)
 def test_limits_are_options(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """`destroy_s` bounds the plain and the awaited part of `destroy()` together; `stall_s` reaches guards."""
     stalled = threading.Event()
-    with LocalScheduler(fileroot=tmp_path, destroy_s=1.0, stall_s=0.5) as s:
+    with LocalScheduler(fileroot=tmp_path, preload=[], destroy_s=1.0, stall_s=0.5) as s:
         s.subscribe(lambda topic, facts: stalled.set() if topic == "stalled" else None)
         role = s.start("actor", replicas=2)
         role.create_engine(sample_engines.SlowEnd, 0.7)
-        role[0].call("hold_the_interpreter", 3.0)
-        assert stalled.wait(20)
+        role[0].submit("hold_the_interpreter", 60.0)
+        assert stalled.wait(30)
         s.delete_workers("actor")
     assert "engine actor/1: destroy() took more than 1 s" in caplog.text
 

@@ -29,17 +29,17 @@ Notified = Callable[[str, Any], None]
 
 
 class Controller:
-    """A hub and what it was told."""
+    """A listener and what it was told."""
 
     def __init__(self, fileroot: Path) -> None:
-        self.run = Run("hub", "t", fileroot)
+        self.run = Run("listener", "t", fileroot)
         self.run.open()
-        self.io = IOThread("rolecall-hub-test")
+        self.io = IOThread("rolecall-listener-test")
         self.lost: list[str] = []
         self.told = threading.Event()
-        self.hub = GuardListener(self.run, self.io, RunOptions(start_timeout=10, lease_s=LEASE_S))
-        self.hub.open(self._on_event)
-        self.hub.listen("127.0.0.1")
+        self.listener = GuardListener(self.run, self.io, RunOptions(start_timeout=10, lease_s=LEASE_S))
+        self.listener.open(self._on_event)
+        self.listener.listen("127.0.0.1")
         self.dialled: list[Client] = []
 
     def _on_event(self, guard: GuardProxy, event: Event) -> None:
@@ -59,7 +59,7 @@ class Controller:
         hello = GuardHello(run_id=self.run.run_id, guard=GuardState(id=guard_id, host_id=host, pid=1, host="h"))
         client = Client(
             "controller",
-            self.hub.addresses[1:],
+            self.listener.addresses[1:],
             token or self.run.token,
             loop=self.io.loop,
             hello=to_plain(hello),
@@ -71,7 +71,7 @@ class Controller:
     def close(self) -> None:
         for client in self.dialled:
             client.close()
-        self.hub.close()
+        self.listener.close()
         self.io.close()
         self.run.close()
 
@@ -94,7 +94,7 @@ def test_a_guard_elsewhere_that_answers_stays(controller: Controller) -> None:
         if len(renewed) > 10:
             enough.set()
 
-    guard = controller.hub.expect("g1-0")
+    guard = controller.listener.expect("g1-0")
     client = controller.call_home("g1-0", host="elsewhere", notified=answer)
     assert guard.wait(5) and not guard.here
     assert enough.wait(10)
@@ -103,7 +103,7 @@ def test_a_guard_elsewhere_that_answers_stays(controller: Controller) -> None:
 
 def test_a_silent_guard_elsewhere_is_given_up_and_not_taken_back(controller: Controller) -> None:
     """Its host may have failed, or the cable; what it says later belongs to the past."""
-    guard = controller.hub.expect("g1-0")
+    guard = controller.listener.expect("g1-0")
     first = controller.call_home("g1-0", host="elsewhere", answers=False)
     assert guard.wait(5)
     assert controller.told.wait(5)
@@ -119,7 +119,7 @@ def test_a_silent_guard_elsewhere_is_given_up_and_not_taken_back(controller: Con
 
 def test_a_silent_guard_of_this_host_is_not_given_up(controller: Controller) -> None:
     """A stopped one is seen in /proc, and a dead one by its connection: silence says nothing here."""
-    guard = controller.hub.expect("g1-0")
+    guard = controller.listener.expect("g1-0")
     renewals = threading.Semaphore(0)
     controller.call_home("g1-0", host=this_host(), notified=lambda topic, value: renewals.release())
     assert guard.wait(5) and guard.here
@@ -134,7 +134,7 @@ def test_what_the_manager_says_is_in_the_error(controller: Controller) -> None:
     def explain(guard: ExpectedGuard, then: Callable[[str], None], *, patient: bool, limit_s: float) -> None:
         then(f"CANCELLED, patient={patient} for {limit_s:g} s")
 
-    guard = controller.hub.expect("g1-0", explain)
+    guard = controller.listener.expect("g1-0", explain)
     client = controller.call_home("g1-0", host="elsewhere")
     assert guard.wait(5)
     client.close()
@@ -144,7 +144,7 @@ def test_what_the_manager_says_is_in_the_error(controller: Controller) -> None:
 
 def test_nobody_gets_in_without_the_token(controller: Controller) -> None:
     """Nor a guard that nobody expects, nor one of another run."""
-    controller.hub.expect("g1-0")
+    controller.listener.expect("g1-0")
     for stranger in (
         controller.call_home("g1-0", host="elsewhere", token="0" * 64),
         controller.call_home("g9-9", host="elsewhere"),
