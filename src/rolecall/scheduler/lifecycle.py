@@ -88,20 +88,20 @@ class RoleLifecycle:
         slot = replace(old.slot, env={**old.slot.env, **old.env})
         with (
             self._as_creation_errors(record.name),
-            self._started(Group(record.name, [slot], [self._guard_again(record, old)], record.members)) as (new,),
+            self._started(Group(record.name, [slot], [self._replace_guard(record, old)], record.members)) as (new,),
         ):
             new.incarnation = old.incarnation + 1
             self._table.replace(record, old, new)
             new.guard.check()
         return new
 
-    def _guard_again(self, record: RoleRecord, old: Member) -> GuardProxy:
+    def _replace_guard(self, record: RoleRecord, old: Member) -> GuardProxy:
         """Who owns the slot of a worker: who did, or after its loss another, where the backend can start one."""
         if old.slot.target is not None:
             return self._table.member(old.slot.target).guard
         if old.guard.lost is None:
             return old.guard
-        return self._guards.guard(self._placement.guard_again(record.name))
+        return self._guards.guard(self._placement.replace_guard(record.name))
 
     def _create_apart(self, job: Job) -> list[str]:
         with self._starting(RoleRecord(job.role)) as record:
@@ -166,7 +166,7 @@ class RoleLifecycle:
         try:
             yield group.start(self._guards.io, connect, self._guards.start_timeout, device_variable)
         except BaseException as e:
-            group.take_back(self._guards.grace_s if isinstance(e, Exception) else 0.0)
+            group.rollback(self._guards.grace_s if isinstance(e, Exception) else 0.0)
             raise
 
     def _enter(self, record: RoleRecord, members: list[Member]) -> list[str]:

@@ -40,7 +40,7 @@ class Group:
     def start(
         self, io: IOThread, connect: Callable[[Member], None], timeout: float, device_variable: str
     ) -> list[Member]:
-        """Returns the members, all ready. Whatever it raises, `take_back` is the caller's to call.
+        """Returns the members, all ready. Whatever it raises, `rollback` is the caller's to call.
 
         Args:
             connect: Makes the conversation with a worker that may host engines.
@@ -59,7 +59,7 @@ class Group:
             connect(member)
         return self.members
 
-    def take_back(self, grace_s: float) -> None:
+    def rollback(self, grace_s: float) -> None:
         """Ends whatever of it was started and frees its ports; a lost guard has done so itself."""
         for member in self.members:
             member.fail(WorkerFailedError(member.id, reason="its role was not started", pid=member.pid))
