@@ -225,7 +225,7 @@ def test_all_callers_learn_of_a_lost_guard_also_when_nothing_can_be_written(s: L
             call.result()
     wait_for(lambda: events == ["guard_lost"], 5, "news of the guard")
     for start in (lambda: s.start("next"), role[0].restart):
-        with pytest.raises(WorkerCreationError, match="was lost and no other could be started: .*Not a directory"):
+        with pytest.raises(WorkerCreationError, match=r"was lost and no other could be started: .*Not a directory"):
             start()
     Path(s.run_dir).unlink()
     moved.rename(s.run_dir)
