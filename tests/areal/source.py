@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import sys
 import tarfile
 import tempfile
@@ -32,6 +34,7 @@ def _unpacked() -> Path | None:
         return None
     if found.is_file():
         into = Path(tempfile.mkdtemp(prefix="areal-"))
+        atexit.register(shutil.rmtree, into, ignore_errors=True)
         with tarfile.open(found) as archive:
             archive.extractall(into, filter="data")
         found = into

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from rolecall import Job, Scheduler, SchedulingSpec, SchedulingStrategy, Worker
+from rolecall import Job, Role, Scheduler, SchedulingSpec, SchedulingStrategy, Worker
 from rolecall.errors import (
     EncodeError,
     EngineCallError,
@@ -47,8 +47,9 @@ HTTP_SERVER = [sys.executable, "-u", "-m", "http.server", "--bind", "{host}", "{
 SHOW = [sys.executable, "-u", "-c", "import sys, time; print(sys.argv[1:]); time.sleep(3600)"]
 # The middle one leaves when the other two have said who they are.
 FAIL_IN_THE_MIDDLE = """
-import pathlib, sys, time
+import pathlib, signal, sys, time
 index, folder = sys.argv[1], pathlib.Path(sys.argv[2])
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(print("asked to end", flush=True)))
 print("I am", index, flush=True)
 (folder / index).touch()
 while index != "1" or not all((folder / other).exists() for other in "02"):
@@ -95,11 +96,23 @@ def test_when_the_middle_one_of_three_fails_exactly_the_other_two_are_killed(s: 
     assert set(processes(s.run_id)) == before, "seen dead before the error was raised"
     assert ports_leased(s) == ports, "their ports were released before the error was raised"
     for index in (0, 2):
-        assert f"I am {index}" in log(s, f"bad/{index}")
+        assert f"I am {index}\nasked to end" in log(s, f"bad/{index}")
     assert actors.call("greet") == ["hello"] * 3
     with pytest.raises(WorkerNotFoundError):
         s.get_workers("bad")
     actors.fork("bad").create_engine(Echo)  # the name is free again
+
+
+def test_roles_may_be_started_at_the_same_time(s: Scheduler, tmp_path: Path) -> None:
+    """Each of two programs is ready when the other one runs."""
+    meet = "until test -e $1/$2; do sleep 0.02; done; echo met; sleep 3600"
+
+    async def both() -> list[Role]:
+        ways = [["sh", "-c", f"touch $1/{own}; {meet}", "sh", str(tmp_path), other] for own, other in ("ab", "ba")]
+        started = [s.astart(f"role{n}", cmd=way, ready={"log": "met"}) for n, way in enumerate(ways)]
+        return list(await asyncio.gather(*started))
+
+    assert [role.workers[0].id for role in asyncio.run(both())] == ["role0/0", "role1/0"]
 
 
 def test_an_unknown_target_and_an_existing_role_are_refused(s: Scheduler) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from rolecall.guard.proc import identify
 from tests.guard.guard_rig import Rig
+from tests.support.waiting import wait_for
 
 ENV = "import os; answer = dict(os.environ)"
 
@@ -49,18 +50,20 @@ def test_a_fork_of_nobody_is_refused(rig: Rig) -> None:
     assert rig.ask("metrics")["ports_leased"] == 2
 
 
-def test_a_worker_may_ask_for_ports_and_forks_of_its_own(rig: Rig) -> None:
-    """Over its control channel a worker leases ports and makes forks; they end with it."""
+def test_a_worker_may_ask_for_ports_and_forks_of_its_own(rig: Rig, tmp_path: Path) -> None:
+    """Over its control channel a worker leases ports and makes forks; they end with it, and may end well before."""
     target = rig.worker(devices=["1"])
     ask = "answer = worker.peer.request('{}', {!r}).result()"
     leased = rig.do(target, ask.format("alloc_ports", {"count": 3}))
     assert len(leased["ports"]) == 3 and leased["host"] == "127.0.0.1"
     made = rig.do(target, ask.format("fork", {"role": "helper", "worker_index": 0}))
     assert identify(made["pid"]) is not None and made["port"]
-    command = {"role": "tool", "worker_index": 0, "raw_cmd": ["sleep", "100"]}
-    tool = rig.do(target, ask.format("fork", command))
+    said = tmp_path / "said"
+    trap = ["sh", "-c", f"trap 'echo asked > {said}; exit' TERM; touch {said}; while :; do sleep 0.02; done"]
+    tool = rig.do(target, ask.format("fork", {"role": "tool", "worker_index": 0, "raw_cmd": trap}))
+    wait_for(said.exists, 30, "trap for SIGTERM")
     rig.do(target, ask.format("kill_forked_worker", {"role": "tool", "worker_index": 0}))
-    assert identify(tool["pid"]) is None
+    assert identify(tool["pid"]) is None and said.read_text() == "asked\n"
     rig.ask("kill", workers=["actor/0"], grace_s=0)
     assert identify(made["pid"]) is None and rig.ask("metrics")["ports_leased"] == 0
 

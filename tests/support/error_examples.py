@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 import signal
-import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from rolecall.transport.client import Client
 from rolecall.transport.frames import Limits, pack
 from rolecall.transport.loop import IOThread
 from tests.support import sample_engines
+from tests.support.waiting import wait_for
 
 Example = tuple[str, Callable[[], object]]
 
@@ -168,12 +169,13 @@ def _stopped(s: LocalScheduler) -> object:
 
 
 def _without_guard(s: LocalScheduler) -> object:
-    lost = threading.Event()
-    s.subscribe(lambda topic, facts: lost.set() if topic == "guard_lost" else None)
-    os.kill(s.inspect().guards[0].pid, signal.SIGKILL)
-    assert lost.wait(10.0)
-    try:
-        return s.start("late")
-    except WorkerCreationError as e:
-        assert e.__cause__ is not None
-        raise e.__cause__ from None
+    program = ["sh", "-c", "echo begun; sleep 3600"]
+    with ThreadPoolExecutor(1) as pool:
+        starting = pool.submit(s.start, "late", cmd=program, ready={"log": "never"})
+        wait_for(lambda: "begun" in Path(s.run_dir, "logs", "merged.log").read_text(), 30, "program")
+        os.kill(s.inspect().guards[0].pid, signal.SIGKILL)
+        try:
+            return starting.result()
+        except WorkerCreationError as e:
+            assert e.__cause__ is not None
+            raise e.__cause__ from None

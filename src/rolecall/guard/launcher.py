@@ -92,7 +92,7 @@ class Launcher:
         planned = await asyncio.gather(*(self._plan(spec, started_by) for spec in specs))
         records = [record for record in planned if isinstance(record, Record)]
         if on_cancel is not None:
-            on_cancel(lambda: self.spawn_task(self.killer.kill(records, 0)))
+            on_cancel(lambda: self.spawn_task(self.killer.kill(records, self.config.grace_s)))
         failures = await self._create(records)
         return await asyncio.gather(*(self._finish(item, failures, on_result) for item in planned))
 

@@ -28,7 +28,6 @@ from rolecall.types import check_name
 SOCKET_CLIENT = "the guard's socket"  # `Record.started_by` of a fork that no worker has requested
 Q = TypeVar("Q", bound=Message)
 T = TypeVar("T")
-KILL_GRACE_S = 5.0  # of a fork that a worker ends
 
 
 class RequestHandler:
@@ -165,7 +164,7 @@ async def kill_fork(supervisor: Supervisor, request: KillFork, started_by: str) 
     forks = [record.worker_id for record in supervisor.table if record.started_by == started_by]
     if worker_id not in forks:
         raise WorkerNotFoundError(worker_id, forks)
-    return await supervisor.kill([worker_id], KILL_GRACE_S)
+    return await supervisor.kill([worker_id], supervisor.launcher.config.grace_s)
 
 
 def well_formed(kind: type[Q], read: Callable[[type[Q]], Q]) -> Q:

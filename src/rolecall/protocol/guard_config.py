@@ -21,6 +21,7 @@ class GuardConfig(CarriesToken, frozen=True, kw_only=True):
         starter_pid: The reaper ends, as by SIGTERM, when this process dies, which has started it; 0 when it may outlive
             it.
         stall_s: A worker without heartbeat, CPU time and ended calls for so long is suspected to hang.
+        grace_s: Seconds between SIGTERM and SIGKILL of workers whose start was given up, and of forks that workers end.
         silence_s: A program that was ready by an HTTP path and has not answered there for so long is told as stalled.
         notices: Each further line on the guard's stdin, a JSON object, is a notice for the controller.
         tensor_backend: Which of their backends workers ask first to store a tensor.
@@ -55,6 +56,7 @@ class GuardConfig(CarriesToken, frozen=True, kw_only=True):
     starter_pid: int = 0
     stall_s: float = 120.0
     silence_s: float = 8.0
+    grace_s: float = 5.0
     notices: bool = False
     tensor_backend: str = "shm"
     setup: str = ""

@@ -83,6 +83,7 @@ class GuardListener:
             lease_s=self._options.lease_s,
             stall_s=self._options.stall_s,
             silence_s=self._options.silence_s,
+            grace_s=self._options.grace_s,
             ip=ip,
             run_dir=str(self.run_dir),
             runtime_dir=str(self._run.runtime_dir),

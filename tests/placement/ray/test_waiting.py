@@ -55,15 +55,17 @@ def test_a_worker_larger_than_a_node_is_refused_at_once(s: RayScheduler) -> None
 
 
 def test_a_role_waits_until_its_place_is_free(s: RayScheduler, census: Census) -> None:
-    """Also when only a part of its groups was placed at first."""
+    """Also when only a part of its groups was placed at first; until then the run's state says what it waits for."""
     s.start("actor", gpu=4, cpu=1)
     started = threading.Thread(
         target=lambda: s.start("rollout", replicas=2, gpu=4, cpu=1, ray_placement_strategy="separate")
     )
     started.start()
     until(lambda: "PENDING" in {group["state"] for group in census.take()["groups"]})
+    until(lambda: "1 CPU" in s.inspect().waiting.get("rollout", ""))
     s.delete_workers("actor")
     started.join()
+    assert s.inspect().waiting == {}
     assert [worker.id for worker in s.get_workers("rollout")] == ["rollout/0", "rollout/1"]
 
 

@@ -18,7 +18,7 @@ from .conversation import Step, conversations, hold
 from .world import Asking, Running
 
 BOUNDED = settings(
-    max_examples=1000,
+    max_examples=5000,  # which histories come depends on what else is imported: hypothesis draws from its constants too
     deadline=None,
     derandomize=True,
     database=None,
