@@ -5,12 +5,19 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from rolecall import Role, Scheduler
-from rolecall.errors import EngineNotFoundError, WorkerCreationError, WorkerFailedError, WorkerNotFoundError
+from rolecall.errors import (
+    EngineCreationError,
+    EngineNotFoundError,
+    WorkerCreationError,
+    WorkerFailedError,
+    WorkerNotFoundError,
+)
 from tests.support import calling_engines
 from tests.support.backend import Backend
 from tests.support.schedulers_under_test import BACKENDS, each
@@ -158,6 +165,22 @@ def test_forks_outlive_the_restart_of_their_target(role: Role) -> None:
     assert role.call("where") == ["actor/0", "actor/1", "actor/2"]
 
 
+def test_a_fork_needs_a_living_target(role: Role) -> None:
+    """A start and a restart say whose death is in the way, and what to do; a living fork stays as it is."""
+    forks = role.fork("ref")
+    calling_engines.create(forks)
+    role[1].submit("die").exception()
+    said = r"lives in the slot of actor/1; restart it first: worker actor/1 .* died: killed by SIGKILL"
+    with pytest.raises(WorkerCreationError, match=f"'judge' .*judge/1 {said}"):
+        role.fork("judge")
+    with pytest.raises(WorkerCreationError, match=f"ref/1 {said}"):
+        forks[1].restart()
+    assert forks.call("where") == ["ref/0", "ref/1", "ref/2"]
+    role[1].restart()
+    forks[1].restart()
+    assert forks.call("where") == ["ref/0", "ref/1", "ref/2"]
+
+
 def test_workers_of_a_lost_guard_come_back_or_say_what_to_do(
     make: Callable[..., Scheduler], shared: Scheduler, facts: Backend
 ) -> None:
@@ -165,6 +188,7 @@ def test_workers_of_a_lost_guard_come_back_or_say_what_to_do(
     s = make() if facts.name == "local" else shared
     role = s.start("actor", 3, cpu=1)
     calling_engines.create(role)
+    forks = role.fork("ref")
     lost = role.inspect()[0]
     (pid,) = [guard.pid for guard in s.inspect().guards if guard.id == lost.guard]
     os.kill(pid, signal.SIGKILL)
@@ -173,7 +197,9 @@ def test_workers_of_a_lost_guard_come_back_or_say_what_to_do(
         with pytest.raises(WorkerCreationError, match="delete the role and start it again"):
             role[0].restart()
         return
-    for worker in role:
+    with pytest.raises(WorkerCreationError, match=r"lives in the slot of actor/0; restart it first: .* with its guard"):
+        forks[0].restart()
+    for worker in [*role, *forks]:
         worker.restart()
     assert role.call("where") == ["actor/0", "actor/1", "actor/2"]
     back = role.inspect()[0]
@@ -193,6 +219,47 @@ def test_a_loop_restarts_what_it_loses(role: Role) -> None:
     assert sorted(results) == list(range(20))
     assert role.inspect()[1].incarnation > 0
     assert len(role.alive) == 3
+
+
+def test_a_worker_is_in_service_again_when_its_engines_are_there(role: Role, tmp_path: Path) -> None:
+    """Until then nobody calls it. A constructor that fails leaves it dead, and the next restart makes all engines."""
+    mood, moody = tmp_path / "mood", role.with_options(engine="moody")
+    for worker in moody:
+        worker.create_engine(calling_engines.Moody, worker.id, str(mood))
+    mood.write_text("fail")
+    with pytest.raises(EngineCreationError, match="not today"):
+        role[1].restart()
+    assert not role[1].alive
+    with pytest.raises(WorkerFailedError, match="its restart failed"):
+        role[1].call("where")
+    mood.write_text("wait")
+    with ThreadPoolExecutor(1) as aside:
+        restart = aside.submit(role[1].restart)
+        wait_for(lambda: mood.read_text() == "waiting", 30, "the constructor")
+        assert not role[1].alive
+        for refused in (role[1].restart, lambda: role[1].call("where")):
+            with pytest.raises(WorkerFailedError, match="its restart\\(\\), which has not ended"):
+                refused()
+        asked = [done.result() for done in moody.as_completed("where", [()] * 40, in_flight=6)]
+        assert set(asked) == {"actor/0", "actor/2"}
+        mood.unlink()
+        restart.result()
+    assert role.call("where") == moody.call("where") == ["actor/0", "actor/1", "actor/2"]
+
+
+def test_an_engine_that_was_given_up_is_remembered(
+    role: Role, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is made all the same. No callback complains of the call that was cancelled."""
+    mood, moody = tmp_path / "mood", role[:1].with_options(engine="moody")
+    mood.write_text("wait")
+    given_up = moody[0].submit_engine(calling_engines.Moody, ("actor/0", str(mood)), {})
+    wait_for(lambda: mood.read_text() == "waiting", 30, "the constructor")
+    given_up.cancel()
+    mood.unlink()
+    role[0].restart()
+    assert moody.call("where") == ["actor/0"]
+    assert "exception calling callback" not in caplog.text
 
 
 def test_a_restart_of_what_is_not_there_is_refused(role: Role, shared: Scheduler) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from rolecall import Role
@@ -82,6 +83,21 @@ class Calling:
         if mortal == self._worker_id and self._running >= 3:
             self.die()
         return value
+
+
+class Moody(Calling):
+    """Made as a file says: `fail` is refused, `wait` waits until the file is gone."""
+
+    def __init__(self, worker_id: str, mood: str) -> None:
+        super().__init__(worker_id)
+        file = Path(mood)
+        said = file.read_text() if file.exists() else ""
+        if said == "fail":
+            raise ValueError("not today")
+        if said == "wait":
+            file.write_text("waiting")
+            while file.exists():
+                time.sleep(0.01)
 
 
 def create(role: Role) -> None:

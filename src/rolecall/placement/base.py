@@ -150,7 +150,7 @@ class Placement(ABC):
         Whatever it raises, `release` is called for the role. Several roles may be placed at the same time.
         """
 
-    def guard_again(self, role: str) -> str:
+    def replace_guard(self, role: str) -> str:
         """Brings up a guard in the place of one that was lost with a role's workers; returns its id.
 
         Raises:

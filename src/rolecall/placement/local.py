@@ -7,6 +7,7 @@ import subprocess
 import threading
 from collections.abc import Sequence
 
+from rolecall.errors import WorkerCreationError
 from rolecall.placement.base import PlacementContext
 from rolecall.placement.guard_process import end_guard, start_guard
 from rolecall.placement.host_placement import HostPlacement
@@ -44,21 +45,32 @@ class LocalPlacement(HostPlacement):
         self._start()
 
     def _start(self) -> None:
-        guard_id, self._made = f"g{self._made}", self._made + 1
-        context, self.guard = self._context, self._context.expect(guard_id)
-        self._log = context.run_dir / "logs" / f"guard-{guard_id}.log"
+        """Starts a guard. Who could not keeps the last one, which the next start replaces then."""
+        guard_id = f"g{self._made}"
+        context, log = self._context, self._context.run_dir / "logs" / f"guard-{guard_id}.log"
         env = base_environment(os.environ, python_path()) | marks(context.run_id, guard_id)
-        with self._log.open("ab") as out:
-            self._reaper = start_guard(to_json(context.guard_config(guard_id, ip=self._ip)), env, out.fileno())
+        config = to_json(context.guard_config(guard_id, ip=self._ip))
+        with log.open("ab") as out:
+            guard = context.expect(guard_id)
+            try:
+                reaper = start_guard(config, env, out.fileno())
+            except OSError:
+                context.forget(guard)
+                raise
+        self.guard, self._reaper, self._log, self._made = guard, reaper, log, self._made + 1
 
     def _guard_for(self, role: str) -> str:
         with self._replacing:
-            if self.guard.connected and self.guard.lost is not None:
+            if self.guard.lost is not None or self._reaper.poll() is not None:
                 self._end_reaper()  # which sees all dead that the lost guard owned
-                self._start()
-        return connected(self.guard, self._reaper, GUARD_TIMEOUT_S, self._log)
+                try:
+                    self._start()
+                except OSError as e:
+                    raise WorkerCreationError(role, f"its guard was lost and no other could be started: {e}") from e
+            guard, reaper, log = self.guard, self._reaper, self._log
+        return connected(guard, reaper, GUARD_TIMEOUT_S, log)
 
-    def guard_again(self, role: str) -> str:
+    def replace_guard(self, role: str) -> str:
         return self._guard_for(role)
 
     def close(self, *, graceful: bool) -> None:

@@ -55,7 +55,16 @@ class RoleLifecycle:
     def _fork(self, job: Job, target: RoleRecord) -> list[str]:
         slots = forked_slots(job, target.slots())
         with self._starting(RoleRecord(job.role, target)) as record:
+            for slot in slots:
+                self._check_target(job.role, slot)
             return self._bring_up(record, slots, [m.guard for m in target.members])
+
+    def _check_target(self, role: str, slot: Slot) -> None:
+        try:
+            self._table.living(str(slot.target))
+        except WorkerFailedError as e:
+            reason = f"{slot.worker_id} lives in the slot of {slot.target}; restart it first: {e}"
+            raise WorkerCreationError(role, reason) from e
 
     def end(self, record: RoleRecord, how: Ending) -> None:
         """Ends a role, and before it those that live in its slots."""
@@ -69,12 +78,12 @@ class RoleLifecycle:
         """Ends a worker where it lives, and starts its next incarnation in its slot."""
         with contextlib.ExitStack() as ends:
             record, old = self._table.begin_restart(worker_id)
+            ends.callback(self._watch.write_state)
             ends.callback(self._table.end_restart, worker_id)
-            self._end_incarnation(old, how)
-            new = self._next_incarnation(record, old)
-        self._watch.write_state()
-        for engine in list(old.engines.values()) if engines else ():
-            self._calls.create_engine(new.id, *engine).result()
+            with self._as_creation_errors(record.name):
+                guard = self._guard_for(record, old)
+                self._end_incarnation(old, how)
+                self._begin_incarnation(record, old, guard, engines=engines)
 
     def _end_incarnation(self, old: Member, how: Ending) -> None:
         if old.failed is None:
@@ -84,24 +93,25 @@ class RoleLifecycle:
         if old.failed is None:
             old.fail(WorkerFailedError(old.id, pid=old.pid, host=old.guard.state.host, stopped_by="its restart()"))
 
-    def _next_incarnation(self, record: RoleRecord, old: Member) -> Member:
+    def _begin_incarnation(self, record: RoleRecord, old: Member, guard: GuardProxy, *, engines: bool) -> None:
+        """The next one is in the table while its engines are made, so that its death is noticed."""
         slot = replace(old.slot, env={**old.slot.env, **old.env})
-        with (
-            self._as_creation_errors(record.name),
-            self._started(Group(record.name, [slot], [self._guard_again(record, old)], record.members)) as (new,),
-        ):
-            new.incarnation = old.incarnation + 1
+        with self._started(Group(record.name, [slot], [guard], record.members)) as (new,):
+            new.incarnation, new.engines = old.incarnation + 1, old.engines if engines else {}
             self._table.replace(record, old, new)
             new.guard.check()
-        return new
+            self._watch.write_state()
+            for request in new.engines.values():
+                self._calls.make_engine(new, request).result()
 
-    def _guard_again(self, record: RoleRecord, old: Member) -> GuardProxy:
+    def _guard_for(self, record: RoleRecord, old: Member) -> GuardProxy:
         """Who owns the slot of a worker: who did, or after its loss another, where the backend can start one."""
         if old.slot.target is not None:
+            self._check_target(record.name, old.slot)
             return self._table.member(old.slot.target).guard
         if old.guard.lost is None:
             return old.guard
-        return self._guards.guard(self._placement.guard_again(record.name))
+        return self._guards.guard(self._placement.replace_guard(record.name))
 
     def _create_apart(self, job: Job) -> list[str]:
         with self._starting(RoleRecord(job.role)) as record:
@@ -150,7 +160,7 @@ class RoleLifecycle:
         except Exception as e:
             if self._guards.closing:
                 raise WorkerCreationError(role, "the scheduler was closed meanwhile") from e
-            if isinstance(e, GuardLostError | RPCError | WorkerTimeoutError | TimeoutError):
+            if isinstance(e, GuardLostError | RPCError | WorkerFailedError | WorkerTimeoutError | TimeoutError):
                 raise WorkerCreationError(role, str(e)) from e
             raise
 
@@ -166,7 +176,7 @@ class RoleLifecycle:
         try:
             yield group.start(self._guards.io, connect, self._guards.start_timeout, device_variable)
         except BaseException as e:
-            group.take_back(self._guards.grace_s if isinstance(e, Exception) else 0.0)
+            group.rollback(self._guards.grace_s if isinstance(e, Exception) else 0.0)
             raise
 
     def _enter(self, record: RoleRecord, members: list[Member]) -> list[str]:

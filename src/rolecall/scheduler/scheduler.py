@@ -35,7 +35,6 @@ from rolecall.scheduler.supervision import Listener, Supervision
 from rolecall.scheduler.table import Table
 from rolecall.scheduler.worker_calls import WorkerCalls
 from rolecall.tensors.lifetime import Home
-from rolecall.transport.call import fresh
 from rolecall.transport.loop import IOThread
 from rolecall.types import (
     Job,
@@ -193,10 +192,7 @@ class Scheduler:
             WorkerTimeoutError: The role is being started and was not ready in time.
         """
         record = self._table.wait_for(role, timeout)
-        for member in record.members:
-            if member.failed is not None:
-                raise fresh(member.failed)
-        return [m.worker for m in record.members]
+        return [self._table.living(member.id).worker for member in record.members]
 
     def fork_workers(
         self,
@@ -338,15 +334,17 @@ class Scheduler:
         """Starts a worker again, in its slot and under its id, whether it died or not; nothing else restarts anything.
 
         Calls to its last process fail as before, and what it stored is gone. Its forks live on. It keeps its ports.
+        Until its engines are there it is not alive, and calls raise WorkerFailedError.
 
         Args:
             engines: Make its engines again, with the arguments with which they were made.
 
         Raises:
             WorkerNotFoundError: No such worker.
+            WorkerFailedError: It is being restarted already.
             WorkerCreationError: It could not be started, or its guard is lost and, on a cluster, its place with it. The
-                worker is dead then.
-            EngineCreationError: An engine's constructor raised. The worker lives, without that engine.
+                worker is dead then. Or it is a fork whose target is dead; then nothing was done.
+            EngineCreationError: An engine's constructor raised. The worker is dead; another restart makes all engines.
         """
         self._run.check_startable()
         self._life.restart(worker_id, self._ending, engines=engines)

@@ -40,7 +40,7 @@ class Group:
     def start(
         self, io: IOThread, connect: Callable[[Member], None], timeout: float, device_variable: str
     ) -> list[Member]:
-        """Returns the members, all ready. Whatever it raises, `take_back` is the caller's to call.
+        """Returns the members, all ready. Whatever it raises, `rollback` is the caller's to call.
 
         Args:
             connect: Makes the conversation with a worker that may host engines.
@@ -59,10 +59,12 @@ class Group:
             connect(member)
         return self.members
 
-    def take_back(self, grace_s: float) -> None:
+    def rollback(self, grace_s: float) -> None:
         """Ends whatever of it was started and frees its ports; a lost guard has done so itself."""
+        reason = "its restart failed" if self._among else "its role was not started"
         for member in self.members:
-            member.fail(WorkerFailedError(member.id, reason="its role was not started", pid=member.pid))
+            if member.failed is None:
+                member.fail(WorkerFailedError(member.id, reason=reason, pid=member.pid))
         owners = {slot.worker_id: guard for slot, guard in zip(self._slots, self._guards, strict=True)}
         kill(owners, grace_s, grace_s + MARGIN_S)
 
@@ -137,7 +139,8 @@ class Group:
         if not failed:
             return
         for result in failed.values():
-            log.error("worker %s did not start: %s; log: %s", result.worker_id, result.error, result.log_path)
+            where = f"; log: {result.log_path}" if result.log_path else ""
+            log.error("worker %s did not start: %s%s", result.worker_id, result.error, where)
         reasons = list(dict.fromkeys(result.error for result in failed.values()))
         tails = {i: result.log_tail for i, result in failed.items()}
         raise WorkerCreationError(self._role, "; ".join(reasons), list(failed), tails)

@@ -20,6 +20,7 @@ from rolecall.protocol.state import RoleState, WorkerState
 from rolecall.scheduler.calls import EngineRequest
 from rolecall.scheduler.guards import GuardProxy
 from rolecall.scheduler.programs import ProgramPeer
+from rolecall.transport.call import fresh
 from rolecall.transport.client import Client
 from rolecall.types import Worker, role_and_index
 
@@ -105,8 +106,6 @@ class RoleRecord:
         borrowed: True for colocation without a fork: the members are the target's own.
         members: Its workers; none while it is being started.
         deaths: Workers that died before it was in the table.
-        client: The conversation with a worker.
-        program: That with a program, which may host engines.
         leaving: It is being deleted, so nothing may be forked from it any more.
         ending: Held by whoever ends it; others who want the same wait, and find it gone.
     """
@@ -180,14 +179,13 @@ class Table:
 
         Raises:
             WorkerNotFoundError: No such worker, or its role is being deleted.
-            WorkerCreationError: It is being restarted already.
+            WorkerFailedError: It is being restarted already.
         """
         with self._lock:
             member, record = self.member(worker_id), self.role(role_and_index(worker_id)[0])
             if record.leaving:
                 raise WorkerNotFoundError(worker_id, self.ids())
-            if worker_id in self._starting:
-                raise WorkerCreationError(record.name, f"{worker_id} is being restarted already")
+            self._check_restart(worker_id)
             self._starting[worker_id] = record
             return record, member
 
@@ -273,6 +271,23 @@ class Table:
         if found is None:
             raise WorkerNotFoundError(worker_id, self.ids())
         return found
+
+    def living(self, worker_id: str) -> Member:
+        """A worker that can be called.
+
+        Raises:
+            WorkerNotFoundError: No such worker.
+            WorkerFailedError: It has died, or is being restarted.
+        """
+        member = self.member(worker_id)
+        self._check_restart(worker_id)
+        if member.failed is not None:
+            raise fresh(member.failed)
+        return member
+
+    def _check_restart(self, worker_id: str) -> None:
+        if worker_id in self._starting:
+            raise WorkerFailedError(worker_id, stopped_by="its restart(), which has not ended")
 
     def find(self, worker_id: str) -> Member | None:
         return self._members.get(worker_id)

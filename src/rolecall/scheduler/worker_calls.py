@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future
+from functools import partial
 from typing import Any, TypeVar
 
-from rolecall.errors import EncodeError, WorkerConfigurationError, WorkerNotFoundError
+from rolecall.errors import (
+    EncodeError,
+    WorkerConfigurationError,
+    WorkerFailedError,
+    WorkerNotFoundError,
+    WorkerTimeoutError,
+)
 from rolecall.protocol.guard import SET_ENV, STACKS, Method, SetEnv, Stacks
 from rolecall.protocol.message import Message
 from rolecall.protocol.programs import may_host_engines
@@ -29,7 +37,6 @@ from rolecall.tensors.backends.shm import ShmBackend
 from rolecall.tensors.cache import Cache
 from rolecall.tensors.fetch import Fetcher
 from rolecall.tensors.lifetime import Home
-from rolecall.transport.call import fresh
 from rolecall.transport.client import Client
 from rolecall.transport.loop import IOThread
 from rolecall.transport.peer import Call, Peer, Prepared
@@ -85,7 +92,7 @@ class WorkerCalls:
             EncodeError: An argument is not serializable; nothing was sent.
         """
         wanted = self._wanted(method, options, rpc_meta)
-        call = self._request(worker_id, CALL.name, [[*args], kwargs], wanted, options.timeout)
+        call = _request(self._living(worker_id), CALL.name, [[*args], kwargs], wanted, options.timeout)
         return PendingCall(call, worker_id, method, options.timeout)
 
     def submit_all(
@@ -110,7 +117,8 @@ class WorkerCalls:
     ) -> PendingStream:
         """Sends a call of a generator method and returns at once. Errors as `submit`."""
         wanted = self._wanted(method, options)
-        call = self._request(worker_id, CALL.name, [[*args], kwargs], wanted, options.timeout, streaming=True)
+        member = self._living(worker_id)
+        call = _request(member, CALL.name, [[*args], kwargs], wanted, options.timeout, streaming=True)
         return PendingStream(call, worker_id, method, options.timeout)
 
     def _wanted(self, method: str, options: CallOptions, rpc_meta: Any = None) -> CallMethod:
@@ -121,21 +129,26 @@ class WorkerCalls:
         self, worker_id: str, engine: EngineClass, args: Sequence[Any], kwargs: dict[str, Any], options: CallOptions
     ) -> PendingCall:
         """Asks for an engine and returns at once. Errors as `submit`. A restart of the worker makes it again."""
-        wanted = CreateEngine(engine=engine_path(engine), engine_name=options.engine)
-        name, engines = CREATE_ENGINE.name, self._table.member(worker_id).engines
-        request = EngineRequest(engine, args, kwargs, options)
-        call = self._request(worker_id, name, [[*args], kwargs], wanted, options.timeout)
-        pending = PendingCall(call, worker_id, name, options.timeout)
-        if engines.setdefault(options.engine, request) is request:
-            pending.add_done_callback(lambda made: made.exception() and engines.pop(options.engine))
+        member, request = self._living(worker_id), EngineRequest(engine, args, kwargs, options)
+        pending = self.make_engine(member, request)
+        member.engines.setdefault(options.engine, request)
+        pending.add_done_callback(partial(_remember, member.engines, request))
         return pending
+
+    def make_engine(self, member: Member, request: EngineRequest) -> PendingCall:
+        """As `create_engine`, also on a worker that is being restarted, and what it remembers stays as it is."""
+        engine, args, kwargs, options = request
+        wanted = CreateEngine(engine=engine_path(engine), engine_name=options.engine)
+        call = _request(member, CREATE_ENGINE.name, [[*args], kwargs], wanted, options.timeout)
+        return PendingCall(call, member.id, CREATE_ENGINE.name, options.timeout)
 
     def destroy_engine(self, worker_id: str, options: CallOptions) -> PendingCall:
         """Asks for the end of an engine and returns at once. Errors as `submit`."""
-        self._table.member(worker_id).engines.pop(options.engine, None)
+        member = self._living(worker_id)
         limit = DESTROY_TIMEOUT_S if options.timeout is None else options.timeout
         wanted = Destroy(engines=[options.engine or worker_id], timeout=limit)
-        call = self._peer(worker_id).request(DESTROY.name, wanted, timeout=options.timeout)
+        call = _peer(member).request(DESTROY.name, wanted, timeout=options.timeout)
+        member.engines.pop(options.engine, None)
         return PendingCall(call, worker_id, DESTROY.name, options.timeout)
 
     def set_env(self, worker_id: str, env: dict[str, str]) -> PendingCall:
@@ -155,8 +168,11 @@ class WorkerCalls:
         self._members(worker_ids)
 
     def is_alive(self, worker_id: str) -> bool:
-        """Whether a worker has not died. Raises WorkerNotFoundError when its role was deleted."""
-        return self._table.member(worker_id).failed is None
+        """Whether a worker can be called. Raises WorkerNotFoundError when its role was deleted."""
+        try:
+            return self._table.living(worker_id).failed is None
+        except WorkerFailedError:
+            return False
 
     def worker(self, worker_id: str) -> Worker:
         """Where a worker is. Raises WorkerNotFoundError, WorkerFailedError."""
@@ -167,31 +183,6 @@ class WorkerCalls:
         record = self._table.role(role)
         return [m.id for m in record.members], record.borrowed
 
-    def _request(
-        self,
-        worker_id: str,
-        method: str,
-        arguments: Any,
-        wanted: WorkerRequest,
-        timeout: float | None,
-        streaming: bool = False,
-    ) -> Call:
-        peer = self._peer(worker_id)
-        try:
-            return peer.request(method, arguments, meta=wanted, timeout=timeout, streaming=streaming)
-        except EncodeError as e:
-            raise _as_written(e) from None
-
-    def _peer(self, worker_id: str) -> Peer | ProgramPeer:
-        member = self._living(worker_id)
-        if member.client is not None:
-            return member.client.peer
-        if member.program is None:
-            what = f"worker {worker_id} runs a program and hosts no engines"
-            expected = "one that does, over HTTP, is started with ready='/health'; see docs/http.md"
-            raise WorkerConfigurationError(what, member.slot.argv, expected)
-        return member.program
-
     def _control(self, worker_id: str, method: Method[Q, Any], request: Q) -> PendingCall:
         call = self._living(worker_id).guard.ask(method, request, timeout=CONTROL_TIMEOUT_S)
         return PendingCall(call, worker_id, method.name, CONTROL_TIMEOUT_S)
@@ -200,13 +191,9 @@ class WorkerCalls:
         return self._members([worker_id])[0]
 
     def _members(self, worker_ids: Sequence[str]) -> list[Member]:
-        """All of them, if none has died."""
+        """All of them, if none has died or is being restarted."""
         self._run.check_usable()
-        members = [*map(self._table.member, worker_ids)]
-        for member in members:
-            if member.failed is not None:
-                raise fresh(member.failed)
-        return members
+        return [*map(self._table.living, worker_ids)]
 
     def _peer_of(self, owner: str, addresses: tuple[str, ...]) -> Peer:
         """The conversation with a shard's owner; a dead owner is an error, since its shards are gone with it."""
@@ -219,3 +206,33 @@ class WorkerCalls:
 def _as_written(error: EncodeError) -> EncodeError:
     """It, naming a place in the arguments as the caller wrote them."""
     return EncodeError(argument_place(error.place), error.type_name, error.hint)
+
+
+def _request(
+    member: Member, method: str, arguments: Any, wanted: WorkerRequest, timeout: float | None, streaming: bool = False
+) -> Call:
+    try:
+        return _peer(member).request(method, arguments, meta=wanted, timeout=timeout, streaming=streaming)
+    except EncodeError as e:
+        raise _as_written(e) from None
+
+
+def _peer(member: Member) -> Peer | ProgramPeer:
+    if member.client is not None:
+        return member.client.peer
+    if member.program is None:
+        what = f"worker {member.id} runs a program and hosts no engines"
+        expected = "one that does, over HTTP, is started with ready='/health'; see docs/http.md"
+        raise WorkerConfigurationError(what, member.slot.argv, expected)
+    return member.program
+
+
+def _remember(engines: dict[str | None, EngineRequest], request: EngineRequest, made: Future[Any]) -> None:
+    """Forgets an engine that was not made. One that was given up, by a timeout or a cancellation, may have been."""
+    name = request.options.engine
+    if made.cancelled() or isinstance(error := made.exception(), WorkerTimeoutError):
+        return
+    if error is None:
+        engines[name] = request
+    elif engines.get(name) is request:
+        del engines[name]
