@@ -5,8 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import os
 import re
+import threading
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +26,24 @@ ROWS = re.findall(r"^\| ([^|]*) \| [^|]*\| `(.*)` \| `(.*)` \|$", TEXT, re.MULTI
 
 
 class Engine:
+    def __init__(self) -> None:
+        self.times = 0
+
+    def second_time(self) -> int:
+        self.times += 1
+        return self.times if self.times > 1 else 1 // 0
+
+    def rank(self) -> str | None:
+        return os.environ.get("RANK")
+
+    def future(self) -> Future[int]:
+        future: Future[int] = Future()
+        threading.Timer(0.01, future.set_result, [3]).start()
+        return future
+
+    def meta(self, rpc_meta: Any = None) -> Any:
+        return rpc_meta
+
     def pair(self) -> tuple[int, dict[int, str]]:
         return 1, {2: "two"}
 
@@ -28,6 +51,13 @@ class Engine:
         import torch
 
         return torch.ones(2)
+
+
+def status(worker: rolecall.Worker, path: str) -> int:
+    """What a worker answers who has no token."""
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"http://{worker.ip}:{worker.worker_ports[0]}{path}")
+    return refused.value.code
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +86,9 @@ def test_a_row_gives_what_it_says(s: LocalScheduler, what: str, code: str, gives
     """An error by its class, anything else as Python prints it."""
     names = {
         "s": s,
+        "Engine": Engine,
+        "Path": Path,
+        "status": status,
         "rolecall": rolecall,
         "run": asyncio.run,
         **vars(errors),
