@@ -58,7 +58,7 @@ class Worker:
         ip: Address of its host as seen from the controller.
         worker_ports: Index 0 is the worker's own server; 1 and up are free for the user (1 is MASTER_PORT of the role's
             process group).
-        engine_ports: Ports leased after the start, with `alloc_ports`.
+        engine_ports: Always empty; AReaL's code reads it. `current_worker().alloc_ports(n)` returns ports to who asks.
     """
 
     id: str

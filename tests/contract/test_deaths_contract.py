@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import Callable
@@ -47,6 +48,15 @@ def test_a_role_goes_on_with_its_living_workers(role: Role) -> None:
     first, dead, last = role.with_options(return_errors=True).call("where")
     assert (first, last) == ("actor/0", "actor/2")
     assert isinstance(dead, WorkerFailedError)
+    lenient = role.with_options(return_errors=True, engine="second")
+    for errors in (
+        lenient.create_engine(calling_engines.Calling, "second"),
+        lenient.set_env({"COLOUR": "blue"}),
+        asyncio.run(lenient.aset_env({"COLOUR": "blue"})),
+        lenient.destroy_engine(),
+        asyncio.run(lenient.acreate_engine(calling_engines.Calling, "second")),
+    ):
+        assert (errors[0], type(errors[1]), errors[2]) == (None, WorkerFailedError, None)
     assert [state.state for state in role.inspect()] == ["running", "failed", "running"]
     assert [w.id for w in role[::2].workers] == ["actor/0", "actor/2"]
 

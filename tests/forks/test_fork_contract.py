@@ -241,6 +241,8 @@ def test_a_program_that_serves_a_workers_routes_hosts_engines(s: Scheduler) -> N
     assert news.get(timeout=60) == ("stalled", "proxy/1"), "its /health is silent"
     programs[1].call("wake")
     assert news.get(timeout=60) == ("resumed", "proxy/1")
+    with pytest.raises(WorkerConfigurationError, match="has no route for 'destroy'"):
+        programs[0].destroy_engine()
     waiting = programs[0].submit("sleep", 60)
     programs[0].submit("leave", 7)
     with pytest.raises(WorkerFailedError, match="exit code 7"):

@@ -41,7 +41,7 @@ class CallOptions:
         timeout: Seconds to wait; None waits as long as the worker lives.
         engine: Name of the engine; None is the worker's default engine.
         tensors: `local` brings results whole; `remote` leaves tensors and arrays on the worker and brings handles.
-        return_errors: A call that fails gives its error as its result, instead of raising it.
+        return_errors: A call that fails gives its error as its result, instead of raising it; see `Role.with_options`.
     """
 
     timeout: float | None = None

@@ -101,7 +101,7 @@ class RoleLifecycle:
             self._table.replace(record, old, new)
             new.guard.check()
             self._watch.write_state()
-            for request in new.engines.values():
+            for request in list(new.engines.values()):
                 self._calls.make_engine(new, request).result()
 
     def _guard_for(self, record: RoleRecord, old: Member) -> GuardProxy:

@@ -18,6 +18,7 @@ from rolecall.scheduler.role_worker import Callee, Owner, RoleWorker
 from rolecall.scheduler.stopping import log_problems
 from rolecall.types import Job, SchedulingSpec, SchedulingStrategy, Worker, role_and_index
 
+Errors = list[Exception | None]  # of each worker
 START_OPTIONS = ("replicas", "target", "fork", "tasks", "process_group")  # beside the fields of a spec
 
 
@@ -75,24 +76,32 @@ class Role(Callee, Sequence["RoleWorker"]):
         return [state.worker(worker_id) for worker_id in self._ids]
 
     def with_options(self, **options: Unpack[Options]) -> Role:
-        """The same role with other options for its calls, those of `CallOptions`."""
+        """The same role with other options for its calls, those of `CallOptions`.
+
+        `return_errors` reaches `call`, `map`, `create_engine`, `destroy_engine`, `set_env` and their awaitable forms,
+        and of a single worker `call` alone. Other methods raise; futures, completions and streams give errors as ever.
+        """
         return Role(self._scheduler, self.name, self._options.changed(options), self._ids if self._part else None)
 
     @overload
-    def create_engine(self, engine: str, *args: Any, **kwargs: Any) -> None: ...
+    def create_engine(self, engine: str, *args: Any, **kwargs: Any) -> Errors: ...
     @overload
-    def create_engine(self, engine: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None: ...
-    def create_engine(self, engine: EngineClass, *args: Any, **kwargs: Any) -> None:
-        """Makes an engine on every worker, at the same time. Errors as `Scheduler.create_engine`."""
-        gathered(self._send(lambda w: w.submit_engine(engine, args, kwargs)))
+    def create_engine(self, engine: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> Errors: ...
+    def create_engine(self, engine: EngineClass, *args: Any, **kwargs: Any) -> Errors:
+        """Makes an engine on every worker, at the same time. Errors as `Scheduler.create_engine`.
+
+        Returns:
+            None for each worker, in order; with `return_errors` the error of each that failed.
+        """
+        return _errors(self._gathered(self._send_each(lambda w: w.submit_engine(engine, args, kwargs))))
 
     @overload
-    async def acreate_engine(self, engine: str, *args: Any, **kwargs: Any) -> None: ...
+    async def acreate_engine(self, engine: str, *args: Any, **kwargs: Any) -> Errors: ...
     @overload
-    async def acreate_engine(self, engine: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None: ...
-    async def acreate_engine(self, engine: EngineClass, *args: Any, **kwargs: Any) -> None:
+    async def acreate_engine(self, engine: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> Errors: ...
+    async def acreate_engine(self, engine: EngineClass, *args: Any, **kwargs: Any) -> Errors:
         """The same, without blocking the event loop."""
-        await agathered(self._send(lambda w: w.submit_engine(engine, args, kwargs)))
+        return _errors(await self._agathered(self._send_each(lambda w: w.submit_engine(engine, args, kwargs))))
 
     def engine(self, engine: type) -> EngineView:
         """The engines with the methods of their class: `actors.engine(Trainer).train(3)` is `actors.call("train", 3)`.
@@ -102,13 +111,17 @@ class Role(Callee, Sequence["RoleWorker"]):
         """
         return EngineView(self, engine)
 
-    def destroy_engine(self) -> None:
+    def destroy_engine(self) -> Errors:
         """Ends the engine of every worker, or that which `with_options(engine=)` names; another can take its name then.
 
         Its `destroy()` is called where it has one. What that raises is logged, and the engine is gone.
+        Returns what `create_engine` does.
         """
-        for worker_id, problems in zip(self._ids, gathered(self._send(lambda w: w.submit_destroy())), strict=True):
-            log_problems(worker_id, problems)
+        answers = self._gathered(self._send_each(lambda w: w.submit_destroy()))
+        for worker_id, problems in zip(self._ids, answers, strict=True):
+            if not isinstance(problems, Exception):
+                log_problems(worker_id, problems)
+        return _errors(answers)
 
     @overload
     def call(self, method: AsyncMethod[P, R], *args: P.args, **kwargs: P.kwargs) -> list[R]: ...
@@ -182,13 +195,16 @@ class Role(Callee, Sequence["RoleWorker"]):
         self._scheduler.fork_workers(role, self.name, command, ready=ready, env=env, process_group=process_group)
         return Role(self._scheduler, role)
 
-    def set_env(self, env: dict[str, str]) -> None:
-        """Changes the environment of every worker; forks made later see it. Errors as `Scheduler.set_worker_env`."""
-        gathered(self._send(lambda w: self._scheduler.calls.set_env(w.id, env)))
+    def set_env(self, env: dict[str, str]) -> Errors:
+        """Changes the environment of every worker; forks made later see it. Errors as `Scheduler.set_worker_env`.
 
-    async def aset_env(self, env: dict[str, str]) -> None:
+        Returns what `create_engine` does.
+        """
+        return _errors(self._gathered(self._send_each(lambda w: self._scheduler.calls.set_env(w.id, env))))
+
+    async def aset_env(self, env: dict[str, str]) -> Errors:
         """The same, without blocking the event loop."""
-        await agathered(self._send(lambda w: self._scheduler.calls.set_env(w.id, env)))
+        return _errors(await self._agathered(self._send_each(lambda w: self._scheduler.calls.set_env(w.id, env))))
 
     def delete(self, reverse_order: bool = False) -> None:
         """Ends the role and what was forked from it. See `Scheduler.delete_workers`."""
@@ -239,6 +255,10 @@ class Role(Callee, Sequence["RoleWorker"]):
         if self._borrowed and options.engine is None:
             options = options.changed({"engine": f"{self.name}/{role_and_index(worker_id)[1]}"})
         return RoleWorker(self._scheduler, worker_id, options)
+
+
+def _errors(answers: Sequence[Any]) -> Errors:
+    return [answer if isinstance(answer, Exception) else None for answer in answers]
 
 
 def job_of(

@@ -204,6 +204,7 @@ class Table:
     def end_restart(self, worker_id: str) -> None:
         with self._lock:
             self._starting.pop(worker_id, None)
+            self._changed.notify_all()
 
     def _end_start(self, record: RoleRecord) -> None:
         if self._starting.get(record.name) is record:  # the name may be another's by now, or have been so before

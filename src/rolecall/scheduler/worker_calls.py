@@ -148,7 +148,7 @@ class WorkerCalls:
         limit = DESTROY_TIMEOUT_S if options.timeout is None else options.timeout
         wanted = Destroy(engines=[options.engine or worker_id], timeout=limit)
         call = _peer(member).request(DESTROY.name, wanted, timeout=options.timeout)
-        member.engines.pop(options.engine, None)
+        member.engines.pop(options.engine, None)  # a program, which refuses, keeps it
         return PendingCall(call, worker_id, DESTROY.name, options.timeout)
 
     def set_env(self, worker_id: str, env: dict[str, str]) -> PendingCall:
