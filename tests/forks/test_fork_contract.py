@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import os
@@ -20,6 +21,7 @@ from typing import Any
 
 import pytest
 
+import rolecall
 from rolecall import Job, Role, Scheduler, SchedulingSpec, SchedulingStrategy, Worker
 from rolecall.errors import (
     EncodeError,
@@ -310,6 +312,18 @@ def test_an_app_may_have_paths_that_need_no_token(s: Scheduler) -> None:
         assert asked(s, worker, path, Accept="*/*")[0] == 401
     status, body = asked(s, worker, "/open/told", Authorization="Bearer of-a-session")
     assert (status, json.loads(body)["headers"]["authorization"]) == (200, "Bearer of-a-session")
+    large = b" " * ((1 << 20) + 1)
+    assert asked(s, worker, "/open/told", large, Accept="*/*")[0] == 413
+    assert asked(s, worker, "/open/told", large)[0] == 200
+    with contextlib.ExitStack() as opened:
+        strangers = []
+        for _ in range(300):
+            sock = opened.enter_context(socket.create_connection((worker.ip, int(worker.worker_ports[0])), timeout=10))
+            sock.sendall(f"GET /open/told HTTP/1.1\r\nHost: {worker.ip}\r\n\r\n".encode())
+            assert sock.recv(1 << 16).startswith(b"HTTP/1.1 200")
+            strangers.append(sock)
+        while strangers[0].recv(1 << 16):  # the oldest is closed for the next
+            pass
     (worker,) = s.start("open", cmd="tests.support.served_module", env_vars={"PUBLIC": "/"}).workers
     assert asked(s, worker, "/told", Accept="*/*")[0] == 200
     for path in ("/health", "/health/", "/data/x", "//x/health"):
@@ -337,6 +351,13 @@ def test_a_module_whose_startup_fails_is_not_started(s: Scheduler) -> None:
     """The error says what its startup said."""
     with pytest.raises(WorkerCreationError, match="startup failed: 'no model here'"):
         s.start("proxy", cmd="tests.support.served_module", env_vars={"FAIL": "no model here"})
+
+
+def test_public_paths_are_a_list_of_paths() -> None:
+    """A text is a sequence of texts as well: its `/` would open all of the app."""
+    for wrong in ("/open/", ["open/"], [""]):
+        with pytest.raises(WorkerConfigurationError, match="bad public="):
+            rolecall.serve(served_module.app, public=wrong)
 
 
 def test_a_module_that_serves_outside_of_a_run_says_what_to_do() -> None:

@@ -31,9 +31,14 @@ class AsgiRoute:
 
     Args:
         public: Paths that need no token: those named, and those below a name that ends with `/`.
+
+    Raises:
+        WorkerConfigurationError: `public` is a text, or has a path that does not begin with `/`.
     """
 
     def __init__(self, app: Application, public: Sequence[str] = ()) -> None:
+        if isinstance(public, str) or not all(path.startswith("/") for path in public):
+            raise WorkerConfigurationError("bad public=", public, 'a list of paths that begin with "/", as in ["/v1/"]')
         self._app = app
         self._paths = {path for path in public if not path.endswith("/")}
         self._folders = tuple(path for path in public if path.endswith("/"))
