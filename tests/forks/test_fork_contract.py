@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import math
 import os
 import queue
 import signal
@@ -28,6 +29,7 @@ from rolecall.errors import (
     EngineCallError,
     EngineCreationError,
     EngineNotFoundError,
+    ProtocolError,
     WorkerConfigurationError,
     WorkerCreationError,
     WorkerFailedError,
@@ -231,6 +233,15 @@ def test_a_program_that_serves_a_workers_routes_hosts_engines(s: Scheduler) -> N
         programs[0].with_options(timeout=0.3).call("sleep", 2)
     with pytest.raises(EncodeError, match=r"an argument.* builtins\.object .*JSON"):
         programs[0].call("add", object())
+    for altered, place in (
+        ([math.inf], r"args\[0\]\[0\]: .* float, inf"),
+        ({"a": b"x"}, r"args\[0\]\['a'\]: .* bytes"),
+        ({1: 2}, r"key 1 of args\[0\]: .* int"),
+    ):
+        with pytest.raises(EncodeError, match=place):
+            programs[0].call("add", altered)
+    with pytest.raises(ProtocolError, match="nested too deep"):
+        programs[0].with_options(timeout=20).call("nested")
     with pytest.raises(WorkerConfigurationError, match="streams nothing"):
         next(programs[0].stream("add", 1))
     asyncio.run(s.set_worker_env("proxy/0", {"COLOUR": "blue"}))

@@ -348,7 +348,7 @@ class Launcher:
         try:
             await tell(record, self.config.ip, "/configure", told)
         except (EngineCallError, OSError, TimeoutError) as error:
-            record.warning = f"the program did not take the run's seed: {error or type(error).__name__}"
+            record.warning = f"the program did not take the run's seed: {str(error) or type(error).__name__}"
 
     def _result(self, record: Record, error: str = "") -> StartResult:
         return StartResult(
