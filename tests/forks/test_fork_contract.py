@@ -352,10 +352,18 @@ def test_a_stream_of_an_app_ends_with_its_client(s: Scheduler) -> None:
     assert proxies[0].call("seen")[0] == "up as proxy/0"
     status, body = asked(s, worker, "/broken")
     assert status == 500 and b"broken on purpose" in body
-    with pytest.raises(http.client.IncompleteRead):
-        asked(s, worker, "/cut")
-    assert "GET /cut: the application raised" in log(s, "proxy/0")
+    status, body = asked(s, worker, "/bad-header")
+    assert status == 500 and b"bad name" in body
+    for path in ("/cut", "/half"):
+        with pytest.raises(http.client.IncompleteRead):
+            asked(s, worker, path)
+        assert f"GET {path}: the application failed" in log(s, "proxy/0")
     assert proxies.call("add", 1) == [1]
+    with urllib.request.urlopen(f"http://{worker.ip}:{worker.worker_ports[0]}/open/stubborn", timeout=30) as answer:
+        assert answer.read(9) == b"on and on"
+    wait_for(lambda: "refused 3 times" in proxies[0].call("seen"), 10, "each send after the disconnect is refused")
+    proxies.delete()
+    assert log(s, "proxy/0").splitlines()[-1] == "shut down", "in spite of an app that ignores its cancellation"
 
 
 def test_a_module_whose_startup_fails_is_not_started(s: Scheduler) -> None:
