@@ -59,7 +59,7 @@ class WorkerCalls:
 
     def __init__(self, run: Run, io: IOThread, table: Table, tensors: TensorPolicy) -> None:
         self._run, self._io, self._table, self._tensors = run, io, table, tensors
-        self.home = Home(self._peer_of, Fetcher(self._peer_of, Cache(CACHE_BYTES), {"shm": ShmBackend()}))
+        self.home = Home(self.peer, Fetcher(self.peer, Cache(CACHE_BYTES), {"shm": ShmBackend()}))
 
     def connect(self, member: Member) -> None:
         """Begins the conversation with a worker, or with a program that may host engines."""
@@ -195,11 +195,11 @@ class WorkerCalls:
         self._run.check_usable()
         return [*map(self._table.living, worker_ids)]
 
-    def _peer_of(self, owner: str, addresses: tuple[str, ...]) -> Peer:
-        """The conversation with a shard's owner; a dead owner is an error, since its shards are gone with it."""
-        member = self._living(owner)
+    def peer(self, worker_id: str, addresses: tuple[str, ...] = ()) -> Peer:
+        """The conversation with a worker that hosts engines. A dead one is an error: its shards are gone with it."""
+        member = self._living(worker_id)
         if member.client is None:
-            raise WorkerNotFoundError(owner, self._table.ids())
+            raise WorkerNotFoundError(worker_id, self._table.ids())
         return member.client.peer
 
 
