@@ -245,6 +245,8 @@ def test_a_program_that_serves_a_workers_routes_hosts_engines(s: Scheduler) -> N
     with pytest.raises(WorkerConfigurationError, match="streams nothing"):
         next(programs[0].stream("add", 1))
     asyncio.run(s.set_worker_env("proxy/0", {"COLOUR": "blue"}))
+    with pytest.raises(EngineCallError, match="no such colour"):
+        asyncio.run(s.set_worker_env("proxy/0", {"COLOUR": "refused"}))
     assert told(programs.workers[0])["environment"]["COLOUR"] == "blue"
     news: queue.Queue[tuple[str, str]] = queue.Queue()
     s.subscribe(lambda topic, facts: news.put((topic, facts["worker"])))
@@ -260,6 +262,7 @@ def test_a_program_that_serves_a_workers_routes_hosts_engines(s: Scheduler) -> N
         waiting.result()
     programs[0].restart()
     assert programs[0].call("add", 1) == 6, "with its engine made again"
+    assert told(programs.workers[0])["environment"]["COLOUR"] == "blue", "not what it had refused"
 
 
 def test_a_program_without_those_routes_hosts_no_engines(s: Scheduler) -> None:
