@@ -255,8 +255,14 @@ def test_as_completed_for_a_loop_that_is_asynchronous(role: Role) -> None:
 
 
 def test_as_completed_refuses_what_can_never_work(role: Role) -> None:
-    """No call under way, or nobody to call."""
+    """No call under way, nobody to call, or arguments that would be taken apart; nor a time limit that is none."""
     with pytest.raises(WorkerConfigurationError, match="bad in_flight: 0"):
         role.as_completed("count", [], in_flight=0)
     with pytest.raises(WorkerConfigurationError, match="a slice without workers"):
         role[3:].as_completed("count", [])
+    for wrong in (1, "ab"):
+        with pytest.raises(WorkerConfigurationError, match=r"no tuple: .*use as_completed"):
+            list(role.as_completed("count", [wrong]))  # type: ignore[list-item]
+    for limit in ("x", -1):
+        with pytest.raises(WorkerConfigurationError, match="bad timeout"):
+            role.with_options(timeout=limit)  # type: ignore[arg-type]

@@ -220,7 +220,7 @@ def test_cancelling_reaches_an_async_method(role: Role, tmp_path: Path) -> None:
 
 @pytest.mark.slow("workers that import torch")
 def test_tensors_come_whole_by_default_and_as_handles_on_request(role: Role) -> None:
-    """Handles can be concatenated, split, passed to other workers and fetched."""
+    """Handles can be concatenated, split, passed to other workers and fetched; the controller gives some away."""
     import torch
 
     import rolecall
@@ -237,6 +237,9 @@ def test_tensors_come_whole_by_default_and_as_handles_on_request(role: Role) -> 
     first, second = batch.split(4)
     assert role.map("total", [(first,), (second,)]) == [12 + 8, 32]
     assert torch.equal(rolecall.localize(batch[2:4]), torch.tensor([[1.0] * 4, [2.0] * 4]))
+    given = rolecall.remotize({"x": torch.ones(3, 4)}, worker=role[1])
+    assert [shard.owner for shard in given["x"].shards] == [role[1].id]
+    assert role[0].call("total", given["x"]) == 12
 
 
 def test_arrays_are_left_as_handles_as_tensors_are(role: Role) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
+import math
 import os
 import queue
 import signal
@@ -20,12 +22,14 @@ from typing import Any
 
 import pytest
 
+import rolecall
 from rolecall import Job, Role, Scheduler, SchedulingSpec, SchedulingStrategy, Worker
 from rolecall.errors import (
     EncodeError,
     EngineCallError,
     EngineCreationError,
     EngineNotFoundError,
+    ProtocolError,
     WorkerConfigurationError,
     WorkerCreationError,
     WorkerFailedError,
@@ -229,9 +233,20 @@ def test_a_program_that_serves_a_workers_routes_hosts_engines(s: Scheduler) -> N
         programs[0].with_options(timeout=0.3).call("sleep", 2)
     with pytest.raises(EncodeError, match=r"an argument.* builtins\.object .*JSON"):
         programs[0].call("add", object())
+    for altered, place in (
+        ([math.inf], r"args\[0\]\[0\]: .* float, inf"),
+        ({"a": b"x"}, r"args\[0\]\['a'\]: .* bytes"),
+        ({1: 2}, r"key 1 of args\[0\]: .* int"),
+    ):
+        with pytest.raises(EncodeError, match=place):
+            programs[0].call("add", altered)
+    with pytest.raises(ProtocolError, match="nested too deep"):
+        programs[0].with_options(timeout=20).call("nested")
     with pytest.raises(WorkerConfigurationError, match="streams nothing"):
         next(programs[0].stream("add", 1))
     asyncio.run(s.set_worker_env("proxy/0", {"COLOUR": "blue"}))
+    with pytest.raises(EngineCallError, match="no such colour"):
+        asyncio.run(s.set_worker_env("proxy/0", {"COLOUR": "refused"}))
     assert told(programs.workers[0])["environment"]["COLOUR"] == "blue"
     news: queue.Queue[tuple[str, str]] = queue.Queue()
     s.subscribe(lambda topic, facts: news.put((topic, facts["worker"])))
@@ -247,6 +262,7 @@ def test_a_program_that_serves_a_workers_routes_hosts_engines(s: Scheduler) -> N
         waiting.result()
     programs[0].restart()
     assert programs[0].call("add", 1) == 6, "with its engine made again"
+    assert told(programs.workers[0])["environment"]["COLOUR"] == "blue", "not what it had refused"
 
 
 def test_a_program_without_those_routes_hosts_no_engines(s: Scheduler) -> None:
@@ -310,6 +326,18 @@ def test_an_app_may_have_paths_that_need_no_token(s: Scheduler) -> None:
         assert asked(s, worker, path, Accept="*/*")[0] == 401
     status, body = asked(s, worker, "/open/told", Authorization="Bearer of-a-session")
     assert (status, json.loads(body)["headers"]["authorization"]) == (200, "Bearer of-a-session")
+    large = b" " * ((1 << 20) + 1)
+    assert asked(s, worker, "/open/told", large, Accept="*/*")[0] == 413
+    assert asked(s, worker, "/open/told", large)[0] == 200
+    with contextlib.ExitStack() as opened:
+        strangers = []
+        for _ in range(300):
+            sock = opened.enter_context(socket.create_connection((worker.ip, int(worker.worker_ports[0])), timeout=10))
+            sock.sendall(f"GET /open/told HTTP/1.1\r\nHost: {worker.ip}\r\n\r\n".encode())
+            assert sock.recv(1 << 16).startswith(b"HTTP/1.1 200")
+            strangers.append(sock)
+        while strangers[0].recv(1 << 16):  # the oldest is closed for the next
+            pass
     (worker,) = s.start("open", cmd="tests.support.served_module", env_vars={"PUBLIC": "/"}).workers
     assert asked(s, worker, "/told", Accept="*/*")[0] == 200
     for path in ("/health", "/health/", "/data/x", "//x/health"):
@@ -327,16 +355,31 @@ def test_a_stream_of_an_app_ends_with_its_client(s: Scheduler) -> None:
     assert proxies[0].call("seen")[0] == "up as proxy/0"
     status, body = asked(s, worker, "/broken")
     assert status == 500 and b"broken on purpose" in body
-    with pytest.raises(http.client.IncompleteRead):
-        asked(s, worker, "/cut")
-    assert "GET /cut: the application raised" in log(s, "proxy/0")
+    status, body = asked(s, worker, "/bad-header")
+    assert status == 500 and b"bad name" in body
+    for path in ("/cut", "/half"):
+        with pytest.raises(http.client.IncompleteRead):
+            asked(s, worker, path)
+        assert f"GET {path}: the application failed" in log(s, "proxy/0")
     assert proxies.call("add", 1) == [1]
+    with urllib.request.urlopen(f"http://{worker.ip}:{worker.worker_ports[0]}/open/stubborn", timeout=30) as answer:
+        assert answer.read(9) == b"on and on"
+    wait_for(lambda: "refused 3 times" in proxies[0].call("seen"), 10, "each send after the disconnect is refused")
+    proxies.delete()
+    assert log(s, "proxy/0").splitlines()[-1] == "shut down", "in spite of an app that ignores its cancellation"
 
 
 def test_a_module_whose_startup_fails_is_not_started(s: Scheduler) -> None:
     """The error says what its startup said."""
     with pytest.raises(WorkerCreationError, match="startup failed: 'no model here'"):
         s.start("proxy", cmd="tests.support.served_module", env_vars={"FAIL": "no model here"})
+
+
+def test_public_paths_are_a_list_of_paths() -> None:
+    """A text is a sequence of texts as well: its `/` would open all of the app."""
+    for wrong in ("/open/", ["open/"], [""]):
+        with pytest.raises(WorkerConfigurationError, match="bad public="):
+            rolecall.serve(served_module.app, public=wrong)
 
 
 def test_a_module_that_serves_outside_of_a_run_says_what_to_do() -> None:

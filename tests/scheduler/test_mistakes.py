@@ -84,7 +84,7 @@ def test_a_worker_that_is_not_there_is_told_with_how_many_are(s: LocalScheduler)
 def test_map_takes_tuples_and_no_strings(s: LocalScheduler) -> None:
     """Arguments for `map` that are no tuples are refused, with what is expected."""
     role = s.start("mapped", replicas=2)
-    with pytest.raises(WorkerConfigurationError, match="no tuple: 'ab'; one tuple of arguments for each worker"):
+    with pytest.raises(WorkerConfigurationError, match=r"no tuple: 'ab'; use map\('echo', \[\(1,\), "):
         role.map("echo", ["ab", "cd"])  # type: ignore[list-item]
 
 

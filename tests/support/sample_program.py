@@ -14,6 +14,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+NESTED = "nested"
 AWAKE = threading.Event()  # cleared, nothing is answered
 AWAKE.set()
 
@@ -27,6 +28,10 @@ class Engine:
     def add(self, number: int, times: int = 1) -> int:
         self.calls += number * times
         return self.calls
+
+    def nested(self) -> str:
+        """Answered with lists in lists."""
+        return NESTED
 
     def fail(self, text: str) -> None:
         raise ValueError(text)
@@ -77,7 +82,10 @@ class Handler(BaseHTTPRequestHandler):
                 raise LookupError(f"engine {asked['engine_name']}")
             case "/call":
                 return getattr(Handler.engine, asked["method"])(*asked["args"], **asked["kwargs"])
+            case "/set_env" if asked["env"].get("COLOUR") == "refused":
+                raise ValueError("no such colour")
             case "/set_env":
+                AWAKE.wait()
                 os.environ.update(asked["env"])
             case "/configure":
                 Handler.configured = asked
@@ -86,7 +94,7 @@ class Handler(BaseHTTPRequestHandler):
         return None
 
     def _answer(self, status: int, value: Any) -> None:
-        body = json.dumps(value).encode()
+        body = json.dumps(value).encode().replace(f'"{NESTED}"'.encode(), b"[" * 3000 + b"]" * 3000)
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

@@ -66,7 +66,8 @@ def _before(latest: RunDir, count: int) -> RunDir:
     """The run of the same trial that was so many before the latest."""
     runs = earlier_runs(latest.path)
     if count > len(runs):
-        raise RunNotFoundError(f"{count} before the latest", str(latest.path), map(str, range(1, len(runs) + 1)))
+        wanted = f"{count} before the latest (the trial ran {len(runs) + 1} time(s))"
+        raise RunNotFoundError(wanted, str(latest.path), map(str, range(1, len(runs) + 1)))
     return RunDir(latest.path / EARLIER / str(runs[-count])) if count else latest
 
 

@@ -21,7 +21,7 @@ from rolecall.errors import (
 )
 from rolecall.scheduler.engine_methods import EngineClass
 from rolecall.transport.peer import Call
-from rolecall.types import TensorPolicy, WorkerSetup, check_one_of
+from rolecall.types import TensorPolicy, WorkerSetup, check_one_of, check_seconds
 
 
 class Options(TypedDict, total=False):
@@ -52,6 +52,8 @@ class CallOptions:
     def __post_init__(self) -> None:
         if self.tensors is not None:
             check_one_of("tensor policy", self.tensors, TensorPolicy)
+        if self.timeout is not None:
+            check_seconds("timeout", self.timeout)
 
     def changed(self, options: Options) -> CallOptions:
         """These with some replaced."""
@@ -59,6 +61,16 @@ class CallOptions:
             known = ", ".join(self.__dataclass_fields__)
             raise WorkerConfigurationError("unknown option of a call", sorted(unknown), f"there are {known}")
         return replace(self, **options)
+
+
+def check_arguments(how: str, method: object, args: object) -> None:
+    """Checks a tuple of arguments; a str would fall apart into its letters.
+
+    Raises:
+        WorkerConfigurationError: It is no tuple or list.
+    """
+    if not isinstance(args, tuple | list):
+        raise WorkerConfigurationError("arguments that are no tuple", args, f"use {how}({method!r}, [(1,), (2,)])")
 
 
 class EngineRequest(NamedTuple):

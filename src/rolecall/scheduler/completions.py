@@ -11,7 +11,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from rolecall.errors import WorkerConfigurationError, WorkerFailedError
-from rolecall.scheduler.calls import PendingCall
+from rolecall.scheduler.calls import PendingCall, check_arguments
 from rolecall.scheduler.engine_methods import AnyMethod
 from rolecall.scheduler.role_worker import RoleWorker
 
@@ -106,6 +106,7 @@ class Completions:
             if (item := self._next()) is None:
                 return
             index, arguments = item
+            check_arguments("as_completed", self._method, arguments)
             load = Counter(ended.worker.id for ended in self._open)
             worker = min(workers, key=lambda w: load[w.id])
             try:

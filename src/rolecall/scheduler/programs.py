@@ -6,6 +6,7 @@ Each is one request of JSON. None is sent twice. Who asks sees what it would see
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -20,7 +21,6 @@ from rolecall.errors import (
     EngineCreationError,
     EngineNotFoundError,
     ProtocolError,
-    RolecallError,
     RPCConnectionError,
     WorkerConfigurationError,
 )
@@ -35,6 +35,7 @@ from rolecall.transport.session.caller import Reason
 from rolecall.types import Worker
 
 _HINT = "a program is asked over HTTP, in JSON"
+_BYTES = (bytes, bytearray, memoryview)
 DEATH_S = 2.0  # for the guard's word that a program has died whose connection broke
 
 
@@ -105,15 +106,15 @@ class ProgramPeer:
 
     async def _ask(self, call: Call, path: str, body: bytes, read: Callable[[Response], Any]) -> None:
         answer: codec.Encoded | None = None
-        error: RolecallError | None = None
+        error: Exception | None = None
         try:
             response = await ask(self._worker.ip, int(self._worker.worker_ports[0]), "POST", path, body)
             answer = codec.encode(read(response))
         except OSError as e:
             await asyncio.sleep(DEATH_S)
-            what = f"POST {path}: {e or type(e).__name__}; it may have run, and is not sent again"
+            what = f"POST {path}: {str(e) or type(e).__name__}; it may have run, and is not sent again"
             error = RPCConnectionError(self._worker.id, what)
-        except RolecallError as e:
+        except Exception as e:  # whatever it is, the call ends
             error = e
         with self._lock:
             pending = self._pending.pop(call, None)
@@ -158,8 +159,10 @@ class ProgramPeer:
             raise EngineCallError(self._worker.id, method, body.type, body.error, body.traceback)
         try:
             return msgspec.json.decode(response.body, type=dict[str, Any])["result"]
-        except (msgspec.DecodeError, KeyError) as e:
-            what = f"the answer of {self._worker.id} to POST /call is not a JSON object with a `result`"
+        except (msgspec.DecodeError, KeyError, RecursionError) as e:
+            what = (
+                f"the answer of {self._worker.id} to POST /call is no JSON object with a `result`, or nested too deep"
+            )
             raise ProtocolError(what, response.body[:200]) from e
 
     def _refuse(self, what: str) -> NoReturn:
@@ -169,9 +172,29 @@ class ProgramPeer:
 
 def _json(value: dict[str, Any]) -> bytes:
     try:
-        return msgspec.json.encode(value, enc_hook=_not_json)
+        plain = msgspec.to_builtins(value, builtin_types=_BYTES, enc_hook=_not_json)
+        for name, item in plain.items():
+            _refuse_altered(item, name)
+        return msgspec.json.encode(plain)
     except (TypeError, ValueError, OverflowError, RecursionError) as e:
         raise EncodeError("an argument", "none of JSON", f"{_HINT}: {e}") from e
+
+
+def _refuse_altered(value: Any, place: str) -> None:
+    """Refuses what would arrive as something else."""
+    match value:
+        case float() if not math.isfinite(value):
+            raise EncodeError(place, f"float, {value}", _HINT)
+        case bytes() | bytearray() | memoryview():
+            raise EncodeError(place, type(value).__name__, _HINT)
+        case dict():
+            for key, item in value.items():
+                if not isinstance(key, str):
+                    raise EncodeError(f"key {key!r} of {place}", type(key).__name__, f"{_HINT}, whose keys are strings")
+                _refuse_altered(item, f"{place}[{key!r}]")
+        case list() | tuple():
+            for number, item in enumerate(value):
+                _refuse_altered(item, f"{place}[{number}]")
 
 
 def _not_json(value: Any) -> Any:

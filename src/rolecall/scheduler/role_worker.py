@@ -22,6 +22,7 @@ from rolecall.scheduler.engine_methods import (
 from rolecall.scheduler.gathering import Sent, agathered, gathered, sent
 from rolecall.scheduler.stopping import log_problems
 from rolecall.scheduler.worker_calls import WorkerCalls
+from rolecall.transport.peer import Peer
 from rolecall.types import Worker
 
 E = TypeVar("E")
@@ -70,6 +71,11 @@ class RoleWorker(Callee):
     def worker(self) -> Worker:
         """Where it is. Raises WorkerFailedError when it died."""
         return self._scheduler.calls.worker(self.id)
+
+    @property
+    def peer(self) -> Peer:
+        """The conversation with it, which `rolecall.remotize(x, worker=...)` asks for. Raises as `worker`."""
+        return self._scheduler.calls.peer(self.id)
 
     @property
     def alive(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, Unpack, overload
 
 from rolecall.errors import WorkerConfigurationError
 from rolecall.protocol.state import WorkerState
-from rolecall.scheduler.calls import CallOptions, Options, PendingCall
+from rolecall.scheduler.calls import CallOptions, Options, PendingCall, check_arguments
 from rolecall.scheduler.completions import Completions
 from rolecall.scheduler.engine_methods import AnyMethod, AsyncMethod, EngineClass, EngineView, Method, P, R, name_of
 from rolecall.scheduler.gathering import Sent, agathered, all_sent, gathered, sent
@@ -222,9 +222,7 @@ class Role(Callee, Sequence["RoleWorker"]):
             expected = f"one tuple for each of the {len(self)} workers"
             raise WorkerConfigurationError("wrong number of argument tuples", len(arguments), expected)
         for args in arguments:
-            if not isinstance(args, tuple | list):  # a str would fall apart into its letters
-                expected = f"one tuple of arguments for each worker, as in map({method!r}, [(1,), (2,)])"
-                raise WorkerConfigurationError("arguments of a worker that are no tuple", args, expected)
+            check_arguments("map", method, args)
         each = dict(zip(self._ids, arguments, strict=True))
         return self._send_each(lambda w: w.submit(method, *each[w.id], **kwargs))
 

@@ -59,7 +59,7 @@ class WorkerCalls:
 
     def __init__(self, run: Run, io: IOThread, table: Table, tensors: TensorPolicy) -> None:
         self._run, self._io, self._table, self._tensors = run, io, table, tensors
-        self.home = Home(self._peer_of, Fetcher(self._peer_of, Cache(CACHE_BYTES), {"shm": ShmBackend()}))
+        self.home = Home(self.peer, Fetcher(self.peer, Cache(CACHE_BYTES), {"shm": ShmBackend()}))
 
     def connect(self, member: Member) -> None:
         """Begins the conversation with a worker, or with a program that may host engines."""
@@ -156,7 +156,10 @@ class WorkerCalls:
         for key, value in env.items():
             check_env(key, value)
         call = self._control(worker_id, SET_ENV, SetEnv(worker=worker_id, env=env))
-        self._table.member(worker_id).env.update(env)
+        kept = self._table.member(worker_id).env
+        before = {key: kept[key] for key in env if key in kept}
+        kept.update(env)
+        call.add_done_callback(partial(_put_back, kept, env, before))
         return call
 
     def stacks(self, worker_id: str) -> str:
@@ -195,11 +198,11 @@ class WorkerCalls:
         self._run.check_usable()
         return [*map(self._table.living, worker_ids)]
 
-    def _peer_of(self, owner: str, addresses: tuple[str, ...]) -> Peer:
-        """The conversation with a shard's owner; a dead owner is an error, since its shards are gone with it."""
-        member = self._living(owner)
+    def peer(self, worker_id: str, addresses: tuple[str, ...] = ()) -> Peer:
+        """The conversation with a worker that hosts engines. A dead one is an error: its shards are gone with it."""
+        member = self._living(worker_id)
         if member.client is None:
-            raise WorkerNotFoundError(owner, self._table.ids())
+            raise WorkerNotFoundError(worker_id, self._table.ids())
         return member.client.peer
 
 
@@ -225,6 +228,14 @@ def _peer(member: Member) -> Peer | ProgramPeer:
         expected = "one that does, over HTTP, is started with ready='/health'; see docs/http.md"
         raise WorkerConfigurationError(what, member.slot.argv, expected)
     return member.program
+
+
+def _put_back(kept: dict[str, str], env: dict[str, str], before: dict[str, str], done: Future[Any]) -> None:
+    """Forgets variables that were not set."""
+    if done.cancelled() or done.exception() is not None:
+        for key in env:
+            kept.pop(key, None)
+        kept.update(before)
 
 
 def _remember(engines: dict[str | None, EngineRequest], request: EngineRequest, made: Future[Any]) -> None:

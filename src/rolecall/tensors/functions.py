@@ -68,7 +68,7 @@ def remotize(value: Any, worker: Any = None) -> Any:
     Dicts with an attention mask lose their trailing padding first.
 
     Args:
-        worker: In the controller: whom to give them to, by its peer (or something with a `peer`).
+        worker: In the controller: whom to give them to, `role[0]` for instance.
 
     Raises:
         TensorError: Not inside a worker, and none was named.

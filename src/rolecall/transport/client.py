@@ -111,7 +111,7 @@ class Client:
                 async with asyncio.timeout(HELLO_S):
                     await self._connect_to(where)
             except (OSError, RPCConnectionError, TimeoutError) as e:
-                self._last_error = f"{where}: {e or type(e).__name__}"
+                self._last_error = f"{where}: {str(e) or type(e).__name__}"
                 continue
             self._first_outcome.set()
             return True

@@ -28,13 +28,15 @@ def serve(app: Application, *, public: Sequence[str] = ()) -> None:
         app: The application (ASGI 3, `http` and `lifespan`): Starlette's or FastAPI's, for instance.
         public: Paths that the application serves without the run's token, since it has credentials of its own, say:
             `"/v1/models"`, or all below `"/v1/"`. All other requests need the token, as everywhere in a run; those of
-            the worker always do.
+            the worker always do. Bodies of requests without it have at most 1 MiB.
 
     Raises:
-        WorkerConfigurationError: This process was not started as a worker that is a dotted module.
+        WorkerConfigurationError: This process was not started as a worker that is a dotted module, or `public` is a
+            text or has a path that does not begin with `/`.
     """
+    route = AsgiRoute(app, public)
     import_main_by_name()
-    run(inherited_control(), AsgiRoute(app, public))
+    run(inherited_control(), route)
 
 
 def inherited_control() -> socket.socket:

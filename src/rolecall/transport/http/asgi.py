@@ -12,6 +12,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping,
 from typing import Any
 from urllib.parse import unquote
 
+import h11
+
 from rolecall.errors import WorkerConfigurationError
 from rolecall.transport.http.messages import Request, Response
 
@@ -20,6 +22,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
+CLOSE_S = 1.0  # for requests under way, whose cancellation the application may ignore
 WINDOW = 16  # parts of a response that a slow client has not taken yet
 log = logging.getLogger("rolecall")
 
@@ -31,9 +34,14 @@ class AsgiRoute:
 
     Args:
         public: Paths that need no token: those named, and those below a name that ends with `/`.
+
+    Raises:
+        WorkerConfigurationError: `public` is a text, or has a path that does not begin with `/`.
     """
 
     def __init__(self, app: Application, public: Sequence[str] = ()) -> None:
+        if isinstance(public, str) or not all(path.startswith("/") for path in public):
+            raise WorkerConfigurationError("bad public=", public, 'a list of paths that begin with "/", as in ["/v1/"]')
         self._app = app
         self._paths = {path for path in public if not path.endswith("/")}
         self._folders = tuple(path for path in public if path.endswith("/"))
@@ -60,7 +68,7 @@ class AsgiRoute:
         for task in self._tasks:
             task.cancel()
         if self._tasks:
-            await asyncio.wait(self._tasks)
+            await asyncio.wait(self._tasks, timeout=CLOSE_S)
         lifespan, self._lifespan = self._lifespan, None
         if lifespan is not None:
             await lifespan.ask("shutdown")
@@ -118,11 +126,15 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = [(bytes(name), bytes(value)) for name, value in message.get("headers", ())]
+            h11.Response(
+                status_code=message["status"], headers=headers
+            )  # raises, in the application, where HTTP forbids it
             self.response.set_result(Response(message["status"], raw_headers=headers, chunks=self._chunks()))
             return
         if (body := message.get("body", b"")) and self._request.method != "HEAD":
             await self._room.acquire()
             if self._request.disconnect.happened:
+                self._room.release()  # for the next one, which raises as well
                 raise ConnectionResetError("the client has closed the connection")
             self._parts.put_nowait(bytes(body))
         if not message.get("more_body", False):
@@ -137,10 +149,11 @@ class _Exchange:
             else:
                 self.response.set_exception(error or RuntimeError("the application ended without a response"))
             return
-        if error is not None and not self._request.disconnect.happened:
-            log.error("%s %s: the application raised", self._request.method, self._request.path, exc_info=error)
         if not self._over.is_set():
-            self._end(ConnectionAbortedError("the application ended in the middle of its response"))
+            error = error or ConnectionAbortedError("the application ended in the middle of its response")
+            self._end(ConnectionAbortedError(str(error)))
+        if error is not None and not self._request.disconnect.happened:
+            log.error("%s %s: the application failed", self._request.method, self._request.path, exc_info=error)
 
     def _disconnected(self) -> None:
         self._room.release()  # wakes an application that waits for the client

@@ -57,7 +57,7 @@ class ErrorBody(msgspec.Struct):
         """The body of an answer that is an error, or its text."""
         try:
             body = msgspec.json.decode(response.body, type=cls)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             body = cls()
         body.error = body.error or body.detail or response.body[:1000].decode(errors="replace")
         body.type = body.type or f"HTTP {response.status}"

@@ -136,7 +136,8 @@ class HttpConnection:
             known = head.token == "right"
             if not (known or self._routes.is_public(head.path)):
                 raise HttpError(401, str(AuthenticationError(seen=head.token)))
-            self._authenticated()
+            if known:
+                self._authenticated()
             return await self._answered(self._checked(await self._next_event(), known), known)
         except HttpError as e:
             return e.response()

@@ -10,6 +10,7 @@ from rolecall.transport.http.asgi import AsgiRoute
 from rolecall.transport.http.messages import HttpError, Request, Response
 
 MAX_BODY = 64 << 20
+MAX_PUBLIC_BODY = 1 << 20  # of a request that does not show the token
 
 Route = Callable[[Request], Awaitable[Response]]
 
@@ -58,7 +59,7 @@ class Routes:
                 raise HttpError(405, f"{path} does not take {method} (it takes {allowed})", allow=sorted(methods))
             return *methods[method], params
         if self._app is not None:
-            return self._app, MAX_BODY, {}
+            return self._app, MAX_BODY if known else MAX_PUBLIC_BODY, {}
         raise HttpError(404, f"no route {path}")
 
 
