@@ -175,6 +175,22 @@ def test_forks_outlive_the_restart_of_their_target(role: Role) -> None:
     assert role.call("where") == ["actor/0", "actor/1", "actor/2"]
 
 
+def test_a_role_is_deleted_while_its_fork_is_restarted(role: Role, shared: Scheduler, tmp_path: Path) -> None:
+    """The deletion waits for the restart, and goes on when that has ended."""
+    forks, mood = role.fork("ref"), tmp_path / "mood"
+    forks[0].create_engine(calling_engines.Moody, "ref/0", str(mood))
+    mood.write_text("wait")
+    with ThreadPoolExecutor(2) as aside:
+        restart = aside.submit(forks[0].restart)
+        wait_for(lambda: mood.read_text() == "waiting", 30, "the constructor")
+        deletion = aside.submit(role.delete)
+        wait_for(lambda: shared.inspect().worker("actor/0").state == "ending", 30, "the deletion")
+        mood.unlink()
+        restart.result()
+        deletion.result()
+    assert shared.inspect().roles == []
+
+
 def test_a_fork_needs_a_living_target(role: Role) -> None:
     """A start and a restart say whose death is in the way, and what to do; a living fork stays as it is."""
     forks = role.fork("ref")

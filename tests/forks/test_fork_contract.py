@@ -245,6 +245,8 @@ def test_a_program_that_serves_a_workers_routes_hosts_engines(s: Scheduler) -> N
     with pytest.raises(WorkerConfigurationError, match="streams nothing"):
         next(programs[0].stream("add", 1))
     asyncio.run(s.set_worker_env("proxy/0", {"COLOUR": "blue"}))
+    with pytest.raises(EngineCallError, match="no such colour"):
+        asyncio.run(s.set_worker_env("proxy/0", {"COLOUR": "refused"}))
     assert told(programs.workers[0])["environment"]["COLOUR"] == "blue"
     news: queue.Queue[tuple[str, str]] = queue.Queue()
     s.subscribe(lambda topic, facts: news.put((topic, facts["worker"])))
@@ -260,6 +262,7 @@ def test_a_program_that_serves_a_workers_routes_hosts_engines(s: Scheduler) -> N
         waiting.result()
     programs[0].restart()
     assert programs[0].call("add", 1) == 6, "with its engine made again"
+    assert told(programs.workers[0])["environment"]["COLOUR"] == "blue", "not what it had refused"
 
 
 def test_a_program_without_those_routes_hosts_no_engines(s: Scheduler) -> None:
@@ -352,10 +355,18 @@ def test_a_stream_of_an_app_ends_with_its_client(s: Scheduler) -> None:
     assert proxies[0].call("seen")[0] == "up as proxy/0"
     status, body = asked(s, worker, "/broken")
     assert status == 500 and b"broken on purpose" in body
-    with pytest.raises(http.client.IncompleteRead):
-        asked(s, worker, "/cut")
-    assert "GET /cut: the application raised" in log(s, "proxy/0")
+    status, body = asked(s, worker, "/bad-header")
+    assert status == 500 and b"bad name" in body
+    for path in ("/cut", "/half"):
+        with pytest.raises(http.client.IncompleteRead):
+            asked(s, worker, path)
+        assert f"GET {path}: the application failed" in log(s, "proxy/0")
     assert proxies.call("add", 1) == [1]
+    with urllib.request.urlopen(f"http://{worker.ip}:{worker.worker_ports[0]}/open/stubborn", timeout=30) as answer:
+        assert answer.read(9) == b"on and on"
+    wait_for(lambda: "refused 3 times" in proxies[0].call("seen"), 10, "each send after the disconnect is refused")
+    proxies.delete()
+    assert log(s, "proxy/0").splitlines()[-1] == "shut down", "in spite of an app that ignores its cancellation"
 
 
 def test_a_module_whose_startup_fails_is_not_started(s: Scheduler) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from rolecall.errors import RPCConnectionError
 from rolecall.guard.stall import Resumed, Sample, Stalled, StallWatch
 from rolecall.protocol.programs import ARGUMENTS
 from rolecall.protocol.progress import Counters
@@ -126,6 +127,8 @@ def test_a_program_that_does_not_answer_its_health_is_told(make_rig: Callable[..
     hang, wake = (json.dumps({"method": name, "args": [], "kwargs": {}}).encode() for name in ("hang", "wake"))
     urllib.request.urlopen(f"{url}/create_engine", b'{"engine": "", "init_args": [], "init_kwargs": {}}', timeout=5)
     urllib.request.urlopen(f"{url}/call", hang, timeout=5)
+    with pytest.raises(RPCConnectionError, match="p/2 lost: POST /set_env had no answer within 10 s"):
+        rig.ask("set_env", worker="p/2", env={"COLOUR": "late"})
     event = rig.event("stalled", timeout=30)
     assert (event["worker"], event["kind"]) == ("p/2", "suspected")
     assert "no answer for" in event["reason"] and "sample_program" in event["stacks"]

@@ -82,7 +82,10 @@ class Handler(BaseHTTPRequestHandler):
                 raise LookupError(f"engine {asked['engine_name']}")
             case "/call":
                 return getattr(Handler.engine, asked["method"])(*asked["args"], **asked["kwargs"])
+            case "/set_env" if asked["env"].get("COLOUR") == "refused":
+                raise ValueError("no such colour")
             case "/set_env":
+                AWAKE.wait()
                 os.environ.update(asked["env"])
             case "/configure":
                 Handler.configured = asked

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
@@ -62,6 +63,12 @@ async def app(scope: Message, receive: Callable[[], Awaitable[Message]], send: S
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": b"half", "more_body": True})
             raise ValueError("cut on purpose")
+        case "/half":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        case "/bad-header":
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"bad name", b"x")]})
+        case "/open/stubborn":
+            await stubborn(send)
         case path:
             await answer(send, path.encode(), 404)
 
@@ -101,6 +108,21 @@ async def stream(receive: Callable[[], Awaitable[Message]], send: Send) -> None:
             SEEN.append((await gone)["type"])
             return
         await send({"type": "http.response.body", "body": event, "more_body": True})
+
+
+async def stubborn(send: Send) -> None:
+    """Sends on after its client is gone, and ignores its cancellation."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    refused = 0
+    while refused < 3:
+        try:
+            await send({"type": "http.response.body", "body": b"on and on", "more_body": True})
+        except OSError:
+            refused += 1
+    SEEN.append("refused 3 times")
+    while True:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(3600)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,14 @@ PAUSE_S = 2.0  # between two questions to one program
 ANSWER_S = 10.0
 
 
-class HealthQuestions:
+class HealthChecks:
     """Counts the answers of each program in its record. Each is asked one question at a time."""
 
     def __init__(self, host: str, spawn_task: Callable[[Coroutine[Any, Any, Any]], None]) -> None:
         self._host, self._spawn_task = host, spawn_task
         self._due: dict[Record, float] = {}  # when each is asked next
 
-    def look(self, living: list[Record]) -> None:
+    def poll(self, living: list[Record]) -> None:
         """Asks those that are due; returns at once."""
         now = time.monotonic()
         paths = {record: path for record in living if (path := _path(record))}

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from rolecall.errors import EngineCallError, RolecallError, WorkerConfigurationError, describe_exit
+from rolecall.errors import EngineCallError, RolecallError, RPCConnectionError, WorkerConfigurationError, describe_exit
 from rolecall.guard import environment, logs, runtime
 from rolecall.guard.children import Children, Exit
 from rolecall.guard.command import Place, fill
@@ -21,11 +21,11 @@ from rolecall.guard.killer import Killer
 from rolecall.guard.metrics import Counts
 from rolecall.guard.ports import PortLeases
 from rolecall.guard.proc import Process
+from rolecall.guard.program_requests import post
 from rolecall.guard.progress import ProgressPage
 from rolecall.guard.readiness import wait_until_ready
 from rolecall.guard.spawn import spawn
 from rolecall.guard.table import Record, State, Table
-from rolecall.guard.telling import tell
 from rolecall.guard.template_process import TemplateError, TemplateProcess
 from rolecall.protocol.devices import device_variable
 from rolecall.protocol.environment import CONTROL
@@ -346,9 +346,9 @@ class Launcher:
         role, index = role_and_index(record.worker_id)
         told = {"config": {"seed": self.config.seed}, "role": role, "rank": index}
         try:
-            await tell(record, self.config.ip, "/configure", told)
-        except (EngineCallError, OSError, TimeoutError) as error:
-            record.warning = f"the program did not take the run's seed: {str(error) or type(error).__name__}"
+            await post(record, self.config.ip, "/configure", told)
+        except (EngineCallError, RPCConnectionError) as error:
+            record.warning = f"the program did not take the run's seed: {error}"
 
     def _result(self, record: Record, error: str = "") -> StartResult:
         return StartResult(

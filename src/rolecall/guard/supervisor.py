@@ -21,9 +21,9 @@ from rolecall.guard.lease import Lease
 from rolecall.guard.metrics import Counts, metrics
 from rolecall.guard.ports import PortLeases
 from rolecall.guard.proc import kill_below
+from rolecall.guard.program_requests import post
 from rolecall.guard.sweep import sweep
 from rolecall.guard.table import Record, State, Table
-from rolecall.guard.telling import tell
 from rolecall.guard.template_process import TemplateProcess
 from rolecall.guard.watcher import Notify, Watcher
 from rolecall.protocol import events
@@ -158,17 +158,15 @@ class Supervisor:
         return msgspec.structs.replace(report, unknown=unknown)
 
     async def set_env(self, worker: str, env: dict[str, str]) -> None:
-        """Changes a worker's environment: its record, which forks inherit, and the running process."""
+        """Changes a worker's environment: the running process, then its record, which forks inherit."""
         record = self.table.get(worker)
         for key, value in env.items():
             check_env(key, value)
-        record.env |= env
-        if record.state is not State.READY:
-            return
-        if record.peer is not None:
+        if record.state is State.READY and record.peer is not None:
             await record.peer.request(SET_ENV.name, SetEnv(env=env), timeout=30.0, answer=SET_ENV.answer)
-        else:
-            await tell(record, self.config.ip, "/set_env", {"env": env})
+        elif record.state is State.READY:
+            await post(record, self.config.ip, "/set_env", {"env": env})
+        record.env |= env
 
     def _on_removed(self, record: Record) -> None:
         self.spawn_task(asyncio.to_thread(self._merged_log.unfollow, record.log))

@@ -7,7 +7,7 @@ from typing import Any
 from rolecall.guard import probe
 from rolecall.guard.children import Children
 from rolecall.guard.descendants import Descendants
-from rolecall.guard.health import HealthQuestions
+from rolecall.guard.health import HealthChecks
 from rolecall.guard.metrics import Counts
 from rolecall.guard.oom import OomWatch
 from rolecall.guard.stall import Resumed, Stalled, StallWatch
@@ -40,7 +40,7 @@ class Watcher:
     ) -> None:
         self._config, self._table, self._children, self._counts = config, table, children, counts
         self._notify, self._spawn_task = notify, spawn_task
-        self._health = HealthQuestions(config.ip, spawn_task)
+        self._health = HealthChecks(config.ip, spawn_task)
         # For each worker its policy, and a lock that keeps its events in order while stacks are read.
         self._watches: dict[Record, tuple[StallWatch, asyncio.Lock]] = {}
         self._stack_dumps = asyncio.Semaphore(MAX_STACK_DUMPS)
@@ -51,7 +51,7 @@ class Watcher:
         self.oom.look()
         await self._attribute()
         living = [record for record in self._table if record.state is not State.ENDING]
-        self._health.look(living)
+        self._health.poll(living)
         known = self._watches
         self._watches = {record: known.get(record) or (self._new_policy(), asyncio.Lock()) for record in living}
         for record, (policy, lock) in self._watches.items():

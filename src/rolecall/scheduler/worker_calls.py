@@ -156,7 +156,10 @@ class WorkerCalls:
         for key, value in env.items():
             check_env(key, value)
         call = self._control(worker_id, SET_ENV, SetEnv(worker=worker_id, env=env))
-        self._table.member(worker_id).env.update(env)
+        kept = self._table.member(worker_id).env
+        before = {key: kept[key] for key in env if key in kept}
+        kept.update(env)
+        call.add_done_callback(partial(_put_back, kept, env, before))
         return call
 
     def stacks(self, worker_id: str) -> str:
@@ -225,6 +228,14 @@ def _peer(member: Member) -> Peer | ProgramPeer:
         expected = "one that does, over HTTP, is started with ready='/health'; see docs/http.md"
         raise WorkerConfigurationError(what, member.slot.argv, expected)
     return member.program
+
+
+def _put_back(kept: dict[str, str], env: dict[str, str], before: dict[str, str], done: Future[Any]) -> None:
+    """Forgets variables that were not set."""
+    if done.cancelled() or done.exception() is not None:
+        for key in env:
+            kept.pop(key, None)
+        kept.update(before)
 
 
 def _remember(engines: dict[str | None, EngineRequest], request: EngineRequest, made: Future[Any]) -> None:

@@ -12,6 +12,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping,
 from typing import Any
 from urllib.parse import unquote
 
+import h11
+
 from rolecall.errors import WorkerConfigurationError
 from rolecall.transport.http.messages import Request, Response
 
@@ -20,6 +22,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
+CLOSE_S = 1.0  # for requests under way, whose cancellation the application may ignore
 WINDOW = 16  # parts of a response that a slow client has not taken yet
 log = logging.getLogger("rolecall")
 
@@ -65,7 +68,7 @@ class AsgiRoute:
         for task in self._tasks:
             task.cancel()
         if self._tasks:
-            await asyncio.wait(self._tasks)
+            await asyncio.wait(self._tasks, timeout=CLOSE_S)
         lifespan, self._lifespan = self._lifespan, None
         if lifespan is not None:
             await lifespan.ask("shutdown")
@@ -123,11 +126,15 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = [(bytes(name), bytes(value)) for name, value in message.get("headers", ())]
+            h11.Response(
+                status_code=message["status"], headers=headers
+            )  # raises, in the application, where HTTP forbids it
             self.response.set_result(Response(message["status"], raw_headers=headers, chunks=self._chunks()))
             return
         if (body := message.get("body", b"")) and self._request.method != "HEAD":
             await self._room.acquire()
             if self._request.disconnect.happened:
+                self._room.release()  # for the next one, which raises as well
                 raise ConnectionResetError("the client has closed the connection")
             self._parts.put_nowait(bytes(body))
         if not message.get("more_body", False):
@@ -142,10 +149,11 @@ class _Exchange:
             else:
                 self.response.set_exception(error or RuntimeError("the application ended without a response"))
             return
-        if error is not None and not self._request.disconnect.happened:
-            log.error("%s %s: the application raised", self._request.method, self._request.path, exc_info=error)
         if not self._over.is_set():
-            self._end(ConnectionAbortedError("the application ended in the middle of its response"))
+            error = error or ConnectionAbortedError("the application ended in the middle of its response")
+            self._end(ConnectionAbortedError(str(error)))
+        if error is not None and not self._request.disconnect.happened:
+            log.error("%s %s: the application failed", self._request.method, self._request.path, exc_info=error)
 
     def _disconnected(self) -> None:
         self._room.release()  # wakes an application that waits for the client
