@@ -16,6 +16,18 @@ from rolecall.guard.command import Place, fill
 from tests.guard.guard_rig import Rig
 
 SERVER = [sys.executable, "-m", "http.server", "--bind", "{host}", "{port}"]
+# Answers each request with a body that never ends.
+ENDLESS = """
+import http.server, sys, time
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        while True:
+            self.wfile.write(b"more")
+            time.sleep(0.01)
+http.server.ThreadingHTTPServer((sys.argv[1], int(sys.argv[2])), Handler).serve_forever()
+"""
 PLACE = Place("proxy/3", "10.0.0.1", [4000, 4001], "exp", "t0", [5000, 5001])
 FACTS: dict[str, Any] = {"place": PLACE, "devices": "0,1", "python": "/opt/python3"}
 
@@ -59,6 +71,11 @@ def test_a_server_is_ready_when_it_answers(rig: Rig) -> None:
     assert list(result["timeline"]) == ["requested", "forked", "connected", "ready"]
     argv = Path(f"/proc/{result['pid']}/cmdline").read_text().split("\0")
     assert argv[-2] == str(result["ports"][0]) and os.getsid(result["pid"]) == result["pid"]
+
+
+def test_a_program_is_ready_by_the_status_alone(rig: Rig) -> None:
+    """What follows it is not read, and may never end."""
+    rig.worker("web/0", argv=[sys.executable, "-c", ENDLESS, "{host}", "{port}"], ready={"http": "/"})
 
 
 def test_a_strangers_server_is_not_taken_for_the_programs(rig: Rig) -> None:

@@ -64,6 +64,6 @@ async def answers(host: str, port: int, path: str, limit_s: float) -> bool:
     """Whether a program answers a path with a status below 400, within a time."""
     try:
         async with asyncio.timeout(limit_s):
-            return (await ask(host, port, "GET", path)).status < 400
+            return (await ask(host, port, "GET", path, status_only=True)).status < 400
     except OSError:  # a TimeoutError is one
         return False

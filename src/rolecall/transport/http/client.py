@@ -15,8 +15,13 @@ RECEIVE = 64 << 10
 NOT_SERVED = (404, 405, 501)  # statuses of a program that does not serve a route
 
 
-async def ask(host: str, port: int, method: str, path: str, body: bytes = b"") -> Response:
+async def ask(
+    host: str, port: int, method: str, path: str, body: bytes = b"", *, status_only: bool = False
+) -> Response:
     """Sends a request once and returns the answer; cancelling it closes the connection.
+
+    Args:
+        status_only: Return when the status is there, whatever follows it.
 
     Raises:
         OSError: The connection cannot be made or broke, or what came is no HTTP or has more than `MAX_BODY` bytes.
@@ -35,6 +40,8 @@ async def ask(host: str, port: int, method: str, path: str, body: bytes = b"") -
                     http.receive_data(await reader.read(RECEIVE))
                 elif isinstance(event, h11.Response):
                     status = event.status_code
+                    if status_only:
+                        break
                 elif isinstance(event, h11.Data):
                     answer += event.data
                     if len(answer) > MAX_BODY:
