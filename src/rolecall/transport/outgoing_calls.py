@@ -62,6 +62,11 @@ class OutgoingCalls(Waitable):
         return self._caller.waiting
 
     @property
+    def busy(self) -> bool:
+        """Whether `tick` has something to do, now or later."""
+        return self._caller.busy
+
+    @property
     def remembered(self) -> int:
         """Calls, notifications and cancelled calls that may still be probed."""
         return len(self._caller)
