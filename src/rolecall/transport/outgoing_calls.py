@@ -112,11 +112,11 @@ class OutgoingCalls(Waitable):
 
     # Called by calls
 
-    def consumed(self, call: Call) -> None:
-        """The call's reader took one item of the stream."""
+    def consumed(self, call: Call, total: int) -> None:
+        """The call's reader has taken so many items of the stream."""
         with self._lock:
             opened = call.opened
-            sendings = self._caller.consume(opened) if opened is not None else ()
+            sendings = self._caller.consume(opened, total) if opened is not None else ()
             link = self.channel.link
         send(link, sendings)
 

@@ -97,6 +97,9 @@ class IncomingStream:
 
     def put(self, index: int, body: Body, window: int) -> list[Body]:
         """Adds an item; returns those that are next in order."""
+        if index == self.arrived and not self.early:
+            self.arrived += 1
+            return [body]
         if self.arrived <= index < self.consumed + 2 * window:
             self.early.setdefault(index, body)
         ready = []
@@ -230,12 +233,12 @@ class Caller(Generic[Owner]):
             return events, ()
         return events, ((call.progress(), (), None),) if self._attached else ()
 
-    def consume(self, call: OpenCall[Owner]) -> Sequence[Sending]:
-        """The reader took one item of a stream."""
+    def consume(self, call: OpenCall[Owner], total: int) -> Sequence[Sending]:
+        """The reader has taken so many items of a stream."""
         stream = call.stream
         if stream is None:
             return ()
-        stream.consumed += 1
+        stream.consumed = max(stream.consumed, total)
         if stream.consumed - stream.credited < max(1, self.window // 2):
             return ()
         stream.credited = stream.consumed
