@@ -57,6 +57,7 @@ class Launcher:
     Attributes:
         handler: Makes what answers a worker's requests on its control channel.
         on_exit: Told when the process of a worker has ended.
+        on_desertion: Told when the other end of its control channel is closed.
         closed: The guard is ending, so nothing is started any more.
     """
 
@@ -71,6 +72,7 @@ class Launcher:
     merged_log: logs.MergedLog
     handler: Callable[[Record], Handler]
     on_exit: Callable[[Record, Exit], None]
+    on_desertion: Callable[[Record], None]
     spawn_task: Callable[[Coroutine[Any, Any, Any]], None]
     closed: bool = False
 
@@ -242,7 +244,12 @@ class Launcher:
         record.exit_future.add_done_callback(lambda end: self.on_exit(record, end.result()))
         if control is not None:
             loop = asyncio.get_running_loop()
-            record.peer = Peer(record.worker_id, loop=loop, handler=self.handler(record))
+            record.peer = Peer(
+                record.worker_id,
+                loop=loop,
+                handler=self.handler(record),
+                on_detached=lambda error: self.on_desertion(record),
+            )
             record.peer.attach(Link(control, loop=loop))
 
     # Wait until ready

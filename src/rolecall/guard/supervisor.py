@@ -35,6 +35,8 @@ from rolecall.transport.peer import Handler
 from rolecall.types import check_env
 
 STRAYS_S = 5.0
+DESERTED_S = 1.0  # between the end of a control channel and SIGCHLD, where the worker has died
+DESERTED = "its process lived on without the connection to its guard: it called os.exec*, or closed files of others"
 
 _log = logging.getLogger(__name__)
 
@@ -83,6 +85,7 @@ class Supervisor:
             merged_log=self._merged_log,
             handler=partial(handler, self),
             on_exit=self._on_exit,
+            on_desertion=lambda record: self.spawn_task(self._deserted(record)),
             spawn_task=self.spawn_task,
         )
         self._watcher = Watcher(config, self.table, self._children, self._counts, notify, self.spawn_task)
@@ -185,6 +188,19 @@ class Supervisor:
         self._counts["unexpected_exits_total"] += 1
         self._notify(_exited(record, end, reason))
         self.spawn_task(self._killer.kill([record], 0.0))  # workers that it has started in its slot live on
+
+    async def _deserted(self, record: Record) -> None:
+        """Ends a process that is no worker any more: what it still had to answer will not be answered."""
+        assert record.exit_future is not None
+        await asyncio.wait([record.exit_future], timeout=DESERTED_S)
+        if record.state is State.STARTING and record.spec.argv is None:
+            record.stall = DESERTED
+            record.abort.set()
+        elif record.state is State.READY:
+            await self._killer.kill([record], 0.0)
+            if record.exit is not None:
+                self._counts["unexpected_exits_total"] += 1
+                self._notify(_exited(record, record.exit, DESERTED))
 
     async def stacks(self, worker: str) -> str:
         """The Python stacks of a worker as text."""

@@ -47,7 +47,7 @@ from rolecall.protocol.worker_methods import (
 from rolecall.tensors import functions
 from rolecall.tensors.binding import binding
 from rolecall.tensors.service import DataService
-from rolecall.transport.codec.exceptions import full_name
+from rolecall.transport.codec.exceptions import format_traceback, full_name, message_of, said
 from rolecall.worker.calls import EngineCalls
 from rolecall.worker.engines import Engines
 from rolecall.worker.loading import load_engine_class, load_function
@@ -133,7 +133,7 @@ class EngineHost:
         """Answers with an error. One that is not a RolecallError is a bug in this package; its traceback is logged."""
         if not isinstance(error, RolecallError):
             log.error("internal error in %r", request.method, exc_info=error)
-            error = InternalError(self.worker_id, request.method, full_name(type(error)), str(error))
+            error = InternalError(self.worker_id, request.method, full_name(type(error)), message_of(error))
         request.fail(error)
 
     def _data_answer(self, request: Request) -> None:
@@ -162,9 +162,9 @@ class EngineHost:
             return request.fail(e)
         except BaseException as e:
             self._engines.release(name)
-            text = "".join(traceback.format_exception(e))
+            text = format_traceback(e)
             log.error("the constructor of engine %r (%s) raised; its caller is told\n%s", name, path, text)
-            return request.fail(EngineCreationError(self.worker_id, name, f"{type(e).__name__}: {e}", text))
+            return request.fail(EngineCreationError(self.worker_id, name, said(e), text))
         self._engines.add(name, engine)
         log.info("engine %r (%s) was made in %.2f s", name, path, time.monotonic() - begun)
         request.finish(EngineCreated(engine_name=name))
@@ -201,7 +201,7 @@ class EngineHost:
         except TimeoutError:
             return f"destroy() took more than {timeout:g} s"
         except BaseException as e:
-            return f"destroy() raised {type(e).__name__}: {e}"
+            return f"destroy() raised {said(e)}"
         finally:
             self._engines.leave(hosted.thread)
         return ""

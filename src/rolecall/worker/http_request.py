@@ -14,7 +14,7 @@ from typing import Any
 from rolecall.errors import CallCancelledError, InternalError, RolecallError
 from rolecall.protocol.worker_methods import HttpRoute, WorkerMethod
 from rolecall.transport.codec import Received, encode
-from rolecall.transport.codec.exceptions import full_name
+from rolecall.transport.codec.exceptions import full_name, message_of
 from rolecall.transport.http import Request, Response
 from rolecall.worker import http_forms
 
@@ -75,7 +75,7 @@ class HttpRequest:
         """Answers with an error. One that is not a RolecallError becomes an InternalError."""
         error = exc
         if not isinstance(error, RolecallError):
-            error = InternalError(self._worker_id, self.method, full_name(type(exc)), str(exc))
+            error = InternalError(self._worker_id, self.method, full_name(type(exc)), message_of(exc))
         if self.streaming:
             self._soon(self._fail_stream, error)
         else:
