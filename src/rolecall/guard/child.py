@@ -16,6 +16,7 @@ from rolecall.guard.kernel import die_with_parent, overwrite_variable, set_name
 from rolecall.guard.proc import open_descriptors
 from rolecall.protocol.environment import WORKER
 from rolecall.protocol.fork import ForkSpec
+from rolecall.transport.files import make_directories
 
 _OPENBLAS_SETTERS = ("scipy_openblas_set_num_threads64_", "openblas_set_num_threads64_", "openblas_set_num_threads")
 
@@ -59,7 +60,7 @@ def _reset_signals() -> None:
 
 
 def _redirect(log_path: str) -> None:
-    Path(log_path).parent.mkdir(parents=True, exist_ok=True)
+    make_directories(Path(log_path).parent)
     log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     null = os.open(os.devnull, os.O_RDONLY)
     for target, source in enumerate((null, log, log)):

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -33,11 +34,13 @@ from rolecall.protocol.fork import ForkSpec
 from rolecall.protocol.guard import ProcessSpec, StartResult
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.worker import CONFIGURE, WorkerConfig
+from rolecall.transport.files import read_within
 from rolecall.transport.link import Link
 from rolecall.transport.peer import Handler, Peer
 from rolecall.types import check_argv, check_env, check_name, role_and_index
 
 ABORTED = "killed while starting"
+LOG_S = 5.0  # for a file system to open a log
 INDEX_DIGITS = 6  # of a worker's index, which becomes part of a socket's path
 
 OnCancel = Callable[[Callable[[], None]], None]
@@ -105,13 +108,14 @@ class Launcher:
         if previous is not None and previous.state is State.ENDING:
             await previous.gone.wait()
         try:
-            return self._record(spec, started_by)
+            log_path = logs.log_path(self.config.run_dir, spec.worker_id)
+            return self._record(spec, started_by, log_path, await read_within(LOG_S, partial(logs.size, log_path), 0))
         except (RolecallError, StartError, OSError) as error:
             if self.table.find(spec.worker_id) is None:
                 self.ports.release(spec.worker_id)  # leased before, for this start
             return StartResult(worker_id=spec.worker_id, ok=False, error=str(error))
 
-    def _record(self, spec: ProcessSpec, started_by: str) -> Record:
+    def _record(self, spec: ProcessSpec, started_by: str, log_path: str, log_start: int) -> Record:
         _check(spec)
         if self.closed:
             raise StartError("the guard is ending")
@@ -119,8 +123,6 @@ class Launcher:
             raise StartError(f"{spec.worker_id} is already running; delete it first")
         target = self.table.get(spec.target) if spec.target else None
         spec = _in_slot(spec, target.spec) if target else _on_host(spec)
-        log_path = logs.log_path(self.config.run_dir, spec.worker_id)
-        log_start = logs.size(log_path)
         record = Record(
             spec=spec,
             env=environment.recorded_env(spec, target.env if target else None),
@@ -151,12 +153,12 @@ class Launcher:
             for record, env in envs.items()
             if record.spec.argv is None and not environment.needs_cold_start(env, self.template.env)
         }
-        failures = {record: self._spawn(record, env) for record, env in envs.items() if record not in forks}
+        failures = await self._spawn_all({record: env for record, env in envs.items() if record not in forks})
         try:
             failures |= await self._fork(forks)
         except (TemplateError, OSError) as error:
             _log.warning("workers are started cold: %s", error)
-            failures |= {record: self._spawn(record, env) for record, env in forks.items()}
+            failures |= await self._spawn_all(forks)
         finally:
             for record in records:
                 record.created.set()
@@ -206,14 +208,21 @@ class Launcher:
             threads=environment.thread_limit(env, record.spec.cores, HOST_CORES),
         )
 
-    def _spawn(self, record: Record, env: Mapping[str, str]) -> str:
-        """Starts a program or a cold worker; returns why it could not."""
+    async def _spawn_all(self, envs: Mapping[Record, dict[str, str]]) -> dict[Record, str]:
+        """Starts programs and cold workers; returns why it could not, or "", for each."""
+        opened = [read_within(LOG_S, partial(logs.open_log, record.log_path), None) for record in envs]
+        found = zip(envs.items(), await asyncio.gather(*opened), strict=True)
+        return {record: self._spawn(record, env, log) for (record, env), log in found}
+
+    def _spawn(self, record: Record, env: Mapping[str, str], log: int | None) -> str:
+        if log is None:
+            return f"its log {record.log_path} could not be opened within {LOG_S:g} s"
         if record.abort.is_set():
+            os.close(log)
             return ABORTED
         control, keep = None, []
         try:
             with ExitStack() as ours_alone:
-                log = os.open(record.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
                 ours_alone.callback(os.close, log)
                 if record.may_serve:
                     control, theirs = socket.socketpair()
@@ -272,7 +281,7 @@ class Launcher:
             record.mark("ready")
             return self._result(record)
         code, number = record.exit or (None, None)  # read before it is killed: how it ended by itself
-        tail = logs.tail(record.log_path, record.log_start)
+        tail = await logs.tail_soon(record.log_path, record.log_start)
         if record.state is State.ENDING:
             await record.gone.wait()  # the task that aborted the start kills it and reports that
         else:

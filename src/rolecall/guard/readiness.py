@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from functools import partial
 
 from rolecall.guard import logs
 from rolecall.guard.descendants import Descendants
@@ -9,6 +10,7 @@ from rolecall.guard.sockets import holders, listener_inodes
 from rolecall.guard.table import Record
 from rolecall.protocol.guard import Ready
 from rolecall.protocol.guard_config import GuardConfig
+from rolecall.transport.files import read_within
 from rolecall.transport.http.client import ask
 
 SETTLE_S = 0.3  # a program that cannot start (wrong arguments, a missing file) ends within this
@@ -30,7 +32,7 @@ async def wait_until_ready(record: Record, config: GuardConfig) -> None:
 
 
 async def _is_ready(record: Record, ready: Ready, host: str) -> bool:
-    if ready.log and not _log_matches(record, ready.log):
+    if ready.log and not await _log_matches(record, ready.log):
         record.waits_for = f"no line of its log matches {ready.log!r}"
         return False
     if not (ready.http or ready.tcp):
@@ -43,8 +45,8 @@ async def _is_ready(record: Record, ready: Ready, host: str) -> bool:
     return not ready.http or await answers(host, record.ports[0], ready.http, _HTTP_S)
 
 
-def _log_matches(record: Record, pattern: str) -> bool:
-    data = logs.read_from(record.log_path, record.log_start)
+async def _log_matches(record: Record, pattern: str) -> bool:
+    data = await read_within(logs.TAIL_S, partial(logs.read_from, record.log_path, record.log_start), b"")
     return re.search(pattern, data.decode(errors="replace"), re.MULTILINE) is not None
 
 

@@ -31,10 +31,12 @@ from rolecall.protocol.guard import KillReport, Ports, ShutdownReport
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.worker import SET_ENV
 from rolecall.protocol.worker_methods import SetEnv
+from rolecall.transport.files import FileThread
 from rolecall.transport.peer import Handler
 from rolecall.types import check_env
 
 STRAYS_S = 5.0
+MERGE_S = 5.0  # for the rest of all logs
 DESERTED_S = 1.0  # between the end of a control channel and SIGCHLD, where the worker has died
 DESERTED = "its process lived on without the connection to its guard: it called os.exec*, or closed files of others"
 
@@ -49,6 +51,7 @@ class Supervisor:
         handler: Makes what answers a worker's requests on its control channel.
         notify: Notifies the controller of an event.
         template_log: The file that the template process logs to.
+        files: Merges the logs.
     """
 
     def __init__(
@@ -59,11 +62,13 @@ class Supervisor:
         handler: Callable[["Supervisor", Record], Handler],
         notify: Notify,
         template_log: str,
+        files: FileThread,
     ) -> None:
         self.config = config
         self._loop, self._lease, self._notify = loop, lease, notify
         runtime.prepare(config.runtime_dir, config.guard_id)
-        self._merged_log = logs.MergedLog(config.run_dir)
+        self._files = files
+        self._merged_log = logs.MergedLog(config.run_dir, files)
         log = os.open(template_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         base_env = environment.base_env(os.environ, config.env)
         template_env = environment.with_run_ids(base_env, config.run_id, config.guard_id, "")
@@ -107,7 +112,7 @@ class Supervisor:
 
     async def copy_logs(self) -> None:
         """Merges what the workers have logged since the last call."""
-        await asyncio.to_thread(self._merged_log.copy_new_lines)
+        self._merged_log.copy_new_lines()
 
     async def shutdown(self, grace_s: float) -> ShutdownReport:
         """Ends every process, verifies it, and releases everything. A second call waits for the first."""
@@ -123,7 +128,8 @@ class Supervisor:
         left = await asyncio.to_thread(sweep, self.config.run_id, self.config.guard_id)
         strays = [f"{item.pid} {item.name}" for item in killed] + [f"{item.pid} {item.name}" for item in left]
         survivors = report.survivors + [f"{item.pid} {item.name}" for item in left if not item.gone]
-        await asyncio.to_thread(self._merged_log.close)
+        self._merged_log.finish()
+        await self._files.adrain(MERGE_S)
         self.ports.close()
         return ShutdownReport(killed=report.killed, strays=strays, survivors=survivors)
 
@@ -157,7 +163,7 @@ class Supervisor:
         report = await self._killer.kill(records, grace_s)
         for record in records:
             if reason and (end := record.exit) is not None:
-                self._notify(_exited(record, end, reason))
+                await self._tell_exit(record, end, reason)
         return msgspec.structs.replace(report, unknown=unknown)
 
     async def set_env(self, worker: str, env: dict[str, str]) -> None:
@@ -172,7 +178,7 @@ class Supervisor:
         record.env |= env
 
     def _on_removed(self, record: Record) -> None:
-        self.spawn_task(asyncio.to_thread(self._merged_log.unfollow, record.log))
+        self._merged_log.unfollow(record.log)
         record.page.close()
         if record.peer is not None:
             record.peer.close()
@@ -186,8 +192,11 @@ class Supervisor:
         oom = self._watcher.oom
         reason = oom.explain(record.rss) if end.signal == signal.SIGKILL and oom.claim() else ""
         self._counts["unexpected_exits_total"] += 1
-        self._notify(_exited(record, end, reason))
+        self.spawn_task(self._tell_exit(record, end, reason))
         self.spawn_task(self._killer.kill([record], 0.0))  # workers that it has started in its slot live on
+
+    async def _tell_exit(self, record: Record, end: Exit, reason: str) -> None:
+        self._notify(await _exited(record, end, reason))
 
     async def _deserted(self, record: Record) -> None:
         """Ends a process that is no worker any more: what it still had to answer will not be answered."""
@@ -200,7 +209,7 @@ class Supervisor:
             await self._killer.kill([record], 0.0)
             if record.exit is not None:
                 self._counts["unexpected_exits_total"] += 1
-                self._notify(_exited(record, record.exit, DESERTED))
+                await self._tell_exit(record, record.exit, DESERTED)
 
     async def stacks(self, worker: str) -> str:
         """The Python stacks of a worker as text."""
@@ -220,7 +229,7 @@ class Supervisor:
         }
 
 
-def _exited(record: Record, end: Exit, reason: str) -> events.Exited:
+async def _exited(record: Record, end: Exit, reason: str) -> events.Exited:
     assert record.process is not None
     return events.Exited(
         worker=record.worker_id,
@@ -228,7 +237,7 @@ def _exited(record: Record, end: Exit, reason: str) -> events.Exited:
         exit_code=end.code,
         signal=end.signal,
         reason=reason,
-        log_tail=logs.tail(record.log_path, record.log_start),
+        log_tail=await logs.tail_soon(record.log_path, record.log_start),
         log_path=record.log_path,
         host=socket.gethostname(),
     )

@@ -10,6 +10,7 @@ import shutil
 import stat
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from rolecall.errors import WorkerConfigurationError
@@ -20,6 +21,19 @@ from rolecall.types import check_name
 EARLIER = "earlier"  # directory of the run directory: earlier runs of the trial, by number
 STOPPED = "stopped"  # file of the run directory, in which `rolecall stop` says who it is
 FILES = ("state.json", "events.jsonl", "logs", "stacks", STOPPED)
+DIRECTORY_MODE = 0o755  # nobody else may write into a run's directories, whatever the umask
+ROOTS = 20  # names that are tried for the directory in the temporary one
+
+_locks: set[int] = set()  # descriptors of this process
+
+
+def _close_locks() -> None:
+    """A forked child must not hold the locks of its parent, which it may outlive."""
+    while _locks:
+        os.close(_locks.pop())
+
+
+os.register_at_fork(after_in_child=_close_locks)
 
 
 class Run:
@@ -111,24 +125,24 @@ class Run:
     def close(self) -> None:
         """Removes the runtime directory. The run directory stays."""
         shutil.rmtree(self.runtime_dir, ignore_errors=True)
-        if self._lock >= 0:
+        if self._lock in _locks:
+            _locks.remove(self._lock)
             os.close(self._lock)
-            self._lock = -1
 
     def _make_run_dir(self) -> None:
         if not self._named:
             self._choose_trial()
-        self.run_dir.mkdir(parents=True, exist_ok=True)
+        make_directories(self.run_dir)
         self._take_lock()
         self._put_away()
         for part in ("logs", "stacks"):
-            (self.run_dir / part).mkdir()
+            (self.run_dir / part).mkdir(mode=DIRECTORY_MODE)
 
     def _put_away(self) -> None:
         """What an earlier run of the trial has left goes to `earlier/<number>`, laid out as a run directory."""
         if left := [path for name in FILES if (path := self.run_dir / name).exists()]:
             place = self.run_dir / EARLIER / str(max(earlier_runs(self.run_dir), default=0) + 1)
-            place.mkdir(parents=True)
+            make_directories(place)
             for path in left:
                 path.rename(place / path.name)
 
@@ -137,7 +151,8 @@ class Run:
         begun = self.trial
         for number in itertools.count(2):
             try:
-                return self.run_dir.mkdir(parents=True)
+                make_directories(self.run_dir.parent)
+                return self.run_dir.mkdir(mode=DIRECTORY_MODE)
             except FileExistsError:
                 self.trial = f"{begun}-{number}"
 
@@ -153,6 +168,7 @@ class Run:
         os.ftruncate(lock, 0)
         os.write(lock, f"{os.getpid()}\n".encode())
         self._lock = lock
+        _locks.add(lock)
 
 
 def _root(fileroot: str | os.PathLike[str] | None) -> Path:
@@ -167,19 +183,39 @@ def earlier_runs(run_dir: Path) -> list[int]:
     return sorted(int(path.name) for path in (run_dir / EARLIER).glob("*") if path.name.isdecimal())
 
 
+def make_directories(path: Path) -> None:
+    """Makes a directory and those above it, none of which others may write into."""
+    if not path.is_dir():
+        make_directories(path.parent)
+        path.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+
+
 def private_root() -> Path:
-    """`<tmp>/rolecall-<uid>`, where this user's runtime directories are."""
-    return Path(tempfile.gettempdir() if len(tempfile.gettempdir()) < 40 else "/tmp") / f"rolecall-{os.getuid()}"
+    """`<tmp>/rolecall-<uid>`, where this user's runtime directories are.
+
+    Where another user has put something there, it is the first of `rolecall-<uid>-1` and so on that is not taken.
+    """
+    tmp = Path(tempfile.gettempdir() if len(tempfile.gettempdir()) < 40 else "/tmp")
+    names = [f"rolecall-{os.getuid()}", *(f"rolecall-{os.getuid()}-{number}" for number in range(1, ROOTS))]
+    return next((tmp / name for name in names if _may_be_ours(tmp / name)), tmp / names[0])
+
+
+def _may_be_ours(root: Path) -> bool:
+    try:
+        found = root.lstat()
+    except FileNotFoundError:
+        return True
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
 
 
 def _make_private(root: Path) -> None:
-    """Makes the root, ours alone: another user must not have put it there first."""
-    root.mkdir(mode=0o700, exist_ok=True)
-    found = root.lstat()
-    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid():
-        root.chmod(0o700)
-    else:
-        raise WorkerConfigurationError(f"{root} is not a directory of this user", None, "remove it")
+    """Makes the root, ours alone."""
+    with suppress(FileExistsError):
+        root.mkdir(mode=0o700)
+    if not _may_be_ours(root):
+        what = f"{root} and {ROOTS - 1} others like it belong to another user"
+        raise WorkerConfigurationError(what, None, "remove them, or set TMPDIR to a directory of this user")
+    root.chmod(0o700)
 
 
 def _write_private(path: Path, text: str) -> None:
