@@ -23,6 +23,7 @@ from rolecall.guard.sweep import REAPER_NAME, RunProcess, run_processes
 from rolecall.placement.outside import Removal, is_private
 from rolecall.placement.registry import PLACEMENTS
 from rolecall.scheduler.run import STOPPED
+from rolecall.transport.files import opener
 
 KILL_MARGIN_S = 15.0  # beyond the grace: SIGKILL, and seeing everything dead
 LEAVE_S = 3.0  # a guard that was asked, or a reaper whose guard was killed, is gone in milliseconds
@@ -104,7 +105,8 @@ def _say_who(run: SelectedRun) -> None:
     if run.directory is not None and not run.state.controller.ended:
         with suppress(OSError):  # a file system that is full, for instance
             who = f"`rolecall stop`, process {os.getpid()} of {getpass.getuser()} on {os.uname().nodename}"
-            (run.directory.path / STOPPED).write_text(who)
+            with open(run.directory.path / STOPPED, "w", opener=opener) as file:
+                file.write(who)
 
 
 def _ask_guards(run: SelectedRun, grace_s: float) -> tuple[dict[str, str], bool]:

@@ -16,12 +16,12 @@ from pathlib import Path
 from rolecall.errors import WorkerConfigurationError
 from rolecall.protocol.message import to_json
 from rolecall.protocol.state import RunState
+from rolecall.transport.files import DIRECTORY_MODE, make_directories, opener
 from rolecall.types import check_name
 
 EARLIER = "earlier"  # directory of the run directory: earlier runs of the trial, by number
 STOPPED = "stopped"  # file of the run directory, in which `rolecall stop` says who it is
 FILES = ("state.json", "events.jsonl", "logs", "stacks", STOPPED)
-DIRECTORY_MODE = 0o755  # nobody else may write into a run's directories, whatever the umask
 ROOTS = 20  # names that are tried for the directory in the temporary one
 
 _locks: set[int] = set()  # descriptors of this process
@@ -118,9 +118,13 @@ class Run:
 
     def write_state(self, state: RunState) -> None:
         """Replaces `state.json`, whole or not at all. One writer at a time."""
-        fresh = self.run_dir / "state.json.new"
-        fresh.write_text(to_json(state, indent=1))
-        fresh.replace(self.run_dir / "state.json")
+        self.write("state.json.new", to_json(state, indent=1))
+        (self.run_dir / "state.json.new").replace(self.run_dir / "state.json")
+
+    def write(self, name: str, text: str, mode: str = "w") -> None:
+        """Writes a file of the run directory, or with mode `a` at its end."""
+        with open(self.run_dir / name, mode, opener=opener) as file:
+            file.write(text)
 
     def close(self) -> None:
         """Removes the runtime directory. The run directory stays."""
@@ -181,13 +185,6 @@ def _root(fileroot: str | os.PathLike[str] | None) -> Path:
 def earlier_runs(run_dir: Path) -> list[int]:
     """Numbers of the earlier runs of a trial, oldest first."""
     return sorted(int(path.name) for path in (run_dir / EARLIER).glob("*") if path.name.isdecimal())
-
-
-def make_directories(path: Path) -> None:
-    """Makes a directory and those above it, none of which others may write into."""
-    if not path.is_dir():
-        make_directories(path.parent)
-        path.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
 
 
 def private_root() -> Path:
