@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,12 +19,9 @@ from rolecall.guard.children import Children, Exit
 from rolecall.guard.command import Place, fill
 from rolecall.guard.host import HOST_CORES
 from rolecall.guard.killer import Killer
-from rolecall.guard.metrics import Counts
 from rolecall.guard.ports import PortLeases
 from rolecall.guard.proc import Process
-from rolecall.guard.program_requests import post
-from rolecall.guard.progress import ProgressPage
-from rolecall.guard.readiness import wait_until_ready
+from rolecall.guard.programs import post, wait_until_ready
 from rolecall.guard.spawn import spawn
 from rolecall.guard.table import Record, State, Table
 from rolecall.guard.template_process import TemplateError, TemplateProcess
@@ -67,7 +65,7 @@ class Launcher:
     children: Children
     template: TemplateProcess
     killer: Killer
-    counts: Counts
+    counts: Counter[str]
     merged_log: logs.MergedLog
     handler: Callable[[Record], Handler]
     on_exit: Callable[[Record, Exit], None]
@@ -127,7 +125,7 @@ class Launcher:
             ports=spec.ports or self.ports.lease(spec.worker_id, spec.port_count),
             target_ports=target.ports if target else [],
             started_by=started_by,
-            page=ProgressPage(runtime.page_path(self.config.runtime_dir, self.config.guard_id, spec.worker_id)),
+            page=runtime.ProgressPage(runtime.page_path(self.config.runtime_dir, self.config.guard_id, spec.worker_id)),
             log=self.merged_log.follow(spec.worker_id, log_path, log_start),
         )
         self.table.add(record)
@@ -317,24 +315,15 @@ class Launcher:
         """Tells an engine worker who it is; returns when it listens."""
         path = runtime.worker_socket(self.config.runtime_dir, record.worker_id)
         config = WorkerConfig(
+            **self.config.shared(),
             worker_id=record.worker_id,
-            token=self.config.token,
             socket=path,
-            ip=self.config.ip,
-            bind=self.config.bind,
             port=record.ports[0] if record.ports else 0,
             ports=record.ports,
             target_ports=record.target_ports,
             devices=record.spec.devices,
             replicas=record.spec.replicas,
-            run_dir=self.config.run_dir,
-            seed=self.config.seed,
-            main=self.config.main,
-            sys_path=self.config.sys_path,
             progress=record.page.path,
-            tensor_backend=self.config.tensor_backend,
-            setup=self.config.setup,
-            one_engine_thread=self.config.one_engine_thread,
         )
         await peer.request(CONFIGURE.name, config, answer=CONFIGURE.answer)
         record.socket = path

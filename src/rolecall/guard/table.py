@@ -11,7 +11,7 @@ from rolecall.errors import WorkerNotFoundError
 from rolecall.guard.children import Exit
 from rolecall.guard.logs import FollowedLog
 from rolecall.guard.proc import Process
-from rolecall.guard.progress import ProgressPage
+from rolecall.guard.runtime import ProgressPage
 from rolecall.protocol.guard import ProcessSpec, WorkerRow
 
 if TYPE_CHECKING:

@@ -1,15 +1,15 @@
 """Samples all workers every second: which processes are theirs, how much memory they use, whether they stall."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from rolecall.guard import probe
 from rolecall.guard.children import Children
 from rolecall.guard.descendants import Descendants
-from rolecall.guard.health import HealthChecks
-from rolecall.guard.metrics import Counts
 from rolecall.guard.oom import OomWatch
+from rolecall.guard.programs import HealthChecks
 from rolecall.guard.stall import Resumed, Stalled, StallWatch
 from rolecall.guard.table import Record, State, Table
 from rolecall.protocol import events
@@ -34,7 +34,7 @@ class Watcher:
         config: GuardConfig,
         table: Table,
         children: Children,
-        counts: Counts,
+        counts: Counter[str],
         notify: Notify,
         spawn_task: Spawn,
     ) -> None:
