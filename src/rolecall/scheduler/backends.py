@@ -31,6 +31,12 @@ class PlacedScheduler(Scheduler):
         super().__init__(placement(**its), **options)
 
 
+def _options(maker: type) -> dict[str, Parameter]:
+    """What a constructor takes by keyword alone."""
+    taken = signature(RunOptions if maker is Scheduler else maker).parameters
+    return {name: each for name, each in taken.items() if each.kind is Parameter.KEYWORD_ONLY}
+
+
 def _with_options_of(*makers: type) -> Callable[[type[S]], type[S]]:
     """Puts the options that go to these into a scheduler's signature and docstring, where `help` finds them."""
 
@@ -123,9 +129,3 @@ def options_of(backend: str) -> set[str]:
 def keywords_of(placement: type[Placement]) -> set[str]:
     """Names of the options of a placement."""
     return _options(placement).keys() | set(placement.further_options)
-
-
-def _options(maker: type) -> dict[str, Parameter]:
-    """What a constructor takes by keyword alone."""
-    taken = signature(RunOptions if maker is Scheduler else maker).parameters
-    return {name: each for name, each in taken.items() if each.kind is Parameter.KEYWORD_ONLY}

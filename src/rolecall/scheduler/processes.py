@@ -17,6 +17,7 @@ from rolecall.protocol.guard import ALLOC_PORTS, AllocPorts, ProcessSpec, StartR
 from rolecall.protocol.worker_methods import DESTROY, Destroy
 from rolecall.scheduler.guards import GuardProxy, kill
 from rolecall.scheduler.table import Member
+from rolecall.transport.client import Client
 from rolecall.transport.loop import IOThread
 from rolecall.transport.peer import Call
 from rolecall.types import Worker, role_and_index
@@ -192,9 +193,9 @@ def destroy_engines(members: Sequence[Member], seconds: float, borrowed_by: str 
     for i, member in enumerate(members if seconds else ()):
         engines = [f"{borrowed_by}/{i}"] if borrowed_by is not None else None
         with suppress(RolecallError):  # it died meanwhile
-            if member.client is not None:
+            if isinstance(member.conversation, Client):
                 wanted, limit = Destroy(engines=engines, timeout=seconds), seconds + DESTROY_MARGIN_S
-                calls.append((member, member.client.peer.request(DESTROY.name, wanted, timeout=limit)))
+                calls.append((member, member.conversation.peer.request(DESTROY.name, wanted, timeout=limit)))
     for member, call in calls:
         try:
             log_problems(member.id, call.result())

@@ -75,6 +75,11 @@ class ProgramPeer:
             self._pending[call] = asyncio.run_coroutine_threadsafe(asked, self._loop)
         return call
 
+    @property
+    def peer(self) -> ProgramPeer:
+        """As a `Client` has one."""
+        return self
+
     def fail(self, error: BaseException) -> None:
         """Fails all calls, later ones too."""
         with self._lock:
