@@ -8,15 +8,16 @@ from typing import Annotated
 
 import typer
 
-from rolecall.cli.checks.devices import check_devices
-from rolecall.cli.checks.left_over import check_left_allocations, check_left_processes
+from rolecall.cli.checks.installation import check_devices, check_py_spy, check_versions
+from rolecall.cli.checks.left_over import (
+    check_left_allocations,
+    check_left_processes,
+    check_runtime_dirs,
+    check_shared_memory,
+)
 from rolecall.cli.checks.limits import check_limits
 from rolecall.cli.checks.paths import check_paths
 from rolecall.cli.checks.ports import check_ports
-from rolecall.cli.checks.py_spy import check_py_spy
-from rolecall.cli.checks.runtime_dirs import check_runtime_dirs
-from rolecall.cli.checks.shared_memory import check_shared_memory
-from rolecall.cli.checks.versions import check_versions
 from rolecall.cli.runs import DEFAULT_FILEROOT
 from rolecall.cli.terminal import FilerootOption, JsonOption, console, print_json, table
 from rolecall.placement.outside import Finding, Severity, warning

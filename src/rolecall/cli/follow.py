@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -19,28 +21,15 @@ class Line(NamedTuple):
 
 def last_lines(file: BinaryIO, count: int | None) -> list[str]:
     """The last complete lines of a file, all when `count` is None; the file is left positioned after them."""
-    end = file.seek(0, os.SEEK_END)
-    whole, newline, rest = _tail_bytes(file, end, count).rpartition(b"\n")
-    file.seek(end - len(rest))
-    lines = whole.split(b"\n") if newline else []
-    kept = lines if count is None else lines[-count:] if count else []
-    return [line.decode(errors="replace") for line in kept]
-
-
-def _tail_bytes(file: BinaryIO, end: int, count: int | None) -> bytes:
-    """The end of a file, long enough to hold `count` complete lines and an incomplete one."""
-    if count is None:
-        file.seek(0)
-        return file.read(end)
-    blocks: list[bytes] = []
-    start, newlines = end, 0
-    while start > 0 and newlines <= count:
-        step = min(BLOCK, start)
-        start -= step
-        file.seek(start)
-        blocks.append(file.read(step))
-        newlines += blocks[-1].count(b"\n")
-    return b"".join(reversed(blocks))
+    if not file.seek(0, os.SEEK_END):
+        return []
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        end = text.rfind(b"\n") + 1
+        start = 0 if count is None else end
+        for _ in range(min(count or 0, end)):
+            start = text.rfind(b"\n", 0, max(start - 1, 0)) + 1
+        file.seek(end)
+        return text[start:end].decode(errors="replace").split("\n")[:-1]
 
 
 class Follower:
@@ -53,18 +42,18 @@ class Follower:
 
     def last(self, count: int | None) -> list[str]:
         """The last lines. Call it before `lines`, which yields only what is appended after that."""
-        return last_lines(self._file, count) if self._open() and self._file is not None else []
+        return last_lines(file, count) if (file := self._opened()) else []
 
     def lines(self) -> Iterator[str]:
         """The complete lines appended since the last call."""
-        if self._file is None and not self._open():
-            return
-        yield from self._read()
-        if self._replaced():
+        while file := self._opened():
+            while data := file.read(BLOCK):
+                *lines, self._rest = (self._rest + data).split(b"\n")
+                yield from (line.decode(errors="replace") for line in lines)
+            if not self._replaced(file):
+                return
             yield from self.flush()
             self.close()
-            if self._open():
-                yield from self._read()
 
     def flush(self) -> Iterator[str]:
         """The last line, if it has no newline yet."""
@@ -78,30 +67,18 @@ class Follower:
             self._file.close()
             self._file = None
 
-    def _open(self) -> bool:
-        try:
-            self._file = self._path.open("rb")
-        except FileNotFoundError:
-            return False
-        return True
+    def _opened(self) -> BinaryIO | None:
+        with suppress(FileNotFoundError):
+            self._file = self._file or self._path.open("rb")
+        return self._file
 
-    def _read(self) -> Iterator[str]:
-        assert self._file is not None
-        while data := self._file.read(BLOCK):
-            *lines, self._rest = (self._rest + data).split(b"\n")
-            for line in lines:
-                yield line.decode(errors="replace")
-
-    def _replaced(self) -> bool:
-        assert self._file is not None
-        opened = os.fstat(self._file.fileno())
-        if opened.st_size < self._file.tell():
-            return True
+    def _replaced(self, file: BinaryIO) -> bool:
+        opened = os.fstat(file.fileno())
         try:
             found = self._path.stat()
-        except FileNotFoundError:
-            return False  # moved away, and not yet replaced
-        return (found.st_dev, found.st_ino) != (opened.st_dev, opened.st_ino)
+        except FileNotFoundError:  # moved away, and not yet replaced
+            return opened.st_size < file.tell()
+        return opened.st_size < file.tell() or not os.path.samestat(found, opened)
 
 
 class Followers:
@@ -113,22 +90,21 @@ class Followers:
 
     def last(self, count: int | None) -> Iterator[Line]:
         """The last lines of each."""
-        for name, path in self._find().items():
-            self._followers[name] = Follower(path)
-            for text in self._followers[name].last(count):
-                yield Line(name, text)
+        for name, follower in self._found():
+            yield from (Line(name, text) for text in follower.last(count))
 
     def lines(self) -> Iterator[Line]:
         """The complete lines appended to any file since the last call."""
-        for name, path in self._find().items():
-            follower = self._followers.setdefault(name, Follower(path))
-            for text in follower.lines():
-                yield Line(name, text)
+        for name, follower in self._found():
+            yield from (Line(name, text) for text in follower.lines())
 
     def end(self) -> Iterator[Line]:
         """The remaining lines, including last lines without a newline."""
         yield from self.lines()
         for name, follower in self._followers.items():
-            for text in follower.flush():
-                yield Line(name, text)
+            yield from (Line(name, text) for text in follower.flush())
             follower.close()
+
+    def _found(self) -> Iterator[tuple[str, Follower]]:
+        for name, path in self._find().items():
+            yield name, self._followers.setdefault(name, Follower(path))

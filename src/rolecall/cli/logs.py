@@ -12,8 +12,7 @@ from typing import Annotated
 import typer
 
 from rolecall.cli.follow import Followers, Line
-from rolecall.cli.rundir import RunDir
-from rolecall.cli.runs import RunNotFoundError, is_running, select_run
+from rolecall.cli.runs import FoundRun, RunNotFoundError, select_run
 from rolecall.cli.terminal import FilerootOption, JsonOption, RunOption, print_json, remark
 from rolecall.errors import RolecallError
 from rolecall.scheduler.echo import prefix_of, takes_colours
@@ -53,30 +52,27 @@ def logs(
     Example: rolecall logs -f actor/0
     """
     found = select_run(run, fileroot)
-    if found.directory is None:
+    if found.path is None:
         raise RunNotFoundError(found.run_id, "any known fileroot (only processes of the run are left)")
-    reader = _Reader(_before(found.directory, earlier), target, json)
+    runs = earlier_runs(found.path)
+    if earlier > len(runs):
+        wanted = f"{earlier} before the latest (the trial ran {len(runs) + 1} time(s))"
+        raise RunNotFoundError(wanted, str(found.path), map(str, range(1, len(runs) + 1)))
+    if earlier:
+        found = FoundRun.at(found.path / EARLIER / str(runs[-earlier]))
+    reader = _Reader(found, target, json)
     reader.begin(None if whole else tail, follow=follow)
     if follow:
         reader.follow()
     reader.end()
 
 
-def _before(latest: RunDir, count: int) -> RunDir:
-    """The run of the same trial that was so many before the latest."""
-    runs = earlier_runs(latest.path)
-    if count > len(runs):
-        wanted = f"{count} before the latest (the trial ran {len(runs) + 1} time(s))"
-        raise RunNotFoundError(wanted, str(latest.path), map(str, range(1, len(runs) + 1)))
-    return RunDir(latest.path / EARLIER / str(runs[-count])) if count else latest
-
-
 class _Reader:
     """Prints the lines of the selected logs."""
 
-    def __init__(self, directory: RunDir, target: str | None, as_json: bool) -> None:
-        self._directory, self._target, self._json = directory, target, as_json
-        self._folder = directory.path / "logs"
+    def __init__(self, run: FoundRun, target: str | None, as_json: bool) -> None:
+        self._run, self._target, self._json = run, target, as_json
+        self._folder = (run.path or run.runtime_dir) / "logs"
         self._prefix = target is None or "/" not in target
         self._colours = takes_colours(sys.stdout)
         self._followers = Followers(self.files)
@@ -94,7 +90,7 @@ class _Reader:
         Raises:
             NoLogError: There is no such log; with `follow`, only if the run has ended.
         """
-        if not self.files() and not (follow and is_running(self._directory)):
+        if not self.files() and not (follow and self._run.running):
             raise NoLogError(str(self._target), list(_sources(self._folder)))
         for line in self._followers.last(tail):
             self._print(line)
@@ -104,13 +100,13 @@ class _Reader:
     def follow(self) -> None:
         """Prints what is appended until the run has ended."""
         for poll in count(1):
-            running = poll % CHECK_ENDED_EVERY != 0 or is_running(self._directory)
+            running = poll % CHECK_ENDED_EVERY != 0 or self._run.running
             for line in self._followers.lines():  # after the check, so that no line is missed when the run has ended
                 self._print(line)
             if not running:
                 break
             time.sleep(POLL_S)
-        remark(f"{self._directory.name} has ended")
+        remark(f"{self._run.name} has ended")
 
     def end(self) -> None:
         """Prints incomplete last lines, as a killed worker may leave them."""
