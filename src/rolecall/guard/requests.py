@@ -81,6 +81,8 @@ class CommonRequests(RequestHandler):
         super().__init__(supervisor.spawn_task)
         self._supervisor = supervisor
         self._serve(protocol.ALLOC_PORTS, lambda r: supervisor.alloc_ports(r.owner, r.count, r.wanted))
+        self._serve(protocol.TABLE, lambda _: [record.row() for record in supervisor.table])
+        self._serve(protocol.METRICS, lambda _: supervisor.metrics())
         self._serve(protocol.STACKS, lambda request: supervisor.stacks(request.worker))
         self._serve(protocol.KILL, self._kill)
 
@@ -128,7 +130,6 @@ class SocketRequests(CommonRequests):
 
     def __init__(self, supervisor: Supervisor) -> None:
         super().__init__(supervisor)
-        self._serve(protocol.TABLE, lambda _: [record.row() for record in supervisor.table])
         self._serve(FORK_OF, lambda request: fork(supervisor, request, request.target, SOCKET_CLIENT))
         self._serve(METHODS["kill_forked_worker"], lambda request: kill_fork(supervisor, request, SOCKET_CLIENT))
 

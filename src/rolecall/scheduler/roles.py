@@ -263,11 +263,12 @@ def _errors(answers: Sequence[Any]) -> Errors:
 
 def job_of(role: str, replicas: int, options: StartKeywords) -> Job:
     """The job that keywords describe: fields of one spec for all workers, or `tasks` with one for each."""
-    known = ["replicas", *reversed(get_type_hints(StartKeywords))]
+    of_spec = SpecKeywords.__optional_keys__
+    known = ["replicas", *sorted(get_type_hints(StartKeywords), key=lambda name: name in of_spec)]
     for name in options.keys() - set(known):
         near = "".join(f"did you mean {likely!r}? " for likely in difflib.get_close_matches(name, known, 1))
         raise WorkerConfigurationError("unknown option of a start", name, f"{near}there are {', '.join(known)}")
-    fields: dict[str, Any] = {name: value for name, value in options.items() if name in SpecKeywords.__optional_keys__}
+    fields: dict[str, Any] = {name: value for name, value in options.items() if name in of_spec}
     if (tasks := options.get("tasks")) is not None and fields:
         raise WorkerConfigurationError("both tasks and fields of a spec", sorted(fields), "give one of the two")
     target = options.get("target")

@@ -14,7 +14,6 @@ from rolecall.placement.base import ExpectedGuard
 from rolecall.placement.exit_causes import RUNS, ExitCause
 from rolecall.placement.plan import Plan, dealt
 from rolecall.placement.slurm.commands import ANSWER_S, Slurm
-from rolecall.placement.slurm.queue import Queue
 from rolecall.placement.slurm.states import JobState
 
 log = logging.getLogger("rolecall")
@@ -36,9 +35,8 @@ class SlurmAllocation:
         output: What its script and its `srun` write, where the controller sees the file too.
     """
 
-    def __init__(self, slurm: Slurm, queue: Queue, job_id: str, comment: str, output: Path | None = None) -> None:
-        self._slurm, self._queue, self.job_id = slurm, queue, job_id
-        self._comment, self._output = comment, output
+    def __init__(self, slurm: Slurm, job_id: str, comment: str, output: Path | None = None) -> None:
+        self._slurm, self.job_id, self._comment, self._output = slurm, job_id, comment, output
         self._began = time.monotonic()
         self._status = AllocationStatus("queued")
         self._gone = False
@@ -106,7 +104,7 @@ class SlurmAllocation:
 
     def _look(self, age_s: float, answer_s: float = ANSWER_S) -> JobState | None:
         """The job's state, at most so old, and never older than the job."""
-        return self._queue.job(self.job_id, max(self._began, time.monotonic() - age_s), answer_s)
+        return self._slurm.job(self.job_id, max(self._began, time.monotonic() - age_s), answer_s)
 
     def _said(self, state: JobState | None) -> str:
         if state is None:

@@ -25,7 +25,6 @@ from rolecall.placement.slurm.allocation import SlurmAllocation
 from rolecall.placement.slurm.commands import Slurm
 from rolecall.placement.slurm.options import SlurmOptions, with_defaults
 from rolecall.placement.slurm.packing import MIB, Node, place
-from rolecall.placement.slurm.queue import Queue
 from rolecall.placement.slurm.script import Surroundings, filled, job_comment, job_name, render
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.message import to_plain
@@ -61,7 +60,6 @@ class SlurmPlacement(ClusterPlacement[SlurmPlan]):
         super().__init__(ip, queue_timeout)
         self._options = with_defaults(options, os.environ)
         self._slurm = Slurm(_job_environment())
-        self._queue = Queue(self._slurm.jobs)
 
     def open(self, context: PlacementContext) -> None:
         partition = self._options.partition
@@ -104,7 +102,7 @@ class SlurmPlacement(ClusterPlacement[SlurmPlan]):
 
     def _allocation(self, job_id: str) -> SlurmAllocation:
         output = self._context.run_dir / "logs" / f"slurm-{job_id}.out"
-        return SlurmAllocation(self._slurm, self._queue, job_id, job_comment(self._context.run_id), output)
+        return SlurmAllocation(self._slurm, job_id, job_comment(self._context.run_id), output)
 
     def _take_back(self, role: str) -> None:
         comment, name = job_comment(self._context.run_id), job_name(self._context.experiment, role)
