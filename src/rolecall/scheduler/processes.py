@@ -77,16 +77,13 @@ class Group:
         kill(owners, grace_s, grace_s + MARGIN_S)
 
     def _lease_ports(self) -> list[list[int]]:
-        calls = [
-            guard.ask(ALLOC_PORTS, self._wanted_ports(slot), timeout=MARGIN_S)
-            for slot, guard in zip(self._slots, self._guards, strict=True)
-        ]
-        return [call.result().ports for call in calls]
-
-    def _wanted_ports(self, slot: Slot) -> AllocPorts:
         """A worker that is started again keeps its ports, unless others have taken them meanwhile."""
-        before = [int(port) for m in self._among if m.id == slot.worker_id for port in m.worker.worker_ports]
-        return AllocPorts(owner=slot.worker_id, count=slot.port_count, wanted=before)
+        before = {member.id: [int(port) for port in member.worker.worker_ports] for member in self._among}
+        calls = []
+        for slot, guard in zip(self._slots, self._guards, strict=True):
+            wanted = AllocPorts(owner=slot.worker_id, count=slot.port_count, wanted=before.get(slot.worker_id, []))
+            calls.append(guard.ask(ALLOC_PORTS, wanted, timeout=MARGIN_S))
+        return [call.result().ports for call in calls]
 
     def _specs(self, ports: list[list[int]], timeout: float, device_variable: str) -> list[ProcessSpec]:
         world = len(self._among) or len(self._slots)
@@ -123,22 +120,23 @@ class Group:
         for guard, spec in zip(self._guards, specs, strict=True):
             by_guard[guard].append(spec)
         results: dict[str, StartResult] = {}
-        failed = asyncio.Event()
-        tasks = [
-            asyncio.ensure_future(_start_on(guard, its, timeout, results, failed)) for guard, its in by_guard.items()
-        ]
-        ended = asyncio.ensure_future(asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION))
-        failure = asyncio.ensure_future(failed.wait())
+        loop, patience = asyncio.get_running_loop(), asyncio.timeout(None)
+
+        async def start_on(guard: GuardProxy, its: list[ProcessSpec]) -> None:
+            async for result in guard.start(its, timeout):
+                results[result.worker_id] = result
+                if not result.ok and patience.when() is None:
+                    patience.reschedule(loop.time() + FAIL_TOGETHER_S)
+
+        tasks = [asyncio.ensure_future(start_on(guard, its)) for guard, its in by_guard.items()]
         try:
-            await asyncio.wait({ended, failure}, return_when=asyncio.FIRST_COMPLETED)
-            if failed.is_set():
-                await asyncio.wait({ended}, timeout=FAIL_TOGETHER_S)
-            self._check(results)
-            await asyncio.gather(*tasks)
+            async with patience:
+                await asyncio.gather(*tasks)
         finally:
-            for task in [ended, failure, *tasks]:
+            for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
+            self._check(results)  # whatever else has ended the start, those that failed are told
         return [results[spec.worker_id] for spec in specs]
 
     def _check(self, results: dict[str, StartResult]) -> None:
@@ -152,19 +150,6 @@ class Group:
         reasons = list(dict.fromkeys(result.error for result in failed.values()))
         tails = {i: result.log_tail for i, result in failed.items()}
         raise WorkerCreationError(self._role, "; ".join(reasons), list(failed), tails)
-
-
-async def _start_on(
-    guard: GuardProxy,
-    specs: list[ProcessSpec],
-    timeout: float,
-    results: dict[str, StartResult],
-    failed: asyncio.Event,
-) -> None:
-    async for result in guard.start(specs, timeout):
-        results[result.worker_id] = result
-        if not result.ok:
-            failed.set()
 
 
 @dataclass(frozen=True)
