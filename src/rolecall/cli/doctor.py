@@ -81,11 +81,8 @@ def _print(shown: list[Finding], findings: list[Finding]) -> None:
     ranked = sorted(shown, key=lambda finding: list(Severity).index(finding.severity))
     out = console()
     if ranked:
-        rows = [(f.severity.upper(), f.check, f.seen, _what_to_do(f)) for f in ranked]
+        todo = ["\n".join(filter(None, (f.advice, f.command and f"$ {f.command}"))) for f in ranked]
+        rows = [(f.severity.upper(), f.check, f.seen, do) for f, do in zip(ranked, todo, strict=True)]
         out.print(table(("", "CHECK", "SEEN", "WHAT TO DO"), rows, [STYLES[f.severity] for f in ranked]))
     errors, warnings = (sum(f.severity is s for f in findings) for s in (Severity.ERROR, Severity.WARNING))
     out.print(f"{errors} error(s), {warnings} warning(s)", highlight=False, markup=False)
-
-
-def _what_to_do(finding: Finding) -> str:
-    return "\n".join(filter(None, (finding.advice, finding.command and f"$ {finding.command}")))

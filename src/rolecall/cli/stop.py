@@ -170,7 +170,8 @@ def end_run(run: FoundRun, grace_s: float) -> Ending:
         for item in left():
             if item.stat.name == REAPER_NAME:  # it asks its guard, which ends what it owns and cleans up
                 send(item.process, signal.SIGTERM)
-    ending.allocations = _end_allocations(run)
+    removals = [placement.end_left(run.run_id, run.state) for placement in PLACEMENTS.values()]
+    ending.allocations = next((removal for removal in removals if removal != Removal()), Removal())  # one has it
     if not (all_answered and _gone(left, LEAVE_S)):
         # Reapers last: one whose guard is killed ends everything below it and cleans up, better than we can.
         _gone(left, LEAVE_S, kill_all_but=REAPER_NAME)
@@ -214,12 +215,6 @@ def _ask_guards(run: FoundRun, grace_s: float) -> tuple[dict[str, str], bool]:
         answers = dict(zip(ids, pool.map(ask, ids), strict=True))
     words = {guard_id: said for guard_id, (said, _) in answers.items()}
     return words, bool(ids) and all(done for _, done in answers.values())
-
-
-def _end_allocations(run: FoundRun) -> Removal:
-    """What of each backend's manager: one of them at the most has anything of a run."""
-    removals = [placement.end_left(run.run_id, run.state) for placement in PLACEMENTS.values()]
-    return next((removal for removal in removals if removal != Removal()), Removal())
 
 
 def _gone(left: Callable[[], list[RunProcess]], patience: float, kill_all_but: str | None = None) -> bool:

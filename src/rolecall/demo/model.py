@@ -67,12 +67,6 @@ class FlatModel:
         self.flat.data.copy_(weights)
 
 
-def _choose(logprobs: Tensor, generator: torch.Generator | None) -> Tensor:
-    if generator is None:
-        return logprobs.argmax(dim=-1, keepdim=True)
-    return torch.multinomial(logprobs.exp(), 1, generator=generator)
-
-
 def sample(model: Any, prompts: Tensor, group: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
     """Samples `group` answers to each prompt.
 
@@ -98,7 +92,10 @@ def sample(model: Any, prompts: Tensor, group: int, generator: torch.Generator |
                 last = tokens[:, position - 1 : position]
                 logits = model(input_ids=last, past_key_values=cache, use_cache=True).logits[:, -1]
             scores = logits.log_softmax(dim=-1)
-            chosen = _choose(scores, generator)
+            if generator is None:
+                chosen = scores.argmax(dim=-1, keepdim=True)
+            else:
+                chosen = torch.multinomial(scores.exp(), 1, generator=generator)
             tokens[:, position : position + 1] = chosen
             logprobs[:, position - 1 : position] = scores.gather(-1, chosen)
     return tokens, logprobs

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -85,11 +84,6 @@ class Summary:
 Record = Started | Step | Evaluation | Summary
 
 
-def as_line(record: Record) -> dict[str, Any]:
-    """The record as plain values; `event` names its kind."""
-    return {"event": type(record).__name__.lower(), **asdict(record)}
-
-
 class Report:
     """Writes `metrics.jsonl` as records arrive, and `reward.png` at the end.
 
@@ -112,7 +106,7 @@ class Report:
         elif isinstance(record, Evaluation):
             self.evaluations.append(record)
         with self.metrics.open("a") as out:
-            out.write(json.dumps(as_line(record)) + "\n")
+            out.write(json.dumps({"event": type(record).__name__.lower(), **asdict(record)}) + "\n")
 
     def finish(self, seed: int, seconds: float) -> Summary:
         """Draws the curves and writes the summary as the last line."""

@@ -57,19 +57,14 @@ def open_lock_file(path: Path = LOCK_FILE) -> int:
         fd = os.open(path, flags)
     except FileNotFoundError:
         # Separate calls: with fs.protected_regular the kernel refuses O_CREAT on another user's file in /tmp.
-        fd = _create_lock_file(path, flags)
+        try:
+            fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666)
+            os.fchmod(fd, 0o666)  # whatever the umask: other users must be able to lock it
+        except FileExistsError:
+            fd = os.open(path, flags)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise OSError(errno.EINVAL, f"{path} is not a regular file; remove it")
-    return fd
-
-
-def _create_lock_file(path: Path, flags: int) -> int:
-    try:
-        fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666)
-    except FileExistsError:
-        return os.open(path, flags)
-    os.fchmod(fd, 0o666)  # whatever the umask: other users must be able to lock it
     return fd
 
 

@@ -7,7 +7,7 @@ import re
 import shlex
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from operator import attrgetter
 from pathlib import Path
@@ -185,27 +185,15 @@ def _old(path: Path) -> bool:
     return found.st_uid == os.getuid() and age(found.st_mtime) > YOUNG_FILE_S
 
 
-def in_use(paths: dict[str, Path]) -> set[str]:
+def in_use(paths: Iterable[str]) -> set[str]:
     """The paths that some process has mapped or open, as far as /proc is readable."""
-    used: set[str] = set()
-    for pid in psutil.pids():
-        used |= paths.keys() & {*_mapped(pid), *opened(pid)}
-    return used
+    return set(paths) & set[str]().union(*map(files_of, psutil.process_iter()))
 
 
-def _mapped(pid: int) -> list[str]:
-    try:
-        lines = Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines()
-    except OSError:
-        return []
-    return [line.split(maxsplit=5)[5] for line in lines if line.count(" ") >= 5 and "/" in line]
-
-
-def opened(pid: int) -> list[str]:
-    """What a process has open; nothing when it has ended or belongs to another user."""
-    found = []
-    with suppress(OSError):
-        for name in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208
-            with suppress(FileNotFoundError):  # closed in the meantime, as that of this listing is
-                found.append(os.readlink(f"/proc/{pid}/fd/{name}"))  # noqa: PTH115 - not all are paths
+def files_of(process: psutil.Process) -> set[str]:
+    """What a process has open or mapped; nothing when it has ended or belongs to another user."""
+    found: set[str] = set()
+    for read in (process.open_files, process.memory_maps):
+        with suppress(psutil.Error):
+            found |= {file.path for file in read()}
     return found

@@ -59,7 +59,10 @@ class SlurmPlacement(ClusterPlacement[SlurmPlan]):
     def __init__(self, *, ip: str | None = None, queue_timeout: float | None = None, **options: Any) -> None:
         super().__init__(ip, queue_timeout)
         self._options = with_defaults(options, os.environ)
-        self._slurm = Slurm(_job_environment())
+        # For the commands and for the job; where modules are is in the script.
+        environment = base_environment(os.environ, [])
+        del environment["PYTHONPATH"]
+        self._slurm = Slurm(environment)
 
     def open(self, context: PlacementContext) -> None:
         partition = self._options.partition
@@ -143,11 +146,6 @@ def _own_address(nodes: Sequence[Node]) -> str:
         except OSError:  # a node that is not there now, in the cloud perhaps, has no address yet
             continue
     return address_toward(socket.gethostname())
-
-
-def _job_environment() -> dict[str, str]:
-    """The user's environment, for the commands and for the job. Where modules are is in the script."""
-    return {name: value for name, value in base_environment(os.environ, []).items() if name != "PYTHONPATH"}
 
 
 def _portable(path: Sequence[str]) -> list[str]:
