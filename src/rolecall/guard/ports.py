@@ -16,6 +16,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from rolecall.errors import PortAllocationError
+from rolecall.guard.proc import read_text
 
 LOCK_FILE = Path("/tmp/rolecall-ports.lock")
 LOWEST = 20000  # below live the well-known services, and Ray's workers (10002 to 19999)
@@ -25,10 +26,7 @@ _FLOCK = "@hhqqi4x"  # struct flock: type, whence, start, length, pid (0 for loc
 
 
 def _read_ints(path: str, default: str) -> list[tuple[int, int]]:
-    try:
-        text = Path(path).read_text().strip() or default
-    except OSError:
-        text = default
+    text = read_text(path).strip() or default
     parts = [part.split("-") for part in text.replace("\t", "-").split(",") if part]
     return [(int(part[0]), int(part[-1])) for part in parts]
 

@@ -9,7 +9,6 @@ import re
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -17,7 +16,7 @@ import msgspec
 from rolecall.errors import EngineCallError, RPCConnectionError
 from rolecall.guard import logs
 from rolecall.guard.descendants import Descendants
-from rolecall.guard.proc import numeric_entries
+from rolecall.guard.proc import numeric_entries, read_text
 from rolecall.guard.table import Record, State
 from rolecall.protocol.guard import Ready
 from rolecall.protocol.guard_config import GuardConfig
@@ -82,11 +81,10 @@ def _listeners(port: int, pid: int) -> set[str]:
     """The sockets that listen on a port in the network namespace of a process, as descriptors name them."""
     found = set()
     for name in ("tcp", "tcp6"):
-        with suppress(OSError):
-            for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]:
-                fields = line.split()
-                if fields[3] == _LISTEN and int(fields[1].rpartition(":")[2], 16) == port:
-                    found.add(f"socket:[{fields[9]}]")
+        for line in read_text(f"/proc/{pid}/net/{name}").splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == _LISTEN and int(fields[1].rpartition(":")[2], 16) == port:
+                found.add(f"socket:[{fields[9]}]")
     return found
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rolecall.cli.checks import judged
 from rolecall.guard.probe import py_spy
+from rolecall.guard.proc import read_text
 from rolecall.placement.outside import Finding, Severity, error, info, ok, warning
 from rolecall.protocol.devices import VARIABLES, parse_visible
 
@@ -114,7 +115,7 @@ def check_py_spy() -> Iterator[Finding]:
 
 def _refused(stderr: str) -> Finding:
     reason = next(iter(stderr.strip().splitlines()), "no reason given")
-    scope = PTRACE_SCOPE.read_text().strip() if PTRACE_SCOPE.exists() else "0"
+    scope = read_text(PTRACE_SCOPE).strip() or "0"
     advice, command = "in a container add the capability: --cap-add SYS_PTRACE", ""
     if scope != "0":
         advice = f"kernel.yama.ptrace_scope is {scope}; 0 allows a user's processes to trace each other"

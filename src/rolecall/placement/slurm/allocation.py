@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rolecall.errors import SlurmError
+from rolecall.guard.proc import read_text
 from rolecall.placement.allocations import AllocationStatus
 from rolecall.placement.base import ExpectedGuard
 from rolecall.placement.exit_causes import RUNS, ExitCause
@@ -130,8 +131,6 @@ class SlurmAllocation:
 
     def _tail(self) -> str:
         """What the script wrote last."""
-        try:
-            text = self._output.read_text(errors="replace")[-TAIL_BYTES:].strip() if self._output else ""
-        except OSError:  # no file system that both see, or nothing was written
-            text = ""
+        # Empty: no file system that both see, or nothing was written.
+        text = read_text(self._output)[-TAIL_BYTES:].strip() if self._output else ""
         return f"; its output ends with\n{text}" if text else ""
