@@ -26,8 +26,7 @@ import torch
 from rolecall.transport.client import Client
 from rolecall.transport.loop import IOThread
 from rolecall.transport.peer import Incoming, Peer
-from rolecall.transport.peer_registry import PeerRegistry
-from rolecall.transport.server import Server
+from rolecall.transport.server import PeerRegistry, Server
 
 TOKEN = "benchmark"
 CALLS = 20_000

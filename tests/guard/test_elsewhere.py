@@ -87,7 +87,7 @@ def test_guards_of_one_configuration_tell_themselves_apart(tmp_path: Path) -> No
     """By a variable that the launcher sets on each node."""
     rig = Started(tmp_path)
     try:
-        assert rig.hello["guard"]["id"] == "g0-3"
+        assert rig.said.id == "g0-3"
         assert (tmp_path / "logs" / "guard-g0-3.log").exists()
     finally:
         end(rig)

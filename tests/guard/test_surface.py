@@ -10,6 +10,7 @@ import pytest
 
 from rolecall.errors import WorkerConfigurationError, WorkerNotFoundError
 from rolecall.transport.client import Client
+from rolecall.transport.hosts import this_host
 from tests.guard.guard_rig import Rig, wait_for
 
 
@@ -61,9 +62,7 @@ def test_the_command_line_looks_and_kills_and_the_controller_is_told(rig: Rig) -
     rig.worker()
 
     async def visit() -> Any:
-        client = Client(
-            "guard", [f"unix:{rig.runtime_dir}/g0.sock"], rig.token, loop=asyncio.get_running_loop(), hello={}
-        )
+        client = Client("guard", [f"unix:{rig.runtime_dir}/g0.sock"], rig.token, loop=asyncio.get_running_loop())
         try:
             with pytest.raises(WorkerConfigurationError):
                 await client.peer.request("shutdown", {}, timeout=10)
@@ -79,9 +78,9 @@ def test_the_command_line_looks_and_kills_and_the_controller_is_told(rig: Rig) -
 
 def test_a_guard_says_who_and_where_it_is(rig: Rig) -> None:
     """The hello carries what the run's state shows of a guard."""
-    said = rig.hello["guard"]
-    assert rig.hello["kind"] == "guard" and said["id"] == "g0" and rig.hello["run_id"] == rig.run_id
-    assert said["host"] == socket.gethostname() and isinstance(said["devices"], list)
+    said = rig.said
+    assert said.id == rig.hello.name == "g0" and rig.hello.run_id == rig.run_id
+    assert said.host == socket.gethostname() and said.host_id == this_host()
 
 
 def test_a_wrong_request_is_an_error_that_says_so(rig: Rig) -> None:

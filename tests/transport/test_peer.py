@@ -25,6 +25,7 @@ from rolecall.errors import (
 )
 from rolecall.protocol.token import Token
 from rolecall.transport.client import Client
+from rolecall.transport.handshake import Hello
 from rolecall.transport.link import Link
 from rolecall.transport.loop import IOThread
 from rolecall.transport.peer import Incoming, Peer
@@ -319,7 +320,7 @@ def test_a_wrong_token_fails_for_good(program: Running, io: IOThread, address: s
 def test_a_refused_hello_fails_for_good(program: Running, io: IOThread) -> None:
     """What the listener objects to is what the calls raise."""
     with (
-        connect(program, io, hello={"refuse": True}) as client,
+        connect(program, io, hello=Hello(name="refused")) as client,
         pytest.raises(ProtocolError, match="as asked"),
     ):
         client.peer.request("echo", 1).result()
@@ -397,7 +398,7 @@ def test_a_token_does_not_show_itself() -> None:
 
 def test_no_traceback_shows_the_token(program: Running, io: IOThread) -> None:
     """Not even one that prints the variables of its frames."""
-    with connect(program, io, hello={"refuse": True}) as client:
+    with connect(program, io, hello=Hello(name="refused")) as client:
         with pytest.raises(ProtocolError):
             client.peer.request("echo", 1).result()
         failure = client.peer.failure

@@ -11,12 +11,10 @@ from typing import Any
 from rolecall.errors import TensorError
 from rolecall.protocol.worker_methods import PUT_VALUE
 from rolecall.tensors import tree
-from rolecall.tensors.binding import binding
 from rolecall.tensors.dtypes import empty
 from rolecall.tensors.handle import RTensor
-from rolecall.tensors.padding import trimmed
-from rolecall.tensors.service import DataService
-from rolecall.tensors.shard import ShardManager, grouped
+from rolecall.tensors.service import DataService, trimmed
+from rolecall.tensors.shard import ShardManager, binding, grouped
 from rolecall.transport.codec import Received
 
 

@@ -11,18 +11,14 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, SupportsIndex
+from typing import Any, Literal, NamedTuple, NoReturn, SupportsIndex
 
 import msgspec
 
 from rolecall.errors import DecodeError
-from rolecall.tensors.binding import binding
-from rolecall.tensors.dtypes import NUMPY, empty, itemsize, native_dtype
-from rolecall.tensors.shard import Count, Shape, Shard
+from rolecall.tensors.dtypes import NUMPY, Dense, empty, itemsize, native_dtype
+from rolecall.tensors.shard import Count, Shape, Shard, binding
 from rolecall.transport import codec
-
-if TYPE_CHECKING:
-    from rolecall.tensors.dtypes import Dense
 
 __all__ = ["Piece", "RTensor", "Shard"]
 

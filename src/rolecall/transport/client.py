@@ -6,7 +6,9 @@ import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Unpack
+from typing import Unpack
+
+import msgspec
 
 from rolecall.errors import RPCConnectionError
 from rolecall.protocol.token import Token
@@ -26,7 +28,7 @@ class Client:
     Args:
         name: The other side's name, for messages.
         addresses: Tried in this order in each round: Unix sockets, then TCP.
-        hello: What this side says of itself.
+        hello: What this side says of itself; its session is filled in.
         on_detached, peer: As of `Peer`.
 
     A refusal, for instance of the token, fails the peer with it, and the client does not dial again.
@@ -39,14 +41,14 @@ class Client:
         token: str | bytes | Token,
         *,
         loop: asyncio.AbstractEventLoop,
-        hello: dict[str, Any] | None = None,
+        hello: Hello | None = None,
         on_detached: Callable[[Exception | None], None] | None = None,
         **peer: Unpack[PeerOptions],
     ) -> None:
         self.name = name
         self._addresses = sorted(map(address.parse, addresses), key=lambda a: not a.is_unix)
         self._token, self._loop = Token(token), loop
-        self._info = dict(hello or {})
+        self._hello = hello or Hello()
         self._on_detached = on_detached
         self.peer = Peer(name, loop=loop, on_detached=self._on_link_lost, **peer)
         self._task: asyncio.Task[None] | None = None
@@ -120,7 +122,7 @@ class Client:
     async def _connect_to(self, where: address.Address) -> None:
         sock = await address.dial(where, self._loop)
         try:
-            hello = Hello(self.peer.session, self._info)
+            hello = msgspec.structs.replace(self._hello, session=self.peer.session)
             session = await handshake.say_hello(sock, hello, self._token, self._loop)
             link = Link(sock, loop=self._loop)
         except BaseException:

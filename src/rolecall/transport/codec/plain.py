@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
-from array import array
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
-from itertools import accumulate, chain, pairwise
+from itertools import chain
 from operator import attrgetter
 from pathlib import Path, PosixPath, PurePath, PurePosixPath, PureWindowsPath, WindowsPath
 from typing import Any, TypeVar
@@ -24,15 +23,13 @@ from rolecall.errors import DecodeError
 from rolecall.transport.codec.native import ALL_NATIVE
 from rolecall.transport.codec.places import Refused
 from rolecall.transport.codec.reader import DECODERS, Reader
-from rolecall.transport.codec.writer import ENCODERS, ROWS, Writer
+from rolecall.transport.codec.writer import ENCODERS, Writer
 
 T = TypeVar("T")
 
 TUPLE, SET, FROZENSET, PAIRS, ORDERED, DEFAULT, DEQUE = range(-2, -9, -1)
 BIG_INT, TEXT, BYTES, BYTEARRAY, MEMORYVIEW, COMPLEX, SLICE, RANGE, SINGLETON = range(-9, -18, -1)
 DATETIME, DATE, TIME, TIMEDELTA, TIMEZONE, ZONE, PATH, DECIMAL, UUID = range(-18, -27, -1)
-
-JOINED, ZIPPED = -67, -68
 
 INLINE_BYTES = 4096  # more than this goes beside the header
 
@@ -63,8 +60,6 @@ def _of_one(kind: type, code: int, make: Callable[[T], Any], as_plain: Callable[
 def _dict(writer: Writer, value: dict[Any, Any]) -> Any:
     if writer.found(value) == ALL_NATIVE:
         return value
-    if writer.spacious and writer.takes_rows(len(value)):
-        return writer.extension(ZIPPED, [writer.column([*value]), writer.column([*value.values()])])
     native = writer.native
     if not native.issuperset(map(type, value)):
         return writer.extension(PAIRS, _pairs(writer, value))
@@ -81,10 +76,6 @@ def _from_pairs(pairs: list[Any]) -> Iterable[tuple[Any, Any]]:
     if len(pairs) % 2:
         raise DecodeError("a dict with a key too many")
     return zip(pairs[::2], pairs[1::2], strict=True)
-
-
-def _decode_zipped(reader: Reader, data: memoryview) -> Any:
-    return dict(zip(*reader.columns(reader.items(data, 2)), strict=True))
 
 
 def _default(writer: Writer, value: defaultdict[Any, Any]) -> Any:
@@ -116,7 +107,6 @@ ENCODERS[deque] = lambda writer, value: writer.extension(DEQUE, [value.maxlen, *
 DECODERS[TUPLE] = lambda reader, data: tuple(reader.items(data))
 DECODERS[SET] = lambda reader, data: set(reader.items(data))
 DECODERS[FROZENSET] = lambda reader, data: frozenset(reader.items(data))
-DECODERS[ZIPPED] = _decode_zipped
 DECODERS[PAIRS] = lambda reader, data: dict(_from_pairs(reader.items(data)))
 DECODERS[ORDERED] = lambda reader, data: OrderedDict(_from_pairs(reader.items(data)))
 DECODERS[DEFAULT] = _decode_default
@@ -133,49 +123,20 @@ def _int(writer: Writer, value: int) -> Any:
 
 
 def _str(writer: Writer, value: str) -> Any:
-    encoded = value.encode("utf-8", "surrogatepass")
-    if writer.spacious and len(encoded) > INLINE_BYTES:
-        return writer.extension(TEXT, writer.buffer(memoryview(encoded), INLINE_BYTES))
     try:
         value.encode()
     except UnicodeEncodeError:
-        return writer.extension(TEXT, encoded)
+        return writer.extension(TEXT, value.encode("utf-8", "surrogatepass"))
     return value
 
 
 ENCODERS[int] = _int
 ENCODERS[str] = _str
 DECODERS[BIG_INT] = lambda reader, data: int.from_bytes(reader.content(data, bytes), "big", signed=True)
-DECODERS[TEXT] = lambda reader, data: str(reader.buffer(reader.value(data)), "utf-8", "surrogatepass")
+DECODERS[TEXT] = lambda reader, data: str(reader.content(data, bytes), "utf-8", "surrogatepass")
 _of_parts(complex, COMPLEX, complex, "real", "imag")
 _of_parts(slice, SLICE, slice, "start", "stop", "step")
 _of_parts(range, RANGE, range, "start", "stop", "step")
-
-
-# --- lists of many texts, or of bytes, that have no room in the header ---
-
-
-def _joined(writer: Writer, values: Sequence[Any]) -> Any:
-    if not writer.spacious:
-        return None
-    if is_text := type(values[0]) is str:
-        values = [value.encode("utf-8", "surrogatepass") for value in values]
-    sizes = memoryview(array("Q", map(len, values))).cast("B")
-    return writer.extension(JOINED, [is_text, writer.buffer(sizes, 0), writer.buffer(memoryview(b"".join(values)), 0)])
-
-
-def _decode_joined(reader: Reader, data: memoryview) -> Any:
-    is_text, sizes, joined = reader.items(data, 3)
-    ends = [*accumulate(reader.buffer(sizes).cast("Q"), initial=0)]
-    memory = reader.buffer(joined)
-    if ends[-1] != len(memory):
-        raise DecodeError("lengths of texts do not add up to all of them", ends[-1])
-    parts = (memory[start:end] for start, end in pairwise(ends))
-    return [str(part, "utf-8", "surrogatepass") if is_text else bytes(part) for part in parts]
-
-
-ROWS[str] = ROWS[bytes] = _joined
-DECODERS[JOINED] = _decode_joined
 
 
 # --- bytes ---
