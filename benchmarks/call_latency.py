@@ -117,7 +117,7 @@ def run(loop: str) -> dict[str, float]:
                 IOThread(uvloop=loop == "uvloop") as io,
                 Client("server", [f"unix:{path}"], TOKEN, loop=io.loop) as client,
             ):
-                client.wait_connected(10)
+                client.peer.request("echo", 0, timeout=10).result()
                 result = measure(client.peer)
             process.communicate()
     return result

@@ -12,7 +12,7 @@ import pytest
 from rolecall.guard.host import resolved
 from rolecall.guard.proc import alive, identify
 from rolecall.protocol.guard_config import GuardConfig
-from rolecall.transport.hosts import address_toward, this_host
+from rolecall.transport.address import address_toward, this_host
 from tests.guard.guard_rig import Rig, wait_for
 from tests.support.checkout import PYTHONPATH
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from rolecall.errors import WorkerConfigurationError, WorkerNotFoundError
+from rolecall.transport.address import this_host
 from rolecall.transport.client import Client
-from rolecall.transport.hosts import this_host
 from tests.guard.guard_rig import Rig, wait_for
 
 

@@ -17,9 +17,9 @@ from rolecall.scheduler.guards import GuardProxy
 from rolecall.scheduler.listener import GuardListener
 from rolecall.scheduler.run import Run
 from rolecall.scheduler.run_options import RunOptions
+from rolecall.transport.address import this_host
 from rolecall.transport.client import Client
 from rolecall.transport.handshake import Hello
-from rolecall.transport.hosts import this_host
 from rolecall.transport.incoming import Incoming
 from rolecall.transport.loop import IOThread
 

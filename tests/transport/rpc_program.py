@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from rolecall.errors import ProtocolError
-from rolecall.transport.http import Request, Response, Routes, json_response
+from rolecall.transport.http.messages import Request, Response, json_response
+from rolecall.transport.http.router import Routes
 from rolecall.transport.loop import IOThread
 from rolecall.transport.peer import Incoming, Peer
 from rolecall.transport.server import Hello, PeerRegistry, Server

@@ -295,7 +295,7 @@ def test_answers_are_not_kept_after_they_have_arrived(client: Client) -> None:
 def test_a_closed_client_refuses_and_may_be_closed_again(program: Running, io: IOThread) -> None:
     """Pending and later calls raise RPCConnectionError."""
     client = connect(program, io)
-    client.wait_connected(5)
+    client.peer.request("echo", 1, timeout=5).result()
     call = client.peer.request("async_sleep", 60)
     client.close()
     client.close()
@@ -313,7 +313,7 @@ def test_a_wrong_token_fails_for_good(program: Running, io: IOThread, address: s
         with pytest.raises(AuthenticationError) as refused:
             client.peer.request("echo", 1).result()
         with pytest.raises(AuthenticationError):
-            client.wait_connected(5)
+            client.peer.request("echo", 1)
         assert TOKEN not in str(refused.value)
 
 

@@ -11,8 +11,8 @@ from rolecall.protocol.devices import visible_devices
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.state import GuardState
 from rolecall.transport import address
+from rolecall.transport.address import address_toward, this_host
 from rolecall.transport.handshake import Hello
-from rolecall.transport.hosts import address_toward, this_host
 
 HOST_CORES = len(os.sched_getaffinity(0))
 

@@ -8,8 +8,9 @@ from rolecall.guard.metrics import METRICS
 from rolecall.guard.requests import SocketRequests
 from rolecall.guard.supervisor import Supervisor
 from rolecall.protocol.guard_config import GuardConfig
-from rolecall.transport.http import HttpError, Request, Response, Routes, json_response
+from rolecall.transport.http.messages import HttpError, Request, Response, json_response
 from rolecall.transport.http.metrics import metrics_response
+from rolecall.transport.http.router import Routes
 from rolecall.transport.peer import Peer
 from rolecall.transport.server import Hello, Server
 

@@ -14,8 +14,8 @@ from rolecall.protocol.events import ALIVE, EVENTS, FROM_GUARDS, LEASE, Event, G
 from rolecall.protocol.guard import KILL, START, Kill, Method, ProcessSpec, Start, StartResult
 from rolecall.protocol.message import Message
 from rolecall.protocol.state import GuardState
+from rolecall.transport.address import this_host
 from rolecall.transport.call import fresh
-from rolecall.transport.hosts import this_host
 from rolecall.transport.incoming import Incoming
 from rolecall.transport.loop import IOThread
 from rolecall.transport.peer import Call, Peer

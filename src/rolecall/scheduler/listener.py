@@ -16,7 +16,7 @@ from rolecall.scheduler.calls import controller_main, setup_path
 from rolecall.scheduler.guards import EventSink, GuardProxy, ask_all
 from rolecall.scheduler.run import Run
 from rolecall.scheduler.run_options import RunOptions
-from rolecall.transport.hosts import this_host
+from rolecall.transport.address import this_host
 from rolecall.transport.loop import IOThread
 from rolecall.transport.peer import Peer
 from rolecall.transport.server import Hello, Server

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Unpack
@@ -13,7 +12,6 @@ import msgspec
 from rolecall.errors import RPCConnectionError
 from rolecall.protocol.token import Token
 from rolecall.transport import address, handshake
-from rolecall.transport.call import fresh
 from rolecall.transport.handshake import HELLO_S, Hello
 from rolecall.transport.link import Link
 from rolecall.transport.peer import Peer, PeerOptions
@@ -53,21 +51,7 @@ class Client:
         self.peer = Peer(name, loop=loop, on_detached=self._on_link_lost, **peer)
         self._task: asyncio.Task[None] | None = None
         self._detached = asyncio.Event()
-        self._last_error = "not tried yet"
-        self._first_outcome = threading.Event()
         loop.call_soon_threadsafe(self._start)
-
-    def wait_connected(self, timeout: float | None = None) -> None:
-        """Blocks until the first link is attached.
-
-        Raises:
-            TimeoutError: That took longer than `timeout` seconds.
-            AuthenticationError, ProtocolError: The other side refused for good.
-        """
-        if not self._first_outcome.wait(timeout):
-            raise TimeoutError(f"{self.name}: no connection within {timeout:g} s; {self._last_error}")
-        if self.peer.failure is not None:
-            raise fresh(self.peer.failure)
 
     def close(self) -> None:
         """Ends the session and the dialling. Any thread, any number of times."""
@@ -76,7 +60,6 @@ class Client:
     def fail(self, exc: BaseException) -> None:
         """As `close`, with what pending and later calls raise."""
         self.peer.fail(exc)
-        self._first_outcome.set()
         with suppress(RuntimeError):  # the loop is closed, and its tasks with it
             self._loop.call_soon_threadsafe(self._stop)
 
@@ -112,11 +95,9 @@ class Client:
             try:
                 async with asyncio.timeout(HELLO_S):
                     await self._connect_to(where)
-            except (OSError, RPCConnectionError, TimeoutError) as e:
-                self._last_error = f"{where}: {str(e) or type(e).__name__}"
+                return True
+            except (OSError, RPCConnectionError, TimeoutError):
                 continue
-            self._first_outcome.set()
-            return True
         return False
 
     async def _connect_to(self, where: address.Address) -> None:

@@ -36,7 +36,7 @@ from rolecall.tensors.handle import RTensor, pack_handles, read_handles
 from rolecall.transport import codec
 from rolecall.transport.codec.exceptions import full_name
 from rolecall.transport.frames import pack
-from rolecall.transport.http import JSON, Request, Response
+from rolecall.transport.http.messages import JSON, Request, Response
 from rolecall.transport.http.metrics import Metric, counter, gauge, metrics_response
 
 LABELS: Mapping[str, str] = {"store.backends": "backend"}  # the label that holds the name of each member

@@ -23,8 +23,7 @@ from rolecall.protocol.message import Message
 from rolecall.protocol.worker import CONFIGURE, SET_ENV, TASKS, WorkerConfig
 from rolecall.protocol.worker_methods import WorkerMethod
 from rolecall.tensors.shard import binding
-from rolecall.transport.http import AsgiRoute
-from rolecall.transport.http.asgi import Application
+from rolecall.transport.http.router import Application, AsgiRoute
 from rolecall.transport.link import Link
 from rolecall.transport.loop import new_loop
 from rolecall.transport.peer import Incoming, Peer

@@ -18,7 +18,8 @@ from rolecall.tensors.connections import Connections
 from rolecall.tensors.fetch import Fetcher
 from rolecall.tensors.service import DataService
 from rolecall.tensors.store import Store
-from rolecall.transport.http import AsgiRoute, Request, Response, Routes
+from rolecall.transport.http.messages import Request, Response
+from rolecall.transport.http.router import AsgiRoute, Routes
 from rolecall.transport.peer import Peer
 from rolecall.transport.server import Hello, PeerRegistry, Server
 from rolecall.types import role_and_index

@@ -21,7 +21,7 @@ from msgspec.msgpack import encode as packed
 from rolecall.errors import DecodeError, EncodeError
 from rolecall.transport import codec
 from rolecall.transport.codec import decode, encode, reader, writer
-from rolecall.transport.codec.rows import DICTS, EVEN_TUPLES, LISTS, UNEVEN_TUPLES
+from rolecall.transport.codec.plain import DICTS, EVEN_TUPLES, LISTS, UNEVEN_TUPLES
 from rolecall.transport.codec.user_types import DATACLASSES
 
 SETTINGS = settings(deadline=None, max_examples=100, database=None, suppress_health_check=list(HealthCheck))

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from rolecall.tensors.shard import Where
-from rolecall.transport.hosts import this_host
+from rolecall.transport.address import this_host
 
 _NO_RESERVE = 0x4000  # MAP_NORESERVE, which `mmap` has from Python 3.13 on
 _FAILED = ctypes.c_void_p(-1).value

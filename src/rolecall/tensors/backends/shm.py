@@ -21,7 +21,7 @@ from rolecall.tensors.backends.mappings import MappedSegment, Mappings
 from rolecall.tensors.backends.segments import HEADER, MIB, Pool, Segment
 from rolecall.tensors.dtypes import Dense, copied, fill, over
 from rolecall.tensors.shard import Shard, Where
-from rolecall.transport.hosts import this_host
+from rolecall.transport.address import this_host
 
 SMALLEST = 64 << 10  # below, a round trip costs less than opening and mapping
 PACKED = MIB  # below, shards share segments

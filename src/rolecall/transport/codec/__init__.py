@@ -26,7 +26,7 @@ import msgspec
 
 from rolecall.errors import DecodeError, EncodeError, RolecallError
 from rolecall.protocol.message import from_plain
-from rolecall.transport.codec import arrays, plain, rows, tensors, user_types  # noqa: F401  # they add their rules
+from rolecall.transport.codec import arrays, plain, tensors, user_types  # noqa: F401  # they add their rules
 from rolecall.transport.codec.exceptions import short_name
 from rolecall.transport.codec.native import encode as pack_plain
 from rolecall.transport.codec.native import is_native
