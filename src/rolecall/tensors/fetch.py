@@ -13,7 +13,6 @@ from operator import attrgetter
 from typing import Any
 
 from rolecall.errors import ProtocolError, RPCConnectionError, ShardNotFoundError, WorkerFailedError, WorkerTimeoutError
-from rolecall.protocol.message import to_plain
 from rolecall.protocol.worker_methods import GET_SHARDS, GetShards
 from rolecall.tensors.backends import Backend
 from rolecall.tensors.cache import Block, Cache, Key
@@ -161,7 +160,7 @@ class Fetcher:
         try:
             for batch in batches:
                 ids, ranges = [p.shard.id for p in batch.pieces], [(p.start, p.stop) for p in batch.pieces]
-                wanted = to_plain(GetShards(shard_ids=ids, ranges=ranges))
+                wanted = GetShards(shard_ids=ids, ranges=ranges)
                 with _told_as(batch, self._timeout):
                     peer = self._connect(batch.owner, batch.pieces[0].shard.addresses)
                     batch.answer = peer.request(GET_SHARDS.name, wanted, timeout=self._timeout)

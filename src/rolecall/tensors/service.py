@@ -8,7 +8,6 @@ from operator import attrgetter
 from typing import Any
 
 from rolecall.errors import ProtocolError, RolecallError, ShardExistsError
-from rolecall.protocol.message import Message, to_plain
 from rolecall.protocol.worker_methods import (
     CLEAR_SHARDS,
     GET_SHARDS,
@@ -81,8 +80,7 @@ class DataService:
         """
         if method not in self._methods:
             raise ProtocolError("no such data method", method)
-        answer = self._methods[method](METHODS[method].parsed(value))
-        return to_plain(answer) if isinstance(answer, Message) else answer
+        return self._methods[method](METHODS[method].parsed(value))
 
     def get(self, params: GetShards) -> list[Dense]:
         """The tensors, or the flat ranges of elements."""
@@ -138,7 +136,7 @@ class DataService:
                 self.store.delete(ids)
             elif self._connect is not None:
                 with suppress(RolecallError):  # a dead owner's shards are gone already
-                    self._connect(owner, addresses).request(CLEAR_SHARDS.name, to_plain(ClearShards(shard_ids=ids)))
+                    self._connect(owner, addresses).request(CLEAR_SHARDS.name, ClearShards(shard_ids=ids))
 
     def metrics(self) -> dict[str, Any]:
         return {"store": self.store.metrics(), "fetch": self.fetcher.metrics()}
