@@ -93,7 +93,7 @@ class ProgramPeer:
             late = TimeoutError(f"{self._worker.id}: {call.method}() had no answer within {call.timeout} s")
             call.failed(CallCancelledError(self._worker.id, call.method) if cancelled else late)
 
-    def consumed(self, call: Call) -> None:
+    def consumed(self, call: Call, total: int) -> None:
         """Streams are refused."""
 
     def _taken(self, call: Call) -> bool:

@@ -133,15 +133,21 @@ class Peer:
             RPCConnectionError: The peer is closed. A failed peer raises the error that it was failed with.
         """
         kind = messages.STREAM if streaming else messages.CALL
-        return self.outgoing.request(kind, Prepared.of(method, value, meta), timeout, answer)
+        return self._request(kind, Prepared.of(method, value, meta), timeout, answer)
 
     def send(self, prepared: Prepared, timeout: float | None = None) -> Call:
         """As `request`, of what was encoded for several peers at once."""
-        return self.outgoing.request(messages.CALL, prepared, timeout, None)
+        return self._request(messages.CALL, prepared, timeout)
 
     def notify(self, topic: str, value: Any = None) -> None:
         """Sends a notification, which has no answer. It arrives once, and in order unless a link is lost."""
-        self.outgoing.request(messages.NOTIFICATION, Prepared.of(topic, value), None, None)
+        self._request(messages.NOTIFICATION, Prepared.of(topic, value))
+
+    def _request(self, kind: int, prepared: Prepared, timeout: float | None = None, answer: Any = None) -> Call:
+        call = self.outgoing.request(kind, prepared, timeout, answer)
+        if self._timer is None:
+            self._channel.call_soon(self._start_timer)
+        return call
 
     def fail_pending(self, exc: BaseException) -> None:
         """Fails every pending call with `exc`; later calls work. Any thread."""
@@ -187,8 +193,7 @@ class Peer:
         outgoing = self.outgoing.attach(remote)
         link.on_frame = partial(self._on_frame, outgoing, incoming)
         link.start()
-        if self._timer is None:
-            self._timer = self.loop.call_later(self._tick_s, self._tick)
+        self._start_timer()
         if self._on_attached is not None:
             self._on_attached()
 
@@ -205,12 +210,15 @@ class Peer:
         self.incoming.detach()
         self.outgoing.detach()
 
+    def _start_timer(self) -> None:
+        if self._timer is None and not self.closed:
+            self._timer = self.loop.call_later(self._tick_s, self._tick)
+
     def _tick(self) -> None:
-        if self._channel.link is None and not self.outgoing.waiting:
-            self._timer = None  # an idle peer costs nothing; the next link starts it again
-            return
-        self._timer = self.loop.call_later(self._tick_s, self._tick)
-        self.outgoing.tick()
+        self._timer = None  # first: a thread that calls from here on starts it again
+        if self.outgoing.busy:  # an idle peer costs nothing
+            self._start_timer()
+            self.outgoing.tick()
 
     def _on_frame(self, outgoing: int, incoming: int, header: bytes | memoryview, buffers: list[memoryview]) -> None:
         message = messages.decode(header)

@@ -148,10 +148,16 @@ class Caller(Generic[Owner]):
         self._acks: list[int] = []
         self._answered_below = 0
         self._rounds = 0
+        self._next_at_tick = 0
 
     def __len__(self) -> int:
         """Calls that are remembered, notifications and abandoned calls included."""
         return len(self._open)
+
+    @property
+    def busy(self) -> bool:
+        """Whether `tick` has something to do, now or later."""
+        return self.waiting > 0 or (self._attached and bool(self._open or self._acks or self._rounds))
 
     @property
     def has_room(self) -> bool:
@@ -207,12 +213,12 @@ class Caller(Generic[Owner]):
             return events, ()
         return events, ((call.progress(), (), None),) if self._attached else ()
 
-    def consume(self, call: OpenCall[Owner]) -> Sequence[Sending]:
-        """The reader took one item of a stream."""
+    def consume(self, call: OpenCall[Owner], total: int) -> Sequence[Sending]:
+        """The reader has taken so many items of a stream."""
         stream = call.stream
         if stream is None:
             return ()
-        stream.consumed += 1
+        stream.consumed = max(stream.consumed, total)
         if stream.consumed - stream.credited < max(1, self.window // 2):
             return ()
         stream.credited = stream.consumed
@@ -259,11 +265,12 @@ class Caller(Generic[Owner]):
     def tick(self, now: float, written: int) -> Output[Owner]:
         """Fails calls whose deadline has passed, probes those that are silent, and sends acknowledgements.
 
+        While there are new calls, these carry the acknowledgements.
+
         Args:
             written: Bytes sent on the present link that are in the kernel.
         """
-        if not (self._open or self._acks or self._rounds):
-            return (), ()
+        quiet, self._next_at_tick = self._next == self._next_at_tick, self._next
         events: list[Event[Owner]] = []
         sendings: list[Sending] = []
         probed = []
@@ -278,7 +285,9 @@ class Caller(Generic[Owner]):
                 call.probe_at = now + call.probe_wait
                 probed.append(call.progress())
         if self._attached:
-            sendings += [*_probes(probed), *self._acknowledgements()]
+            sendings += _probes(probed)
+            if quiet:
+                sendings += self._acknowledgements()
         return events, sendings
 
     # What arrives
