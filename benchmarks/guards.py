@@ -23,7 +23,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).parent.parent)
@@ -134,10 +133,12 @@ def stand_in() -> None:
 
 
 def _dialled(config: GuardConfig, io: IOThread) -> Client:
-    hello: dict[str, Any] = to_plain(host.hello(config))
-    hello["guard"]["host_id"] = "elsewhere"
+    hello = host.hello(config)
+    assert hello.guard is not None
+    guard = msgspec.structs.replace(hello.guard, host_id="elsewhere")
+    hello = msgspec.structs.replace(hello, guard=guard)
 
-    def renewed(topic: str, value: Any) -> None:
+    def renewed(incoming: Incoming) -> None:
         client.peer.notify(ALIVE)
 
     client = Client(

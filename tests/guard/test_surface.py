@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from rolecall.errors import WorkerConfigurationError, WorkerNotFoundError
+from rolecall.transport.address import this_host
 from tests.guard.guard_rig import Rig, wait_for
 
 
@@ -65,9 +66,9 @@ def test_the_command_line_looks_and_kills_and_the_controller_is_told(rig: Rig) -
 
 def test_a_guard_says_who_and_where_it_is(rig: Rig) -> None:
     """The hello carries what the run's state shows of a guard."""
-    said = rig.hello["guard"]
-    assert rig.hello["kind"] == "guard" and said["id"] == "g0" and rig.hello["run_id"] == rig.run_id
-    assert said["host"] == socket.gethostname() and isinstance(said["devices"], list)
+    said = rig.said
+    assert said.id == rig.hello.name == "g0" and rig.hello.run_id == rig.run_id
+    assert said.host == socket.gethostname() and said.host_id == this_host()
 
 
 def test_a_wrong_request_is_an_error_that_says_so(rig: Rig) -> None:

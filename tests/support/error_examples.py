@@ -153,7 +153,7 @@ def _wrong_token(s: LocalScheduler) -> None:
     (worker,) = s.get_workers("odd")
     address = f"tcp:{worker.ip}:{worker.worker_ports[0]}"
     with IOThread() as io, Client(worker.id, [address], "not the token", loop=io.loop) as client:
-        client.wait_connected(10.0)
+        client.peer.request("health", timeout=10.0).result()
 
 
 def _stopped(s: LocalScheduler) -> object:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -20,8 +19,9 @@ from rolecall.guard.requests import ControllerRequests, WorkerRequests, guard_se
 from rolecall.guard.supervisor import Supervisor
 from rolecall.protocol import events
 from rolecall.protocol.guard_config import GuardConfig
-from rolecall.protocol.message import from_json, to_plain
+from rolecall.protocol.message import from_json
 from rolecall.transport.client import Client
+from rolecall.transport.incoming import Incoming
 from rolecall.transport.loop import new_loop
 
 TICK_S = 1.0
@@ -48,7 +48,7 @@ class Guard:
             config.controller,
             config.token,
             loop=loop,
-            hello=to_plain(host.hello(config)),
+            hello=host.hello(config),
             handler=ControllerRequests(self._supervisor, self._stop_soon),
             on_notify=self._on_notify,
             on_attached=lambda: self._lease.connected(time.monotonic()),
@@ -99,8 +99,8 @@ class Guard:
 
     # The controller
 
-    def _on_notify(self, topic: str, value: Any) -> None:
-        if topic == events.LEASE:
+    def _on_notify(self, incoming: Incoming) -> None:
+        if incoming.method == events.LEASE:
             self._lease.renew(time.monotonic())
             self._client.peer.notify(events.ALIVE)
 

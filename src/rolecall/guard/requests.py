@@ -27,8 +27,9 @@ from rolecall.protocol.message import Message, from_plain, to_plain
 from rolecall.protocol.programs import program
 from rolecall.protocol.worker import FORK_OF, FORKED_CHILDREN
 from rolecall.protocol.worker_methods import CALLER, METHODS, Done, Fork, Forked, KillFork, WorkerMethod
-from rolecall.transport.http import HttpError, Request, Response, Routes, json_response
+from rolecall.transport.http.messages import HttpError, Request, Response, json_response
 from rolecall.transport.http.metrics import metrics_response
+from rolecall.transport.http.router import Routes
 from rolecall.transport.peer import Incoming, Peer
 from rolecall.transport.server import Hello, Server
 from rolecall.types import check_name

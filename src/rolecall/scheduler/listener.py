@@ -12,13 +12,11 @@ from rolecall.placement.base import ExpectedGuard, Explain
 from rolecall.placement.launching import current_folder, python_path
 from rolecall.protocol.guard import SHUTDOWN, Shutdown
 from rolecall.protocol.guard_config import GuardConfig
-from rolecall.protocol.guard_hello import GuardHello
-from rolecall.protocol.message import from_plain
 from rolecall.scheduler.calls import controller_main
 from rolecall.scheduler.guards import EventSink, GuardProxy, ask_all
 from rolecall.scheduler.keywords import RunOptions
 from rolecall.scheduler.run import Run
-from rolecall.transport.hosts import this_host
+from rolecall.transport.address import this_host
 from rolecall.transport.loop import IOThread
 from rolecall.transport.peer import Peer
 from rolecall.transport.server import Hello, Server
@@ -160,13 +158,13 @@ class GuardListener:
                     guard.stall("it is stopped by a signal (state T); send it SIGCONT, or end the run")
 
     def _arrived(self, hello: Hello) -> Peer:
-        said = from_plain(GuardHello, hello.info, "a guard")
-        guard = self._guards.get(said.guard.id)
-        if guard is None or said.run_id != self.run_id:
-            raise AuthenticationError(said.guard.id, "of another run")
+        said = hello.guard
+        guard = self._guards.get(hello.name)
+        if said is None or guard is None or hello.run_id != self.run_id:
+            raise AuthenticationError(hello.name, "of another run")
         if guard.cut or guard.lost is not None:
             raise ProtocolError("this guard was given up with its workers; it is not taken back", guard.guard_id)
-        guard.arrive(said.guard)
+        guard.arrive(said)
         return guard.peer
 
 

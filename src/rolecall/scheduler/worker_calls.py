@@ -38,6 +38,7 @@ from rolecall.tensors.cache import Cache
 from rolecall.tensors.fetch import Fetcher
 from rolecall.tensors.lifetime import Home
 from rolecall.transport.client import Client
+from rolecall.transport.handshake import Hello
 from rolecall.transport.loop import IOThread
 from rolecall.transport.peer import Call, Peer, Prepared
 from rolecall.types import TensorPolicy, Worker, check_env
@@ -70,8 +71,7 @@ class WorkerCalls:
             return
         addresses = [f"unix:{member.started.socket}"] if member.guard.here else []
         addresses.append(f"tcp:{worker.ip}:{worker.worker_ports[0]}")
-        hello = {"kind": "controller", "name": "controller", "run_id": self._run.run_id}
-        token, loop = self._run.token, self._io.loop
+        token, loop, hello = self._run.token, self._io.loop, Hello(name="controller")
         member.conversation = Client(member.id, addresses, token, loop=loop, hello=hello, context=self.home)
 
     def submit(

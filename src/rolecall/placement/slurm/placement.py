@@ -29,7 +29,7 @@ from rolecall.placement.slurm.script import Surroundings, filled, job_comment, j
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.message import to_plain
 from rolecall.protocol.state import RunState
-from rolecall.transport.hosts import address_toward
+from rolecall.transport.address import address_toward
 from rolecall.types import Job
 
 log = logging.getLogger("rolecall")
