@@ -43,7 +43,7 @@ class GuardConfig(RunFacts, frozen=True, kw_only=True):
         controller: Addresses that the guard dials, `unix:/path` or `tcp:host:port`, best first.
         lease_s: The guard ends, with all its workers, when the controller has not renewed the lease for so long.
         env: Base environment of workers, over the guard's own.
-        controller_host: Identity of the controller's host (`transport.hosts`); its sockets and pid count there alone.
+        controller_host: Identity of the controller's host (`transport.address`); its sockets and pid count there alone.
         controller_pid: The controller's pid and start time (ticks since boot) on its host.
         starter_pid: The reaper ends, as by SIGTERM, when this process dies, which has started it; 0 when it may outlive
             it.
