@@ -29,8 +29,8 @@ from rolecall.transport import codec
 from rolecall.transport.call import Call, fresh
 from rolecall.transport.channel import Channel
 from rolecall.transport.codec.exceptions import full_name
-from rolecall.transport.http import Response
 from rolecall.transport.http.client import NOT_SERVED, ErrorBody, ask
+from rolecall.transport.http.messages import Response
 from rolecall.transport.session.caller import Reason
 from rolecall.types import Worker
 
@@ -74,6 +74,11 @@ class ProgramPeer:
             asked = self._ask(call, path, body, read)
             self._pending[call] = asyncio.run_coroutine_threadsafe(asked, self._loop)
         return call
+
+    @property
+    def peer(self) -> ProgramPeer:
+        """As a `Client` has one."""
+        return self
 
     def fail(self, error: BaseException) -> None:
         """Fails all calls, later ones too."""

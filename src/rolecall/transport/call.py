@@ -232,10 +232,10 @@ class Call(Waitable):
         self._ok, self._body = ok, body
         self._complete()
 
-    def arrived(self, bodies: list[Body]) -> None:
-        """Hands over the next items of the stream."""
+    def arrived(self, body: Body) -> None:
+        """Hands over the next item of the stream."""
         if self._ready is not None:
-            self._ready.extend(bodies)
+            self._ready.append(body)
             self.wake()
 
     def failed(self, error: BaseException) -> list[Body]:

@@ -171,7 +171,7 @@ class OutgoingCalls(Waitable):
             if isinstance(event, Answered):
                 event.owner.answered(event.ok, event.body)
             elif isinstance(event, Arrived):
-                event.owner.arrived(event.bodies)
+                event.owner.arrived(event.body)
             elif isinstance(event, Failed):
                 self.channel.drop(event.owner.failed(self._error(event.owner, event.reason)))
             else:

@@ -39,7 +39,7 @@ class PeerOptions(TypedDict, total=False):
     """What a `Client` hands on to its peer."""
 
     handler: Handler | None
-    on_notify: Callable[[str, Any], None] | None
+    on_notify: Callable[[Incoming], None] | None
     context: Any
     probe: float
     max_in_flight: int
@@ -54,7 +54,7 @@ class Peer:
     Args:
         name: The other side's name, for messages.
         handler: Answers requests; without one they are refused.
-        on_notify: Gets topic and value of each notification, on the loop's thread, once.
+        on_notify: Gets each notification, its topic as `method`, on the loop's thread, once.
         context: Handed to the codec's decoders.
         probe: Seconds after which a silent call is probed; doubles up to 15 s.
         max_in_flight: Bytes of unanswered requests above which calling threads wait.
@@ -73,7 +73,7 @@ class Peer:
         *,
         loop: asyncio.AbstractEventLoop,
         handler: Handler | None = None,
-        on_notify: Callable[[str, Any], None] | None = None,
+        on_notify: Callable[[Incoming], None] | None = None,
         context: Any = None,
         probe: float = PROBE_S,
         max_in_flight: int = MAX_IN_FLIGHT,

@@ -195,8 +195,7 @@ class World:
             self.here.up.append((message, buffers))
         for event in events:
             if isinstance(event, callers.Arrived):
-                for body, _ in event.bodies:
-                    self._item_arrived(event.owner, body)
+                self._item_arrived(event.owner, event.body[0])
             elif isinstance(event, callers.Answered):
                 self._answered(event)
             elif isinstance(event, callers.Failed):
