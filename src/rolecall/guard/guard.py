@@ -22,7 +22,7 @@ from rolecall.protocol import events
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.message import from_json
 from rolecall.transport.client import Client
-from rolecall.transport.files import FileThread, make_directories
+from rolecall.transport.files import FileThread, make_directories, opener
 from rolecall.transport.incoming import Incoming
 from rolecall.transport.loop import new_loop
 
@@ -200,6 +200,6 @@ class _ByThread(logging.Handler):
 
 def _log_to(path: Path, files: FileThread) -> None:
     make_directories(path.parent)
-    handler = logging.FileHandler(path)
+    handler = logging.StreamHandler(open(path, "a", opener=opener))  # noqa: SIM115 - open until the end
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[_ByThread(handler, files)], force=True)
