@@ -17,7 +17,6 @@ from rolecall.errors import EngineCallError, RolecallError, RPCConnectionError, 
 from rolecall.guard import environment, logs, runtime
 from rolecall.guard.children import Children, Exit
 from rolecall.guard.command import Place, fill
-from rolecall.guard.host import HOST_CORES
 from rolecall.guard.killer import Killer
 from rolecall.guard.ports import PortLeases
 from rolecall.guard.proc import Process
@@ -26,7 +25,7 @@ from rolecall.guard.spawn import spawn
 from rolecall.guard.table import Record, State, Table
 from rolecall.guard.template_process import TemplateError, TemplateProcess
 from rolecall.protocol.devices import device_variable
-from rolecall.protocol.environment import CONTROL
+from rolecall.protocol.environment import CONTROL, WORKER, marks
 from rolecall.protocol.fork import ForkSpec
 from rolecall.protocol.guard import ProcessSpec, StartResult
 from rolecall.protocol.guard_config import GuardConfig
@@ -136,8 +135,8 @@ class Launcher:
     def _environment(self, record: Record) -> dict[str, str]:
         """The whole environment of a worker's process."""
         env = {**self.base_env, **record.env, **self._place(record).variables()}
-        env |= environment.thread_counts(env, record.spec.cores, HOST_CORES)
-        return environment.with_run_ids(env, self.config.run_id, self.config.guard_id, record.worker_id)
+        ids = {**marks(self.config.run_id, self.config.guard_id), WORKER: record.worker_id}
+        return {**env, **environment.thread_counts(env, record.spec.cores), **ids}
 
     async def _create(self, records: Sequence[Record]) -> None:
         """Creates the processes; those that could not be created get an `error`, and those that were aborted none."""
@@ -198,7 +197,7 @@ class Launcher:
             log_path=record.log_path,
             entry=self.config.entry,
             cwd=record.spec.cwd,
-            threads=environment.thread_limit(env, record.spec.cores, HOST_CORES),
+            threads=environment.thread_limit(env, record.spec.cores),
         )
 
     def _spawn(self, record: Record, env: Mapping[str, str]) -> None:

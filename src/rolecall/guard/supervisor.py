@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from rolecall.guard import environment, logs, probe, runtime
+from rolecall.guard import logs, probe, runtime
 from rolecall.guard.children import Children, Exit
 from rolecall.guard.killer import Killer
 from rolecall.guard.launcher import Launcher
@@ -27,6 +27,7 @@ from rolecall.guard.table import Record, State, Table
 from rolecall.guard.template_process import TemplateProcess
 from rolecall.guard.watcher import Notify, Watcher
 from rolecall.protocol import events
+from rolecall.protocol.environment import inheritable, marks
 from rolecall.protocol.guard import KillReport, Ports, ShutdownReport
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.worker import SET_ENV
@@ -80,8 +81,8 @@ class Supervisor:
         runtime.prepare(config.runtime_dir, config.guard_id)
         self._merged_log = logs.MergedLog(config.run_dir)
         log = os.open(template_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        base_env = environment.base_env(os.environ, config.env)
-        template_env = environment.with_run_ids(base_env, config.run_id, config.guard_id, "")
+        base_env = inheritable(os.environ) | config.env
+        template_env = base_env | marks(config.run_id, config.guard_id)
         self.table = Table()
         self.ports = PortLeases(config.run_id)
         self._counts = Counter[str]()  # what has happened since the guard started, by the metric's name
