@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from rolecall.errors import SlurmError
-from rolecall.placement.allocations import AllocationStatus
-from rolecall.placement.exit_causes import RUNS, ExitCause
+from rolecall.placement.allocations import RUNS, AllocationStatus, ExitCause
 from rolecall.placement.slurm import allocation as slurm_module
 from rolecall.placement.slurm.allocation import SlurmAllocation
 from rolecall.placement.slurm.commands import Slurm

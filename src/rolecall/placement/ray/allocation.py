@@ -7,9 +7,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rolecall.placement.allocations import AllocationStatus
+from rolecall.placement.allocations import RUNS, AllocationStatus, ExitCause
 from rolecall.placement.base import ExpectedGuard
-from rolecall.placement.exit_causes import RUNS, ExitCause
 from rolecall.placement.plan import Plan, with_devices
 from rolecall.placement.sidecar import ANSWER_S, Sidecar
 from rolecall.protocol.guard import NoArguments

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from rolecall.errors import SlurmError
 from rolecall.guard.proc import read_text
-from rolecall.placement.allocations import AllocationStatus
+from rolecall.placement.allocations import RUNS, AllocationStatus, ExitCause
 from rolecall.placement.base import ExpectedGuard
-from rolecall.placement.exit_causes import RUNS, ExitCause
 from rolecall.placement.plan import Plan, dealt
 from rolecall.placement.slurm.commands import ANSWER_S, Slurm
 from rolecall.placement.slurm.states import JobState
