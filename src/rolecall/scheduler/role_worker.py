@@ -19,7 +19,7 @@ from rolecall.scheduler.engine_methods import (
     name_of,
 )
 from rolecall.scheduler.gathering import Sent, agathered, gathered, sent
-from rolecall.scheduler.processes import log_problems
+from rolecall.scheduler.lifecycle import log_problems
 from rolecall.transport.peer import Peer
 from rolecall.types import Worker
 

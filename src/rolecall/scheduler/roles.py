@@ -14,7 +14,7 @@ from rolecall.scheduler.completions import Completions
 from rolecall.scheduler.engine_methods import AnyMethod, AsyncMethod, EngineClass, EngineView, Method, P, R, name_of
 from rolecall.scheduler.gathering import Sent, agathered, all_sent, gathered, sent
 from rolecall.scheduler.keywords import SpecKeywords, StartKeywords
-from rolecall.scheduler.processes import log_problems
+from rolecall.scheduler.lifecycle import log_problems
 from rolecall.scheduler.role_worker import Callee, RoleWorker
 from rolecall.types import Job, SchedulingSpec, SchedulingStrategy, Worker, role_and_index
 
