@@ -228,10 +228,8 @@ class RoleLifecycle:
                 if member.failed is None:
                     member.fail(WorkerFailedError(member.id, reason=reason, pid=member.pid))
             grace_s = self._guards.grace_s if isinstance(e, Exception) else 0.0
-            # Frees their ports, too; a lost guard has done so itself.
-            kill(
-                {slot.worker_id: guard for slot, guard in zip(slots, guards, strict=True)}, grace_s, grace_s + MARGIN_S
-            )
+            owners = dict(zip((slot.worker_id for slot in slots), guards, strict=True))
+            kill(owners, grace_s, grace_s + MARGIN_S)  # frees their ports, too; a lost guard has done so itself
             raise
 
     def _specs(self, slots: Sequence[Slot], guards: Sequence[GuardProxy], among: Sequence[Member]) -> list[ProcessSpec]:
