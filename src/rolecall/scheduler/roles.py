@@ -28,11 +28,7 @@ class Role(Callee, Sequence["RoleWorker"]):
     """All workers of a role, or a slice of them. Calls go to every one at the same time and return a list, in order."""
 
     def __init__(
-        self,
-        scheduler: Scheduler,
-        name: str,
-        options: CallOptions | None = None,
-        only: Sequence[str] | None = None,
+        self, scheduler: Scheduler, name: str, options: CallOptions | None = None, only: Sequence[str] | None = None
     ) -> None:
         self._scheduler, self.name = scheduler, name
         self._options, self._part = options or CallOptions(), only is not None
