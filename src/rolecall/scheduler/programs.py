@@ -113,7 +113,7 @@ class ProgramPeer:
     async def _ask(self, call: Call, path: str, body: bytes, read: Callable[[Response], Any]) -> None:
         try:
             response = await ask(self._worker.ip, int(self._worker.worker_ports[0]), "POST", path, body)
-            end = partial(call.answered, True, codec.encode(read(response)))
+            end: Callable[[], object] = partial(call.answered, True, codec.encode(read(response)))
         except OSError as e:
             await asyncio.sleep(DEATH_S)
             what = f"POST {path}: {str(e) or type(e).__name__}; it may have run, and is not sent again"
