@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from rolecall.errors import WorkerConfigurationError, WorkerFailedError
 from rolecall.scheduler.calls import PendingCall, check_arguments
-from rolecall.scheduler.engine_methods import AnyMethod
 
 if TYPE_CHECKING:
-    from rolecall.scheduler.roles import RoleWorker
+    from rolecall.scheduler.roles import AnyMethod, RoleWorker
 
 Item = tuple[int, Sequence[Any]]
 

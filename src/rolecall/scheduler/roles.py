@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+import inspect
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast, get_type_hints, overload
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack, cast, get_type_hints, overload
 
 from rolecall.errors import WorkerConfigurationError
 from rolecall.protocol.state import WorkerState
-from rolecall.scheduler.calls import CallOptions, Options, PendingCall, check_arguments
+from rolecall.scheduler.calls import CallOptions, EngineClass, Options, PendingCall, check_arguments
 from rolecall.scheduler.completions import Completions
-from rolecall.scheduler.engine_methods import (
-    AnyMethod,
-    AsyncMethod,
-    EngineClass,
-    EngineView,
-    GeneratorMethod,
-    Method,
-    P,
-    R,
-    name_of,
-)
 from rolecall.scheduler.gathering import Sent, agathered, all_sent, gathered, sent
 from rolecall.scheduler.keywords import SpecKeywords, StartKeywords
 from rolecall.scheduler.lifecycle import log_problems
@@ -33,7 +23,41 @@ if TYPE_CHECKING:
     from rolecall.scheduler.scheduler import Scheduler
 
 E = TypeVar("E")
+P = ParamSpec("P")
+R = TypeVar("R")
+Method = Callable[Concatenate[Any, P], R]  # its first parameter is `self`
+AsyncMethod = Callable[Concatenate[Any, P], Awaitable[R]]
+GeneratorMethod = Callable[Concatenate[Any, P], Iterable[R] | AsyncIterable[R]]
+AnyMethod = str | Callable[..., Any]
 Errors = list[Exception | None]  # of each worker
+
+
+def name_of(method: AnyMethod) -> str:
+    """The name under which an engine's method is called."""
+    if isinstance(method, str):
+        return method
+    if inspect.isfunction(method):
+        return method.__name__
+    raise WorkerConfigurationError("no method of an engine", method, "give its name, or its function as Trainer.train")
+
+
+class EngineView:
+    """The engine of a worker, or of all workers of a role, with the methods of its class, called as if it were here."""
+
+    def __init__(self, callee: object, engine: type) -> None:
+        self._callee, self._engine = callee, engine
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = inspect.unwrap(getattr(self._engine, name))
+        if not callable(method):
+            raise AttributeError(f"{name!r} of {self._engine.__name__} is no method; only methods can be called")
+        if inspect.iscoroutinefunction(method):
+            how = "acall"
+        elif inspect.isasyncgenfunction(method):
+            how = "astream"
+        else:
+            how = "stream" if inspect.isgeneratorfunction(method) else "call"
+        return partial(getattr(self._callee, how), name)
 
 
 class Callee:
