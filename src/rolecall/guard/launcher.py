@@ -113,7 +113,7 @@ class Launcher:
         if self.table.find(spec.worker_id) is not None:
             raise StartError(f"{spec.worker_id} is already running; delete it first")
         target = self.table.get(spec.target) if spec.target else None
-        spec = _in_slot(spec, target.spec) if target else _on_host(spec, self.config.cwd)
+        spec = _completed(spec, target.spec if target else None, self.config.cwd)
         log_path = logs.log_path(self.config.run_dir, spec.worker_id)
         log_start = logs.size(log_path)
         record = Record(
@@ -363,13 +363,11 @@ def _check(spec: ProcessSpec) -> None:
         raise WorkerConfigurationError(problem, spec.port_count, "use a port_count of 1 or more")
 
 
-def _on_host(spec: ProcessSpec, cwd: str) -> ProcessSpec:
-    device_var = spec.device_var or device_variable(os.environ)
-    return msgspec.structs.replace(spec, device_var=device_var, cwd=spec.cwd or cwd)
-
-
-def _in_slot(spec: ProcessSpec, target: ProcessSpec) -> ProcessSpec:
-    """A fork's spec, completed with the slot of its target."""
+def _completed(spec: ProcessSpec, target: ProcessSpec | None, cwd: str) -> ProcessSpec:
+    """A spec with what its host gives or, for a fork, the slot of its target."""
+    if target is None:
+        device_var = spec.device_var or device_variable(os.environ)
+        return msgspec.structs.replace(spec, device_var=device_var, cwd=spec.cwd or cwd)
     return msgspec.structs.replace(
         spec,
         devices=spec.devices or target.devices,

@@ -24,8 +24,9 @@ from rolecall.errors import (
     WorkerTimeoutError,
 )
 from rolecall.placement.base import Placement
-from rolecall.placement.plan import Plan, Slot, forked_slots, process_group
+from rolecall.placement.plan import Plan, Slot, forked_slots
 from rolecall.placement.waiting import Waiting
+from rolecall.protocol.environment import PROCESS_GROUP
 from rolecall.protocol.guard import ALLOC_PORTS, AllocPorts, ProcessSpec, StartResult
 from rolecall.protocol.worker_methods import DESTROY, Destroy
 from rolecall.scheduler.guards import GuardProxy, kill
@@ -238,10 +239,10 @@ class RoleLifecycle:
 
         def group(slot: Slot) -> dict[str, str]:
             _, index = role_and_index(slot.worker_id)
-            if index > 0 and among:
-                first = among[0].worker
-                return process_group(index, world, first.ip, first.worker_ports[1])
-            return process_group(index, world, guards[0].state.ip, str(ports[0][1]))
+            first = among[0].worker if index > 0 and among else Worker("", guards[0].state.ip, [*map(str, ports[0])])
+            # LOCAL_RANK is 0 since each worker sees its own devices from 0.
+            values = (str(index), str(world), "0", "1", first.ip, first.worker_ports[1])
+            return dict(zip(PROCESS_GROUP, values, strict=True))
 
         return [
             ProcessSpec(

@@ -166,19 +166,16 @@ class RayPlacement(ClusterPlacement[RayPlan]):
     def _submit(self, plan: RayPlan, name: str, config: GuardConfig) -> RayAllocation:
         allocation = RayAllocation(name, self.driver)
         try:
-            config = msgspec.structs.replace(config, env=self._environment())
-            self.driver.tell(
-                protocol.PLACE, PlaceRole(name=name, config=config, kind=self._kind, wanted=plan.role_groups)
-            )
+            # The base of workers' environment: the controller's, and by what an engine finds the cluster.
+            cluster = {"RAY_ADDRESS": str(self.address), RAY_NAMESPACE: self._namespace}
+            env = portable_environment(os.environ, python_path()) | cluster
+            config = msgspec.structs.replace(config, env=env)
+            wanted = PlaceRole(name=name, config=config, kind=self._kind, wanted=plan.role_groups)
+            self.driver.tell(protocol.PLACE, wanted)
         except BaseException:  # Ctrl-C, when the driver may have the order already
             allocation.release()
             raise
         return allocation
-
-    def _environment(self) -> dict[str, str]:
-        """The base of workers' environment: the controller's, and by what an engine finds the cluster."""
-        cluster = {"RAY_ADDRESS": str(self.address), RAY_NAMESPACE: self._namespace}
-        return portable_environment(os.environ, python_path()) | cluster
 
     @classmethod
     def clean(cls, run_id: str) -> None:
