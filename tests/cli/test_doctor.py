@@ -21,7 +21,7 @@ from rolecall.cli.doctor import examine
 from rolecall.guard.ports import PortLeases, ephemeral
 from rolecall.placement.outside import Finding, Severity
 from rolecall.placement.ray.outside import check_ray
-from rolecall.placement.slurm.outside import check_slurm
+from rolecall.placement.slurm.placement import check_slurm
 from tests.cli.cli_rig import CommandLine, Controller
 
 OLD = time.time() - 3600

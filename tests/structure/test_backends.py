@@ -30,7 +30,7 @@ PLANNERS = {
     "ray/messages.py",
 }
 # What the command line asks without a run; it places nothing.
-OUTSIDE = {"slurm/outside.py", "ray/outside.py"}
+OUTSIDE = {"ray/outside.py"}
 BLOCK = 6
 LINES = 500
 TOY_LINES = 80

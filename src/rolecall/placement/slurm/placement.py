@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import socket
 import sys
 import sysconfig
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,14 +21,13 @@ from rolecall.errors import SlurmError, WorkerConfigurationError, WorkerCreation
 from rolecall.placement.allocations import ClusterPlacement
 from rolecall.placement.base import PlacementContext
 from rolecall.placement.launching import current_folder, python_path
-from rolecall.placement.outside import Finding, Left, Removal
+from rolecall.placement.outside import Finding, Left, Removal, info, ok, warning
 from rolecall.placement.plan import Plan, base_environment, separate_slots
-from rolecall.placement.slurm import outside
 from rolecall.placement.slurm.allocation import SlurmAllocation
 from rolecall.placement.slurm.commands import Slurm
 from rolecall.placement.slurm.options import SlurmOptions, with_defaults
 from rolecall.placement.slurm.packing import MIB, Node, place
-from rolecall.placement.slurm.script import Surroundings, filled, job_comment, job_name, render
+from rolecall.placement.slurm.script import Surroundings, filled, job_comment, job_name, render, run_of
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.message import to_plain
 from rolecall.protocol.state import RunState
@@ -33,6 +35,10 @@ from rolecall.transport.address import address_toward
 from rolecall.types import Job
 
 log = logging.getLogger("rolecall")
+NAME = "slurm"
+AT_ONCE = 16
+BRIEF_S = 5.0
+CANNOT_START = ("down", "drain", "drng", "fail", "maint", "unk")
 MOST_NAMES = 8  # of nodes whose addresses are looked up, until one is found
 
 
@@ -53,7 +59,7 @@ class SlurmPlacement(ClusterPlacement[SlurmPlan]):
         options: Those of `SlurmOptions`.
     """
 
-    name = "slurm"
+    name = NAME
     further_options = tuple(field.name for field in fields(SlurmOptions))
 
     def __init__(self, *, ip: str | None = None, queue_timeout: float | None = None, **options: Any) -> None:
@@ -127,15 +133,15 @@ class SlurmPlacement(ClusterPlacement[SlurmPlan]):
 
     @classmethod
     def end_left(cls, run_id: str, state: RunState) -> Removal:
-        return outside.end_jobs(run_id, state, surely=state.scheduler == cls.name and not state.controller.ended)
+        return end_jobs(run_id, state, surely=state.scheduler == cls.name and not state.controller.ended)
 
     @classmethod
     def left(cls) -> Iterable[Left]:
-        return outside.left_jobs()
+        return left_jobs()
 
     @classmethod
     def findings(cls) -> Iterable[Finding]:
-        return outside.check_slurm()
+        return check_slurm()
 
 
 def _own_address(nodes: Sequence[Node]) -> str:
@@ -157,3 +163,69 @@ def _portable(path: Sequence[str]) -> list[str]:
         for folder in path
         if not folder.startswith(own) and not folder.endswith(".zip") and not set(theirs) & set(Path(folder).parts)
     ]
+
+
+# What the command line asks, without a run of its own.
+
+
+def end_jobs(run_id: str, state: RunState, *, surely: bool) -> Removal:
+    """Ends a run's jobs, waiting ones and running ones, and asks again whether any is left.
+
+    Slurm is asked too where a run is not known here, and where its controller has ended and may have had to leave a
+    job; but then it need not answer.
+
+    Args:
+        surely: The run is one of Slurm's, and its controller has not ended it.
+    """
+    if not surely and (state.scheduler not in ("", NAME) or shutil.which("squeue") is None):
+        return Removal()
+    slurm, comment = Slurm(), job_comment(run_id)
+    patience: dict[str, Any] = {} if surely else {"answer_s": BRIEF_S, "within_s": 0.0}
+    try:
+        found = slurm.of_run(comment, **patience)
+        return _end(slurm, comment, found) if found else Removal(asked=True)
+    except SlurmError as e:
+        return Removal(unknown=f"Slurm: {e}") if surely else Removal()
+
+
+def _end(slurm: Slurm, comment: str, found: list[str]) -> Removal:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(lambda job: SlurmAllocation(slurm, job, comment).release(), found))
+    left = slurm.of_run(comment)
+    ended = [_named(job) for job in found if job not in left]
+    return Removal(True, ended, list(map(_named, left)), advice=f"scontrol show job {left[0]}" if left else "")
+
+
+def left_jobs() -> Iterable[Left]:
+    """Jobs by run; none where Slurm does not answer, which is `check_slurm`'s to say."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    try:
+        for job, _, comment in Slurm().left(answer_s=BRIEF_S, within_s=0.0) if shutil.which("squeue") else ():
+            groups[comment].append(job)
+    except SlurmError:
+        return
+    for comment, jobs in groups.items():
+        yield Left(run_of(comment), list(map(_named, jobs)), f"scancel {' '.join(jobs)}")
+
+
+def _named(job: str) -> str:
+    return f"job {job}"
+
+
+def check_slurm() -> Iterator[Finding]:
+    """The command line tools, the controller daemon, and nodes that take no job."""
+    if shutil.which("sbatch") is None:
+        yield info(NAME, "no sbatch on PATH", 'only needed for scheduler("slurm"), on a login node of the cluster')
+        return
+    try:
+        nodes = Slurm().node_states(BRIEF_S)
+    except SlurmError as e:
+        yield warning(NAME, f"Slurm is installed but does not answer: {e.seen}", "see docs/slurm.md", "scontrol ping")
+        return
+    closed = [f"{node} ({state})" for node, state in nodes.items() if state.lower().startswith(CANNOT_START)]
+    if closed:
+        yield warning(
+            NAME, f"{len(closed)} of {len(nodes)} node(s) take no job: {', '.join(closed[:8])}", "ask why", "sinfo -R"
+        )
+    if len(closed) < len(nodes):
+        yield ok(NAME, f"{len(nodes) - len(closed)} node(s) take jobs")
