@@ -96,13 +96,13 @@ class Launcher:
     # Plan
 
     async def _plan(self, spec: ProcessSpec, started_by: str) -> Record | StartResult:
-        previous = self.table.find(spec.worker_id)
+        previous = self.table.get(spec.worker_id)
         if previous is not None and previous.state is State.ENDING:
             await previous.gone.wait()
         try:
             return self._record(spec, started_by)
         except (RolecallError, StartError, OSError) as error:
-            if self.table.find(spec.worker_id) is None:
+            if spec.worker_id not in self.table:
                 self.ports.release(spec.worker_id)  # leased before, for this start
             return StartResult(worker_id=spec.worker_id, ok=False, error=str(error))
 
@@ -110,9 +110,9 @@ class Launcher:
         _check(spec)
         if self.closed:
             raise StartError("the guard is ending")
-        if self.table.find(spec.worker_id) is not None:
+        if spec.worker_id in self.table:
             raise StartError(f"{spec.worker_id} is already running; delete it first")
-        target = self.table.get(spec.target) if spec.target else None
+        target = self.table.living(spec.target) if spec.target else None
         spec = _completed(spec, target.spec if target else None, self.config.cwd)
         log_path = logs.log_path(self.config.run_dir, spec.worker_id)
         log_start = logs.size(log_path)
@@ -127,7 +127,7 @@ class Launcher:
             page=runtime.ProgressPage(runtime.page_path(self.config.runtime_dir, self.config.guard_id, spec.worker_id)),
             log=self.merged_log.follow(spec.worker_id, log_path, log_start),
         )
-        self.table.add(record)
+        self.table[record.worker_id] = record
         return record
 
     # Create processes

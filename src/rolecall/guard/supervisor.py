@@ -139,7 +139,7 @@ class Supervisor:
 
     async def _end_all(self, grace_s: float) -> ShutdownReport:
         self.launcher.closed = True
-        report = await self._killer.kill(list(self.table), grace_s)
+        report = await self._killer.kill(list(self.table.values()), grace_s)
         await self._template.close()
         killed = await asyncio.to_thread(kill_below, STRAYS_S)  # no worker owns them
         left = await asyncio.to_thread(sweep, self.config.run_id, self.config.guard_id)
@@ -174,8 +174,10 @@ class Supervisor:
         Args:
             reason: The reason to report to the controller, if another client has requested it.
         """
-        unknown = [worker for worker in workers if self.table.find(worker) is None]
-        records = [record for record in self.table if record.worker_id in workers or record.started_by in workers]
+        unknown = [worker for worker in workers if worker not in self.table]
+        records = [
+            record for record in self.table.values() if record.worker_id in workers or record.started_by in workers
+        ]
         report = await self._killer.kill(records, grace_s)
         for record in records:
             if reason and (end := record.exit) is not None:
@@ -184,7 +186,7 @@ class Supervisor:
 
     async def set_env(self, worker: str, env: dict[str, str]) -> None:
         """Changes a worker's environment: the running process, then its record, which forks inherit."""
-        record = self.table.get(worker)
+        record = self.table.living(worker)
         for key, value in env.items():
             check_env(key, value)
         if record.state is State.READY and record.peer is not None:
@@ -215,7 +217,7 @@ class Supervisor:
         """Samples all workers once: which processes are theirs, how much memory they use, whether they stall."""
         self._oom.look()
         await self._attribute()
-        living = [record for record in self.table if record.state is not State.ENDING]
+        living = [record for record in self.table.values() if record.state is not State.ENDING]
         self._health.poll(living)
         known = self._watches
         self._watches = {record: known.get(record) or self._new_watch() for record in living}
@@ -230,7 +232,7 @@ class Supervisor:
 
     async def _attribute(self) -> None:
         descendants = await asyncio.to_thread(Descendants)
-        for record in self.table:
+        for record in self.table.values():
             if record.process is not None and record.state is not State.ENDING:  # else the killer tracks its processes
                 owned = descendants.owned(record)
                 record.tracked = owned
@@ -258,7 +260,7 @@ class Supervisor:
 
     async def stacks(self, worker: str) -> str:
         """The Python stacks of a worker as text."""
-        return await probe.stacks(self.table.get(worker), self._children)
+        return await probe.stacks(self.table.living(worker), self._children)
 
     def alloc_ports(self, owner: str, count: int, wanted: Sequence[int] = ()) -> Ports:
         """Leases ports until their owner ends."""
@@ -266,13 +268,13 @@ class Supervisor:
 
     def metrics(self) -> dict[str, float]:
         """The guard's numbers by name, see `METRICS`."""
-        now, states = time.monotonic(), Counter(record.state for record in self.table)
+        now, states = time.monotonic(), Counter(record.state for record in self.table.values())
         return {
             "uptime_seconds": now - self._lease.began,
             "workers": len(self.table),
             **{f"workers_{state}": states[state] for state in State},
-            "processes": sum(len(record.tracked) for record in self.table),
-            "resident_bytes": sum(record.rss for record in self.table),
+            "processes": sum(len(record.tracked) for record in self.table.values()),
+            "resident_bytes": sum(record.rss for record in self.table.values()),
             "ports_leased": len(self.ports.held()),
             **{name: self._counts[name] for name, metric in METRICS.items() if metric.kind == "counter"},
             "lease_age_seconds": now - self._lease.renewed,
