@@ -175,9 +175,7 @@ class Supervisor:
             reason: The reason to report to the controller, if another client has requested it.
         """
         unknown = [worker for worker in workers if worker not in self.table]
-        records = [
-            record for record in self.table.values() if record.worker_id in workers or record.started_by in workers
-        ]
+        records = [r for r in self.table.values() if r.worker_id in workers or r.started_by in workers]
         report = await self._killer.kill(records, grace_s)
         for record in records:
             if reason and (end := record.exit) is not None:
