@@ -263,8 +263,7 @@ class Launcher:
             await record.gone.wait()  # the task that aborted the start kills it and reports that
         else:
             await self.killer.kill([record], 0)
-        failed = self._result(record, error or ABORTED)
-        return msgspec.structs.replace(failed, log_tail=tail, exit_code=code, signal=number)
+        return self._result(record, error=error or ABORTED, log_tail=tail, exit_code=code, signal=number)
 
     async def _wait_ready(self, record: Record) -> str:
         """Waits until a worker is ready, has ended or is aborted; returns why it is not ready."""
@@ -334,18 +333,18 @@ class Launcher:
         except (EngineCallError, RPCConnectionError) as error:
             record.warning = f"the program did not take the run's seed: {error}"
 
-    def _result(self, record: Record, error: str = "") -> StartResult:
+    def _result(self, record: Record, **failure: Any) -> StartResult:
         return StartResult(
             worker_id=record.worker_id,
-            ok=not error,
+            ok=not failure,
             pid=record.process.pid if record.process else None,
             ip=self.config.ip,
             ports=record.ports,
             socket=record.socket,
             timeline=record.timeline,
-            error=error,
             warning=record.warning,
             log_path=record.log_path,
+            **failure,
         )
 
 
