@@ -20,7 +20,7 @@ from rolecall.cli.checks.paths import check_paths, socket_room
 from rolecall.cli.doctor import examine
 from rolecall.guard.ports import PortLeases, ephemeral
 from rolecall.placement.outside import Finding, Severity
-from rolecall.placement.ray.outside import check_ray
+from rolecall.placement.ray.placement import check_ray
 from rolecall.placement.slurm.placement import check_slurm
 from tests.cli.cli_rig import CommandLine, Controller
 

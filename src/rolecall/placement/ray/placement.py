@@ -8,10 +8,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -21,9 +23,8 @@ from rolecall.guard.sweep import sweep
 from rolecall.placement.allocations import RUNS, AllocationStatus, ClusterPlacement, ExitCause
 from rolecall.placement.base import ExpectedGuard, Placed, PlacementContext
 from rolecall.placement.launching import python_path
-from rolecall.placement.outside import Finding
+from rolecall.placement.outside import Finding, info, is_private, ok, warning
 from rolecall.placement.plan import Plan, portable_environment, separate_slots, warn_of_unused, with_devices
-from rolecall.placement.ray import outside
 from rolecall.placement.ray.groups import DEVICE_KEYS, Accelerator, Asking, held_devices, place, table
 from rolecall.placement.sidecar import ANSWER_S, Sidecar
 from rolecall.protocol import ray_driver as protocol
@@ -32,10 +33,13 @@ from rolecall.protocol.environment import RAY_NAMESPACE, marks
 from rolecall.protocol.guard import NoArguments
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.ray_driver import JoinCluster, Joined, OfGuard, OfRole, PlaceRole, RoleGroups, RoleNews
+from rolecall.transport.address import dial_host
 from rolecall.types import Job, check_count
 
 log = logging.getLogger("rolecall")
+NAME = "ray"
 JOIN_S = 120.0
+DIAL_S = 5.0
 LEAVE_S, HURRY_S = 30.0, 2.0
 ENOUGH_CORES = 1 << 16
 SILENCE_S, SHORT_S = 15.0, 1.0  # after the first a start is given up
@@ -75,7 +79,7 @@ class RayPlacement(ClusterPlacement[RayPlan]):
         driver: The process that talks to Ray.
     """
 
-    name = "ray"
+    name = NAME
 
     def __init__(
         self,
@@ -119,7 +123,7 @@ class RayPlacement(ClusterPlacement[RayPlan]):
 
     def _join(self) -> Joined:
         """Has the driver join a cluster; returns what it found there."""
-        folder = str(outside.folder_of(self._context.run_id))
+        folder = str(folder_of(self._context.run_id))
         wanted = JoinCluster(address=self.address, folder=folder, namespace=self._namespace, init=self._init)
         found = self.driver.ask(protocol.JOIN, wanted, timeout=JOIN_S)
         if found is None:
@@ -136,7 +140,7 @@ class RayPlacement(ClusterPlacement[RayPlan]):
         if not self.driver.close(patience):
             log.warning("Ray did not shut down within %g s; its driver was killed", patience)
             sweep(self._context.run_id)
-        outside.remove_cluster(self._context.run_id)  # a driver that was killed has left its folder
+        remove_cluster(self._context.run_id)  # a driver that was killed has left its folder
 
     def plan(self, job: Job) -> RayPlan:
         how = Asking(
@@ -179,11 +183,11 @@ class RayPlacement(ClusterPlacement[RayPlan]):
 
     @classmethod
     def clean(cls, run_id: str) -> None:
-        outside.remove_cluster(run_id)
+        remove_cluster(run_id)
 
     @classmethod
     def findings(cls) -> Iterable[Finding]:
-        return outside.check_ray()
+        return check_ray()
 
 
 def _advice(error: str) -> str:
@@ -252,3 +256,35 @@ def _silence(driver: Sidecar[RoleNews]) -> str:
     if driver.lost is None:
         return "Ray does not answer: its head may be gone"
     return f"the connection to Ray is gone: {driver.lost}"
+
+
+# What the command line asks, without a run of its own.
+
+
+def folder_of(run_id: str) -> Path:
+    """Where a run's own cluster lies. Short: a Unix socket's path holds 107 bytes, Ray needs 79 of them."""
+    return Path(f"/tmp/rc-ray-{run_id}")
+
+
+def remove_cluster(run_id: str) -> None:
+    """Removes the files of a cluster of the run's own, whose processes are gone, if there are any."""
+    folder = folder_of(run_id)
+    if folder.parent == Path("/tmp") and is_private(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_ray(env: Mapping[str, str] = os.environ) -> Iterator[Finding]:
+    """Whether somebody listens where `RAY_ADDRESS` says that the cluster is."""
+    address = env.get("RAY_ADDRESS", "")
+    if not address:
+        yield info(NAME, "RAY_ADDRESS is not set", 'scheduler("ray") starts a Ray of its own where none runs')
+        return
+    try:
+        dial_host(address, DIAL_S)
+        yield ok(NAME, f"a Ray cluster's head answers at {address}")
+    except ValueError:
+        advice = "name the head's own address, host:port (6379 by default); see docs/ray.md"
+        yield warning(NAME, f"RAY_ADDRESS={address} is no address of a cluster's head", advice)
+    except OSError as e:
+        seen = f"nobody answers at {address}, where RAY_ADDRESS points: {e}"
+        yield warning(NAME, seen, "start the cluster, or correct RAY_ADDRESS", "ray status")
