@@ -333,7 +333,7 @@ def _check(role: str, results: dict[str, StartResult]) -> None:
         log.error("worker %s did not start: %s%s", result.worker_id, result.error, where)
     reasons = list(dict.fromkeys(result.error for result in failed.values()))
     tails = {i: result.log_tail for i, result in failed.items()}
-    raise WorkerCreationError(role, "; ".join(reasons), list(failed), tails)
+    raise WorkerCreationError(role, "; ".join(reasons), list(failed), tails) from None
 
 
 def destroy_engines(members: Sequence[Member], seconds: float, borrowed_by: str | None = None) -> None:
