@@ -7,7 +7,7 @@ import difflib
 import inspect
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack, cast, get_type_hints, overload
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack, cast, overload
 
 from rolecall.errors import WorkerConfigurationError
 from rolecall.protocol.state import WorkerState
@@ -421,7 +421,7 @@ def _errors(answers: Sequence[Any]) -> Errors:
 def job_of(role: str, replicas: int, options: StartKeywords) -> Job:
     """The job that keywords describe: fields of one spec for all workers, or `tasks` with one for each."""
     of_spec = SpecKeywords.__optional_keys__
-    known = ["replicas", *sorted(get_type_hints(StartKeywords), key=lambda name: name in of_spec)]
+    known = ["replicas", *sorted(StartKeywords.__annotations__, key=lambda name: name in of_spec)]
     for name in options.keys() - set(known):
         near = "".join(f"did you mean {likely!r}? " for likely in difflib.get_close_matches(name, known, 1))
         raise WorkerConfigurationError("unknown option of a start", name, f"{near}there are {', '.join(known)}")
