@@ -58,7 +58,7 @@ class Hostile:
 
     def put_fifo_for_log(self) -> None:
         """From here on whoever opens this worker's log waits for ever."""
-        log = Path(os.readlink("/proc/self/fd/1"))
+        log = Path("/proc/self/fd/1").readlink()
         log.unlink()
         os.mkfifo(log)
 
