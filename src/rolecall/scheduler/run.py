@@ -11,6 +11,7 @@ import stat
 import tempfile
 import time
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 
 from rolecall.errors import WorkerConfigurationError
@@ -18,23 +19,13 @@ from rolecall.guard.proc import read_text
 from rolecall.protocol.message import to_json
 from rolecall.protocol.state import RunState
 from rolecall.transport.files import DIRECTORY_MODE, make_directories, opener
+from rolecall.transport.forked import close_in_forks
 from rolecall.types import check_name
 
 EARLIER = "earlier"  # directory of the run directory: earlier runs of the trial, by number
 STOPPED = "stopped"  # file of the run directory, in which `rolecall stop` says who it is
 FILES = ("state.json", "events.jsonl", "logs", "stacks", STOPPED)
 ROOTS = 20  # names that are tried for the directory in the temporary one
-
-_locks: set[int] = set()  # descriptors of this process
-
-
-def _close_locks() -> None:
-    """A forked child must not hold the locks of its parent, which it may outlive."""
-    while _locks:
-        os.close(_locks.pop())
-
-
-os.register_at_fork(after_in_child=_close_locks)
 
 
 class Run:
@@ -60,7 +51,7 @@ class Run:
         self.token = secrets.token_hex(32)
         self._root = _root(fileroot)
         self.runtime_dir = private_root() / self.run_id
-        self._lock = -1
+        self._lock: FileIO | None = None
 
     def __repr__(self) -> str:
         return f"Run({self.experiment}/{self.trial}, id={self.run_id})"
@@ -127,9 +118,8 @@ class Run:
     def close(self) -> None:
         """Removes the runtime directory. The run directory stays."""
         shutil.rmtree(self.runtime_dir, ignore_errors=True)
-        if self._lock in _locks:
-            _locks.remove(self._lock)
-            os.close(self._lock)
+        if self._lock is not None:
+            self._lock.close()
 
     def _make_run_dir(self) -> None:
         if not self._named:
@@ -159,18 +149,23 @@ class Run:
                 self.trial = f"{begun}-{number}"
 
     def _take_lock(self) -> None:
-        lock = os.open(self.run_dir / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = FileIO(self.run_dir / ".lock", "a+", opener=_private)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
-            holder = os.read(lock, 32).decode(errors="replace").strip()
-            os.close(lock)
+            lock.seek(0)
+            holder = (lock.read(32) or b"").decode(errors="replace").strip()
+            lock.close()
             what = f"{self.experiment}/{self.trial} is running in process {holder or 'unknown'}"
             raise WorkerConfigurationError(what, None, "end that run, or choose another trial") from e
-        os.ftruncate(lock, 0)
-        os.write(lock, f"{os.getpid()}\n".encode())
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n".encode())
+        close_in_forks(lock)
         self._lock = lock
-        _locks.add(lock)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
 def _root(fileroot: str | os.PathLike[str] | None) -> Path:
