@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
+import msgspec
+
 from rolecall.errors import RolecallError, WorkerConfigurationError, WorkerNotFoundError, WorkerTimeoutError
 from rolecall.guard import runtime
 from rolecall.guard.host import hello
@@ -80,7 +82,7 @@ class InProcessGuard(RequestHandler):
 
     def __init__(self, config: GuardConfig, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(self._spawn)
-        self._config, self._loop = config, loop
+        self._config, self._loop = msgspec.structs.replace(config, ip=IP, bind=IP), loop
         self._ports = PortLeases(config.run_id)
         self._nodes: dict[str, WorkerNode] = {}
         self._env: dict[str, dict[str, str]] = {}
@@ -115,21 +117,13 @@ class InProcessGuard(RequestHandler):
 
     def _start(self, spec: ProcessSpec) -> StartResult:
         config = WorkerConfig(
+            guard=self._config,
             worker_id=spec.worker_id,
-            token=self._config.token,
             socket=runtime.worker_socket(self._config.runtime_dir, spec.worker_id),
-            ip=IP,
-            bind=IP,
-            port=spec.ports[0],
             ports=spec.ports,
             target_ports=self._leased.get(str(spec.target), []),
             devices=spec.devices,
             replicas=spec.replicas,
-            run_dir=self._config.run_dir,
-            seed=self._config.seed,
-            tensor_backend=self._config.tensor_backend,
-            setup=self._config.setup,
-            one_engine_thread=self._config.one_engine_thread,
         )
         try:
             if spec.argv is not None:
@@ -166,10 +160,10 @@ class InProcessGuard(RequestHandler):
     async def _stacks(self, wanted: asked.Stacks) -> str:
         return thread_stacks()
 
-    async def _shutdown(self, wanted: asked.Shutdown) -> asked.ShutdownReport:
+    async def _shutdown(self, wanted: asked.Shutdown) -> asked.KillReport:
         for worker_id in list(self._nodes):
             await self._end(worker_id)
-        return asked.ShutdownReport()
+        return asked.KillReport()
 
     async def _ask_guard(self, worker: str, method: Method[Any, Any] | WorkerMethod, request: Message) -> Any:
         if method is FORKED_CHILDREN:

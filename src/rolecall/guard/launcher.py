@@ -317,24 +317,14 @@ class Launcher:
         """Tells an engine worker who it is; returns when it listens."""
         path = runtime.worker_socket(self.config.runtime_dir, record.worker_id)
         config = WorkerConfig(
+            guard=self.config,
             worker_id=record.worker_id,
-            token=self.config.token,
             socket=path,
-            ip=self.config.ip,
-            bind=self.config.bind,
-            port=record.ports[0] if record.ports else 0,
             ports=record.ports,
             target_ports=record.target_ports,
             devices=record.spec.devices,
             replicas=record.spec.replicas,
-            run_dir=self.config.run_dir,
-            seed=self.config.seed,
-            main=self.config.main,
-            sys_path=self.config.sys_path,
             progress=record.page.path,
-            tensor_backend=self.config.tensor_backend,
-            setup=self.config.setup,
-            one_engine_thread=self.config.one_engine_thread,
         )
         await peer.request(CONFIGURE.name, config, answer=CONFIGURE.answer)
         record.socket = path

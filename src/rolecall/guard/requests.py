@@ -111,7 +111,7 @@ class ControllerRequests(CommonRequests):
             self._supervisor.ports.release(owner)
         return report
 
-    async def _shutdown(self, request: protocol.Shutdown) -> protocol.ShutdownReport:
+    async def _shutdown(self, request: protocol.Shutdown) -> protocol.KillReport:
         report = await self._supervisor.shutdown(request.grace_s)
         self._stop("asked to by the controller")
         return report

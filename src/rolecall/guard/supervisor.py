@@ -27,7 +27,7 @@ from rolecall.guard.table import Record, State, Table
 from rolecall.guard.template_process import TemplateProcess
 from rolecall.guard.watcher import Notify, Watcher
 from rolecall.protocol import events
-from rolecall.protocol.guard import KillReport, Ports, ShutdownReport
+from rolecall.protocol.guard import KillReport, Ports
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.worker import SET_ENV
 from rolecall.protocol.worker_methods import SetEnv
@@ -86,7 +86,7 @@ class Supervisor:
             spawn_task=self.spawn_task,
         )
         self._watcher = Watcher(config, self.table, self._children, self._counts, notify, self.spawn_task)
-        self._ended: asyncio.Task[ShutdownReport] | None = None
+        self._ended: asyncio.Task[KillReport] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # Lifecycle
@@ -106,13 +106,13 @@ class Supervisor:
         """Merges what the workers have logged since the last call."""
         await asyncio.to_thread(self._merged_log.copy_new_lines)
 
-    async def shutdown(self, grace_s: float) -> ShutdownReport:
+    async def shutdown(self, grace_s: float) -> KillReport:
         """Ends every process, verifies it, and releases everything. A second call waits for the first."""
         if self._ended is None:
             self._ended = self._loop.create_task(self._end_all(grace_s))
         return await asyncio.shield(self._ended)
 
-    async def _end_all(self, grace_s: float) -> ShutdownReport:
+    async def _end_all(self, grace_s: float) -> KillReport:
         self.launcher.closed = True
         report = await self._killer.kill(list(self.table), grace_s)
         await self._template.close()
@@ -122,7 +122,7 @@ class Supervisor:
         survivors = report.survivors + [f"{item.pid} {item.name}" for item in left if not item.gone]
         await asyncio.to_thread(self._merged_log.close)
         self.ports.close()
-        return ShutdownReport(killed=report.killed, strays=strays, survivors=survivors)
+        return KillReport(killed=report.killed, strays=strays, survivors=survivors)
 
     def close(self) -> None:
         """Cancels what still runs. Call it after `shutdown`."""

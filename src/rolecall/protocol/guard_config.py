@@ -1,9 +1,12 @@
 """A guard's configuration: what the scheduler tells it before it can ask anybody."""
 
-from rolecall.protocol.token import CarriesToken
+from typing import Any
+
+from rolecall.protocol.message import Message
+from rolecall.protocol.token import HIDDEN
 
 
-class GuardConfig(CarriesToken, frozen=True, kw_only=True):
+class GuardConfig(Message, frozen=True, kw_only=True):
     """Comes as JSON through an inherited descriptor or a 0600 file, because it holds the run's token.
 
     Attributes:
@@ -64,3 +67,10 @@ class GuardConfig(CarriesToken, frozen=True, kw_only=True):
     python: str = ""
     entry: str = "rolecall.worker.main:run"
     cold_module: str = "rolecall.worker"
+
+    def __repr__(self) -> str:
+        return f"GuardConfig({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """Everything but the token."""
+        return [(name, HIDDEN if name == "token" else getattr(self, name)) for name in self.__struct_fields__]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
@@ -26,25 +25,12 @@ TIMEOUT_S = 300.0  # for one owner's whole answer; a dead owner is noticed long 
 INLINE = 4 << 20  # bytes copied on an event loop's own thread at most; more would delay every other task
 
 
-@dataclass
-class _Batch:
-    """What one owner is asked for, and its answer under way."""
-
-    pieces: list[Piece]
-    answer: Any = None  # a `Call`
-
-    @property
-    def owner(self) -> str:
-        return self.pieces[0].shard.owner
-
-
 class _Plan:
     """The blocks that are here already, and the pieces that are not."""
 
     def __init__(self, missing: list[Piece]) -> None:
         self.missing = missing
         self.blocks: dict[Key, list[Block]] = {}
-        self.batches: list[_Batch] = []
 
     def add(self, shard: Shard, block: Block) -> None:
         self.blocks.setdefault(shard.key, []).append(block)
@@ -99,10 +85,10 @@ class Fetcher:
             WorkerTimeoutError: An owner did not answer in time.
         """
         plan = self._plan(handles)
-        with self._asked(plan.batches):
-            for batch in plan.batches:
-                with _told_as(batch, self._timeout):
-                    self._take(plan, batch, batch.answer.result())
+        with self._asked(plan) as asked:
+            for pieces, answer in asked:
+                with _told_as(pieces, self._timeout):
+                    self._take(plan, pieces, answer.result())
         return _assemble(plan, handles)
 
     async def afetch(self, handles: Sequence[RTensor]) -> list[Dense]:
@@ -110,10 +96,10 @@ class Fetcher:
         waits = bool(self._waiting) and any(p.shard.backend in self._waiting for h in handles for p in h.pieces)
         heavy = waits or sum(handle.nbytes for handle in handles) > INLINE
         plan = await asyncio.to_thread(self._plan, handles) if heavy else self._plan(handles)
-        with self._asked(plan.batches):
-            for batch in plan.batches:
-                with _told_as(batch, self._timeout):
-                    self._take(plan, batch, await batch.answer)
+        with self._asked(plan) as asked:
+            for pieces, answer in asked:
+                with _told_as(pieces, self._timeout):
+                    self._take(plan, pieces, await answer)
         return await asyncio.to_thread(_assemble, plan, handles) if heavy else _assemble(plan, handles)
 
     def metrics(self) -> dict[str, Any]:
@@ -125,7 +111,6 @@ class Fetcher:
         self._read_own(plan)
         self._read_cached(plan)
         self._read_reachable(plan)
-        plan.batches = [*map(_Batch, grouped(plan.missing, attrgetter("shard.owner")).values())]
         return plan
 
     def _read_own(self, plan: _Plan) -> None:
@@ -155,30 +140,31 @@ class Fetcher:
                 self._counts["mapped_bytes"] += plan.add_whole(group, backend.fetch(group), backend.private)
 
     @contextmanager
-    def _asked(self, batches: Sequence[_Batch]) -> Iterator[None]:
-        """Asks all owners at once, and cancels what is not answered at the end of the block."""
+    def _asked(self, plan: _Plan) -> Iterator[list[tuple[list[Piece], Any]]]:
+        """Asks all owners at once, each for its pieces; cancels what is not answered at the end of the block."""
+        asked: list[tuple[list[Piece], Any]] = []
         try:
-            for batch in batches:
-                ids, ranges = [p.shard.id for p in batch.pieces], [(p.start, p.stop) for p in batch.pieces]
+            for owner, pieces in grouped(plan.missing, attrgetter("shard.owner")).items():
+                ids, ranges = [p.shard.id for p in pieces], [(p.start, p.stop) for p in pieces]
                 wanted = GetShards(shard_ids=ids, ranges=ranges)
-                with _told_as(batch, self._timeout):
-                    peer = self._connect(batch.owner, batch.pieces[0].shard.addresses)
-                    batch.answer = peer.request(GET_SHARDS.name, wanted, timeout=self._timeout)
-            yield
+                with _told_as(pieces, self._timeout):
+                    peer = self._connect(owner, pieces[0].shard.addresses)
+                    asked.append((pieces, peer.request(GET_SHARDS.name, wanted, timeout=self._timeout)))
+            yield asked
         finally:
-            for batch in batches:
-                if batch.answer is not None and not batch.answer.done:
-                    batch.answer.cancel()
+            for _, answer in asked:
+                answer.cancel()
 
-    def _take(self, plan: _Plan, batch: _Batch, answer: Any) -> None:
+    def _take(self, plan: _Plan, pieces: list[Piece], answer: Any) -> None:
         """Puts an owner's answer into the plan, and into the cache."""
-        if not isinstance(answer, list) or len(answer) != len(batch.pieces):
-            raise ProtocolError(f"{batch.owner} answered data.get with something else", type(answer).__name__)
-        dtypes = {name: native_dtype(name) for name in {piece.shard.dtype for piece in batch.pieces}}
-        for (shard, start, stop), tensor in zip(batch.pieces, answer, strict=True):
+        owner = pieces[0].shard.owner
+        if not isinstance(answer, list) or len(answer) != len(pieces):
+            raise ProtocolError(f"{owner} answered data.get with something else", type(answer).__name__)
+        dtypes = {name: native_dtype(name) for name in {piece.shard.dtype for piece in pieces}}
+        for (shard, start, stop), tensor in zip(pieces, answer, strict=True):
             dtype = dtypes[shard.dtype]
             if getattr(tensor, "dtype", None) != dtype or tensor.nbytes != (stop - start) * dtype.itemsize:
-                raise ProtocolError(f"{batch.owner} answered data.get with another tensor", shard.id)
+                raise ProtocolError(f"{owner} answered data.get with another tensor", shard.id)
             block = Block(start, stop, tensor if tensor.ndim == 1 else tensor.reshape(-1), True)
             plan.add(shard, block._replace(private=False) if self.cache.put(shard.key, block) else block)
         self._counts["wire_bytes"] += sum(tensor.nbytes for tensor in answer)
@@ -237,12 +223,12 @@ def _tensor(plan: _Plan, handle: RTensor) -> Dense:
 
 
 @contextmanager
-def _told_as(batch: _Batch, timeout: float) -> Iterator[None]:
+def _told_as(pieces: list[Piece], timeout: float) -> Iterator[None]:
     """Turns what a connection raises into what the user can act on: which owner, which shards."""
     try:
         yield
     except (RPCConnectionError, WorkerFailedError) as e:
-        ids = list(dict.fromkeys(piece.shard.id for piece in batch.pieces))
-        raise ShardNotFoundError(ids, batch.owner, f"its owner is gone: {e}") from e
+        ids = list(dict.fromkeys(piece.shard.id for piece in pieces))
+        raise ShardNotFoundError(ids, pieces[0].shard.owner, f"its owner is gone: {e}") from e
     except TimeoutError as e:
-        raise WorkerTimeoutError(batch.owner, timeout, "tensors") from e
+        raise WorkerTimeoutError(pieces[0].shard.owner, timeout, "tensors") from e

@@ -115,7 +115,7 @@ class _Process:
             incoming.fail(e)
 
     async def _configure(self, config: WorkerConfig) -> None:
-        _set_paths(config)
+        _set_paths(config.guard.sys_path, config.guard.main)
         self._node = WorkerNode(config, self._loop, self._ask_guard, self._app)
         binding.set(self._node.data)
         if self._app is not None:
@@ -143,10 +143,10 @@ def _awaited(waiting: Any) -> Iterator[types.FrameType]:
         waiting = getattr(waiting, "cr_await", None) or getattr(waiting, "ag_await", None)
 
 
-def _set_paths(config: WorkerConfig) -> None:
-    sys.path[:] = [*config.sys_path, *(p for p in sys.path if p not in config.sys_path)]
+def _set_paths(sys_path: list[str], main: str) -> None:
+    sys.path[:] = [*sys_path, *(p for p in sys.path if p not in sys_path)]
     # Without a program of the controller's `__main__` is empty: what this process was started with must not show.
-    sys.modules["__main__"] = ControllerMain(config.main) if config.main else types.ModuleType("__main__")
+    sys.modules["__main__"] = ControllerMain(main) if main else types.ModuleType("__main__")
 
 
 def serve(app: Application, *, public: Sequence[str] = ()) -> None:
