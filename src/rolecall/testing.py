@@ -27,8 +27,7 @@ from rolecall.protocol import guard as asked
 from rolecall.protocol.guard import Method, ProcessSpec, StartResult
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.message import Message
-from rolecall.protocol.worker import FORKED_CHILDREN, WorkerConfig
-from rolecall.protocol.worker_methods import AllocPorts, WorkerMethod
+from rolecall.protocol.worker_methods import FORKED_CHILDREN, AllocPorts, WorkerConfig, WorkerMethod
 from rolecall.scheduler.backends import PlacedScheduler
 from rolecall.scheduler.keywords import HostKeywords
 from rolecall.transport.client import Client

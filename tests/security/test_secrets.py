@@ -22,7 +22,7 @@ from rolecall import LocalScheduler
 from rolecall.errors import EngineCallError, EngineCreationError, WorkerCreationError, WorkerFailedError
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.token import Token
-from rolecall.protocol.worker import WorkerConfig
+from rolecall.protocol.worker_methods import WorkerConfig
 from tests.security.live_run import LiveRun, command_line_of, environment_of, live_run, mode
 from tests.support import sample_engines
 from tests.support.attacker import exchange, frame, guard_hello, hello, send_http

@@ -17,9 +17,8 @@ import torch
 from rolecall.tensors import functions
 from rolecall.tensors.backends.shm import ShmBackend
 from rolecall.tensors.backends.wire import WireBackend
-from rolecall.tensors.cache import Cache
 from rolecall.tensors.connections import Connections
-from rolecall.tensors.fetch import Fetcher
+from rolecall.tensors.fetch import Cache, Fetcher
 from rolecall.tensors.service import DataService
 from rolecall.tensors.shard import binding
 from rolecall.tensors.store import Store

@@ -12,8 +12,7 @@ import pytest
 
 from rolecall.errors import RPCConnectionError, ShardNotFoundError, TensorError
 from rolecall.tensors import functions
-from rolecall.tensors.cache import Cache
-from rolecall.tensors.fetch import Fetcher
+from rolecall.tensors.fetch import Cache, Fetcher
 from rolecall.tensors.handle import RTensor, pack_handles, read_handles
 from rolecall.tensors.lifetime import Home
 from rolecall.tensors.shard import Shard

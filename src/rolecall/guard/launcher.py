@@ -32,7 +32,7 @@ from rolecall.protocol.environment import CONTROL
 from rolecall.protocol.fork import ForkSpec
 from rolecall.protocol.guard import ProcessSpec, StartResult
 from rolecall.protocol.guard_config import GuardConfig
-from rolecall.protocol.worker import CONFIGURE, WorkerConfig
+from rolecall.protocol.worker_methods import CONFIGURE, WorkerConfig
 from rolecall.transport.link import Link
 from rolecall.transport.peer import Handler, Peer
 from rolecall.types import check_argv, check_env, check_name, role_and_index

@@ -20,8 +20,17 @@ from rolecall.protocol import guard as protocol
 from rolecall.protocol.guard import Method, ProcessSpec, StartResult
 from rolecall.protocol.message import Message, from_plain, to_plain
 from rolecall.protocol.programs import program
-from rolecall.protocol.worker import FORK_OF, FORKED_CHILDREN
-from rolecall.protocol.worker_methods import CALLER, METHODS, Done, Fork, Forked, KillFork, WorkerMethod
+from rolecall.protocol.worker_methods import (
+    CALLER,
+    FORK_OF,
+    FORKED_CHILDREN,
+    METHODS,
+    Done,
+    Fork,
+    Forked,
+    KillFork,
+    WorkerMethod,
+)
 from rolecall.transport.peer import Incoming
 from rolecall.types import check_name
 

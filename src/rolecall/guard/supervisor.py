@@ -29,8 +29,7 @@ from rolecall.guard.watcher import Notify, Watcher
 from rolecall.protocol import events
 from rolecall.protocol.guard import KillReport, Ports
 from rolecall.protocol.guard_config import GuardConfig
-from rolecall.protocol.worker import SET_ENV
-from rolecall.protocol.worker_methods import SetEnv
+from rolecall.protocol.worker_methods import SET_ENV, SetEnv
 from rolecall.transport.peer import Handler
 from rolecall.types import check_env
 

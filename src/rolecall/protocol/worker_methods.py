@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -28,7 +29,8 @@ from rolecall.errors import (
     ShardNotFoundError,
     WorkerNotFoundError,
 )
-from rolecall.protocol.guard import PortCount, Ports
+from rolecall.protocol.guard import Method, NoArguments, PortCount, Ports
+from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.message import Message, from_plain, malformed
 from rolecall.types import TensorPolicy
 
@@ -291,3 +293,39 @@ _METHODS = (
 )
 
 METHODS: Mapping[str, WorkerMethod] = {method.name: method for method in _METHODS}
+
+
+class WorkerConfig(Message, frozen=True, kw_only=True):
+    """What a worker needs to serve: the value of the request `configure`.
+
+    Attributes:
+        guard: Its guard's configuration, with what concerns the run.
+        socket: The Unix path to listen on.
+        ports: All that were leased for it; it listens on the first.
+        target_ports: Of the worker in whose slot a fork lives.
+        devices: Its slot's.
+        replicas: Number of workers of its role.
+        progress: Path of the progress page; empty where nobody reads one.
+    """
+
+    guard: GuardConfig
+    worker_id: str
+    socket: str
+    ports: list[int] = []
+    target_ports: list[int] = []
+    devices: list[str] = []
+    replicas: int = 1
+    progress: str = ""
+
+
+class ForkOf(Fork, frozen=True, kw_only=True):
+    """A fork that a client of the guard's socket requests. `target`: the worker in whose slot it is started."""
+
+    target: str
+
+
+CONFIGURE = Method("configure", WorkerConfig, NoneType)  # answered when it listens
+SET_ENV = Method("set_env", SetEnv, NoneType)
+TASKS = Method("tasks", NoArguments, str)  # the stacks of its event loop's tasks
+FORK_OF = Method("fork", ForkOf, Forked)
+FORKED_CHILDREN = Method("forked_children", NoArguments, list[str])

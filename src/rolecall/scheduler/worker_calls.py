@@ -34,8 +34,7 @@ from rolecall.scheduler.programs import ProgramPeer
 from rolecall.scheduler.run import Run
 from rolecall.scheduler.table import Member, Table
 from rolecall.tensors.backends.shm import ShmBackend
-from rolecall.tensors.cache import Cache
-from rolecall.tensors.fetch import Fetcher
+from rolecall.tensors.fetch import Cache, Fetcher
 from rolecall.tensors.lifetime import Home
 from rolecall.transport.client import Client
 from rolecall.transport.handshake import Hello

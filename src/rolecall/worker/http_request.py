@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
@@ -36,7 +36,7 @@ from rolecall.tensors.handle import RTensor, pack_handles, read_handles
 from rolecall.transport import codec
 from rolecall.transport.codec.exceptions import full_name
 from rolecall.transport.frames import pack
-from rolecall.transport.http.messages import JSON, Request, Response
+from rolecall.transport.http.messages import JSON, Parts, Request, Response
 from rolecall.transport.http.metrics import Metric, counter, gauge, metrics_response
 
 LABELS: Mapping[str, str] = {"store.backends": "backend"}  # the label that holds the name of each member
@@ -221,9 +221,6 @@ def failure(route: HttpRoute, error: RolecallError) -> Response:
     return Response(status, {"content-type": JSON}, json_bytes(error_facts(error)))
 
 
-WINDOW = 16  # items of a stream that a slow client has not taken yet
-
-
 class HttpRequest:
     """One request over HTTP. A client that disconnects cancels it.
 
@@ -241,9 +238,7 @@ class HttpRequest:
         self._loop = asyncio.get_running_loop()
         self.response: asyncio.Future[Response] = self._loop.create_future()
         if self.streaming:
-            self._lines: asyncio.Queue[bytes | None] = asyncio.Queue()
-            self._window = asyncio.Semaphore(WINDOW)
-            request.disconnect.add_callback(self._window.release)  # wakes a stream that waits for the client
+            self._lines = Parts(request.disconnect)
 
     @property
     def cancelled(self) -> bool:
@@ -299,10 +294,11 @@ class HttpRequest:
 
     async def _push(self, line: bytes) -> None:
         self._check_connected()
-        await self._window.acquire()
-        self._check_connected()
         self._begin_stream()
-        self._lines.put_nowait(line + b"\n")
+        try:
+            await self._lines.put(line + b"\n")
+        except ConnectionResetError as e:
+            raise CallCancelledError(self._worker_id, self.method) from e
 
     def _check_connected(self) -> None:
         if self.cancelled:
@@ -319,20 +315,14 @@ class HttpRequest:
             self.response.set_result(response)
 
     def _begin_stream(self) -> None:
-        self._answer_with(Response(200, {"content-type": "application/x-ndjson"}, chunks=self._chunks()))
+        self._answer_with(Response(200, {"content-type": "application/x-ndjson"}, chunks=self._lines.chunks()))
 
     def _end_stream(self, line: bytes) -> None:
         self._begin_stream()
-        self._lines.put_nowait(line + b"\n")
-        self._lines.put_nowait(None)
+        self._lines.end(line + b"\n")
 
     def _fail_stream(self, error: RolecallError) -> None:
         if self.response.done():
             self._end_stream(json_bytes(error_facts(error)))
         else:
             self._answer_with(failure(self._route, error))
-
-    async def _chunks(self) -> AsyncGenerator[bytes, None]:
-        while (line := await self._lines.get()) is not None:
-            yield line
-            self._window.release()

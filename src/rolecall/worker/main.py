@@ -14,18 +14,17 @@ import sys
 import traceback
 import types
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 from rolecall.errors import WorkerConfigurationError
 from rolecall.protocol.environment import CONTROL
 from rolecall.protocol.guard import Method
 from rolecall.protocol.message import Message
-from rolecall.protocol.worker import CONFIGURE, SET_ENV, TASKS, WorkerConfig
-from rolecall.protocol.worker_methods import WorkerMethod
+from rolecall.protocol.worker_methods import CONFIGURE, SET_ENV, TASKS, WorkerConfig, WorkerMethod
 from rolecall.tensors.shard import binding
 from rolecall.transport.http.router import Application, AsgiRoute
 from rolecall.transport.link import Link
-from rolecall.transport.loop import new_loop
+from rolecall.transport.loop import Tasks, new_loop
 from rolecall.transport.peer import Incoming, Peer
 from rolecall.worker.loading import ControllerMain, import_main_by_name
 from rolecall.worker.node import WorkerNode
@@ -40,9 +39,8 @@ def run(control: socket.socket, app: AsgiRoute | None = None) -> None:
     """
     _prepare_signals()
     _prepare_logging()
-    streams: Any = (sys.stdout, sys.stderr)  # TextIOWrappers, as at every start
-    for stream in streams:
-        stream.reconfigure(line_buffering=True)
+    for stream in (sys.stdout, sys.stderr):
+        cast(io.TextIOWrapper, stream).reconfigure(line_buffering=True)  # as at every start
     loop = new_loop()
     asyncio.set_event_loop(loop)
     process = _Process(loop, app)
@@ -78,7 +76,7 @@ class _Process:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, app: AsgiRoute | None) -> None:
         self._loop, self._app = loop, app
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self.terminated = False
         self._node: WorkerNode | None = None
         self._stopped = asyncio.Event()
@@ -100,9 +98,7 @@ class _Process:
         self._stopped.set()
 
     def dispatch(self, incoming: Incoming) -> None:
-        task = self._loop.create_task(self._answer(incoming))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.start(self._answer(incoming))
 
     async def _answer(self, incoming: Incoming) -> None:
         try:

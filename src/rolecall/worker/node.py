@@ -7,15 +7,13 @@ from functools import partial
 
 from rolecall.errors import RolecallError
 from rolecall.protocol.guard import Ports
-from rolecall.protocol.worker import WorkerConfig
-from rolecall.protocol.worker_methods import METHODS, AllocPorts, HttpRoute, WorkerMethod
+from rolecall.protocol.worker_methods import METHODS, AllocPorts, HttpRoute, WorkerConfig, WorkerMethod
 from rolecall.tensors.backends import Backend
 from rolecall.tensors.backends.ray import RayBackend
 from rolecall.tensors.backends.shm import ShmBackend
 from rolecall.tensors.backends.wire import WireBackend
-from rolecall.tensors.cache import Cache
 from rolecall.tensors.connections import Connections
-from rolecall.tensors.fetch import Fetcher
+from rolecall.tensors.fetch import Cache, Fetcher
 from rolecall.tensors.service import DataService
 from rolecall.tensors.store import Store
 from rolecall.transport.http.messages import Request, Response

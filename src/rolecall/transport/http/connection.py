@@ -153,8 +153,6 @@ class HttpConnection:
 
     def _checked(self, head: Any, known: bool) -> Request:
         """The request, after its host, origin and, of one that has shown the token, the parsed token were checked."""
-        if not isinstance(head, h11.Request):
-            raise RPCConnectionError("the client", "it closed the connection before the request was complete")
         raw_headers = list(head.headers)
         headers = {name.decode(): value.decode("latin-1") for name, value in raw_headers}
         if known:
@@ -172,19 +170,14 @@ class HttpConnection:
         return Request(head.method.decode(), target.path, query, headers, head.target, raw_headers)
 
     async def _body(self, request: Request, max_body: int) -> bytes:
-        announced = int(request.headers.get("content-length", 0))  # h11 has made sure that it is a number
-        if announced > max_body:
-            raise _too_large(max_body)
-        if self._http.they_are_waiting_for_100_continue:
-            await self._send_events(h11.InformationalResponse(status_code=100, headers=[]))
-        body = bytearray()
-        while isinstance(event := await self._next_event(), h11.Data):
+        announced, body = int(request.headers.get("content-length", 0)), bytearray()  # a number, as h11 has made sure
+        while max(announced, len(body)) <= max_body:
+            if self._http.they_are_waiting_for_100_continue:
+                await self._send_events(h11.InformationalResponse(status_code=100, headers=[]))
+            if not isinstance(event := await self._next_event(), h11.Data):
+                return bytes(body)
             body += event.data
-            if len(body) > max_body:
-                raise _too_large(max_body)
-        if not isinstance(event, h11.EndOfMessage):
-            raise RPCConnectionError("the client", "it closed the connection before the request was complete")
-        return bytes(body)
+        raise HttpError(413, f"the body is larger than {max_body} bytes")
 
     async def _handled(self, route: Route, request: Request) -> Response:
         try:
@@ -231,6 +224,8 @@ class HttpConnection:
     async def _next_event(self) -> Any:
         while (event := self._http.next_event()) is h11.NEED_DATA:
             self._http.receive_data(await self._loop.sock_recv(self._sock, RECEIVE))
+        if isinstance(event, h11.ConnectionClosed):
+            raise RPCConnectionError("the client", "it closed the connection before the request was complete")
         return event
 
 
@@ -255,7 +250,3 @@ def _hostname(host: str) -> str:
     host = host.strip().lower()
     found = _HOST.fullmatch(host)
     return host if found is None else found[1] or found[2] or ""
-
-
-def _too_large(limit: int) -> HttpError:
-    return HttpError(413, f"the body is larger than {limit} bytes")
