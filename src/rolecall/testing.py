@@ -31,7 +31,7 @@ from rolecall.protocol.worker_methods import FORKED_CHILDREN, AllocPorts, Worker
 from rolecall.scheduler.backends import PlacedScheduler
 from rolecall.scheduler.keywords import HostKeywords
 from rolecall.transport.client import Client
-from rolecall.transport.peer import Incoming
+from rolecall.transport.peer import Incoming, Peer
 from rolecall.worker.host import thread_stacks
 from rolecall.worker.node import WorkerNode
 
@@ -93,9 +93,8 @@ class InProcessGuard(RequestHandler):
         self._serve(asked.STACKS, self._stacks)
         self._serve(asked.SHUTDOWN, self._shutdown)
         Path(config.runtime_dir, "w").mkdir(mode=0o700)
-        self._client = Client(
-            "controller", config.controller, config.token, loop=loop, hello=hello(config), handler=self
-        )
+        peer = Peer("controller", loop=loop, handler=self)
+        self._client = Client(peer, config.controller, config.token, hello(config))
 
     def close(self) -> None:
         """Ends the conversation with the controller, and gives all ports back."""

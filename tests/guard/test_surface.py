@@ -11,6 +11,7 @@ import pytest
 from rolecall.errors import WorkerConfigurationError, WorkerNotFoundError
 from rolecall.transport.address import this_host
 from rolecall.transport.client import Client
+from rolecall.transport.peer import Peer
 from tests.guard.guard_rig import Rig, wait_for
 
 
@@ -62,7 +63,7 @@ def test_the_command_line_looks_and_kills_and_the_controller_is_told(rig: Rig) -
     rig.worker()
 
     async def visit() -> Any:
-        client = Client("guard", [f"unix:{rig.runtime_dir}/g0.sock"], rig.token, loop=asyncio.get_running_loop())
+        client = Client(Peer("guard", loop=asyncio.get_running_loop()), [f"unix:{rig.runtime_dir}/g0.sock"], rig.token)
         try:
             with pytest.raises(WorkerConfigurationError):
                 await client.peer.request("shutdown", {}, timeout=10)

@@ -70,8 +70,8 @@ class WorkerCalls:
             return
         addresses = [f"unix:{member.started.socket}"] if member.guard.here else []
         addresses.append(f"tcp:{worker.ip}:{worker.worker_ports[0]}")
-        token, loop, hello = self._run.token, self._io.loop, Hello(name="controller")
-        member.client = Client(member.id, addresses, token, loop=loop, hello=hello, context=self.home)
+        peer = Peer(member.id, loop=self._io.loop, context=self.home)
+        member.client = Client(peer, addresses, self._run.token, Hello(name="controller"))
 
     def submit(
         self,
