@@ -18,17 +18,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from rolecall.errors import (
-    EngineCallError,
-    EngineNotFoundError,
-    InternalError,
-    MethodNotFoundError,
-    ProtocolError,
-    RolecallError,
-    ShardExistsError,
-    ShardNotFoundError,
-    WorkerNotFoundError,
-)
+from rolecall import errors
 from rolecall.protocol.guard import Method, NoArguments, PortCount, Ports
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.message import Message, from_plain, malformed
@@ -209,7 +199,7 @@ class HttpRoute:
     path: str
     form: Form = "json"
     max_body: int = MAX_BODY
-    statuses: Mapping[type[RolecallError], int] = field(default_factory=dict)
+    statuses: Mapping[type[errors.RolecallError], int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -238,19 +228,19 @@ class WorkerMethod:
             return value
         return from_plain(self.request, {} if value is None else value, CALLER, f"request {self.name!r}")
 
-    def malformed(self, problem: str) -> ProtocolError:
+    def malformed(self, problem: str) -> errors.ProtocolError:
         """The error for a request that `parsed` does not get to see."""
         return malformed(f"request {self.name!r}", CALLER, problem)
 
 
-STATUS: Mapping[type[RolecallError], int] = {  # of an error or its nearest base
-    RolecallError: 400,
-    EngineNotFoundError: 404,
-    MethodNotFoundError: 400,
-    EngineCallError: 500,
-    InternalError: 500,
-    WorkerNotFoundError: 404,
-    ShardExistsError: 409,
+STATUS: Mapping[type[errors.RolecallError], int] = {  # of an error or its nearest base
+    errors.RolecallError: 400,
+    errors.EngineNotFoundError: 404,
+    errors.MethodNotFoundError: 400,
+    errors.EngineCallError: 500,
+    errors.InternalError: 500,
+    errors.WorkerNotFoundError: 404,
+    errors.ShardExistsError: 409,
 }
 
 CREATE_ENGINE = WorkerMethod(
@@ -268,7 +258,7 @@ GET_SHARDS = WorkerMethod(
     list[Any],
     (
         HttpRoute("POST", "/data/batch", "frame"),
-        HttpRoute("GET", "/data/{shard_id}", "tensor", statuses={ShardNotFoundError: 404}),
+        HttpRoute("GET", "/data/{shard_id}", "tensor", statuses={errors.ShardNotFoundError: 404}),
     ),
 )
 PUT_VALUE = WorkerMethod("data.put", None, Any)

@@ -119,7 +119,7 @@ class Incoming(Waitable):
             CallCancelledError: The caller has cancelled.
             EncodeError: The item is not serializable; the stream may go on.
         """
-        await self.wait_async(self._has_room, self._answerer.channel.wakers)
+        await self.wait_async(self._has_room)
         self._push(item)
 
     def emit_blocking(self, item: Any) -> None:

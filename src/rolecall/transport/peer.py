@@ -323,7 +323,7 @@ class Peer(Waitable):
             elif isinstance(event, Failed):
                 self.channel.drop(event.owner.failed(self._error(event.owner, event.reason)))
             else:
-                self.channel.drop(event.bodies)
+                self.channel.drop([event.body])
         if sendings:
             send(link, sendings)
         if self._waiters and self._has_room():
