@@ -44,24 +44,28 @@ def map_leaves(change: Change, value: Any, *, enter: Change | None = None) -> An
     Raises:
         ValueError: The value is nested deeper than 200 levels, or contains itself.
     """
-    depth = 0
+    return value if is_native(value) else _Walk(change, enter).walk(value)
 
-    def walk(value: Any) -> Any:
-        nonlocal depth
+
+class _Walk:
+    """One walk over a value, and how deep it is now. (A function that calls itself would keep the leaves in a cycle.)"""
+
+    def __init__(self, change: Change, enter: Change | None) -> None:
+        self._change, self._enter, self._depth = change, enter, 0
+
+    def walk(self, value: Any) -> Any:
         kind: type = type(value)
         if kind in _PLAIN:
             return value
         rule = _rule_of(kind)
         if rule is None:
-            return change(value)
-        if depth > MAX_DEPTH:
+            return self._change(value)
+        if self._depth > MAX_DEPTH:
             raise ValueError(f"a value nested deeper than {MAX_DEPTH} levels; does it contain itself?")
-        depth += 1
-        new = rule(walk, enter(value) if enter else value)
-        depth -= 1
+        self._depth += 1
+        new = rule(self.walk, self._enter(value) if self._enter else value)
+        self._depth -= 1
         return new
-
-    return value if is_native(value) else walk(value)
 
 
 @lru_cache(1024)  # types may be made at run time
