@@ -27,7 +27,7 @@ from rolecall.protocol import guard as asked
 from rolecall.protocol.guard import Method, ProcessSpec, StartResult
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.message import Message
-from rolecall.protocol.worker_methods import FORKED_CHILDREN, AllocPorts, WorkerConfig, WorkerMethod
+from rolecall.protocol.worker_methods import FORKED_CHILDREN, AllocPorts, WorkerConfig
 from rolecall.scheduler.backends import PlacedScheduler
 from rolecall.scheduler.keywords import HostKeywords
 from rolecall.transport.client import Client
@@ -163,7 +163,7 @@ class InProcessGuard(RequestHandler):
             await self._end(worker_id)
         return asked.KillReport()
 
-    async def _ask_guard(self, worker: str, method: Method[Any, Any] | WorkerMethod, request: Message) -> Any:
+    async def _ask_guard(self, worker: str, method: Method[Any, Any], request: Message) -> Any:
         if method is FORKED_CHILDREN:
             return []
         if isinstance(request, AllocPorts):

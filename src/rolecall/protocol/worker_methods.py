@@ -203,18 +203,13 @@ class HttpRoute:
 
 
 @dataclass(frozen=True)
-class WorkerMethod:
-    """One method of a worker.
+class WorkerMethod(Method[Any, Any]):
+    """One method of a worker. Its `request` is `object` where the value is anything that the codec takes.
 
     Attributes:
-        request: The struct that is asked with; None where the value is anything that the codec takes.
-        answer: The type of the answer.
         arguments: What an engine's arguments are called over HTTP, where the request carries any.
     """
 
-    name: str
-    request: type[WorkerRequest] | None
-    answer: Any
     routes: tuple[HttpRoute, ...] = ()
     arguments: tuple[str, str] | None = None
 
@@ -224,7 +219,7 @@ class WorkerMethod:
         Raises:
             ProtocolError: A field is missing, unknown or of another type.
         """
-        if self.request is None:
+        if self.request is object:
             return value
         return from_plain(self.request, {} if value is None else value, CALLER, f"request {self.name!r}")
 
@@ -261,7 +256,7 @@ GET_SHARDS = WorkerMethod(
         HttpRoute("GET", "/data/{shard_id}", "tensor", statuses={errors.ShardNotFoundError: 404}),
     ),
 )
-PUT_VALUE = WorkerMethod("data.put", None, Any)
+PUT_VALUE = WorkerMethod("data.put", object, Any)
 CLEAR_SHARDS = WorkerMethod("data.clear", ClearShards, Cleared, (HttpRoute("DELETE", "/data/clear"),))
 
 _METHODS = (

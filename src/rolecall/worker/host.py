@@ -43,7 +43,7 @@ from rolecall.worker.engines import Engines
 from rolecall.worker.loading import load_engine_class, load_function
 
 Answer = Callable[[Any], Awaitable[Any]]
-AskGuard = Callable[[Method[Any, Any] | protocol.WorkerMethod, Message], Awaitable[Any]]
+AskGuard = Callable[[Method[Any, Any], Message], Awaitable[Any]]
 
 ASKED_OF_THE_GUARD = ("set_env", "alloc_ports", "fork", "kill_forked_worker")
 

@@ -20,7 +20,7 @@ from rolecall.errors import WorkerConfigurationError
 from rolecall.protocol.environment import CONTROL
 from rolecall.protocol.guard import Method
 from rolecall.protocol.message import Message
-from rolecall.protocol.worker_methods import CONFIGURE, SET_ENV, TASKS, WorkerConfig, WorkerMethod
+from rolecall.protocol.worker_methods import CONFIGURE, SET_ENV, TASKS, WorkerConfig
 from rolecall.tensors.shard import binding
 from rolecall.transport.http.router import Application, AsgiRoute
 from rolecall.transport.link import Link
@@ -118,7 +118,7 @@ class _Process:
             await self._app.start()
         self._node.start()
 
-    async def _ask_guard(self, method: Method[Any, Any] | WorkerMethod, request: Message) -> Any:
+    async def _ask_guard(self, method: Method[Any, Any], request: Message) -> Any:
         return await self._guard.request(method.name, request, answer=method.answer)
 
 
