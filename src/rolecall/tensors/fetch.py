@@ -69,19 +69,14 @@ class Cache:
         """For each shard and range of elements a cached block that covers it."""
         with self._lock:
             found: list[Block | None] = [None] * len(wanted)
-            if self._blocks:
-                found = [self._covering(*each) for each in wanted]
+            for at, (key, start, stop) in enumerate(wanted if self._blocks else ()):
+                found[at] = next((block for block in self._blocks.get(key, ()) if block.covers(start, stop)), None)
+                if found[at] is not None:
+                    self._blocks.move_to_end(key)
             missed = found.count(None)
             self._counts["misses"] += missed
             self._counts["hits"] += len(found) - missed
             return found
-
-    def _covering(self, key: Key, start: int, stop: int) -> Block | None:
-        for block in self._blocks.get(key, ()):
-            if block.covers(start, stop):
-                self._blocks.move_to_end(key)
-                return block
-        return None
 
     def put(self, key: Key, block: Block) -> bool:
         """Caches a block if the policy says so. When it returns True, the memory belongs to the cache."""

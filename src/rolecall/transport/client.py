@@ -30,11 +30,7 @@ class Client:
     """
 
     def __init__(
-        self,
-        peer: Peer,
-        addresses: Sequence[str],
-        token: str | bytes | Token,
-        hello: Hello | None = None,
+        self, peer: Peer, addresses: Sequence[str], token: str | bytes | Token, hello: Hello | None = None
     ) -> None:
         self._addresses = sorted(map(address.parse, addresses), key=lambda a: not a.is_unix)
         self.peer, self._token, self._loop = peer, Token(token), peer.loop

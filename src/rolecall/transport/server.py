@@ -183,7 +183,9 @@ class PeerRegistry:
         peer = self._peers.pop(hello.session, None)
         if peer is None or peer.closed:
             peer = self._make(hello)
-            self._close_oldest()
+            idle = [session for session, kept in self._peers.items() if not kept.attached]
+            for session in idle[: max(0, len(idle) - KEPT)]:
+                self._peers.pop(session).close()
         self._peers[hello.session] = peer
         return peer
 
@@ -192,8 +194,3 @@ class PeerRegistry:
         for peer in list(self._peers.values()):
             peer.close()
         self._peers.clear()
-
-    def _close_oldest(self) -> None:
-        idle = [session for session, peer in self._peers.items() if not peer.attached]
-        for session in idle[: max(0, len(idle) - KEPT)]:
-            self._peers.pop(session).close()

@@ -34,17 +34,19 @@ class WorkerNode:
     """Builds and owns the parts of a worker: engines, tensors, the engine host and its server."""
 
     def __init__(
-        self,
-        config: WorkerConfig,
-        loop: asyncio.AbstractEventLoop,
-        ask_guard: AskGuard,
-        app: AsgiRoute | None = None,
+        self, config: WorkerConfig, loop: asyncio.AbstractEventLoop, ask_guard: AskGuard, app: AsgiRoute | None = None
     ) -> None:
         self._config, run = config, config.guard
         self._owners = Connections(run.token, loop=loop, hello=Hello(name=config.worker_id))
         self._progress = Progress(config.progress or None)
         self._engines = Engines(config.worker_id, self._progress, one_thread=run.one_engine_thread)
-        self.data = self._data_service()
+        backends: dict[str, Backend] = {"shm": ShmBackend(), "wire": WireBackend()}
+        if run.tensor_backend == RayBackend.name:
+            backends = {RayBackend.name: RayBackend(), **backends}
+        self._port = config.ports[0] if config.ports else 0
+        addresses = [f"unix:{config.socket}", f"tcp:{run.ip}:{self._port}"]
+        store = Store(config.worker_id, addresses, backends, default=run.tensor_backend)
+        self.data = DataService(store, Fetcher(self._owners, Cache(CACHE_BYTES), backends, store), self._owners)
         worker = _worker(config, loop, ask_guard)
         enter(self.data, worker)
         self._host = EngineHost(self._engines, self.data, ask_guard, loop, worker.seed, run.setup)
@@ -53,9 +55,8 @@ class WorkerNode:
 
     def start(self) -> None:
         """Listens on a Unix path and on a TCP address."""
-        ports = self._config.ports
         self._server.listen_unix(self._config.socket)
-        self._server.listen_tcp(self._config.guard.bind, ports[0] if ports else 0)
+        self._server.listen_tcp(self._config.guard.bind, self._port)
 
     async def close(self) -> None:
         """Closes connections, engine threads and stored tensors. `destroy()` of engines is a request of its own."""
@@ -81,15 +82,6 @@ class WorkerNode:
             return failure(route, e)
         self._host.dispatch(accepted)
         return await accepted.response
-
-    def _data_service(self) -> DataService:
-        config, run = self._config, self._config.guard
-        backends: dict[str, Backend] = {"shm": ShmBackend(), "wire": WireBackend()}
-        if run.tensor_backend == RayBackend.name:
-            backends = {RayBackend.name: RayBackend(), **backends}
-        addresses = [f"unix:{config.socket}", f"tcp:{run.ip}:{(config.ports or [0])[0]}"]
-        store = Store(config.worker_id, addresses, backends, default=run.tensor_backend)
-        return DataService(store, Fetcher(self._owners, Cache(CACHE_BYTES), backends, store), self._owners)
 
 
 def _worker(config: WorkerConfig, loop: asyncio.AbstractEventLoop, ask_guard: AskGuard) -> CurrentWorker:

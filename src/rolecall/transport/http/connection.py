@@ -24,7 +24,7 @@ import h11
 from rolecall.errors import AuthenticationError, RPCConnectionError
 from rolecall.protocol.token import Token
 from rolecall.transport.http.messages import Disconnect, HttpError, Request, Response
-from rolecall.transport.http.router import Route, Routes
+from rolecall.transport.http.router import Routes
 
 MAX_HEAD = 16 << 10
 FIRST_REQUEST_S = 10.0
@@ -149,7 +149,15 @@ class HttpConnection:
         async with asyncio.timeout(BODY_S):
             body = await self._body(request, max_body)
         self._loop.add_reader(self._sock.fileno(), self._readable)  # tells of a disconnect
-        return await self._handled(route, replace(request, body=body, params=params, disconnect=self._disconnect))
+        try:
+            return await route(replace(request, body=body, params=params, disconnect=self._disconnect))
+        except HttpError:
+            raise
+        except Exception as e:  # a bug of a route fails this request, not the server
+            report = "".join(traceback.format_exception(e))
+            log.error("%s %s: %s", request.method, request.path, self._token.scrub(report))
+            message = f"internal error ({type(e).__name__}): {e}; the traceback is in this process's log"
+            raise HttpError(500, self._token.scrub(message)) from e
 
     def _checked(self, head: Any, known: bool) -> Request:
         """The request, after its host, origin and, of one that has shown the token, the parsed token were checked."""
@@ -178,17 +186,6 @@ class HttpConnection:
                 return bytes(body)
             body += event.data
         raise HttpError(413, f"the body is larger than {max_body} bytes")
-
-    async def _handled(self, route: Route, request: Request) -> Response:
-        try:
-            return await route(request)
-        except HttpError:
-            raise
-        except Exception as e:  # a bug of a route fails this request, not the server
-            report = "".join(traceback.format_exception(e))
-            log.error("%s %s: %s", request.method, request.path, self._token.scrub(report))
-            message = f"internal error ({type(e).__name__}): {e}; the traceback is in this process's log"
-            raise HttpError(500, self._token.scrub(message)) from e
 
     async def _send(self, response: Response, *, without_body: bool) -> bool:
         """Sends a response, for HEAD without its body; False when the connection cannot be used again."""

@@ -288,7 +288,8 @@ class Callee(Generic[Owner]):
         if isinstance(message, messages.Probe):
             return self._on_probe(message, written)
         if isinstance(message, messages.CumulativeAck):
-            return self._on_cumulative_ack(message), ()
+            kept = set(message.waiting)
+            return self._on_ack([seq for seq in self._answers if seq < message.below and seq not in kept]), ()
         call = self._calls.get(message.seq)
         if call is None:
             return (), ()
@@ -313,10 +314,6 @@ class Callee(Generic[Owner]):
             if dropped := self._drop(seq):
                 events += dropped
         return events
-
-    def _on_cumulative_ack(self, ack: messages.CumulativeAck) -> Sequence[Event[Owner]]:
-        kept = set(ack.waiting)
-        return self._on_ack([seq for seq in self._answers if seq < ack.below and seq not in kept])
 
     def _on_probe(self, probe: messages.Probe, written: int) -> Output[Owner]:
         status = messages.Status([], [], [])
