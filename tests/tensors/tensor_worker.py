@@ -99,7 +99,7 @@ def main(name: str, path: str, backend: str) -> None:
     wire, shm = WireBackend(), ShmBackend()
     store = Store(name, [f"unix:{path}"], {"shm": shm, "wire": wire} if backend == "shm" else {"wire": wire})
     fetcher = Fetcher(connections, Cache(64 << 20), {"shm": shm} if backend == "shm" else {}, store)
-    service = DataService(store, fetcher, connections)
+    service = DataService(store, fetcher)
     binding.set(service)
     worker = Worker(service)
     peers: dict[str, Peer] = {}

@@ -44,7 +44,7 @@ class Owner:
 class World:
     def __init__(self) -> None:
         self.owners = {"a": Owner(), "b": Owner()}
-        self.home = Home(self.connect, Fetcher(self.connect, Cache(0), {}))
+        self.home = Home(Fetcher(self.connect, Cache(0), {}))
 
     def connect(self, owner: str, addresses: tuple[str, ...]) -> Owner:
         if owner not in self.owners:

@@ -42,7 +42,7 @@ class Run:
         self.workers: dict[str, subprocess.Popen[bytes]] = {}
         self.connections = Connections(TOKEN, loop=self.io.loop, hello=Hello(name="controller"), context=self)
         self.fetcher = Fetcher(self.connections, Cache(0), {"shm": ShmBackend()})
-        self.home = Home(self.connections, self.fetcher)
+        self.home = Home(self.fetcher)
         self.adopt = self.home.adopt
 
     def start(self, name: str, backend: str = "shm") -> None:

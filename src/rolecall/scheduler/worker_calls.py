@@ -59,7 +59,7 @@ class WorkerCalls:
 
     def __init__(self, run: Run, io: IOThread, table: Table, tensors: TensorPolicy) -> None:
         self._run, self._io, self._table, self._tensors = run, io, table, tensors
-        self.home = Home(self.peer, Fetcher(self.peer, Cache(CACHE_BYTES), {"shm": ShmBackend()}))
+        self.home = Home(Fetcher(self.peer, Cache(CACHE_BYTES), {"shm": ShmBackend()}))
 
     def connect(self, member: Member) -> None:
         """Begins the conversation with a worker, or with a program that may host engines."""

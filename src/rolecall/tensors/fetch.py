@@ -174,7 +174,7 @@ class Fetcher:
         timeout: float = TIMEOUT_S,
     ) -> None:
         self.cache = cache
-        self._connect, self._backends, self._store, self._timeout = connect, dict(backends), store, timeout
+        self.connect, self._backends, self._store, self._timeout = connect, dict(backends), store, timeout
         named = {**(store.backends if store is not None else {}), **self._backends}
         self._waiting = {name for name, backend in named.items() if backend.waits}
         self._counts = {"fetches": 0, "mapped_bytes": 0, "wire_bytes": 0, "cached_bytes": 0, "own_bytes": 0}
@@ -250,7 +250,7 @@ class Fetcher:
                 ids, ranges = [p.shard.id for p in pieces], [(p.start, p.stop) for p in pieces]
                 wanted = GetShards(shard_ids=ids, ranges=ranges)
                 with _told_as(pieces, self._timeout):
-                    peer = self._connect(owner, pieces[0].shard.addresses)
+                    peer = self.connect(owner, pieces[0].shard.addresses)
                     asked.append((pieces, peer.request(GET_SHARDS.name, wanted, timeout=self._timeout)))
             yield asked
         finally:

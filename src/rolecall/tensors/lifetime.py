@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 from rolecall.errors import RolecallError
 from rolecall.protocol.worker_methods import CLEAR_SHARDS, ClearShards
 from rolecall.tensors import tree
-from rolecall.tensors.connections import Connect
 from rolecall.tensors.fetch import Fetcher
 from rolecall.tensors.handle import RTensor
 from rolecall.tensors.shard import Shard
@@ -48,13 +47,11 @@ class Home:
     It is the `context` of the peers of workers: it owns the shards of every handle that they decode.
 
     Args:
-        connect: Returns the connection to a shard's owner.
-        fetcher: Fetches for `localize`.
+        fetcher: Fetches for `localize`, and knows the connections to owners.
     """
 
-    def __init__(self, connect: Connect, fetcher: Fetcher) -> None:
+    def __init__(self, fetcher: Fetcher) -> None:
         self.fetcher = fetcher
-        self._connect = connect
         self._lock = threading.Lock()
         self._known: weakref.WeakValueDictionary[tuple[str, str], Shard] = weakref.WeakValueDictionary()
         # The scopes of this context, innermost last: what arrived in each.
@@ -180,7 +177,7 @@ class Home:
         self.fetcher.cache.discard((owner, i) for (owner, _), ids in batches.items() for i in ids)
         for (owner, addresses), ids in batches.items():
             try:
-                answer = self._connect(owner, addresses).request(
+                answer = self.fetcher.connect(owner, addresses).request(
                     CLEAR_SHARDS.name, ClearShards(shard_ids=ids), timeout=CLEAR_TIMEOUT_S
                 )
             except RolecallError:  # the owner is dead, so its shards are freed

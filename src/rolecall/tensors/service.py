@@ -10,7 +10,6 @@ from typing import Any
 from rolecall.errors import ProtocolError, RolecallError, ShardExistsError
 from rolecall.protocol import worker_methods as protocol
 from rolecall.tensors import tree
-from rolecall.tensors.connections import Connect
 from rolecall.tensors.dtypes import Dense, dtype_name, from_bytes, is_array, is_tensor
 from rolecall.tensors.fetch import Fetcher
 from rolecall.tensors.handle import RTensor
@@ -46,14 +45,10 @@ def _dense(value: Any) -> bool:
 
 
 class DataService:
-    """Stores and serves the worker's own shards, and fetches those of other workers.
+    """Stores and serves the worker's own shards, and fetches those of other workers."""
 
-    Args:
-        connect: Returns the connection to another owner, to free its shards.
-    """
-
-    def __init__(self, store: Store, fetcher: Fetcher, connect: Connect | None = None) -> None:
-        self.store, self.fetcher, self._connect = store, fetcher, connect
+    def __init__(self, store: Store, fetcher: Fetcher) -> None:
+        self.store, self.fetcher = store, fetcher
         self._methods: dict[str, Callable[[Any], Any]] = {
             protocol.GET_SHARDS.name: self.get,
             protocol.PUT_VALUE.name: self.remotize,
@@ -124,10 +119,10 @@ class DataService:
             ids = [shard.id for shard in group]
             if owner == self.store.owner:
                 self.store.delete(ids)
-            elif self._connect is not None:
+            else:
                 with suppress(RolecallError):  # a dead owner's shards are gone already
                     cleared = protocol.ClearShards(shard_ids=ids)
-                    self._connect(owner, addresses).request(protocol.CLEAR_SHARDS.name, cleared)
+                    self.fetcher.connect(owner, addresses).request(protocol.CLEAR_SHARDS.name, cleared)
 
     def metrics(self) -> dict[str, Any]:
         return {"store": self.store.metrics(), "fetch": self.fetcher.metrics()}

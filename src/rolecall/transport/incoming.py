@@ -21,6 +21,8 @@ from rolecall.transport.session.callee import Accepted, AcceptedCall, Callee, Ev
 from rolecall.transport.session.messages import Body, Buffers, Invocation, ToCallee
 from rolecall.transport.waiting import Waitable
 
+ZERO_COPY_FROM = 1 << 20  # larger results are sent without a copy, and the engine waits until they have arrived
+ZERO_COPY_S = 30.0  # how long the engine waits for a caller that reads nothing
 _NOTHING, _NO_FIELDS = b"\xc0", b"\x80"  # None and {} as msgpack
 T = TypeVar("T")
 
@@ -154,10 +156,6 @@ class Incoming(Waitable):
                 fn()
             except Exception as e:  # the engine's own code; the connection and the other callbacks go on
                 self._answerer.channel.report(f"a cancel callback of {self.method}", e)
-
-
-ZERO_COPY_FROM = 1 << 20  # larger results are sent without a copy, and the engine waits until they have arrived
-ZERO_COPY_S = 30.0  # how long the engine waits for a caller that reads nothing
 
 
 class Handler(Protocol):

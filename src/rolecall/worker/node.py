@@ -46,7 +46,7 @@ class WorkerNode:
         self._port = config.ports[0] if config.ports else 0
         addresses = [f"unix:{config.socket}", f"tcp:{run.ip}:{self._port}"]
         store = Store(config.worker_id, addresses, backends, default=run.tensor_backend)
-        self.data = DataService(store, Fetcher(self._owners, Cache(CACHE_BYTES), backends, store), self._owners)
+        self.data = DataService(store, Fetcher(self._owners, Cache(CACHE_BYTES), backends, store))
         worker = _worker(config, loop, ask_guard)
         enter(self.data, worker)
         self._host = EngineHost(self._engines, self.data, ask_guard, loop, worker.seed, run.setup)

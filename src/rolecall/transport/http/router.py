@@ -23,8 +23,16 @@ from rolecall.transport.loop import Tasks
 
 MAX_BODY = 64 << 20
 MAX_PUBLIC_BODY = 1 << 20  # of a request that does not show the token
+CLOSE_S = 1.0  # for requests under way, whose cancellation the application may ignore
+ASGI = {"version": "3.0", "spec_version": "2.3"}
 
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Message, Receive, Send], Awaitable[None]]
 Route = Callable[[Request], Awaitable[Response]]
+
+log = logging.getLogger("rolecall")
 
 
 class Routes:
@@ -79,17 +87,6 @@ class Routes:
 @cache
 def _pattern(template: str) -> re.Pattern[str]:
     return re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]*)", template))
-
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[Message, Receive, Send], Awaitable[None]]
-
-CLOSE_S = 1.0  # for requests under way, whose cancellation the application may ignore
-log = logging.getLogger("rolecall")
-
-ASGI = {"version": "3.0", "spec_version": "2.3"}
 
 
 class AsgiRoute:
