@@ -19,7 +19,7 @@ class GuardConfig(Message, frozen=True, kw_only=True):
         main: What the controller runs, so that classes defined in it are found: the path of its script, or the name of
             the module that `python -m` was given; empty for none.
         seed: The run's; None for none.
-        controller_host: Identity of the controller's host (`transport.hosts`); its sockets and pid count there alone.
+        controller_host: Identity of the controller's host (`transport.address`); its sockets and pid count there alone.
         controller_pid: The controller's pid and start time (ticks since boot) on its host.
         starter_pid: The reaper ends, as by SIGTERM, when this process dies, which has started it; 0 when it may outlive
             it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,9 +19,10 @@ from rolecall.errors import (
     WorkerConfigurationError,
     WorkerTimeoutError,
 )
-from rolecall.scheduler.engine_methods import EngineClass
 from rolecall.transport.peer import Call
 from rolecall.types import TensorPolicy, WorkerSetup, check_one_of, check_seconds
+
+EngineClass = str | Callable[..., object]  # a class, as a call of which a type checker knows its parameters
 
 
 class Options(TypedDict, total=False):

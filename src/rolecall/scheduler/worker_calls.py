@@ -27,8 +27,15 @@ from rolecall.protocol.worker_methods import (
     Destroy,
     WorkerRequest,
 )
-from rolecall.scheduler.calls import CallOptions, EngineRequest, PendingCall, PendingStream, argument_place, engine_path
-from rolecall.scheduler.engine_methods import EngineClass
+from rolecall.scheduler.calls import (
+    CallOptions,
+    EngineClass,
+    EngineRequest,
+    PendingCall,
+    PendingStream,
+    argument_place,
+    engine_path,
+)
 from rolecall.scheduler.gathering import all_sent
 from rolecall.scheduler.programs import ProgramPeer
 from rolecall.scheduler.run import Run
@@ -66,12 +73,12 @@ class WorkerCalls:
         worker = member.worker
         if not member.started.socket:
             if may_host_engines(member.slot.ready):
-                member.program = ProgramPeer(worker, member.slot.argv or (), self._io.loop)
+                member.conversation = ProgramPeer(worker, member.slot.argv or (), self._io.loop)
             return
         addresses = [f"unix:{member.started.socket}"] if member.guard.here else []
         addresses.append(f"tcp:{worker.ip}:{worker.worker_ports[0]}")
         peer = Peer(member.id, loop=self._io.loop, context=self.home)
-        member.client = Client(peer, addresses, self._run.token, Hello(name="controller"))
+        member.conversation = Client(peer, addresses, self._run.token, Hello(name="controller"))
 
     def submit(
         self,
@@ -98,7 +105,8 @@ class WorkerCalls:
         self, worker_ids: Sequence[str], method: str, args: Sequence[Any], kwargs: dict[str, Any], options: CallOptions
     ) -> list[PendingCall]:
         """Sends one call to all of them, or to none, and returns at once. Errors as `submit`."""
-        clients = [client for member in self._members(worker_ids) if (client := member.client) is not None]
+        conversations = [member.conversation for member in self._members(worker_ids)]
+        clients = [each for each in conversations if isinstance(each, Client)]
         if len(clients) < len(worker_ids):  # there are programs, which are asked over HTTP
             return all_sent(self.submit(worker_id, method, args, kwargs, options) for worker_id in worker_ids)
         timeout = options.timeout
@@ -200,9 +208,9 @@ class WorkerCalls:
     def peer(self, worker_id: str, addresses: tuple[str, ...] = ()) -> Peer:
         """The conversation with a worker that hosts engines. A dead one is an error: its shards are gone with it."""
         member = self._living(worker_id)
-        if member.client is None:
+        if not isinstance(member.conversation, Client):
             raise WorkerNotFoundError(worker_id, self._table.ids())
-        return member.client.peer
+        return member.conversation.peer
 
 
 def _as_written(error: EncodeError) -> EncodeError:
@@ -220,13 +228,11 @@ def _request(
 
 
 def _peer(member: Member) -> Peer | ProgramPeer:
-    if member.client is not None:
-        return member.client.peer
-    if member.program is None:
+    if member.conversation is None:
         what = f"worker {member.id} runs a program and hosts no engines"
         expected = "one that does, over HTTP, is started with ready='/health'; see docs/http.md"
         raise WorkerConfigurationError(what, member.slot.argv, expected)
-    return member.program
+    return member.conversation.peer
 
 
 def _put_back(kept: dict[str, str], env: dict[str, str], before: dict[str, str], done: Future[Any]) -> None:
