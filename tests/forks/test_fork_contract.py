@@ -76,6 +76,12 @@ def log(s: Scheduler, worker_id: str) -> str:
     return (Path(s.run_dir) / "logs" / f"{worker_id.replace('/', '-')}.log").read_text()
 
 
+def begun(work: Callable[[], Role]) -> Future[Role]:
+    """Its outcome, while the test goes on."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work)
+
+
 def bindable(ip: str, port: str) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -419,9 +425,10 @@ def test_a_program_that_names_its_port_is_ready_when_it_listens_there(s: Schedul
 
 
 def test_all_that_fail_are_named_with_their_logs(s: Scheduler, caplog: pytest.LogCaptureFixture) -> None:
-    """One of them fails late, while importing; each is logged on a line, and nothing is left."""
+    """Each is logged on a line, also one that fails after 5 s of imports when the others serve; nothing is left."""
     actors = s.start("actor", replicas=3)
-    before = set(processes(s.run_id))
+    before, ports = set(processes(s.run_id)), ports_leased(s)
+    late = begun(lambda: actors.fork("late", command="tests.support.sample_program", env={"FAILS": "1"}))
     fail = "import sys, time; i = int(sys.argv[1]); print('I am', i, flush=True);"
     fail += "time.sleep(1 + 0.2 * i if i < 2 else 3600); raise SystemExit(40 + i)"
     with pytest.raises(WorkerCreationError) as caught:
@@ -431,7 +438,12 @@ def test_all_that_fail_are_named_with_their_logs(s: Scheduler, caplog: pytest.Lo
     assert "exit code 40" in str(caught.value) and "exit code 41" in str(caught.value)
     for worker in ("bad/0", "bad/1"):
         assert f"worker {worker} did not start: the process ended during startup" in caplog.text
-    assert set(processes(s.run_id)) == before
+    with pytest.raises(WorkerCreationError, match=r"exit code 1[\s\S]*ImportError: no such kernel") as caught:
+        late.result()
+    assert (caught.value.failed, list(caught.value.log_tails)) == ([1], [1])
+    assert "worker late/1 did not start: the process ended during startup" in caplog.text
+    assert (set(processes(s.run_id)), ports_leased(s)) == (before, ports)
+    assert [role.name for role in s.inspect().roles] == ["actor"]
 
 
 def test_a_program_that_dies_while_starting_is_reported_at_once_with_its_log(s: Scheduler) -> None:

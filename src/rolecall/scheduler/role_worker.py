@@ -98,7 +98,7 @@ class RoleWorker(Callee):
         """As `Role.destroy_engine`."""
         log_problems(self.id, gathered([self.submit_destroy()])[0])
 
-    def submit_destroy(self) -> PendingCall:
+    def submit_destroy(self) -> PendingCall[Any]:
         return self._scheduler.calls.destroy_engine(self.id, self._options)
 
     def engine(self, engine: type[E]) -> E:
@@ -129,11 +129,17 @@ class RoleWorker(Callee):
         """The same, without blocking the event loop."""
         return (await agathered(self._sent(method, args, kwargs), return_errors=self._options.return_errors))[0]
 
-    def submit(self, method: AnyMethod, *args: Any, **kwargs: Any) -> PendingCall:
+    @overload
+    def submit(self, method: AsyncMethod[P, R], *args: P.args, **kwargs: P.kwargs) -> PendingCall[R]: ...
+    @overload
+    def submit(self, method: Method[P, R], *args: P.args, **kwargs: P.kwargs) -> PendingCall[R]: ...
+    @overload
+    def submit(self, method: str, *args: Any, **kwargs: Any) -> PendingCall[Any]: ...
+    def submit(self, method: AnyMethod, *args: Any, **kwargs: Any) -> PendingCall[Any]:
         """Sends the call and returns its future at once."""
         return self._scheduler.calls.submit(self.id, name_of(method), args, kwargs, self._options)
 
-    def submit_engine(self, engine: EngineClass, args: Sequence[Any], kwargs: dict[str, Any]) -> PendingCall:
+    def submit_engine(self, engine: EngineClass, args: Sequence[Any], kwargs: dict[str, Any]) -> PendingCall[Any]:
         return self._scheduler.calls.create_engine(self.id, engine, args, kwargs, self._options)
 
     @overload

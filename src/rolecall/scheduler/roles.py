@@ -149,7 +149,13 @@ class Role(Callee, Sequence["RoleWorker"]):
         """The same, without blocking the event loop."""
         return await self._agathered(self._called(method, args, kwargs))
 
-    def submit(self, method: AnyMethod, *args: Any, **kwargs: Any) -> list[PendingCall]:
+    @overload
+    def submit(self, method: AsyncMethod[P, R], *args: P.args, **kwargs: P.kwargs) -> list[PendingCall[R]]: ...
+    @overload
+    def submit(self, method: Method[P, R], *args: P.args, **kwargs: P.kwargs) -> list[PendingCall[R]]: ...
+    @overload
+    def submit(self, method: str, *args: Any, **kwargs: Any) -> list[PendingCall[Any]]: ...
+    def submit(self, method: AnyMethod, *args: Any, **kwargs: Any) -> list[PendingCall[Any]]:
         """Sends the call to every worker and returns at once, one future each. Raises when one of them is dead."""
         if self._borrowed:  # the engines' names differ
             return self._send(lambda w: w.submit(method, *args, **kwargs))
@@ -226,7 +232,7 @@ class Role(Callee, Sequence["RoleWorker"]):
         each = dict(zip(self._ids, arguments, strict=True))
         return self._send_each(lambda w: w.submit(method, *each[w.id], **kwargs))
 
-    def _send(self, submit: Callable[[RoleWorker], PendingCall]) -> list[PendingCall]:
+    def _send(self, submit: Callable[[RoleWorker], PendingCall[Any]]) -> list[PendingCall[Any]]:
         self._scheduler.calls.check_living(self._ids)
         return all_sent(map(submit, self))
 
@@ -235,7 +241,7 @@ class Role(Callee, Sequence["RoleWorker"]):
             return self.submit(method, *args, **kwargs)
         return self._send_each(lambda w: w.submit(method, *args, **kwargs))
 
-    def _send_each(self, submit: Callable[[RoleWorker], PendingCall]) -> Sequence[Sent]:
+    def _send_each(self, submit: Callable[[RoleWorker], PendingCall[Any]]) -> Sequence[Sent]:
         """As `_send`; with `return_errors` to those that can be asked."""
         if not self._options.return_errors:
             return self._send(submit)
