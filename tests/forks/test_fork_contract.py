@@ -17,6 +17,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +75,6 @@ def s(shared: Scheduler) -> Scheduler:
 
 def log(s: Scheduler, worker_id: str) -> str:
     return (Path(s.run_dir) / "logs" / f"{worker_id.replace('/', '-')}.log").read_text()
-
-
-def begun(work: Callable[[], Role]) -> Future[Role]:
-    """Its outcome, while the test goes on."""
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(work)
 
 
 def bindable(ip: str, port: str) -> bool:
@@ -428,10 +423,10 @@ def test_all_that_fail_are_named_with_their_logs(s: Scheduler, caplog: pytest.Lo
     """Each is logged on a line, also one that fails after 5 s of imports when the others serve; nothing is left."""
     actors = s.start("actor", replicas=3)
     before, ports = set(processes(s.run_id)), ports_leased(s)
-    late = begun(lambda: actors.fork("late", command="tests.support.sample_program", env={"FAILS": "1"}))
     fail = "import sys, time; i = int(sys.argv[1]); print('I am', i, flush=True);"
     fail += "time.sleep(1 + 0.2 * i if i < 2 else 3600); raise SystemExit(40 + i)"
-    with pytest.raises(WorkerCreationError) as caught:
+    with ThreadPoolExecutor(1) as pool, pytest.raises(WorkerCreationError) as caught:
+        late = pool.submit(actors.fork, "late", "tests.support.sample_program", env={"FAILS": "1"})
         actors.fork("bad", command=[sys.executable, "-c", fail, "{index}", "{port}"])
     assert caught.value.failed == [0, 1]
     assert ["I am 0" in caught.value.log_tails[0], "I am 1" in caught.value.log_tails[1]] == [True, True]
