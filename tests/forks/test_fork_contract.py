@@ -371,9 +371,15 @@ def test_a_stream_of_an_app_ends_with_its_client(s: Scheduler) -> None:
 
 
 def test_a_module_whose_startup_fails_is_not_started(s: Scheduler) -> None:
-    """The error says what its startup said."""
-    with pytest.raises(WorkerCreationError, match="startup failed: 'no model here'"):
-        s.start("proxy", cmd="tests.support.served_module", env_vars={"FAIL": "no model here"})
+    """The error says what its startup said, a traceback for one, line by line."""
+    with pytest.raises(WorkerCreationError, match="startup failed: Traceback:\nno model here"):
+        s.start("proxy", cmd="tests.support.served_module", env_vars={"FAIL": "Traceback:\nno model here"})
+
+
+def test_what_is_served_can_be_called() -> None:
+    """At once, and not with its first request."""
+    with pytest.raises(WorkerConfigurationError, match=r"no ASGI application: 'module:app'; pass one"):
+        rolecall.serve("module:app")  # type: ignore[arg-type]
 
 
 def test_public_paths_are_a_list_of_paths() -> None:

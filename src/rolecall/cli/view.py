@@ -17,6 +17,7 @@ from rolecall.guard.sweep import GUARD_NAME, RunProcess, run_processes
 from rolecall.protocol.guard import WorkerRow
 from rolecall.protocol.progress import SIZE, parse
 from rolecall.protocol.state import GuardState, RunState, WorkerState
+from rolecall.scheduler.run import stopped_by
 from rolecall.tensors.shard import grouped
 
 Rows = dict[str, tuple[str, WorkerRow]]  # guards' tables: by worker, with the guard's id
@@ -184,11 +185,13 @@ class _Workers:
                 made.calls, made.pending = counters.ended, max(0, counters.begun - counters.ended)
 
     def _reason(self, made: WorkerView) -> str:
-        """The newest report of its own end, else of its guard's."""
+        """The newest report of its own end, else who stopped the run, else its guard's end."""
         for event in reversed(self._events):
             if event.get("event") == "exited" and (event.get("worker"), event.get("pid")) == (made.worker, made.pid):
                 how = describe_exit(event.get("exit_code"), event.get("signal"))
                 return f"{how}: {event['reason']}" if event.get("reason") else how
+        if self._run.directory and (by := stopped_by(self._run.directory.path)):
+            return f"stopped by {by}"
         for event in reversed(self._events):
             if event.get("event") == "guard_lost":
                 return f"ended with its guard: {event.get('reason', '')}"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Sequence
+from concurrent.futures import wait
 from dataclasses import replace
 
 from rolecall.errors import (
@@ -25,6 +27,13 @@ from rolecall.scheduler.supervision import Supervision
 from rolecall.scheduler.table import Member, RoleRecord, Table
 from rolecall.scheduler.worker_calls import WorkerCalls
 from rolecall.types import Job
+
+GROUP_S = 2.0  # after which a restart says what it most likely waits for
+WAITS_FOR_GROUP = (
+    "the restart of %s waits for an engine to be made: one that joins its process group waits for all ranks of it; "
+    "restart the others of role %s too, at the same time, or each with engines=False"
+)
+log = logging.getLogger("rolecall")
 
 
 class RoleLifecycle:
@@ -102,7 +111,10 @@ class RoleLifecycle:
             new.guard.check()
             self._watch.write_state()
             for request in list(new.engines.values()):
-                self._calls.make_engine(new, request).result()
+                pending = self._calls.make_engine(new, request)
+                if slot.process_group and not wait([pending], GROUP_S).done:
+                    log.warning(WAITS_FOR_GROUP, new.id, record.name)
+                pending.result()
 
     def _guard_for(self, record: RoleRecord, old: Member) -> GuardProxy:
         """Who owns the slot of a worker: who did, or after its loss another, where the backend can start one."""

@@ -281,5 +281,9 @@ def job_of(
     for name in fields.keys() - set(known):
         near = "".join(f"did you mean {likely!r}? " for likely in difflib.get_close_matches(name, known, 1))
         raise WorkerConfigurationError("unknown option of a start", name, f"{near}there are {', '.join(known)}")
+    if not fork and target is None:
+        raise WorkerConfigurationError(
+            "fork=False without target=", None, "name the role whose workers host its engines"
+        )
     strategy = SchedulingStrategy("colocation", target, fork) if target else SchedulingStrategy()
     return Job(role, replicas, tasks or [SchedulingSpec(**fields)], strategy, process_group)

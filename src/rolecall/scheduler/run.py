@@ -22,6 +22,14 @@ STOPPED = "stopped"  # file of the run directory, in which `rolecall stop` says 
 FILES = ("state.json", "events.jsonl", "logs", "stacks", STOPPED)
 
 
+def stopped_by(run_dir: Path) -> str:
+    """Who stopped a run from outside, as its file says; or ""."""
+    try:
+        return (run_dir / STOPPED).read_text()
+    except OSError:
+        return ""
+
+
 class Run:
     """The run's directory (logs, state; stays) and its private runtime directory (sockets, token; goes).
 
@@ -97,10 +105,7 @@ class Run:
 
     def stopped_by(self) -> str:
         """Who stopped the run from outside, as its file says; or ""."""
-        try:
-            return (self.run_dir / STOPPED).read_text()
-        except OSError:
-            return ""
+        return stopped_by(self.run_dir)
 
     def write_state(self, state: RunState) -> None:
         """Replaces `state.json`, whole or not at all. One writer at a time."""

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 from rolecall.errors import WorkerConfigurationError
 from rolecall.tensors.binding import binding
 from rolecall.tensors.shard import ShardManager
+from rolecall.transport.codec.writer import ENCODERS, refusing
 
 ALLOC_TIMEOUT_S = 30.0
 
@@ -59,6 +60,7 @@ class CurrentWorker:
         return await self._lease(count)
 
 
+ENCODERS[CurrentWorker] = refusing("it is of use in its worker alone; return what is needed of it, its id for one")
 _workers: WeakKeyDictionary[ShardManager, CurrentWorker] = WeakKeyDictionary()
 
 

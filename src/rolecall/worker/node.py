@@ -21,6 +21,7 @@ from rolecall.types import role_and_index
 from rolecall.worker.context import CurrentWorker, enter
 from rolecall.worker.engines import Engines
 from rolecall.worker.host import AskGuard, EngineHost
+from rolecall.worker.loading import load_function
 from rolecall.worker.progress import Progress
 from rolecall.worker.seeds import seed_of
 from rolecall.worker.server import WorkerServer
@@ -29,7 +30,11 @@ CACHE_BYTES = 1 << 30
 
 
 class WorkerNode:
-    """Builds and owns the parts of a worker: engines, tensors, the engine host and its server."""
+    """Builds and owns the parts of a worker: engines, tensors, the engine host and its server.
+
+    Raises:
+        EngineImportError: There is no such function as `worker_setup=` names.
+    """
 
     def __init__(
         self,
@@ -38,6 +43,8 @@ class WorkerNode:
         ask_guard: AskGuard,
         app: AsgiRoute | None = None,
     ) -> None:
+        if config.setup:
+            load_function(config.setup)
         self._config = config
         hello = {"kind": "worker", "name": config.worker_id}
         self._owners = Connections(config.token, loop=loop, hello=hello)
