@@ -26,8 +26,7 @@ import torch
 from rolecall.transport.client import Client
 from rolecall.transport.loop import IOThread
 from rolecall.transport.peer import Incoming, Peer
-from rolecall.transport.peer_registry import PeerRegistry
-from rolecall.transport.server import Server
+from rolecall.transport.server import PeerRegistry, Server
 
 TOKEN = "benchmark"
 CALLS = 20_000
@@ -118,7 +117,7 @@ def run(loop: str) -> dict[str, float]:
                 IOThread(uvloop=loop == "uvloop") as io,
                 Client("server", [f"unix:{path}"], TOKEN, loop=io.loop) as client,
             ):
-                client.wait_connected(10)
+                client.peer.request("echo", 0, timeout=10).result()
                 result = measure(client.peer)
             process.communicate()
     return result

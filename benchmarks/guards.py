@@ -23,7 +23,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).parent.parent)
@@ -37,9 +36,9 @@ from rolecall.protocol.guard import TABLE, NoArguments
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.message import to_plain
 from rolecall.scheduler.guards import ask_all
+from rolecall.scheduler.keywords import RunOptions
 from rolecall.scheduler.listener import GuardListener
 from rolecall.scheduler.run import Run
-from rolecall.scheduler.run_options import RunOptions
 from rolecall.transport.client import Client
 from rolecall.transport.loop import IOThread
 from rolecall.transport.peer import Incoming
@@ -71,7 +70,7 @@ def _measured(contender: str, count: int, repeat: int) -> dict[str, float]:
         run.open()
         up.callback(run.close)
         io = up.enter_context(IOThread())
-        listener = GuardListener(run, io, RunOptions(start_timeout=PATIENCE_S))
+        listener = GuardListener(run, io, RunOptions(preload=(), start_timeout=PATIENCE_S))
         listener.open(lambda guard, event: None)
         up.callback(listener.close)
         if contender == "tcp":
@@ -134,10 +133,12 @@ def stand_in() -> None:
 
 
 def _dialled(config: GuardConfig, io: IOThread) -> Client:
-    hello: dict[str, Any] = to_plain(host.hello(config))
-    hello["guard"]["host_id"] = "elsewhere"
+    hello = host.hello(config)
+    assert hello.guard is not None
+    guard = msgspec.structs.replace(hello.guard, host_id="elsewhere")
+    hello = msgspec.structs.replace(hello, guard=guard)
 
-    def renewed(topic: str, value: Any) -> None:
+    def renewed(incoming: Incoming) -> None:
         client.peer.notify(ALIVE)
 
     client = Client(

@@ -35,13 +35,13 @@ import torch
 from rolecall.tensors import functions
 from rolecall.tensors.backends.shm import ShmBackend
 from rolecall.tensors.backends.wire import WireBackend
-from rolecall.tensors.binding import binding
 from rolecall.tensors.cache import Cache
 from rolecall.tensors.connections import Connections
 from rolecall.tensors.fetch import Fetcher
 from rolecall.tensors.handle import RTensor
 from rolecall.tensors.lifetime import Home
 from rolecall.tensors.service import DataService
+from rolecall.tensors.shard import binding
 from rolecall.tensors.store import Store
 from rolecall.transport.loop import IOThread
 from rolecall.transport.peer import Incoming, Peer

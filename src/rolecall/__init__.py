@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from rolecall.types import Worker as Worker
     from rolecall.worker.context import CurrentWorker as CurrentWorker
     from rolecall.worker.context import current_worker as current_worker
-    from rolecall.worker.ray_group import ray_placement_group as ray_placement_group
-    from rolecall.worker.serving import serve as serve
+    from rolecall.worker.context import ray_placement_group as ray_placement_group
+    from rolecall.worker.main import serve as serve
 
 __version__ = "0.1.0"
 
@@ -47,9 +47,8 @@ _MODULES = {
     "rolecall.tensors.handle": ("RTensor",),
     "rolecall.transport.codec": ("register_type",),
     "rolecall.types": ("Job", "SchedulingSpec", "SchedulingStrategy", "Worker"),
-    "rolecall.worker.context": ("CurrentWorker", "current_worker"),
-    "rolecall.worker.ray_group": ("ray_placement_group",),
-    "rolecall.worker.serving": ("serve",),
+    "rolecall.worker.context": ("CurrentWorker", "current_worker", "ray_placement_group"),
+    "rolecall.worker.main": ("serve",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -24,7 +24,7 @@ from rolecall.placement.host_placement import HostPlacement
 from rolecall.protocol import guard as asked
 from rolecall.protocol.guard import Method, ProcessSpec, StartResult
 from rolecall.protocol.guard_config import GuardConfig
-from rolecall.protocol.message import Message, to_plain
+from rolecall.protocol.message import Message
 from rolecall.protocol.worker import FORKED_CHILDREN, WorkerConfig
 from rolecall.protocol.worker_methods import AllocPorts, WorkerMethod
 from rolecall.scheduler.backends import PlacedScheduler
@@ -93,7 +93,7 @@ class InProcessGuard(RequestHandler):
         self._serve(asked.SHUTDOWN, self._shutdown)
         Path(config.runtime_dir, "w").mkdir(mode=0o700)
         self._client = Client(
-            "controller", config.controller, config.token, loop=loop, hello=to_plain(hello(config)), handler=self
+            "controller", config.controller, config.token, loop=loop, hello=hello(config), handler=self
         )
 
     def close(self) -> None:
@@ -115,21 +115,14 @@ class InProcessGuard(RequestHandler):
 
     def _start(self, spec: ProcessSpec) -> StartResult:
         config = WorkerConfig(
+            **self._config.shared() | {"bind": IP, "main": "", "sys_path": []},
             worker_id=spec.worker_id,
-            token=self._config.token,
             socket=runtime.worker_socket(self._config.runtime_dir, spec.worker_id),
-            ip=IP,
-            bind=IP,
             port=spec.ports[0],
             ports=spec.ports,
             target_ports=self._leased.get(str(spec.target), []),
             devices=spec.devices,
             replicas=spec.replicas,
-            run_dir=self._config.run_dir,
-            seed=self._config.seed,
-            tensor_backend=self._config.tensor_backend,
-            setup=self._config.setup,
-            one_engine_thread=self._config.one_engine_thread,
         )
         try:
             if spec.argv is not None:

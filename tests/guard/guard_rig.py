@@ -17,6 +17,8 @@ from typing import Any
 from rolecall.guard import runtime
 from rolecall.guard.proc import Process, alive, identify
 from rolecall.guard.sweep import run_processes
+from rolecall.protocol.state import GuardState
+from rolecall.transport.incoming import Incoming
 from rolecall.transport.loop import IOThread
 from rolecall.transport.peer import Peer
 from rolecall.transport.server import Hello, Server
@@ -41,11 +43,11 @@ class Rig:
         self.runtime_dir = Path(tempfile.gettempdir(), f"rolecall-{os.getuid()}", self.run_id)
         self.runtime_dir.mkdir(mode=0o700, parents=True)
         self.run_dir = folder
-        self.hello: dict[str, Any] = {}
+        self.hello = Hello()
         self.connected: queue.Queue[None] = queue.Queue()
         self._events: queue.Queue[tuple[str, Any]] = queue.Queue()
         self.io = IOThread()
-        self.peer = Peer("guard", loop=self.io.loop, on_notify=lambda *event: self._events.put(event))
+        self.peer = Peer("guard", loop=self.io.loop, on_notify=self._told)
         self.io.run(self._listen())
         self.config = self._config() | options
         self.reaper = self._start_guard()
@@ -74,9 +76,12 @@ class Rig:
         self.server.listen_unix(self.runtime_dir / "controller.sock")
 
     def _on_peer(self, hello: Hello) -> Peer:
-        self.hello = dict(hello.info)
+        self.hello = hello
         self.connected.put(None)
         return self.peer
+
+    def _told(self, incoming: Incoming) -> None:
+        self._events.put((incoming.method, incoming.args()))
 
     def _start_guard(self) -> "subprocess.Popen[bytes]":
         read_end, write_end = os.pipe()
@@ -94,8 +99,14 @@ class Rig:
     # Speaking with the guard
 
     @property
+    def said(self) -> GuardState:
+        """What the guard said of itself."""
+        assert self.hello.guard is not None
+        return self.hello.guard
+
+    @property
     def guard_pid(self) -> int:
-        return int(self.hello["guard"]["pid"])
+        return self.said.pid
 
     def ask(self, method: str, **value: Any) -> Any:
         """Calls a method of the guard."""

@@ -12,7 +12,7 @@ import pytest
 from rolecall.guard.host import resolved
 from rolecall.guard.proc import alive, identify
 from rolecall.protocol.guard_config import GuardConfig
-from rolecall.transport.hosts import address_toward, this_host
+from rolecall.transport.address import address_toward, this_host
 from tests.guard.guard_rig import Rig, wait_for
 from tests.support.checkout import PYTHONPATH
 
@@ -87,7 +87,7 @@ def test_guards_of_one_configuration_tell_themselves_apart(tmp_path: Path) -> No
     """By a variable that the launcher sets on each node."""
     rig = Started(tmp_path)
     try:
-        assert rig.hello["guard"]["id"] == "g0-3"
+        assert rig.said.id == "g0-3"
         assert (tmp_path / "logs" / "guard-g0-3.log").exists()
     finally:
         end(rig)

@@ -1,6 +1,5 @@
 """What a guard shows: its HTTP endpoints, its methods for the command line, its hello, and the merged log."""
 
-import asyncio
 import json
 import socket
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import pytest
 
 from rolecall.errors import WorkerConfigurationError, WorkerNotFoundError
-from rolecall.transport.client import Client
+from rolecall.transport.address import this_host
 from tests.guard.guard_rig import Rig, wait_for
 
 
@@ -57,31 +56,19 @@ def test_nothing_is_answered_without_the_token(rig: Rig) -> None:
 
 
 def test_the_command_line_looks_and_kills_and_the_controller_is_told(rig: Rig) -> None:
-    """Frames on the guard's socket answer `table` and `kill`, and refuse what is the controller's."""
+    """The guard's socket serves `kill`, has no route for what is the controller's, and takes no frames."""
     rig.worker()
-
-    async def visit() -> Any:
-        client = Client(
-            "guard", [f"unix:{rig.runtime_dir}/g0.sock"], rig.token, loop=asyncio.get_running_loop(), hello={}
-        )
-        try:
-            with pytest.raises(WorkerConfigurationError):
-                await client.peer.request("shutdown", {}, timeout=10)
-            table = await client.peer.request("table", timeout=10)
-            return table, await client.peer.request("kill", {"workers": ["actor/0"], "grace_s": 0}, timeout=10)
-        finally:
-            client.close()
-
-    table, report = rig.io.run(visit())
-    assert table[0]["worker"] == "actor/0" and report["killed"] == {"actor/0": "killed by SIGKILL"}
+    assert request(rig, "POST", "/shutdown", {})[0] == 404
+    report = request(rig, "POST", "/kill", {"workers": ["actor/0"], "grace_s": 0})[1]
+    assert report["killed"] == {"actor/0": "killed by SIGKILL"}
     assert rig.event("exited")["reason"] == "killed through the guard's socket"
 
 
 def test_a_guard_says_who_and_where_it_is(rig: Rig) -> None:
     """The hello carries what the run's state shows of a guard."""
-    said = rig.hello["guard"]
-    assert rig.hello["kind"] == "guard" and said["id"] == "g0" and rig.hello["run_id"] == rig.run_id
-    assert said["host"] == socket.gethostname() and isinstance(said["devices"], list)
+    said = rig.said
+    assert said.id == rig.hello.name == "g0" and rig.hello.run_id == rig.run_id
+    assert said.host == socket.gethostname() and said.host_id == this_host()
 
 
 def test_a_wrong_request_is_an_error_that_says_so(rig: Rig) -> None:

@@ -16,7 +16,7 @@ from rolecall import Role, Scheduler
 from rolecall.errors import WorkerFailedError
 from rolecall.guard.runtime import page_path
 from rolecall.protocol.progress import parse
-from rolecall.transport.hosts import this_host
+from rolecall.transport.address import this_host
 from tests.support import live, sample_engines
 from tests.support.hosts_under_test import Hosts
 from tests.support.waiting import wait_for

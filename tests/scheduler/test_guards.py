@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,19 +12,19 @@ from rolecall.errors import AuthenticationError, GuardLostError, ProtocolError, 
 from rolecall.placement.base import ExpectedGuard
 from rolecall.protocol.events import Event, GuardLost
 from rolecall.protocol.guard import TABLE, NoArguments
-from rolecall.protocol.guard_hello import GuardHello
-from rolecall.protocol.message import to_plain
 from rolecall.protocol.state import GuardState
 from rolecall.scheduler.guards import GuardProxy
+from rolecall.scheduler.keywords import RunOptions
 from rolecall.scheduler.listener import GuardListener
 from rolecall.scheduler.run import Run
-from rolecall.scheduler.run_options import RunOptions
+from rolecall.transport.address import this_host
 from rolecall.transport.client import Client
-from rolecall.transport.hosts import this_host
+from rolecall.transport.handshake import Hello
+from rolecall.transport.incoming import Incoming
 from rolecall.transport.loop import IOThread
 
 LEASE_S = 0.4  # renewed four times as often
-Notified = Callable[[str, Any], None]
+Notified = Callable[[Incoming], None]
 
 
 class Controller:
@@ -37,7 +36,7 @@ class Controller:
         self.io = IOThread("rolecall-listener-test")
         self.lost: list[str] = []
         self.told = threading.Event()
-        self.listener = GuardListener(self.run, self.io, RunOptions(start_timeout=10, lease_s=LEASE_S))
+        self.listener = GuardListener(self.run, self.io, RunOptions(preload=(), start_timeout=10, lease_s=LEASE_S))
         self.listener.open(self._on_event)
         self.listener.listen("127.0.0.1")
         self.dialled: list[Client] = []
@@ -52,17 +51,19 @@ class Controller:
     ) -> Client:
         """Dials as a guard does, over TCP."""
 
-        def on_notify(topic: str, value: Any) -> None:
-            if topic == "lease" and answers:
+        def on_notify(incoming: Incoming) -> None:
+            if incoming.method == "lease" and answers:
                 client.peer.notify("alive")
 
-        hello = GuardHello(run_id=self.run.run_id, guard=GuardState(id=guard_id, host_id=host, pid=1, host="h"))
+        hello = Hello(
+            name=guard_id, guard=GuardState(id=guard_id, host_id=host, pid=1, host="h"), run_id=self.run.run_id
+        )
         client = Client(
             "controller",
             self.listener.addresses[1:],
             token or self.run.token,
             loop=self.io.loop,
-            hello=to_plain(hello),
+            hello=hello,
             on_notify=notified or on_notify,
         )
         self.dialled.append(client)
@@ -88,8 +89,8 @@ def test_a_guard_elsewhere_that_answers_stays(controller: Controller) -> None:
     renewed: list[str] = []
     enough = threading.Event()
 
-    def answer(topic: str, value: Any) -> None:
-        renewed.append(topic)
+    def answer(incoming: Incoming) -> None:
+        renewed.append(incoming.method)
         client.peer.notify("alive")
         if len(renewed) > 10:
             enough.set()
@@ -121,7 +122,7 @@ def test_a_silent_guard_of_this_host_is_not_given_up(controller: Controller) -> 
     """A stopped one is seen in /proc, and a dead one by its connection: silence says nothing here."""
     guard = controller.listener.expect("g1-0")
     renewals = threading.Semaphore(0)
-    controller.call_home("g1-0", host=this_host(), notified=lambda topic, value: renewals.release())
+    controller.call_home("g1-0", host=this_host(), notified=lambda incoming: renewals.release())
     assert guard.wait(5) and guard.here
     for _ in range(10):
         assert renewals.acquire(timeout=5)

@@ -23,7 +23,7 @@ from rolecall.errors import (
 from rolecall.placement.local import LocalPlacement
 from rolecall.protocol.guard import ALLOC_PORTS, AllocPorts
 from rolecall.scheduler.guards import GuardProxy
-from rolecall.scheduler.starting import Group
+from rolecall.scheduler.processes import Group
 from tests.support import sample_engines
 from tests.support.live import ports_leased
 from tests.support.waiting import wait_for

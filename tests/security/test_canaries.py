@@ -142,7 +142,7 @@ def test_frames_run_no_canary(run: LiveRun, canary: Path) -> None:
             packed = msgspec.msgpack.encode(payload)
             for data in (frame(payload[:4000]), frame(packed[:4000]), hello(payload[:3000])):
                 exchange(address, data)
-            exchange(address, hello(run.token, guard_id="nobody", pickled=payload[:1000]) + frame(payload, payload))
+            exchange(address, hello(run.token, "attacker", "nobody", payload[:1000]) + frame(payload, payload))
             assert not canary.exists()
     methods = ((run.worker, "call"), (run.guard, "kill"), (run.worker, "data.put"), (run.guard, "fork"))
     for number, payload in enumerate(payloads(canary)):  # each to one method of a worker and one of the guard

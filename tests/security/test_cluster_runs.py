@@ -18,7 +18,7 @@ from rolecall.transport import address
 from tests.security.cluster_run import ClusterRun, cluster_run, files_that_hold, processes_that_show, with_actors
 from tests.security.live_run import mode
 from tests.support import sample_engines
-from tests.support.attacker import SENTENCE, exchange, frames_in, hello, send_http
+from tests.support.attacker import SENTENCE, exchange, frames_in, guard_hello, send_http
 from tests.support.ray_cluster import SharedRay
 from tests.support.schedulers_under_test import each, make_scheduler
 from tests.support.slurm_cluster import SlurmCluster
@@ -79,14 +79,11 @@ def test_no_listener_answers_who_has_not_the_runs_token(
                 for path in ("/health", "/call", "/data/batch"):
                     answer = send_http(where, "POST", path, {}, token=token)
                     assert (answer.status, SENTENCE in answer.json["error"]) == (401, True), (name, path, token)
-            for kind in ("controller", "guard", "worker"):
-                facts: dict[str, Any] = {"kind": kind, "guard_id": "g1-0", "run_id": run.scheduler.run_id}
-                (refusal,) = frames_in(exchange(where, hello(other.token, **facts)))
-                assert refusal[:2] == [2, "token"], (name, kind)
-        facts = {"kind": "guard", "guard_id": "g1-0", "run_id": other.scheduler.run_id}
-        assert frames_in(exchange(run.controller, hello(run.token, **facts)))[0][0] == 2
-        stranger: dict[str, Any] = {"kind": "guard", "guard_id": "g9-0", "run_id": run.scheduler.run_id}
-        assert frames_in(exchange(run.controller, hello(run.token, **stranger)))[0][0] == 2
+            for guard_id in ("controller", "g1-0", "actor/0"):
+                (refusal,) = frames_in(exchange(where, guard_hello(other.token, guard_id, run.scheduler.run_id)))
+                assert refusal[:2] == [2, "token"], (name, guard_id)
+        for guard_id, run_id in (("g1-0", other.scheduler.run_id), ("g9-0", run.scheduler.run_id)):
+            assert frames_in(exchange(run.controller, guard_hello(run.token, guard_id, run_id)))[0][0] == 2
     assert run.actor.call("greet") == ["hello"] * 2
 
 

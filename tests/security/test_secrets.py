@@ -25,7 +25,7 @@ from rolecall.protocol.token import Token
 from rolecall.protocol.worker import WorkerConfig
 from tests.security.live_run import LiveRun, command_line_of, environment_of, live_run, mode
 from tests.support import sample_engines
-from tests.support.attacker import exchange, frame, hello, send_http
+from tests.support.attacker import exchange, frame, guard_hello, hello, send_http
 
 pytestmark = pytest.mark.slow("a live run for each test")
 
@@ -93,7 +93,7 @@ def test_no_failure_shows_the_token(run: LiveRun, caplog: pytest.LogCaptureFixtu
         shown.append(repr(send_http(address, "GET", "/nonsense", token=run.token)))
         shown.append(repr(send_http(address, "GET", "/health", token=run.token, headers={"Host": "evil"})))
         shown.append(repr(send_http(address, "POST", "/call", b"{", token=run.token)))
-        shown.append(repr(exchange(address, frame(msgspec.msgpack.encode([run.token.encode(), ["no", "hello"]])))))
+        shown.append(repr(exchange(address, frame(msgspec.msgpack.encode([run.token.encode(), ["no hello", 1]])))))
     shown.append(repr(send_http(run.worker, "POST", "/call", {"method": "fail", "args": ["x"]}, token=run.token)))
     with pytest.raises(WorkerFailedError) as died:
         run.actor[0].call("leave", 3)
@@ -230,6 +230,6 @@ def test_debug_logs_do_not_show_the_token(tmp_path: Path, caplog: pytest.LogCapt
     """At every level of every logger of the controller."""
     with caplog.at_level(logging.DEBUG), live_run(tmp_path) as run:
         token = run.token
-        exchange(run.controller, hello(token, guard_id="g9"))
+        exchange(run.controller, guard_hello(token, "g9", ""))
         run.actor.call("greet")
     assert token not in caplog.text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -14,6 +13,7 @@ from tests.support.attacker import (
     exchange,
     frame,
     frames_in,
+    guard_hello,
     hello,
     read_frame,
     read_to_end,
@@ -177,10 +177,9 @@ def test_a_foreign_host_or_origin_is_forbidden(run: LiveRun, headers: dict[str, 
 def test_frames_need_the_token(runs: tuple[LiveRun, LiveRun]) -> None:
     """A hello with no, a wrong or another run's token is refused with the sentence, and the connection is closed."""
     attacked, other = runs
-    info: dict[str, Any] = {"kind": "guard", "guard_id": "g0", "run_id": attacked.scheduler.run_id}
     for name, address in attacked.listeners.items():
         for token in wrong_tokens(attacked, other):
-            (refusal,) = frames_in(exchange(address, hello(token, **info)))
+            (refusal,) = frames_in(exchange(address, guard_hello(token, "g0", attacked.scheduler.run_id)))
             tag, reason, sentence = refusal
             assert (tag, reason) == (2, "token") and SENTENCE in sentence, (name, token)
 
@@ -213,10 +212,8 @@ def test_what_is_no_hello_is_refused_and_closed(run: LiveRun) -> None:
 def test_another_runs_guard_cannot_call_home(runs: tuple[LiveRun, LiveRun]) -> None:
     """The controller takes a guard's call from its own run alone, also where the token is right."""
     attacked, other = runs
-    info: dict[str, Any] = {"kind": "guard", "guard_id": "g9", "run_id": attacked.scheduler.run_id}
-    assert frames_in(exchange(attacked.controller, hello(attacked.token, **info)))[0][0] == 2
-    info = {"kind": "guard", "guard_id": "g0", "run_id": other.scheduler.run_id}
-    assert frames_in(exchange(attacked.controller, hello(attacked.token, **info)))[0][0] == 2
+    for guard_id, run_id in (("g9", attacked.scheduler.run_id), ("g0", other.scheduler.run_id)):
+        assert frames_in(exchange(attacked.controller, guard_hello(attacked.token, guard_id, run_id)))[0][0] == 2
     assert attacked.actor.call("greet") == ["hello"]
 
 

@@ -106,10 +106,15 @@ def frame(header: bytes, *buffers: bytes) -> bytes:
     )
 
 
-def hello(token: bytes | str, session: str = "attacker", **info: Any) -> bytes:
-    """The first frame of whoever dials."""
+def hello(token: bytes | str, session: str = "attacker", *more: Any) -> bytes:
+    """The first frame of whoever dials. `more`: name, guard and run."""
     secret = token.encode() if isinstance(token, str) else token
-    return frame(msgspec.msgpack.encode([secret, [session, info]]))
+    return frame(msgspec.msgpack.encode([secret, [session, *more]]))
+
+
+def guard_hello(token: bytes | str, guard_id: str, run_id: str) -> bytes:
+    """That of a guard."""
+    return hello(token, "attacker", guard_id, {"id": guard_id}, run_id)
 
 
 def request(

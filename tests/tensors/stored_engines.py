@@ -13,11 +13,9 @@ import msgspec
 import torch
 
 from rolecall.errors import ShardNotFoundError
-from rolecall.tensors.binding import binding
-from rolecall.tensors.dtypes import native_dtype
-from rolecall.tensors.raw import row_major
+from rolecall.tensors.dtypes import native_dtype, row_major
 from rolecall.tensors.service import DataService
-from rolecall.tensors.shard import Shard
+from rolecall.tensors.shard import Shard, binding
 from rolecall.tensors.store import Store
 from tests.tensors.open_files import open_descriptors
 

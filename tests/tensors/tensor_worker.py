@@ -17,12 +17,13 @@ import torch
 from rolecall.tensors import functions
 from rolecall.tensors.backends.shm import ShmBackend
 from rolecall.tensors.backends.wire import WireBackend
-from rolecall.tensors.binding import binding
 from rolecall.tensors.cache import Cache
 from rolecall.tensors.connections import Connections
 from rolecall.tensors.fetch import Fetcher
 from rolecall.tensors.service import DataService
+from rolecall.tensors.shard import binding
 from rolecall.tensors.store import Store
+from rolecall.transport.handshake import Hello
 from rolecall.transport.loop import IOThread
 from rolecall.transport.peer import Incoming, Peer
 from rolecall.transport.server import Server
@@ -95,7 +96,7 @@ def main(name: str, path: str, backend: str) -> None:
     """Serves until standard input ends."""
     torch.set_num_threads(1)
     io = IOThread()
-    connections = Connections(TOKEN, loop=io.loop, hello={"name": name})
+    connections = Connections(TOKEN, loop=io.loop, hello=Hello(name=name))
     wire, shm = WireBackend(), ShmBackend()
     store = Store(name, [f"unix:{path}"], {"shm": shm, "wire": wire} if backend == "shm" else {"wire": wire})
     fetcher = Fetcher(connections, Cache(64 << 20), {"shm": shm} if backend == "shm" else {}, store)
@@ -105,7 +106,7 @@ def main(name: str, path: str, backend: str) -> None:
     peers: dict[str, Peer] = {}
 
     def on_peer(hello: Any) -> Peer:
-        return peers.setdefault(hello.session, Peer(str(hello.info), loop=io.loop, handler=worker))
+        return peers.setdefault(hello.session, Peer(hello.name, loop=io.loop, handler=worker))
 
     async def listen() -> Server:
         server = Server(TOKEN, loop=io.loop, on_peer=on_peer)

@@ -31,7 +31,7 @@ class Owner:
     def request(self, method: str, value: Any = None, *, timeout: float | None = None) -> Any:
         assert method == "data.clear"
         self.requests += 1
-        self.cleared += value["shard_ids"]
+        self.cleared += value.shard_ids
         return self
 
     @property

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from rolecall.tensors.padding import trimmed
+from rolecall.tensors.service import trimmed
 
 
 def _batch(mask: list[list[int]]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from rolecall.tensors.connections import Connections
 from rolecall.tensors.fetch import Fetcher
 from rolecall.tensors.handle import RTensor, pack_handles, read_handles
 from rolecall.tensors.lifetime import Home
+from rolecall.transport.handshake import Hello
 from rolecall.transport.loop import IOThread
 from tests.support.checkout import PYTHONPATH
 from tests.tensors.open_files import open_descriptors
@@ -40,7 +41,7 @@ class Run:
         self.folder = folder
         self.io = IOThread()
         self.workers: dict[str, subprocess.Popen[bytes]] = {}
-        self.connections = Connections(TOKEN, loop=self.io.loop, hello={"name": "controller"}, context=self)
+        self.connections = Connections(TOKEN, loop=self.io.loop, hello=Hello(name="controller"), context=self)
         self.fetcher = Fetcher(self.connections, Cache(0), {"shm": ShmBackend()})
         self.home = Home(self.connections, self.fetcher)
         self.adopt = self.home.adopt

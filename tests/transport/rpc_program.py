@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from rolecall.errors import ProtocolError
-from rolecall.transport.http import Request, Response, Routes, json_response
+from rolecall.transport.http.messages import Request, Response, json_response
+from rolecall.transport.http.router import Routes
 from rolecall.transport.loop import IOThread
 from rolecall.transport.peer import Incoming, Peer
-from rolecall.transport.peer_registry import PeerRegistry
-from rolecall.transport.server import Hello, Server
+from rolecall.transport.server import Hello, PeerRegistry, Server
 
 TOKEN = "a-token-that-must-never-show-0123456789abcdef"
 
@@ -130,7 +130,7 @@ class OfOneCaller:
             name,
             loop=program.loop,
             handler=self,
-            on_notify=lambda topic, value: program.notes.append([topic, value]),
+            on_notify=lambda noted: program.notes.append([noted.method, noted.args()]),
             probe=0.1,
         )
 
@@ -174,7 +174,7 @@ def main(path: str, *flags: str) -> None:
         program = Program(io.loop)
 
         def make(hello: Hello) -> Peer:
-            if "refuse" in hello.info:
+            if hello.name == "refused":
                 raise ProtocolError("refused as asked")
             return OfOneCaller(program, "caller").peer
 

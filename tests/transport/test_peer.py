@@ -25,6 +25,7 @@ from rolecall.errors import (
 )
 from rolecall.protocol.token import Token
 from rolecall.transport.client import Client
+from rolecall.transport.handshake import Hello
 from rolecall.transport.link import Link
 from rolecall.transport.loop import IOThread
 from rolecall.transport.peer import Incoming, Peer
@@ -294,7 +295,7 @@ def test_answers_are_not_kept_after_they_have_arrived(client: Client) -> None:
 def test_a_closed_client_refuses_and_may_be_closed_again(program: Running, io: IOThread) -> None:
     """Pending and later calls raise RPCConnectionError."""
     client = connect(program, io)
-    client.wait_connected(5)
+    client.peer.request("echo", 1, timeout=5).result()
     call = client.peer.request("async_sleep", 60)
     client.close()
     client.close()
@@ -312,14 +313,14 @@ def test_a_wrong_token_fails_for_good(program: Running, io: IOThread, address: s
         with pytest.raises(AuthenticationError) as refused:
             client.peer.request("echo", 1).result()
         with pytest.raises(AuthenticationError):
-            client.wait_connected(5)
+            client.peer.request("echo", 1)
         assert TOKEN not in str(refused.value)
 
 
 def test_a_refused_hello_fails_for_good(program: Running, io: IOThread) -> None:
     """What the listener objects to is what the calls raise."""
     with (
-        connect(program, io, hello={"refuse": True}) as client,
+        connect(program, io, hello=Hello(name="refused")) as client,
         pytest.raises(ProtocolError, match="as asked"),
     ):
         client.peer.request("echo", 1).result()
@@ -397,7 +398,7 @@ def test_a_token_does_not_show_itself() -> None:
 
 def test_no_traceback_shows_the_token(program: Running, io: IOThread) -> None:
     """Not even one that prints the variables of its frames."""
-    with connect(program, io, hello={"refuse": True}) as client:
+    with connect(program, io, hello=Hello(name="refused")) as client:
         with pytest.raises(ProtocolError):
             client.peer.request("echo", 1).result()
         failure = client.peer.failure

@@ -86,7 +86,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 def bystander(program: Running) -> Iterator[Client]:
     """A connection that nothing may disturb."""
     with IOThread() as io, Client("program", program.addresses, TOKEN, loop=io.loop) as client:
-        client.wait_connected(10)
+        client.peer.request("echo", 1, timeout=10).result()
         yield client
 
 
@@ -110,7 +110,7 @@ def throw(path: Path, data: bytes) -> bytes:
 
 
 def hello(session: str) -> bytes:
-    return b"".join(pack(msgspec.msgpack.encode([TOKEN.encode(), [session, {}]])))
+    return b"".join(pack(msgspec.msgpack.encode([TOKEN.encode(), [session]])))
 
 
 def undisturbed(program: Running, bystander: Client, memory: int) -> None:

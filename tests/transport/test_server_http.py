@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rolecall.transport.http import Response
+from rolecall.transport.http.messages import Response
 from tests.transport.rpc_program import TOKEN, Running, running
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "REPORT", "RCX"]

@@ -142,15 +142,18 @@ def test_the_form_of_a_handle_is_as_documented(http: HttpCaller, engine: str) ->
     http.ask("destroy", engines=[engine])
 
 
-def test_arguments_nested_without_end_are_refused(http: HttpCaller) -> None:
+def test_arguments_nested_without_end_are_refused(http: HttpCaller, engine: str) -> None:
     """However the nesting is written."""
-    for body in (
-        '{"method": "greet", "args": ' + "[" * 5000,
-        '{"method": "greet", "args": ["$rtensor", ' + "[" * 900 + "]" * 900 + "]}",
+    http.create(path(sample_engines.Tensors), name=engine)
+    call = f'{{"method": "total", "engine_name": "{engine}", "args": '
+    for body, kind in (
+        (call + "[" * 5000, "ProtocolError"),
+        (call + '["$rtensor", ' + "[" * 900 + "]" * 900 + "]}", "EncodeError"),
     ):
         with pytest.raises(FailedError) as failed:
             http.send_text("POST", "/call", body).result()
-        assert failed.value.status == 400 and failed.value.kind in ("ProtocolError", "DecodeError")
+        assert (failed.value.status, failed.value.kind) == (400, kind)
+    http.ask("destroy", engines=[engine])
 
 
 def test_half_characters_are_answered_too(http: HttpCaller) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from rolecall.cli.rundir import RunDir, age
-from rolecall.cli.runs import DEFAULT_FILEROOT, find_runs, is_running, select_run, selected
+from rolecall.cli.runs import DEFAULT_FILEROOT, FoundRun, age, changed, find_runs, select_run
 from rolecall.cli.terminal import (
     FilerootOption,
     JsonOption,
@@ -83,16 +81,16 @@ def _print_runs(fileroot: Path | None, as_json: bool) -> None:
     console().print(table(RUN_COLUMNS, cells) if cells else f"no runs under {root}")
 
 
-def _run_row(run: RunDir) -> dict[str, Any]:
-    found, pid = selected(run), run.controller()
-    left = found.run_id != "" and any(run_processes(found.run_id))
+def _run_row(run: FoundRun) -> dict[str, Any]:
+    pid, state = run.controller, run.state
+    left = run.run_id != "" and any(run_processes(run.run_id))
     return {
         "name": run.name,
-        "run_id": found.run_id,
-        "state": "running" if pid else "orphaned" if left or is_running(run) else "ended",
+        "run_id": run.run_id,
+        "state": "running" if pid else "orphaned" if left or run.running else "ended",
         "controller_pid": pid,
-        "scheduler": found.state.scheduler,
-        "workers": len(found.state.workers()),
-        "changed": run.changed(),
-        "run_dir": os.fspath(run.path),
+        "scheduler": state.scheduler,
+        "workers": len(state.workers()),
+        "changed": changed(run.path or run.runtime_dir),
+        "run_dir": str(run.path),
     }

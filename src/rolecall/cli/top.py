@@ -15,7 +15,7 @@ from rich.text import Text
 
 from rolecall.cli.client import NoAnswerError
 from rolecall.cli.ps import headline
-from rolecall.cli.runs import SelectedRun, select_run
+from rolecall.cli.runs import FoundRun, select_run
 from rolecall.cli.terminal import FilerootOption, JsonOption, RunOption, console, print_json, remark, table_of
 from rolecall.cli.view import RunView, WorkerView, view
 
@@ -73,7 +73,7 @@ def top(
 class Sampler:
     """Samples a run and keeps the previous sample."""
 
-    def __init__(self, run: SelectedRun) -> None:
+    def __init__(self, run: FoundRun) -> None:
         self._run, self._at, self.seen = run, time.monotonic(), view(run)
 
     def sample(self) -> list[Load]:

@@ -32,7 +32,8 @@ def become_worker(spec: ForkSpec, control: int, keep: set[int]) -> None:
     if not die_with_parent(spec.guard):
         os._exit(1)
     set_name(f"rc:{spec.worker_id}")
-    _close_others({control} | keep)
+    for number in open_descriptors() - keep - {0, 1, 2, control}:
+        os.close(number)
     os.set_inheritable(control, False)
     _reset_signals()
     _redirect(spec.log_path)
@@ -43,11 +44,6 @@ def become_worker(spec: ForkSpec, control: int, keep: set[int]) -> None:
         os.chdir(spec.cwd)
     _reseed()
     _limit_threads(spec.threads)
-
-
-def _close_others(keep: set[int]) -> None:
-    for number in open_descriptors() - keep - {0, 1, 2}:
-        os.close(number)
 
 
 def _reset_signals() -> None:

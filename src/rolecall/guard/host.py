@@ -9,10 +9,10 @@ import msgspec
 
 from rolecall.protocol.devices import visible_devices
 from rolecall.protocol.guard_config import GuardConfig
-from rolecall.protocol.guard_hello import GuardHello
 from rolecall.protocol.state import GuardState
 from rolecall.transport import address
-from rolecall.transport.hosts import address_toward, this_host
+from rolecall.transport.address import address_toward, this_host
+from rolecall.transport.handshake import Hello
 
 HOST_CORES = len(os.sched_getaffinity(0))
 
@@ -31,7 +31,7 @@ def resolved(config: GuardConfig) -> GuardConfig:
     return msgspec.structs.replace(config, ip=ip, bind=config.bind or ip, python=config.python or sys.executable)
 
 
-def hello(config: GuardConfig) -> GuardHello:
+def hello(config: GuardConfig) -> Hello:
     """What the guard says of itself when it connects."""
     guard = GuardState(
         id=config.guard_id,
@@ -42,4 +42,4 @@ def hello(config: GuardConfig) -> GuardHello:
         devices=visible_devices(os.environ),
         python=f"{platform.python_version()} {sys.executable}",
     )
-    return GuardHello(run_id=config.run_id, guard=guard)
+    return Hello(name=guard.id, guard=guard, run_id=config.run_id)

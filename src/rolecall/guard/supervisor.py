@@ -6,7 +6,8 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,9 @@ from rolecall.guard.children import Children, Exit
 from rolecall.guard.killer import Killer
 from rolecall.guard.launcher import Launcher
 from rolecall.guard.lease import Lease
-from rolecall.guard.metrics import Counts, metrics
 from rolecall.guard.ports import PortLeases
 from rolecall.guard.proc import kill_below
-from rolecall.guard.program_requests import post
+from rolecall.guard.programs import post
 from rolecall.guard.sweep import sweep
 from rolecall.guard.table import Record, State, Table
 from rolecall.guard.template_process import TemplateProcess
@@ -31,10 +31,27 @@ from rolecall.protocol.guard import KillReport, Ports, ShutdownReport
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.worker import SET_ENV
 from rolecall.protocol.worker_methods import SetEnv
+from rolecall.transport.http.metrics import Metric, counter, gauge
 from rolecall.transport.peer import Handler
 from rolecall.types import check_env
 
 STRAYS_S = 5.0
+METRICS: Mapping[str, Metric] = {
+    "uptime_seconds": gauge("Seconds since the guard started."),
+    "workers": gauge("Workers that the guard owns."),
+    "workers_starting": gauge("Workers that are not ready yet."),
+    "workers_ready": gauge("Workers that are ready."),
+    "workers_ending": gauge("Workers that are being ended."),
+    "processes": gauge("Processes of all workers, their descendants included."),
+    "resident_bytes": gauge("Resident memory of all workers."),
+    "ports_leased": gauge("Ports that the guard holds leases of."),
+    "starts_total": counter("Workers that were started."),
+    "failed_starts_total": counter("Starts that failed."),
+    "unexpected_exits_total": counter("Workers that ended without being asked to."),
+    "stalls_total": counter("Workers that were found stalled."),
+    "template_respawns_total": counter("Times that the template process was started again."),
+    "lease_age_seconds": gauge("Seconds since the controller renewed the lease."),
+}
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +84,7 @@ class Supervisor:
         template_env = environment.with_run_ids(base_env, config.run_id, config.guard_id, "")
         self.table = Table()
         self.ports = PortLeases(config.run_id)
-        self._counts = Counts()
+        self._counts = Counter[str]()  # what has happened since the guard started, by the metric's name
         self._children = Children(loop)
         self._killer = Killer(self.table, self.ports, self._on_removed)
         self._template = TemplateProcess(config, template_env, self._children, self._counts, log)
@@ -195,12 +212,17 @@ class Supervisor:
         return Ports(ports=self.ports.lease(owner, count, wanted), host=self.config.ip)
 
     def metrics(self) -> dict[str, float]:
-        """The guard's numbers by name."""
+        """The guard's numbers by name, see `METRICS`."""
+        now, states = time.monotonic(), Counter(record.state for record in self.table)
         return {
-            "uptime_seconds": time.monotonic() - self._lease.began,
+            "uptime_seconds": now - self._lease.began,
+            "workers": len(self.table),
+            **{f"workers_{state}": states[state] for state in State},
+            "processes": sum(len(record.tracked) for record in self.table),
+            "resident_bytes": sum(record.rss for record in self.table),
             "ports_leased": len(self.ports.held()),
-            "lease_age_seconds": time.monotonic() - self._lease.renewed,
-            **metrics(self._counts, list(self.table)),
+            **{name: self._counts[name] for name, metric in METRICS.items() if metric.kind == "counter"},
+            "lease_age_seconds": now - self._lease.renewed,
         }
 
 

@@ -11,7 +11,7 @@ from rolecall.errors import WorkerNotFoundError
 from rolecall.guard.children import Exit
 from rolecall.guard.logs import FollowedLog
 from rolecall.guard.proc import Process
-from rolecall.guard.progress import ProgressPage
+from rolecall.guard.runtime import ProgressPage
 from rolecall.protocol.guard import ProcessSpec, WorkerRow
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class Record:
         page: Its progress page.
         log: Its log file, as far as it is merged.
         waits_for: What its start waits for; the message of a timeout shows it.
+        error: Why its process could not be created.
         warning: What failed while it was started, and was no reason not to start it.
         answers: How often it has answered when it was asked for its health; None for who is not asked.
         rss: Memory of its tree in bytes when last seen.
@@ -69,6 +70,7 @@ class Record:
     rss: int = 0
     log_start: int = 0
     waits_for: str = ""
+    error: str = ""
     warning: str = ""
     requested: float = field(default_factory=time.monotonic)
     timeline: dict[str, float] = field(default_factory=lambda: {"requested": 0.0})

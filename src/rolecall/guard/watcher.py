@@ -1,15 +1,15 @@
 """Samples all workers every second: which processes are theirs, how much memory they use, whether they stall."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from rolecall.guard import probe
 from rolecall.guard.children import Children
 from rolecall.guard.descendants import Descendants
-from rolecall.guard.health import HealthChecks
-from rolecall.guard.metrics import Counts
 from rolecall.guard.oom import OomWatch
+from rolecall.guard.programs import HealthChecks
 from rolecall.guard.stall import Resumed, Stalled, StallWatch
 from rolecall.guard.table import Record, State, Table
 from rolecall.protocol import events
@@ -34,7 +34,7 @@ class Watcher:
         config: GuardConfig,
         table: Table,
         children: Children,
-        counts: Counts,
+        counts: Counter[str],
         notify: Notify,
         spawn_task: Spawn,
     ) -> None:
@@ -53,15 +53,15 @@ class Watcher:
         living = [record for record in self._table if record.state is not State.ENDING]
         self._health.poll(living)
         known = self._watches
-        self._watches = {record: known.get(record) or (self._new_policy(), asyncio.Lock()) for record in living}
+        self._watches = {record: known.get(record) or self._new_watch() for record in living}
         for record, (policy, lock) in self._watches.items():
             sample = probe.sample(record)
             change = policy.add(sample) if sample else None
             if change is not None:
                 self._spawn_task(self._report(record, change, lock))
 
-    def _new_policy(self) -> StallWatch:
-        return StallWatch(self._config.stall_s, self._config.silence_s)
+    def _new_watch(self) -> tuple[StallWatch, asyncio.Lock]:
+        return StallWatch(self._config.stall_s, self._config.silence_s), asyncio.Lock()
 
     async def _attribute(self) -> None:
         descendants = await asyncio.to_thread(Descendants)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import NamedTuple
 
 from rolecall.placement.base import ExpectedGuard
@@ -32,22 +33,6 @@ class ExitCause(NamedTuple):
 RUNS = ExitCause(ended=False)
 
 
-@dataclass(eq=False)
-class _Question:
-    """Somebody who waits for a reason. All but `reason` is of the I/O thread."""
-
-    guard: ExpectedGuard
-    then: Callable[[str], None]
-    patient: bool
-    reason: str = ""
-    answered: bool = False
-
-    def answer(self) -> None:
-        if not self.answered:
-            self.answered = True
-            self.then(self.reason)
-
-
 class ExitCauses:
     """Why guards have ended, in the words of the manager that may have ended them.
 
@@ -60,11 +45,9 @@ class ExitCauses:
 
     def __init__(self, ask: Callable[[ExpectedGuard], ExitCause], io: IOThread) -> None:
         self._ask_manager, self._io = ask, io
-        self._open: list[_Question] = []
-        self._changed = threading.Condition()
+        self._asking = ThreadPoolExecutor(1, "rolecall-exit-causes")
+        self._open: set[asyncio.Task[None]] = set()
         self._closing = False
-        self._thread = threading.Thread(target=self._work, name="rolecall-exit-causes", daemon=True)
-        self._thread.start()
 
     def explain(self, guard: ExpectedGuard, then: Callable[[str], None], *, patient: bool, limit_s: float) -> None:
         """Has `then` called, once, on the I/O thread, with what became of a guard or of what it owned.
@@ -73,48 +56,37 @@ class ExitCauses:
             patient: The guard has ended for sure: give the manager time to notice.
             limit_s: After so many seconds `then` gets what is known by then, whatever the manager does.
         """
-        question = _Question(guard, then, patient)
-        with self._changed:
-            if not self._closing:
-                self._open.append(question)
-                self._changed.notify_all()
-                self._io.call_soon(self._io.loop.call_later, limit_s, question.answer)
-                return
-        self._io.call_soon(question.answer)
+
+        def begin() -> None:
+            task = self._io.loop.create_task(self._explain(guard, then, patient, limit_s))
+            self._open.add(task)
+            task.add_done_callback(self._open.discard)
+
+        self._io.call_soon(begin)
 
     def close(self) -> None:
         """Answers what is still asked, with what is known. May be called twice."""
-        with self._changed:
-            self._closing = True
-            self._changed.notify_all()
-            left = list(self._open)
-        for question in left:
-            self._io.call_soon(question.answer)
-        self._thread.join()
+        self._io.run(self._answer_all())
+        self._asking.shutdown(cancel_futures=True)
 
-    def _work(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._open or self._closing)
-                if self._closing:
-                    return
-                asked = list(self._open)
-            done = {question for question in asked if self._settled(question)}
-            with self._changed:
-                self._open = [question for question in self._open if question not in done]
-                if self._open and not self._closing:
-                    self._changed.wait(LOOK_S)
+    async def _answer_all(self) -> None:
+        self._closing = True
+        for task in self._open:
+            task.cancel()
+        if self._open:
+            await asyncio.wait(self._open)
 
-    def _settled(self, question: _Question) -> bool:
-        """Asks once more for one who waits; True when that was the last time."""
-        if question.answered or self._closing:
-            return True
-        cause = self._look(question.guard)
-        question.reason = cause.reason or question.reason
-        if cause.final and (cause.ended or not question.patient):
-            self._io.call_soon(question.answer)
-            return True
-        return False
+    async def _explain(self, guard: ExpectedGuard, then: Callable[[str], None], patient: bool, limit_s: float) -> None:
+        reason = ""
+        with suppress(TimeoutError, asyncio.CancelledError):
+            async with asyncio.timeout(limit_s):
+                while not self._closing:
+                    cause = await self._io.loop.run_in_executor(self._asking, self._look, guard)
+                    reason = cause.reason or reason
+                    if cause.final and (cause.ended or not patient):
+                        break
+                    await asyncio.sleep(LOOK_S)
+        then(reason)
 
     def _look(self, guard: ExpectedGuard) -> ExitCause:
         try:

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from rolecall.errors import RolecallError, RPCConnectionError
+from rolecall.guard.proc import read_text
 from rolecall.placement.launching import python_path
 from rolecall.placement.plan import base_environment
 from rolecall.protocol.guard import Method
-from rolecall.protocol.message import Message, from_plain, to_plain
+from rolecall.protocol.message import Message
 from rolecall.transport.incoming import Incoming
 from rolecall.transport.link import Link
 from rolecall.transport.loop import IOThread
@@ -53,7 +54,7 @@ class Sidecar(Generic[T]):
 
     def __init__(self, module: str, log_path: Path, env: Mapping[str, str], io: IOThread, kind: type[T]) -> None:
         self._kind = kind
-        self._news: dict[str, Any] = {}
+        self._news: dict[str, T] = {}
         self.lost: str | None = None
         self._unanswered_at = float("-inf")
         self._log, self._io = log_path, io
@@ -74,22 +75,21 @@ class Sidecar(Generic[T]):
 
     def tell(self, method: Method[Q, None], request: Q) -> None:
         """Sends a request that has no answer; one that the process can no longer take is lost."""
-        self._io.call_soon(self._tell, method.name, to_plain(request))
+        self._io.call_soon(self._tell, method.name, request)
 
     def ask(self, method: Method[Q, A], request: Q, *, timeout: float = ANSWER_S) -> A | None:
         """Returns the answer, None when none came in time, or raises what the process failed with."""
         try:
-            answer = self._peer.request(method.name, to_plain(request), timeout=timeout).result()
+            answer: A = self._peer.request(method.name, request, timeout=timeout, answer=method.answer).result()
         except (TimeoutError, RPCConnectionError):
             self._unanswered_at = time.monotonic()
             return None
         self._unanswered_at = float("-inf")
-        return from_plain(method.answer, answer, self._peer.name)
+        return answer
 
     def latest(self, name: str) -> T | None:
         """The latest news under a name, if there were any."""
-        value = self._news.get(name)
-        return None if value is None else from_plain(self._kind, value, self._peer.name)
+        return self._news.get(name)
 
     @property
     def silent(self) -> bool:
@@ -121,13 +121,14 @@ class Sidecar(Generic[T]):
             return False
         return True
 
-    def _tell(self, method: str, value: Any) -> None:
+    def _tell(self, method: str, value: Message) -> None:
         with contextlib.suppress(RolecallError):  # it has ended, which is news
             self._peer.notify(method, value)
 
-    def _learn(self, name: str, value: Any) -> None:
+    def _learn(self, incoming: Incoming) -> None:
+        news = incoming.message(self._kind, self._peer.name)
         with self._fresh:
-            self._news[name] = value
+            self._news[incoming.method] = news
             self._fresh.notify_all()
 
     def _detached(self, error: Exception | None) -> None:
@@ -137,10 +138,7 @@ class Sidecar(Generic[T]):
         self._peer.fail(RPCConnectionError(self._peer.name, self.lost))
 
     def _last_words(self) -> str:
-        try:
-            lines = self._log.read_text(errors="replace").splitlines()
-        except OSError:  # somebody has removed it
-            return ""
+        lines = read_text(self._log).splitlines()
         return next((line for line in reversed(lines) if line.strip()), "")
 
 
@@ -148,7 +146,7 @@ class SidecarServer:
     """The sidecar's own end. `fd`: the descriptor that it was started with."""
 
     def __init__(self, fd: int) -> None:
-        self._handlers: dict[str, Callable[[Any], Callable[[], Any]]] = {}
+        self._handlers: dict[str, Callable[[Incoming], Callable[[], Any]]] = {}
         self._channel = socket.socket(fileno=fd)
         self._channel.set_inheritable(False)
         self._gone = threading.Event()
@@ -162,7 +160,7 @@ class SidecarServer:
             handler: What it returns is then done in a thread of its own, since it may have to wait for the library;
                 that returns the answer.
         """
-        self._handlers[method.name] = lambda value: handler(from_plain(method.request, value, CONTROLLER))
+        self._handlers[method.name] = lambda incoming: handler(incoming.message(method.request, CONTROLLER))
 
     def serve(self, last: Callable[[], object]) -> None:
         """Returns when the controller is gone. The process then has END_S to end by itself.
@@ -178,14 +176,14 @@ class SidecarServer:
     def say(self, name: str, news: Message) -> None:
         """Sends news under a name. From any thread."""
         with contextlib.suppress(RolecallError):  # nobody is there any more
-            self._peer.notify(name, to_plain(news))
+            self._peer.notify(name, news)
 
     def dispatch(self, incoming: Incoming) -> None:
-        work = self._handlers[incoming.method](incoming.args())
+        work = self._handlers[incoming.method](incoming)
         beside(lambda: _answer(incoming, work))
 
-    def _told(self, method: str, value: Any) -> None:
-        beside(self._handlers[method](value))
+    def _told(self, incoming: Incoming) -> None:
+        beside(self._handlers[incoming.method](incoming))
 
     def _watch_parent(self) -> None:
         """The connection outlives the controller where that had forked, as `multiprocessing` does."""
@@ -218,7 +216,7 @@ def beside(work: Callable[[], object]) -> threading.Thread:
 
 def _answer(incoming: Incoming, work: Callable[[], Any]) -> None:
     try:
-        answer = to_plain(work())
+        answer = work()
     except Exception as e:
         incoming.fail(e)
     else:

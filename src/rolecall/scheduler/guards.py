@@ -12,10 +12,11 @@ from rolecall.errors import GuardLostError, ProtocolError, RolecallError
 from rolecall.placement.base import Explain
 from rolecall.protocol.events import ALIVE, EVENTS, FROM_GUARDS, LEASE, Event, GuardLost, GuardStalled
 from rolecall.protocol.guard import KILL, START, Kill, Method, ProcessSpec, Start, StartResult
-from rolecall.protocol.message import Message, from_plain
+from rolecall.protocol.message import Message
 from rolecall.protocol.state import GuardState
+from rolecall.transport.address import this_host
 from rolecall.transport.call import fresh
-from rolecall.transport.hosts import this_host
+from rolecall.transport.incoming import Incoming
 from rolecall.transport.loop import IOThread
 from rolecall.transport.peer import Call, Peer
 
@@ -124,14 +125,14 @@ class GuardProxy:
         told = lambda cause: self.lose(f"{cause} ({reason})" if cause else reason)  # noqa: E731
         self.explain(self, told, patient=patient, limit_s=limit_s)
 
-    def _notified(self, topic: str, value: Any) -> None:
-        self._unanswered = 0
+    def _notified(self, incoming: Incoming) -> None:
+        self._unanswered, topic = 0, incoming.method
         if topic == ALIVE:
             return
         try:
             if topic not in FROM_GUARDS:
                 raise ProtocolError(f"{self} notified of an unknown event", topic)
-            self._on_event(self, from_plain(EVENTS[topic], value, str(self)))
+            self._on_event(self, incoming.message(EVENTS[topic], str(self)))
         except ProtocolError as e:
             log.error("%s", e)
 

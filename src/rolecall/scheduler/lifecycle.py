@@ -20,9 +20,7 @@ from rolecall.errors import (
 from rolecall.placement.base import Placement
 from rolecall.placement.plan import Plan, Slot, forked_slots
 from rolecall.scheduler.guards import GuardProxy
-from rolecall.scheduler.run_options import Ending
-from rolecall.scheduler.starting import Group
-from rolecall.scheduler.stopping import destroy_engines, end_processes
+from rolecall.scheduler.processes import Ending, Group, destroy_engines, end_processes
 from rolecall.scheduler.supervision import Supervision
 from rolecall.scheduler.table import Member, RoleRecord, Table
 from rolecall.scheduler.worker_calls import WorkerCalls

@@ -29,8 +29,8 @@ from rolecall.transport import codec
 from rolecall.transport.call import Call, fresh
 from rolecall.transport.channel import Channel
 from rolecall.transport.codec.exceptions import full_name
-from rolecall.transport.http import Response
 from rolecall.transport.http.client import NOT_SERVED, ErrorBody, ask
+from rolecall.transport.http.messages import Response
 from rolecall.transport.session.caller import Reason
 from rolecall.types import Worker
 
@@ -75,6 +75,11 @@ class ProgramPeer:
             self._pending[call] = asyncio.run_coroutine_threadsafe(asked, self._loop)
         return call
 
+    @property
+    def peer(self) -> ProgramPeer:
+        """As a `Client` has one."""
+        return self
+
     def fail(self, error: BaseException) -> None:
         """Fails all calls, later ones too."""
         with self._lock:
@@ -93,7 +98,7 @@ class ProgramPeer:
             late = TimeoutError(f"{self._worker.id}: {call.method}() had no answer within {call.timeout} s")
             call.failed(CallCancelledError(self._worker.id, call.method) if cancelled else late)
 
-    def consumed(self, call: Call) -> None:
+    def consumed(self, call: Call, total: int) -> None:
         """Streams are refused."""
 
     def _taken(self, call: Call) -> bool:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast, overload
 
-from rolecall.protocol.state import RunState
 from rolecall.scheduler.calls import CallOptions, Options, PendingCall
 from rolecall.scheduler.engine_methods import (
     AnyMethod,
@@ -20,32 +19,14 @@ from rolecall.scheduler.engine_methods import (
     name_of,
 )
 from rolecall.scheduler.gathering import Sent, agathered, gathered, sent
-from rolecall.scheduler.stopping import log_problems
-from rolecall.scheduler.worker_calls import WorkerCalls
+from rolecall.scheduler.processes import log_problems
 from rolecall.transport.peer import Peer
 from rolecall.types import Worker
 
+if TYPE_CHECKING:
+    from rolecall.scheduler.scheduler import Scheduler
+
 E = TypeVar("E")
-
-
-class Owner(Protocol):
-    """What roles and their workers need of the scheduler that owns them."""
-
-    @property
-    def calls(self) -> WorkerCalls: ...
-    def fork_workers(
-        self,
-        role: str,
-        target_role: str,
-        command: str | Sequence[str] | None = None,
-        *,
-        ready: str | dict[str, Any] | None = None,
-        env: dict[str, str] | None = None,
-        process_group: bool = False,
-    ) -> list[str]: ...
-    def delete_workers(self, role: str | None = None, reverse_order: bool = False) -> None: ...
-    def restart_worker(self, worker_id: str, *, engines: bool = True) -> None: ...
-    def inspect(self) -> RunState: ...
 
 
 class Callee:
@@ -61,7 +42,7 @@ class Callee:
 class RoleWorker(Callee):
     """One worker of a role."""
 
-    def __init__(self, scheduler: Owner, worker_id: str, options: CallOptions) -> None:
+    def __init__(self, scheduler: Scheduler, worker_id: str, options: CallOptions) -> None:
         self._scheduler, self.id, self._options = scheduler, worker_id, options
 
     def __repr__(self) -> str:

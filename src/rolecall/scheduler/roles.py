@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, Unpack, overload
+from typing import TYPE_CHECKING, Any, Unpack, get_type_hints, overload
 
 from rolecall.errors import WorkerConfigurationError
 from rolecall.protocol.state import WorkerState
@@ -13,13 +13,15 @@ from rolecall.scheduler.calls import CallOptions, Options, PendingCall, check_ar
 from rolecall.scheduler.completions import Completions
 from rolecall.scheduler.engine_methods import AnyMethod, AsyncMethod, EngineClass, EngineView, Method, P, R, name_of
 from rolecall.scheduler.gathering import Sent, agathered, all_sent, gathered, sent
-from rolecall.scheduler.keywords import SpecKeywords
-from rolecall.scheduler.role_worker import Callee, Owner, RoleWorker
-from rolecall.scheduler.stopping import log_problems
+from rolecall.scheduler.keywords import SpecKeywords, StartKeywords
+from rolecall.scheduler.processes import log_problems
+from rolecall.scheduler.role_worker import Callee, RoleWorker
 from rolecall.types import Job, SchedulingSpec, SchedulingStrategy, Worker, role_and_index
 
+if TYPE_CHECKING:
+    from rolecall.scheduler.scheduler import Scheduler
+
 Errors = list[Exception | None]  # of each worker
-START_OPTIONS = ("replicas", "target", "fork", "tasks", "process_group")  # beside the fields of a spec
 
 
 class Role(Callee, Sequence["RoleWorker"]):
@@ -27,7 +29,7 @@ class Role(Callee, Sequence["RoleWorker"]):
 
     def __init__(
         self,
-        scheduler: Owner,
+        scheduler: Scheduler,
         name: str,
         options: CallOptions | None = None,
         only: Sequence[str] | None = None,
@@ -265,25 +267,20 @@ def _errors(answers: Sequence[Any]) -> Errors:
     return [answer if isinstance(answer, Exception) else None for answer in answers]
 
 
-def job_of(
-    role: str,
-    replicas: int,
-    target: str | None,
-    fork: bool,
-    tasks: Sequence[SchedulingSpec] | None,
-    process_group: bool,
-    fields: SpecKeywords,
-) -> Job:
+def job_of(role: str, replicas: int, options: StartKeywords) -> Job:
     """The job that keywords describe: fields of one spec for all workers, or `tasks` with one for each."""
-    if tasks is not None and fields:
-        raise WorkerConfigurationError("both tasks and fields of a spec", sorted(fields), "give one of the two")
-    known = [*START_OPTIONS, *SchedulingSpec.__dataclass_fields__]
-    for name in fields.keys() - set(known):
+    of_spec = SpecKeywords.__optional_keys__
+    known = ["replicas", *sorted(get_type_hints(StartKeywords), key=lambda name: name in of_spec)]
+    for name in options.keys() - set(known):
         near = "".join(f"did you mean {likely!r}? " for likely in difflib.get_close_matches(name, known, 1))
         raise WorkerConfigurationError("unknown option of a start", name, f"{near}there are {', '.join(known)}")
+    fields: dict[str, Any] = {name: value for name, value in options.items() if name in of_spec}
+    if (tasks := options.get("tasks")) is not None and fields:
+        raise WorkerConfigurationError("both tasks and fields of a spec", sorted(fields), "give one of the two")
+    target, fork = options.get("target"), options.get("fork", True)
     if not fork and target is None:
         raise WorkerConfigurationError(
             "fork=False without target=", None, "name the role whose workers host its engines"
         )
     strategy = SchedulingStrategy("colocation", target, fork) if target else SchedulingStrategy()
-    return Job(role, replicas, tasks or [SchedulingSpec(**fields)], strategy, process_group)
+    return Job(role, replicas, tasks or [SchedulingSpec(**fields)], strategy, options.get("process_group", False))

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from rolecall.errors import WorkerConfigurationError
+from rolecall.guard.proc import read_text
 from rolecall.protocol.message import to_json
 from rolecall.protocol.state import RunState
 from rolecall.types import check_name
@@ -20,14 +21,6 @@ from rolecall.types import check_name
 EARLIER = "earlier"  # directory of the run directory: earlier runs of the trial, by number
 STOPPED = "stopped"  # file of the run directory, in which `rolecall stop` says who it is
 FILES = ("state.json", "events.jsonl", "logs", "stacks", STOPPED)
-
-
-def stopped_by(run_dir: Path) -> str:
-    """Who stopped a run from outside, as its file says; or ""."""
-    try:
-        return (run_dir / STOPPED).read_text()
-    except OSError:
-        return ""
 
 
 class Run:
@@ -105,7 +98,7 @@ class Run:
 
     def stopped_by(self) -> str:
         """Who stopped the run from outside, as its file says; or ""."""
-        return stopped_by(self.run_dir)
+        return read_text(self.run_dir / STOPPED)
 
     def write_state(self, state: RunState) -> None:
         """Replaces `state.json`, whole or not at all. One writer at a time."""

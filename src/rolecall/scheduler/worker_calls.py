@@ -38,6 +38,7 @@ from rolecall.tensors.cache import Cache
 from rolecall.tensors.fetch import Fetcher
 from rolecall.tensors.lifetime import Home
 from rolecall.transport.client import Client
+from rolecall.transport.handshake import Hello
 from rolecall.transport.loop import IOThread
 from rolecall.transport.peer import Call, Peer, Prepared
 from rolecall.types import TensorPolicy, Worker, check_env
@@ -66,13 +67,12 @@ class WorkerCalls:
         worker = member.worker
         if not member.started.socket:
             if may_host_engines(member.slot.ready):
-                member.program = ProgramPeer(worker, member.slot.argv or (), self._io.loop)
+                member.conversation = ProgramPeer(worker, member.slot.argv or (), self._io.loop)
             return
         addresses = [f"unix:{member.started.socket}"] if member.guard.here else []
         addresses.append(f"tcp:{worker.ip}:{worker.worker_ports[0]}")
-        hello = {"kind": "controller", "name": "controller", "run_id": self._run.run_id}
-        token, loop = self._run.token, self._io.loop
-        member.client = Client(member.id, addresses, token, loop=loop, hello=hello, context=self.home)
+        token, loop, hello = self._run.token, self._io.loop, Hello(name="controller")
+        member.conversation = Client(member.id, addresses, token, loop=loop, hello=hello, context=self.home)
 
     def submit(
         self,
@@ -99,7 +99,8 @@ class WorkerCalls:
         self, worker_ids: Sequence[str], method: str, args: Sequence[Any], kwargs: dict[str, Any], options: CallOptions
     ) -> list[PendingCall[Any]]:
         """Sends one call to all of them, or to none, and returns at once. Errors as `submit`."""
-        clients = [client for member in self._members(worker_ids) if (client := member.client) is not None]
+        conversations = [member.conversation for member in self._members(worker_ids)]
+        clients = [each for each in conversations if isinstance(each, Client)]
         if len(clients) < len(worker_ids):  # there are programs, which are asked over HTTP
             return all_sent(self.submit(worker_id, method, args, kwargs, options) for worker_id in worker_ids)
         timeout = options.timeout
@@ -201,9 +202,9 @@ class WorkerCalls:
     def peer(self, worker_id: str, addresses: tuple[str, ...] = ()) -> Peer:
         """The conversation with a worker that hosts engines. A dead one is an error: its shards are gone with it."""
         member = self._living(worker_id)
-        if member.client is None:
+        if not isinstance(member.conversation, Client):
             raise WorkerNotFoundError(worker_id, self._table.ids())
-        return member.client.peer
+        return member.conversation.peer
 
 
 def _as_written(error: EncodeError) -> EncodeError:
@@ -221,13 +222,11 @@ def _request(
 
 
 def _peer(member: Member) -> Peer | ProgramPeer:
-    if member.client is not None:
-        return member.client.peer
-    if member.program is None:
+    if member.conversation is None:
         what = f"worker {member.id} runs a program and hosts no engines"
         expected = "one that does, over HTTP, is started with ready='/health'; see docs/http.md"
         raise WorkerConfigurationError(what, member.slot.argv, expected)
-    return member.program
+    return member.conversation.peer
 
 
 def _put_back(kept: dict[str, str], env: dict[str, str], before: dict[str, str], done: Future[Any]) -> None:

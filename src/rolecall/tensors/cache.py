@@ -5,10 +5,9 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:
-    from rolecall.tensors.dtypes import Dense
+from rolecall.tensors.dtypes import Dense
 
 Key = tuple[str, str]  # owner and id of a shard
 LARGE = 1 << 20  # copying more bytes takes longer than a small fetch

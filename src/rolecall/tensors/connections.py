@@ -12,6 +12,7 @@ from rolecall.errors import RPCConnectionError
 from rolecall.protocol.token import Token
 from rolecall.transport.address import listens
 from rolecall.transport.client import Client
+from rolecall.transport.handshake import Hello
 from rolecall.transport.peer import Peer
 
 UNREACHABLE_S = 10.0  # for an owner on another host, whose death cannot be told from a slow network
@@ -41,7 +42,7 @@ class Connections:
         token: str | bytes | Token,
         *,
         loop: asyncio.AbstractEventLoop,
-        hello: dict[str, Any] | None = None,
+        hello: Hello | None = None,
         context: Any = None,
     ) -> None:
         self._token, self._loop, self._hello, self._context = Token(token), loop, hello, context

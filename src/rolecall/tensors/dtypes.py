@@ -1,6 +1,7 @@
 """Dtypes of stored tensors and arrays by name, and memory of them. It imports neither torch nor numpy by itself.
 
-A tensor's dtype is named as torch names it, `float32`; an array's is `numpy:` and numpy's code, `numpy:<f4`.
+A tensor's dtype is named as torch names it, `float32`; an array's is `numpy:` and numpy's code, `numpy:<f4`. As plain
+bytes, for HTTP clients, both are copied.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import sys
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     import numpy
     import torch
 
-    Dense: TypeAlias = torch.Tensor | numpy.ndarray[Any, Any]
+Dense: TypeAlias = "torch.Tensor | numpy.ndarray[Any, Any]"
 
 # memory of this size comes afresh each time, in small pages, which cost more than filling them
 HUGE_FROM = 32 << 20
@@ -133,3 +135,34 @@ def fill(memory: Any, values: Any) -> Any:
 def copied(dtype: str, values: Dense) -> Any:
     """`values` in memory of their own, in row-major order."""
     return fill(empty(dtype, tuple(values.shape)), values)
+
+
+def row_major(tensor: Any) -> Any:
+    """The elements' bytes in row-major order as a flat numpy array; copies only if they are not contiguous."""
+    if is_array(tensor):
+        return tensor.reshape(-1).view("uint8")
+    import torch
+
+    flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy()
+
+
+def to_bytes(tensor: Dense) -> bytes:
+    """The elements in row-major order, as the host has them."""
+    return bytes(row_major(tensor).data) if tensor.nbytes else b""
+
+
+def from_bytes(data: bytes, dtype: str, shape: Any) -> Dense:
+    """The tensor of which `to_bytes` returned these bytes.
+
+    Raises:
+        TensorError: The dtype or the shape is invalid, or they need another number of bytes.
+    """
+    if not itemsize(dtype):
+        raise TensorError(f"no dtype {dtype!r} (there are {', '.join(ITEMSIZE)}, and numpy's as 'numpy:<f4')")
+    if not isinstance(shape, Sequence) or len(shape) > 64 or not all(type(n) is int and n >= 0 for n in shape):
+        raise TensorError(f"{shape!r} is no shape; use a list of whole numbers such as [2, 3]")
+    count = math.prod(shape)
+    if count * itemsize(dtype) != len(data):
+        raise TensorError(f"{len(data)} bytes do not make {count} elements of {dtype}")
+    return over(bytearray(data), dtype, tuple(shape))

@@ -10,21 +10,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rolecall.errors import ProtocolError, RPCConnectionError, ShardNotFoundError, WorkerFailedError, WorkerTimeoutError
-from rolecall.protocol.message import to_plain
 from rolecall.protocol.worker_methods import GET_SHARDS, GetShards
-from rolecall.tensors.backends.base import Backend
+from rolecall.tensors.backends import Backend
 from rolecall.tensors.cache import Block, Cache, Key
 from rolecall.tensors.connections import Connect
-from rolecall.tensors.dtypes import copied, empty, fill, native_dtype
+from rolecall.tensors.dtypes import Dense, copied, empty, fill, native_dtype
 from rolecall.tensors.handle import Piece, RTensor
 from rolecall.tensors.shard import Shard, grouped
 from rolecall.tensors.store import Store
-
-if TYPE_CHECKING:
-    from rolecall.tensors.dtypes import Dense
 
 TIMEOUT_S = 300.0  # for one owner's whole answer; a dead owner is noticed long before
 INLINE = 4 << 20  # bytes copied on an event loop's own thread at most; more would delay every other task
@@ -164,7 +160,7 @@ class Fetcher:
         try:
             for batch in batches:
                 ids, ranges = [p.shard.id for p in batch.pieces], [(p.start, p.stop) for p in batch.pieces]
-                wanted = to_plain(GetShards(shard_ids=ids, ranges=ranges))
+                wanted = GetShards(shard_ids=ids, ranges=ranges)
                 with _told_as(batch, self._timeout):
                     peer = self._connect(batch.owner, batch.pieces[0].shard.addresses)
                     batch.answer = peer.request(GET_SHARDS.name, wanted, timeout=self._timeout)

@@ -11,12 +11,9 @@ from typing import Any
 from rolecall.errors import TensorError
 from rolecall.protocol.worker_methods import PUT_VALUE
 from rolecall.tensors import tree
-from rolecall.tensors.binding import binding
-from rolecall.tensors.dtypes import empty
-from rolecall.tensors.handle import RTensor
-from rolecall.tensors.padding import trimmed
-from rolecall.tensors.service import DataService
-from rolecall.tensors.shard import ShardManager, grouped
+from rolecall.tensors.handle import RTensor, afetch, fetch
+from rolecall.tensors.service import DataService, trimmed
+from rolecall.tensors.shard import binding, grouped
 from rolecall.transport.codec import Received
 
 
@@ -44,22 +41,6 @@ def localized(received: Received) -> Any:
 async def alocalized(received: Received) -> Any:
     """As `localized`, for a task."""
     return received.value(await afetch(received.references) if received.references else None)
-
-
-def fetch(handles: Sequence[RTensor]) -> list[Any]:
-    """The tensors of these handles."""
-    found: dict[RTensor, Any] = {}
-    for manager, group in _by_manager(handles).items():
-        found.update(zip(group, manager.fetcher.fetch(group), strict=True))
-    return _in_order(handles, found)
-
-
-async def afetch(handles: Sequence[RTensor]) -> list[Any]:
-    """As `fetch`, for a task."""
-    found: dict[RTensor, Any] = {}
-    for manager, group in _by_manager(handles).items():
-        found.update(zip(group, await manager.fetcher.afetch(group), strict=True))
-    return _in_order(handles, found)
 
 
 def remotize(value: Any, worker: Any = None) -> Any:
@@ -95,21 +76,6 @@ def clear(value: Any) -> int:
 
 def _handles(value: Any) -> list[RTensor]:
     return [leaf for leaf in tree.leaves(value) if isinstance(leaf, RTensor)]
-
-
-def _by_manager(handles: Sequence[RTensor]) -> dict[ShardManager, list[RTensor]]:
-    """Handles with pieces, by who fetches them; in a controller of several runs that may be several."""
-    groups: dict[ShardManager, list[RTensor]] = {}
-    here = binding.get()
-    for handle in handles:
-        if handle.pieces:
-            shard = handle.pieces[0].shard
-            groups.setdefault(shard.manager or here or binding.of(shard), []).append(handle)
-    return groups
-
-
-def _in_order(handles: Sequence[RTensor], found: dict[RTensor, Any]) -> list[Any]:
-    return [found[handle] if handle.pieces else empty(handle.dtype_name, handle.shape) for handle in handles]
 
 
 def _replaced(value: Any, handles: Sequence[RTensor], tensors: Sequence[Any]) -> Any:

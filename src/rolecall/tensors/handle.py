@@ -11,18 +11,14 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, SupportsIndex
+from typing import Any, Literal, NamedTuple, NoReturn, SupportsIndex
 
 import msgspec
 
 from rolecall.errors import DecodeError
-from rolecall.tensors.binding import binding
-from rolecall.tensors.dtypes import NUMPY, empty, itemsize, native_dtype
-from rolecall.tensors.shard import Count, Shape, Shard
+from rolecall.tensors.dtypes import NUMPY, Dense, empty, itemsize, native_dtype
+from rolecall.tensors.shard import Count, Shape, Shard, ShardManager, binding, grouped
 from rolecall.transport import codec
-
-if TYPE_CHECKING:
-    from rolecall.tensors.dtypes import Dense
 
 __all__ = ["Piece", "RTensor", "Shard"]
 
@@ -173,13 +169,11 @@ class RTensor:
 
     def localize(self) -> Dense:
         """The tensor; blocks. `rolecall.localize` fetches many at once."""
-        fetched = binding.of(self.pieces[0].shard).fetcher.fetch([self]) if self.pieces else None
-        return fetched[0] if fetched else empty(self._dtype, self.shape)
+        return fetch([self])[0]
 
     async def alocalize(self) -> Dense:
         """The tensor, without blocking the loop."""
-        fetched = await binding.of(self.pieces[0].shard).fetcher.afetch([self]) if self.pieces else None
-        return fetched[0] if fetched else empty(self._dtype, self.shape)
+        return (await afetch([self]))[0]
 
     def __repr__(self) -> str:
         owners = ", ".join(dict.fromkeys(shard.owner for shard in self.shards)) or "no bytes"
@@ -230,6 +224,34 @@ class RTensor:
             origin = self._ends[at] - (stop - start)  # where this piece begins in the handle
             cut.append(Piece(shard, start + max(0, low - origin), min(stop, start + high - origin)))
         return cut
+
+
+def fetch(handles: Sequence[RTensor]) -> list[Dense]:
+    """The tensors of these handles; each owner is asked once, all at the same time.
+
+    Raises:
+        ShardNotFoundError: Shards were freed, or their owner is gone.
+    """
+    found = {manager: iter(manager.fetcher.fetch(group)) for manager, group in _by_manager(handles).items()}
+    return _in_order(handles, found)
+
+
+async def afetch(handles: Sequence[RTensor]) -> list[Dense]:
+    """As `fetch`, for a task."""
+    found = {manager: iter(await manager.fetcher.afetch(group)) for manager, group in _by_manager(handles).items()}
+    return _in_order(handles, found)
+
+
+def _by_manager(handles: Sequence[RTensor]) -> dict[ShardManager, list[RTensor]]:
+    """Handles with pieces, by who fetches them; in a controller of several runs that may be several."""
+    return grouped((handle for handle in handles if handle.pieces), lambda handle: binding.of(handle.pieces[0].shard))
+
+
+def _in_order(handles: Sequence[RTensor], found: dict[ShardManager, Iterator[Dense]]) -> list[Dense]:
+    return [
+        next(found[binding.of(handle.pieces[0].shard)]) if handle.pieces else empty(handle.dtype_name, handle.shape)
+        for handle in handles
+    ]
 
 
 class _Form(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):

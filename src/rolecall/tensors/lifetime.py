@@ -17,7 +17,6 @@ from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
 from rolecall.errors import RolecallError
-from rolecall.protocol.message import to_plain
 from rolecall.protocol.worker_methods import CLEAR_SHARDS, ClearShards
 from rolecall.tensors import tree
 from rolecall.tensors.connections import Connect
@@ -210,7 +209,7 @@ class Home:
         for (owner, addresses), ids in batches.items():
             try:
                 answer = self._connect(owner, addresses).request(
-                    CLEAR_SHARDS.name, to_plain(ClearShards(shard_ids=ids)), timeout=CLEAR_TIMEOUT_S
+                    CLEAR_SHARDS.name, ClearShards(shard_ids=ids), timeout=CLEAR_TIMEOUT_S
                 )
             except RolecallError:  # the owner is dead, so its shards are freed
                 self._cleared["skipped"] += len(ids)

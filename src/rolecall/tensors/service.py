@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rolecall.errors import ProtocolError, RolecallError, ShardExistsError
-from rolecall.protocol.message import Message, to_plain
 from rolecall.protocol.worker_methods import (
     CLEAR_SHARDS,
     GET_SHARDS,
@@ -20,17 +19,40 @@ from rolecall.protocol.worker_methods import (
     Stored,
     StoreShard,
 )
-from rolecall.tensors import raw, tree
+from rolecall.tensors import tree
 from rolecall.tensors.connections import Connect
-from rolecall.tensors.dtypes import dtype_name
+from rolecall.tensors.dtypes import Dense, dtype_name, from_bytes, is_array, is_tensor
 from rolecall.tensors.fetch import Fetcher
 from rolecall.tensors.handle import RTensor
-from rolecall.tensors.padding import trimmed
 from rolecall.tensors.shard import Shard, grouped
 from rolecall.tensors.store import Store
 
-if TYPE_CHECKING:
-    from rolecall.tensors.dtypes import Dense
+MASK = "attention_mask"
+
+
+def trimmed(value: Any) -> Any:
+    """`value`, when it is a dict with a `[batch, seq]` attention mask, without trailing padding.
+
+    Every tensor or array whose first two axes equal the mask's loses the last columns that are masked out in all rows.
+    Other values are returned unchanged, and so is a batch whose mask is all zeros, which does not tell what is padding.
+    """
+    mask: Any = value.get(MASK) if isinstance(value, dict) else None
+    if not _dense(mask) or mask.ndim != 2:
+        return value
+    used: list[bool] = (mask != 0).any(0).tolist()
+    width = len(used) - used[::-1].index(True) if any(used) else mask.shape[1]
+    if width == mask.shape[1]:
+        return value
+    grid = tuple(mask.shape)
+    out = value.copy()
+    for key, item in value.items():
+        if _dense(item) and tuple(item.shape[:2]) == grid:
+            out[key] = item[:, :width]
+    return out
+
+
+def _dense(value: Any) -> bool:
+    return is_tensor(value) or is_array(value)
 
 
 class DataService:
@@ -58,8 +80,7 @@ class DataService:
         """
         if method not in self._methods:
             raise ProtocolError("no such data method", method)
-        answer = self._methods[method](METHODS[method].parsed(value))
-        return to_plain(answer) if isinstance(answer, Message) else answer
+        return self._methods[method](METHODS[method].parsed(value))
 
     def get(self, params: GetShards) -> list[Dense]:
         """The tensors, or the flat ranges of elements."""
@@ -71,7 +92,7 @@ class DataService:
         """Stores a tensor under the caller's id."""
         if self.store.has(params.shard_id):
             raise ShardExistsError(params.shard_id, self.store.owner)
-        tensor = raw.from_bytes(params.data, params.dtype, params.shape)
+        tensor = from_bytes(params.data, params.dtype, params.shape)
         shard = self.store.put(tensor, params.shard_id)
         return Stored(shard_id=shard.id, nbytes=shard.nbytes)
 
@@ -115,7 +136,7 @@ class DataService:
                 self.store.delete(ids)
             elif self._connect is not None:
                 with suppress(RolecallError):  # a dead owner's shards are gone already
-                    self._connect(owner, addresses).request(CLEAR_SHARDS.name, to_plain(ClearShards(shard_ids=ids)))
+                    self._connect(owner, addresses).request(CLEAR_SHARDS.name, ClearShards(shard_ids=ids))
 
     def metrics(self) -> dict[str, Any]:
         return {"store": self.store.metrics(), "fetch": self.fetcher.metrics()}

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Annotated, Any, Protocol, TypeVar
 
 import msgspec
 
+from rolecall.errors import TensorError
 from rolecall.tensors.dtypes import itemsize
 
 Where = dict[str, str | int]
@@ -83,3 +86,46 @@ class Shard(msgspec.Struct, array_like=True, forbid_unknown_fields=True, eq=Fals
     def nbytes(self) -> int:
         """Size of the elements."""
         return self.numel * itemsize(self.dtype)
+
+
+class Binding:
+    """The manager of shards that have none of their own: the worker's, set once, or the context's."""
+
+    def __init__(self) -> None:
+        self._process: ShardManager | None = None
+        self._context: ContextVar[ShardManager | None] = ContextVar("rolecall_shard_manager", default=None)
+
+    def set(self, manager: ShardManager | None) -> None:
+        """Sets the manager of the whole process."""
+        self._process = manager
+
+    def bind(self, manager: ShardManager) -> None:
+        """Sets the manager of this thread, for as long as it lives."""
+        self._context.set(manager)
+
+    @contextmanager
+    def using(self, manager: ShardManager) -> Iterator[None]:
+        """Sets the manager of this context for the block."""
+        token = self._context.set(manager)
+        try:
+            yield
+        finally:
+            self._context.reset(token)
+
+    def get(self) -> ShardManager | None:
+        return self._context.get() or self._process
+
+    def of(self, shard: Shard) -> ShardManager:
+        """The manager of this shard.
+
+        Raises:
+            TensorError: There is none: this process is neither the controller nor a worker of the run.
+        """
+        manager = shard.manager or self.get()
+        if manager is None:
+            problem = "this process is neither the controller nor a worker of its run"
+            raise TensorError(f"shard {shard.id} of {shard.owner} cannot be fetched: {problem}")
+        return manager
+
+
+binding = Binding()

@@ -6,16 +6,13 @@ import threading
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rolecall.errors import ShardNotFoundError, TensorError
 from rolecall.protocol.worker_methods import Cleared
-from rolecall.tensors.backends.base import Backend
-from rolecall.tensors.dtypes import dtype_name
+from rolecall.tensors.backends import Backend
+from rolecall.tensors.dtypes import Dense, dtype_name
 from rolecall.tensors.shard import Shard, grouped
-
-if TYPE_CHECKING:
-    from rolecall.tensors.dtypes import Dense
 
 Range = tuple[int, int]
 

@@ -9,6 +9,7 @@ from asyncio.events import _get_running_loop
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import suppress
+from itertools import count
 from typing import Any, Protocol
 from weakref import ref
 
@@ -19,6 +20,8 @@ from rolecall.transport.session.caller import OpenCall, Reason
 from rolecall.transport.session.messages import Body
 from rolecall.transport.waiting import Waitable
 
+TOLD_AT_ONCE = 4  # items of a stream that were read
+
 
 class Caller(Protocol):
     """What a call needs of the peer that made it."""
@@ -26,7 +29,7 @@ class Caller(Protocol):
     @property
     def channel(self) -> Channel: ...
     def abandon(self, call: Call, reason: Reason) -> None: ...
-    def consumed(self, call: Call) -> None: ...
+    def consumed(self, call: Call, total: int) -> None: ...
 
 
 class Call(Waitable):
@@ -53,6 +56,7 @@ class Call(Waitable):
         "_ok",
         "_ready",
         "_result",
+        "_taken",
         "deadline",
         "done",
         "method",
@@ -69,6 +73,7 @@ class Call(Waitable):
         self._kind = kind
         self.deadline = None if timeout is None else time.monotonic() + timeout
         self._ready: deque[Body] | None = deque() if streaming else None  # items that have arrived
+        self._taken = count(1)  # of these
         self.done = self._ok = False
         self._body: Body | None = None  # of the answer, until it is decoded
         self._result: Any = None  # the value or, unless `_ok`, the error
@@ -215,7 +220,9 @@ class Call(Waitable):
         if not ready:
             return None
         body = ready.popleft()
-        self._caller.consumed(self)
+        taken = next(self._taken)
+        if not ready or not taken % TOLD_AT_ONCE:
+            self._caller.consumed(self, taken)
         return body
 
     # The peer's side
@@ -225,10 +232,10 @@ class Call(Waitable):
         self._ok, self._body = ok, body
         self._complete()
 
-    def arrived(self, bodies: list[Body]) -> None:
-        """Hands over the next items of the stream."""
+    def arrived(self, body: Body) -> None:
+        """Hands over the next item of the stream."""
         if self._ready is not None:
-            self._ready.extend(bodies)
+            self._ready.append(body)
             self.wake()
 
     def failed(self, error: BaseException) -> list[Body]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Unpack
+from typing import Unpack
+
+import msgspec
 
 from rolecall.errors import RPCConnectionError
 from rolecall.protocol.token import Token
 from rolecall.transport import address, handshake
-from rolecall.transport.call import fresh
 from rolecall.transport.handshake import HELLO_S, Hello
 from rolecall.transport.link import Link
 from rolecall.transport.peer import Peer, PeerOptions
@@ -26,7 +26,7 @@ class Client:
     Args:
         name: The other side's name, for messages.
         addresses: Tried in this order in each round: Unix sockets, then TCP.
-        hello: What this side says of itself.
+        hello: What this side says of itself; its session is filled in.
         on_detached, peer: As of `Peer`.
 
     A refusal, for instance of the token, fails the peer with it, and the client does not dial again.
@@ -39,33 +39,19 @@ class Client:
         token: str | bytes | Token,
         *,
         loop: asyncio.AbstractEventLoop,
-        hello: dict[str, Any] | None = None,
+        hello: Hello | None = None,
         on_detached: Callable[[Exception | None], None] | None = None,
         **peer: Unpack[PeerOptions],
     ) -> None:
         self.name = name
         self._addresses = sorted(map(address.parse, addresses), key=lambda a: not a.is_unix)
         self._token, self._loop = Token(token), loop
-        self._info = dict(hello or {})
+        self._hello = hello or Hello()
         self._on_detached = on_detached
         self.peer = Peer(name, loop=loop, on_detached=self._on_link_lost, **peer)
         self._task: asyncio.Task[None] | None = None
         self._detached = asyncio.Event()
-        self._last_error = "not tried yet"
-        self._first_outcome = threading.Event()
         loop.call_soon_threadsafe(self._start)
-
-    def wait_connected(self, timeout: float | None = None) -> None:
-        """Blocks until the first link is attached.
-
-        Raises:
-            TimeoutError: That took longer than `timeout` seconds.
-            AuthenticationError, ProtocolError: The other side refused for good.
-        """
-        if not self._first_outcome.wait(timeout):
-            raise TimeoutError(f"{self.name}: no connection within {timeout:g} s; {self._last_error}")
-        if self.peer.failure is not None:
-            raise fresh(self.peer.failure)
 
     def close(self) -> None:
         """Ends the session and the dialling. Any thread, any number of times."""
@@ -74,7 +60,6 @@ class Client:
     def fail(self, exc: BaseException) -> None:
         """As `close`, with what pending and later calls raise."""
         self.peer.fail(exc)
-        self._first_outcome.set()
         with suppress(RuntimeError):  # the loop is closed, and its tasks with it
             self._loop.call_soon_threadsafe(self._stop)
 
@@ -110,17 +95,15 @@ class Client:
             try:
                 async with asyncio.timeout(HELLO_S):
                     await self._connect_to(where)
-            except (OSError, RPCConnectionError, TimeoutError) as e:
-                self._last_error = f"{where}: {str(e) or type(e).__name__}"
+                return True
+            except (OSError, RPCConnectionError, TimeoutError):
                 continue
-            self._first_outcome.set()
-            return True
         return False
 
     async def _connect_to(self, where: address.Address) -> None:
         sock = await address.dial(where, self._loop)
         try:
-            hello = Hello(self.peer.session, self._info)
+            hello = msgspec.structs.replace(self._hello, session=self.peer.session)
             session = await handshake.say_hello(sock, hello, self._token, self._loop)
             link = Link(sock, loop=self._loop)
         except BaseException:

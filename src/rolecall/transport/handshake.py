@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
 from rolecall.errors import AuthenticationError, ProtocolError, RPCConnectionError, RPCError
+from rolecall.protocol.state import GuardState
 from rolecall.protocol.token import Token
 from rolecall.transport.frames import PREFIX_SIZE, Limits, pack, sizes_of
 
@@ -21,11 +22,15 @@ class Hello(msgspec.Struct, array_like=True, frozen=True):
 
     Attributes:
         session: The id of its session; the same after it reconnected.
-        info: Further facts.
+        name: Its name, for messages.
+        guard: Of a guard: which one it is, and where.
+        run_id: The run that it belongs to.
     """
 
-    session: str
-    info: dict[str, Any] = {}
+    session: str = ""
+    name: str = "a client"
+    guard: GuardState | None = None
+    run_id: str = ""
 
 
 class Opening(msgspec.Struct, array_like=True, frozen=True):
@@ -73,7 +78,7 @@ async def read_hello(sock: socket.socket, begun: bytes, token: Token, loop: asyn
         ProtocolError: It is no hello, or it is too large.
     """
     raw = _check_token(await _read_header(sock, begun, loop), token)
-    return _decoded(Hello, raw, "a hello without session and info")
+    return _decoded(Hello, raw, "a hello that does not say who it is")
 
 
 def _check_token(header: bytes, token: Token) -> msgspec.Raw:

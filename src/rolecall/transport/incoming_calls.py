@@ -6,7 +6,7 @@ import threading
 import time
 from asyncio.events import _get_running_loop
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from rolecall.errors import CallCancelledError, ProtocolError
 from rolecall.transport import codec
@@ -31,7 +31,7 @@ class Handler(Protocol):
 class IncomingCalls:
     """The requests that one peer has received. All methods but `answer` and `emit` are called on the loop's thread."""
 
-    def __init__(self, channel: Channel, handler: Handler | None, on_notify: Callable[[str, Any], None] | None) -> None:
+    def __init__(self, channel: Channel, handler: Handler | None, on_notify: Callable[[Incoming], None] | None) -> None:
         self.channel = channel
         self._handler, self._on_notify = handler, on_notify
         self._lock = threading.Lock()
@@ -151,7 +151,7 @@ class IncomingCalls:
     def _handle_notification(self, incoming: Incoming) -> None:
         try:
             if self._on_notify is not None:
-                self._on_notify(incoming.method, incoming.args())
+                self._on_notify(incoming)
         except Exception as e:  # a notification has no caller that could get it
             self.channel.report(f"notification {incoming.method}", e)
         incoming.finish(None)

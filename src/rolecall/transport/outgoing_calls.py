@@ -62,6 +62,11 @@ class OutgoingCalls(Waitable):
         return self._caller.waiting
 
     @property
+    def busy(self) -> bool:
+        """Whether `tick` has something to do, now or later."""
+        return self._caller.busy
+
+    @property
     def remembered(self) -> int:
         """Calls, notifications and cancelled calls that may still be probed."""
         return len(self._caller)
@@ -107,11 +112,11 @@ class OutgoingCalls(Waitable):
 
     # Called by calls
 
-    def consumed(self, call: Call) -> None:
-        """The call's reader took one item of the stream."""
+    def consumed(self, call: Call, total: int) -> None:
+        """The call's reader has taken so many items of the stream."""
         with self._lock:
             opened = call.opened
-            sendings = self._caller.consume(opened) if opened is not None else ()
+            sendings = self._caller.consume(opened, total) if opened is not None else ()
             link = self.channel.link
         send(link, sendings)
 
@@ -166,7 +171,7 @@ class OutgoingCalls(Waitable):
             if isinstance(event, Answered):
                 event.owner.answered(event.ok, event.body)
             elif isinstance(event, Arrived):
-                event.owner.arrived(event.bodies)
+                event.owner.arrived(event.body)
             elif isinstance(event, Failed):
                 self.channel.drop(event.owner.failed(self._error(event.owner, event.reason)))
             else:

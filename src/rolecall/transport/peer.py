@@ -39,7 +39,7 @@ class PeerOptions(TypedDict, total=False):
     """What a `Client` hands on to its peer."""
 
     handler: Handler | None
-    on_notify: Callable[[str, Any], None] | None
+    on_notify: Callable[[Incoming], None] | None
     context: Any
     probe: float
     max_in_flight: int
@@ -54,7 +54,7 @@ class Peer:
     Args:
         name: The other side's name, for messages.
         handler: Answers requests; without one they are refused.
-        on_notify: Gets topic and value of each notification, on the loop's thread, once.
+        on_notify: Gets each notification, its topic as `method`, on the loop's thread, once.
         context: Handed to the codec's decoders.
         probe: Seconds after which a silent call is probed; doubles up to 15 s.
         max_in_flight: Bytes of unanswered requests above which calling threads wait.
@@ -73,7 +73,7 @@ class Peer:
         *,
         loop: asyncio.AbstractEventLoop,
         handler: Handler | None = None,
-        on_notify: Callable[[str, Any], None] | None = None,
+        on_notify: Callable[[Incoming], None] | None = None,
         context: Any = None,
         probe: float = PROBE_S,
         max_in_flight: int = MAX_IN_FLIGHT,
@@ -133,15 +133,21 @@ class Peer:
             RPCConnectionError: The peer is closed. A failed peer raises the error that it was failed with.
         """
         kind = messages.STREAM if streaming else messages.CALL
-        return self.outgoing.request(kind, Prepared.of(method, value, meta), timeout, answer)
+        return self._request(kind, Prepared.of(method, value, meta), timeout, answer)
 
     def send(self, prepared: Prepared, timeout: float | None = None) -> Call:
         """As `request`, of what was encoded for several peers at once."""
-        return self.outgoing.request(messages.CALL, prepared, timeout, None)
+        return self._request(messages.CALL, prepared, timeout)
 
     def notify(self, topic: str, value: Any = None) -> None:
         """Sends a notification, which has no answer. It arrives once, and in order unless a link is lost."""
-        self.outgoing.request(messages.NOTIFICATION, Prepared.of(topic, value), None, None)
+        self._request(messages.NOTIFICATION, Prepared.of(topic, value))
+
+    def _request(self, kind: int, prepared: Prepared, timeout: float | None = None, answer: Any = None) -> Call:
+        call = self.outgoing.request(kind, prepared, timeout, answer)
+        if self._timer is None:
+            self._channel.call_soon(self._start_timer)
+        return call
 
     def fail_pending(self, exc: BaseException) -> None:
         """Fails every pending call with `exc`; later calls work. Any thread."""
@@ -187,8 +193,7 @@ class Peer:
         outgoing = self.outgoing.attach(remote)
         link.on_frame = partial(self._on_frame, outgoing, incoming)
         link.start()
-        if self._timer is None:
-            self._timer = self.loop.call_later(self._tick_s, self._tick)
+        self._start_timer()
         if self._on_attached is not None:
             self._on_attached()
 
@@ -205,12 +210,15 @@ class Peer:
         self.incoming.detach()
         self.outgoing.detach()
 
+    def _start_timer(self) -> None:
+        if self._timer is None and not self.closed:
+            self._timer = self.loop.call_later(self._tick_s, self._tick)
+
     def _tick(self) -> None:
-        if self._channel.link is None and not self.outgoing.waiting:
-            self._timer = None  # an idle peer costs nothing; the next link starts it again
-            return
-        self._timer = self.loop.call_later(self._tick_s, self._tick)
-        self.outgoing.tick()
+        self._timer = None  # first: a thread that calls from here on starts it again
+        if self.outgoing.busy:  # an idle peer costs nothing
+            self._start_timer()
+            self.outgoing.tick()
 
     def _on_frame(self, outgoing: int, incoming: int, header: bytes | memoryview, buffers: list[memoryview]) -> None:
         message = messages.decode(header)

@@ -10,8 +10,9 @@ import asyncio
 import contextlib
 import socket
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 from weakref import WeakSet
 
 from rolecall.errors import RPCConnectionError, RPCError
@@ -19,7 +20,8 @@ from rolecall.protocol.token import Token
 from rolecall.transport import handshake
 from rolecall.transport.frames import MAGIC
 from rolecall.transport.handshake import HELLO_S, Hello
-from rolecall.transport.http import HttpConnection, Routes, linger
+from rolecall.transport.http.connection import HttpConnection, linger
+from rolecall.transport.http.router import Routes
 from rolecall.transport.link import Link
 from rolecall.transport.peer import Peer
 
@@ -81,20 +83,16 @@ class Server:
             if isinstance(where, str):
                 Path(where).chmod(0o600)  # nobody can connect before listen()
             sock.listen(BACKLOG)
-            self._loop.add_reader(sock.fileno(), self._accept, sock)
         except BaseException:
             sock.close()
             raise
         self._listeners.append(sock)
+        self._spawn(self._accept(sock))
         return sock
 
     async def close(self) -> None:
         """Stops listening, ends the connections and waits for their tasks. May be called twice."""
         self.closed = True
-        for sock in self._listeners:
-            self._loop.remove_reader(sock.fileno())
-            sock.close()
-        self._listeners.clear()
         for path in self._paths:
             path.unlink(missing_ok=True)
         self._paths.clear()
@@ -104,26 +102,30 @@ class Server:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        for sock in self._listeners:
+            sock.close()
+        self._listeners.clear()
 
-    def _accept(self, listener: socket.socket) -> None:
-        for _ in range(64):
+    async def _accept(self, listener: socket.socket) -> None:
+        while True:
             try:
-                sock, _ = listener.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError as e:  # out of descriptors, for instance: the next wake-up tries again
+                sock, _ = await self._loop.sock_accept(listener)
+            except OSError as e:  # out of descriptors, for instance; without a pause the loop would spin
                 self._loop.call_exception_handler({"message": "accept failed", "exception": e})
-                self._pause_accepting(listener)
-                return
+                await asyncio.sleep(0.1)
+                continue
             if len(self._unauthenticated) >= MAX_UNAUTHENTICATED:
                 oldest = next(iter(self._unauthenticated))  # idle or hostile: others send the token at once
                 del self._unauthenticated[oldest]
                 oldest.cancel()
             sock.setblocking(False)
-            task = self._loop.create_task(self._serve(sock))
-            self._unauthenticated[task] = None
-            self._tasks.add(task)
-            task.add_done_callback(self._ended)
+            self._unauthenticated[self._spawn(self._serve(sock))] = None
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -134,16 +136,6 @@ class Server:
         task = asyncio.current_task()
         assert task is not None
         self._unauthenticated.pop(task, None)
-
-    def _pause_accepting(self, listener: socket.socket) -> None:
-        """Stops accepting for 0.1 s: the listener stays readable, so the loop would spin."""
-        self._loop.remove_reader(listener.fileno())
-
-        def again() -> None:
-            if listener in self._listeners:
-                self._loop.add_reader(listener.fileno(), self._accept, listener)
-
-        self._loop.call_later(0.1, again)
 
     async def _serve(self, sock: socket.socket) -> None:
         with contextlib.ExitStack() as owned:
@@ -182,3 +174,37 @@ class Server:
         link = Link(sock, loop=self._loop)
         self._links.add(link)
         peer.attach(link, hello.session)
+
+
+KEPT = 256  # peers without a link that are kept for a reconnect; the oldest beyond that are closed
+
+
+class PeerRegistry:
+    """Makes a peer for each new session and finds it again when the caller reconnects. On the loop's thread.
+
+    Args:
+        make: Makes the peer of a new session.
+    """
+
+    def __init__(self, make: Callable[[Hello], Peer]) -> None:
+        self._make = make
+        self._peers: dict[str, Peer] = {}
+
+    def __call__(self, hello: Hello) -> Peer:
+        peer = self._peers.pop(hello.session, None)
+        if peer is None or peer.closed:
+            peer = self._make(hello)
+            self._close_oldest()
+        self._peers[hello.session] = peer
+        return peer
+
+    def close(self) -> None:
+        """Closes every peer. May be called twice."""
+        for peer in list(self._peers.values()):
+            peer.close()
+        self._peers.clear()
+
+    def _close_oldest(self) -> None:
+        idle = [session for session, peer in self._peers.items() if not peer.attached]
+        for session in idle[: max(0, len(idle) - KEPT)]:
+            self._peers.pop(session).close()

@@ -21,12 +21,15 @@ from rolecall.errors import (
 )
 from rolecall.protocol.worker_methods import CallMethod
 from rolecall.tensors import functions, tree
-from rolecall.tensors.binding import binding
 from rolecall.tensors.handle import RTensor
 from rolecall.tensors.service import DataService
+from rolecall.tensors.shard import binding
 from rolecall.transport.codec.exceptions import describe, full_name
+from rolecall.transport.incoming import Incoming
 from rolecall.worker.engines import Engines, Kind, Method
-from rolecall.worker.requests import Request
+from rolecall.worker.http_request import HttpRequest
+
+Request = Incoming | HttpRequest  # it is answered once, by `finish` or `fail`, from any thread; the first counts
 
 log = logging.getLogger("rolecall")
 _ARGUMENTS = ([list, dict], [tuple, dict])

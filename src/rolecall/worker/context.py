@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import random
+import sys
+import zlib
 from asyncio.events import _get_running_loop
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from rolecall.errors import WorkerConfigurationError
-from rolecall.tensors.binding import binding
-from rolecall.tensors.shard import ShardManager
+from rolecall.protocol.environment import RAY_NAMESPACE, RAY_PLACEMENT_GROUP
+from rolecall.tensors.shard import ShardManager, binding
 from rolecall.transport.codec.writer import ENCODERS, refusing
 
 ALLOC_TIMEOUT_S = 30.0
@@ -80,3 +85,43 @@ def current_worker() -> CurrentWorker:
     if worker is None:
         raise WorkerConfigurationError("no engine runs here", None, "call it in a method of an engine")
     return worker
+
+
+def seed_of(run_seed: int, role: str, rank: int) -> int:
+    return zlib.crc32(f"{run_seed}/{role}/{rank}".encode())
+
+
+def seed_generators(seed: int) -> None:
+    """Seeds `random`, and numpy's and torch's global generators where they are imported."""
+    random.seed(seed)
+    numpy: Any = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed(seed)
+    torch: Any = sys.modules.get("torch")
+    if torch is not None:
+        torch.manual_seed(seed)
+
+
+def ray_placement_group() -> Any:
+    """The `ray.util.placement_group.PlacementGroup` of the worker that this is called in.
+
+    For engines that start actors of their own, vLLM's Ray executor for one. With `ray_placement_strategy="deferred"`
+    all of the group's CPUs and devices are free for them; otherwise the worker occupies its bundle. Joins the
+    cluster where the engine has not done so.
+
+    Raises:
+        WorkerConfigurationError: This process is not a worker of a Ray scheduler, or its group was removed.
+    """
+    name = os.environ.get(RAY_PLACEMENT_GROUP)
+    if name is None:
+        expected = "call it in an engine of a Ray scheduler's worker"
+        raise WorkerConfigurationError("this process has no placement group", None, expected)
+    import ray
+    from ray.util.placement_group import PlacementGroup, placement_group_table
+
+    if not ray.is_initialized():
+        ray.init(address=os.environ["RAY_ADDRESS"], namespace=os.environ[RAY_NAMESPACE], log_to_driver=False)
+    for key, table in placement_group_table().items():  # by name in all namespaces: the engine may have chosen its own
+        if table["name"] == name and table["state"] != "REMOVED":
+            return PlacementGroup(ray.PlacementGroupID(bytes.fromhex(key)))
+    raise WorkerConfigurationError("this worker's placement group was removed", name)

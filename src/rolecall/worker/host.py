@@ -45,14 +45,13 @@ from rolecall.protocol.worker_methods import (
     WorkerRequest,
 )
 from rolecall.tensors import functions
-from rolecall.tensors.binding import binding
 from rolecall.tensors.service import DataService
+from rolecall.tensors.shard import binding
 from rolecall.transport.codec.exceptions import full_name
-from rolecall.worker.calls import EngineCalls
+from rolecall.worker.calls import EngineCalls, Request
+from rolecall.worker.context import seed_generators, seed_of
 from rolecall.worker.engines import Engines
 from rolecall.worker.loading import load_engine_class, load_function
-from rolecall.worker.requests import Request
-from rolecall.worker.seeds import seed_generators, seed_of
 
 Answer = Callable[[Any], Awaitable[Any]]
 AskGuard = Callable[[Method[Any, Any] | WorkerMethod, Message], Awaitable[Any]]

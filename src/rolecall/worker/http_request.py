@@ -1,5 +1,9 @@
 """HttpRequest is a request over HTTP, with the same interface as one over frames.
 
+A handle is written as `{"$rtensor": {"dtype": ..., "shape": ..., "shards": [...], "pieces": [...]}}`. Pass it back
+unchanged; `GET /data/<shards[i][0]>` returns the bytes. The runtime does not count the handles that HTTP clients hold:
+free their shards with `DELETE /data/clear`, else they stay until the worker ends.
+
 Streams are answered as lines of JSON (`application/x-ndjson`): `{"item": ...}` for each item, then `{"result": null}`,
 or `{"error": ...}` when the stream failed. An error before the first item is a response with an error status.
 """
@@ -7,22 +11,224 @@ or `{"error": ...}` when the stream failed. An error before the first item is a 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+import json
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
-from rolecall.errors import CallCancelledError, InternalError, RolecallError
-from rolecall.protocol.worker_methods import HttpRoute, WorkerMethod
-from rolecall.transport.codec import Received, encode
+import msgspec
+
+from rolecall.errors import (
+    CallCancelledError,
+    DecodeError,
+    EncodeError,
+    EngineCallError,
+    EngineCreationError,
+    EngineNotFoundError,
+    InternalError,
+    RolecallError,
+    ShardNotFoundError,
+)
+from rolecall.protocol.worker_methods import STATUS, HttpRoute, WorkerMethod
+from rolecall.tensors.dtypes import dtype_name, to_bytes
+from rolecall.tensors.handle import RTensor, pack_handles, read_handles
+from rolecall.transport import codec
 from rolecall.transport.codec.exceptions import full_name
-from rolecall.transport.http import Request, Response
-from rolecall.worker import http_forms
+from rolecall.transport.frames import pack
+from rolecall.transport.http.messages import JSON, Request, Response
+from rolecall.transport.http.metrics import Metric, counter, gauge, metrics_response
+
+LABELS: Mapping[str, str] = {"store.backends": "backend"}  # the label that holds the name of each member
+
+METRICS: Mapping[str, Metric] = {
+    "uptime_s": gauge("Seconds since the worker began to listen."),
+    "cpu_s": counter("Seconds of CPU time used, user and system."),
+    "rss_bytes": gauge("Resident memory."),
+    "open_fds": gauge("Open file descriptors."),
+    "threads": gauge("Threads of the process."),
+    "calls_begun": counter("Engine calls that began to run."),
+    "calls_ended": counter("Engine calls that ended, however."),
+    "calls_waiting": gauge("Calls that wait for their engine thread."),
+    "store.shards": gauge("Shards stored here."),
+    "store.bytes": gauge("Bytes of the shards stored here."),
+    "store.put": counter("Shards stored so far."),
+    "store.put_bytes": counter("Bytes stored so far."),
+    "store.freed": counter("Shards freed so far."),
+    "store.freed_bytes": counter("Bytes freed so far."),
+    "store.served": counter("Shards read by request so far."),
+    "store.served_bytes": counter("Bytes read by request so far."),
+    "fetch.fetches": counter("Fetches planned, each of any number of handles."),
+    "fetch.own_bytes": counter("Bytes of fetched shards that this worker stores itself."),
+    "fetch.cached_bytes": counter("Bytes that came from the cache."),
+    "fetch.mapped_bytes": counter("Bytes of fetched shards that were reached without a request to their owner."),
+    "fetch.wire_bytes": counter("Bytes that came over connections."),
+    "fetch.cache.shards": gauge("Shards of which the cache holds a part."),
+    "fetch.cache.bytes": gauge("Bytes in the cache."),
+    "fetch.cache.budget": gauge("Bytes that the cache may hold."),
+    "fetch.cache.hits": counter("Ranges found in the cache."),
+    "fetch.cache.misses": counter("Ranges not found in the cache."),
+    "fetch.cache.evicted_bytes": counter("Bytes that the cache gave up for others."),
+}
+
+
+HANDLE = "$rtensor"
+_PARTS = ("dtype", "shape", "shards", "pieces")
+
+
+class Body(NamedTuple):
+    """The content of a request.
+
+    Attributes:
+        fields: The fields of the request struct.
+        arguments: The engine's `(args, kwargs)`, where the method takes any.
+    """
+
+    fields: dict[str, Any]
+    arguments: tuple[list[Any], dict[str, Any]] | None = None
+    streaming: bool = False
+
+
+def read(method: WorkerMethod, route: HttpRoute, request: Request) -> Body:
+    """The content of a request.
+
+    Raises:
+        ProtocolError: It is malformed.
+        DecodeError: A handle in it is malformed.
+    """
+    if route.form == "tensor":
+        return Body({"shard_ids": [request.params["shard_id"]]})
+    if route.form == "upload":
+        return Body({**request.params, **_tensor_headers(method, request), "data": request.body})
+    fields = _fields(method, request.body)
+    if method.arguments is None:
+        return Body(fields)
+    found: list[Any] = []
+    for name, kind in (*zip(method.arguments, (list, dict), strict=True), ("stream", bool)):
+        value = kind() if name == "stream" and route.form != "call" else fields.pop(name, kind())
+        if not isinstance(value, kind):
+            raise method.malformed(f"{name!r} is of type {type(value).__name__}, not {kind.__name__}")
+        found.append(value)
+    args, kwargs, streaming = found
+    return Body(fields, (args, kwargs), streaming)
+
+
+def _fields(method: WorkerMethod, body: bytes) -> dict[str, Any]:
+    """The members of a body, with handles in the place of what describes them."""
+    loads = partial(json.loads, object_hook=_with_handle) if HANDLE.encode() in body else msgspec.json.decode
+    try:
+        fields = loads(body or b"{}")
+    except (msgspec.DecodeError, ValueError, RecursionError) as e:
+        raise method.malformed(f"the body is not JSON: {e}") from e
+    if not isinstance(fields, dict):
+        raise method.malformed("the body is JSON, but not an object")
+    return fields
+
+
+def _tensor_headers(method: WorkerMethod, request: Request) -> dict[str, Any]:
+    try:
+        shape = msgspec.json.decode(request.headers.get("x-shape", ""), type=list[int])
+    except (msgspec.DecodeError, RecursionError) as e:
+        raise method.malformed(f"the header x-shape is not a list of integers: {e}") from e
+    return {"dtype": request.headers.get("x-dtype", ""), "shape": shape}
+
+
+def _with_handle(found: dict[str, Any]) -> Any:
+    """A JSON object, or the handle that it describes."""
+    if found.keys() != {HANDLE}:
+        return found
+    parts = found[HANDLE]
+    if not isinstance(parts, dict):
+        raise DecodeError("not a handle", type(parts).__name__)
+    dtype, shape, shards, pieces = map(parts.get, _PARTS)
+    return read_handles(msgspec.msgpack.encode([shards, [[dtype, shape, pieces]]]))[0]
+
+
+def json_bytes(value: Any, place: str = "result") -> bytes:
+    """A value as JSON, with handles as described above.
+
+    Raises:
+        EncodeError: It cannot be written as JSON: a tensor, for instance.
+    """
+    try:
+        return msgspec.json.encode(value, enc_hook=_plain)
+    except (TypeError, ValueError, OverflowError, RecursionError) as e:
+        hint = f"it cannot be written as JSON: {e}; ask for handles (tensors=remote), or call over frames"
+        raise EncodeError(place, type(value).__name__, hint) from e
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, RTensor):
+        shards, ((dtype, shape, pieces),) = msgspec.msgpack.decode(pack_handles([value]))
+        return {HANDLE: dict(zip(_PARTS, (dtype, shape, shards, pieces), strict=True))}
+    raise TypeError(f"a value of type {type(value).__name__}")
+
+
+def answer(route: HttpRoute, request: Request, value: Any, worker_id: str) -> Response:
+    """A method's answer as a response.
+
+    Raises:
+        EncodeError: The value cannot be written as JSON.
+    """
+    match route.form:
+        case "tensor":
+            return _tensor(value[0])
+        case "frame":
+            encoded = codec.encode(value)
+            frame = b"".join(pack(encoded.header, encoded.buffers))
+            return Response(200, {"content-type": "application/x-rolecall-frame"}, frame)
+        case "metrics":
+            return metrics_response(request, "rolecall_worker", {"worker": worker_id}, value, METRICS, LABELS)
+        case "text":
+            return Response(200, {"content-type": "text/plain; charset=utf-8"}, str(value).encode())
+        case _:
+            body = json_bytes({"result": value} if route.form == "call" else value)
+            return Response(200, {"content-type": JSON}, body)
+
+
+def _tensor(tensor: Any) -> Response:
+    shape = json.dumps(list(tensor.shape))
+    headers = {"content-type": "application/octet-stream", "x-dtype": dtype_name(tensor), "x-shape": shape}
+    return Response(200, headers, to_bytes(tensor))
+
+
+def error_facts(error: RolecallError) -> dict[str, Any]:
+    """An error as JSON: `error` is its message, `kind` its class."""
+    facts: dict[str, Any] = {"error": _text(str(error)), "kind": type(error).__name__}
+    match error:
+        case EngineNotFoundError():
+            pass
+        case EngineCallError():
+            facts |= {"type": error.remote_type, "traceback": _text(error.traceback)}
+        case EngineCreationError():
+            facts |= {"traceback": _text(error.traceback)}
+        case ShardNotFoundError():
+            facts |= {"missing_shard_ids": [_text(shard) for shard in error.shard_ids]}
+        case InternalError():
+            facts |= {"type": error.error_type}
+    return facts
+
+
+def _text(text: str) -> str:
+    """`text` without lone surrogates, which JSON cannot hold."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def failure(route: HttpRoute, error: RolecallError) -> Response:
+    """An error as a response, with the status of its class or of the nearest base that has one."""
+    statuses = {**STATUS, **route.statuses}
+    status = next(statuses[cls] for cls in type(error).__mro__ if cls in statuses)
+    return Response(status, {"content-type": JSON}, json_bytes(error_facts(error)))
+
 
 WINDOW = 16  # items of a stream that a slow client has not taken yet
 
 
 class HttpRequest:
-    """One request over HTTP. `response()` waits for its answer. A client that disconnects cancels it.
+    """One request over HTTP. A client that disconnects cancels it.
+
+    Attributes:
+        response: The response; of a stream its head, the items follow in `chunks`.
 
     Raises:
         ProtocolError, DecodeError: It is malformed.
@@ -31,9 +237,9 @@ class HttpRequest:
     def __init__(self, worker_id: str, method: WorkerMethod, route: HttpRoute, request: Request) -> None:
         self._worker_id, self._route, self._request = worker_id, route, request
         self.method = method.name
-        self.meta, self._arguments, self.streaming = http_forms.read(method, route, request)
+        self.meta, self._arguments, self.streaming = read(method, route, request)
         self._loop = asyncio.get_running_loop()
-        self._response: asyncio.Future[Response] = self._loop.create_future()
+        self.response: asyncio.Future[Response] = self._loop.create_future()
         if self.streaming:
             self._lines: asyncio.Queue[bytes | None] = asyncio.Queue()
             self._window = asyncio.Semaphore(WINDOW)
@@ -43,16 +249,12 @@ class HttpRequest:
     def cancelled(self) -> bool:
         return self._request.disconnect.happened
 
-    async def response(self) -> Response:
-        """The response; of a stream its head, the items follow in `chunks`."""
-        return await self._response
-
     def args(self) -> Any:
         """The engine's arguments where the method takes any, else the fields of the request."""
         return self.meta if self._arguments is None else self._arguments
 
-    def received(self) -> Received:
-        return Received(*encode(self.args()))
+    def received(self) -> codec.Received:
+        return codec.Received(*codec.encode(self.args()))
 
     def on_cancel(self, fn: Callable[[], object]) -> None:
         self._request.disconnect.add_callback(fn)
@@ -67,9 +269,9 @@ class HttpRequest:
         if self.streaming or self.meta.get("tensors") == "remote":
             self._check_connected()
         if self.streaming:
-            self._soon(self._end_stream, http_forms.json_bytes({"result": value}))
+            self._soon(self._end_stream, json_bytes({"result": value}))
         else:
-            self._soon(self._answer_with, http_forms.answer(self._route, self._request, value, self._worker_id))
+            self._soon(self._answer_with, answer(self._route, self._request, value, self._worker_id))
 
     def fail(self, exc: BaseException) -> None:
         """Answers with an error. One that is not a RolecallError becomes an InternalError."""
@@ -79,7 +281,7 @@ class HttpRequest:
         if self.streaming:
             self._soon(self._fail_stream, error)
         else:
-            self._soon(self._answer_with, http_forms.failure(self._route, error))
+            self._soon(self._answer_with, failure(self._route, error))
 
     async def emit(self, item: Any) -> None:
         """Sends one item of the stream; waits while the client is behind.
@@ -88,11 +290,11 @@ class HttpRequest:
             CallCancelledError: The client has disconnected.
             EncodeError: The item cannot be written as JSON; the stream may go on.
         """
-        await self._push(http_forms.json_bytes({"item": item}, "item"))
+        await self._push(json_bytes({"item": item}, "item"))
 
     def emit_blocking(self, item: Any) -> None:
         """As `emit`, for a thread."""
-        line = http_forms.json_bytes({"item": item}, "item")
+        line = json_bytes({"item": item}, "item")
         asyncio.run_coroutine_threadsafe(self._push(line), self._loop).result()
 
     async def _push(self, line: bytes) -> None:
@@ -113,8 +315,8 @@ class HttpRequest:
     # On the loop's thread
 
     def _answer_with(self, response: Response) -> None:
-        if not self._response.done():
-            self._response.set_result(response)
+        if not self.response.done():
+            self.response.set_result(response)
 
     def _begin_stream(self) -> None:
         self._answer_with(Response(200, {"content-type": "application/x-ndjson"}, chunks=self._chunks()))
@@ -125,10 +327,10 @@ class HttpRequest:
         self._lines.put_nowait(None)
 
     def _fail_stream(self, error: RolecallError) -> None:
-        if self._response.done():
-            self._end_stream(http_forms.json_bytes(http_forms.error_facts(error)))
+        if self.response.done():
+            self._end_stream(json_bytes(error_facts(error)))
         else:
-            self._answer_with(http_forms.failure(self._route, error))
+            self._answer_with(failure(self._route, error))
 
     async def _chunks(self) -> AsyncGenerator[bytes, None]:
         while (line := await self._lines.get()) is not None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
+from rolecall.errors import RolecallError
 from rolecall.protocol.guard import Ports
 from rolecall.protocol.worker import WorkerConfig
-from rolecall.protocol.worker_methods import METHODS, AllocPorts
-from rolecall.tensors.backends.base import Backend
+from rolecall.protocol.worker_methods import METHODS, AllocPorts, HttpRoute, WorkerMethod
+from rolecall.tensors.backends import Backend
 from rolecall.tensors.backends.ray import RayBackend
 from rolecall.tensors.backends.shm import ShmBackend
 from rolecall.tensors.backends.wire import WireBackend
@@ -16,15 +18,17 @@ from rolecall.tensors.connections import Connections
 from rolecall.tensors.fetch import Fetcher
 from rolecall.tensors.service import DataService
 from rolecall.tensors.store import Store
-from rolecall.transport.http import AsgiRoute
+from rolecall.transport.http.messages import Request, Response
+from rolecall.transport.http.router import AsgiRoute, Routes
+from rolecall.transport.peer import Peer
+from rolecall.transport.server import Hello, PeerRegistry, Server
 from rolecall.types import role_and_index
-from rolecall.worker.context import CurrentWorker, enter
+from rolecall.worker.context import CurrentWorker, enter, seed_of
 from rolecall.worker.engines import Engines
 from rolecall.worker.host import AskGuard, EngineHost
+from rolecall.worker.http_request import HttpRequest, failure
 from rolecall.worker.loading import load_function
 from rolecall.worker.progress import Progress
-from rolecall.worker.seeds import seed_of
-from rolecall.worker.server import WorkerServer
 
 CACHE_BYTES = 1 << 30
 
@@ -46,27 +50,45 @@ class WorkerNode:
         if config.setup:
             load_function(config.setup)
         self._config = config
-        hello = {"kind": "worker", "name": config.worker_id}
-        self._owners = Connections(config.token, loop=loop, hello=hello)
+        self._owners = Connections(config.token, loop=loop, hello=Hello(name=config.worker_id))
         self._progress = Progress(config.progress or None)
         self._engines = Engines(config.worker_id, self._progress, one_thread=config.one_engine_thread)
         self.data = self._data_service()
         worker = _worker(config, loop, ask_guard)
         enter(self.data, worker)
-        host = EngineHost(self._engines, self.data, ask_guard, loop, worker.seed, config.setup)
-        self._server = WorkerServer(host, config.token, loop, app)
+        self._host = EngineHost(self._engines, self.data, ask_guard, loop, worker.seed, config.setup)
+        self._peers = PeerRegistry(lambda hello: Peer(hello.name, loop=loop, handler=self._host))
+        self._server = Server(config.token, loop=loop, on_peer=self._peers, http=self._routes(app))
 
     def start(self) -> None:
-        """Listens."""
-        self._server.listen(self._config.socket, self._config.bind, self._config.port)
+        """Listens on a Unix path and on a TCP address."""
+        self._server.listen_unix(self._config.socket)
+        self._server.listen_tcp(self._config.bind, self._config.port)
 
     async def close(self) -> None:
         """Closes connections, engine threads and stored tensors. `destroy()` of engines is a request of its own."""
         await self._server.close()
+        self._peers.close()
         self._owners.close()
         self._engines.close()
         self.data.store.close()
         self._progress.close()
+
+    def _routes(self, app: AsgiRoute | None) -> Routes:
+        """The routes of the table of a worker's methods."""
+        routes = Routes(app)
+        for method in METHODS.values():
+            for route in method.routes:
+                routes.add(route.verb, route.path, partial(self._answer, method, route), max_body=route.max_body)
+        return routes
+
+    async def _answer(self, method: WorkerMethod, route: HttpRoute, request: Request) -> Response:
+        try:
+            accepted = HttpRequest(self._host.worker_id, method, route, request)
+        except RolecallError as e:
+            return failure(route, e)
+        self._host.dispatch(accepted)
+        return await accepted.response
 
     def _data_service(self) -> DataService:
         config = self._config

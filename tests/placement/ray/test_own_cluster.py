@@ -15,7 +15,7 @@ import pytest
 
 from rolecall import RayScheduler
 from rolecall.errors import WorkerConfigurationError
-from rolecall.placement.ray import joining
+from rolecall.placement.ray import driver
 from rolecall.placement.ray.outside import folder_of
 from rolecall.transport import ray_internals
 from tests.support import sample_engines
@@ -104,7 +104,7 @@ def test_a_cluster_of_another_user_is_not_taken_for_ours(
         note = noted(tmp_path, address)
         os.chown(note, owner, -1)
         monkeypatch.setattr(ray_internals, "address_file", lambda: str(note))
-        assert joining._running_here() == (address if owner == os.getuid() else None)
+        assert driver._running_here() == (address if owner == os.getuid() else None)
 
 
 def test_it_asks_for_a_token_that_the_user_alone_can_read(s: RayScheduler) -> None:

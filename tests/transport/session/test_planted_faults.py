@@ -9,10 +9,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 from rolecall.transport.session import callee, caller
-from rolecall.transport.session.callee import AcceptedCall, Callee
+from rolecall.transport.session.callee import AcceptedCall, Callee, SequenceSet
 from rolecall.transport.session.caller import Caller
 from rolecall.transport.session.messages import Buffers, CumulativeAck, Invocation, Sending
-from rolecall.transport.session.sequences import SequenceSet
 
 from .conversation import Step, conversations, hold
 from .world import Asking, Running

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from rolecall.transport.session.sequences import SequenceSet
+from rolecall.transport.session.callee import SequenceSet
 
 
 def test_sequences_are_remembered_exactly() -> None:

@@ -31,6 +31,7 @@ class Asking:
     open: OpenCall[Asking] | None = None
     items: list[bytes] = field(default_factory=list)
     unread: int = 0
+    taken: int = 0
     ends: list[str] = field(default_factory=list)
     cancelled: bool = False
 
@@ -180,7 +181,8 @@ class World:
         if asking.unread == 0 or asking.open is None:
             return False
         asking.unread -= 1
-        self._caller_did((), self.caller.consume(asking.open))
+        asking.taken += 1
+        self._caller_did((), self.caller.consume(asking.open, asking.taken))
         return True
 
     def tick(self, seconds: float, written: int = ALL_WRITTEN) -> None:
@@ -193,8 +195,7 @@ class World:
             self.here.up.append((message, buffers))
         for event in events:
             if isinstance(event, callers.Arrived):
-                for body, _ in event.bodies:
-                    self._item_arrived(event.owner, body)
+                self._item_arrived(event.owner, event.body[0])
             elif isinstance(event, callers.Answered):
                 self._answered(event)
             elif isinstance(event, callers.Failed):

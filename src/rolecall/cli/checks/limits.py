@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Iterator
-from pathlib import Path
 
 from rolecall.cli.checks import judged
 from rolecall.cli.terminal import format_bytes
 from rolecall.guard.oom import OomWatch
+from rolecall.guard.proc import read_text
 from rolecall.placement.outside import Finding, Severity
 
 CHECK = "limits"
@@ -32,10 +32,9 @@ def check_limits() -> Iterator[Finding]:
         ("/proc/sys/vm/overcommit_memory", overcommit),
         (HUGE_PAGES, huge_pages),
     ):
-        text = _read(path)
-        if text:
+        if text := read_text(path).strip():
             yield judge(text)
-    yield from cgroup_pids(_read("/sys/fs/cgroup/pids.max"), _read("/sys/fs/cgroup/pids.current"))
+    yield from cgroup_pids(*(read_text(f"/sys/fs/cgroup/pids.{name}").strip() for name in ("max", "current")))
 
 
 def files(soft: int, hard: int) -> Finding:
@@ -102,10 +101,3 @@ def cgroup_pids(limit: str, current: str) -> Iterator[Finding]:
 
 def _amount(value: int) -> str:
     return "unlimited" if value == resource.RLIM_INFINITY else str(value)
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text().strip()
-    except OSError:
-        return ""

@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from rolecall.errors import SlurmError
+from rolecall.guard.proc import read_text
 from rolecall.placement.allocations import AllocationStatus
 from rolecall.placement.base import ExpectedGuard
 from rolecall.placement.exit_causes import RUNS, ExitCause
 from rolecall.placement.plan import Plan, dealt
 from rolecall.placement.slurm.commands import ANSWER_S, Slurm
-from rolecall.placement.slurm.queue import Queue
 from rolecall.placement.slurm.states import JobState
 
 log = logging.getLogger("rolecall")
@@ -36,9 +36,8 @@ class SlurmAllocation:
         output: What its script and its `srun` write, where the controller sees the file too.
     """
 
-    def __init__(self, slurm: Slurm, queue: Queue, job_id: str, comment: str, output: Path | None = None) -> None:
-        self._slurm, self._queue, self.job_id = slurm, queue, job_id
-        self._comment, self._output = comment, output
+    def __init__(self, slurm: Slurm, job_id: str, comment: str, output: Path | None = None) -> None:
+        self._slurm, self.job_id, self._comment, self._output = slurm, job_id, comment, output
         self._began = time.monotonic()
         self._status = AllocationStatus("queued")
         self._gone = False
@@ -106,7 +105,7 @@ class SlurmAllocation:
 
     def _look(self, age_s: float, answer_s: float = ANSWER_S) -> JobState | None:
         """The job's state, at most so old, and never older than the job."""
-        return self._queue.job(self.job_id, max(self._began, time.monotonic() - age_s), answer_s)
+        return self._slurm.job(self.job_id, max(self._began, time.monotonic() - age_s), answer_s)
 
     def _said(self, state: JobState | None) -> str:
         if state is None:
@@ -132,8 +131,6 @@ class SlurmAllocation:
 
     def _tail(self) -> str:
         """What the script wrote last."""
-        try:
-            text = self._output.read_text(errors="replace")[-TAIL_BYTES:].strip() if self._output else ""
-        except OSError:  # no file system that both see, or nothing was written
-            text = ""
+        # Empty: no file system that both see, or nothing was written.
+        text = read_text(self._output)[-TAIL_BYTES:].strip() if self._output else ""
         return f"; its output ends with\n{text}" if text else ""

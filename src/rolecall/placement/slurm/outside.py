@@ -12,7 +12,6 @@ from rolecall.errors import SlurmError
 from rolecall.placement.outside import Finding, Left, Removal, info, ok, warning
 from rolecall.placement.slurm.allocation import SlurmAllocation
 from rolecall.placement.slurm.commands import Slurm
-from rolecall.placement.slurm.queue import Queue
 from rolecall.placement.slurm.script import job_comment, run_of
 from rolecall.protocol.state import RunState
 
@@ -43,9 +42,8 @@ def end_jobs(run_id: str, state: RunState, *, surely: bool) -> Removal:
 
 
 def _end(slurm: Slurm, comment: str, found: list[str]) -> Removal:
-    queue = Queue(slurm.jobs)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        list(pool.map(lambda job: SlurmAllocation(slurm, queue, job, comment).release(), found))
+        list(pool.map(lambda job: SlurmAllocation(slurm, job, comment).release(), found))
     left = slurm.of_run(comment)
     ended = [_named(job) for job in found if job not in left]
     return Removal(True, ended, list(map(_named, left)), advice=f"scontrol show job {left[0]}" if left else "")

@@ -25,12 +25,11 @@ from rolecall.placement.slurm.allocation import SlurmAllocation
 from rolecall.placement.slurm.commands import Slurm
 from rolecall.placement.slurm.options import SlurmOptions, with_defaults
 from rolecall.placement.slurm.packing import MIB, Node, place
-from rolecall.placement.slurm.queue import Queue
 from rolecall.placement.slurm.script import Surroundings, filled, job_comment, job_name, render
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.message import to_plain
 from rolecall.protocol.state import RunState
-from rolecall.transport.hosts import address_toward
+from rolecall.transport.address import address_toward
 from rolecall.types import Job
 
 log = logging.getLogger("rolecall")
@@ -60,8 +59,10 @@ class SlurmPlacement(ClusterPlacement[SlurmPlan]):
     def __init__(self, *, ip: str | None = None, queue_timeout: float | None = None, **options: Any) -> None:
         super().__init__(ip, queue_timeout)
         self._options = with_defaults(options, os.environ)
-        self._slurm = Slurm(_job_environment())
-        self._queue = Queue(self._slurm.jobs)
+        # For the commands and for the job; where modules are is in the script.
+        environment = base_environment(os.environ, [])
+        del environment["PYTHONPATH"]
+        self._slurm = Slurm(environment)
 
     def open(self, context: PlacementContext) -> None:
         partition = self._options.partition
@@ -104,7 +105,7 @@ class SlurmPlacement(ClusterPlacement[SlurmPlan]):
 
     def _allocation(self, job_id: str) -> SlurmAllocation:
         output = self._context.run_dir / "logs" / f"slurm-{job_id}.out"
-        return SlurmAllocation(self._slurm, self._queue, job_id, job_comment(self._context.run_id), output)
+        return SlurmAllocation(self._slurm, job_id, job_comment(self._context.run_id), output)
 
     def _take_back(self, role: str) -> None:
         comment, name = job_comment(self._context.run_id), job_name(self._context.experiment, role)
@@ -145,11 +146,6 @@ def _own_address(nodes: Sequence[Node]) -> str:
         except OSError:  # a node that is not there now, in the cloud perhaps, has no address yet
             continue
     return address_toward(socket.gethostname())
-
-
-def _job_environment() -> dict[str, str]:
-    """The user's environment, for the commands and for the job. Where modules are is in the script."""
-    return {name: value for name, value in base_environment(os.environ, []).items() if name != "PYTHONPATH"}
 
 
 def _portable(path: Sequence[str]) -> list[str]:

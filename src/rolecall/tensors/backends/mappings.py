@@ -10,31 +10,78 @@ keeps no segment from reuse; and where a forked child has the tensor too, the lo
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
+import mmap
 import os
 import stat
 import threading
 import weakref
 from collections import OrderedDict, deque
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rolecall.tensors.backends.span import Span
+from rolecall.tensors.shard import Where
+from rolecall.transport.address import this_host
 
-if TYPE_CHECKING:
-    from rolecall.tensors.shard import Where
+_NO_RESERVE = 0x4000  # MAP_NORESERVE, which `mmap` has from Python 3.13 on
+_FAILED = ctypes.c_void_p(-1).value
+_PAGE_MAP = Path("/proc/self/pagemap")
+# A page's highest byte where it is not there, or still the file's: bits 7 to 5 say present, swapped, of a file.
+_UNCHANGED = bytes(byte for byte in range(256) if byte >> 5 == 0 or byte >> 5 & 1)
 
-_F_GET_SEALS = getattr(fcntl, "F_GET_SEALS", 0)
-_F_SEAL_SHRINK = getattr(fcntl, "F_SEAL_SHRINK", 0)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+
+class Span:
+    """A private (copy-on-write) mapping. Unmapped when the last view is collected.
+
+    It is made through an open file of its own: a lock that `fd` holds must not last as long as the mapping.
+    """
+
+    def __init__(self, fd: int, size: int) -> None:
+        access, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | _NO_RESERVE
+        own = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+        address = _libc.mmap(None, size, access, flags, own, 0)
+        os.close(own)
+        if address == _FAILED:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        self.size = size
+        self._address: int = address
+        # Every tensor over it references this array, whose finalizer unmaps.
+        self._bytes = (ctypes.c_ubyte * size).from_address(address)
+        weakref.finalize(self._bytes, _libc.munmap, address, size).atexit = False
+        _libc.madvise(address, size, mmap.MADV_HUGEPAGE)  # may fail: kernels without huge pages for files
+
+    def view(self) -> memoryview:
+        """Its bytes."""
+        return memoryview(self._bytes).cast("B")
+
+    def forget_changes(self) -> None:
+        """Drops written pages, so that it shows the file again. No tensor may use it."""
+        if self.changed():
+            _libc.madvise(self._address, self.size, mmap.MADV_DONTNEED)
+
+    def changed(self) -> bool:
+        """Whether pages were written to; True also when the kernel does not tell."""
+        pages = -(-self.size // mmap.PAGESIZE)
+        try:
+            with _PAGE_MAP.open("rb", buffering=0) as table:
+                table.seek(self._address // mmap.PAGESIZE * 8)
+                entries = bytearray(table.read(pages * 8))
+        except OSError:
+            return True
+        if len(entries) != pages * 8:
+            return True
+        return bool(entries[7::8].translate(None, _UNCHANGED))
+
+
 _IDLE = 64  # mappings; a process may have some tens of thousands
-
-
-@cache
-def host_identity() -> str:
-    """Equal in two processes that can reach each other's `/proc/<pid>/fd`: same boot, same process ids."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
 
 
 class MappedSegment:
@@ -87,7 +134,7 @@ class Mappings:
     def map(self, where: Where) -> MappedSegment | None:
         """Maps the segment at that place; None when this process cannot reach it."""
         pid, number, inode = where.get("pid"), where.get("fd"), where.get("inode")
-        if where.get("host") != host_identity() or not all(type(n) is int and n >= 0 for n in (pid, number, inode)):
+        if where.get("host") != this_host() or not all(type(n) is int and n >= 0 for n in (pid, number, inode)):
             return None
         path = Path(f"/proc/{pid}/fd/{number}")
         fd = _lock_segment(path, inode)
@@ -144,7 +191,7 @@ def _lock_segment(path: Path, inode: Any) -> int | None:
     except OSError:  # the owner is gone, is another user's, or hides its descriptors
         return None
     try:
-        if _is_segment(os.fstat(fd), inode) and fcntl.fcntl(fd, _F_GET_SEALS) & _F_SEAL_SHRINK:
+        if _is_segment(os.fstat(fd), inode) and fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return fd
     except OSError:  # the owner is testing the lock, or the file has no seals

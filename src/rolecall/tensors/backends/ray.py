@@ -9,16 +9,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rolecall.errors import ShardNotFoundError, TensorError, WorkerTimeoutError
 from rolecall.tensors.backends.ray_session import OTHER_OBJECT, RaySession
-from rolecall.tensors.dtypes import over
-from rolecall.tensors.raw import row_major
+from rolecall.tensors.dtypes import Dense, over, row_major
 from rolecall.tensors.shard import Shard, Where
-
-if TYPE_CHECKING:
-    from rolecall.tensors.dtypes import Dense
 
 SMALLEST = 128 << 10  # Ray keeps objects under 100 KiB in their owner's memory, not in the store
 TIMEOUT_S = 300.0  # for a whole fetch; Ray says within 2 s that a process has died, and within 20 s that a node has

@@ -18,12 +18,9 @@ import os
 import resource
 import threading
 from collections import OrderedDict
-from pathlib import Path
 
 HEADER = 64  # bytes before each shard: its id, then padding so that the elements stay aligned for vector code
 MIB = 1 << 20
-
-_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW if hasattr(fcntl, "F_SEAL_SHRINK") else 0
 
 
 class Segment:
@@ -34,7 +31,8 @@ class Segment:
         self.fd = os.memfd_create("rolecall", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(self.fd, capacity)
-            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SEALS)  # reading past the end of a file that shrank raises SIGBUS
+            seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW  # reading past the end of a file that shrank raises SIGBUS
+            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, seals)
             self.memory = mmap.mmap(self.fd, capacity)
             advise_huge(self.memory)
             self.inode = os.fstat(self.fd).st_ino
@@ -68,7 +66,7 @@ class Segment:
 
 def advise_huge(memory: mmap.mmap) -> None:
     """Asks for huge pages, where the kernel gives them to shared memory on advice."""
-    if len(memory) >= 2 * MIB and hasattr(mmap, "MADV_HUGEPAGE"):
+    if len(memory) >= 2 * MIB:
         with contextlib.suppress(OSError):  # a kernel without them
             memory.madvise(mmap.MADV_HUGEPAGE)
 
@@ -158,8 +156,3 @@ def default_limit() -> int:
     """Number of segments: each costs two descriptors, and all together may use a quarter of the process's limit."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(16, min(soft, 65536) // 8)
-
-
-def available() -> bool:
-    """True on systems with sealed memfds and `/proc`."""
-    return hasattr(os, "memfd_create") and bool(_SEALS) and Path("/proc/self/fd").is_dir()

@@ -14,16 +14,14 @@ import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rolecall.tensors.backends import segments
-from rolecall.tensors.backends.mappings import MappedSegment, Mappings, host_identity
+from rolecall.tensors.backends.mappings import MappedSegment, Mappings
 from rolecall.tensors.backends.segments import HEADER, MIB, Pool, Segment
-from rolecall.tensors.dtypes import copied, fill, over
+from rolecall.tensors.dtypes import Dense, copied, fill, over
 from rolecall.tensors.shard import Shard, Where
-
-if TYPE_CHECKING:
-    from rolecall.tensors.dtypes import Dense
+from rolecall.transport.address import this_host
 
 SMALLEST = 64 << 10  # below, a round trip costs less than opening and mapping
 PACKED = MIB  # below, shards share segments
@@ -65,7 +63,7 @@ class ShmBackend:
         self._counts = {"mapped": 0, "copied": 0, "unreachable": 0}
 
     def put(self, shard_id: str, tensor: Dense, dtype: str) -> Where | None:
-        if tensor.nbytes < SMALLEST or not segments.available():
+        if tensor.nbytes < SMALLEST:
             return None
         with self._lock:
             place = self._place(shard_id, tensor.nbytes)
@@ -80,7 +78,7 @@ class ShmBackend:
             raise
         segment.mark(offset, shard_id)
         where = {"pid": self._pid, "fd": segment.fd, "inode": segment.inode, "offset": offset}
-        return {"host": host_identity(), **where}
+        return {"host": this_host(), **where}
 
     def _place(self, shard_id: str, nbytes: int) -> tuple[_Slab, int] | None:
         packed = nbytes < PACKED

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rolecall.tensors.dtypes import copied
+from rolecall.tensors.dtypes import Dense, copied
 from rolecall.tensors.shard import Shard, Where
-
-if TYPE_CHECKING:
-    from rolecall.tensors.dtypes import Dense
 
 
 class WireBackend:

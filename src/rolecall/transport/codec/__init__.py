@@ -18,7 +18,6 @@ Types by name are looked up under the rules of `type_names`.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from datetime import tzinfo
 from typing import Any, NamedTuple, NoReturn, TypeVar
@@ -27,12 +26,12 @@ import msgspec
 
 from rolecall.errors import DecodeError, EncodeError, RolecallError
 from rolecall.protocol.message import from_plain
-from rolecall.transport.codec import arrays, plain, rows, tensors, user_types  # noqa: F401  # they add their rules
+from rolecall.transport.codec import arrays, plain, tensors, user_types  # noqa: F401  # they add their rules
 from rolecall.transport.codec.exceptions import short_name
 from rolecall.transport.codec.native import encode as pack_plain
 from rolecall.transport.codec.native import is_native
 from rolecall.transport.codec.places import Refused
-from rolecall.transport.codec.reader import DECODERS, LISTED_TYPES, Listed, Reader
+from rolecall.transport.codec.reader import DECODERS, LISTED_TYPES, WHOLE, Listed, Reader
 from rolecall.transport.codec.writer import ENCODERS, RESOLVERS, Writer
 from rolecall.transport.frames import DEFAULT_LIMITS
 
@@ -41,8 +40,8 @@ T = TypeVar("T")
 _RARE = (Refused, TypeError, OverflowError, UnicodeEncodeError, RecursionError)
 _CODES = range(1, 128)
 _registered: dict[int, str] = {}
-_MAX_HEADER, _MAX_BUFFERS = DEFAULT_LIMITS.max_header, DEFAULT_LIMITS.max_buffers
-_PARTS = 100  # of a value, that are looked at to say which is too large
+LONGEST = 1 << 20  # bytes of a header: a longer one lies in a buffer, where it is copied less often
+_MOST_BUFFERS = DEFAULT_LIMITS.max_buffers
 _SEEN = 200  # characters that an error shows of what a peer sent
 _LONGEST = 1000
 
@@ -71,39 +70,17 @@ def encode(value: Any, place: str = "value") -> Encoded:
         except _RARE:
             writer.start_over()
             header = writer.header(value)
-        if not _fits(header, writer):
-            writer.start_over(spacious=True)
-            header = writer.header(value)
-            if not _fits(header, writer):
-                raise _too_large(value, place, header, writer)
     except Refused as refused:
         kind = short_name(type(refused.value))
         raise EncodeError(refused.place(place), kind, refused.hint or _hint(refused.value)) from refused.__cause__
     except RecursionError as e:
         raise EncodeError(place, short_name(type(value)), "it is nested too deep") from e
+    if len(header) > LONGEST:
+        header = pack_plain(writer.extension(WHOLE, writer.buffer(memoryview(header), 0)))
+    if len(writer.buffers) > _MOST_BUFFERS:
+        hint = f"it holds more than {_MOST_BUFFERS} arrays, tensors and long bytes; join them, or send it in parts"
+        raise EncodeError(place, short_name(type(value)), hint)
     return tuple.__new__(Encoded, (header, writer.buffers))  # a third of the time that its own constructor takes
-
-
-def _fits(header: bytes, writer: Writer) -> bool:
-    return len(header) <= _MAX_HEADER and len(writer.buffers) <= _MAX_BUFFERS
-
-
-def _too_large(value: Any, place: str, header: bytes, writer: Writer) -> EncodeError:
-    """Names the innermost part that is too large by itself."""
-    found = True
-    while found:
-        found = False
-        parts = value.items() if type(value) is dict else enumerate(value) if type(value) in (list, tuple) else ()
-        for key, part in itertools.islice(parts, _PARTS):
-            (alone := Writer()).start_over(spacious=True)
-            if not _fits(alone.header(part), alone):
-                value, place, found = part, f"{place}[{key!r}]", True
-                break
-    hint = (
-        f"it is too large: {len(header)} bytes beside texts and arrays, of which there are {len(writer.buffers)} "
-        f"(limits {_MAX_HEADER} and {_MAX_BUFFERS}); put long lists into arrays or tensors, or send it in parts"
-    )
-    return EncodeError(place, short_name(type(value)), hint)
 
 
 class Received:

@@ -13,11 +13,11 @@ from typing import Any
 
 import msgspec
 
-from rolecall.transport.frames import DEFAULT_LIMITS, MAX_DEPTH
+from rolecall.transport.frames import MAX_DEPTH
 
 NATIVE = frozenset({NoneType, bool, int, float, str})
 ALL_NATIVE, NATIVE_TUPLES, FOREIGN = range(3)  # what `scan` finds
-MOST = DEFAULT_LIMITS.max_header  # items of a value: each takes a byte
+MOST = 1 << 26  # items of a value
 
 encode = msgspec.msgpack.Encoder().encode
 

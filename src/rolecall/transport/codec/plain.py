@@ -1,4 +1,4 @@
-"""Rules for Python's own values: containers, numbers, bytes, times, paths. It imports nothing for the wire.
+"""Rules for Python's own values: containers, numbers, bytes, times, paths, and lists whose items are alike.
 
 Large `bytes` lie beside the header in a buffer. `bytes` and `bytearray` are copied out of it when decoded, because that
 is what those types are; a `memoryview` views the received memory.
@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
-from array import array
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
-from itertools import accumulate, chain, pairwise
+from itertools import chain, islice
 from operator import attrgetter
 from pathlib import Path, PosixPath, PurePath, PurePosixPath, PureWindowsPath, WindowsPath
 from typing import Any, TypeVar
@@ -31,8 +30,6 @@ T = TypeVar("T")
 TUPLE, SET, FROZENSET, PAIRS, ORDERED, DEFAULT, DEQUE = range(-2, -9, -1)
 BIG_INT, TEXT, BYTES, BYTEARRAY, MEMORYVIEW, COMPLEX, SLICE, RANGE, SINGLETON = range(-9, -18, -1)
 DATETIME, DATE, TIME, TIMEDELTA, TIMEZONE, ZONE, PATH, DECIMAL, UUID = range(-18, -27, -1)
-
-JOINED, ZIPPED = -67, -68
 
 INLINE_BYTES = 4096  # more than this goes beside the header
 
@@ -63,8 +60,6 @@ def _of_one(kind: type, code: int, make: Callable[[T], Any], as_plain: Callable[
 def _dict(writer: Writer, value: dict[Any, Any]) -> Any:
     if writer.found(value) == ALL_NATIVE:
         return value
-    if writer.spacious and writer.takes_rows(len(value)):
-        return writer.extension(ZIPPED, [writer.column([*value]), writer.column([*value.values()])])
     native = writer.native
     if not native.issuperset(map(type, value)):
         return writer.extension(PAIRS, _pairs(writer, value))
@@ -81,10 +76,6 @@ def _from_pairs(pairs: list[Any]) -> Iterable[tuple[Any, Any]]:
     if len(pairs) % 2:
         raise DecodeError("a dict with a key too many")
     return zip(pairs[::2], pairs[1::2], strict=True)
-
-
-def _decode_zipped(reader: Reader, data: memoryview) -> Any:
-    return dict(zip(*reader.columns(reader.items(data, 2)), strict=True))
 
 
 def _default(writer: Writer, value: defaultdict[Any, Any]) -> Any:
@@ -116,7 +107,6 @@ ENCODERS[deque] = lambda writer, value: writer.extension(DEQUE, [value.maxlen, *
 DECODERS[TUPLE] = lambda reader, data: tuple(reader.items(data))
 DECODERS[SET] = lambda reader, data: set(reader.items(data))
 DECODERS[FROZENSET] = lambda reader, data: frozenset(reader.items(data))
-DECODERS[ZIPPED] = _decode_zipped
 DECODERS[PAIRS] = lambda reader, data: dict(_from_pairs(reader.items(data)))
 DECODERS[ORDERED] = lambda reader, data: OrderedDict(_from_pairs(reader.items(data)))
 DECODERS[DEFAULT] = _decode_default
@@ -133,49 +123,20 @@ def _int(writer: Writer, value: int) -> Any:
 
 
 def _str(writer: Writer, value: str) -> Any:
-    encoded = value.encode("utf-8", "surrogatepass")
-    if writer.spacious and len(encoded) > INLINE_BYTES:
-        return writer.extension(TEXT, writer.buffer(memoryview(encoded), INLINE_BYTES))
     try:
         value.encode()
     except UnicodeEncodeError:
-        return writer.extension(TEXT, encoded)
+        return writer.extension(TEXT, value.encode("utf-8", "surrogatepass"))
     return value
 
 
 ENCODERS[int] = _int
 ENCODERS[str] = _str
 DECODERS[BIG_INT] = lambda reader, data: int.from_bytes(reader.content(data, bytes), "big", signed=True)
-DECODERS[TEXT] = lambda reader, data: str(reader.buffer(reader.value(data)), "utf-8", "surrogatepass")
+DECODERS[TEXT] = lambda reader, data: str(reader.content(data, bytes), "utf-8", "surrogatepass")
 _of_parts(complex, COMPLEX, complex, "real", "imag")
 _of_parts(slice, SLICE, slice, "start", "stop", "step")
 _of_parts(range, RANGE, range, "start", "stop", "step")
-
-
-# --- lists of many texts, or of bytes, that have no room in the header ---
-
-
-def _joined(writer: Writer, values: Sequence[Any]) -> Any:
-    if not writer.spacious:
-        return None
-    if is_text := type(values[0]) is str:
-        values = [value.encode("utf-8", "surrogatepass") for value in values]
-    sizes = memoryview(array("Q", map(len, values))).cast("B")
-    return writer.extension(JOINED, [is_text, writer.buffer(sizes, 0), writer.buffer(memoryview(b"".join(values)), 0)])
-
-
-def _decode_joined(reader: Reader, data: memoryview) -> Any:
-    is_text, sizes, joined = reader.items(data, 3)
-    ends = [*accumulate(reader.buffer(sizes).cast("Q"), initial=0)]
-    memory = reader.buffer(joined)
-    if ends[-1] != len(memory):
-        raise DecodeError("lengths of texts do not add up to all of them", ends[-1])
-    parts = (memory[start:end] for start, end in pairwise(ends))
-    return [str(part, "utf-8", "surrogatepass") if is_text else bytes(part) for part in parts]
-
-
-ROWS[str] = ROWS[bytes] = _joined
-DECODERS[JOINED] = _decode_joined
 
 
 # --- bytes ---
@@ -264,3 +225,73 @@ _of_one(Decimal, DECIMAL, Decimal, str, str)
 _of_one(uuid.UUID, UUID, lambda content: uuid.UUID(bytes=content), attrgetter("bytes"), bytes)
 for _kind in _SINGLETON_NAMES:
     _of_one(_kind, SINGLETON, _SINGLETONS.__getitem__, lambda value: _SINGLETON_NAMES[type(value)], str)
+
+
+EVEN_TUPLES, UNEVEN_TUPLES, LISTS, DICTS = -60, -61, -62, -63
+
+_TEXT = frozenset({str})
+MOST_ITEMS = 1 << 23  # of all rows of one list together: one that contains itself many times multiplies on each level
+
+
+def _few(rows: Sequence[Any]) -> bool:
+    return sum(map(len, rows)) <= MOST_ITEMS
+
+
+def _flat(writer: Writer, rows: Sequence[Any]) -> list[Any]:
+    """The lengths of rows, and the items of all of them one after another."""
+    return [[*map(len, rows)], writer.column([*chain.from_iterable(rows)])]
+
+
+def _unflattened(reader: Reader, data: memoryview) -> Any:
+    """The same, back; as iterators over each row."""
+    lengths, items = reader.items(data, 2)
+    if type(lengths) is not list or type(items) is not list or not {int}.issuperset(map(type, lengths)):
+        raise DecodeError("lengths and items of rows are not the lists that they must be")
+    if min(lengths, default=0) < 0 or sum(lengths) != len(items):
+        raise DecodeError("lengths of rows do not fit their number of items", len(items))
+    reader.count(len(lengths))
+    rest = iter(items)
+    return (islice(rest, length) for length in lengths)
+
+
+def _tuples(writer: Writer, rows: Sequence[Any]) -> Any:
+    if not _few(rows):
+        return None
+    try:
+        columns = list(zip(*rows, strict=True))
+    except ValueError:  # of several lengths
+        columns = []
+    if not columns:
+        return writer.extension(UNEVEN_TUPLES, _flat(writer, rows))
+    return writer.extension(EVEN_TUPLES, [*map(writer.column, columns)])
+
+
+def _lists(writer: Writer, rows: Sequence[Any]) -> Any:
+    return writer.extension(LISTS, _flat(writer, rows)) if _few(rows) else None
+
+
+def _dicts(writer: Writer, rows: Sequence[Any]) -> Any:
+    """The rule for dicts with the same keys, all of them texts; it takes no others."""
+    keys = list(rows[0])
+    if not keys or set(map(len, rows)) != {len(keys)} or not _few(rows):
+        return None
+    if not _TEXT.issuperset(map(type, chain.from_iterable(rows))) or len(set(map(tuple, rows))) > 1:
+        return None
+    columns = zip(*map(dict.values, rows), strict=True)
+    return writer.extension(DICTS, [keys, *map(writer.column, columns)])
+
+
+def _decode_dicts(reader: Reader, data: memoryview) -> Any:
+    keys, *columns = reader.items(data)
+    if type(keys) is not list or not {str}.issuperset(map(type, keys)) or len(keys) != len(columns):
+        raise DecodeError("keys of dicts do not fit their columns", len(columns))
+    return [dict(zip(keys, row, strict=True)) for row in zip(*reader.columns(columns), strict=True)]
+
+
+ROWS[tuple] = _tuples
+ROWS[list] = _lists
+ROWS[dict] = _dicts
+DECODERS[EVEN_TUPLES] = lambda reader, data: list(zip(*reader.columns(reader.items(data)), strict=True))
+DECODERS[UNEVEN_TUPLES] = lambda reader, data: list(map(tuple, _unflattened(reader, data)))
+DECODERS[LISTS] = lambda reader, data: list(map(list, _unflattened(reader, data)))
+DECODERS[DICTS] = _decode_dicts

@@ -32,6 +32,7 @@ class Listed(NamedTuple):
 LISTED_TYPES: dict[int, Listed] = {}
 TUPLES = -66  # a list of tuples that hold what msgpack holds, packed as lists are
 TABLE, LISTED = -64, -65  # objects that lie in a list before the value, and what stands for one in the value
+WHOLE = -67  # all of it lies in a buffer
 MOST_ROWS = 1 << 22  # of one value: a row that arrives in columns may take a byte and becomes an object
 
 unpack_plain = msgpack.decode
@@ -45,7 +46,7 @@ class Reader:
     which msgspec reads without us. Counts are bounded by the input: it takes memory for an item when it has read it.
     """
 
-    __slots__ = ("_body", "_buffers", "_depth", "_rows", "_table", "context")
+    __slots__ = ("_body", "_buffers", "_depth", "_rows", "_table", "_whole", "context")
 
     def __init__(self, buffers: Sequence[Any], context: Any = None) -> None:
         self.context = context
@@ -53,6 +54,7 @@ class Reader:
         self._depth = self._rows = 0
         self._table: Sequence[Any] = ()
         self._body: bytes | None = None
+        self._whole: memoryview | None = None
 
     def hook(self, code: int, data: memoryview) -> Any:
         decode = DECODERS.get(code)
@@ -69,6 +71,8 @@ class Reader:
     def opened(self, header: bytes | memoryview) -> tuple[list[Any], Any]:
         """Decodes a header up to the value. Returns what is listed before it, and the value when nothing is."""
         value = unpack_plain(header, ext_hook=self.hook)
+        if self._whole is not None:
+            value = self.value(self._whole)
         if self._body is None:
             return [], value
         return list(self._table), None
@@ -79,6 +83,12 @@ class Reader:
         if body is None:
             raise DecodeError("a value is decoded once")
         return self.value(body)
+
+    def whole(self, data: memoryview) -> None:
+        """Notes the buffer that the value lies in; there is nothing beside it."""
+        if self._depth != 1 or self._whole is not None:
+            raise DecodeError("a whole value inside a value")
+        self._whole = self.buffer(_number(data))
 
     def table(self, data: memoryview) -> None:
         """Reads the list before the value; it is the first thing in a header, and stands there once."""
@@ -155,3 +165,4 @@ class Reader:
 DECODERS[TUPLES] = Reader.tuples
 DECODERS[TABLE] = Reader.table
 DECODERS[LISTED] = Reader.listed
+DECODERS[WHOLE] = Reader.whole

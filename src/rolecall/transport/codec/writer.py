@@ -17,7 +17,6 @@ from rolecall.transport.codec.reader import LISTED, LISTED_TYPES, MOST_ROWS, TAB
 from rolecall.transport.frames import MAX_DEPTH
 
 CAREFUL = NATIVE - {int, str}  # what msgpack takes whatever its value is
-SPACIOUS = NATIVE - {int, str}  # another set, of the same
 FEW = 6  # items from which on a form for many is the faster one
 TOO_DEEP = f"it contains itself, or is nested deeper than {MAX_DEPTH} levels"
 
@@ -54,8 +53,7 @@ class Writer:
     """Turns one value into what msgspec can encode, and collects its buffers.
 
     At first it scans each container, packs it as it is where msgpack holds that, and writes lists of like items as
-    columns. After a refusal it starts over, looks at every value, and so finds what is refused and where it lies; and
-    when the header has become too large, to put texts beside it.
+    columns. After a refusal it starts over, looks at every value, and so finds what is refused and where it lies.
     """
 
     __slots__ = ("_columned", "_depth", "_listed", "buffers", "native")
@@ -67,21 +65,16 @@ class Writer:
         self._depth = 0
         self._columned = 0  # rows written as columns
 
-    def start_over(self, *, spacious: bool = False) -> None:
+    def start_over(self) -> None:
         """Makes the writer look at every value by itself, int and str as well."""
-        self.buffers, self.native, self._depth = [], SPACIOUS if spacious else CAREFUL, 0
+        self.buffers, self.native, self._depth = [], CAREFUL, 0
         self._columned = 0
         self._listed.clear()
 
     @property
     def careful(self) -> bool:
         """Every value is looked at by itself."""
-        return self.native is not NATIVE
-
-    @property
-    def spacious(self) -> bool:
-        """Texts, and lists of them, go beside the header."""
-        return self.native is SPACIOUS
+        return self.native is CAREFUL
 
     def plain(self, value: Any) -> Any:
         """Returns `value` in a form that msgspec encodes.
@@ -109,7 +102,7 @@ class Writer:
         found = self.found(values)
         if found == ALL_NATIVE:
             return values
-        if len(values) < FEW or self.native is CAREFUL or ((kind := type(values[0])) in NATIVE and kind not in ROWS):
+        if len(values) < FEW or self.careful or ((kind := type(values[0])) in NATIVE and kind not in ROWS):
             return self.each(values)
         if found == NATIVE_TUPLES:
             return self.extension(TUPLES, values)

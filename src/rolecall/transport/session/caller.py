@@ -58,10 +58,10 @@ class Answered(msgspec.Struct, Generic[Owner], gc=False):
 
 
 class Arrived(msgspec.Struct, Generic[Owner], gc=False):
-    """The next items of a stream, in order."""
+    """The next item of a stream."""
 
     owner: Owner
-    bodies: list[Body]
+    body: Body
 
 
 class Failed(msgspec.Struct, Generic[Owner], gc=False):
@@ -84,32 +84,15 @@ Output = tuple[Sequence[Event[Owner]], Sequence[Sending]]
 class IncomingStream:
     """The items of one stream that is being received: in order, without duplicates."""
 
-    __slots__ = ("arrived", "consumed", "credited", "early", "final", "items", "probed_at")
+    __slots__ = ("arrived", "consumed", "credited", "final", "items", "probed_at")
 
     def __init__(self) -> None:
         self.arrived = 0  # items below this index have come, all of them
         self.consumed = 0
         self.credited = 0
-        self.early: dict[int, Body] = {}  # items behind a gap; at most a window's worth
         self.final: Answered[Any] | None = None  # the answer, while items before it are missing
         self.items = 0  # how many come before it
         self.probed_at = float("-inf")
-
-    def put(self, index: int, body: Body, window: int) -> list[Body]:
-        """Adds an item; returns those that are next in order."""
-        if self.arrived <= index < self.consumed + 2 * window:
-            self.early.setdefault(index, body)
-        ready = []
-        while (item := self.early.pop(self.arrived, None)) is not None:
-            self.arrived += 1
-            ready.append(item)
-        return ready
-
-    def unread(self) -> list[Body]:
-        """Takes what has arrived and nobody will read."""
-        bodies = list(self.early.values())
-        self.early.clear()
-        return [*bodies, self.final.body] if self.final is not None and self.final.ok else bodies
 
 
 class OpenCall(Tracked, Generic[Owner], eq=False, kw_only=True):
@@ -165,10 +148,16 @@ class Caller(Generic[Owner]):
         self._acks: list[int] = []
         self._answered_below = 0
         self._rounds = 0
+        self._next_at_tick = 0
 
     def __len__(self) -> int:
         """Calls that are remembered, notifications and abandoned calls included."""
         return len(self._open)
+
+    @property
+    def busy(self) -> bool:
+        """Whether `tick` has something to do, now or later."""
+        return self.waiting > 0 or (self._attached and bool(self._open or self._acks or self._rounds))
 
     @property
     def has_room(self) -> bool:
@@ -224,12 +213,12 @@ class Caller(Generic[Owner]):
             return events, ()
         return events, ((call.progress(), (), None),) if self._attached else ()
 
-    def consume(self, call: OpenCall[Owner]) -> Sequence[Sending]:
-        """The reader took one item of a stream."""
+    def consume(self, call: OpenCall[Owner], total: int) -> Sequence[Sending]:
+        """The reader has taken so many items of a stream."""
         stream = call.stream
         if stream is None:
             return ()
-        stream.consumed += 1
+        stream.consumed = max(stream.consumed, total)
         if stream.consumed - stream.credited < max(1, self.window // 2):
             return ()
         stream.credited = stream.consumed
@@ -276,11 +265,12 @@ class Caller(Generic[Owner]):
     def tick(self, now: float, written: int) -> Output[Owner]:
         """Fails calls whose deadline has passed, probes those that are silent, and sends acknowledgements.
 
+        While there are new calls, these carry the acknowledgements.
+
         Args:
             written: Bytes sent on the present link that are in the kernel.
         """
-        if not (self._open or self._acks or self._rounds):
-            return (), ()
+        quiet, self._next_at_tick = self._next == self._next_at_tick, self._next
         events: list[Event[Owner]] = []
         sendings: list[Sending] = []
         probed = []
@@ -295,7 +285,9 @@ class Caller(Generic[Owner]):
                 call.probe_at = now + call.probe_wait
                 probed.append(call.progress())
         if self._attached:
-            sendings += [*_probes(probed), *self._acknowledgements()]
+            sendings += _probes(probed)
+            if quiet:
+                sendings += self._acknowledgements()
         return events, sendings
 
     # What arrives
@@ -338,15 +330,16 @@ class Caller(Generic[Owner]):
         if call.abandoned:
             return (Unread([body]),), ()
         stream = call.stream
-        ready = stream.put(item.index, body, self.window)
         call.probe_at, call.probe_wait = now + self._probe_s, self._probe_s
-        events: Sequence[Event[Owner]] = (Arrived(call.owner, ready),) if ready else ()
-        if stream.early:
-            return events, self._probe_gap(call, stream, now)
+        if item.index != stream.arrived or item.index >= stream.consumed + 2 * self.window:
+            # It came before; or others are missing, with which it is sent again.
+            return (), self._probe_gap(call, stream, now) if item.index > stream.arrived else ()
+        stream.arrived += 1
+        arrived = Arrived(call.owner, body)
         if stream.final is not None and stream.arrived >= stream.items:
             last, sendings = self._finish(call, stream.final)
-            return (*events, *last), sendings
-        return events, ()
+            return (arrived, *last), sendings
+        return (arrived,), ()
 
     def _on_status(self, status: messages.Status, now: float) -> Output[Owner]:
         for call in filter(None, map(self._open.get, status.running)):
@@ -384,7 +377,8 @@ class Caller(Generic[Owner]):
         self._release(call)
         if call.is_notification:
             return ()
-        return Failed(call.owner, reason), Unread([] if call.stream is None else call.stream.unread())
+        final = None if call.stream is None else call.stream.final
+        return Failed(call.owner, reason), Unread([final.body] if final is not None and final.ok else [])
 
     def _restarted(self) -> Sequence[Event[Owner]]:
         """The other process is a new one: calls sent to the former one may have run, and will not be answered."""

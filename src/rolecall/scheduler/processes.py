@@ -1,24 +1,32 @@
-"""Starting workers of a role, all or none, through the guards that own their slots."""
+"""Starting workers of a role, all or none, through the guards that own their slots, and ending them, seen dead."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 
-from rolecall.errors import WorkerCreationError, WorkerFailedError
+from rolecall.errors import RolecallError, WorkerCreationError, WorkerFailedError
 from rolecall.placement.plan import Slot, process_group
 from rolecall.placement.waiting import Waiting
 from rolecall.protocol.guard import ALLOC_PORTS, AllocPorts, ProcessSpec, StartResult
+from rolecall.protocol.worker_methods import DESTROY, Destroy
 from rolecall.scheduler.guards import GuardProxy, kill
 from rolecall.scheduler.table import Member
+from rolecall.transport.client import Client
 from rolecall.transport.loop import IOThread
+from rolecall.transport.peer import Call
 from rolecall.types import Worker, role_and_index
 
 log = logging.getLogger("rolecall")
 FAIL_TOGETHER_S = 1.0  # what fails one worker often fails others, a moment later
 MARGIN_S = 30.0  # a guard keeps the start's time limit itself; this is for its answer
+DESTROY_MARGIN_S = 1.0
+KILL_MARGIN_S = 20.0
 
 
 class Group:
@@ -69,16 +77,13 @@ class Group:
         kill(owners, grace_s, grace_s + MARGIN_S)
 
     def _lease_ports(self) -> list[list[int]]:
-        calls = [
-            guard.ask(ALLOC_PORTS, self._wanted_ports(slot), timeout=MARGIN_S)
-            for slot, guard in zip(self._slots, self._guards, strict=True)
-        ]
-        return [call.result().ports for call in calls]
-
-    def _wanted_ports(self, slot: Slot) -> AllocPorts:
         """A worker that is started again keeps its ports, unless others have taken them meanwhile."""
-        before = [int(port) for m in self._among if m.id == slot.worker_id for port in m.worker.worker_ports]
-        return AllocPorts(owner=slot.worker_id, count=slot.port_count, wanted=before)
+        before = {member.id: [int(port) for port in member.worker.worker_ports] for member in self._among}
+        calls = []
+        for slot, guard in zip(self._slots, self._guards, strict=True):
+            wanted = AllocPorts(owner=slot.worker_id, count=slot.port_count, wanted=before.get(slot.worker_id, []))
+            calls.append(guard.ask(ALLOC_PORTS, wanted, timeout=MARGIN_S))
+        return [call.result().ports for call in calls]
 
     def _specs(self, ports: list[list[int]], timeout: float, device_variable: str) -> list[ProcessSpec]:
         world = len(self._among) or len(self._slots)
@@ -115,22 +120,23 @@ class Group:
         for guard, spec in zip(self._guards, specs, strict=True):
             by_guard[guard].append(spec)
         results: dict[str, StartResult] = {}
-        failed = asyncio.Event()
-        tasks = [
-            asyncio.ensure_future(_start_on(guard, its, timeout, results, failed)) for guard, its in by_guard.items()
-        ]
-        ended = asyncio.ensure_future(asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION))
-        failure = asyncio.ensure_future(failed.wait())
+        loop, patience = asyncio.get_running_loop(), asyncio.timeout(None)
+
+        async def start_on(guard: GuardProxy, its: list[ProcessSpec]) -> None:
+            async for result in guard.start(its, timeout):
+                results[result.worker_id] = result
+                if not result.ok and patience.when() is None:
+                    patience.reschedule(loop.time() + FAIL_TOGETHER_S)
+
+        tasks = [asyncio.ensure_future(start_on(guard, its)) for guard, its in by_guard.items()]
         try:
-            await asyncio.wait({ended, failure}, return_when=asyncio.FIRST_COMPLETED)
-            if failed.is_set():
-                await asyncio.wait({ended}, timeout=FAIL_TOGETHER_S)
-            self._check(results)
-            await asyncio.gather(*tasks)
+            async with patience:
+                await asyncio.gather(*tasks)
         finally:
-            for task in [ended, failure, *tasks]:
+            for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
+            self._check(results)  # whatever else has ended the start, those that failed are told
         return [results[spec.worker_id] for spec in specs]
 
     def _check(self, results: dict[str, StartResult]) -> None:
@@ -146,14 +152,53 @@ class Group:
         raise WorkerCreationError(self._role, "; ".join(reasons), list(failed), tails)
 
 
-async def _start_on(
-    guard: GuardProxy,
-    specs: list[ProcessSpec],
-    timeout: float,
-    results: dict[str, StartResult],
-    failed: asyncio.Event,
-) -> None:
-    async for result in guard.start(specs, timeout):
-        results[result.worker_id] = result
-        if not result.ok:
-            failed.set()
+@dataclass(frozen=True)
+class Ending:
+    """How workers are ended.
+
+    Attributes:
+        grace_s: Seconds between SIGTERM and SIGKILL.
+        destroy_s: Seconds for `destroy()` of engines; 0 leaves it out.
+        last_first: One worker after the other, the last of a role first.
+    """
+
+    grace_s: float = 0.0
+    destroy_s: float = 0.0
+    last_first: bool = False
+
+
+def destroy_engines(members: Sequence[Member], seconds: float, borrowed_by: str | None = None) -> None:
+    """Asks all members at the same time, since ending a process group is a collective; bounded.
+
+    Args:
+        seconds: For each engine; with 0 none is asked.
+        borrowed_by: The role whose engines alone are meant, as the workers are another's.
+    """
+    calls: list[tuple[Member, Call]] = []
+    for i, member in enumerate(members if seconds else ()):
+        engines = [f"{borrowed_by}/{i}"] if borrowed_by is not None else None
+        with suppress(RolecallError):  # it died meanwhile
+            if isinstance(member.conversation, Client):
+                wanted, limit = Destroy(engines=engines, timeout=seconds), seconds + DESTROY_MARGIN_S
+                calls.append((member, member.conversation.peer.request(DESTROY.name, wanted, timeout=limit)))
+    for member, call in calls:
+        try:
+            log_problems(member.id, call.result())
+        except (RolecallError, TimeoutError) as e:
+            log.warning("%s: destroy() of its engines was not called: %s", member.id, e)
+
+
+def log_problems(worker_id: str, problems: Mapping[str, str]) -> None:
+    """Logs what `destroy()` of engines ended with, by engine."""
+    for engine, problem in problems.items():
+        log.warning("%s: engine %s: %s", worker_id, engine, problem)
+
+
+def end_processes(members: Sequence[Member], how: Ending) -> None:
+    """SIGTERM, grace, SIGKILL by the guards, each for its own. What outlives that is logged."""
+    grace_ends = time.monotonic() + how.grace_s
+    with Waiting(f"ending {', '.join(m.id for m in members[:4])} ..."):
+        for group in [[m] for m in reversed(members)] if how.last_first else [members]:
+            grace_s = max(0.0, grace_ends - time.monotonic())
+            for survivor in kill({m.id: m.guard for m in group}, grace_s, grace_s + KILL_MARGIN_S):
+                log.warning("SIGKILL did not end %s; its devices may still be in use", survivor)
