@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FunctionType
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict, TypeVar
 
 from rolecall.errors import (
     CallCancelledError,
@@ -19,9 +19,11 @@ from rolecall.errors import (
     WorkerConfigurationError,
     WorkerTimeoutError,
 )
-from rolecall.scheduler.engine_methods import EngineClass, R
 from rolecall.transport.peer import Call
 from rolecall.types import TensorPolicy, WorkerSetup, check_one_of, check_seconds
+
+R = TypeVar("R")
+EngineClass = str | Callable[..., object]  # a class, as a call of which a type checker knows its parameters
 
 
 class Options(TypedDict, total=False):

@@ -26,9 +26,8 @@ from rolecall.protocol.state import RunState
 from rolecall.scheduler.calls import CallOptions
 from rolecall.scheduler.echo import LogEcho
 from rolecall.scheduler.keywords import RunOptions, SchedulerKeywords, StartKeywords
-from rolecall.scheduler.lifecycle import RoleLifecycle
+from rolecall.scheduler.lifecycle import Ending, RoleLifecycle
 from rolecall.scheduler.listener import GuardListener
-from rolecall.scheduler.processes import Ending
 from rolecall.scheduler.roles import Role, job_of
 from rolecall.scheduler.run import Run
 from rolecall.scheduler.supervision import Listener, Supervision

@@ -27,8 +27,15 @@ from rolecall.protocol.worker_methods import (
     Destroy,
     WorkerRequest,
 )
-from rolecall.scheduler.calls import CallOptions, EngineRequest, PendingCall, PendingStream, argument_place, engine_path
-from rolecall.scheduler.engine_methods import EngineClass
+from rolecall.scheduler.calls import (
+    CallOptions,
+    EngineClass,
+    EngineRequest,
+    PendingCall,
+    PendingStream,
+    argument_place,
+    engine_path,
+)
 from rolecall.scheduler.gathering import all_sent
 from rolecall.scheduler.programs import ProgramPeer
 from rolecall.scheduler.run import Run

@@ -16,7 +16,7 @@ import pytest
 from rolecall import RayScheduler
 from rolecall.errors import WorkerConfigurationError
 from rolecall.placement.ray import driver
-from rolecall.placement.ray.outside import folder_of
+from rolecall.placement.ray.placement import folder_of
 from rolecall.transport import ray_internals
 from tests.support import sample_engines
 from tests.support.checkout import SOURCES
