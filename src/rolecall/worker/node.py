@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
-from rolecall.errors import RolecallError
+from rolecall.errors import EngineImportError, RolecallError, WorkerConfigurationError
 from rolecall.protocol.guard import Ports
 from rolecall.protocol.worker_methods import METHODS, AllocPorts, HttpRoute, WorkerConfig, WorkerMethod
 from rolecall.tensors.backends import Backend
@@ -25,18 +25,28 @@ from rolecall.worker.context import CurrentWorker, enter, seed_of
 from rolecall.worker.engines import Engines
 from rolecall.worker.host import AskGuard, EngineHost
 from rolecall.worker.http_request import HttpRequest, failure
+from rolecall.worker.loading import load_function
 from rolecall.worker.progress import Progress
 
 CACHE_BYTES = 1 << 30
 
 
 class WorkerNode:
-    """Builds and owns the parts of a worker: engines, tensors, the engine host and its server."""
+    """Builds and owns the parts of a worker: engines, tensors, the engine host and its server.
+
+    Raises:
+        WorkerConfigurationError: There is no such function as `worker_setup=` names.
+    """
 
     def __init__(
         self, config: WorkerConfig, loop: asyncio.AbstractEventLoop, ask_guard: AskGuard, app: AsgiRoute | None = None
     ) -> None:
         self._config, run = config, config.guard
+        try:
+            if run.setup:
+                load_function(run.setup)
+        except EngineImportError as e:
+            raise WorkerConfigurationError("bad worker_setup=", run.setup, e.reason) from e
         self._owners = Connections(run.token, loop=loop, hello=Hello(name=config.worker_id))
         self._progress = Progress(config.progress or None)
         self._engines = Engines(config.worker_id, self._progress, one_thread=run.one_engine_thread)
