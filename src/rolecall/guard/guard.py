@@ -17,6 +17,7 @@ from rolecall.guard.proc import Process, alive
 from rolecall.guard.requests import ControllerRequests, WorkerRequests
 from rolecall.guard.server import guard_server
 from rolecall.guard.supervisor import Supervisor
+from rolecall.guard.sweep import clean_abandoned
 from rolecall.protocol import events
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.message import from_json
@@ -64,6 +65,8 @@ class Guard:
         if self._config.notices:
             self._supervisor.spawn_task(forward_notices(self._notify))
         self._supervisor.warm_up()
+        if not self._controller.pid:  # else it has done so
+            self._supervisor.spawn_task(asyncio.to_thread(clean_abandoned, Path(self._config.runtime_dir).parent))
         self._supervisor.spawn_task(self._every(TICK_S, self._tick))
         self._supervisor.spawn_task(self._every(LOG_TICK_S, self._supervisor.copy_logs))
         reason = await self._stop
@@ -82,7 +85,6 @@ class Guard:
             self._loop.remove_reader(self._controller_pidfd)
         self._supervisor.close()
         await self._server.close()
-        runtime.clean(self._config.runtime_dir, self._config.guard_id)
 
     async def _every(self, pause: float, work: Callable[[], Awaitable[None]]) -> None:
         while True:

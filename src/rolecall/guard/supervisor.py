@@ -117,7 +117,7 @@ class Supervisor:
         report = await self._killer.kill(list(self.table), grace_s)
         await self._template.close()
         killed = await asyncio.to_thread(kill_below, STRAYS_S)  # no worker owns them
-        left = await asyncio.to_thread(sweep, self.config.run_id, self.config.guard_id)
+        left = await asyncio.to_thread(sweep, self.config.run_id, self.config.guard_id, self.config.runtime_dir)
         strays = [f"{item.pid} {item.name}" for item in killed] + [f"{item.pid} {item.name}" for item in left]
         survivors = report.survivors + [f"{item.pid} {item.name}" for item in left if not item.gone]
         await asyncio.to_thread(self._merged_log.close)

@@ -6,10 +6,12 @@ from typing import Any
 
 from rolecall.guard import probe
 from rolecall.guard.children import Children
+from rolecall.guard.claims import note_seen
 from rolecall.guard.descendants import Descendants
 from rolecall.guard.health import HealthChecks
 from rolecall.guard.metrics import Counts
 from rolecall.guard.oom import OomWatch
+from rolecall.guard.proc import Process
 from rolecall.guard.stall import Resumed, Stalled, StallWatch
 from rolecall.guard.table import Record, State, Table
 from rolecall.protocol import events
@@ -44,6 +46,7 @@ class Watcher:
         # For each worker its policy, and a lock that keeps its events in order while stacks are read.
         self._watches: dict[Record, tuple[StallWatch, asyncio.Lock]] = {}
         self._stack_dumps = asyncio.Semaphore(MAX_STACK_DUMPS)
+        self._noted: set[Process] = set()
         self.oom = OomWatch()
 
     async def look(self) -> None:
@@ -70,6 +73,9 @@ class Watcher:
                 owned = descendants.owned(record)
                 record.tracked = owned
                 record.rss = sum(descendants.by_pid[process.pid].rss for process in owned)
+        if descendants.unmarked != self._noted:
+            self._noted = descendants.unmarked
+            await asyncio.to_thread(note_seen, self._config.runtime_dir, self._config.guard_id, self._noted)
 
     async def _report(self, record: Record, change: Stalled | Resumed, lock: asyncio.Lock) -> None:
         async with lock:
