@@ -43,6 +43,7 @@ class Guard:
         self._stop: asyncio.Future[str] = loop.create_future()
         self._controller = Process(config.controller_pid, config.controller_start)
         self._controller_pidfd = -1
+        self._reaper = os.getppid()
         self._client = Client(
             "controller",
             config.controller,
@@ -58,7 +59,7 @@ class Guard:
     async def run(self) -> None:
         """Serves until the controller, a signal or the lease ends it."""
         for number in STOP_SIGNALS:
-            self._loop.add_signal_handler(number, self._stop_soon, f"asked to by {signal.Signals(number).name}")
+            self._loop.add_signal_handler(number, self._on_signal, number)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         self._watch_controller()
         self._server.listen_unix(runtime.guard_socket(self._config.runtime_dir, self._config.guard_id))
@@ -73,6 +74,10 @@ class Guard:
         _log.info("ending: %s", reason)
         await self._supervisor.shutdown(0.0)
         await self._close()
+
+    def _on_signal(self, number: int) -> None:
+        living = os.getppid() == self._reaper
+        self._stop_soon(f"asked to by {signal.Signals(number).name}" if living else "its reaper was killed")
 
     def _stop_soon(self, reason: str) -> None:
         """Ends the guard soon. The first reason counts."""
