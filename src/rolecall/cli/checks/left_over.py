@@ -12,10 +12,12 @@ from pathlib import Path
 from rolecall.cli.checks import listed
 from rolecall.cli.rundir import RunDir, on_another_host
 from rolecall.cli.runs import find_runs, selected
+from rolecall.guard.claims import abandoned
 from rolecall.guard.proc import Stat, ancestors, snapshot
 from rolecall.guard.sweep import GUARD_NAME, RunProcess, run_processes
 from rolecall.placement.outside import Finding, Left, Severity, error, info, ok, warning
 from rolecall.placement.registry import PLACEMENTS
+from rolecall.scheduler.run import private_root
 from rolecall.tensors.shard import grouped
 
 CHECK = "processes"
@@ -48,21 +50,32 @@ def _look(fileroot: Path) -> list[Finding]:
 def _judge_processes(run_id: str, items: list[RunProcess], directory: RunDir | None, guards: list[Stat]) -> Finding:
     name = f"run {directory.name} (id {run_id})" if directory else f"run {run_id}"
     controller = directory.controller() if directory else None
+    left_by = run_id if _controller_is_dead(run_id, directory) else ""
     stop = f"rolecall stop --run {run_id} --yes"
     shown = listed([item.describe() for item in items], SHOWN)
     stopped = [guard for guard in guards if guard.state in "Tt"]
     if stopped:
         seen = f"{name}: its guard {stopped[0].pid} is stopped and supervises nothing: {shown}"
-        return error(CHECK, seen, "continue it (kill -CONT), or end the run", stop)
+        return error(CHECK, seen, "continue it (kill -CONT), or end the run", stop, left_by)
     if controller is not None:
         return ok(CHECK, f"{name}: {len(items)} processes, controller {controller} is running")
     if guards and directory is None:
         return info(CHECK, f"{name} has a guard, {guards[0].pid}; its run directory is under another fileroot: {shown}")
     if guards:
         advice = "if the controller is not on another host, the guard ends them when its lease expires; or end them now"
-        return warning(CHECK, f"{name} has no controller here but {len(items)} process(es): {shown}", advice, stop)
+        return warning(
+            CHECK, f"{name} has no controller here but {len(items)} process(es): {shown}", advice, stop, left_by
+        )
     seen = f"{name} left {len(items)} process(es) without a {'controller' if directory else 'guard'}: {shown}"
-    return error(CHECK, seen, "end them", stop)
+    return error(CHECK, seen, "end them", stop, left_by)
+
+
+def _controller_is_dead(run_id: str, directory: RunDir | None) -> bool:
+    """For sure: one on another host, or of a run directory elsewhere, may live."""
+    if directory is not None:
+        return directory.controller() is None and not on_another_host(directory.known().controller.host)
+    folder = private_root() / run_id
+    return abandoned(folder) or not folder.exists()
 
 
 def check_left_allocations(fileroot: Path) -> Iterator[Finding]:
@@ -85,4 +98,5 @@ def _judge_allocations(check: str, left: Left, directory: RunDir | None) -> Find
         return info(check, f"run {directory.name}: {what}, and a controller on {host}")
     advice = "what waits would end as soon as it starts; end it now"
     stop = f"rolecall stop --run {shlex.quote(str(directory.path))} --yes"
-    return warning(check, f"run {directory.name} has no controller any more but left {what}", advice, stop)
+    seen = f"run {directory.name} has no controller any more but left {what}"
+    return warning(check, seen, advice, stop, left.run_id)

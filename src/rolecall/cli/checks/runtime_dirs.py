@@ -9,13 +9,16 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from rolecall.cli.checks import listed
 from rolecall.cli.rundir import age
+from rolecall.guard.claims import abandoned
 from rolecall.guard.sweep import run_processes
 from rolecall.placement.outside import Finding, error, ok, warning
 from rolecall.scheduler.run import private_root
 from rolecall.transport.address import listens
 
 CHECK = "runtime directories"
+SHOWN = 8
 YOUNG_S = 60.0  # a run that is starting creates its directory before it has a process
 
 
@@ -53,6 +56,12 @@ def _secrecy(directory: Path) -> Iterator[Finding]:
 
 
 def _staleness(directory: Path, living: set[str]) -> Iterator[Finding]:
+    if abandoned(directory):
+        left = [item.describe() for item in run_processes(directory.name, runtime_dir=directory)]
+        seen = f"{directory} is left over, its controller and guards were killed; of their processes: "
+        stop = f"rolecall stop --run {directory.name} --yes"
+        yield warning(CHECK, seen + (listed(left, SHOWN) or "none"), "end and remove it", stop, directory.name)
+        return
     sockets = [*directory.glob("*.sock"), *directory.glob("w/*.sock")]
     young = age(directory.lstat().st_mtime) < YOUNG_S
     if young or directory.name in living or any(listens(str(path)) for path in sockets):
