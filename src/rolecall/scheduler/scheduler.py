@@ -133,7 +133,8 @@ class Scheduler:
             self._run.open()
             if echo_logs and sys.stderr is not None:
                 undo.callback(LogEcho(self._run.run_dir / "logs" / "merged.log", sys.stderr).close)
-            self._clean_abandoned()
+            if placement.starts_processes:
+                self._clean_abandoned()
             undo.push(self._sweep_after_error)
             self._io = IOThread("rolecall-io")
             undo.callback(self._io.close)
