@@ -36,9 +36,9 @@ from rolecall.protocol.guard import TABLE, NoArguments
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.message import to_plain
 from rolecall.scheduler.guards import ask_all
+from rolecall.scheduler.keywords import RunOptions
 from rolecall.scheduler.listener import GuardListener
 from rolecall.scheduler.run import Run
-from rolecall.scheduler.run_options import RunOptions
 from rolecall.transport.client import Client
 from rolecall.transport.loop import IOThread
 from rolecall.transport.peer import Incoming
@@ -70,7 +70,7 @@ def _measured(contender: str, count: int, repeat: int) -> dict[str, float]:
         run.open()
         up.callback(run.close)
         io = up.enter_context(IOThread())
-        listener = GuardListener(run, io, RunOptions(start_timeout=PATIENCE_S))
+        listener = GuardListener(run, io, RunOptions(preload=(), start_timeout=PATIENCE_S))
         listener.open(lambda guard, event: None)
         up.callback(listener.close)
         if contender == "tcp":

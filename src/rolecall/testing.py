@@ -115,21 +115,14 @@ class InProcessGuard(RequestHandler):
 
     def _start(self, spec: ProcessSpec) -> StartResult:
         config = WorkerConfig(
+            **self._config.shared() | {"bind": IP, "main": "", "sys_path": []},
             worker_id=spec.worker_id,
-            token=self._config.token,
             socket=runtime.worker_socket(self._config.runtime_dir, spec.worker_id),
-            ip=IP,
-            bind=IP,
             port=spec.ports[0],
             ports=spec.ports,
             target_ports=self._leased.get(str(spec.target), []),
             devices=spec.devices,
             replicas=spec.replicas,
-            run_dir=self._config.run_dir,
-            seed=self._config.seed,
-            tensor_backend=self._config.tensor_backend,
-            setup=self._config.setup,
-            one_engine_thread=self._config.one_engine_thread,
         )
         try:
             if spec.argv is not None:

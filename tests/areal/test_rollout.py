@@ -26,6 +26,7 @@ from rolecall.areal import RolecallScheduler
 from tests.areal.rollout_engine import Guess, Talker, TokenEngine
 from tests.areal.tokenizer import saved_tokenizer
 from tests.areal.train_engine import TableEngine
+from tests.support.schedulers_under_test import each
 
 NAMES: dict[str, Any] = {"experiment_name": "areal", "trial_name": "suite"}
 SPEC = SchedulingSpec(cpu=1, mem=2, container_type="none", cmd="python -m areal.infra.rpc.rpc_server")
@@ -120,8 +121,12 @@ def test_weights_go_over_the_disk_to_every_server(rollout: RolloutController, fo
     actor.destroy()
 
 
+@pytest.mark.parametrize("backend", each(["local"]), indirect=True, scope="module")
 def test_an_agent_talks_to_proxies_forked_beside_the_rollout(rollout: RolloutController) -> None:
-    """AReaL's own proxy module, started with its arguments, asked over HTTP, its sessions trained on as tokens."""
+    """AReaL's own proxy module, started with its arguments, asked over HTTP, its sessions trained on as tokens.
+
+    The contract of forks shows on every backend that a module is started so; this one takes seconds to be imported.
+    """
     rollout.start_proxy()
     try:
         assert [w.id for w in rollout.proxy_workers] == ["proxy-rollout/0", "proxy-rollout/1"]

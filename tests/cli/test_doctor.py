@@ -13,16 +13,15 @@ from typing import Any
 
 import pytest
 
-from rolecall.cli.checks import limits, ports, versions
-from rolecall.cli.checks.devices import check_devices
+from rolecall.cli.checks import installation, limits, ports
+from rolecall.cli.checks.installation import check_devices
+from rolecall.cli.checks.left_over import check_runtime_dirs, check_shared_memory
 from rolecall.cli.checks.paths import check_paths, socket_room
-from rolecall.cli.checks.runtime_dirs import check_runtime_dirs
-from rolecall.cli.checks.shared_memory import check_shared_memory
 from rolecall.cli.doctor import examine
 from rolecall.guard.ports import PortLeases, ephemeral
 from rolecall.placement.outside import Finding, Severity
-from rolecall.placement.ray.outside import check_ray
-from rolecall.placement.slurm.outside import check_slurm
+from rolecall.placement.ray.placement import check_ray
+from rolecall.placement.slurm.placement import check_slurm
 from tests.cli.cli_rig import CommandLine, Controller
 
 OLD = time.time() - 3600
@@ -150,9 +149,9 @@ def _bound(sock: socket.socket, port: int) -> bool:
         (limits.processes(100), Severity.WARNING),
         (limits.locked_memory(64 << 10), Severity.INFO),
         (limits.memory(1 << 30), Severity.WARNING),
-        (limits.pids("1024"), Severity.WARNING),
-        (limits.overcommit("2"), Severity.WARNING),
-        (limits.overcommit("0"), Severity.OK),
+        (limits.sysctl("kernel.pid_max", "1024"), Severity.WARNING),
+        (limits.sysctl("vm.overcommit_memory", "2"), Severity.WARNING),
+        (limits.sysctl("vm.overcommit_memory", "0"), Severity.OK),
         (limits.huge_pages("always advise [never]"), Severity.INFO),
         (limits.huge_pages("always [advise] never"), Severity.OK),
         (socket_room(Path("/tmp/rolecall-0")), Severity.OK),
@@ -237,6 +236,6 @@ def test_ray_is_looked_for_where_its_variable_points() -> None:
 
 def test_versions_are_compared_as_numbers() -> None:
     """`2.10` is newer than `2.4`, and a local part does not count."""
-    assert not versions.older("2.10.0+cpu", "2.4")
-    assert versions.older("2.3.9", "2.4")
-    assert not versions.older("16", "6")
+    assert not installation.older("2.10.0+cpu", "2.4")
+    assert installation.older("2.3.9", "2.4")
+    assert not installation.older("16", "6")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rolecall.cli.follow import Follower, last_lines
+from rolecall.cli.logs import Follower, last_lines
 from tests.cli.cli_rig import CommandLine, Controller, environment, running
 
 

@@ -27,6 +27,13 @@ STORE_BYTES = 100_000_000
 START_S = 120.0
 GONE_S = 20.0
 LONGEST_DIR = 28  # below it come 79 bytes of session and socket, and the path of a Unix socket holds 107
+# `ray start` without the other commands of its program, which import FastAPI and pandas where those are installed, and
+# without a server for Ray's client, which there is where grpc is.
+RAY = """import sys
+for unused in "ray.serve.scripts", "ray.dashboard.modules.job.cli", "ray.util.state.state_cli", "grpc":
+    sys.modules[unused] = None
+from ray.scripts.scripts import main
+main()"""
 _NOT_INHERITED = ("RAY_", "RC_TEST_", "TMPDIR", "ROLECALL_")  # a cluster belongs to no test that uses it
 
 
@@ -130,7 +137,7 @@ class RayCluster:
         quiet = ("--disable-usage-stats", "--include-log-monitor=false", f"--object-store-memory={self._store_bytes}")
         ports = ("--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0")
         temp = (f"--temp-dir={self.folder}",) if "--head" in args else ()
-        command = [sys.executable, "-P", "-m", "ray.scripts.scripts", "start", *args, *quiet, *ports, *temp]
+        command = [sys.executable, "-P", "-c", RAY, "start", *args, *quiet, *ports, *temp]
         log = self.folder / f"start-{name}.log"
         with log.open("wb") as out:
             succeeded = self._carry_out(name, command, out)

@@ -6,10 +6,9 @@ import io
 
 from rich.console import Console
 
-from rolecall.demo.display import display_on, plain_line
+from rolecall.demo.display import DemoPanel, display_on, plain_line, sparkline, stacked_bar
 from rolecall.demo.options import DemoOptions
-from rolecall.demo.panel import DemoPanel, sparkline, stacked_bar
-from rolecall.demo.records import Evaluation, Record, Started, Step
+from rolecall.demo.report import Evaluation, Record, Started, Step
 
 PHASES = {"sample": 0.010, "reference": 0.010, "train": 0.060, "weights": 0.020}
 

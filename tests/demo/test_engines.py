@@ -7,9 +7,8 @@ import torch
 
 from rolecall.demo import task
 from rolecall.demo.engines import Actor, Reference, Rollout
-from rolecall.demo.model import FlatModel
+from rolecall.demo.model import FlatModel, sample
 from rolecall.demo.options import Recipe
-from rolecall.demo.sampling import sample
 
 pytestmark = pytest.mark.slow("the import of transformers")
 

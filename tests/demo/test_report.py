@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from rolecall.demo.loop import Phases
 from rolecall.demo.options import DemoOptions, Recipe, check_needs
-from rolecall.demo.records import Evaluation, Started, Step
-from rolecall.demo.report import Report
-from rolecall.demo.roles import Phases
+from rolecall.demo.report import Evaluation, Report, Started, Step
 from rolecall.errors import WorkerConfigurationError
 
 

@@ -20,7 +20,7 @@ from rich.console import Console
 from rolecall import Scheduler
 from rolecall.demo.loop import Demo, open_scheduler, run_demo
 from rolecall.demo.options import DemoOptions, Recipe
-from rolecall.demo.records import Evaluation, Step, Summary
+from rolecall.demo.report import Evaluation, Step, Summary
 from tests.support.schedulers_under_test import OF_PROCESSES, each
 
 pytestmark = pytest.mark.slow("models learn, in processes of their own", seconds=16)

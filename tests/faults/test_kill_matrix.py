@@ -66,7 +66,8 @@ def spread(times: int, **axes: Sequence[Any]) -> pytest.MarkDecorator:
         for place in places
         for n in range(times)
     ]
-    return pytest.mark.parametrize(("backend", *axes), cases, indirect=["backend"])
+    # The scope is said, else it is a function's, for the values are no fixtures, and `shared` would not be shared.
+    return pytest.mark.parametrize(("backend", *axes), cases, indirect=["backend"], scope="module")
 
 
 @pytest.fixture(scope="module", params=each(OF_PROCESSES))

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 
-from rolecall.guard.notices import LONGEST, forward_notices
+from rolecall.guard.guard import LONGEST_NOTICE, forward_notices
 from rolecall.protocol.events import Notice
 
 LINE = b'{"role": "actor", "reason": "the time limit", "seconds": 120}\n'
@@ -45,4 +45,4 @@ def test_what_is_no_notice_is_passed_over() -> None:
 
 def test_a_line_without_an_end_is_not_kept() -> None:
     """Nobody is listened to who writes such."""
-    assert asyncio.run(told(b"x" * 3 * LONGEST)) == []
+    assert asyncio.run(told(b"x" * 3 * LONGEST_NOTICE)) == []

@@ -40,8 +40,8 @@ def bad_line(scheduler: LocalScheduler, *, drop: float, cut: float) -> Iterator[
     place = live.runtime_dir(scheduler) / "w" / "actor-0.sock"
     real = place.rename(place.with_name("real.sock"))
     with ChaosProxy(place, real, drop=drop, cut=cut, seed=23) as proxy:
-        client = scheduler._table.member("actor/0").client
-        assert client is not None and client.peer.link is not None
+        client = scheduler._table.member("actor/0").conversation
+        assert isinstance(client, Client) and client.peer.link is not None
         client.peer.link.abort()
         yield proxy
     real.rename(place)

@@ -16,7 +16,7 @@ from rolecall.placement.local import LocalPlacement
 from rolecall.placement.registry import PLACEMENTS
 from rolecall.placement.slurm.options import SlurmOptions
 from rolecall.scheduler.backends import SCHEDULERS, options_of
-from rolecall.scheduler.keywords import LocalKeywords, RayKeywords, SlurmKeywords, SpecKeywords
+from rolecall.scheduler.keywords import LocalKeywords, RayKeywords, RunOptions, SlurmKeywords, SpecKeywords
 from rolecall.testing import InProcessScheduler
 
 
@@ -49,7 +49,7 @@ def test_every_scheduler_has_the_common_options_and_its_own() -> None:
 )
 def test_editors_are_told_all_keywords_with_their_types(backend: str, keywords: type) -> None:
     """The typed dictionaries of keywords say what the constructors take."""
-    found = {name: hint for maker in (Scheduler, PLACEMENTS[backend]) for name, hint in hints_of(maker).items()}
+    found = {name: hint for maker in (RunOptions, PLACEMENTS[backend]) for name, hint in hints_of(maker).items()}
     if backend == "slurm":
         found |= {name: hint for name, hint in hints_of(SlurmOptions).items() if name in options_of("slurm")}
     assert {name: found[name] for name in options_of(backend)} == get_type_hints(keywords)

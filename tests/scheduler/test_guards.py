@@ -14,9 +14,9 @@ from rolecall.protocol.events import Event, GuardLost
 from rolecall.protocol.guard import TABLE, NoArguments
 from rolecall.protocol.state import GuardState
 from rolecall.scheduler.guards import GuardProxy
+from rolecall.scheduler.keywords import RunOptions
 from rolecall.scheduler.listener import GuardListener
 from rolecall.scheduler.run import Run
-from rolecall.scheduler.run_options import RunOptions
 from rolecall.transport.address import this_host
 from rolecall.transport.client import Client
 from rolecall.transport.handshake import Hello
@@ -36,7 +36,7 @@ class Controller:
         self.io = IOThread("rolecall-listener-test")
         self.lost: list[str] = []
         self.told = threading.Event()
-        self.listener = GuardListener(self.run, self.io, RunOptions(start_timeout=10, lease_s=LEASE_S))
+        self.listener = GuardListener(self.run, self.io, RunOptions(preload=(), start_timeout=10, lease_s=LEASE_S))
         self.listener.open(self._on_event)
         self.listener.listen("127.0.0.1")
         self.dialled: list[Client] = []

@@ -13,8 +13,7 @@ from typing import Any
 import rolecall
 from rolecall import LocalScheduler
 from rolecall.cli.logs import logs
-from rolecall.cli.rundir import RunDir
-from rolecall.cli.runs import select_run
+from rolecall.cli.runs import read_state, select_run
 from rolecall.cli.stop import ForeignRunError, stop
 from rolecall.errors import InternalError, RolecallError, ShardExistsError, WorkerCreationError
 from rolecall.guard.ports import PortLeases
@@ -110,7 +109,7 @@ def _broken_state(folder: Path) -> object:
     directory = folder / "demo" / "t1"
     directory.mkdir()
     (directory / "state.json").write_text("{run_id")
-    return RunDir(directory).state()
+    return read_state(directory)
 
 
 def _cancelled(actor: rolecall.Role) -> object:

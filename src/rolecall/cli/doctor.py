@@ -10,17 +10,18 @@ from typing import Annotated
 
 import typer
 
-from rolecall.cli.checks.devices import check_devices
-from rolecall.cli.checks.left_over import check_left_allocations, check_left_processes
+from rolecall.cli.checks.installation import check_devices, check_py_spy, check_versions
+from rolecall.cli.checks.left_over import (
+    check_left_allocations,
+    check_left_processes,
+    check_runtime_dirs,
+    check_shared_memory,
+)
 from rolecall.cli.checks.limits import check_limits
 from rolecall.cli.checks.paths import check_paths
 from rolecall.cli.checks.ports import check_ports
-from rolecall.cli.checks.py_spy import check_py_spy
-from rolecall.cli.checks.runtime_dirs import check_runtime_dirs
-from rolecall.cli.checks.shared_memory import check_shared_memory
-from rolecall.cli.checks.versions import check_versions
-from rolecall.cli.ending import Ending, end_run
 from rolecall.cli.runs import DEFAULT_FILEROOT, RunNotFoundError, select_run
+from rolecall.cli.stop import Ending, end_run
 from rolecall.cli.terminal import FilerootOption, JsonOption, console, print_json, table
 from rolecall.placement.outside import Finding, Severity, warning
 from rolecall.placement.registry import PLACEMENTS
@@ -102,11 +103,8 @@ def _print(shown: list[Finding], findings: list[Finding]) -> None:
     ranked = sorted(shown, key=lambda finding: list(Severity).index(finding.severity))
     out = console()
     if ranked:
-        rows = [(f.severity.upper(), f.check, f.seen, _what_to_do(f)) for f in ranked]
+        todo = ["\n".join(filter(None, (f.advice, f.command and f"$ {f.command}"))) for f in ranked]
+        rows = [(f.severity.upper(), f.check, f.seen, do) for f, do in zip(ranked, todo, strict=True)]
         out.print(table(("", "CHECK", "SEEN", "WHAT TO DO"), rows, [STYLES[f.severity] for f in ranked]))
     errors, warnings = (sum(f.severity is s for f in findings) for s in (Severity.ERROR, Severity.WARNING))
     out.print(f"{errors} error(s), {warnings} warning(s)", highlight=False, markup=False)
-
-
-def _what_to_do(finding: Finding) -> str:
-    return "\n".join(filter(None, (finding.advice, finding.command and f"$ {finding.command}")))

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import re
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, BinaryIO, NamedTuple
 
 import typer
 
-from rolecall.cli.follow import Followers, Line
-from rolecall.cli.rundir import RunDir
-from rolecall.cli.runs import RunNotFoundError, is_running, select_run
+from rolecall.cli.runs import FoundRun, RunNotFoundError, select_run
 from rolecall.cli.terminal import FilerootOption, JsonOption, RunOption, print_json, remark
 from rolecall.errors import RolecallError
 from rolecall.scheduler.echo import prefix_of, takes_colours
@@ -25,6 +27,14 @@ MERGED = "merged.log"
 _WORKER_LOG = re.compile(r"(?P<role>.+)-(?P<index>\d+)\.log")
 _GUARD_LOG = re.compile(r"guard-(?P<id>g.*)\.log")
 _MERGED_LINE = re.compile(r"\[(?P<worker>[^]\s]+/\d+)\] ?(?P<text>.*)", re.DOTALL)
+BLOCK = 1 << 16
+
+
+class Line(NamedTuple):
+    """A line without its newline, and the log that it comes from (a worker's id, or `guard g0`)."""
+
+    source: str
+    text: str
 
 
 class NoLogError(RolecallError):
@@ -53,30 +63,27 @@ def logs(
     Example: rolecall logs -f actor/0
     """
     found = select_run(run, fileroot)
-    if found.directory is None:
+    if found.path is None:
         raise RunNotFoundError(found.run_id, "any known fileroot (only processes of the run are left)")
-    reader = _Reader(_before(found.directory, earlier), target, json)
+    runs = earlier_runs(found.path)
+    if earlier > len(runs):
+        wanted = f"{earlier} before the latest (the trial ran {len(runs) + 1} time(s))"
+        raise RunNotFoundError(wanted, str(found.path), map(str, range(1, len(runs) + 1)))
+    if earlier:
+        found = FoundRun.at(found.path / EARLIER / str(runs[-earlier]))
+    reader = _Reader(found, target, json)
     reader.begin(None if whole else tail, follow=follow)
     if follow:
         reader.follow()
     reader.end()
 
 
-def _before(latest: RunDir, count: int) -> RunDir:
-    """The run of the same trial that was so many before the latest."""
-    runs = earlier_runs(latest.path)
-    if count > len(runs):
-        wanted = f"{count} before the latest (the trial ran {len(runs) + 1} time(s))"
-        raise RunNotFoundError(wanted, str(latest.path), map(str, range(1, len(runs) + 1)))
-    return RunDir(latest.path / EARLIER / str(runs[-count])) if count else latest
-
-
 class _Reader:
     """Prints the lines of the selected logs."""
 
-    def __init__(self, directory: RunDir, target: str | None, as_json: bool) -> None:
-        self._directory, self._target, self._json = directory, target, as_json
-        self._folder = directory.path / "logs"
+    def __init__(self, run: FoundRun, target: str | None, as_json: bool) -> None:
+        self._run, self._target, self._json = run, target, as_json
+        self._folder = (run.path or run.runtime_dir) / "logs"
         self._prefix = target is None or "/" not in target
         self._colours = takes_colours(sys.stdout)
         self._followers = Followers(self.files)
@@ -94,7 +101,7 @@ class _Reader:
         Raises:
             NoLogError: There is no such log; with `follow`, only if the run has ended.
         """
-        if not self.files() and not (follow and is_running(self._directory)):
+        if not self.files() and not (follow and self._run.running):
             raise NoLogError(str(self._target), list(_sources(self._folder)))
         for line in self._followers.last(tail):
             self._print(line)
@@ -104,13 +111,13 @@ class _Reader:
     def follow(self) -> None:
         """Prints what is appended until the run has ended."""
         for poll in count(1):
-            running = poll % CHECK_ENDED_EVERY != 0 or is_running(self._directory)
+            running = poll % CHECK_ENDED_EVERY != 0 or self._run.running
             for line in self._followers.lines():  # after the check, so that no line is missed when the run has ended
                 self._print(line)
             if not running:
                 break
             time.sleep(POLL_S)
-        remark(f"{self._directory.name} has ended")
+        remark(f"{self._run.name} has ended")
 
     def end(self) -> None:
         """Prints incomplete last lines, as a killed worker may leave them."""
@@ -159,3 +166,94 @@ def _split(line: Line) -> tuple[str, str]:
     if line.source == MERGED and (match := _MERGED_LINE.fullmatch(line.text)):
         return match["worker"], match["text"]
     return line
+
+
+def last_lines(file: BinaryIO, count: int | None) -> list[str]:
+    """The last complete lines of a file, all when `count` is None; the file is left positioned after them."""
+    if not file.seek(0, os.SEEK_END):
+        return []
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        end = text.rfind(b"\n") + 1
+        start = 0 if count is None else end
+        for _ in range(min(count or 0, end)):
+            start = text.rfind(b"\n", 0, max(start - 1, 0)) + 1
+        file.seek(end)
+        return text[start:end].decode(errors="replace").split("\n")[:-1]
+
+
+class Follower:
+    """Follows one file, also when it is replaced (rotated) or truncated."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: BinaryIO | None = None
+        self._rest = b""
+
+    def last(self, count: int | None) -> list[str]:
+        """The last lines. Call it before `lines`, which yields only what is appended after that."""
+        return last_lines(file, count) if (file := self._opened()) else []
+
+    def lines(self) -> Iterator[str]:
+        """The complete lines appended since the last call."""
+        while file := self._opened():
+            while data := file.read(BLOCK):
+                *lines, self._rest = (self._rest + data).split(b"\n")
+                yield from (line.decode(errors="replace") for line in lines)
+            if not self._replaced(file):
+                return
+            yield from self.flush()
+            self.close()
+
+    def flush(self) -> Iterator[str]:
+        """The last line, if it has no newline yet."""
+        if self._rest:
+            yield self._rest.decode(errors="replace")
+            self._rest = b""
+
+    def close(self) -> None:
+        """May be called twice."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _opened(self) -> BinaryIO | None:
+        with suppress(FileNotFoundError):
+            self._file = self._file or self._path.open("rb")
+        return self._file
+
+    def _replaced(self, file: BinaryIO) -> bool:
+        opened = os.fstat(file.fileno())
+        try:
+            found = self._path.stat()
+        except FileNotFoundError:  # moved away, and not yet replaced
+            return opened.st_size < file.tell()
+        return opened.st_size < file.tell() or not os.path.samestat(found, opened)
+
+
+class Followers:
+    """Follows all files that `find` returns; files that appear later are read from their beginning."""
+
+    def __init__(self, find: Callable[[], dict[str, Path]]) -> None:
+        self._find = find
+        self._followers: dict[str, Follower] = {}
+
+    def last(self, count: int | None) -> Iterator[Line]:
+        """The last lines of each."""
+        for name, follower in self._found():
+            yield from (Line(name, text) for text in follower.last(count))
+
+    def lines(self) -> Iterator[Line]:
+        """The complete lines appended to any file since the last call."""
+        for name, follower in self._found():
+            yield from (Line(name, text) for text in follower.lines())
+
+    def end(self) -> Iterator[Line]:
+        """The remaining lines, including last lines without a newline."""
+        yield from self.lines()
+        for name, follower in self._followers.items():
+            yield from (Line(name, text) for text in follower.flush())
+            follower.close()
+
+    def _found(self) -> Iterator[tuple[str, Follower]]:
+        for name, path in self._find().items():
+            yield name, self._followers.setdefault(name, Follower(path))

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from rolecall.cli.client import NoAnswerError
-from rolecall.cli.runs import SelectedRun, select_run
+from rolecall.cli.runs import FoundRun, select_run
 from rolecall.cli.terminal import FilerootOption, JsonOption, RunOption, print_json, remark
 from rolecall.cli.view import RunView, WorkerView, view
 from rolecall.errors import WorkerNotFoundError
@@ -67,7 +67,7 @@ def _targets(seen: RunView, target: str) -> list[WorkerView]:
     return workers
 
 
-def _take(run: SelectedRun, worker: WorkerView, stuck: dict[str, str]) -> Stacks:
+def _take(run: FoundRun, worker: WorkerView, stuck: dict[str, str]) -> Stacks:
     taken = Stacks(worker.worker, worker.pid)
     if worker.processes or worker.state in ("running", "starting"):
         sources = {"guard": partial(_from_guard, run, worker, stuck), "py-spy": partial(_from_py_spy, worker)}
@@ -83,7 +83,7 @@ def _take(run: SelectedRun, worker: WorkerView, stuck: dict[str, str]) -> Stacks
     return taken
 
 
-def _from_guard(run: SelectedRun, worker: WorkerView, stuck: dict[str, str]) -> tuple[str, str]:
+def _from_guard(run: FoundRun, worker: WorkerView, stuck: dict[str, str]) -> tuple[str, str]:
     """The stacks, and why there are none."""
     if worker.guard in stuck:
         return "", f"guard {worker.guard} does not answer: {stuck[worker.guard]}"
@@ -108,17 +108,17 @@ def _from_py_spy(worker: WorkerView) -> tuple[str, str]:
     return done.stdout, f"py-spy failed: {done.stderr.strip()}" if done.returncode else ""
 
 
-def _from_files(run: SelectedRun, taken: Stacks) -> None:
+def _from_files(run: FoundRun, taken: Stacks) -> None:
     """The newest saved stacks: from a file in `stacks/`, else from the event that reported the stall."""
-    if run.directory is None:
+    if run.path is None:
         return
     own = re.compile(re.escape(taken.worker.replace("/", "-")) + r"(?!\d).*")
-    found = [path for path in (run.directory.path / "stacks").glob("*") if own.fullmatch(path.name)]
+    found = [path for path in (run.path / "stacks").glob("*") if own.fullmatch(path.name)]
     files = sorted(found, key=lambda path: path.stat().st_mtime)
     taken.saved = [str(path) for path in files]
     said = [
         str(event["stacks"])
-        for event in run.directory.events()
+        for event in run.events
         if event.get("event") == "stalled" and event.get("worker") == taken.worker and event.get("stacks")
     ]
     if files or said:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.filesize import pick_unit_and_suffix
 from rich.table import Table
 from rich.text import Text
 
@@ -53,11 +54,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], styles: Sequenc
 
 def format_bytes(count: float) -> str:
     """Bytes in binary units: `1.5 GiB`."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(count) < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
+    size, name = pick_unit_and_suffix(int(count), ["B", "KiB", "MiB", "GiB", "TiB"], 1024)
+    return f"{count / size:.{int(size > 1)}f} {name}"
 
 
 def format_duration(seconds: float) -> str:

@@ -8,15 +8,15 @@ from operator import attrgetter
 from pathlib import Path
 
 from rolecall.cli.client import NoAnswerError
-from rolecall.cli.rundir import on_another_host
-from rolecall.cli.runs import SelectedRun
+from rolecall.cli.runs import FoundRun, on_another_host
 from rolecall.errors import describe_exit
-from rolecall.guard.proc import TICKS
+from rolecall.guard.proc import TICKS, read_text
 from rolecall.guard.runtime import page_path
 from rolecall.guard.sweep import GUARD_NAME, RunProcess, run_processes
 from rolecall.protocol.guard import WorkerRow
 from rolecall.protocol.progress import SIZE, parse
 from rolecall.protocol.state import GuardState, RunState, WorkerState
+from rolecall.scheduler.run import STOPPED
 from rolecall.tensors.shard import grouped
 
 Rows = dict[str, tuple[str, WorkerRow]]  # guards' tables: by worker, with the guard's id
@@ -82,7 +82,7 @@ class RunView:
     waiting: dict[str, str] = field(default_factory=dict)
 
 
-def view(run: SelectedRun) -> RunView:
+def view(run: FoundRun) -> RunView:
     """Looks at a run. Guards are asked with a short patience; whoever does not answer is described from outside."""
     state, pid = run.state, run.controller
     processes = run_processes(run.run_id) if run.run_id else []
@@ -91,7 +91,7 @@ def view(run: SelectedRun) -> RunView:
     return RunView(
         name=run.name,
         run_id=run.run_id,
-        run_dir=str(run.directory.path) if run.directory else "",
+        run_dir=str(run.path or ""),
         state="running" if pid else "orphaned" if processes or answers else "ended",
         controller_pid=pid or state.controller.pid or None,
         controller=_controller(state, pid),
@@ -110,7 +110,7 @@ def _controller(state: RunState, pid: int | None) -> str:
     return f"on {host}" if on_another_host(host) else "gone"
 
 
-def _ask_guards(run: SelectedRun, state: RunState, processes: list[RunProcess]) -> tuple[list[GuardView], Rows]:
+def _ask_guards(run: FoundRun, state: RunState, processes: list[RunProcess]) -> tuple[list[GuardView], Rows]:
     known = {guard.id: guard for guard in state.guards}
     alive = {item.guard_id for item in processes if item.stat.name == GUARD_NAME}
     views: list[GuardView] = []
@@ -131,12 +131,12 @@ class _Workers:
     """Puts the sources together, worker by worker."""
 
     def __init__(
-        self, run: SelectedRun, state: RunState, controller: int | None, processes: list[RunProcess], rows: Rows
+        self, run: FoundRun, state: RunState, controller: int | None, processes: list[RunProcess], rows: Rows
     ) -> None:
         self._run, self._rows, self._controller = run, rows, controller
         self._written = {worker.id: worker for worker in state.workers()}
         self._ended = state.controller.ended
-        self._events = list(run.directory.events()) if run.directory else []
+        self._events = run.events
         self._processes = grouped((item for item in processes if item.worker), attrgetter("worker"))
 
     def views(self) -> list[WorkerView]:
@@ -184,11 +184,13 @@ class _Workers:
                 made.calls, made.pending = counters.ended, max(0, counters.begun - counters.ended)
 
     def _reason(self, made: WorkerView) -> str:
-        """The newest report of its own end, else of its guard's."""
+        """The newest report of its own end, else who stopped the run, else its guard's end."""
         for event in reversed(self._events):
             if event.get("event") == "exited" and (event.get("worker"), event.get("pid")) == (made.worker, made.pid):
                 how = describe_exit(event.get("exit_code"), event.get("signal"))
                 return f"{how}: {event['reason']}" if event.get("reason") else how
+        if self._run.path and (by := read_text(self._run.path / STOPPED)):
+            return f"stopped by {by}"
         for event in reversed(self._events):
             if event.get("event") == "guard_lost":
                 return f"ended with its guard: {event.get('reason', '')}"

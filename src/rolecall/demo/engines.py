@@ -14,9 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rolecall.demo import grpo, task
-from rolecall.demo.model import FlatModel
+from rolecall.demo.model import FlatModel, sample
 from rolecall.demo.options import Recipe
-from rolecall.demo.sampling import sample
 
 
 class Actor:

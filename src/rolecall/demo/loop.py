@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +16,69 @@ from rich.console import Console
 
 import rolecall
 from rolecall import RTensor
-from rolecall.demo.display import display_on, summary_text
+from rolecall.demo.display import display_on, summary_text, title
 from rolecall.demo.options import DemoOptions, check_needs
-from rolecall.demo.panel import title
-from rolecall.demo.records import Evaluation, Started, Step, Summary
-from rolecall.demo.report import Report
-from rolecall.demo.roles import ENGINES, QWEN2, DemoRoles, Phases
+from rolecall.demo.report import Evaluation, Report, Started, Step, Summary
 
+ENGINES = "rolecall.demo.engines"
+QWEN2 = "transformers.models.qwen2.modeling_qwen2"  # what the engines import when they build a model
 Batch = dict[str, RTensor]
 
 
+class Phases:
+    """A stopwatch that sums up seconds by phase."""
+
+    def __init__(self) -> None:
+        self._spent: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Counts the block's seconds under `name`."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._spent[name] = self._spent.get(name, 0.0) + time.perf_counter() - begin
+
+    def take(self) -> dict[str, float]:
+        """Seconds by phase since the last `take`, in the order in which the phases first ran."""
+        spent, self._spent = self._spent, {}
+        return spent
+
+
 class Demo:
-    """The training loop over the four roles.
+    """The training loop over the four roles, which are started one after the other.
 
     Args:
         scheduler: Owns the workers.
         options: The settings.
         begin: When the demo began, in seconds of `time.perf_counter`.
+
+    Attributes:
+        phases: How long each start took, then each phase of a step.
+        actor: Trains the policy; its workers form a process group and average their gradients.
+        ref: Forked from `actor`; holds the untrained reference model.
+        rollout: Samples and scores answers; stores the trajectories.
+        eval_rollout: The role `eval-rollout`, forked from `rollout`; answers the evaluation set.
     """
 
     def __init__(self, scheduler: rolecall.Scheduler, options: DemoOptions, begin: float) -> None:
         self.scheduler, self.options, self.recipe, self.begin = scheduler, options, options.recipe, begin
         self.phases = Phases()
-        self.roles = DemoRoles.start(scheduler, self.recipe, options.actors, options.rollouts, self.phases)
+        with self.phases("actor"):
+            self.actor = scheduler.start("actor", options.actors, cpu=1, mem=2, process_group=True)
+            self.actor.create_engine(f"{ENGINES}.Actor", self.recipe)
+        with self.phases("ref"):
+            self.ref = self.actor.fork("ref")
+            self.ref.create_engine(f"{ENGINES}.Reference", self.recipe)
+        with self.phases("rollout"):
+            self.rollout = scheduler.start("rollout", options.rollouts, cpu=1, mem=2)
+            self.rollout.create_engine(f"{ENGINES}.Rollout", self.recipe)
+        with self.phases("eval-rollout"):
+            self.eval_rollout = self.rollout.fork("eval-rollout")
+            self.eval_rollout.create_engine(f"{ENGINES}.Rollout", self.recipe)
+        with self.phases("process group"):
+            self.actor.call("connect")
 
     def records(self) -> Iterator[Started | Step | Evaluation]:
         """Runs the training and yields a record of each event: all roles started, a step done, an evaluation done."""
@@ -58,7 +99,7 @@ class Demo:
         begin = time.perf_counter()
         with self.scheduler.scope():
             made = self.sample(step)
-            shares = split(concatenate(made), len(self.roles.actor))
+            shares = split(concatenate(made), len(self.actor))
             self.add_reference_logprobs(shares)
             stats = self.train(shares)
             self.push_weights(step)
@@ -66,37 +107,37 @@ class Demo:
 
     def sample(self, step: int) -> list[dict[str, Any]]:
         """Each rollout worker samples answers to its part of the prompts; the trajectories stay there."""
-        count = len(self.roles.rollout)
+        count = len(self.rollout)
         first_seed = (self.recipe.seed * 1_000_000 + step) * count
         with self.phases("sample"):
             work = [(first_seed + i, self.recipe.prompts // count) for i in range(count)]
-            return self.roles.rollout.map("generate", work)
+            return self.rollout.map("generate", work)
 
     def add_reference_logprobs(self, shares: list[Batch]) -> None:
         """Adds the reference model's logprobs of its tokens to every share."""
         with self.phases("reference"):
-            found = self.roles.ref.map("logprobs", [(share["tokens"],) for share in shares])
+            found = self.ref.map("logprobs", [(share["tokens"],) for share in shares])
         for share, logprobs in zip(shares, found, strict=True):
             share["reference"] = logprobs
 
     def train(self, shares: list[Batch]) -> dict[str, float]:
         """Each actor trains on its share. The statistics are averaged over the ranks, so rank 0's are returned."""
         with self.phases("train"):
-            stats: dict[str, float] = self.roles.actor.map("train", [(share,) for share in shares])[0]
+            stats: dict[str, float] = self.actor.map("train", [(share,) for share in shares])[0]
         return stats
 
     def push_weights(self, version: int) -> None:
         """The rollout workers fetch the new weights from actor/0; all actors have the same weights."""
         with self.phases("weights"):
-            weights = self.roles.actor[0].call("weights")
-            self.roles.rollout.call("load", weights, version)
+            weights = self.actor[0].call("weights")
+            self.rollout.call("load", weights, version)
 
     def evaluate(self, step: int) -> Evaluation:
         """The `eval-rollout` workers fetch the weights; each answers an equal part of the evaluation set."""
-        count = len(self.roles.eval_rollout)
+        count = len(self.eval_rollout)
         with self.scheduler.scope():
-            self.roles.eval_rollout.call("load", self.roles.actor[0].call("weights"), step)
-            parts = self.roles.eval_rollout.map("evaluate", [(i, count) for i in range(count)])
+            self.eval_rollout.call("load", self.actor[0].call("weights"), step)
+            parts = self.eval_rollout.map("evaluate", [(i, count) for i in range(count)])
         return Evaluation(step, self.elapsed(), mean(parts, "reward"), mean(parts, "exact"), parts[0]["sample"])
 
     def record(self, step: int, made: list[dict[str, Any]], stats: dict[str, float], took: float) -> Step:

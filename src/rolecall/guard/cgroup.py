@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from rolecall.guard.proc import identify, send
+from rolecall.guard.proc import identify, read_text, send
 
 PROCS = "cgroup.procs"
 # v2, beside v1 or alone; then the hierarchy of v1 that limits nothing.
@@ -61,14 +61,11 @@ def end(path: str, timeout: float) -> bool:
 
 def _own() -> Iterator[Path]:
     """The cgroups that list this process, wherever a namespace lets the path begin."""
-    paths = {line.split(":", 2)[2].strip("/") for line in Path("/proc/self/cgroup").read_text().splitlines()}
+    paths = {line.split(":", 2)[2].strip("/") for line in read_text("/proc/self/cgroup").splitlines()}
     for place in (Path(mount, path) for mount in _MOUNTED for path in {*paths, ""}):
         if os.getpid() in _listed(place):
             yield place
 
 
 def _listed(place: Path) -> set[int]:
-    try:
-        return set(map(int, (place / PROCS).read_text().split()))
-    except (OSError, ValueError):
-        return set()
+    return set(map(int, read_text(place / PROCS).split()))

@@ -5,10 +5,9 @@ A runtime directory is claimed by its controller, each guard's part of it by the
 
 import os
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 
-from rolecall.guard.proc import Process, alive, identify
+from rolecall.guard.proc import Process, alive, identify, read_text
 from rolecall.transport.address import this_host
 
 CLAIMS = "claims"  # `host pid start` of each process that uses the directory, a line each
@@ -52,8 +51,4 @@ def of_guards(runtime_dir: str | Path, guard_id: str | None, name: str) -> list[
 
 
 def _read_all(files: Iterable[Path]) -> list[str]:
-    lines = []
-    for file in files:
-        with suppress(OSError):
-            lines += file.read_text().splitlines()
-    return lines
+    return [line for file in files for line in read_text(file).splitlines()]

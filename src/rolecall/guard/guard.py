@@ -9,13 +9,13 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
+import msgspec
+
 from rolecall.errors import RolecallError
 from rolecall.guard import host, runtime
 from rolecall.guard.lease import Lease
-from rolecall.guard.notices import forward_notices
 from rolecall.guard.proc import Process, alive
-from rolecall.guard.requests import ControllerRequests, WorkerRequests
-from rolecall.guard.server import guard_server
+from rolecall.guard.requests import ControllerRequests, WorkerRequests, guard_server
 from rolecall.guard.supervisor import Supervisor
 from rolecall.guard.sweep import clean_abandoned
 from rolecall.protocol import events
@@ -27,6 +27,7 @@ from rolecall.transport.loop import new_loop
 
 TICK_S = 1.0
 LOG_TICK_S = 0.2
+LONGEST_NOTICE = 64 << 10
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 _log = logging.getLogger(__name__)
@@ -144,6 +145,29 @@ class Guard:
             self._client.peer.notify(topic, event)
         except RolecallError as error:
             _log.warning("the controller was not notified of %s: %s", topic, error)
+
+
+async def forward_notices(notify: Callable[[events.Notice], None], fd: int = 0) -> None:
+    """Passes notices, for instance a cluster's warnings, from the standard input on, until its end: one JSON a line."""
+    reader = asyncio.StreamReader(LONGEST_NOTICE)
+    protocol = asyncio.StreamReaderProtocol(reader)
+    pipe = os.fdopen(os.dup(fd), "rb", buffering=0)  # some event loops close what they are given
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, pipe)
+    try:
+        async for line in reader:
+            if line.endswith(b"\n"):
+                _forward(notify, line)
+    except (OSError, ValueError) as error:  # ValueError: a line that is too long
+        _log.warning("no further notices: %s", error)
+    finally:
+        transport.close()
+
+
+def _forward(notify: Callable[[events.Notice], None], line: bytes) -> None:
+    try:
+        notify(msgspec.json.decode(line, type=events.Notice))
+    except msgspec.DecodeError as error:
+        _log.warning("ignored on stdin: not a notice: %r: %s", line[:200], error)
 
 
 def _log_file(config: GuardConfig) -> str:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,19 +17,15 @@ from rolecall.errors import EngineCallError, RolecallError, RPCConnectionError, 
 from rolecall.guard import environment, logs, runtime
 from rolecall.guard.children import Children, Exit
 from rolecall.guard.command import Place, fill
-from rolecall.guard.host import HOST_CORES
 from rolecall.guard.killer import Killer
-from rolecall.guard.metrics import Counts
 from rolecall.guard.ports import PortLeases
 from rolecall.guard.proc import Process
-from rolecall.guard.program_requests import post
-from rolecall.guard.progress import ProgressPage
-from rolecall.guard.readiness import wait_until_ready
+from rolecall.guard.programs import post, wait_until_ready
 from rolecall.guard.spawn import spawn
 from rolecall.guard.table import Record, State, Table
 from rolecall.guard.template_process import TemplateError, TemplateProcess
 from rolecall.protocol.devices import device_variable
-from rolecall.protocol.environment import CONTROL
+from rolecall.protocol.environment import CONTROL, WORKER, marks
 from rolecall.protocol.fork import ForkSpec
 from rolecall.protocol.guard import ProcessSpec, StartResult
 from rolecall.protocol.guard_config import GuardConfig
@@ -67,7 +64,7 @@ class Launcher:
     children: Children
     template: TemplateProcess
     killer: Killer
-    counts: Counts
+    counts: Counter[str]
     merged_log: logs.MergedLog
     handler: Callable[[Record], Handler]
     on_exit: Callable[[Record, Exit], None]
@@ -93,19 +90,19 @@ class Launcher:
         records = [record for record in planned if isinstance(record, Record)]
         if on_cancel is not None:
             on_cancel(lambda: self.spawn_task(self.killer.kill(records, self.config.grace_s)))
-        failures = await self._create(records)
-        return await asyncio.gather(*(self._finish(item, failures, on_result) for item in planned))
+        await self._create(records)
+        return await asyncio.gather(*(self._finish(item, on_result) for item in planned))
 
     # Plan
 
     async def _plan(self, spec: ProcessSpec, started_by: str) -> Record | StartResult:
-        previous = self.table.find(spec.worker_id)
+        previous = self.table.get(spec.worker_id)
         if previous is not None and previous.state is State.ENDING:
             await previous.gone.wait()
         try:
             return self._record(spec, started_by)
         except (RolecallError, StartError, OSError) as error:
-            if self.table.find(spec.worker_id) is None:
+            if spec.worker_id not in self.table:
                 self.ports.release(spec.worker_id)  # leased before, for this start
             return StartResult(worker_id=spec.worker_id, ok=False, error=str(error))
 
@@ -113,10 +110,10 @@ class Launcher:
         _check(spec)
         if self.closed:
             raise StartError("the guard is ending")
-        if self.table.find(spec.worker_id) is not None:
+        if spec.worker_id in self.table:
             raise StartError(f"{spec.worker_id} is already running; delete it first")
-        target = self.table.get(spec.target) if spec.target else None
-        spec = _in_slot(spec, target.spec) if target else _on_host(spec)
+        target = self.table.living(spec.target) if spec.target else None
+        spec = _completed(spec, target.spec if target else None, self.config.cwd)
         log_path = logs.log_path(self.config.run_dir, spec.worker_id)
         log_start = logs.size(log_path)
         record = Record(
@@ -127,10 +124,10 @@ class Launcher:
             ports=spec.ports or self.ports.lease(spec.worker_id, spec.port_count),
             target_ports=target.ports if target else [],
             started_by=started_by,
-            page=ProgressPage(runtime.page_path(self.config.runtime_dir, self.config.guard_id, spec.worker_id)),
+            page=runtime.ProgressPage(runtime.page_path(self.config.runtime_dir, self.config.guard_id, spec.worker_id)),
             log=self.merged_log.follow(spec.worker_id, log_path, log_start),
         )
-        self.table.add(record)
+        self.table[record.worker_id] = record
         return record
 
     # Create processes
@@ -138,35 +135,34 @@ class Launcher:
     def _environment(self, record: Record) -> dict[str, str]:
         """The whole environment of a worker's process."""
         env = {**self.base_env, **record.env, **self._place(record).variables()}
-        env |= environment.thread_counts(env, record.spec.cores, HOST_CORES)
-        return environment.with_run_ids(env, self.config.run_id, self.config.guard_id, record.worker_id)
+        ids = {**marks(self.config.run_id, self.config.guard_id), WORKER: record.worker_id}
+        return {**env, **environment.thread_counts(env, record.spec.cores), **ids}
 
-    async def _create(self, records: Sequence[Record]) -> dict[Record, str]:
-        """Creates the processes; returns why it failed, for those for which it did."""
+    async def _create(self, records: Sequence[Record]) -> None:
+        """Creates the processes; those that could not be created get an `error`, and those that were aborted none."""
         envs = {record: self._environment(record) for record in records}
         forks = {
             record: env
             for record, env in envs.items()
             if record.spec.argv is None and not environment.needs_cold_start(env, self.template.env)
         }
-        failures = {record: self._spawn(record, env) for record, env in envs.items() if record not in forks}
+        for record in envs.keys() - forks.keys():
+            self._spawn(record, envs[record])
         try:
-            failures |= await self._fork(forks)
+            if forks:
+                await self._fork(forks)
         except (TemplateError, OSError) as error:
             _log.warning("workers are started cold: %s", error)
-            failures |= {record: self._spawn(record, env) for record, env in forks.items()}
+            for record, env in forks.items():
+                self._spawn(record, env)
         finally:
             for record in records:
                 record.created.set()
-        return failures
 
-    async def _fork(self, envs: Mapping[Record, dict[str, str]]) -> dict[Record, str]:
+    async def _fork(self, envs: Mapping[Record, dict[str, str]]) -> None:
         """Forks those that were not aborted while the template was importing, which takes seconds."""
-        if not envs:
-            return {}
         await self._wait_until_warm(envs)
         records = [record for record in envs if not record.abort.is_set()]
-        failures = dict.fromkeys(envs, ABORTED)
         with ExitStack() as unused:
             pairs = [socket.socketpair() for _ in records]
             for end in chain.from_iterable(pairs):
@@ -174,10 +170,10 @@ class Launcher:
             specs = [self._fork_spec(record, envs[record]) for record in records]
             children = await self.template.fork([*zip(specs, (theirs.fileno() for _, theirs in pairs), strict=True)])
             for record, (ours, _), child in zip(records, pairs, children, strict=True):
-                failures[record] = child if isinstance(child, str) else ""
                 if isinstance(child, Process):
                     self._register(record, child, socket.socket(fileno=ours.detach()))
-        return failures
+                else:
+                    record.error = child
 
     async def _wait_until_warm(self, records: Iterable[Record]) -> None:
         """Waits for the template, or until all workers are aborted."""
@@ -200,14 +196,14 @@ class Launcher:
             env={os.fsencode(name): os.fsencode(value) for name, value in env.items()},
             log_path=record.log_path,
             entry=self.config.entry,
-            cwd=record.spec.cwd or self.config.cwd,
-            threads=environment.thread_limit(env, record.spec.cores, HOST_CORES),
+            cwd=record.spec.cwd,
+            threads=environment.thread_limit(env, record.spec.cores),
         )
 
-    def _spawn(self, record: Record, env: Mapping[str, str]) -> str:
-        """Starts a program or a cold worker; returns why it could not."""
+    def _spawn(self, record: Record, env: Mapping[str, str]) -> None:
+        """Starts a program or a cold worker, unless it is aborted."""
         if record.abort.is_set():
-            return ABORTED
+            return
         control, keep = None, []
         try:
             with ExitStack() as ours_alone:
@@ -222,14 +218,13 @@ class Launcher:
                     argv = fill(record.spec.argv, self._place(record), devices=devices, python=self.config.python)
                 else:
                     argv = [self.config.python, "-m", self.config.cold_module]
-                cwd = record.spec.cwd or self.config.cwd
-                process = spawn(record.worker_id, argv, env, log=log, cwd=cwd, keep=keep)
+                process = spawn(record.worker_id, argv, env, log=log, cwd=record.spec.cwd, keep=keep)
         except (RolecallError, OSError, ValueError) as error:  # ValueError: a NUL in a string
             if control is not None:
                 control.close()
-            return str(error)
-        self._register(record, process, control)
-        return ""
+            record.error = str(error)
+        else:
+            self._register(record, process, control)
 
     def _place(self, record: Record) -> Place:
         experiment, trial = self.config.experiment, self.config.trial
@@ -247,19 +242,17 @@ class Launcher:
 
     # Wait until ready
 
-    async def _finish(
-        self, item: Record | StartResult, failures: Mapping[Record, str], on_result: OnResult | None
-    ) -> StartResult:
-        result = item if isinstance(item, StartResult) else await self._started(item, failures[item])
+    async def _finish(self, item: Record | StartResult, on_result: OnResult | None) -> StartResult:
+        result = item if isinstance(item, StartResult) else await self._started(item)
         self.counts["starts_total"] += 1
         self.counts["failed_starts_total"] += not result.ok
         if on_result is not None:
             await on_result(result)
         return result
 
-    async def _started(self, record: Record, error: str) -> StartResult:
-        """The result of one whose process was created, or was not because of `error`."""
-        error = error or await self._wait_ready(record)
+    async def _started(self, record: Record) -> StartResult:
+        """The result of one whose process was created, or was not."""
+        error = record.error or (await self._wait_ready(record) if record.exit_future is not None else ABORTED)
         if not error and record.state is State.STARTING:
             record.state = State.READY
             record.mark("ready")
@@ -270,8 +263,7 @@ class Launcher:
             await record.gone.wait()  # the task that aborted the start kills it and reports that
         else:
             await self.killer.kill([record], 0)
-        failed = self._result(record, error or ABORTED)
-        return msgspec.structs.replace(failed, log_tail=tail, exit_code=code, signal=number)
+        return self._result(record, error=error or ABORTED, log_tail=tail, exit_code=code, signal=number)
 
     async def _wait_ready(self, record: Record) -> str:
         """Waits until a worker is ready, has ended or is aborted; returns why it is not ready."""
@@ -317,24 +309,15 @@ class Launcher:
         """Tells an engine worker who it is; returns when it listens."""
         path = runtime.worker_socket(self.config.runtime_dir, record.worker_id)
         config = WorkerConfig(
+            **self.config.shared(),
             worker_id=record.worker_id,
-            token=self.config.token,
             socket=path,
-            ip=self.config.ip,
-            bind=self.config.bind,
             port=record.ports[0] if record.ports else 0,
             ports=record.ports,
             target_ports=record.target_ports,
             devices=record.spec.devices,
             replicas=record.spec.replicas,
-            run_dir=self.config.run_dir,
-            seed=self.config.seed,
-            main=self.config.main,
-            sys_path=self.config.sys_path,
             progress=record.page.path,
-            tensor_backend=self.config.tensor_backend,
-            setup=self.config.setup,
-            one_engine_thread=self.config.one_engine_thread,
         )
         await peer.request(CONFIGURE.name, config, answer=CONFIGURE.answer)
         record.socket = path
@@ -350,18 +333,18 @@ class Launcher:
         except (EngineCallError, RPCConnectionError) as error:
             record.warning = f"the program did not take the run's seed: {error}"
 
-    def _result(self, record: Record, error: str = "") -> StartResult:
+    def _result(self, record: Record, **failure: Any) -> StartResult:
         return StartResult(
             worker_id=record.worker_id,
-            ok=not error,
+            ok=not failure,
             pid=record.process.pid if record.process else None,
             ip=self.config.ip,
             ports=record.ports,
             socket=record.socket,
             timeline=record.timeline,
-            error=error,
             warning=record.warning,
             log_path=record.log_path,
+            **failure,
         )
 
 
@@ -379,12 +362,11 @@ def _check(spec: ProcessSpec) -> None:
         raise WorkerConfigurationError(problem, spec.port_count, "use a port_count of 1 or more")
 
 
-def _on_host(spec: ProcessSpec) -> ProcessSpec:
-    return msgspec.structs.replace(spec, device_var=spec.device_var or device_variable(os.environ))
-
-
-def _in_slot(spec: ProcessSpec, target: ProcessSpec) -> ProcessSpec:
-    """A fork's spec, completed with the slot of its target."""
+def _completed(spec: ProcessSpec, target: ProcessSpec | None, cwd: str) -> ProcessSpec:
+    """A spec with what its host gives or, for a fork, the slot of its target."""
+    if target is None:
+        device_var = spec.device_var or device_variable(os.environ)
+        return msgspec.structs.replace(spec, device_var=device_var, cwd=spec.cwd or cwd)
     return msgspec.structs.replace(
         spec,
         devices=spec.devices or target.devices,

@@ -4,7 +4,7 @@ import os
 import time
 from pathlib import Path, PurePath
 
-from rolecall.guard.proc import PAGE
+from rolecall.guard.proc import PAGE, read_text
 
 _V1 = "/sys/fs/cgroup/memory{}/memory.oom_control"
 _V2 = "/sys/fs/cgroup{}/memory.events"
@@ -16,7 +16,7 @@ FRESH_S = 3.0  # an earlier kill is not attributed to a death
 def _cgroup_files() -> list[tuple[str, str]]:
     """Counter and limit files of our own memory cgroup, v2 or v1; those of the next one above that counts."""
     found = []
-    for line in _read("/proc/self/cgroup").splitlines():
+    for line in read_text("/proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         pattern = _V2 if not controllers else _V1 if "memory" in controllers.split(",") else ""
         for place in (str(place).rstrip("/") for place in (PurePath(path), *PurePath(path).parents)):
@@ -24,13 +24,6 @@ def _cgroup_files() -> list[tuple[str, str]]:
                 found.append((pattern.format(place), _LIMITS[pattern].format(place)))
                 break
     return found
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""
 
 
 def _count(text: str) -> int:
@@ -43,14 +36,14 @@ class OomWatch:
     def __init__(self) -> None:
         files = _cgroup_files()
         self._counters = [counter for counter, _ in files] + ["/proc/vmstat"]
-        limits = [int(text) for _, limit in files if (text := _read(limit).strip()).isdigit()]
+        limits = [int(text) for _, limit in files if (text := read_text(limit).strip()).isdigit()]
         self.limit = min([value for value in limits if value < _UNLIMITED] + [os.sysconf("SC_PHYS_PAGES") * PAGE])
         self._seen = self._now()
         self._unclaimed = 0
         self._rose_at = 0.0
 
     def _now(self) -> list[int]:
-        return [_count(_read(path)) for path in self._counters]
+        return [_count(read_text(path)) for path in self._counters]
 
     def look(self) -> None:
         """Compares the counters. The same kill moves the group's counter and the host's, so the largest rise counts."""

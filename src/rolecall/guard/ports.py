@@ -16,6 +16,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from rolecall.errors import PortAllocationError
+from rolecall.guard.proc import read_text
 
 LOCK_FILE = Path("/tmp/rolecall-ports.lock")
 LOWEST = 20000  # below live the well-known services, and Ray's workers (10002 to 19999)
@@ -25,10 +26,7 @@ _FLOCK = "@hhqqi4x"  # struct flock: type, whence, start, length, pid (0 for loc
 
 
 def _read_ints(path: str, default: str) -> list[tuple[int, int]]:
-    try:
-        text = Path(path).read_text().strip() or default
-    except OSError:
-        text = default
+    text = read_text(path).strip() or default
     parts = [part.split("-") for part in text.replace("\t", "-").split(",") if part]
     return [(int(part[0]), int(part[-1])) for part in parts]
 
@@ -57,19 +55,14 @@ def open_lock_file(path: Path = LOCK_FILE) -> int:
         fd = os.open(path, flags)
     except FileNotFoundError:
         # Separate calls: with fs.protected_regular the kernel refuses O_CREAT on another user's file in /tmp.
-        fd = _create_lock_file(path, flags)
+        try:
+            fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666)
+            os.fchmod(fd, 0o666)  # whatever the umask: other users must be able to lock it
+        except FileExistsError:
+            fd = os.open(path, flags)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise OSError(errno.EINVAL, f"{path} is not a regular file; remove it")
-    return fd
-
-
-def _create_lock_file(path: Path, flags: int) -> int:
-    try:
-        fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666)
-    except FileExistsError:
-        return os.open(path, flags)
-    os.fchmod(fd, 0o666)  # whatever the umask: other users must be able to lock it
     return fd
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from rolecall.errors import RolecallError
 from rolecall.guard import logs
 from rolecall.guard.children import Children
-from rolecall.guard.proc import Process, read_stat, send
+from rolecall.guard.proc import Process, read_stat, read_text, send
 from rolecall.guard.spawn import spawn
 from rolecall.guard.stall import Sample
 from rolecall.guard.table import Record
@@ -98,9 +98,6 @@ async def _by_faulthandler(record: Record, process: Process, failure: str) -> st
 
 def _handles(pid: int, number: int) -> bool:
     """True when the process catches a signal, which would end it otherwise."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return False
+    lines = read_text(f"/proc/{pid}/status").splitlines()
     mask = next((int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:")), 0)
     return bool(mask >> (number - 1) & 1)

@@ -5,6 +5,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -51,6 +52,14 @@ def read_stat(pid: int) -> Stat | None:
     return Stat(
         pid, text[left + 1 : right], f[0], int(f[1]), int(f[3]), int(f[11]) + int(f[12]), int(f[19]), int(f[21]) * PAGE
     )
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a small file, of the kernel for instance; empty where it cannot be read."""
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 def identify(pid: int) -> Process | None:

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from rolecall.errors import (
     CallCancelledError,
+    PortAllocationError,
     ProtocolError,
+    RolecallError,
     WorkerConfigurationError,
     WorkerCreationError,
     WorkerNotFoundError,
 )
-from rolecall.guard.supervisor import Supervisor
+from rolecall.guard.supervisor import METRICS, Supervisor
 from rolecall.guard.table import Record
 from rolecall.protocol import guard as protocol
 from rolecall.protocol.guard import Method, ProcessSpec, StartResult
+from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.message import Message, from_plain, to_plain
 from rolecall.protocol.programs import program
 from rolecall.protocol.worker import FORK_OF, FORKED_CHILDREN
 from rolecall.protocol.worker_methods import CALLER, METHODS, Done, Fork, Forked, KillFork, WorkerMethod
-from rolecall.transport.peer import Incoming
+from rolecall.transport.http.messages import HttpError, Request, Response, json_response
+from rolecall.transport.http.metrics import metrics_response
+from rolecall.transport.http.router import Routes
+from rolecall.transport.peer import Incoming, Peer
+from rolecall.transport.server import Hello, Server
 from rolecall.types import check_name
 
 SOCKET_CLIENT = "the guard's socket"  # `Record.started_by` of a fork that no worker has requested
 Q = TypeVar("Q", bound=Message)
-T = TypeVar("T")
+_STATUS = {WorkerNotFoundError: 404, WorkerConfigurationError: 400, PortAllocationError: 409}
 
 
 class RequestHandler:
@@ -73,7 +82,7 @@ class CommonRequests(RequestHandler):
         super().__init__(supervisor.spawn_task)
         self._supervisor = supervisor
         self._serve(protocol.ALLOC_PORTS, lambda r: supervisor.alloc_ports(r.owner, r.count, r.wanted))
-        self._serve(protocol.TABLE, lambda _: [record.row() for record in supervisor.table])
+        self._serve(protocol.TABLE, lambda _: [record.row() for record in supervisor.table.values()])
         self._serve(protocol.METRICS, lambda _: supervisor.metrics())
         self._serve(protocol.STACKS, lambda request: supervisor.stacks(request.worker))
         self._serve(protocol.KILL, self._kill)
@@ -141,12 +150,42 @@ class WorkerRequests(RequestHandler):
         self._serve(METHODS["set_env"], lambda request: done(supervisor.set_env(worker, request.env)))
         self._serve(METHODS["fork"], lambda request: fork(supervisor, request, worker, worker))
         self._serve(METHODS["kill_forked_worker"], lambda request: done(kill_fork(supervisor, request, worker)))
-        self._serve(FORKED_CHILDREN, lambda _: [r.worker_id for r in supervisor.table if r.spec.target == worker])
+        self._serve(FORKED_CHILDREN, lambda _: [w for w, r in supervisor.table.items() if r.spec.target == worker])
+
+
+def guard_server(supervisor: Supervisor, config: GuardConfig, loop: asyncio.AbstractEventLoop) -> Server:
+    """The guard's own server, plain HTTP: it answers on `<runtime_dir>/<guard_id>.sock` once it listens there."""
+    requests = SocketRequests(supervisor)
+
+    def refuse_frames(hello: Hello) -> Peer:
+        raise ProtocolError("a guard's socket takes HTTP alone")
+
+    async def health(request: Request) -> Response:
+        known = {"guard_id": config.guard_id, "run_id": config.run_id, "workers": len(supervisor.table)}
+        return json_response({"status": "ok", **known})
+
+    async def metrics(request: Request) -> Response:
+        labels = {"guard": config.guard_id}
+        return metrics_response(request, "rolecall_guard", labels, supervisor.metrics(), METRICS)
+
+    async def answer(method: str, request: Request) -> Response:
+        try:
+            return json_response(await requests.call(method, request.json()))
+        except RolecallError as error:
+            raise HttpError(_STATUS.get(type(error), 500), str(error)) from error
+
+    routes = Routes()
+    routes.add("GET", "/health", health)
+    routes.add("GET", "/metrics", metrics)
+    routes.add("GET", "/workers", partial(answer, "table"))
+    for method in ("stacks", "kill", "alloc_ports", "fork", "kill_forked_worker"):
+        routes.add("POST", f"/{method}", partial(answer, method))
+    return Server(config.token, loop=loop, on_peer=refuse_frames, http=routes)
 
 
 async def fork(supervisor: Supervisor, request: Fork, target: str, started_by: str) -> Forked:
     """Starts a worker in the slot of another one, and says where it is."""
-    supervisor.table.get(target)
+    supervisor.table.living(target)
     command = request.command if request.command is not None else request.raw_cmd
     argv, ready = program(command) if command is not None else (None, None)
     worker_id = f"{check_name('role', request.role)}/{request.worker_index}"
@@ -161,7 +200,7 @@ async def fork(supervisor: Supervisor, request: Fork, target: str, started_by: s
 async def kill_fork(supervisor: Supervisor, request: KillFork, started_by: str) -> protocol.KillReport:
     """Kills a fork that the same `started_by` has requested."""
     worker_id = f"{request.role}/{request.worker_index}"
-    forks = [record.worker_id for record in supervisor.table if record.started_by == started_by]
+    forks = [worker for worker, record in supervisor.table.items() if record.started_by == started_by]
     if worker_id not in forks:
         raise WorkerNotFoundError(worker_id, forks)
     return await supervisor.kill([worker_id], supervisor.launcher.config.grace_s)

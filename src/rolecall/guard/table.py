@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from rolecall.errors import WorkerNotFoundError
 from rolecall.guard.children import Exit
 from rolecall.guard.logs import FollowedLog
 from rolecall.guard.proc import Process
-from rolecall.guard.progress import ProgressPage
+from rolecall.guard.runtime import ProgressPage
 from rolecall.protocol.guard import ProcessSpec, WorkerRow
 
 if TYPE_CHECKING:
@@ -42,6 +41,7 @@ class Record:
         page: Its progress page.
         log: Its log file, as far as it is merged.
         waits_for: What its start waits for; the message of a timeout shows it.
+        error: Why its process could not be created.
         warning: What failed while it was started, and was no reason not to start it.
         answers: How often it has answered when it was asked for its health; None for who is not asked.
         rss: Memory of its tree in bytes when last seen.
@@ -69,6 +69,7 @@ class Record:
     rss: int = 0
     log_start: int = 0
     waits_for: str = ""
+    error: str = ""
     warning: str = ""
     requested: float = field(default_factory=time.monotonic)
     timeline: dict[str, float] = field(default_factory=lambda: {"requested": 0.0})
@@ -107,39 +108,23 @@ class Record:
         self.timeline.setdefault(what, time.monotonic() - self.requested)
 
 
-class Table:
-    """Workers by id. All methods belong to the loop's thread and return at once."""
+class Table(dict[str, Record]):
+    """Workers by id. It belongs to the loop's thread."""
 
-    def __init__(self) -> None:
-        self._records: dict[str, Record] = {}
-
-    def __iter__(self) -> Iterator[Record]:
-        return iter(list(self._records.values()))
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def find(self, worker_id: str) -> Record | None:
-        return self._records.get(worker_id)
-
-    def get(self, worker_id: str) -> Record:
+    def living(self, worker_id: str) -> Record:
         """The record of a worker that is not ending.
 
         Raises:
             WorkerNotFoundError: There is none; the message lists the existing ones.
         """
-        record = self._records.get(worker_id)
+        record = self.get(worker_id)
         if record is None or record.state is State.ENDING:
-            raise WorkerNotFoundError(worker_id, [r.worker_id for r in self if r.state is not State.ENDING])
+            raise WorkerNotFoundError(worker_id, [r.worker_id for r in self.values() if r.state is not State.ENDING])
         return record
-
-    def add(self, record: Record) -> None:
-        assert record.worker_id not in self._records
-        self._records[record.worker_id] = record
 
     def remove(self, record: Record) -> bool:
         """Removes a record; False if it was removed before."""
-        if self._records.get(record.worker_id) is not record:
+        if self.get(record.worker_id) is not record:
             return False
-        del self._records[record.worker_id]
+        del self[record.worker_id]
         return True

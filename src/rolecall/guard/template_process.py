@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import socket
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from io import FileIO
@@ -14,7 +15,6 @@ import msgspec
 
 from rolecall.guard.children import Children, Exit
 from rolecall.guard.environment import THREADS
-from rolecall.guard.metrics import Counts
 from rolecall.guard.proc import Process, descendants_of, read_stat, send, snapshot
 from rolecall.guard.spawn import spawn
 from rolecall.guard.template import MAX_CHILDREN, TEMPLATE_NAME
@@ -51,7 +51,9 @@ class _Running(NamedTuple):
 class TemplateProcess:
     """The template process of a guard."""
 
-    def __init__(self, config: GuardConfig, env: dict[str, str], children: Children, counts: Counts, log: int) -> None:
+    def __init__(
+        self, config: GuardConfig, env: dict[str, str], children: Children, counts: Counter[str], log: int
+    ) -> None:
         # One thread while modules load: thread pools do not survive a fork.
         self.env = env | dict.fromkeys(THREADS, "1") | {WORKER: " " * _WORKER_ID_BYTES}
         self._config, self._children, self._counts, self._log = config, children, counts, log

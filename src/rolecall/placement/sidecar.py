@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from rolecall.errors import RolecallError, RPCConnectionError
+from rolecall.guard.proc import read_text
 from rolecall.placement.launching import python_path
 from rolecall.placement.plan import base_environment
 from rolecall.protocol.guard import Method
@@ -137,10 +138,7 @@ class Sidecar(Generic[T]):
         self._peer.fail(RPCConnectionError(self._peer.name, self.lost))
 
     def _last_words(self) -> str:
-        try:
-            lines = self._log.read_text(errors="replace").splitlines()
-        except OSError:  # somebody has removed it
-            return ""
+        lines = read_text(self._log).splitlines()
         return next((line for line in reversed(lines) if line.strip()), "")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from inspect import Parameter, Signature, signature
 from typing import Any, Literal, TypeVar, Unpack, overload
 
@@ -15,7 +15,7 @@ from rolecall.placement.ray.placement import RayPlacement
 from rolecall.placement.registry import PLACEMENTS
 from rolecall.placement.slurm.options import SlurmOptions
 from rolecall.placement.slurm.placement import SlurmPlacement
-from rolecall.scheduler.keywords import LocalKeywords, RayKeywords, SchedulerKeywords, SlurmKeywords
+from rolecall.scheduler.keywords import LocalKeywords, RayKeywords, RunOptions, SchedulerKeywords, SlurmKeywords
 from rolecall.scheduler.scheduler import Scheduler
 
 S = TypeVar("S", bound=Scheduler)
@@ -31,13 +31,18 @@ class PlacedScheduler(Scheduler):
         super().__init__(placement(**its), **options)
 
 
+def _options(maker: type) -> dict[str, Parameter]:
+    """What a constructor takes by keyword alone."""
+    taken = signature(RunOptions if maker is Scheduler else maker).parameters
+    return {name: each for name, each in taken.items() if each.kind is Parameter.KEYWORD_ONLY}
+
+
 def _with_options_of(*makers: type) -> Callable[[type[S]], type[S]]:
     """Puts the options that go to these into a scheduler's signature and docstring, where `help` finds them."""
 
     def change(scheduler: type[S]) -> type[S]:
-        found = {name: each for maker in makers for name, each in signature(maker).parameters.items()}
-        options = [each for each in found.values() if each.kind is Parameter.KEYWORD_ONLY]
-        scheduler.__signature__ = Signature(options)  # type: ignore[attr-defined]
+        options = {name: each for maker in makers for name, each in _options(maker).items()}
+        scheduler.__signature__ = Signature([*options.values()])  # type: ignore[attr-defined]
         told = "\n".join(_ARGS.findall(inspect.getdoc(maker) or "")[0].rstrip() for maker in makers)
         what, *raises = (inspect.getdoc(scheduler) or "").split("\n\n")
         scheduler.__doc__ = "\n\n".join([what, f"Args:\n{_OURS.sub('', told)}", *raises])
@@ -100,7 +105,7 @@ def scheduler(backend: str | Placement = "local", **options: Any) -> Scheduler:
         WorkerConfigurationError: No such backend, or no such option of it.
     """
     if isinstance(backend, Placement):
-        _check_known(options, _keyword_only(Scheduler), f"a scheduler with a {type(backend).__name__}")
+        _check_known(options, _options(Scheduler).keys(), f"a scheduler with a {type(backend).__name__}")
         return Scheduler(backend, **options)
     if isinstance(backend, type):
         raise WorkerConfigurationError("a class in the place of a placement", backend, "pass an instance of it")
@@ -110,7 +115,7 @@ def scheduler(backend: str | Placement = "local", **options: Any) -> Scheduler:
     return SCHEDULERS[backend](**options)
 
 
-def _check_known(options: Iterable[str], known: set[str], who: str) -> None:
+def _check_known(options: Iterable[str], known: Set[str], who: str) -> None:
     for name in options:
         if name not in known:
             raise WorkerConfigurationError(f"{who} has no such option", name, f"it has {', '.join(sorted(known))}")
@@ -118,13 +123,9 @@ def _check_known(options: Iterable[str], known: set[str], who: str) -> None:
 
 def options_of(backend: str) -> set[str]:
     """Names of the options of a scheduler: those of its placement and those of every scheduler."""
-    return keywords_of(PLACEMENTS[backend]) | _keyword_only(Scheduler)
+    return keywords_of(PLACEMENTS[backend]) | _options(Scheduler).keys()
 
 
 def keywords_of(placement: type[Placement]) -> set[str]:
     """Names of the options of a placement."""
-    return _keyword_only(placement) | set(placement.further_options)
-
-
-def _keyword_only(maker: type) -> set[str]:
-    return {p.name for p in signature(maker).parameters.values() if p.kind is Parameter.KEYWORD_ONLY}
+    return _options(placement).keys() | set(placement.further_options)

@@ -1,14 +1,28 @@
-"""The keywords of schedulers, for editors and type checkers. A test compares them with the constructors."""
+"""The keywords of schedulers, for editors and type checkers, and their values. A test compares the two."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, TypedDict
 
+from rolecall.errors import WorkerConfigurationError
 from rolecall.placement.ray.groups import Accelerator
 from rolecall.placement.slurm.options import GpuRequest
-from rolecall.types import ContainerType, RayPlacementStrategy, TaskType, TensorBackend, TensorPolicy, WorkerSetup
+from rolecall.protocol.guard_config import GuardConfig
+from rolecall.scheduler.calls import setup_path
+from rolecall.types import (
+    ContainerType,
+    RayPlacementStrategy,
+    SchedulingSpec,
+    TaskType,
+    TensorBackend,
+    TensorPolicy,
+    WorkerSetup,
+    check_one_of,
+    check_seconds,
+)
 
 
 class SchedulerKeywords(TypedDict, total=False):
@@ -33,6 +47,45 @@ class SchedulerKeywords(TypedDict, total=False):
     quiet: bool
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Their values, checked when made."""
+
+    experiment: str = "default"
+    trial: str | None = None
+    fileroot: str | os.PathLike[str] | None = None
+    tensors: TensorPolicy = "local"
+    tensor_backend: TensorBackend = "shm"
+    preload: Sequence[str] = ("torch",)
+    start_timeout: float = 120.0
+    grace_s: float = 5.0
+    destroy_s: float = 10.0
+    lease_s: float = 30.0
+    stall_s: float = 120.0
+    silence_s: float = 8.0
+    seed: int | None = None
+    worker_setup: WorkerSetup | None = None
+    one_engine_thread: bool = False
+    echo_logs: bool = False
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        check_one_of("tensor policy", self.tensors, TensorPolicy)
+        check_one_of("tensor backend", self.tensor_backend, TensorBackend)
+        for name in ("start_timeout", "grace_s", "destroy_s"):
+            check_seconds(name, getattr(self, name))
+        for name in ("lease_s", "stall_s", "silence_s"):
+            check_seconds(name, getattr(self, name), 0.1)
+        if self.seed is not None and type(self.seed) is not int:
+            raise WorkerConfigurationError("bad seed", self.seed, "use a whole number")
+        setup_path(self.worker_setup)
+
+    def of_guards(self) -> dict[str, Any]:
+        """Those that guards have too, by their names there."""
+        own = {name: value for name, value in asdict(self).items() if name in GuardConfig.__struct_fields__}
+        return own | {"preload": list(self.preload), "setup": setup_path(self.worker_setup)}
+
+
 class SpecKeywords(TypedDict, total=False):
     """The fields of `SchedulingSpec`, as keywords of `Scheduler.start`."""
 
@@ -52,6 +105,15 @@ class SpecKeywords(TypedDict, total=False):
     exclude: str | None
     ray_placement_strategy: RayPlacementStrategy
     ready: str | dict[str, Any] | None
+
+
+class StartKeywords(SpecKeywords, total=False):
+    """Those of `Scheduler.start`."""
+
+    target: str | None
+    fork: bool
+    tasks: Sequence[SchedulingSpec] | None
+    process_group: bool
 
 
 class HostKeywords(SchedulerKeywords, total=False):

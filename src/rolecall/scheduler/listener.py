@@ -12,10 +12,10 @@ from rolecall.placement.base import ExpectedGuard, Explain
 from rolecall.placement.launching import current_folder, python_path
 from rolecall.protocol.guard import SHUTDOWN, Shutdown
 from rolecall.protocol.guard_config import GuardConfig
-from rolecall.scheduler.calls import controller_main, setup_path
+from rolecall.scheduler.calls import controller_main
 from rolecall.scheduler.guards import EventSink, GuardProxy, ask_all
+from rolecall.scheduler.keywords import RunOptions
 from rolecall.scheduler.run import Run
-from rolecall.scheduler.run_options import RunOptions
 from rolecall.transport.address import this_host
 from rolecall.transport.loop import IOThread
 from rolecall.transport.peer import Peer
@@ -74,30 +74,20 @@ class GuardListener:
         me = identify(os.getpid())
         assert me is not None
         return GuardConfig(
+            **self._options.of_guards() | {"experiment": self._run.experiment, "trial": self._run.trial},
             run_id=self.run_id,
             guard_id=guard_id,
             token=self._run.token,
             controller=self.addresses,
-            lease_s=self._options.lease_s,
-            stall_s=self._options.stall_s,
-            silence_s=self._options.silence_s,
-            grace_s=self._options.grace_s,
             ip=ip,
             run_dir=str(self.run_dir),
             runtime_dir=str(self._run.runtime_dir),
-            experiment=self._run.experiment,
-            trial=self._run.trial,
-            seed=self._options.seed,
-            preload=list(self._options.preload),
             cwd=current_folder(),
             sys_path=python_path(),
             main=controller_main(),
             controller_host=this_host(),
             controller_pid=me.pid,
             controller_start=me.start,
-            tensor_backend=self._options.tensor_backend,
-            setup=setup_path(self._options.worker_setup),
-            one_engine_thread=self._options.one_engine_thread,
         )
 
     def expect(self, guard_id: str, explain: Explain | None = None) -> GuardProxy:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rolecall.errors import WorkerConfigurationError
 from rolecall.guard.claims import claim
+from rolecall.guard.proc import read_text
 from rolecall.protocol.message import to_json
 from rolecall.protocol.state import RunState
 from rolecall.types import check_name
@@ -99,10 +100,7 @@ class Run:
 
     def stopped_by(self) -> str:
         """Who stopped the run from outside, as its file says; or ""."""
-        try:
-            return (self.run_dir / STOPPED).read_text()
-        except OSError:
-            return ""
+        return read_text(self.run_dir / STOPPED)
 
     def write_state(self, state: RunState) -> None:
         """Replaces `state.json`, whole or not at all. One writer at a time."""

@@ -26,27 +26,17 @@ from rolecall.protocol.environment import WORKER
 from rolecall.protocol.state import RunState
 from rolecall.scheduler.calls import CallOptions
 from rolecall.scheduler.echo import LogEcho
-from rolecall.scheduler.keywords import SpecKeywords
-from rolecall.scheduler.lifecycle import RoleLifecycle
+from rolecall.scheduler.keywords import RunOptions, SchedulerKeywords, StartKeywords
+from rolecall.scheduler.lifecycle import Ending, RoleLifecycle
 from rolecall.scheduler.listener import GuardListener
 from rolecall.scheduler.roles import Role, job_of
 from rolecall.scheduler.run import Run
-from rolecall.scheduler.run_options import Ending, RunOptions
 from rolecall.scheduler.supervision import Listener, Supervision
 from rolecall.scheduler.table import Table
 from rolecall.scheduler.worker_calls import WorkerCalls
 from rolecall.tensors.lifetime import Home
 from rolecall.transport.loop import IOThread
-from rolecall.types import (
-    Job,
-    SchedulingSpec,
-    SchedulingStrategy,
-    TensorBackend,
-    TensorPolicy,
-    Worker,
-    WorkerSetup,
-    check_one_of,
-)
+from rolecall.types import Job, SchedulingSpec, SchedulingStrategy, Worker
 
 log = logging.getLogger("rolecall")
 
@@ -71,7 +61,8 @@ class Scheduler:
         silence_s: Seconds without an answer of `/health` after which a program is suspected to hang.
         seed: Of the run. Workers seed `random`, numpy and torch by it, their role and index, before they make engines.
         worker_setup: A function without arguments, or its path `package.module.function`, that each worker calls before
-            it makes its first engine, in whose thread. What it raises is raised by `create_engine`.
+            it makes its first engine, in whose thread. What it raises is raised by `create_engine`. A role whose
+            workers find no such function is not started.
         one_engine_thread: Plain methods of all engines of a worker run on one thread, one after the other. Otherwise
             each engine has a thread of its own.
         echo_logs: Print on stderr what workers print, each line with its worker's id; on a cluster, where the run
@@ -83,62 +74,29 @@ class Scheduler:
         calls: How calls get to workers; for those who build on a scheduler.
     """
 
-    def __init__(
-        self,
-        placement: Placement,
-        *,
-        experiment: str = "default",
-        trial: str | None = None,
-        fileroot: str | os.PathLike[str] | None = None,
-        tensors: TensorPolicy = "local",
-        tensor_backend: TensorBackend = "shm",
-        preload: Sequence[str] = ("torch",),
-        start_timeout: float = RunOptions.start_timeout,
-        grace_s: float = RunOptions.grace_s,
-        destroy_s: float = RunOptions.destroy_s,
-        lease_s: float = RunOptions.lease_s,
-        stall_s: float = RunOptions.stall_s,
-        silence_s: float = RunOptions.silence_s,
-        seed: int | None = None,
-        worker_setup: WorkerSetup | None = None,
-        one_engine_thread: bool = False,
-        echo_logs: bool = False,
-        quiet: bool = False,
-    ) -> None:
+    def __init__(self, placement: Placement, **keywords: Unpack[SchedulerKeywords]) -> None:
         if WORKER in os.environ and "__rolecall_main__" in sys.modules:
             what = "a scheduler was made while a worker loads this script"
             raise WorkerConfigurationError(what, None, "put the script's work under `if __name__ == '__main__':`")
-        check_one_of("tensor policy", tensors, TensorPolicy)
-        options = RunOptions(
-            tensor_backend=tensor_backend,
-            preload=preload,
-            start_timeout=start_timeout,
-            grace_s=grace_s,
-            destroy_s=destroy_s,
-            lease_s=lease_s,
-            stall_s=stall_s,
-            silence_s=silence_s,
-            seed=seed,
-            worker_setup=worker_setup,
-            one_engine_thread=one_engine_thread,
-        )
+        options = RunOptions(**keywords)
         if placement.taken:
             what = f"this {type(placement).__name__} is another scheduler's"
             raise WorkerConfigurationError(what, None, "make one for each scheduler")
         placement.taken = True
-        self.placement, self._ending = placement, Ending(grace_s, destroy_s)
-        self._run, self._table = Run(experiment, trial, fileroot, placement.name), Table()
+        self.placement, self._ending = placement, Ending(options.grace_s, options.destroy_s)
+        self._run = Run(options.experiment, options.trial, options.fileroot, placement.name)
+        self._table = Table()
         with contextlib.ExitStack() as undo:  # Ctrl-C may come at any line of this
             undo.callback(self._run.close)
             self._run.open()
-            if echo_logs and sys.stderr is not None:
+            if options.echo_logs and sys.stderr is not None:
                 undo.callback(LogEcho(self._run.run_dir / "logs" / "merged.log", sys.stderr).close)
             if placement.starts_processes:
                 self._clean_abandoned()
             undo.push(self._sweep_after_error)
             self._io = IOThread("rolecall-io")
             undo.callback(self._io.close)
-            self.calls = WorkerCalls(self._run, self._io, self._table, tensors)
+            self.calls = WorkerCalls(self._run, self._io, self._table, options.tensors)
             undo.callback(self.home.close)
             guards = GuardListener(self._run, self._io, options)
             undo.callback(guards.close)
@@ -149,7 +107,7 @@ class Scheduler:
             with contextlib.ExitStack() as ends:
                 ends.callback(placement.close, graceful=False)
                 self._life = RoleLifecycle(self._table, self.calls, self._watch, placement)
-                if not quiet:
+                if not options.quiet:
                     self._announce(guards.addresses)
                 ends.pop_all()
             self._undo = undo.pop_all()
@@ -301,17 +259,7 @@ class Scheduler:
 
     # Beyond it.
 
-    def start(
-        self,
-        role: str,
-        replicas: int = 1,
-        *,
-        target: str | None = None,
-        fork: bool = True,
-        tasks: Sequence[SchedulingSpec] | None = None,
-        process_group: bool = False,
-        **spec: Unpack[SpecKeywords],
-    ) -> Role:
+    def start(self, role: str, replicas: int = 1, **options: Unpack[StartKeywords]) -> Role:
         """Starts a role from keywords and returns it when it is ready.
 
         Args:
@@ -319,28 +267,17 @@ class Scheduler:
             fork: With a target: processes of its own there (True), or the target's own (False).
             tasks: One spec for each worker, instead of keywords.
             process_group: Its workers form one, see `Job.process_group`.
-            spec: Fields of `SchedulingSpec`, the same for all workers.
+            options: These, and fields of `SchedulingSpec`, the same for all workers.
         """
-        self.create_workers(job_of(role, replicas, target, fork, tasks, process_group, spec))
+        self.create_workers(job_of(role, replicas, options))
         return Role(self, role)
 
-    async def astart(
-        self,
-        role: str,
-        replicas: int = 1,
-        *,
-        target: str | None = None,
-        fork: bool = True,
-        tasks: Sequence[SchedulingSpec] | None = None,
-        process_group: bool = False,
-        **spec: Unpack[SpecKeywords],
-    ) -> Role:
+    async def astart(self, role: str, replicas: int = 1, **options: Unpack[StartKeywords]) -> Role:
         """The same, without blocking the event loop; `asyncio.gather` starts several roles at once.
 
         A start that is cancelled goes on; delete the role then.
         """
-        begin = partial(self.start, role, replicas, target=target, fork=fork, tasks=tasks, process_group=process_group)
-        return await asyncio.to_thread(begin, **spec)
+        return await asyncio.to_thread(partial(self.start, role, replicas, **options))
 
     def restart_worker(self, worker_id: str, *, engines: bool = True) -> None:
         """Starts a worker again, in its slot and under its id, whether it died or not; nothing else restarts anything.

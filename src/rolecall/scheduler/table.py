@@ -34,8 +34,7 @@ class Member:
         incarnation: How often it was restarted.
         engines: By name, what its engines were made with; for its next incarnation, as `env` is.
         env: What was changed in its environment since it was started.
-        client: The conversation with a worker.
-        program: That with a program, which may host engines.
+        conversation: That with a worker, or with a program that may host engines; None with other programs.
         leaving: It is being deleted, so its exit is no news.
         since: When it was ready, in seconds since the epoch.
     """
@@ -47,8 +46,7 @@ class Member:
     incarnation: int = 0
     engines: dict[str | None, EngineRequest] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict)
-    client: Client | None = None
-    program: ProgramPeer | None = None
+    conversation: Client | ProgramPeer | None = None
     failed: WorkerFailedError | None = None
     leaving: bool = False
     since: float = field(default_factory=time.time)
@@ -68,15 +66,13 @@ class Member:
 
     def hang_up(self, error: RolecallError) -> None:
         """Ends the conversation with it: pending and later calls raise `error`."""
-        for end in (self.client, self.program):
-            if end is not None:
-                end.fail(error)
+        if self.conversation is not None:
+            self.conversation.fail(error)
 
     def fail_pending(self, error: RolecallError) -> None:
         """Calls that wait for its answer raise `error`."""
-        for peer in (self.client.peer if self.client is not None else None, self.program):
-            if peer is not None:
-                peer.fail_pending(error)
+        if self.conversation is not None:
+            self.conversation.peer.fail_pending(error)
 
     def view(self, *, ending: bool) -> WorkerState:
         """It as a value, as it is now."""

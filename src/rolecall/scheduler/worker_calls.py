@@ -27,8 +27,15 @@ from rolecall.protocol.worker_methods import (
     Destroy,
     WorkerRequest,
 )
-from rolecall.scheduler.calls import CallOptions, EngineRequest, PendingCall, PendingStream, argument_place, engine_path
-from rolecall.scheduler.engine_methods import EngineClass
+from rolecall.scheduler.calls import (
+    CallOptions,
+    EngineClass,
+    EngineRequest,
+    PendingCall,
+    PendingStream,
+    argument_place,
+    engine_path,
+)
 from rolecall.scheduler.gathering import all_sent
 from rolecall.scheduler.programs import ProgramPeer
 from rolecall.scheduler.run import Run
@@ -67,12 +74,12 @@ class WorkerCalls:
         worker = member.worker
         if not member.started.socket:
             if may_host_engines(member.slot.ready):
-                member.program = ProgramPeer(worker, member.slot.argv or (), self._io.loop)
+                member.conversation = ProgramPeer(worker, member.slot.argv or (), self._io.loop)
             return
         addresses = [f"unix:{member.started.socket}"] if member.guard.here else []
         addresses.append(f"tcp:{worker.ip}:{worker.worker_ports[0]}")
         token, loop, hello = self._run.token, self._io.loop, Hello(name="controller")
-        member.client = Client(member.id, addresses, token, loop=loop, hello=hello, context=self.home)
+        member.conversation = Client(member.id, addresses, token, loop=loop, hello=hello, context=self.home)
 
     def submit(
         self,
@@ -83,7 +90,7 @@ class WorkerCalls:
         options: CallOptions,
         *,
         rpc_meta: Any = None,
-    ) -> PendingCall:
+    ) -> PendingCall[Any]:
         """Sends a call and returns at once.
 
         Raises:
@@ -97,9 +104,10 @@ class WorkerCalls:
 
     def submit_all(
         self, worker_ids: Sequence[str], method: str, args: Sequence[Any], kwargs: dict[str, Any], options: CallOptions
-    ) -> list[PendingCall]:
+    ) -> list[PendingCall[Any]]:
         """Sends one call to all of them, or to none, and returns at once. Errors as `submit`."""
-        clients = [client for member in self._members(worker_ids) if (client := member.client) is not None]
+        conversations = [member.conversation for member in self._members(worker_ids)]
+        clients = [each for each in conversations if isinstance(each, Client)]
         if len(clients) < len(worker_ids):  # there are programs, which are asked over HTTP
             return all_sent(self.submit(worker_id, method, args, kwargs, options) for worker_id in worker_ids)
         timeout = options.timeout
@@ -127,7 +135,7 @@ class WorkerCalls:
 
     def create_engine(
         self, worker_id: str, engine: EngineClass, args: Sequence[Any], kwargs: dict[str, Any], options: CallOptions
-    ) -> PendingCall:
+    ) -> PendingCall[Any]:
         """Asks for an engine and returns at once. Errors as `submit`. A restart of the worker makes it again."""
         member, request = self._living(worker_id), EngineRequest(engine, args, kwargs, options)
         pending = self.make_engine(member, request)
@@ -135,14 +143,14 @@ class WorkerCalls:
         pending.add_done_callback(partial(_remember, member.engines, request))
         return pending
 
-    def make_engine(self, member: Member, request: EngineRequest) -> PendingCall:
+    def make_engine(self, member: Member, request: EngineRequest) -> PendingCall[Any]:
         """As `create_engine`, also on a worker that is being restarted, and what it remembers stays as it is."""
         engine, args, kwargs, options = request
         wanted = CreateEngine(engine=engine_path(engine), engine_name=options.engine)
         call = _request(member, CREATE_ENGINE.name, [[*args], kwargs], wanted, options.timeout)
         return PendingCall(call, member.id, CREATE_ENGINE.name, options.timeout)
 
-    def destroy_engine(self, worker_id: str, options: CallOptions) -> PendingCall:
+    def destroy_engine(self, worker_id: str, options: CallOptions) -> PendingCall[Any]:
         """Asks for the end of an engine and returns at once. Errors as `submit`."""
         member = self._living(worker_id)
         limit = DESTROY_TIMEOUT_S if options.timeout is None else options.timeout
@@ -151,7 +159,7 @@ class WorkerCalls:
         member.engines.pop(options.engine, None)  # a program, which refuses, keeps it
         return PendingCall(call, worker_id, DESTROY.name, options.timeout)
 
-    def set_env(self, worker_id: str, env: dict[str, str]) -> PendingCall:
+    def set_env(self, worker_id: str, env: dict[str, str]) -> PendingCall[Any]:
         """Asks for other variables in a worker's environment and returns at once. Errors as `submit`."""
         for key, value in env.items():
             check_env(key, value)
@@ -186,7 +194,7 @@ class WorkerCalls:
         record = self._table.role(role)
         return [m.id for m in record.members], record.borrowed
 
-    def _control(self, worker_id: str, method: Method[Q, Any], request: Q) -> PendingCall:
+    def _control(self, worker_id: str, method: Method[Q, Any], request: Q) -> PendingCall[Any]:
         call = self._living(worker_id).guard.ask(method, request, timeout=CONTROL_TIMEOUT_S)
         return PendingCall(call, worker_id, method.name, CONTROL_TIMEOUT_S)
 
@@ -201,9 +209,9 @@ class WorkerCalls:
     def peer(self, worker_id: str, addresses: tuple[str, ...] = ()) -> Peer:
         """The conversation with a worker that hosts engines. A dead one is an error: its shards are gone with it."""
         member = self._living(worker_id)
-        if member.client is None:
+        if not isinstance(member.conversation, Client):
             raise WorkerNotFoundError(worker_id, self._table.ids())
-        return member.client.peer
+        return member.conversation.peer
 
 
 def _as_written(error: EncodeError) -> EncodeError:
@@ -221,13 +229,11 @@ def _request(
 
 
 def _peer(member: Member) -> Peer | ProgramPeer:
-    if member.client is not None:
-        return member.client.peer
-    if member.program is None:
+    if member.conversation is None:
         what = f"worker {member.id} runs a program and hosts no engines"
         expected = "one that does, over HTTP, is started with ready='/health'; see docs/http.md"
         raise WorkerConfigurationError(what, member.slot.argv, expected)
-    return member.program
+    return member.conversation.peer
 
 
 def _put_back(kept: dict[str, str], env: dict[str, str], before: dict[str, str], done: Future[Any]) -> None:

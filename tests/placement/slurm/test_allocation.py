@@ -11,12 +11,10 @@ from pathlib import Path
 import pytest
 
 from rolecall.errors import SlurmError
-from rolecall.placement.allocations import AllocationStatus
-from rolecall.placement.exit_causes import RUNS, ExitCause
-from rolecall.placement.slurm import allocation as slurm_module
-from rolecall.placement.slurm.allocation import SlurmAllocation
+from rolecall.placement.allocations import RUNS, AllocationStatus, ExitCause
+from rolecall.placement.slurm import placement as slurm_module
 from rolecall.placement.slurm.commands import Slurm
-from rolecall.placement.slurm.queue import Queue
+from rolecall.placement.slurm.placement import SlurmAllocation
 from rolecall.placement.slurm.states import JobState
 from tests.placement.slurm.fake_slurm import FakeSlurm
 
@@ -28,8 +26,7 @@ def fake(tmp_path: Path) -> FakeSlurm:
 
 @pytest.fixture
 def job(fake: FakeSlurm) -> SlurmAllocation:
-    slurm = Slurm(fake.environment)
-    return SlurmAllocation(slurm, Queue(slurm.jobs), "7", "rolecall/0123")
+    return SlurmAllocation(Slurm(fake.environment), "7", "rolecall/0123")
 
 
 def shows(fake: FakeSlurm, state: str, reason: str = "None", start: str = "N/A") -> None:
@@ -154,14 +151,15 @@ def test_a_slurmctld_that_is_down_while_a_job_is_given_back_is_asked_again(
     assert set(map(tuple, fake.calls("scancel"))) == {("7",)}
 
 
-class Counting:
-    """Stands for Slurm, and counts the questions."""
+class Counting(Slurm):
+    """Counts the questions."""
 
     def __init__(self) -> None:
+        super().__init__({})
         self.asked = 0
         self.go = threading.Event()
 
-    def jobs(self, answer_s: float) -> dict[str, JobState]:
+    def jobs(self, answer_s: float = 0.0) -> dict[str, JobState]:
         self.asked += 1
         self.go.wait(answer_s)
         return {str(self.asked): JobState("RUNNING")}
@@ -170,9 +168,9 @@ class Counting:
 def test_who_asks_at_the_same_time_shares_an_answer() -> None:
     """Concurrent callers share one squeue."""
     slurm = Counting()
-    queue, now = Queue(slurm.jobs), time.monotonic()
+    now = time.monotonic()
     with ThreadPoolExecutor(8) as pool:
-        answers = [pool.submit(queue.job, "1", now, 30.0) for _ in range(8)]
+        answers = [pool.submit(slurm.job, "1", now, 30.0) for _ in range(8)]
         slurm.go.set()
         assert all(answer.result() == JobState("RUNNING") for answer in answers)
     assert slurm.asked == 1
@@ -182,19 +180,17 @@ def test_an_answer_to_an_older_question_does_not_count_for_a_job_that_came_after
     """A job submitted after the last squeue causes a new one."""
     slurm = Counting()
     slurm.go.set()
-    queue = Queue(slurm.jobs)
-    assert queue.job("2", time.monotonic(), 30.0) is None
-    assert queue.job("2", time.monotonic(), 30.0) == JobState("RUNNING")
+    assert slurm.job("2", time.monotonic(), 30.0) is None
+    assert slurm.job("2", time.monotonic(), 30.0) == JobState("RUNNING")
 
 
 def test_nobody_waits_longer_than_he_wants_to_for_anothers_question() -> None:
     """A caller's own time limit holds while another caller's squeue is running."""
     slurm = Counting()
-    queue = Queue(slurm.jobs)
     with ThreadPoolExecutor(1) as pool:
-        slow = pool.submit(queue.job, "1", time.monotonic(), 30.0)
+        slow = pool.submit(slurm.job, "1", time.monotonic(), 30.0)
         wait_until(lambda: slurm.asked == 1)
         with pytest.raises(SlurmError, match=r"no answer within 0.1 s"):
-            queue.job("1", time.monotonic(), 0.1)
+            slurm.job("1", time.monotonic(), 0.1)
         slurm.go.set()
         assert slow.result() == JobState("RUNNING")

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from rolecall.cli.checks import judged, listed
-from rolecall.cli.checks.shared_memory import opened
+from rolecall.cli.checks.left_over import opened
 from rolecall.guard.ports import LOCK_FILE, ephemeral, lease_range
 from rolecall.guard.sweep import GUARD_NAME, run_processes
 from rolecall.placement.outside import Finding, error, info, ok, warning

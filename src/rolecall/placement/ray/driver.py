@@ -8,6 +8,8 @@ a driver leaves behind.
 from __future__ import annotations
 
 import contextlib
+import os
+import secrets
 import shutil
 import signal
 import sys
@@ -15,14 +17,22 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
+from typing import Any
 
+from rolecall.placement import guard_process
+from rolecall.placement.ray import guard as ray_guard
 from rolecall.placement.ray import messages
 from rolecall.placement.ray.actors import STOP_S, RoleActors
-from rolecall.placement.ray.joining import join
 from rolecall.placement.sidecar import SidecarServer, beside
 from rolecall.protocol import ray_driver as protocol
 from rolecall.protocol.ray_driver import JoinCluster, Joined, OfGuard, OfRole, PlaceRole, RoleNews
+from rolecall.transport import ray_internals
+from rolecall.transport.address import dial_host
 
+LOCAL_CPUS = 1024  # of a cluster of our own: on one machine cores set thread counts and keep no worker waiting
+LOCAL_STORE_BYTES = 1 << 30
+CALL_S = 5.0
 SILENCE_S = 15.0
 PAUSE_S = 0.5
 
@@ -97,6 +107,68 @@ def _count_nodes() -> int:
             return len(ray.nodes())
         time.sleep(PAUSE_S)
     return 0
+
+
+def join(wanted: JoinCluster) -> Joined:
+    """Connects to the cluster that is named, else RAY_ADDRESS's, else one that runs here, else one of our own."""
+    import ray
+
+    for module in (ray_guard, guard_process):
+        ray.cloudpickle.register_pickle_by_value(module)
+    address = wanted.address or os.environ.get("RAY_ADDRESS") or _running_here()
+    how = {"namespace": wanted.namespace, "log_to_driver": False, "configure_logging": False, **wanted.init}
+    if address is not None:
+        _call_on(address)
+        ray.init(address=address, **how)
+    else:
+        _init_own(how, Path(wanted.folder))
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    return Joined(
+        address=ray.get_runtime_context().gcs_address,
+        ip="127.0.0.1" if address is None else ray.util.get_node_ip_address(),
+        most={key: max(node["Resources"].get(key, 0) for node in nodes) for key in ("GPU", "NPU", "CPU", "memory")},
+        may_grow=address is not None and ray_internals.may_grow(node["NodeID"] for node in nodes),
+    )
+
+
+def _running_here() -> str | None:
+    """The cluster that this user has started on this host, if it still answers.
+
+    It is known from a file, in a folder that others may write to: theirs would get the run's token.
+    """
+    file = Path(ray_internals.address_file())
+    try:
+        with os.fdopen(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)) as note:
+            address = note.read().strip() if os.fstat(note.fileno()).st_uid == os.getuid() else ""
+        dial_host(address, CALL_S)
+    except (OSError, ValueError):
+        return None
+    return address
+
+
+def _call_on(address: str) -> None:
+    """Sees that a head is there and lets us in; `ray.init` repeats either question for minutes."""
+    try:
+        dial_host(address, CALL_S)
+    except OSError as e:
+        raise ConnectionError(f"its head does not answer ({e})") from e
+    ray_internals.check_admitted(address)
+
+
+def _init_own(how: dict[str, Any], folder: Path) -> None:
+    """Starts a cluster that nobody else finds: its own folder, and its own token unless the user has said otherwise."""
+    import ray
+
+    folder.mkdir(mode=0o700)
+    if "RAY_AUTH_MODE" not in os.environ:
+        token = folder / "token"
+        token.touch(mode=0o600)
+        token.write_text(secrets.token_hex(32))
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+        ray_internals.read_settings_again()
+    own = {"num_cpus": LOCAL_CPUS, "object_store_memory": LOCAL_STORE_BYTES, "include_dashboard": False}
+    # One below, since Ray opens its own folder to everybody.
+    ray.init(address="local", _temp_dir=str(folder / "r"), **{**own, **how})
 
 
 if __name__ == "__main__":

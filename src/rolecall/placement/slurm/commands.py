@@ -7,6 +7,7 @@ import re
 import shlex
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
@@ -16,6 +17,7 @@ from rolecall.placement.slurm.packing import Node, Share
 from rolecall.placement.slurm.script import COMMENT, SAID
 from rolecall.placement.slurm.states import JobState
 from rolecall.placement.waiting import Waiting
+from rolecall.transport.call import fresh
 
 ANSWER_S = 20.0  # slurmctld's clients wait for it 10 s by default, and once more for a backup
 PATIENCE_S = 60.0
@@ -47,6 +49,8 @@ class Slurm:
 
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
         self._environment = own_environment(os.environ if environment is None else environment)
+        self._looking, self._seen_at = threading.Lock(), float("-inf")
+        self._seen: dict[str, JobState] | SlurmError = {}
 
     def submit(self, script: str) -> str:
         """Gives a job to the queue, once; returns its id. The script goes by standard input.
@@ -80,6 +84,29 @@ class Slurm:
         """This user's jobs by id, those that ended a little while ago too. Asked once: who asks will ask again."""
         rows = self._table(self._squeue("%A|%T|%S|%r"), 4, answer_s=answer_s, within_s=0.0)
         return {job_id: JobState(state, reason, start) for job_id, state, start, reason in rows}
+
+    def job(self, job_id: str, since: float, answer_s: float) -> JobState | None:
+        """A job as it was at `since` (`time.monotonic`) or later; None when Slurm does not list it.
+
+        One look at the queue serves all who want to know at the same time. A failure is kept like an answer.
+
+        Raises:
+            SlurmError: No answer within `answer_s`.
+        """
+        if not self._looking.acquire(timeout=answer_s):
+            raise SlurmError("squeue", f"no answer within {answer_s:g} s")
+        try:
+            if self._seen_at < since:
+                self._seen_at = time.monotonic()  # what comes about while Slurm answers need not be in the answer
+                try:
+                    self._seen = self.jobs(answer_s)
+                except SlurmError as e:
+                    self._seen = e
+            if isinstance(self._seen, SlurmError):
+                raise fresh(self._seen)
+            return self._seen.get(job_id)
+        finally:
+            self._looking.release()
 
     def left(self, **patience: float) -> list[tuple[str, str, str]]:
         """Id, name and comment of this user's jobs of all runs that have not ended, without what a script has added."""
