@@ -27,13 +27,18 @@ from rolecall.worker.context import CurrentWorker, enter, seed_of
 from rolecall.worker.engines import Engines
 from rolecall.worker.host import AskGuard, EngineHost
 from rolecall.worker.http_request import HttpRequest, failure
+from rolecall.worker.loading import load_function
 from rolecall.worker.progress import Progress
 
 CACHE_BYTES = 1 << 30
 
 
 class WorkerNode:
-    """Builds and owns the parts of a worker: engines, tensors, the engine host and its server."""
+    """Builds and owns the parts of a worker: engines, tensors, the engine host and its server.
+
+    Raises:
+        EngineImportError: There is no such function as `worker_setup=` names.
+    """
 
     def __init__(
         self,
@@ -42,6 +47,8 @@ class WorkerNode:
         ask_guard: AskGuard,
         app: AsgiRoute | None = None,
     ) -> None:
+        if config.setup:
+            load_function(config.setup)
         self._config = config
         self._owners = Connections(config.token, loop=loop, hello=Hello(name=config.worker_id))
         self._progress = Progress(config.progress or None)
