@@ -71,7 +71,7 @@ class SideBySide(LoadScopeScheduling):  # type: ignore[misc]
 def _scope(nodeid: str) -> str:
     file, _, test = nodeid.partition("::")
     backend = test.rpartition("[")[2].rstrip("]").split("-")[0]
-    if "/ray/" in file:
+    if "/ray/" in file or "test_ray_store" in file:
         return "tests of ray alone"
     if "/hosts/" in file and (backend == "ray" or "ray_hosts" in file):
         return "hosts of ray"

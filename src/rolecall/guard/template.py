@@ -27,6 +27,7 @@ TEMPLATE_NAME = "rc:template"  # forked children have it too until they are work
 
 def _preload(names: list[str]) -> TemplateReady:
     skipped = {}
+    gc.disable()  # hardly anything of what an import makes is garbage, and looking for it takes a tenth of torch's
     for name in names:
         try:
             importlib.import_module(name)
@@ -35,6 +36,7 @@ def _preload(names: list[str]) -> TemplateReady:
     openblas_setters()
     gc.collect()
     gc.freeze()  # so that a collection in a child does not write to, and thereby copy, shared pages
+    gc.enable()
     return TemplateReady(skipped=skipped, threads=len(numeric_entries("/proc/self/task")))
 
 
