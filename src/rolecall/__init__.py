@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from rolecall.scheduler.backends import SlurmScheduler as SlurmScheduler
     from rolecall.scheduler.backends import scheduler as scheduler
     from rolecall.scheduler.calls import PendingCall as PendingCall
-    from rolecall.scheduler.role_worker import RoleWorker as RoleWorker
     from rolecall.scheduler.roles import Role as Role
+    from rolecall.scheduler.roles import RoleWorker as RoleWorker
     from rolecall.scheduler.scheduler import Scheduler as Scheduler
     from rolecall.tensors.functions import clear as clear
     from rolecall.tensors.functions import localize as localize
@@ -40,8 +40,7 @@ _MODULES = {
     "rolecall.protocol.state": ("GuardState", "RunState", "WorkerState"),
     "rolecall.scheduler.backends": ("LocalScheduler", "RayScheduler", "SlurmScheduler", "scheduler"),
     "rolecall.scheduler.calls": ("PendingCall",),
-    "rolecall.scheduler.role_worker": ("RoleWorker",),
-    "rolecall.scheduler.roles": ("Role",),
+    "rolecall.scheduler.roles": ("Role", "RoleWorker"),
     "rolecall.scheduler.scheduler": ("Scheduler",),
     "rolecall.tensors.functions": ("clear", "localize", "remotize"),
     "rolecall.tensors.handle": ("RTensor",),

@@ -20,8 +20,8 @@ from rolecall.cli.checks.paths import check_paths, socket_room
 from rolecall.cli.doctor import examine
 from rolecall.guard.ports import PortLeases, ephemeral
 from rolecall.placement.outside import Finding, Severity
-from rolecall.placement.ray.outside import check_ray
-from rolecall.placement.slurm.outside import check_slurm
+from rolecall.placement.ray.placement import check_ray
+from rolecall.placement.slurm.placement import check_slurm
 from tests.cli.cli_rig import CommandLine, Controller
 
 OLD = time.time() - 3600
@@ -149,9 +149,9 @@ def _bound(sock: socket.socket, port: int) -> bool:
         (limits.processes(100), Severity.WARNING),
         (limits.locked_memory(64 << 10), Severity.INFO),
         (limits.memory(1 << 30), Severity.WARNING),
-        (limits.pids("1024"), Severity.WARNING),
-        (limits.overcommit("2"), Severity.WARNING),
-        (limits.overcommit("0"), Severity.OK),
+        (limits.sysctl("kernel.pid_max", "1024"), Severity.WARNING),
+        (limits.sysctl("vm.overcommit_memory", "2"), Severity.WARNING),
+        (limits.sysctl("vm.overcommit_memory", "0"), Severity.OK),
         (limits.huge_pages("always advise [never]"), Severity.INFO),
         (limits.huge_pages("always [advise] never"), Severity.OK),
         (socket_room(Path("/tmp/rolecall-0")), Severity.OK),

@@ -28,6 +28,8 @@ def test_stop_ends_everything_of_a_living_run_and_leaves_its_controller(
     assert {int(item.split()[0]) for item in report["ended"]} >= set(pids)
     assert "ended 4 worker(s)" in report["guards"]["g0"]
     assert controller.process.poll() is None
+    notes = [worker["reason"] for worker in cli.json("ps", "--run", "cli/t0")["workers"]]
+    assert all(re.search(r"stopped by `rolecall stop`, process \d+ of \w+ on ", note) for note in notes), notes
     error = controller.ask("say hello")
     assert re.fullmatch(r"WorkerFailedError: worker actor/0 \(.*\) was stopped by `rolecall stop`, process .*", error)
     refused = "WorkerConfigurationError: the run cli/t0 was stopped by `rolecall stop`, process "
@@ -45,7 +47,9 @@ def test_stop_ends_a_run_whose_controller_was_killed_and_whose_guard_is_stuck(
     assert cli.json("ps", "--run", "cli/t0")["state"] == "orphaned"
     report = cli.json("stop", "--run", controller.run_id, "--yes")
     assert report["clean"] and f"{guard} rc:guard" in report["ended"]
-    assert cli.json("ps", "--run", "cli/t0")["state"] == "ended"
+    seen = cli.json("ps", "--run", "cli/t0")
+    assert seen["state"] == "ended"
+    assert all(worker["reason"].startswith("stopped by `rolecall stop`") for worker in seen["workers"])
 
 
 def test_stop_of_a_run_with_a_stopped_controller_does_not_wait_for_it(cli: CommandLine, controller: Controller) -> None:

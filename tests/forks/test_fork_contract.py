@@ -17,6 +17,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -364,9 +365,15 @@ def test_a_stream_of_an_app_ends_with_its_client(s: Scheduler) -> None:
 
 
 def test_a_module_whose_startup_fails_is_not_started(s: Scheduler) -> None:
-    """The error says what its startup said."""
-    with pytest.raises(WorkerCreationError, match="startup failed: 'no model here'"):
-        s.start("proxy", cmd="tests.support.served_module", env_vars={"FAIL": "no model here"})
+    """The error says what its startup said, a traceback for one, line by line."""
+    with pytest.raises(WorkerCreationError, match="startup failed: Traceback:\nno model here"):
+        s.start("proxy", cmd="tests.support.served_module", env_vars={"FAIL": "Traceback:\nno model here"})
+
+
+def test_what_is_served_can_be_called() -> None:
+    """At once, and not with its first request."""
+    with pytest.raises(WorkerConfigurationError, match=r"no ASGI application: 'module:app'; pass one"):
+        rolecall.serve("module:app")  # type: ignore[arg-type]
 
 
 def test_public_paths_are_a_list_of_paths() -> None:
@@ -411,19 +418,25 @@ def test_a_program_that_names_its_port_is_ready_when_it_listens_there(s: Schedul
 
 
 def test_all_that_fail_are_named_with_their_logs(s: Scheduler, caplog: pytest.LogCaptureFixture) -> None:
-    """One of them fails late, while importing; each is logged on a line, and nothing is left."""
+    """Each is logged on a line, also one that fails after 5 s of imports when the others serve; nothing is left."""
     actors = s.start("actor", replicas=3)
-    before = set(processes(s.run_id))
+    before, ports = set(processes(s.run_id)), ports_leased(s)
     fail = "import sys, time; i = int(sys.argv[1]); print('I am', i, flush=True);"
     fail += "time.sleep(1 + 0.2 * i if i < 2 else 3600); raise SystemExit(40 + i)"
-    with pytest.raises(WorkerCreationError) as caught:
+    with ThreadPoolExecutor(1) as pool, pytest.raises(WorkerCreationError) as caught:
+        late = pool.submit(actors.fork, "late", "tests.support.sample_program", env={"FAILS": "1"})
         actors.fork("bad", command=[sys.executable, "-c", fail, "{index}", "{port}"])
     assert caught.value.failed == [0, 1]
     assert ["I am 0" in caught.value.log_tails[0], "I am 1" in caught.value.log_tails[1]] == [True, True]
     assert "exit code 40" in str(caught.value) and "exit code 41" in str(caught.value)
     for worker in ("bad/0", "bad/1"):
         assert f"worker {worker} did not start: the process ended during startup" in caplog.text
-    assert set(processes(s.run_id)) == before
+    with pytest.raises(WorkerCreationError, match=r"exit code 1[\s\S]*ImportError: no such kernel") as caught:
+        late.result()
+    assert (caught.value.failed, list(caught.value.log_tails)) == ([1], [1])
+    assert "worker late/1 did not start: the process ended during startup" in caplog.text
+    assert (set(processes(s.run_id)), ports_leased(s)) == (before, ports)
+    assert [role.name for role in s.inspect().roles] == ["actor"]
 
 
 def test_a_program_that_dies_while_starting_is_reported_at_once_with_its_log(s: Scheduler, targets: Role) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from rolecall.placement.allocations import ASK_S, RUNS, ExitCause, ExitCauses
 from rolecall.placement.base import ExpectedGuard
-from rolecall.placement.exit_causes import LOOK_S, RUNS, ExitCause, ExitCauses
 from rolecall.scheduler.guards import GuardProxy
 from rolecall.transport.loop import IOThread
 
@@ -169,7 +169,7 @@ def test_and_takes_nothing_back(io: IOThread, causes_of: Callable[[Manager], Exi
     """A later, emptier answer of the manager does not replace an earlier cause."""
     waiter = Waiter()
     manager = Broken(ExitCause(True, "COMPLETING", final=False), ExitCause(True, "", final=False), RUNS)
-    causes_of(manager).explain(guard(io), waiter, patient=True, limit_s=3 * LOOK_S)
+    causes_of(manager).explain(guard(io), waiter, patient=True, limit_s=3 * ASK_S)
     assert waiter.told.wait(LONG_S)
     assert waiter.reasons == ["COMPLETING"]
 

@@ -22,8 +22,7 @@ from rolecall.errors import (
 )
 from rolecall.placement.local import LocalPlacement
 from rolecall.protocol.guard import ALLOC_PORTS, AllocPorts
-from rolecall.scheduler.guards import GuardProxy
-from rolecall.scheduler.processes import Group
+from rolecall.scheduler.guards import GuardProxy, kill
 from tests.support import sample_engines
 from tests.support.live import ports_leased
 from tests.support.waiting import wait_for
@@ -103,7 +102,7 @@ def test_ports_leased_for_a_start_that_never_began_are_given_back(s: LocalSchedu
     for slot in slots:
         guard.ask(ALLOC_PORTS, AllocPorts(owner=slot.worker_id, count=3)).result()
     assert ports_leased(s) == 6
-    Group("x", slots, [guard] * 2).rollback(0.0)
+    kill({slot.worker_id: guard for slot in slots}, 0.0, 30.0)
     assert ports_leased(s) == 0
 
 

@@ -169,6 +169,9 @@ def test_a_handle_is_read_row_by_row() -> None:
         lambda h: h < 2,
         lambda h: bool(h),
         lambda h: float(h),
+        lambda h: torch.as_tensor(h),
+        lambda h: torch.tensor(h),
+        lambda h: np.asarray(h),
     ],
 )
 def test_computing_with_a_handle_says_what_to_do(use: Any) -> None:

@@ -13,11 +13,10 @@ from rolecall import __version__
 from rolecall.cli.demo import demo
 from rolecall.cli.doctor import doctor
 from rolecall.cli.logs import logs
-from rolecall.cli.ps import ps
+from rolecall.cli.looking import ps, top
 from rolecall.cli.stack import stack
 from rolecall.cli.stop import stop
 from rolecall.cli.terminal import remark
-from rolecall.cli.top import top
 from rolecall.errors import RolecallError
 
 ERROR = 2  # the same as for a wrong option

@@ -1,27 +1,19 @@
-"""Computes a worker's environment from the guard's own, the slot and the spec. Pure."""
+"""Computes parts of a worker's environment from its target's, the slot and the spec. Pure."""
 
+import os
 from collections.abc import Mapping
 
-from rolecall.protocol.environment import WORKER, inheritable, marks
+from rolecall.protocol.environment import inheritable
 from rolecall.protocol.guard import ProcessSpec
 
+HOST_CORES = len(os.sched_getaffinity(0))
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _READ_AT_EXEC = ("LD_", "PYTHON")  # by the loader and the interpreter; setting them after a fork has no effect
 
 
-def base_env(inherited: Mapping[str, str], configured: Mapping[str, str]) -> dict[str, str]:
-    """What all workers start from: what they inherit of the guard's environment, then the configured variables."""
-    return inheritable(inherited) | dict(configured)
-
-
-def with_run_ids(env: Mapping[str, str], run_id: str, guard_id: str, worker_id: str) -> dict[str, str]:
-    """Adds the three variables by which a process of a run is found."""
-    return {**env, **marks(run_id, guard_id), WORKER: worker_id}
-
-
-def thread_counts(env: Mapping[str, str], cores: int, host_cores: int) -> dict[str, str]:
+def thread_counts(env: Mapping[str, str], cores: int) -> dict[str, str]:
     """Thread counts for the variables that are not set: the slot's cores, at most the host's."""
-    return {name: str(min(cores, host_cores)) for name in THREADS if cores > 0 and name not in env}
+    return {name: str(min(cores, HOST_CORES)) for name in THREADS if cores > 0 and name not in env}
 
 
 def recorded_env(spec: ProcessSpec, target: Mapping[str, str] | None) -> dict[str, str]:
@@ -36,7 +28,7 @@ def needs_cold_start(env: Mapping[str, str], template: Mapping[str, str]) -> str
     return next((name for name in names if env.get(name) != template.get(name)), "")
 
 
-def thread_limit(env: Mapping[str, str], cores: int, host_cores: int) -> int:
+def thread_limit(env: Mapping[str, str], cores: int) -> int:
     """The thread count for libraries that read their variables before the fork."""
     value = env.get("OMP_NUM_THREADS", "").split(",")[0]
-    return int(value) if value.isdigit() and int(value) > 0 else min(cores or host_cores, host_cores)
+    return int(value) if value.isdigit() and int(value) > 0 else min(cores or HOST_CORES, HOST_CORES)

@@ -14,8 +14,6 @@ from rolecall.transport import address
 from rolecall.transport.address import address_toward, this_host
 from rolecall.transport.handshake import Hello
 
-HOST_CORES = len(os.sched_getaffinity(0))
-
 
 def resolved(config: GuardConfig) -> GuardConfig:
     """Completes the configuration on this host: its address, its interpreter, the controller's addresses in its reach.

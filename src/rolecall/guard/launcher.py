@@ -17,7 +17,6 @@ from rolecall.errors import EngineCallError, RolecallError, RPCConnectionError, 
 from rolecall.guard import environment, logs, runtime
 from rolecall.guard.children import Children, Exit
 from rolecall.guard.command import Place, fill
-from rolecall.guard.host import HOST_CORES
 from rolecall.guard.killer import Killer
 from rolecall.guard.ports import PortLeases
 from rolecall.guard.proc import Process
@@ -26,7 +25,7 @@ from rolecall.guard.spawn import spawn
 from rolecall.guard.table import Record, State, Table
 from rolecall.guard.template_process import TemplateError, TemplateProcess
 from rolecall.protocol.devices import device_variable
-from rolecall.protocol.environment import CONTROL
+from rolecall.protocol.environment import CONTROL, WORKER, marks
 from rolecall.protocol.fork import ForkSpec
 from rolecall.protocol.guard import ProcessSpec, StartResult
 from rolecall.protocol.guard_config import GuardConfig
@@ -97,13 +96,13 @@ class Launcher:
     # Plan
 
     async def _plan(self, spec: ProcessSpec, started_by: str) -> Record | StartResult:
-        previous = self.table.find(spec.worker_id)
+        previous = self.table.get(spec.worker_id)
         if previous is not None and previous.state is State.ENDING:
             await previous.gone.wait()
         try:
             return self._record(spec, started_by)
         except (RolecallError, StartError, OSError) as error:
-            if self.table.find(spec.worker_id) is None:
+            if spec.worker_id not in self.table:
                 self.ports.release(spec.worker_id)  # leased before, for this start
             return StartResult(worker_id=spec.worker_id, ok=False, error=str(error))
 
@@ -111,10 +110,10 @@ class Launcher:
         _check(spec)
         if self.closed:
             raise StartError("the guard is ending")
-        if self.table.find(spec.worker_id) is not None:
+        if spec.worker_id in self.table:
             raise StartError(f"{spec.worker_id} is already running; delete it first")
-        target = self.table.get(spec.target) if spec.target else None
-        spec = _in_slot(spec, target.spec) if target else _on_host(spec, self.config.cwd)
+        target = self.table.living(spec.target) if spec.target else None
+        spec = _completed(spec, target.spec if target else None, self.config.cwd)
         log_path = logs.log_path(self.config.run_dir, spec.worker_id)
         log_start = logs.size(log_path)
         record = Record(
@@ -128,7 +127,7 @@ class Launcher:
             page=runtime.ProgressPage(runtime.page_path(self.config.runtime_dir, self.config.guard_id, spec.worker_id)),
             log=self.merged_log.follow(spec.worker_id, log_path, log_start),
         )
-        self.table.add(record)
+        self.table[record.worker_id] = record
         return record
 
     # Create processes
@@ -136,8 +135,8 @@ class Launcher:
     def _environment(self, record: Record) -> dict[str, str]:
         """The whole environment of a worker's process."""
         env = {**self.base_env, **record.env, **self._place(record).variables()}
-        env |= environment.thread_counts(env, record.spec.cores, HOST_CORES)
-        return environment.with_run_ids(env, self.config.run_id, self.config.guard_id, record.worker_id)
+        ids = {**marks(self.config.run_id, self.config.guard_id), WORKER: record.worker_id}
+        return {**env, **environment.thread_counts(env, record.spec.cores), **ids}
 
     async def _create(self, records: Sequence[Record]) -> None:
         """Creates the processes; those that could not be created get an `error`, and those that were aborted none."""
@@ -198,7 +197,7 @@ class Launcher:
             log_path=record.log_path,
             entry=self.config.entry,
             cwd=record.spec.cwd,
-            threads=environment.thread_limit(env, record.spec.cores, HOST_CORES),
+            threads=environment.thread_limit(env, record.spec.cores),
         )
 
     def _spawn(self, record: Record, env: Mapping[str, str]) -> None:
@@ -264,8 +263,7 @@ class Launcher:
             await record.gone.wait()  # the task that aborted the start kills it and reports that
         else:
             await self.killer.kill([record], 0)
-        failed = self._result(record, error or ABORTED)
-        return msgspec.structs.replace(failed, log_tail=tail, exit_code=code, signal=number)
+        return self._result(record, error=error or ABORTED, log_tail=tail, exit_code=code, signal=number)
 
     async def _wait_ready(self, record: Record) -> str:
         """Waits until a worker is ready, has ended or is aborted; returns why it is not ready."""
@@ -335,18 +333,18 @@ class Launcher:
         except (EngineCallError, RPCConnectionError) as error:
             record.warning = f"the program did not take the run's seed: {error}"
 
-    def _result(self, record: Record, error: str = "") -> StartResult:
+    def _result(self, record: Record, **failure: Any) -> StartResult:
         return StartResult(
             worker_id=record.worker_id,
-            ok=not error,
+            ok=not failure,
             pid=record.process.pid if record.process else None,
             ip=self.config.ip,
             ports=record.ports,
             socket=record.socket,
             timeline=record.timeline,
-            error=error,
             warning=record.warning,
             log_path=record.log_path,
+            **failure,
         )
 
 
@@ -364,13 +362,11 @@ def _check(spec: ProcessSpec) -> None:
         raise WorkerConfigurationError(problem, spec.port_count, "use a port_count of 1 or more")
 
 
-def _on_host(spec: ProcessSpec, cwd: str) -> ProcessSpec:
-    device_var = spec.device_var or device_variable(os.environ)
-    return msgspec.structs.replace(spec, device_var=device_var, cwd=spec.cwd or cwd)
-
-
-def _in_slot(spec: ProcessSpec, target: ProcessSpec) -> ProcessSpec:
-    """A fork's spec, completed with the slot of its target."""
+def _completed(spec: ProcessSpec, target: ProcessSpec | None, cwd: str) -> ProcessSpec:
+    """A spec with what its host gives or, for a fork, the slot of its target."""
+    if target is None:
+        device_var = spec.device_var or device_variable(os.environ)
+        return msgspec.structs.replace(spec, device_var=device_var, cwd=spec.cwd or cwd)
     return msgspec.structs.replace(
         spec,
         devices=spec.devices or target.devices,

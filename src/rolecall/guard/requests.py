@@ -82,7 +82,7 @@ class CommonRequests(RequestHandler):
         super().__init__(supervisor.spawn_task)
         self._supervisor = supervisor
         self._serve(protocol.ALLOC_PORTS, lambda r: supervisor.alloc_ports(r.owner, r.count, r.wanted))
-        self._serve(protocol.TABLE, lambda _: [record.row() for record in supervisor.table])
+        self._serve(protocol.TABLE, lambda _: [record.row() for record in supervisor.table.values()])
         self._serve(protocol.METRICS, lambda _: supervisor.metrics())
         self._serve(protocol.STACKS, lambda request: supervisor.stacks(request.worker))
         self._serve(protocol.KILL, self._kill)
@@ -150,7 +150,7 @@ class WorkerRequests(RequestHandler):
         self._serve(METHODS["set_env"], lambda request: done(supervisor.set_env(worker, request.env)))
         self._serve(METHODS["fork"], lambda request: fork(supervisor, request, worker, worker))
         self._serve(METHODS["kill_forked_worker"], lambda request: done(kill_fork(supervisor, request, worker)))
-        self._serve(FORKED_CHILDREN, lambda _: [r.worker_id for r in supervisor.table if r.spec.target == worker])
+        self._serve(FORKED_CHILDREN, lambda _: [w for w, r in supervisor.table.items() if r.spec.target == worker])
 
 
 def guard_server(supervisor: Supervisor, config: GuardConfig, loop: asyncio.AbstractEventLoop) -> Server:
@@ -185,7 +185,7 @@ def guard_server(supervisor: Supervisor, config: GuardConfig, loop: asyncio.Abst
 
 async def fork(supervisor: Supervisor, request: Fork, target: str, started_by: str) -> Forked:
     """Starts a worker in the slot of another one, and says where it is."""
-    supervisor.table.get(target)
+    supervisor.table.living(target)
     command = request.command if request.command is not None else request.raw_cmd
     argv, ready = program(command) if command is not None else (None, None)
     worker_id = f"{check_name('role', request.role)}/{request.worker_index}"
@@ -200,7 +200,7 @@ async def fork(supervisor: Supervisor, request: Fork, target: str, started_by: s
 async def kill_fork(supervisor: Supervisor, request: KillFork, started_by: str) -> protocol.KillReport:
     """Kills a fork that the same `started_by` has requested."""
     worker_id = f"{request.role}/{request.worker_index}"
-    forks = [record.worker_id for record in supervisor.table if record.started_by == started_by]
+    forks = [worker for worker, record in supervisor.table.items() if record.started_by == started_by]
     if worker_id not in forks:
         raise WorkerNotFoundError(worker_id, forks)
     return await supervisor.kill([worker_id], supervisor.launcher.config.grace_s)

@@ -14,19 +14,22 @@ from typing import Any
 
 import msgspec
 
-from rolecall.guard import environment, logs, probe, runtime
+from rolecall.guard import logs, probe, runtime
 from rolecall.guard.children import Children, Exit
+from rolecall.guard.descendants import Descendants
 from rolecall.guard.killer import Killer
 from rolecall.guard.launcher import Launcher
 from rolecall.guard.lease import Lease
+from rolecall.guard.oom import OomWatch
 from rolecall.guard.ports import PortLeases
 from rolecall.guard.proc import kill_below
-from rolecall.guard.programs import post
+from rolecall.guard.programs import HealthChecks, post
+from rolecall.guard.stall import Resumed, Stalled, StallWatch
 from rolecall.guard.sweep import sweep
 from rolecall.guard.table import Record, State, Table
 from rolecall.guard.template_process import TemplateProcess
-from rolecall.guard.watcher import Notify, Watcher
 from rolecall.protocol import events
+from rolecall.protocol.environment import inheritable, marks
 from rolecall.protocol.guard import KillReport, Ports, ShutdownReport
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.worker import SET_ENV
@@ -36,6 +39,7 @@ from rolecall.transport.peer import Handler
 from rolecall.types import check_env
 
 STRAYS_S = 5.0
+MAX_STACK_DUMPS = 4  # stacks read at the same time, when many workers stall together
 METRICS: Mapping[str, Metric] = {
     "uptime_seconds": gauge("Seconds since the guard started."),
     "workers": gauge("Workers that the guard owns."),
@@ -72,7 +76,7 @@ class Supervisor:
         loop: asyncio.AbstractEventLoop,
         lease: Lease,
         handler: Callable[["Supervisor", Record], Handler],
-        notify: Notify,
+        notify: Callable[[events.Event], None],
         template_log: str,
     ) -> None:
         self.config = config
@@ -80,8 +84,8 @@ class Supervisor:
         runtime.prepare(config.runtime_dir, config.guard_id)
         self._merged_log = logs.MergedLog(config.run_dir)
         log = os.open(template_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        base_env = environment.base_env(os.environ, config.env)
-        template_env = environment.with_run_ids(base_env, config.run_id, config.guard_id, "")
+        base_env = inheritable(os.environ) | config.env
+        template_env = base_env | marks(config.run_id, config.guard_id)
         self.table = Table()
         self.ports = PortLeases(config.run_id)
         self._counts = Counter[str]()  # what has happened since the guard started, by the metric's name
@@ -102,7 +106,11 @@ class Supervisor:
             on_exit=self._on_exit,
             spawn_task=self.spawn_task,
         )
-        self._watcher = Watcher(config, self.table, self._children, self._counts, notify, self.spawn_task)
+        self._health = HealthChecks(config.ip, self.spawn_task)
+        # For each worker its policy, and a lock that keeps its events in order while stacks are read.
+        self._watches: dict[Record, tuple[StallWatch, asyncio.Lock]] = {}
+        self._stack_dumps = asyncio.Semaphore(MAX_STACK_DUMPS)
+        self._oom = OomWatch()
         self._ended: asyncio.Task[ShutdownReport] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -117,7 +125,7 @@ class Supervisor:
         self._children.reap()
         if not self._template.healthy():
             self.warm_up()
-        await self._watcher.look()
+        await self._look()
 
     async def copy_logs(self) -> None:
         """Merges what the workers have logged since the last call."""
@@ -131,7 +139,7 @@ class Supervisor:
 
     async def _end_all(self, grace_s: float) -> ShutdownReport:
         self.launcher.closed = True
-        report = await self._killer.kill(list(self.table), grace_s)
+        report = await self._killer.kill(list(self.table.values()), grace_s)
         await self._template.close()
         killed = await asyncio.to_thread(kill_below, STRAYS_S)  # no worker owns them
         left = await asyncio.to_thread(sweep, self.config.run_id, self.config.guard_id)
@@ -166,8 +174,8 @@ class Supervisor:
         Args:
             reason: The reason to report to the controller, if another client has requested it.
         """
-        unknown = [worker for worker in workers if self.table.find(worker) is None]
-        records = [record for record in self.table if record.worker_id in workers or record.started_by in workers]
+        unknown = [worker for worker in workers if worker not in self.table]
+        records = [r for r in self.table.values() if r.worker_id in workers or r.started_by in workers]
         report = await self._killer.kill(records, grace_s)
         for record in records:
             if reason and (end := record.exit) is not None:
@@ -176,7 +184,7 @@ class Supervisor:
 
     async def set_env(self, worker: str, env: dict[str, str]) -> None:
         """Changes a worker's environment: the running process, then its record, which forks inherit."""
-        record = self.table.get(worker)
+        record = self.table.living(worker)
         for key, value in env.items():
             check_env(key, value)
         if record.state is State.READY and record.peer is not None:
@@ -197,15 +205,60 @@ class Supervisor:
         if record.state is not State.READY:
             return
         record.state = State.ENDING
-        oom = self._watcher.oom
-        reason = oom.explain(record.rss) if end.signal == signal.SIGKILL and oom.claim() else ""
+        oom = end.signal == signal.SIGKILL and self._oom.claim()
+        reason = self._oom.explain(record.rss) if oom else ""
         self._counts["unexpected_exits_total"] += 1
         self._notify(_exited(record, end, reason))
         self.spawn_task(self._killer.kill([record], 0.0))  # workers that it has started in its slot live on
 
+    async def _look(self) -> None:
+        """Samples all workers once: which processes are theirs, how much memory they use, whether they stall."""
+        self._oom.look()
+        await self._attribute()
+        living = [record for record in self.table.values() if record.state is not State.ENDING]
+        self._health.poll(living)
+        known = self._watches
+        self._watches = {record: known.get(record) or self._new_watch() for record in living}
+        for record, (policy, lock) in self._watches.items():
+            sample = probe.sample(record)
+            change = policy.add(sample) if sample else None
+            if change is not None:
+                self.spawn_task(self._report_stall(record, change, lock))
+
+    def _new_watch(self) -> tuple[StallWatch, asyncio.Lock]:
+        return StallWatch(self.config.stall_s, self.config.silence_s), asyncio.Lock()
+
+    async def _attribute(self) -> None:
+        descendants = await asyncio.to_thread(Descendants)
+        for record in self.table.values():
+            if record.process is not None and record.state is not State.ENDING:  # else the killer tracks its processes
+                owned = descendants.owned(record)
+                record.tracked = owned
+                record.rss = sum(descendants.by_pid[process.pid].rss for process in owned)
+
+    async def _report_stall(self, record: Record, change: Stalled | Resumed, lock: asyncio.Lock) -> None:
+        async with lock:
+            if isinstance(change, Resumed):
+                if record.state is State.READY:
+                    self._notify(events.Resumed(worker=record.worker_id))
+                return
+            self._counts["stalls_total"] += 1
+            async with self._stack_dumps:
+                stacks = await probe.stacks(record, self._children)
+            if record.state is State.STARTING and change.kind == "stopped":
+                record.stall = f"{change.reason}\n{stacks}"
+                record.abort.set()  # the start fails with it
+                return
+            if record.state is not State.READY or record.process is None:
+                return  # it has ended meanwhile, which is an event of its own
+            stalled = events.Stalled(
+                worker=record.worker_id, pid=record.process.pid, kind=change.kind, reason=change.reason, stacks=stacks
+            )
+            self._notify(stalled)
+
     async def stacks(self, worker: str) -> str:
         """The Python stacks of a worker as text."""
-        return await probe.stacks(self.table.get(worker), self._children)
+        return await probe.stacks(self.table.living(worker), self._children)
 
     def alloc_ports(self, owner: str, count: int, wanted: Sequence[int] = ()) -> Ports:
         """Leases ports until their owner ends."""
@@ -213,13 +266,13 @@ class Supervisor:
 
     def metrics(self) -> dict[str, float]:
         """The guard's numbers by name, see `METRICS`."""
-        now, states = time.monotonic(), Counter(record.state for record in self.table)
+        now, states = time.monotonic(), Counter(record.state for record in self.table.values())
         return {
             "uptime_seconds": now - self._lease.began,
             "workers": len(self.table),
             **{f"workers_{state}": states[state] for state in State},
-            "processes": sum(len(record.tracked) for record in self.table),
-            "resident_bytes": sum(record.rss for record in self.table),
+            "processes": sum(len(record.tracked) for record in self.table.values()),
+            "resident_bytes": sum(record.rss for record in self.table.values()),
             "ports_leased": len(self.ports.held()),
             **{name: self._counts[name] for name, metric in METRICS.items() if metric.kind == "counter"},
             "lease_age_seconds": now - self._lease.renewed,

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -109,39 +108,23 @@ class Record:
         self.timeline.setdefault(what, time.monotonic() - self.requested)
 
 
-class Table:
-    """Workers by id. All methods belong to the loop's thread and return at once."""
+class Table(dict[str, Record]):
+    """Workers by id. It belongs to the loop's thread."""
 
-    def __init__(self) -> None:
-        self._records: dict[str, Record] = {}
-
-    def __iter__(self) -> Iterator[Record]:
-        return iter(list(self._records.values()))
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def find(self, worker_id: str) -> Record | None:
-        return self._records.get(worker_id)
-
-    def get(self, worker_id: str) -> Record:
+    def living(self, worker_id: str) -> Record:
         """The record of a worker that is not ending.
 
         Raises:
             WorkerNotFoundError: There is none; the message lists the existing ones.
         """
-        record = self._records.get(worker_id)
+        record = self.get(worker_id)
         if record is None or record.state is State.ENDING:
-            raise WorkerNotFoundError(worker_id, [r.worker_id for r in self if r.state is not State.ENDING])
+            raise WorkerNotFoundError(worker_id, [r.worker_id for r in self.values() if r.state is not State.ENDING])
         return record
-
-    def add(self, record: Record) -> None:
-        assert record.worker_id not in self._records
-        self._records[record.worker_id] = record
 
     def remove(self, record: Record) -> bool:
         """Removes a record; False if it was removed before."""
-        if self._records.get(record.worker_id) is not record:
+        if self.get(record.worker_id) is not record:
             return False
-        del self._records[record.worker_id]
+        del self[record.worker_id]
         return True

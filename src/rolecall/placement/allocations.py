@@ -1,32 +1,51 @@
 """What Slurm and Ray share: each role gets an allocation of the cluster's manager, and guards of its own in it.
 
 A backend says how to plan, how to ask for what was planned, and how to look at it and end it again. The rest (waiting
-in the queue, guards, ends, why something ended) is here.
+in the queue, guards, ends, asking why something ended) is here.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import threading
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from rolecall.errors import WorkerCreationError, WorkerTimeoutError
 from rolecall.placement.base import ExpectedGuard, Placed, Placement, PlacementContext
-from rolecall.placement.exit_causes import ExitCause, ExitCauses
 from rolecall.placement.plan import Plan
 from rolecall.placement.waiting import Waiting
 from rolecall.protocol.guard_config import GuardConfig
+from rolecall.transport.loop import IOThread
 from rolecall.types import Job, check_seconds
 
 log = logging.getLogger("rolecall")
 LOOK_S = 0.05
+ASK_S = 0.25  # between two questions to a manager
 SUBMIT_S = 30.0  # a role that is being asked for while all ends
+
+
+class ExitCause(NamedTuple):
+    """What a cluster's manager says became of a guard.
+
+    Attributes:
+        ended: False while the manager says that it runs.
+        reason: Why, as far as it says.
+        final: It will not say more.
+    """
+
+    ended: bool
+    reason: str = ""
+    final: bool = True
+
+
+RUNS = ExitCause(ended=False)
 
 
 @dataclass(frozen=True)
@@ -224,3 +243,66 @@ def _progress(its: RoleAllocation, status: AllocationStatus) -> str:
         return f"role {its.role} waits for its allocation" + (f": {status.reason}" if status.reason else "")
     there = sum(guard.connected for guard in its.guards)
     return f"role {its.role}: {there} of {len(its.guards)} guard(s) have connected ..."
+
+
+class ExitCauses:
+    """Why guards have ended, in the words of the manager that may have ended them.
+
+    One thread asks for all, one after the other: they have one manager, which is asked no more often for more of them.
+
+    Args:
+        ask: What the manager says of a guard.
+        io: Answers are delivered there.
+    """
+
+    def __init__(self, ask: Callable[[ExpectedGuard], ExitCause], io: IOThread) -> None:
+        self._ask_manager, self._io = ask, io
+        self._asking = ThreadPoolExecutor(1, "rolecall-exit-causes")
+        self._open: set[asyncio.Task[None]] = set()
+        self._closing = False
+
+    def explain(self, guard: ExpectedGuard, then: Callable[[str], None], *, patient: bool, limit_s: float) -> None:
+        """Has `then` called, once, on the I/O thread, with what became of a guard or of what it owned.
+
+        Args:
+            patient: The guard has ended for sure: give the manager time to notice.
+            limit_s: After so many seconds `then` gets what is known by then, whatever the manager does.
+        """
+
+        def begin() -> None:
+            task = self._io.loop.create_task(self._explain(guard, then, patient, limit_s))
+            self._open.add(task)
+            task.add_done_callback(self._open.discard)
+
+        self._io.call_soon(begin)
+
+    def close(self) -> None:
+        """Answers what is still asked, with what is known. May be called twice."""
+        self._io.run(self._answer_all())
+        self._asking.shutdown(cancel_futures=True)
+
+    async def _answer_all(self) -> None:
+        self._closing = True
+        for task in self._open:
+            task.cancel()
+        if self._open:
+            await asyncio.wait(self._open)
+
+    async def _explain(self, guard: ExpectedGuard, then: Callable[[str], None], patient: bool, limit_s: float) -> None:
+        reason = ""
+        with contextlib.suppress(TimeoutError, asyncio.CancelledError):
+            async with asyncio.timeout(limit_s):
+                while not self._closing:
+                    cause = await self._io.loop.run_in_executor(self._asking, self._look, guard)
+                    reason = cause.reason or reason
+                    if cause.final and (cause.ended or not patient):
+                        break
+                    await asyncio.sleep(ASK_S)
+        then(reason)
+
+    def _look(self, guard: ExpectedGuard) -> ExitCause:
+        try:
+            return self._ask_manager(guard)
+        except Exception as e:  # whatever the manager's tools do, the caller must learn of the loss
+            log.info("guard %s: its cluster did not say what became of it: %s", guard.guard_id, e)
+            return ExitCause(ended=True, final=False)  # it may say so yet

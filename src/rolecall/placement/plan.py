@@ -10,7 +10,7 @@ from itertools import zip_longest
 from typing import Any
 
 from rolecall.errors import GPUAllocationError
-from rolecall.protocol.environment import PROCESS_GROUP, inheritable
+from rolecall.protocol.environment import inheritable
 from rolecall.protocol.guard import Ready
 from rolecall.protocol.programs import program
 from rolecall.types import Job, SchedulingSpec, readiness, worker_id
@@ -144,11 +144,6 @@ def _program(spec: SchedulingSpec) -> dict[str, Any]:
         return {"env": dict(spec.env_vars), "argv": None, "ready": ready}
     argv, ready = program(spec.cmd, ready)
     return {"env": dict(spec.env_vars), "argv": tuple(argv), "ready": ready}
-
-
-def process_group(index: int, world: int, ip: str, port: str) -> dict[str, str]:
-    """What `torch.distributed` reads. `LOCAL_RANK` is 0 since each worker sees its own devices from 0."""
-    return dict(zip(PROCESS_GROUP, (str(index), str(world), "0", "1", ip, port), strict=True))
 
 
 # What describes the controller's own host, login session or share of a cluster, and would be wrong on another host.

@@ -6,7 +6,6 @@ import threading
 from types import TracebackType
 
 from rich.console import Console
-from rich.status import Status
 
 PATIENCE_S = 2.0
 
@@ -17,7 +16,7 @@ class Waiting:
     def __init__(self, message: str) -> None:
         self._message = message
         self._console = Console(stderr=True)
-        self._status: Status | None = None
+        self._status = self._console.status(message)
         self._timer = threading.Timer(PATIENCE_S, self._show)
         self._timer.daemon = True
         self._lock = threading.Lock()
@@ -31,25 +30,20 @@ class Waiting:
         self._timer.cancel()
         with self._lock:
             self._over = True
-            if self._status is not None:
-                self._status.stop()
+            self._status.stop()
 
     def say(self, message: str) -> None:
         """Shows something else from now on; without a terminal a further line, when it has changed."""
         with self._lock:
             news, self._message = message != self._message, message
-            if self._status is not None:
-                self._status.update(message)
-            elif news and self._shown:
+            self._status.update(message)
+            if news and self._shown and not self._console.is_terminal:
                 self._console.print(message, highlight=False)
 
     def _show(self) -> None:
         with self._lock:
-            if self._over:
-                return
-            self._shown = True
-            if self._console.is_terminal:
-                self._status = self._console.status(self._message)
+            self._shown = not self._over
+            if self._shown and self._console.is_terminal:
                 self._status.start()
-            else:
+            elif self._shown:
                 self._console.print(self._message, highlight=False)

@@ -8,12 +8,13 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 from dataclasses import dataclass, field
 from functools import partial
 from queue import SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rolecall.errors import WorkerConfigurationError, WorkerFailedError
 from rolecall.scheduler.calls import PendingCall, check_arguments
-from rolecall.scheduler.engine_methods import AnyMethod
-from rolecall.scheduler.role_worker import RoleWorker
+
+if TYPE_CHECKING:
+    from rolecall.scheduler.roles import AnyMethod, RoleWorker
 
 Item = tuple[int, Sequence[Any]]
 
@@ -31,7 +32,7 @@ class Completion:
     index: int
     arguments: Sequence[Any]
     worker: RoleWorker
-    call: PendingCall = field(repr=False)
+    call: PendingCall[Any] = field(repr=False)
     _again: Callable[[Item], None] = field(repr=False)
 
     def result(self) -> Any:

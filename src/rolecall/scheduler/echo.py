@@ -37,7 +37,6 @@ class LogEcho:
 
     def __init__(self, path: Path, stream: TextIO) -> None:
         self._path, self._stream = path, stream
-        self._file: BinaryIO | None = None
         self._rest = b""
         self._colours = takes_colours(stream)
         self._stopped = threading.Event()
@@ -51,26 +50,22 @@ class LogEcho:
 
     def _run(self) -> None:
         with suppress(OSError, ValueError):  # the stream was closed, or the run directory removed
-            while not self._stopped.wait(PERIOD_S):
-                self._copy(BLOCK)
-            self._copy(REST_BYTES)
-            if self._file is not None and self._file.read(1):
-                print(f"rolecall: the rest is in {self._path}", file=self._stream)
-        if self._file is not None:
-            self._file.close()
+            while not self._path.exists():
+                if self._stopped.wait(PERIOD_S) and not self._path.exists():
+                    return
+            with self._path.open("rb") as file:
+                while not self._stopped.wait(PERIOD_S):
+                    self._copy(file, BLOCK)
+                self._copy(file, REST_BYTES)
+                if file.read(1):
+                    print(f"rolecall: the rest is in {self._path}", file=self._stream)
 
-    def _copy(self, limit: int) -> None:
-        if self._file is None:
-            if not self._path.exists():
-                return
-            self._file = self._path.open("rb")
-        while data := self._file.read(min(limit, BLOCK)):
+    def _copy(self, file: BinaryIO, limit: int) -> None:
+        while limit > 0 and (data := file.read(min(limit, BLOCK))):
             limit -= len(data)
             *lines, self._rest = (self._rest + data).split(b"\n")
             self._stream.writelines(map(self._shown, lines))
             self._stream.flush()
-            if limit <= 0:
-                return
 
     def _shown(self, line: bytes) -> str:
         text = _CONTROL.sub("?", line.decode(errors="replace"))

@@ -10,6 +10,7 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, NoReturn
 
 import msgspec
@@ -110,23 +111,19 @@ class ProgramPeer:
         return request is not None
 
     async def _ask(self, call: Call, path: str, body: bytes, read: Callable[[Response], Any]) -> None:
-        answer: codec.Encoded | None = None
-        error: Exception | None = None
         try:
             response = await ask(self._worker.ip, int(self._worker.worker_ports[0]), "POST", path, body)
-            answer = codec.encode(read(response))
+            end: Callable[[], object] = partial(call.answered, True, codec.encode(read(response)))
         except OSError as e:
             await asyncio.sleep(DEATH_S)
             what = f"POST {path}: {str(e) or type(e).__name__}; it may have run, and is not sent again"
-            error = RPCConnectionError(self._worker.id, what)
+            end = partial(call.failed, RPCConnectionError(self._worker.id, what))
         except Exception as e:  # whatever it is, the call ends
-            error = e
+            end = partial(call.failed, e)
         with self._lock:
             pending = self._pending.pop(call, None)
-        if pending is not None and answer is not None:
-            call.answered(True, answer)
-        elif pending is not None and error is not None:
-            call.failed(error)
+        if pending is not None:
+            end()
 
     def _prepared(
         self, method: str, value: Any, meta: WorkerRequest | None

@@ -1,38 +1,200 @@
-"""Role: the friendly face of a group of equal workers. It owns nothing; the scheduler does."""
+"""Roles and their workers as users see them: `Role`, `RoleWorker`. They own nothing; the scheduler does."""
 
 from __future__ import annotations
 
+import asyncio
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import inspect
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Unpack, get_type_hints, overload
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack, cast, overload
 
 from rolecall.errors import WorkerConfigurationError
 from rolecall.protocol.state import WorkerState
-from rolecall.scheduler.calls import CallOptions, Options, PendingCall, check_arguments
+from rolecall.scheduler.calls import CallOptions, EngineClass, Options, PendingCall, R, check_arguments
 from rolecall.scheduler.completions import Completions
-from rolecall.scheduler.engine_methods import AnyMethod, AsyncMethod, EngineClass, EngineView, Method, P, R, name_of
 from rolecall.scheduler.gathering import Sent, agathered, all_sent, gathered, sent
 from rolecall.scheduler.keywords import SpecKeywords, StartKeywords
-from rolecall.scheduler.processes import log_problems
-from rolecall.scheduler.role_worker import Callee, RoleWorker
+from rolecall.scheduler.lifecycle import log_problems
+from rolecall.transport.peer import Peer
 from rolecall.types import Job, SchedulingSpec, SchedulingStrategy, Worker, role_and_index
 
 if TYPE_CHECKING:
     from rolecall.scheduler.scheduler import Scheduler
 
+E = TypeVar("E")
+P = ParamSpec("P")
+Method = Callable[Concatenate[Any, P], R]  # its first parameter is `self`
+AsyncMethod = Callable[Concatenate[Any, P], Awaitable[R]]
+GeneratorMethod = Callable[Concatenate[Any, P], Iterable[R] | AsyncIterable[R]]
+AnyMethod = str | Callable[..., Any]
 Errors = list[Exception | None]  # of each worker
+
+
+def name_of(method: AnyMethod) -> str:
+    """The name under which an engine's method is called."""
+    if isinstance(method, str):
+        return method
+    if inspect.isfunction(method):
+        return method.__name__
+    raise WorkerConfigurationError("no method of an engine", method, "give its name, or its function as Trainer.train")
+
+
+class EngineView:
+    """The engine of a worker, or of all workers of a role, with the methods of its class, called as if it were here."""
+
+    def __init__(self, callee: object, engine: type) -> None:
+        self._callee, self._engine = callee, engine
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = inspect.unwrap(getattr(self._engine, name))
+        if not callable(method):
+            raise AttributeError(f"{name!r} of {self._engine.__name__} is no method; only methods can be called")
+        if inspect.iscoroutinefunction(method):
+            how = "acall"
+        elif inspect.isasyncgenfunction(method):
+            how = "astream"
+        else:
+            how = "stream" if inspect.isgeneratorfunction(method) else "call"
+        return partial(getattr(self._callee, how), name)
+
+
+class Callee:
+    """What a role and a worker of it have in common: words for those who take it for the engine."""
+
+    if not TYPE_CHECKING:  # a type checker would take any name for one of theirs
+
+        def __getattr__(self, name: str) -> Any:
+            hint = "" if name.startswith("_") else f"; a method of its engine is called by .call({name!r}, ...)"
+            raise AttributeError(f"a {type(self).__name__} has no {name!r}{hint}")
+
+
+class RoleWorker(Callee):
+    """One worker of a role."""
+
+    def __init__(self, scheduler: Scheduler, worker_id: str, options: CallOptions) -> None:
+        self._scheduler, self.id, self._options = scheduler, worker_id, options
+
+    def __repr__(self) -> str:
+        return f"RoleWorker({self.id!r})"
+
+    @property
+    def worker(self) -> Worker:
+        """Where it is. Raises WorkerFailedError when it died."""
+        return self._scheduler.calls.worker(self.id)
+
+    @property
+    def peer(self) -> Peer:
+        """The conversation with it, which `rolecall.remotize(x, worker=...)` asks for. Raises as `worker`."""
+        return self._scheduler.calls.peer(self.id)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not died."""
+        return self._scheduler.calls.is_alive(self.id)
+
+    def with_options(self, **options: Unpack[Options]) -> RoleWorker:
+        """As `Role.with_options`."""
+        return RoleWorker(self._scheduler, self.id, self._options.changed(options))
+
+    @overload
+    def create_engine(self, engine: str, *args: Any, **kwargs: Any) -> None: ...
+    @overload
+    def create_engine(self, engine: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None: ...
+    def create_engine(self, engine: EngineClass, *args: Any, **kwargs: Any) -> None:
+        """Makes an engine here."""
+        gathered([self.submit_engine(engine, args, kwargs)])
+
+    def destroy_engine(self) -> None:
+        """As `Role.destroy_engine`."""
+        log_problems(self.id, gathered([self.submit_destroy()])[0])
+
+    def submit_destroy(self) -> PendingCall[Any]:
+        return self._scheduler.calls.destroy_engine(self.id, self._options)
+
+    def engine(self, engine: type[E]) -> E:
+        """Its engine with the methods of the class, typed: `actors[0].engine(Trainer).train(3)`.
+
+        Methods that are `async` are awaited, generators iterated, and others waited for. It is no such object: it has
+        nothing but methods.
+        """
+        return cast(E, EngineView(self, engine))
+
+    @overload
+    def call(self, method: AsyncMethod[P, R], *args: P.args, **kwargs: P.kwargs) -> R: ...
+    @overload
+    def call(self, method: Method[P, R], *args: P.args, **kwargs: P.kwargs) -> R: ...
+    @overload
+    def call(self, method: str, *args: Any, **kwargs: Any) -> Any: ...
+    def call(self, method: AnyMethod, *args: Any, **kwargs: Any) -> Any:
+        """Calls a method, named or as `Trainer.train`, and waits for its result. Ctrl-C gives the call up."""
+        return gathered(self._sent(method, args, kwargs), return_errors=self._options.return_errors)[0]
+
+    @overload
+    async def acall(self, method: AsyncMethod[P, R], *args: P.args, **kwargs: P.kwargs) -> R: ...
+    @overload
+    async def acall(self, method: Method[P, R], *args: P.args, **kwargs: P.kwargs) -> R: ...
+    @overload
+    async def acall(self, method: str, *args: Any, **kwargs: Any) -> Any: ...
+    async def acall(self, method: AnyMethod, *args: Any, **kwargs: Any) -> Any:
+        """The same, without blocking the event loop."""
+        return (await agathered(self._sent(method, args, kwargs), return_errors=self._options.return_errors))[0]
+
+    @overload
+    def submit(self, method: AsyncMethod[P, R], *args: P.args, **kwargs: P.kwargs) -> PendingCall[R]: ...
+    @overload
+    def submit(self, method: Method[P, R], *args: P.args, **kwargs: P.kwargs) -> PendingCall[R]: ...
+    @overload
+    def submit(self, method: str, *args: Any, **kwargs: Any) -> PendingCall[Any]: ...
+    def submit(self, method: AnyMethod, *args: Any, **kwargs: Any) -> PendingCall[Any]:
+        """Sends the call and returns its future at once."""
+        return self._scheduler.calls.submit(self.id, name_of(method), args, kwargs, self._options)
+
+    def submit_engine(self, engine: EngineClass, args: Sequence[Any], kwargs: dict[str, Any]) -> PendingCall[Any]:
+        return self._scheduler.calls.create_engine(self.id, engine, args, kwargs, self._options)
+
+    @overload
+    def stream(self, method: GeneratorMethod[P, R], *args: P.args, **kwargs: P.kwargs) -> Iterator[R]: ...
+    @overload
+    def stream(self, method: str, *args: Any, **kwargs: Any) -> Iterator[Any]: ...
+    def stream(self, method: AnyMethod, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        """Iterates over what a generator method yields, as it yields it. The call is sent at once.
+
+        It is cancelled when the iterator is closed or dropped, read or not.
+        """
+        return iter(self._scheduler.calls.stream(self.id, name_of(method), args, kwargs, self._options))
+
+    @overload
+    def astream(self, method: GeneratorMethod[P, R], *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[R]: ...
+    @overload
+    def astream(self, method: str, *args: Any, **kwargs: Any) -> AsyncIterator[Any]: ...
+    def astream(self, method: AnyMethod, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        """The same for `async for`."""
+        return aiter(self._scheduler.calls.stream(self.id, name_of(method), args, kwargs, self._options))
+
+    def restart(self, *, engines: bool = True) -> None:
+        """Starts it again in its slot, whether it died or not. See `Scheduler.restart_worker`."""
+        self._scheduler.restart_worker(self.id, engines=engines)
+
+    async def arestart(self, *, engines: bool = True) -> None:
+        """The same, without blocking the event loop."""
+        await asyncio.to_thread(self.restart, engines=engines)
+
+    def _sent(self, method: AnyMethod, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Sent]:
+        if not self._options.return_errors:
+            return [self.submit(method, *args, **kwargs)]
+        return [sent(lambda w: w.submit(method, *args, **kwargs), self)]
+
+    def stacks(self) -> str:
+        """The Python stacks of its threads, read from outside."""
+        return self._scheduler.calls.stacks(self.id)
 
 
 class Role(Callee, Sequence["RoleWorker"]):
     """All workers of a role, or a slice of them. Calls go to every one at the same time and return a list, in order."""
 
     def __init__(
-        self,
-        scheduler: Scheduler,
-        name: str,
-        options: CallOptions | None = None,
-        only: Sequence[str] | None = None,
+        self, scheduler: Scheduler, name: str, options: CallOptions | None = None, only: Sequence[str] | None = None
     ) -> None:
         self._scheduler, self.name = scheduler, name
         self._options, self._part = options or CallOptions(), only is not None
@@ -151,7 +313,13 @@ class Role(Callee, Sequence["RoleWorker"]):
         """The same, without blocking the event loop."""
         return await self._agathered(self._called(method, args, kwargs))
 
-    def submit(self, method: AnyMethod, *args: Any, **kwargs: Any) -> list[PendingCall]:
+    @overload
+    def submit(self, method: AsyncMethod[P, R], *args: P.args, **kwargs: P.kwargs) -> list[PendingCall[R]]: ...
+    @overload
+    def submit(self, method: Method[P, R], *args: P.args, **kwargs: P.kwargs) -> list[PendingCall[R]]: ...
+    @overload
+    def submit(self, method: str, *args: Any, **kwargs: Any) -> list[PendingCall[Any]]: ...
+    def submit(self, method: AnyMethod, *args: Any, **kwargs: Any) -> list[PendingCall[Any]]:
         """Sends the call to every worker and returns at once, one future each. Raises when one of them is dead."""
         if self._borrowed:  # the engines' names differ
             return self._send(lambda w: w.submit(method, *args, **kwargs))
@@ -228,7 +396,7 @@ class Role(Callee, Sequence["RoleWorker"]):
         each = dict(zip(self._ids, arguments, strict=True))
         return self._send_each(lambda w: w.submit(method, *each[w.id], **kwargs))
 
-    def _send(self, submit: Callable[[RoleWorker], PendingCall]) -> list[PendingCall]:
+    def _send(self, submit: Callable[[RoleWorker], PendingCall[Any]]) -> list[PendingCall[Any]]:
         self._scheduler.calls.check_living(self._ids)
         return all_sent(map(submit, self))
 
@@ -237,7 +405,7 @@ class Role(Callee, Sequence["RoleWorker"]):
             return self.submit(method, *args, **kwargs)
         return self._send_each(lambda w: w.submit(method, *args, **kwargs))
 
-    def _send_each(self, submit: Callable[[RoleWorker], PendingCall]) -> Sequence[Sent]:
+    def _send_each(self, submit: Callable[[RoleWorker], PendingCall[Any]]) -> Sequence[Sent]:
         """As `_send`; with `return_errors` to those that can be asked."""
         if not self._options.return_errors:
             return self._send(submit)
@@ -264,13 +432,17 @@ def _errors(answers: Sequence[Any]) -> Errors:
 def job_of(role: str, replicas: int, options: StartKeywords) -> Job:
     """The job that keywords describe: fields of one spec for all workers, or `tasks` with one for each."""
     of_spec = SpecKeywords.__optional_keys__
-    known = ["replicas", *sorted(get_type_hints(StartKeywords), key=lambda name: name in of_spec)]
+    known = ["replicas", *sorted(StartKeywords.__annotations__, key=lambda name: name in of_spec)]
     for name in options.keys() - set(known):
         near = "".join(f"did you mean {likely!r}? " for likely in difflib.get_close_matches(name, known, 1))
         raise WorkerConfigurationError("unknown option of a start", name, f"{near}there are {', '.join(known)}")
     fields: dict[str, Any] = {name: value for name, value in options.items() if name in of_spec}
     if (tasks := options.get("tasks")) is not None and fields:
         raise WorkerConfigurationError("both tasks and fields of a spec", sorted(fields), "give one of the two")
-    target = options.get("target")
-    strategy = SchedulingStrategy("colocation", target, options.get("fork", True)) if target else SchedulingStrategy()
+    target, fork = options.get("target"), options.get("fork", True)
+    if not fork and target is None:
+        raise WorkerConfigurationError(
+            "fork=False without target=", None, "name the role whose workers host its engines"
+        )
+    strategy = SchedulingStrategy("colocation", target, fork) if target else SchedulingStrategy()
     return Job(role, replicas, tasks or [SchedulingSpec(**fields)], strategy, options.get("process_group", False))

@@ -26,9 +26,8 @@ from rolecall.protocol.state import RunState
 from rolecall.scheduler.calls import CallOptions
 from rolecall.scheduler.echo import LogEcho
 from rolecall.scheduler.keywords import RunOptions, SchedulerKeywords, StartKeywords
-from rolecall.scheduler.lifecycle import RoleLifecycle
+from rolecall.scheduler.lifecycle import Ending, RoleLifecycle
 from rolecall.scheduler.listener import GuardListener
-from rolecall.scheduler.processes import Ending
 from rolecall.scheduler.roles import Role, job_of
 from rolecall.scheduler.run import Run
 from rolecall.scheduler.supervision import Listener, Supervision
@@ -59,7 +58,8 @@ class Scheduler:
         silence_s: Seconds without an answer of `/health` after which a program is suspected to hang.
         seed: Of the run. Workers seed `random`, numpy and torch by it, their role and index, before they make engines.
         worker_setup: A function without arguments, or its path `package.module.function`, that each worker calls before
-            it makes its first engine, in whose thread. What it raises is raised by `create_engine`.
+            it makes its first engine, in whose thread. What it raises is raised by `create_engine`. A role whose
+            workers find no such function is not started.
         one_engine_thread: Plain methods of all engines of a worker run on one thread, one after the other. Otherwise
             each engine has a thread of its own.
         echo_logs: Print on stderr what workers print, each line with its worker's id; on a cluster, where the run

@@ -63,8 +63,10 @@ class Supervision:
         """A worker has died. `cause`: what a cluster's manager says of it."""
         if cause:
             event = msgspec.structs.replace(event, reason="; ".join(filter(None, (cause, event.reason))))
+        if by := self._run.stopped_by():
+            event = msgspec.structs.replace(event, reason=f"stopped by {by}")
         where: dict[str, Any] = {name: getattr(event, name) for name in ("host", "pid", "reason", "log_path")}
-        where["stopped_by"] = self._run.stopped_by()
+        where["stopped_by"] = by
         error = WorkerFailedError(event.worker, event.exit_code, event.signal, event.log_tail, **where)
         if (member := self._table.died(error)) is not None:
             self._fail([member], lambda member: error)

@@ -27,8 +27,15 @@ from rolecall.protocol.worker_methods import (
     Destroy,
     WorkerRequest,
 )
-from rolecall.scheduler.calls import CallOptions, EngineRequest, PendingCall, PendingStream, argument_place, engine_path
-from rolecall.scheduler.engine_methods import EngineClass
+from rolecall.scheduler.calls import (
+    CallOptions,
+    EngineClass,
+    EngineRequest,
+    PendingCall,
+    PendingStream,
+    argument_place,
+    engine_path,
+)
 from rolecall.scheduler.gathering import all_sent
 from rolecall.scheduler.programs import ProgramPeer
 from rolecall.scheduler.run import Run
@@ -83,7 +90,7 @@ class WorkerCalls:
         options: CallOptions,
         *,
         rpc_meta: Any = None,
-    ) -> PendingCall:
+    ) -> PendingCall[Any]:
         """Sends a call and returns at once.
 
         Raises:
@@ -97,7 +104,7 @@ class WorkerCalls:
 
     def submit_all(
         self, worker_ids: Sequence[str], method: str, args: Sequence[Any], kwargs: dict[str, Any], options: CallOptions
-    ) -> list[PendingCall]:
+    ) -> list[PendingCall[Any]]:
         """Sends one call to all of them, or to none, and returns at once. Errors as `submit`."""
         conversations = [member.conversation for member in self._members(worker_ids)]
         clients = [each for each in conversations if isinstance(each, Client)]
@@ -128,7 +135,7 @@ class WorkerCalls:
 
     def create_engine(
         self, worker_id: str, engine: EngineClass, args: Sequence[Any], kwargs: dict[str, Any], options: CallOptions
-    ) -> PendingCall:
+    ) -> PendingCall[Any]:
         """Asks for an engine and returns at once. Errors as `submit`. A restart of the worker makes it again."""
         member, request = self._living(worker_id), EngineRequest(engine, args, kwargs, options)
         pending = self.make_engine(member, request)
@@ -136,14 +143,14 @@ class WorkerCalls:
         pending.add_done_callback(partial(_remember, member.engines, request))
         return pending
 
-    def make_engine(self, member: Member, request: EngineRequest) -> PendingCall:
+    def make_engine(self, member: Member, request: EngineRequest) -> PendingCall[Any]:
         """As `create_engine`, also on a worker that is being restarted, and what it remembers stays as it is."""
         engine, args, kwargs, options = request
         wanted = CreateEngine(engine=engine_path(engine), engine_name=options.engine)
         call = _request(member, CREATE_ENGINE.name, [[*args], kwargs], wanted, options.timeout)
         return PendingCall(call, member.id, CREATE_ENGINE.name, options.timeout)
 
-    def destroy_engine(self, worker_id: str, options: CallOptions) -> PendingCall:
+    def destroy_engine(self, worker_id: str, options: CallOptions) -> PendingCall[Any]:
         """Asks for the end of an engine and returns at once. Errors as `submit`."""
         member = self._living(worker_id)
         limit = DESTROY_TIMEOUT_S if options.timeout is None else options.timeout
@@ -152,7 +159,7 @@ class WorkerCalls:
         member.engines.pop(options.engine, None)  # a program, which refuses, keeps it
         return PendingCall(call, worker_id, DESTROY.name, options.timeout)
 
-    def set_env(self, worker_id: str, env: dict[str, str]) -> PendingCall:
+    def set_env(self, worker_id: str, env: dict[str, str]) -> PendingCall[Any]:
         """Asks for other variables in a worker's environment and returns at once. Errors as `submit`."""
         for key, value in env.items():
             check_env(key, value)
@@ -187,7 +194,7 @@ class WorkerCalls:
         record = self._table.role(role)
         return [m.id for m in record.members], record.borrowed
 
-    def _control(self, worker_id: str, method: Method[Q, Any], request: Q) -> PendingCall:
+    def _control(self, worker_id: str, method: Method[Q, Any], request: Q) -> PendingCall[Any]:
         call = self._living(worker_id).guard.ask(method, request, timeout=CONTROL_TIMEOUT_S)
         return PendingCall(call, worker_id, method.name, CONTROL_TIMEOUT_S)
 

@@ -324,8 +324,9 @@ def _refusing(name: str) -> Any:
 
 
 _BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift", "rshift")
-_OTHER = ("lt", "le", "gt", "ge", "neg", "pos", "invert", "abs", "bool", "int", "float", "complex", "array", "setitem")
-for _name in (*_BINARY, *(f"r{name}" for name in _BINARY), *_OTHER):
+_OTHER = ("lt", "le", "gt", "ge", "neg", "pos", "invert", "abs", "setitem")
+_CONVERSIONS = ("bool", "int", "float", "complex", "array", "dlpack", "dlpack_device")  # torch.as_tensor asks the last
+for _name in (*_BINARY, *(f"r{name}" for name in _BINARY), *_OTHER, *_CONVERSIONS):
     setattr(RTensor, f"__{_name}__", _refusing(f"__{_name}__"))
 
 

@@ -165,8 +165,8 @@ def serve(app: Application, *, public: Sequence[str] = ()) -> None:
             the worker always do. Bodies of requests without it have at most 1 MiB.
 
     Raises:
-        WorkerConfigurationError: This process was not started as a worker that is a dotted module, or `public` is a
-            text or has a path that does not begin with `/`.
+        WorkerConfigurationError: `app` cannot be called, `public` is a text or has a path that does not begin with `/`,
+            or this process was not started as a worker that is a dotted module.
     """
     route = AsgiRoute(app, public)
     import_main_by_name()

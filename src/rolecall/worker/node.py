@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
-from rolecall.errors import RolecallError
+from rolecall.errors import EngineImportError, RolecallError, WorkerConfigurationError
 from rolecall.protocol.guard import Ports
 from rolecall.protocol.worker import WorkerConfig
 from rolecall.protocol.worker_methods import METHODS, AllocPorts, HttpRoute, WorkerMethod
@@ -27,13 +27,18 @@ from rolecall.worker.context import CurrentWorker, enter, seed_of
 from rolecall.worker.engines import Engines
 from rolecall.worker.host import AskGuard, EngineHost
 from rolecall.worker.http_request import HttpRequest, failure
+from rolecall.worker.loading import load_function
 from rolecall.worker.progress import Progress
 
 CACHE_BYTES = 1 << 30
 
 
 class WorkerNode:
-    """Builds and owns the parts of a worker: engines, tensors, the engine host and its server."""
+    """Builds and owns the parts of a worker: engines, tensors, the engine host and its server.
+
+    Raises:
+        WorkerConfigurationError: There is no such function as `worker_setup=` names.
+    """
 
     def __init__(
         self,
@@ -42,6 +47,11 @@ class WorkerNode:
         ask_guard: AskGuard,
         app: AsgiRoute | None = None,
     ) -> None:
+        try:
+            if config.setup:
+                load_function(config.setup)
+        except EngineImportError as e:
+            raise WorkerConfigurationError("bad worker_setup=", config.setup, e.reason) from e
         self._config = config
         self._owners = Connections(config.token, loop=loop, hello=Hello(name=config.worker_id))
         self._progress = Progress(config.progress or None)

@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 
 from rolecall.errors import SlurmError
-from rolecall.placement.allocations import AllocationStatus
-from rolecall.placement.exit_causes import RUNS, ExitCause
-from rolecall.placement.slurm import allocation as slurm_module
-from rolecall.placement.slurm.allocation import SlurmAllocation
+from rolecall.placement.allocations import RUNS, AllocationStatus, ExitCause
+from rolecall.placement.slurm import placement as slurm_module
 from rolecall.placement.slurm.commands import Slurm
+from rolecall.placement.slurm.placement import SlurmAllocation
 from rolecall.placement.slurm.states import JobState
 from tests.placement.slurm.fake_slurm import FakeSlurm
 

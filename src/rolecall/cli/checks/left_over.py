@@ -17,7 +17,7 @@ import psutil
 from rolecall.cli.checks import listed
 from rolecall.cli.runs import FoundRun, age, find_runs, on_another_host
 from rolecall.cli.terminal import format_bytes
-from rolecall.guard.proc import Stat, ancestors, snapshot
+from rolecall.guard.proc import Stat, ancestors, read_text, snapshot
 from rolecall.guard.sweep import GUARD_NAME, RunProcess, run_processes
 from rolecall.placement.outside import Finding, Left, Severity, error, info, ok, warning
 from rolecall.placement.registry import PLACEMENTS
@@ -187,13 +187,15 @@ def _old(path: Path) -> bool:
 
 def in_use(paths: Iterable[str]) -> set[str]:
     """The paths that some process has mapped or open, as far as /proc is readable."""
-    return set(paths) & set[str]().union(*map(files_of, psutil.process_iter()))
+    used: set[str] = set()
+    for pid in psutil.pids():
+        mapped = {line.split(maxsplit=5)[-1] for line in read_text(f"/proc/{pid}/maps").splitlines()}
+        used |= set(paths) & (mapped | opened(pid))
+    return used
 
 
-def files_of(process: psutil.Process) -> set[str]:
-    """What a process has open or mapped; nothing when it has ended or belongs to another user."""
-    found: set[str] = set()
-    for read in (process.open_files, process.memory_maps):
-        with suppress(psutil.Error):
-            found |= {file.path for file in read()}
-    return found
+def opened(pid: int) -> set[str]:
+    """What files a process has open; none when it has ended or belongs to another user."""
+    with suppress(psutil.Error):
+        return {file.path for file in psutil.Process(pid).open_files()}
+    return set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from rolecall.cli.checks import judged
 from rolecall.cli.terminal import format_bytes
@@ -16,7 +16,12 @@ FEW_FILES, ENOUGH_FILES = 1024, 4096
 ENOUGH_PROCESSES = 4096
 ENOUGH_LOCKED = 64 << 20
 LITTLE_MEMORY = 4 << 30
-ENOUGH_MAPS = 65530
+# When a setting of the kernel is bad, what to know of it, and a better one.
+SYSCTLS: Mapping[str, tuple[Callable[[str], bool], str, int]] = {
+    "kernel.pid_max": (lambda text: int(text) < 32768, "threads count too; raise it", 4194304),
+    "vm.max_map_count": (lambda text: int(text) < 65530, "each mapped tensor takes one; raise it", 262144),
+    "vm.overcommit_memory": (lambda text: text == "2", "with 2, forks of a process with much memory are refused", 0),
+}
 HUGE_PAGES = "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
 
 
@@ -26,14 +31,11 @@ def check_limits() -> Iterator[Finding]:
     yield processes(resource.getrlimit(resource.RLIMIT_NPROC)[0])
     yield locked_memory(resource.getrlimit(resource.RLIMIT_MEMLOCK)[0])
     yield memory(OomWatch().limit)
-    for path, judge in (
-        ("/proc/sys/kernel/pid_max", pids),
-        ("/proc/sys/vm/max_map_count", maps),
-        ("/proc/sys/vm/overcommit_memory", overcommit),
-        (HUGE_PAGES, huge_pages),
-    ):
-        if text := read_text(path).strip():
-            yield judge(text)
+    for name in SYSCTLS:
+        if text := read_text(f"/proc/sys/{name.replace('.', '/')}").strip():
+            yield sysctl(name, text)
+    if text := read_text(HUGE_PAGES).strip():
+        yield huge_pages(text)
     yield from cgroup_pids(*(read_text(f"/sys/fs/cgroup/pids.{name}").strip() for name in ("max", "current")))
 
 
@@ -65,22 +67,10 @@ def memory(limit: int) -> Finding:
     return judged(CHECK, f"memory for this cgroup: {format_bytes(limit)}", limit < LITTLE_MEMORY, advice)
 
 
-def pids(text: str) -> Finding:
-    """Maximum number of pids, threads included."""
-    command = "sudo sysctl kernel.pid_max=4194304"
-    return judged(CHECK, f"kernel.pid_max: {text}", int(text) < 32768, "threads count too; raise it", command)
-
-
-def maps(text: str) -> Finding:
-    """Memory mappings per process; each mapped tensor is one."""
-    advice, command = "each mapped tensor takes one; raise it", "sudo sysctl vm.max_map_count=262144"
-    return judged(CHECK, f"vm.max_map_count: {text}", int(text) < ENOUGH_MAPS, advice, command)
-
-
-def overcommit(text: str) -> Finding:
-    """Memory overcommit, which forks rely on."""
-    advice = "with 2, forks of a process with much memory are refused"
-    return judged(CHECK, f"vm.overcommit_memory: {text}", text == "2", advice, "sudo sysctl vm.overcommit_memory=0")
+def sysctl(name: str, text: str) -> Finding:
+    """A setting of the kernel."""
+    is_bad, advice, better = SYSCTLS[name]
+    return judged(CHECK, f"{name}: {text}", is_bad(text), advice, f"sudo sysctl {name}={better}")
 
 
 def huge_pages(text: str) -> Finding:

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from rolecall.cli.checks import judged, listed
-from rolecall.cli.checks.left_over import files_of
+from rolecall.cli.checks.left_over import opened
 from rolecall.guard.ports import LOCK_FILE, ephemeral, lease_range
 from rolecall.guard.sweep import GUARD_NAME, run_processes
 from rolecall.placement.outside import Finding, error, info, ok, warning
@@ -66,8 +66,7 @@ def _leases(path: Path, first: int, last: int) -> Iterator[Finding]:
         return
     shown = listed(ports, SHOWN)
     known = {item.stat.pid for item in run_processes()}
-    holders = [process.pid for process in psutil.process_iter() if str(path) in files_of(process)]
-    odd = [pid for pid in holders if pid not in known and _name(pid) != GUARD_NAME]
+    odd = [pid for pid in psutil.pids() if str(path) in opened(pid) and pid not in known and _name(pid) != GUARD_NAME]
     if odd:
         names = ", ".join(f"{pid} {_name(pid)}" for pid in odd)
         advice = "only guards hold leases; end the process, and the kernel releases the ports"

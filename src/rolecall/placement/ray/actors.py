@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +16,8 @@ from rolecall.placement.sidecar import SidecarServer
 from rolecall.protocol.environment import RAY_PLACEMENT_GROUP, marks
 from rolecall.protocol.message import to_plain
 from rolecall.protocol.ray_driver import Actor, PlaceRole, RoleNews
-from rolecall.transport import ray_internals
+from rolecall.transport.address import dial_host
+from rolecall.transport.ray_internals import actor_state, free_resources
 
 STOP_S = 20.0
 GONE_S = 5.0
@@ -69,13 +69,16 @@ class RoleActors:
 
     def _wait_for_groups(self) -> bool:
         """True when all are placed; False when they are no longer wanted."""
+        import ray
+
         pause = 0.02
         while not self._releasing.wait(pause):
             tables = [_table(group) for group in self._groups]
             waiting = [table for table in tables if table["state"] != "CREATED"]
             if not waiting:
                 return True
-            reason = _why(waiting, len(tables))
+            living = [node for node in ray.nodes() if node["Alive"]]
+            reason = messages.why(waiting, len(tables), living, free_resources())
             if reason != self.news.reason:
                 self._tell(reason=reason)
             pause = min(pause * 2, 0.5)
@@ -185,7 +188,9 @@ class RoleActors:
         if not living:
             return messages.lost(home, nodes)
         where = living[0]["NodeManagerAddress"]
-        if not _answers(where, living[0]["NodeManagerPort"]):
+        try:
+            dial_host(f"{where}:{living[0]['NodeManagerPort']}", PROBE_S)
+        except OSError:
             return f"the raylet of its Ray node {where} does not answer"
         return None
 
@@ -203,17 +208,17 @@ class RoleActors:
         import ray
 
         actors = list(self._actors.values())
-        stops = [actor.stop.remote() for actor in actors if _state(actor) == "ALIVE"]
+        stops = [actor.stop.remote() for actor in actors if actor_state(actor) == "ALIVE"]
         if stops:
             ray.wait(stops, num_returns=len(stops), timeout=STOP_S)
         for actor in actors:
             actor.__ray_terminate__.remote()
-        _until(lambda: all(_state(actor) == "DEAD" for actor in actors))
+        _until(lambda: all(actor_state(actor) == "DEAD" for actor in actors))
         for actor in actors:
             ray.kill(actor)  # also who is dead: an actor's name is free only then
-        _until(lambda: all(_state(actor) == "DEAD" for actor in actors))
+        _until(lambda: all(actor_state(actor) == "DEAD" for actor in actors))
         names = [actor.name for actor in self._wanted.actors]
-        return [f"actor {names[n]}" for n, actor in self._actors.items() if _state(actor) != "DEAD"]
+        return [f"actor {names[n]}" for n, actor in self._actors.items() if actor_state(actor) != "DEAD"]
 
     def _remove_groups(self) -> list[str]:
         from ray.util.placement_group import remove_placement_group
@@ -231,27 +236,8 @@ def _table(group: Any) -> dict[str, Any]:
     return found
 
 
-def _state(actor: Any) -> str:
-    return ray_internals.actor_state(actor)
-
-
 def _until(condition: Callable[[], bool]) -> None:
     deadline, pause = time.monotonic() + GONE_S, 0.01
     while not condition() and time.monotonic() < deadline:
         time.sleep(pause)
         pause = min(1.5 * pause, 0.2)
-
-
-def _answers(host: str, port: int) -> bool:
-    try:
-        socket.create_connection((host, port), PROBE_S).close()
-    except OSError:
-        return False
-    return True
-
-
-def _why(waiting: list[dict[str, Any]], total: int) -> str:
-    import ray
-
-    free = ray_internals.free_resources()
-    return messages.why(waiting, total, [node for node in ray.nodes() if node["Alive"]], free)

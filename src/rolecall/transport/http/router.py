@@ -99,10 +99,15 @@ class AsgiRoute:
         public: Paths that need no token: those named, and those below a name that ends with `/`.
 
     Raises:
-        WorkerConfigurationError: `public` is a text, or has a path that does not begin with `/`.
+        WorkerConfigurationError: The application cannot be called, or `public` is a text, or has a path that does not
+            begin with `/`.
     """
 
     def __init__(self, app: Application, public: Sequence[str] = ()) -> None:
+        if not callable(app):
+            raise WorkerConfigurationError(
+                "no ASGI application", app, "pass one: Starlette's, FastAPI's, or a function"
+            )
         if isinstance(public, str) or not all(path.startswith("/") for path in public):
             raise WorkerConfigurationError("bad public=", public, 'a list of paths that begin with "/", as in ["/v1/"]')
         self._app = app
@@ -260,5 +265,6 @@ class _Lifespan:
             return self._task.exception() is None and phase == "shutdown"
         message = answered.result()
         if message["type"].endswith(".failed"):
-            raise WorkerConfigurationError(f"the app's {phase} failed", message.get("message") or None)
+            said = message.get("message")  # a traceback, often, which `seen` would show on one line
+            raise WorkerConfigurationError(f"the app's {phase} failed" + (f": {said}" if said else ""))
         return True
