@@ -106,7 +106,7 @@ def test_a_worker_that_cannot_be_set_up_says_so(make: Callable[..., Scheduler]) 
         with pytest.raises(EngineCreationError, match="ValueError: no licence"):
             role.create_engine(Knowing)
     for name, why in (("absent", "has no 'absent'"), ("SET_UP", "names a list, not a function")):
-        with pytest.raises(WorkerCreationError, match=why):
+        with pytest.raises(WorkerCreationError, match=f"bad worker_setup=: .*{name}'; .*{why}"):
             make(worker_setup=f"{knowing_engines.__name__}.{name}", trial=name).start("actor")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
-from rolecall.errors import RolecallError
+from rolecall.errors import EngineImportError, RolecallError, WorkerConfigurationError
 from rolecall.protocol.guard import Ports
 from rolecall.protocol.worker import WorkerConfig
 from rolecall.protocol.worker_methods import METHODS, AllocPorts, HttpRoute, WorkerMethod
@@ -37,7 +37,7 @@ class WorkerNode:
     """Builds and owns the parts of a worker: engines, tensors, the engine host and its server.
 
     Raises:
-        EngineImportError: There is no such function as `worker_setup=` names.
+        WorkerConfigurationError: There is no such function as `worker_setup=` names.
     """
 
     def __init__(
@@ -47,8 +47,11 @@ class WorkerNode:
         ask_guard: AskGuard,
         app: AsgiRoute | None = None,
     ) -> None:
-        if config.setup:
-            load_function(config.setup)
+        try:
+            if config.setup:
+                load_function(config.setup)
+        except EngineImportError as e:
+            raise WorkerConfigurationError("bad worker_setup=", config.setup, e.reason) from e
         self._config = config
         self._owners = Connections(config.token, loop=loop, hello=Hello(name=config.worker_id))
         self._progress = Progress(config.progress or None)
