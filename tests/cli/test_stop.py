@@ -8,10 +8,16 @@ import re
 import signal
 import subprocess
 from collections.abc import Callable
+from typing import Any
 
+import psutil
 import pytest
 
+from rolecall.guard.claims import abandoned
+from rolecall.scheduler.run import private_root
 from tests.cli.cli_rig import CommandLine, Controller, wait_for_exit
+from tests.support.waiting import wait_for
+from tests.support.worker_processes import hidden, kill_at_once, processes
 
 pytestmark = pytest.mark.slow("controllers and commands, each a process")
 
@@ -72,6 +78,31 @@ def test_doctor_finds_a_leftover_and_stop_ends_it_and_nothing_else(cli: CommandL
     assert [item.split()[0] for item in ended["ended"]] == [str(mine.pid)] and ended["clean"]
     assert mine.wait(10) == -signal.SIGKILL
     assert other.poll() is None
+
+
+def test_doctor_ends_and_removes_what_a_run_left_that_was_killed_whole(
+    cli: CommandLine, controller: Controller
+) -> None:
+    """Controller, guard and reaper at once. Without `--fix` the run is named, however young, and left as it is."""
+    run_id, guard = controller.run_id, psutil.Process(controller.guard_pid())
+    assert controller.ask("hide") == "ok"
+    kill_at_once([controller.process.pid, guard.pid, guard.ppid()])
+    controller.process.wait()
+    wait_for(lambda: abandoned(private_root() / run_id), 10, "end of all three")
+    left = hidden(run_id)
+    about = [f for f in _report(cli)["findings"] if f["left_by"] == run_id]
+    assert any(str(private_root() / run_id) in f["seen"] for f in about), about
+    assert left and hidden(run_id) == left
+    (fixed,) = [e for e in _report(cli, "--fix")["fixed"] if e["run_id"] == run_id]
+    assert {int(item.split()[0]) for item in fixed["ended"]} >= left.keys() and fixed["runtime_dir"] == "removed"
+    assert not hidden(run_id) and not processes(run_id) and not (private_root() / run_id).exists()
+    assert not [f for f in _report(cli, "--fix")["findings"] if f["left_by"] == run_id]
+
+
+def _report(cli: CommandLine, *options: str) -> dict[str, Any]:
+    """Whatever its status: other runs on this machine are its matter too."""
+    report: dict[str, Any] = json.loads(cli.run("doctor", "--json", *options).stdout)
+    return report
 
 
 def test_stop_without_a_yes_ends_nothing(cli: CommandLine, leftover: Leftover) -> None:

@@ -16,13 +16,14 @@ import msgspec
 
 from rolecall.guard import logs, probe, runtime
 from rolecall.guard.children import Children, Exit
+from rolecall.guard.claims import note_seen
 from rolecall.guard.descendants import Descendants
 from rolecall.guard.killer import Killer
 from rolecall.guard.launcher import Launcher
 from rolecall.guard.lease import Lease
 from rolecall.guard.oom import OomWatch
 from rolecall.guard.ports import PortLeases
-from rolecall.guard.proc import kill_below
+from rolecall.guard.proc import Process, kill_below
 from rolecall.guard.programs import HealthChecks, post
 from rolecall.guard.stall import Resumed, Stalled, StallWatch
 from rolecall.guard.sweep import sweep
@@ -109,6 +110,7 @@ class Supervisor:
         # For each worker its policy, and a lock that keeps its events in order while stacks are read.
         self._watches: dict[Record, tuple[StallWatch, asyncio.Lock]] = {}
         self._stack_dumps = asyncio.Semaphore(MAX_STACK_DUMPS)
+        self._noted: set[Process] = set()
         self._oom = OomWatch()
         self._ended: asyncio.Task[KillReport] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -141,7 +143,7 @@ class Supervisor:
         report = await self._killer.kill(list(self.table.values()), grace_s)
         await self._template.close()
         killed = await asyncio.to_thread(kill_below, STRAYS_S)  # no worker owns them
-        left = await asyncio.to_thread(sweep, self.config.run_id, self.config.guard_id)
+        left = await asyncio.to_thread(sweep, self.config.run_id, self.config.guard_id, self.config.runtime_dir)
         strays = [f"{item.pid} {item.name}" for item in killed] + [f"{item.pid} {item.name}" for item in left]
         survivors = report.survivors + [f"{item.pid} {item.name}" for item in left if not item.gone]
         await asyncio.to_thread(self._merged_log.close)
@@ -234,6 +236,9 @@ class Supervisor:
                 owned = descendants.owned(record)
                 record.tracked = owned
                 record.rss = sum(descendants.by_pid[process.pid].rss for process in owned)
+        if descendants.unmarked != self._noted:
+            self._noted = descendants.unmarked
+            await asyncio.to_thread(note_seen, self.config.runtime_dir, self.config.guard_id, self._noted)
 
     async def _report_stall(self, record: Record, change: Stalled | Resumed, lock: asyncio.Lock) -> None:
         async with lock:
