@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-from rolecall import Scheduler
+from rolecall import Role, Scheduler
+from tests.support import sample_engines
 from tests.support.backend import Backend
 from tests.support.ray_cluster import SharedRay, running_ray
 from tests.support.schedulers_under_test import BACKENDS, CLUSTERS, exported, make_scheduler
@@ -29,6 +30,7 @@ MARK = "RC_TEST_SESSION"
 _SESSION = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
 GONE_WITHIN_S = 5.0
 OF_A_RUN = "rolecall-exit-causes"  # the thread of a run that asks a cluster's manager; the first lost guard begins it
+TARGET = "target"
 # By pid and inode of its folder in /proc: since when a process is known to be without the mark. A new one may get it
 # when it executes a program.
 _strangers: dict[tuple[str, int], float] = {}
@@ -69,7 +71,7 @@ class SideBySide(LoadScopeScheduling):  # type: ignore[misc]
 def _scope(nodeid: str) -> str:
     file, _, test = nodeid.partition("::")
     backend = test.rpartition("[")[2].rstrip("]").split("-")[0]
-    if "/ray/" in file:
+    if "/ray/" in file or "test_ray_store" in file:
         return "tests of ray alone"
     if "/hosts/" in file and (backend == "ray" or "ray_hosts" in file):
         return "hosts of ray"
@@ -152,11 +154,20 @@ def kept(request: pytest.FixtureRequest, backend: str, tmp_path_factory: pytest.
             yield scheduler
 
 
+@pytest.fixture(scope="module")
+def targets(kept: Scheduler) -> Role:
+    """Two workers with engines, for all tests of a file that only fork from them; they leave them as they are."""
+    role = kept.start(TARGET, 2, cpu=1, mem=1)
+    role.create_engine(sample_engines.Echo)
+    return role
+
+
 @pytest.fixture
 def shared(kept: Scheduler) -> Iterator[Scheduler]:
     """The same scheduler for all tests of a file that need no run of their own; no role and no log is left in it."""
     yield kept
-    kept.delete_workers()
+    while further := [role.name for role in kept.inspect().roles if role.name != TARGET]:
+        kept.delete_workers(further[-1])
     for log in Path(kept.run_dir, "logs").glob("*-[0-9]*.log"):  # no test reads what another one's worker has written
         if not log.name.startswith("guard-"):
             log.unlink()

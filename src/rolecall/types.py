@@ -123,6 +123,12 @@ class SchedulingSpec:
         check_one_of("task_type", self.task_type, TaskType)
         check_one_of("container_type", self.container_type, ContainerType)
         check_one_of("ray_placement_strategy", self.ray_placement_strategy, RayPlacementStrategy)
+        if self.ready is not None and self.cmd is None:
+            raise WorkerConfigurationError(
+                "ready= without cmd= (of a fork: command=)",
+                self.ready,
+                "leave it out: workers that host engines say so",
+            )
         readiness(self.ready)
         for key, value in self.env_vars.items():
             check_env(key, value)

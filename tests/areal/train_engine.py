@@ -22,11 +22,13 @@ class TableEngine(TrainEngine):
 
     def __init__(self, config: Any) -> None:
         self.config, self.version, self.ready, self.seen = config, 0, False, list[Any]()
+        self.own_global_group = False
 
     def create_process_group(self, parallel_strategy: Any = None) -> None:
         world = int(os.environ["WORLD_SIZE"])
         if not dist.is_initialized():
             dist.init_process_group("gloo", rank=int(os.environ["RANK"]), world_size=world)
+            self.own_global_group = True
         self.tp = parallel_strategy.tensor_parallel_size
         heads = range(0, world, self.tp)
         groups = [dist.new_group(list(range(head, head + self.tp))) for head in heads]
@@ -123,7 +125,7 @@ class TableEngine(TrainEngine):
 
     def destroy(self) -> None:
         self.ready = False
-        if dist.is_initialized():
+        if dist.is_initialized() and self.own_global_group:  # as AReaL's engines do
             dist.destroy_process_group()
 
 

@@ -26,6 +26,8 @@ def main(fileroot: str, trial: str) -> None:
                 elif verb == "role":
                     s.start(rest, cpu=1).create_engine("tests.cli.cli_engines.Chatter")
                     s.call_engine(f"{rest}/0", "say", None, f"this is {rest}")
+                elif verb == "hide":
+                    s.start("hiding", cpu=1).create_engine("tests.support.sample_engines.HidingParent")
                 elif verb == "serve":
                     s.start("served", cmd="tests.support.served_module")
                 print("ok", flush=True)

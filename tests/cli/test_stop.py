@@ -8,10 +8,16 @@ import re
 import signal
 import subprocess
 from collections.abc import Callable
+from typing import Any
 
+import psutil
 import pytest
 
+from rolecall.guard.claims import abandoned
+from rolecall.scheduler.run import private_root
 from tests.cli.cli_rig import CommandLine, Controller, wait_for_exit
+from tests.support.waiting import wait_for
+from tests.support.worker_processes import hidden, kill_at_once, processes
 
 pytestmark = pytest.mark.slow("controllers and commands, each a process")
 
@@ -28,6 +34,8 @@ def test_stop_ends_everything_of_a_living_run_and_leaves_its_controller(
     assert {int(item.split()[0]) for item in report["ended"]} >= set(pids)
     assert "ended 4 worker(s)" in report["guards"]["g0"]
     assert controller.process.poll() is None
+    notes = [worker["reason"] for worker in cli.json("ps", "--run", "cli/t0")["workers"]]
+    assert all(re.search(r"stopped by `rolecall stop`, process \d+ of \w+ on ", note) for note in notes), notes
     error = controller.ask("say hello")
     assert re.fullmatch(r"WorkerFailedError: worker actor/0 \(.*\) was stopped by `rolecall stop`, process .*", error)
     refused = "WorkerConfigurationError: the run cli/t0 was stopped by `rolecall stop`, process "
@@ -45,7 +53,9 @@ def test_stop_ends_a_run_whose_controller_was_killed_and_whose_guard_is_stuck(
     assert cli.json("ps", "--run", "cli/t0")["state"] == "orphaned"
     report = cli.json("stop", "--run", controller.run_id, "--yes")
     assert report["clean"] and f"{guard} rc:guard" in report["ended"]
-    assert cli.json("ps", "--run", "cli/t0")["state"] == "ended"
+    seen = cli.json("ps", "--run", "cli/t0")
+    assert seen["state"] == "ended"
+    assert all(worker["reason"].startswith("stopped by `rolecall stop`") for worker in seen["workers"])
 
 
 def test_stop_of_a_run_with_a_stopped_controller_does_not_wait_for_it(cli: CommandLine, controller: Controller) -> None:
@@ -68,6 +78,31 @@ def test_doctor_finds_a_leftover_and_stop_ends_it_and_nothing_else(cli: CommandL
     assert [item.split()[0] for item in ended["ended"]] == [str(mine.pid)] and ended["clean"]
     assert mine.wait(10) == -signal.SIGKILL
     assert other.poll() is None
+
+
+def test_doctor_ends_and_removes_what_a_run_left_that_was_killed_whole(
+    cli: CommandLine, controller: Controller
+) -> None:
+    """Controller, guard and reaper at once. Without `--fix` the run is named, however young, and left as it is."""
+    run_id, guard = controller.run_id, psutil.Process(controller.guard_pid())
+    assert controller.ask("hide") == "ok"
+    kill_at_once([controller.process.pid, guard.pid, guard.ppid()])
+    controller.process.wait()
+    wait_for(lambda: abandoned(private_root() / run_id), 10, "end of all three")
+    left = hidden(run_id)
+    about = [f for f in _report(cli)["findings"] if f["left_by"] == run_id]
+    assert any(str(private_root() / run_id) in f["seen"] for f in about), about
+    assert left and hidden(run_id) == left
+    (fixed,) = [e for e in _report(cli, "--fix")["fixed"] if e["run_id"] == run_id]
+    assert {int(item.split()[0]) for item in fixed["ended"]} >= left.keys() and fixed["runtime_dir"] == "removed"
+    assert not hidden(run_id) and not processes(run_id) and not (private_root() / run_id).exists()
+    assert not [f for f in _report(cli, "--fix")["findings"] if f["left_by"] == run_id]
+
+
+def _report(cli: CommandLine, *options: str) -> dict[str, Any]:
+    """Whatever its status: other runs on this machine are its matter too."""
+    report: dict[str, Any] = json.loads(cli.run("doctor", "--json", *options).stdout)
+    return report
 
 
 def test_stop_without_a_yes_ends_nothing(cli: CommandLine, leftover: Leftover) -> None:

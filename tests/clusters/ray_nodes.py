@@ -23,7 +23,7 @@ MARK = "RC_RAY_CLUSTER"  # every process of a cluster inherits it, also what its
 # Enough for sixteen workers of the default size on each node; Ray believes it, nobody uses it.
 NODE_CPUS = 128
 NODE_DEVICES = 4
-STORE_BYTES = 100_000_000
+STORE_BYTES = 1 << 29  # taken as it is filled
 START_S = 120.0
 GONE_S = 20.0
 LONGEST_DIR = 28  # below it come 79 bytes of session and socket, and the path of a Unix socket holds 107
@@ -46,15 +46,12 @@ class RayCluster:
     Args:
         folder: All of its files lie below; `stop` removes it.
         settings: Further variables of its processes, Ray's own settings for instance.
-        store_bytes: Size of each node's object store.
     """
 
-    def __init__(
-        self, folder: Path, *, settings: Mapping[str, str] | None = None, store_bytes: int = STORE_BYTES
-    ) -> None:
+    def __init__(self, folder: Path, *, settings: Mapping[str, str] | None = None) -> None:
         if len(str(folder)) > LONGEST_DIR:
             raise ValueError(f"{folder} is too long for the sockets below it; use {LONGEST_DIR} characters or less")
-        self.folder, self._settings, self._store_bytes = folder, dict(settings or {}), store_bytes
+        self.folder, self._settings = folder, dict(settings or {})
 
     def start(self, nodes: int = 2, *, token: bool = False, devices: int = NODE_DEVICES) -> None:
         """Starts it and returns when every node has joined. A cluster that runs is left as it is."""
@@ -134,7 +131,7 @@ class RayCluster:
         return own | auth(self) | self._settings | found | {"RAY_USAGE_STATS_ENABLED": "0"}
 
     def _ray(self, name: str, *args: str) -> None:
-        quiet = ("--disable-usage-stats", "--include-log-monitor=false", f"--object-store-memory={self._store_bytes}")
+        quiet = ("--disable-usage-stats", "--include-log-monitor=false", f"--object-store-memory={STORE_BYTES}")
         ports = ("--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0")
         temp = (f"--temp-dir={self.folder}",) if "--head" in args else ()
         command = [sys.executable, "-P", "-c", RAY, "start", *args, *quiet, *ports, *temp]
@@ -164,10 +161,9 @@ def started(
     *,
     token: bool = False,
     settings: Mapping[str, str] | None = None,
-    store_bytes: int = STORE_BYTES,
 ) -> Iterator[RayCluster]:
     """A cluster for a block of code of this process."""
-    with running(RayCluster(new_folder(), settings=settings, store_bytes=store_bytes), nodes, token=token) as cluster:
+    with running(RayCluster(new_folder(), settings=settings), nodes, token=token) as cluster:
         yield cluster
 
 

@@ -13,6 +13,7 @@ NODE_CPUS = 128
 NODE_MEMORY_MIB = 512 * 1024
 NODE_GPUS = 4
 GPU_TYPE = "a100"
+NODE_NPUS = 2
 # Room for sockets below the directory: the path of a Unix socket holds 107 bytes.
 LONGEST_DIR = 64
 # Below the ports that rolecall leases (20000 and more) and those the kernel gives away by itself.
@@ -174,7 +175,7 @@ MessageTimeout=10
 SlurmctldTimeout=60
 SlurmdTimeout=15
 
-GresTypes=gpu
+GresTypes=gpu,npu
 SlurmdParameters=config_overrides
 SlurmctldParameters=preempt_send_user_signal
 {"".join(_node_line(layout, node) for node in layout.nodes)}
@@ -192,12 +193,13 @@ PartitionName=closed Nodes=ALL MaxTime=INFINITE State=DOWN
 def _node_line(layout: Layout, node: Node) -> str:
     return (
         f"NodeName={node.name} NodeHostname={layout.hostname} NodeAddr={node.address} Port={node.port} "
-        f"CPUs={NODE_CPUS} RealMemory={NODE_MEMORY_MIB} Gres=gpu:{GPU_TYPE}:{NODE_GPUS} Feature=any,only-{node.name} "
-        "State=UNKNOWN\n"
+        f"CPUs={NODE_CPUS} RealMemory={NODE_MEMORY_MIB} Gres=gpu:{GPU_TYPE}:{NODE_GPUS},npu:{NODE_NPUS} "
+        f"Feature=any,only-{node.name} State=UNKNOWN\n"
     )
 
 
 def gres_conf(layout: Layout) -> str:
     """The text of gres.conf: logical devices over plain device nodes. Real ones are not looked for."""
     names = ",".join(node.name for node in layout.nodes)
-    return f"AutoDetect=off\nNodeName={names} Name=gpu Type={GPU_TYPE} File={layout.dir}/dev/gpu[0-{NODE_GPUS - 1}]\n"
+    gpus = f"NodeName={names} Name=gpu Type={GPU_TYPE} File={layout.dir}/dev/gpu[0-{NODE_GPUS - 1}]"
+    return f"AutoDetect=off\n{gpus}\nNodeName={names} Name=npu Count={NODE_NPUS}\n"

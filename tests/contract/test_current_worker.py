@@ -11,7 +11,14 @@ import pytest
 
 import rolecall
 from rolecall import Role, RoleWorker, Scheduler
-from rolecall.errors import EngineCallError, EngineCreationError, EngineImportError, WorkerConfigurationError
+from rolecall.errors import (
+    EncodeError,
+    EngineCallError,
+    EngineCreationError,
+    EngineImportError,
+    WorkerConfigurationError,
+    WorkerCreationError,
+)
 from tests.support import knowing_engines
 from tests.support.backend import Backend
 from tests.support.knowing_engines import Knowing
@@ -51,6 +58,9 @@ def test_an_engine_knows_where_it_is(make: Callable[..., Scheduler], facts: Back
     assert list(actors[1].stream("streamed")) == ["actor/1"]
     before = ports_leased(s) if facts.own_processes else 0
     _leases_ports(actors[0])
+    for method in ("itself", "itself_on_the_loop"):
+        with pytest.raises(EncodeError, match=r"result of .*CurrentWorker.*return what is needed of it"):
+            actors[0].call(method)
     if facts.own_processes:
         assert ports_leased(s) == before + 3
 
@@ -90,11 +100,14 @@ def _are_set_up_once(role: Role) -> None:
 
 
 def test_a_worker_that_cannot_be_set_up_says_so(make: Callable[..., Scheduler]) -> None:
-    """As the error of its first engine, and of the next; a path that names nothing too."""
+    """As the error of its first engine, and of the next. Where there is no such function, the role is not started."""
     role = make(worker_setup=f"{knowing_engines.__name__}.fail_to_set_up").start("actor")
     for _ in range(2):
         with pytest.raises(EngineCreationError, match="ValueError: no licence"):
             role.create_engine(Knowing)
+    for name, why in (("absent", "has no 'absent'"), ("SET_UP", "names a list, not a function")):
+        with pytest.raises(WorkerCreationError, match=f"bad worker_setup=: .*{name}'; .*{why}"):
+            make(worker_setup=f"{knowing_engines.__name__}.{name}", trial=name).start("actor")
 
 
 def test_a_setup_that_workers_cannot_import_is_refused() -> None:

@@ -162,6 +162,22 @@ def test_a_restarted_worker_has_the_environment_of_the_last(role: Role) -> None:
     assert role[0].call("environment")["MASTER_PORT"] == env["MASTER_PORT"] == role[0].worker.worker_ports[1]
 
 
+def test_a_restart_that_waits_for_its_process_group_says_so(
+    role: Role, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The constructor waits, as for ranks that do not come; the log says for what, and what to do."""
+    mood = tmp_path / "mood"
+    role[1].with_options(engine="joins").create_engine(calling_engines.Moody, "actor/1", str(mood))
+    mood.write_text("wait")
+    with ThreadPoolExecutor(1) as pool:
+        restart = pool.submit(role[1].restart)
+        wait_for(lambda: "the restart of actor/1 waits for an engine" in caplog.text, 60, "the word of the restart")
+        assert "restart the others of role actor too" in caplog.text and not restart.done()
+        mood.unlink()
+    restart.result()
+    assert role.call("where") == ["actor/0", "actor/1", "actor/2"]
+
+
 def test_forks_outlive_the_restart_of_their_target(role: Role) -> None:
     """And a fork is restarted in its target's slot, as the target is."""
     forks = role.fork("ref")

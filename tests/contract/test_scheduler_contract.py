@@ -81,6 +81,15 @@ def test_a_process_group_without_a_port_or_processes_is_refused(s: Scheduler) ->
         s.start("ref", target="actor", fork=False, process_group=True)
 
 
+def test_readiness_without_a_program_is_refused(s: Scheduler) -> None:
+    """Of a role and of a fork: workers that host engines say by themselves when they are ready."""
+    with pytest.raises(WorkerConfigurationError, match="ready= without cmd="):
+        s.start("actor", ready="/health")
+    actors = s.start("actor")
+    with pytest.raises(WorkerConfigurationError, match=r"ready= without .*command="):
+        actors.fork("ref", ready="/health")
+
+
 def test_a_job_with_the_wrong_number_of_specs_is_refused() -> None:
     """A job has one spec for all replicas or one for each of them."""
     with pytest.raises(WorkerConfigurationError, match="one for each of the 3"):
@@ -237,6 +246,8 @@ def test_colocation_with_other_replicas_or_without_a_target_is_refused(s: Schedu
         s.start("ref", replicas=3, target="actor")
     with pytest.raises(WorkerNotFoundError):
         s.start("ref", replicas=2, target="nobody")
+    with pytest.raises(WorkerConfigurationError, match="fork=False without target="):
+        s.start("ref", replicas=2, fork=False)
     with pytest.raises(WorkerConfigurationError, match="without a target"):
         SchedulingStrategy("colocation")
 

@@ -27,18 +27,22 @@ import pytest
 
 from rolecall import Role, Scheduler
 from rolecall.errors import SchedulerError, WorkerCreationError, WorkerFailedError, WorkerStalledError
+from rolecall.scheduler.run import private_root
 from tests.support import sample_engines
 from tests.support.backend import Backend
 from tests.support.checkout import PYTHONPATH
-from tests.support.schedulers_under_test import OF_PROCESSES, each, on
+from tests.support.schedulers_under_test import OF_PROCESSES, each, make_scheduler, on
 from tests.support.waiting import wait_for
 from tests.support.worker_processes import (
     guard_id,
     guard_of,
+    hidden,
     kill,
+    kill_at_once,
     living,
     of_worker,
     processes,
+    reaper_of,
     send,
     state,
     templates,
@@ -136,9 +140,9 @@ def affected(at: str) -> str:
     return "slow/0" if at in ("starting", "forking") else "actor/0"
 
 
-def family(s: Scheduler) -> Role:
+def family(s: Scheduler, parent: type[sample_engines.Parent] = sample_engines.Parent) -> Role:
     role = s.start("actor")
-    role.create_engine(sample_engines.Parent)
+    role.create_engine(parent)
     wait_for(lambda: len(of_worker(s.run_id, "actor/0")) == 4, 5, "worker, child, session child and daemon")
     return role
 
@@ -225,6 +229,26 @@ def test_a_killed_guard_fails_all_callers_at_once_and_leaves_nothing(
         assert role[0].call("pid") == worker, "another role's guard and what it owns live on"
 
 
+@pytest.mark.parametrize(
+    ("backend", "victims"), [on(b, v) for v in ("reaper", "guard+reaper") for b in OF_PROCESSES], indirect=["backend"]
+)
+def test_a_killed_reaper_leaves_nothing_though_its_guard_die_with_it(
+    to_lose: Scheduler, facts: Backend, victims: str
+) -> None:
+    """Callers are told. What the guard owned is ended by it, by the controller, or by what stands above the reaper."""
+    s = to_lose
+    role = family(s, sample_engines.HidingParent)
+    outcome = begin(s, role, "call")
+    assert outcome is not None
+    mark = f"ROLECALL_GUARD={guard_id(s.run_id, 'actor/0')}"
+    there = {"reaper": reaper_of(s.run_id, "actor/0"), "guard": guard_of(s.run_id, "actor/0")}
+    kill_at_once([there[name].pid for name in victims.split("+")])
+    outcome.wait(facts.guard_told_s)
+    assert isinstance(outcome.error, WorkerFailedError) and outcome.error.worker_id == "actor/0"
+    wait_until_gone(s.run_id, facts.gone_s, mark)
+    wait_for(lambda: not hidden(s.run_id), facts.gone_s, "end of the child without a mark")
+
+
 @spread(1, at=STATES)
 def test_a_stopped_guard_is_reported_and_the_run_still_ends(own: Scheduler, at: str) -> None:
     """A stopped guard is reported as an event, calls to its workers work on, and closing succeeds."""
@@ -292,6 +316,33 @@ def test_a_killed_controller_takes_everything_with_it(
         send(controller.pid, number)
         wait_until_gone(run_id, facts.controller_gone_s)
         controller.wait(facts.controller_gone_s)
+
+
+TOGETHER = ["controller+reaper", "controller+guard", "controller+guard+reaper"]
+
+
+@pytest.mark.parametrize(
+    ("backend", "victims"),
+    [on("local", v) for v in TOGETHER] + [on(b, TOGETHER[-1]) for b in OF_PROCESSES if b != "local"],
+    indirect=["backend"],
+)
+def test_whoever_dies_with_the_controller_the_next_run_finds_nothing_or_ends_it(
+    backend: str, facts: Backend, tmp_path: Path, victims: str
+) -> None:
+    """Whoever is left of the three ends everything; if nobody is, the next run of this user does, marked or not."""
+    controller, run_id = launch(backend, "idle", tmp_path)
+    with controller:
+        reaper = reaper_of(run_id, "actor/0")
+        there = {"controller": controller.pid, "guard": guard_of(run_id, "actor/0").pid, "reaper": reaper.pid}
+        runtime_dir = private_root() / run_id
+        assert hidden(run_id) and (runtime_dir / "token").exists()
+        kill_at_once([there[name] for name in victims.split("+")])
+        if victims != TOGETHER[-1]:
+            wait_until_gone(run_id, facts.controller_gone_s)
+            wait_for(lambda: not runtime_dir.exists(), facts.controller_gone_s, "end of the runtime directory")
+    with make_scheduler("local", fileroot=tmp_path / "next"):
+        wait_until_gone(run_id, facts.controller_gone_s)
+        assert not hidden(run_id) and not runtime_dir.exists()
 
 
 @spread(1, at=STATES)

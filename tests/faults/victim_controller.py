@@ -16,7 +16,7 @@ SLEEPER = ["sleep", "3600"]
 def main(backend: str, state: str, fileroot: str) -> None:
     with make_scheduler(backend, trial="controller", fileroot=fileroot) as s:
         actor = s.start("actor", replicas=2)
-        actor.create_engine(sample_engines.Parent)
+        actor.create_engine(sample_engines.HidingParent)
 
         def announce() -> None:
             print(json.dumps({"run_id": s.run_id, "run_dir": s.run_dir}), flush=True)

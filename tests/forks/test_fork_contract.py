@@ -17,6 +17,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -119,13 +120,12 @@ def test_roles_may_be_started_at_the_same_time(s: Scheduler, tmp_path: Path) -> 
     assert [role.workers[0].id for role in asyncio.run(both())] == ["role0/0", "role1/0"]
 
 
-def test_an_unknown_target_and_an_existing_role_are_refused(s: Scheduler) -> None:
+def test_an_unknown_target_and_an_existing_role_are_refused(s: Scheduler, targets: Role) -> None:
     """Forking needs a target that exists and a name that is free."""
-    s.start("actor")
-    with pytest.raises(WorkerNotFoundError, match=r"no role 'actr' \(running: actor\)"):
+    with pytest.raises(WorkerNotFoundError, match=r"no role 'actr' \(running: target\)"):
         s.fork_workers("ref", "actr")
     with pytest.raises(WorkerCreationError, match="of that name"):
-        s.fork_workers("actor", "actor")
+        s.fork_workers("target", "target")
 
 
 def test_a_fork_sees_the_devices_of_its_target_also_when_there_are_several(s: Scheduler) -> None:
@@ -170,18 +170,16 @@ def test_a_program_gets_its_placeholders_and_no_shell(s: Scheduler) -> None:
     assert str([*filled, *literal]) in log(s, "show/1")
 
 
-def test_an_unknown_placeholder_is_named(s: Scheduler) -> None:
+def test_an_unknown_placeholder_is_named(s: Scheduler, targets: Role) -> None:
     """A placeholder that does not exist is refused by its name."""
-    actors = s.start("actor")
     with pytest.raises((WorkerCreationError, WorkerConfigurationError), match=r"\{prot\}"):
-        actors.fork("show", command=[*SHOW, "{prot}"])
+        targets.fork("show", command=[*SHOW, "{prot}"])
 
 
-def test_a_program_is_ready_by_http_tcp_or_a_line_of_its_log(s: Scheduler) -> None:
+def test_a_program_is_ready_by_http_tcp_or_a_line_of_its_log(s: Scheduler, targets: Role) -> None:
     """All three kinds of readiness wait until the program serves."""
-    actors = s.start("actor", replicas=2)
     for role, ready in (("http", "/"), ("tcp", "tcp"), ("log", {"log": "Serving HTTP on"})):
-        servers = actors.fork(role, command=HTTP_SERVER, ready=ready)
+        servers = targets.fork(role, command=HTTP_SERVER, ready=ready)
         for worker in servers.workers:
             url = f"http://{worker.ip}:{worker.worker_ports[0]}/"
             assert urllib.request.urlopen(url, timeout=5).status == 200
@@ -193,11 +191,10 @@ def told(worker: Worker) -> dict[str, Any]:
     return dict(json.loads(urllib.request.urlopen(url, timeout=5).read()))
 
 
-def test_a_dotted_module_is_told_where_it_is_and_is_ready_when_it_is_healthy(s: Scheduler) -> None:
+def test_a_dotted_module_is_told_where_it_is_and_is_ready_when_it_is_healthy(s: Scheduler, targets: Role) -> None:
     """It gets the reference system's arguments, and the same and its target's address as variables."""
-    actors = s.start("actor", replicas=2)
-    modules = actors.fork("module", command="tests.support.sample_program", env={"COLOUR": "blue"})
-    target, worker, run = actors.workers[1], modules.workers[1], Path(s.run_dir)
+    modules = targets.fork("module", command="tests.support.sample_program", env={"COLOUR": "blue"})
+    target, worker, run = targets.workers[1], modules.workers[1], Path(s.run_dir)
     found = told(worker)
     expected = ["--host", worker.ip, "--port", worker.worker_ports[0], "--role", "module", "--worker-index", "1"]
     assert found["arguments"] == [*expected, "--experiment-name", run.parent.name, "--trial-name", run.name]
@@ -212,7 +209,7 @@ def test_a_dotted_module_is_told_where_it_is_and_is_ready_when_it_is_healthy(s: 
     }
     assert places.items() <= found["environment"].items()
     with pytest.raises(WorkerConfigurationError, match="dotted module"):
-        actors.fork("bad", command="python -m http.server")
+        targets.fork("bad", command="python -m http.server")
 
 
 def test_a_program_that_serves_a_workers_routes_hosts_engines(s: Scheduler) -> None:
@@ -265,13 +262,12 @@ def test_a_program_that_serves_a_workers_routes_hosts_engines(s: Scheduler) -> N
     assert told(programs.workers[0])["environment"]["COLOUR"] == "blue", "not what it had refused"
 
 
-def test_a_program_without_those_routes_hosts_no_engines(s: Scheduler) -> None:
+def test_a_program_without_those_routes_hosts_no_engines(s: Scheduler, targets: Role) -> None:
     """It is asked where it has a `/health`, and else not."""
-    actors = s.start("actor")
     healthy = [*HTTP_SERVER, "--directory", str(Path(s.run_dir, "health"))]
     (Path(s.run_dir) / "health" / "health").mkdir(parents=True)
     for role, command, ready in (("server", healthy, "/health"), ("quiet", HTTP_SERVER, None)):
-        program = actors.fork(role, command, ready=ready)
+        program = targets.fork(role, command, ready=ready)
         with pytest.raises(WorkerConfigurationError, match="hosts no engines"):
             program.create_engine(Echo)
         program.set_env({"COLOUR": "blue"})
@@ -289,15 +285,14 @@ def asked(s: Scheduler, worker: Worker, path: str, body: bytes | None = None, **
         return e.code, e.read()
 
 
-def test_a_module_that_serves_an_app_is_http_server_and_worker_on_one_port(s: Scheduler) -> None:
+def test_a_module_that_serves_an_app_is_http_server_and_worker_on_one_port(s: Scheduler, targets: Role) -> None:
     """Engines, calls, streams, variables, stacks, restarts and deaths are as of any worker, the app is beside them."""
-    actors = s.start("actor", replicas=2)
-    proxies = actors.fork("proxy", command="tests.support.served_module")
+    proxies = targets.fork("proxy", command="tests.support.served_module")
     proxies.create_engine(served_module.Counter, 5)
     assert proxies.call("add", 2) == [7, 7]
     assert list(proxies[1].stream("count", 3)) == [0, 1, 2]
     proxies.set_env({"COLOUR": "blue"})
-    worker, target = proxies.workers[1], actors.workers[1]
+    worker, target = proxies.workers[1], targets.workers[1]
     assert asked(s, worker, "/add", b"10") == (200, b"17"), "the app and the engine are of one module"
     assert proxies.call("add", 0) == [7, 17]
     told = json.loads(asked(s, worker, "/told?a=%20b&c", b"body")[1])
@@ -370,9 +365,15 @@ def test_a_stream_of_an_app_ends_with_its_client(s: Scheduler) -> None:
 
 
 def test_a_module_whose_startup_fails_is_not_started(s: Scheduler) -> None:
-    """The error says what its startup said."""
-    with pytest.raises(WorkerCreationError, match="startup failed: 'no model here'"):
-        s.start("proxy", cmd="tests.support.served_module", env_vars={"FAIL": "no model here"})
+    """The error says what its startup said, a traceback for one, line by line."""
+    with pytest.raises(WorkerCreationError, match="startup failed: Traceback:\nno model here"):
+        s.start("proxy", cmd="tests.support.served_module", env_vars={"FAIL": "Traceback:\nno model here"})
+
+
+def test_what_is_served_can_be_called() -> None:
+    """At once, and not with its first request."""
+    with pytest.raises(WorkerConfigurationError, match=r"no ASGI application: 'module:app'; pass one"):
+        rolecall.serve("module:app")  # type: ignore[arg-type]
 
 
 def test_public_paths_are_a_list_of_paths() -> None:
@@ -392,8 +393,7 @@ def test_a_module_that_serves_outside_of_a_run_says_what_to_do() -> None:
 
 def test_a_worker_starts_a_module_as_the_controller_does(s: Scheduler) -> None:
     """`/fork` of a worker gives the same arguments, and answers when the module is healthy."""
-    actors = s.start("actor")
-    worker = actors.workers[0]
+    worker = s.start("actor").workers[0]
     token = Path(s.inspect().runtime_dir, "token").read_text().strip()
     asked = {"role": "module", "worker_index": 0, "command": "tests.support.sample_program"}
     url = f"http://{worker.ip}:{worker.worker_ports[0]}/fork"
@@ -403,14 +403,13 @@ def test_a_worker_starts_a_module_as_the_controller_does(s: Scheduler) -> None:
         assert json.loads(answer.read())["environment"]["ROLECALL_TARGET_PORTS"] == ",".join(worker.worker_ports)
 
 
-def test_a_program_that_names_its_port_is_ready_when_it_listens_there(s: Scheduler) -> None:
+def test_a_program_that_names_its_port_is_ready_when_it_listens_there(s: Scheduler, targets: Role) -> None:
     """However long it takes; placeholders name its target too."""
-    actors = s.start("actor")
-    (target,) = actors.workers
+    target = targets.workers[0]
     late = "import sys, time, http.server as h; time.sleep(1); print(sys.argv[1:], flush=True);"
     late += "h.HTTPServer((sys.argv[1], int(sys.argv[2])), h.SimpleHTTPRequestHandler).serve_forever()"
     places = ["{host}", "{port}", "{experiment}/{trial}", "{target.host}:{target.port}", "{target.ports[1]}"]
-    (worker,) = actors.fork("late", command=[sys.executable, "-c", late, *places]).workers
+    worker = targets.fork("late", command=[sys.executable, "-c", late, *places]).workers[0]
     assert urllib.request.urlopen(f"http://{worker.ip}:{worker.worker_ports[0]}/", timeout=5).status == 200
     first, second = target.worker_ports
     run = "/".join(Path(s.run_dir).parts[-2:])
@@ -419,45 +418,48 @@ def test_a_program_that_names_its_port_is_ready_when_it_listens_there(s: Schedul
 
 
 def test_all_that_fail_are_named_with_their_logs(s: Scheduler, caplog: pytest.LogCaptureFixture) -> None:
-    """One of them fails late, while importing; each is logged on a line, and nothing is left."""
+    """Each is logged on a line, also one that fails after 5 s of imports when the others serve; nothing is left."""
     actors = s.start("actor", replicas=3)
-    before = set(processes(s.run_id))
+    before, ports = set(processes(s.run_id)), ports_leased(s)
     fail = "import sys, time; i = int(sys.argv[1]); print('I am', i, flush=True);"
     fail += "time.sleep(1 + 0.2 * i if i < 2 else 3600); raise SystemExit(40 + i)"
-    with pytest.raises(WorkerCreationError) as caught:
+    with ThreadPoolExecutor(1) as pool, pytest.raises(WorkerCreationError) as caught:
+        late = pool.submit(actors.fork, "late", "tests.support.sample_program", env={"FAILS": "1"})
         actors.fork("bad", command=[sys.executable, "-c", fail, "{index}", "{port}"])
     assert caught.value.failed == [0, 1]
     assert ["I am 0" in caught.value.log_tails[0], "I am 1" in caught.value.log_tails[1]] == [True, True]
     assert "exit code 40" in str(caught.value) and "exit code 41" in str(caught.value)
     for worker in ("bad/0", "bad/1"):
         assert f"worker {worker} did not start: the process ended during startup" in caplog.text
-    assert set(processes(s.run_id)) == before
+    with pytest.raises(WorkerCreationError, match=r"exit code 1[\s\S]*ImportError: no such kernel") as caught:
+        late.result()
+    assert (caught.value.failed, list(caught.value.log_tails)) == ([1], [1])
+    assert "worker late/1 did not start: the process ended during startup" in caplog.text
+    assert (set(processes(s.run_id)), ports_leased(s)) == (before, ports)
+    assert [role.name for role in s.inspect().roles] == ["actor"]
 
 
-def test_a_program_that_dies_while_starting_is_reported_at_once_with_its_log(s: Scheduler) -> None:
+def test_a_program_that_dies_while_starting_is_reported_at_once_with_its_log(s: Scheduler, targets: Role) -> None:
     """Its exit code and its output are in the error, long before the time limit."""
-    actors = s.start("actor")
     begun = time.monotonic()
     with pytest.raises(WorkerCreationError, match=r"exit code 3[\s\S]*no such checkpoint"):
-        actors.fork(
+        targets.fork(
             "bad", command=[sys.executable, "-c", "print('no such checkpoint'); raise SystemExit(3)"], ready="/health"
         )
     assert time.monotonic() - begun < 30, "not at its time limit of 120 s"
 
 
-def test_deleting_a_forked_role_kills_its_processes_and_leaves_the_target_alone(s: Scheduler) -> None:
+def test_deleting_a_forked_role_kills_its_processes_and_leaves_the_target_alone(s: Scheduler, targets: Role) -> None:
     """Descendants are dead and ports are free when the deletion returns."""
-    actors = s.start("actor", replicas=2)
-    actors.create_engine(Echo)
-    pids = actors.call("pid")
-    refs = actors.fork("ref")
+    pids = targets.call("pid")
+    refs = targets.fork("ref")
     refs.create_engine(sample_engines.Parent)
     wait_for(lambda: len(of_worker(s.run_id, "ref/1")) == 4, 5, "family of the fork")
     ports = [(w.ip, p) for w in refs.workers for p in w.worker_ports]
     s.delete_workers("ref")
     assert of_worker(s.run_id, "ref/0") == of_worker(s.run_id, "ref/1") == []
     assert all(bindable(ip, port) for ip, port in ports)
-    assert actors.call("pid") == pids
+    assert targets.call("pid") == pids
 
 
 def test_deleting_a_target_deletes_its_forks_first(s: Scheduler) -> None:
@@ -488,23 +490,21 @@ def test_a_fork_survives_a_fault_of_its_target_and_the_other_way_round(s: Schedu
     assert again.call("greet") == ["hello"]
 
 
-def test_colocation_in_a_job_may_name_a_program(s: Scheduler) -> None:
+def test_colocation_in_a_job_may_name_a_program(s: Scheduler, targets: Role) -> None:
     """A colocated job may run a program instead of engines."""
-    s.start("rollout", replicas=2)
     spec = SchedulingSpec(cmd=HTTP_SERVER, ready="/")
-    ids = s.create_workers(Job("server", 2, [spec], SchedulingStrategy("colocation", "rollout")))
+    ids = s.create_workers(Job("server", 2, [spec], SchedulingStrategy("colocation", "target")))
     assert ids == ["server/0", "server/1"]
 
 
-def test_forks_and_kills_at_the_same_time_leave_a_consistent_table(s: Scheduler) -> None:
+def test_forks_and_kills_at_the_same_time_leave_a_consistent_table(s: Scheduler, targets: Role) -> None:
     """Roles forked and deleted by many threads leave no process and no row behind."""
-    actors = s.start("actor", replicas=2)
     errors: list[BaseException] = []
 
     def churn(name: str) -> None:
         try:
             for _ in range(5):
-                actors.fork(name).create_engine(Echo)
+                targets.fork(name).create_engine(Echo)
                 s.delete_workers(name)
         except BaseException as e:
             errors.append(e)
@@ -515,17 +515,16 @@ def test_forks_and_kills_at_the_same_time_leave_a_consistent_table(s: Scheduler)
     for thread in threads:
         thread.join()
     assert not errors
-    assert [r.name for r in s.inspect().roles] == ["actor"]
+    assert [r.name for r in s.inspect().roles] == ["target"]
     assert all(not of_worker(s.run_id, f"f{i}/{j}") for i in range(6) for j in range(2))
 
 
-def test_a_table_look_up_does_not_wait_for_a_process_that_takes_its_time_to_die(s: Scheduler) -> None:
+def test_a_table_look_up_does_not_wait_for_a_process_that_takes_its_time_to_die(s: Scheduler, targets: Role) -> None:
     """The guard's lock covers look-ups only: a kill that waits does not hold up a start."""
-    actors = s.start("actor")
     stubborn = (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(3600)"
     )
-    actors.fork("stubborn", command=[sys.executable, "-c", stubborn], ready={"log": "up"})
+    targets.fork("stubborn", command=[sys.executable, "-c", stubborn], ready={"log": "up"})
     done: list[float] = []
 
     def delete() -> None:
@@ -534,7 +533,7 @@ def test_a_table_look_up_does_not_wait_for_a_process_that_takes_its_time_to_die(
 
     thread = threading.Thread(target=delete)
     thread.start()
-    actors.fork("ref").create_engine(Echo)
+    targets.fork("ref").create_engine(Echo)
     started = time.monotonic()
     thread.join()
     assert started < done[0], "the fork was ready while the stubborn one was still dying"

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from rolecall.guard import cgroup
+from rolecall.guard.claims import CGROUP, SEEN, abandoned
 from rolecall.guard.proc import Process, identify, read_stat
 from rolecall.guard.sweep import run_processes, sweep
 from tests.guard.descendants import workers_with_descendants
@@ -50,16 +52,41 @@ def test_a_killed_guard_leaves_nothing(rig: Rig) -> None:
     assert not (rig.runtime_dir / "g0.sock").exists()
 
 
-def test_a_killed_reaper_takes_the_workers_along_and_a_sweep_finds_the_rest(rig: Rig) -> None:
-    """Without a reaper the workers die by their guard's death; what then stands below nobody is found by its mark."""
+def test_a_killed_reaper_leaves_nothing(rig: Rig) -> None:
+    """Its guard ends what it owns, marked or not, and cleans up in its place."""
     mine = workers_with_descendants(rig)
+    group = _cgroup(rig)
     rig.reaper.kill()
-    wait_for(lambda: all(gone(process) for process in mine[:3]))
-    killed = sweep(rig.run_id)
-    assert all(item.gone for item in killed) and not run_processes(rig.run_id)
-    marked = mine[:-1]  # the last has dropped its environment, and nobody it was below is left
-    assert all(gone(process) for process in marked)
-    os.kill(mine[-1].pid, signal.SIGKILL)
+    wait_for(lambda: not (rig.runtime_dir / "g0").exists())
+    assert all(gone(process) for process in mine) and not rig.left() and not group.is_dir()
+    assert "its reaper was killed" in (rig.run_dir / "logs" / "guard-g0.log").read_text()
+
+
+@pytest.mark.parametrize("lost", [CGROUP, SEEN])
+def test_guard_and_reaper_killed_at_once_leave_what_a_sweep_finds(rig: Rig, lost: str) -> None:
+    """What stands below nobody then, and bears no mark, is in the guard's cgroup, and is noted by the guard."""
+    mine = workers_with_descendants(rig)
+    part, group = rig.runtime_dir / "g0", _cgroup(rig)
+    had = group.is_dir()
+    wait_for(lambda: (part / SEEN).exists() and str(mine[-1].pid) in (part / SEEN).read_text())
+    for number in (signal.SIGSTOP, signal.SIGKILL):  # so that neither can act on the other's death
+        os.kill(rig.reaper.pid, number)
+        os.kill(rig.guard_pid, number)
+    (part / lost).unlink(missing_ok=True)
+    wait_for(lambda: abandoned(rig.runtime_dir / "g0"))
+    assert not gone(mine[-1])
+    killed = sweep(rig.run_id, runtime_dir=rig.runtime_dir)
+    assert all(item.gone for item in killed) and all(gone(process) for process in mine[:-1])
+    assert gone(mine[-1]) == (had or lost == CGROUP), "where there is no cgroup, the note alone finds it"
+    if lost == CGROUP:
+        assert cgroup.end(str(group), 5.0)
+    assert not group.is_dir()
+
+
+def _cgroup(rig: Rig) -> Path:
+    """The guard's; no directory where none can be made."""
+    record = rig.runtime_dir / "g0" / CGROUP
+    return Path(record.read_text() if record.exists() else "/nowhere")
 
 
 def test_a_stuck_guard_is_killed_by_its_reaper(rig: Rig) -> None:

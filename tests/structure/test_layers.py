@@ -33,6 +33,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "scheduler": (
         "placement",
         "tensors",
+        "guard.claims",
         "guard.proc",
         "guard.sweep",
         "transport",

@@ -38,7 +38,11 @@ def test_every_program_of_the_pages_is_known_here() -> None:
     assert len(PROGRAMS) == len(EXPECTED)
 
 
-RUNS = [on(name, index) for name in OF_PROCESSES for index in range(len(README) if name != "local" else len(PROGRAMS))]
+CLUSTERS = [name for name in OF_PROCESSES if name != "local"]
+RUNS = [
+    *(on("local", index) for index in range(len(PROGRAMS))),
+    *(on(CLUSTERS[index % len(CLUSTERS)], index) for index in range(len(README))),
+]
 
 
 @pytest.mark.slow("the page's programs, as a user would run them")
@@ -46,9 +50,9 @@ RUNS = [on(name, index) for name in OF_PROCESSES for index in range(len(README) 
 def test_a_program_runs_and_prints_what_it_says(
     backend: str, index: int, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    """Each program runs with the output that it shows; on a cluster only the scheduler's name differs.
+    """Each program runs with the output that it shows; on a cluster, in turn, only the scheduler's name differs.
 
-    (There torch is not preloaded, which takes each guard seconds.)
+    (There torch is not preloaded, which takes each guard seconds. The contract says that clusters are alike.)
     """
     cluster = BACKENDS[backend].cluster
     exports = request.getfixturevalue(cluster).exports if cluster is not None else {}

@@ -29,6 +29,12 @@ class Knowing:
         worker = rolecall.current_worker()
         return {name: getattr(worker, name) for name in worker.__dataclass_fields__ if not name.startswith("_")}
 
+    def itself(self) -> object:
+        return rolecall.current_worker()
+
+    async def itself_on_the_loop(self) -> object:
+        return rolecall.current_worker()
+
     def thread(self) -> int:
         return threading.get_ident()
 

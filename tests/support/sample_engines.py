@@ -215,6 +215,15 @@ class Parent:
         return "waited"
 
 
+class HidingParent(Parent):
+    """Has another child in a session of its own, without any mark of the run; `HIDDEN` is for tests alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        env = {"HIDDEN": os.environ["ROLECALL_RUN"], "RC_TEST_SESSION": os.environ.get("RC_TEST_SESSION", "")}
+        self.children.append(subprocess.Popen(["/bin/sleep", "3600"], env=env, start_new_session=True))
+
+
 class Hungry:
     """Takes memory and keeps it."""
 

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Any, assert_type
 
 import rolecall
-from rolecall import Role, RoleWorker, Scheduler
+from rolecall import PendingCall, Role, RoleWorker, Scheduler
 
 
 class Trainer:
@@ -41,13 +42,18 @@ def of_a_role(actors: Role) -> None:
     assert actors.engine(Trainer).train(3) == both  # not checked: no type says that a list comes back
     assert actors.map(Trainer.train, [(3,)] * len(actors)) == both
     assert [done.result() for done in actors.as_completed(Trainer.train, [(3,)])] == [1.5]
-    assert [call.result() for call in actors.submit(Trainer.train, 3)] == both
+    calls = assert_type(actors.submit(Trainer.train, 3), list[PendingCall[float]])
+    assert [assert_type(call.result(), float) for call in calls] == both
+    futures: list[Future[float]] = [*calls]
+    assert {future.result() for future in wait(futures).done} == {*both}
     assert asyncio.run(_awaited(actors)) == both
 
 
 async def _awaited(actors: Role) -> list[float]:
     assert assert_type(await actors.acall(Trainer.fetch, 3), list[int]) == [3] * len(actors)
     assert await actors.engine(Trainer).fetch(3) == [3] * len(actors)
+    fetched = actors.submit(Trainer.fetch, 3, twice=True)
+    assert [assert_type(await call, int) for call in fetched] == [6] * len(actors)
     return assert_type(await actors.acall(Trainer.train, 3), list[float])
 
 
@@ -55,6 +61,8 @@ def of_one_worker(actor: RoleWorker) -> None:
     """Results are what the methods return."""
     assert assert_type(actor.call(Trainer.train, 3), float) == 1.5
     assert assert_type(actor.call(Trainer.fetch, 3), int) == 3
+    assert assert_type(actor.submit(Trainer.train, 3).result(timeout=60), float) == 1.5
+    assert assert_type(actor.submit(Trainer.fetch, 3).result(), int) == 3
     assert list(assert_type(actor.stream(Trainer.tokens, 2), Iterator[str])) == ["0", "1"]
     assert list(assert_type(actor.stream(Trainer.atokens, 2), Iterator[str])) == ["0", "1"]
     trainer = assert_type(actor.engine(Trainer), Trainer)
@@ -87,6 +95,11 @@ if TYPE_CHECKING:
         actors.call(Trainer.train, "3")  # type: ignore[call-overload]
         actors.call(Trainer.train)  # type: ignore[call-overload]
         actors.call(Trainer.fetch, 3, thrice=True)  # type: ignore[call-arg]
+        actors.submit(Trainer.train, "3")  # type: ignore[call-overload]
+        actors.submit(Trainer.train, amuont=3)  # type: ignore[call-overload]
+        actors.submit(Trainer.fetch, 3, thrice=True)  # type: ignore[call-arg]
+        actors[0].submit(Trainer.train)  # type: ignore[call-overload]
+        text: str = actors[0].submit(Trainer.train, 3).result()  # type: ignore[assignment]
         actors[0].call(Trainer.train, "3")  # type: ignore[call-overload]
         actors[0].stream(Trainer.tokens, "3")  # type: ignore[call-overload]
         actors[0].stream(Trainer.train, 3)  # type: ignore[call-overload]
@@ -95,4 +108,4 @@ if TYPE_CHECKING:
         actors.train(3)  # type: ignore[attr-defined]
         s.start("a", replica=2)  # type: ignore[call-arg]
         number: int = actors[0].call(Trainer.train, 3)  # type: ignore[assignment]
-        print(number)
+        print(number, text)

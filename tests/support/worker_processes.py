@@ -15,7 +15,16 @@ from tests.support.waiting import poll
 
 def processes(run_id: str, *marks: str) -> dict[int, str]:
     """Living processes of a run (with further `marks` in their environment): pid to command line."""
-    wanted = {m.encode() for m in (f"ROLECALL_RUN={run_id}", *marks)}
+    return _bearing(f"ROLECALL_RUN={run_id}", *marks)
+
+
+def hidden(run_id: str) -> dict[int, str]:
+    """Those that an engine has started without the run's marks."""
+    return _bearing(f"HIDDEN={run_id}")
+
+
+def _bearing(*marks: str) -> dict[int, str]:
+    wanted = {m.encode() for m in marks}
     found = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -44,6 +53,18 @@ def guard_of(run_id: str, worker_id: str) -> psutil.Process:
 def guard_id(run_id: str, worker_id: str) -> str:
     """What that guard is called, by the worker's environment."""
     return str(psutil.Process(of_worker(run_id, worker_id)[0]).environ()["ROLECALL_GUARD"])
+
+
+def reaper_of(run_id: str, worker_id: str) -> psutil.Process:
+    """The parent of that guard."""
+    return guard_of(run_id, worker_id).parent()
+
+
+def kill_at_once(pids: list[int]) -> None:
+    """SIGKILL to all of them, none of which can act on the death of another."""
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in pids:
+            os.kill(pid, number)
 
 
 def templates(run_id: str) -> set[int]:

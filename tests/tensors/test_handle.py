@@ -17,10 +17,9 @@ from hypothesis import strategies as st
 
 from rolecall.errors import DecodeError, TensorError
 from rolecall.tensors.backends.wire import WireBackend
-from rolecall.tensors.cache import Cache
 from rolecall.tensors.connections import Requester
 from rolecall.tensors.dtypes import ITEMSIZE, native_dtype
-from rolecall.tensors.fetch import Fetcher
+from rolecall.tensors.fetch import Cache, Fetcher
 from rolecall.tensors.handle import Piece, RTensor, pack_handles, read_handles
 from rolecall.tensors.service import DataService
 from rolecall.tensors.shard import Shard
@@ -169,6 +168,9 @@ def test_a_handle_is_read_row_by_row() -> None:
         lambda h: h < 2,
         lambda h: bool(h),
         lambda h: float(h),
+        lambda h: torch.as_tensor(h),
+        lambda h: torch.tensor(h),
+        lambda h: np.asarray(h),
     ],
 )
 def test_computing_with_a_handle_says_what_to_do(use: Any) -> None:
@@ -313,7 +315,7 @@ sys.modules["torch"] = None  # an import of it fails
 import numpy
 from rolecall.tensors.backends.shm import ShmBackend
 from rolecall.tensors.backends.wire import WireBackend
-from rolecall.tensors.cache import Cache
+from rolecall.tensors.fetch import Cache
 from rolecall.tensors.fetch import Fetcher
 from rolecall.tensors.service import DataService
 from rolecall.tensors.store import Store

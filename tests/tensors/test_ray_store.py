@@ -24,22 +24,20 @@ from rolecall.errors import ShardNotFoundError, TensorError, WorkerConfiguration
 from rolecall.scheduler.roles import Role
 from rolecall.tensors.backends.ray import SMALLEST
 from rolecall.tensors.backends.segments import MIB
-from rolecall.tensors.cache import Cache
 from rolecall.tensors.dtypes import ITEMSIZE
-from rolecall.tensors.fetch import Fetcher
+from rolecall.tensors.fetch import Cache, Fetcher
 from rolecall.tensors.shard import Shard, Where
 from rolecall.testing import InProcessScheduler
-from tests.clusters.ray_census import Census, census_of
+from tests.clusters.ray_census import Census
 from tests.clusters.ray_nodes import RayCluster, started
-from tests.support.ray_cluster import check_clean, check_none
+from tests.support.ray_cluster import SharedRay, check_none
 from tests.tensors.stored_engines import Tensors, digest, random_bits
 
 if TYPE_CHECKING:
     from rolecall.tensors.dtypes import Dense
 
-pytestmark = pytest.mark.slow("a cluster of its own")
+pytestmark = pytest.mark.slow("clusters of its own, and that of Ray's tests")
 
-STORE_BYTES = 512 * MIB
 WITHIN_S = 30.0
 
 # A driver as anybody writes one, which says when it is connected.
@@ -67,29 +65,26 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[RayCluster]:
-    with started(nodes=1, store_bytes=STORE_BYTES) as found:
-        yield found
-        check_clean(found)
+def cluster(ray_cluster: SharedRay) -> RayCluster:
+    return ray_cluster.nodes
 
 
 @pytest.fixture(scope="module")
-def census(cluster: RayCluster) -> Iterator[Census]:
-    with census_of(cluster) as found:
-        yield found
+def census(ray_cluster: SharedRay) -> Census:
+    return ray_cluster.census
 
 
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[RayCluster]:
     """A cluster that asks for a token; the last test that uses it ends its head."""
-    with started(nodes=0, store_bytes=STORE_BYTES, token=True) as found:
+    with started(nodes=0, token=True) as found:
         yield found
 
 
 @pytest.fixture
 def doomed() -> Iterator[RayCluster]:
     """A cluster of one test's own, to be damaged."""
-    with started(nodes=0, store_bytes=STORE_BYTES) as found:
+    with started(nodes=0) as found:
         yield found
 
 

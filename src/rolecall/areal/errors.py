@@ -28,13 +28,9 @@ TRANSLATIONS: dict[type[ours.RolecallError], Callable[[Any], theirs.SchedulerErr
 
 
 @contextmanager
-def translated(method: str | None = None) -> Iterator[None]:
-    """Raises AReaL's error where the block, a call of `method`, raises ours, which is its cause."""
+def translated() -> Iterator[None]:
+    """Raises AReaL's error where the block raises ours, which is its cause."""
     try:
         yield
     except ours.RolecallError as e:
-        made = next(make for cls, make in TRANSLATIONS.items() if isinstance(e, cls))
-        error: Any = made(e)
-        if method is not None and isinstance(e, ours.EngineCallError):
-            error = theirs.EngineCallError(e.worker_id, method, str(e))
-        raise error from e
+        raise next(make for cls, make in TRANSLATIONS.items() if isinstance(e, cls))(e) from e

@@ -8,6 +8,7 @@ from typing import Any
 
 import rolecall
 
+NAME_RESOLVING = "AREAL_NAME_RESOLVE"  # in a worker's environment: the fields of AReaL's NameResolveConfig, as JSON
 ENGINE_SERVER = "areal.infra.rpc.rpc_server"
 # AReaL's own default; its `$PWD` is for a shell, and the rest is what rolecall does anyway.
 DEFAULT_SRUN = "--unbuffered --mpi=pmi2 -K --chdir $PWD"
@@ -30,10 +31,8 @@ def job_of(job: Any, env: dict[str, str], arguments: Sequence[str], slurm: bool)
     )
     if strategy.type == "colocation" and not strategy.fork:
         return rolecall.Job(job.role, job.replicas, scheduling_strategy=strategy)
-    specs = [_spec(task, env, arguments, slurm) for task in job.tasks]
-    return rolecall.Job(
-        job.role, job.replicas, specs or [rolecall.SchedulingSpec(cpu=1, mem=1, env_vars=env)], strategy
-    )
+    specs = [_spec(task, env, arguments, slurm) for task in job.tasks] or [rolecall.SchedulingSpec(env_vars=env)]
+    return rolecall.Job(job.role, job.replicas, specs, strategy)
 
 
 def _spec(task: Any, env: dict[str, str], arguments: Sequence[str], slurm: bool) -> rolecall.SchedulingSpec:
@@ -47,7 +46,8 @@ def _spec(task: Any, env: dict[str, str], arguments: Sequence[str], slurm: bool)
     if task.ray_placement_strategy is not None:
         fields["ray_placement_strategy"] = task.ray_placement_strategy
     if task.cmd and ENGINE_SERVER not in task.cmd:
-        fields |= program([_python(word) for word in shlex.split(task.cmd)], arguments)
+        words = ["{python}" if word in ("python", "python3") else word for word in shlex.split(task.cmd)]
+        fields |= program(words, arguments)
     return rolecall.SchedulingSpec(**fields, env_vars=env | {k: str(v) for k, v in task.env_vars.items()})
 
 
@@ -55,7 +55,3 @@ def program(command: Sequence[str], arguments: Sequence[str]) -> dict[str, Any]:
     """A program that is started as AReaL starts its servers, and when it is ready."""
     identity = ["--host", "{host}", "--port", "{port}", "--role", "{role}", "--worker-index", "{index}"]
     return {"cmd": [*command, *identity, *arguments], "ready": "/health"}
-
-
-def _python(word: str) -> str:
-    return "{python}" if word in ("python", "python3") else word

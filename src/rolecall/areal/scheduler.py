@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import json
 import logging
 import weakref
 from collections.abc import Sequence
@@ -24,15 +25,14 @@ from rolecall.areal.errors import translated
 from rolecall.areal.tensors import install
 from rolecall.errors import EncodeError, RolecallError, WorkerNotFoundError
 
-HOST, ENGINE = "rolecall.areal.host", "areal"
-RESOLVING = ("name_resolve_type", "nfs_record_root", "etcd3_addr")
+HOST = "rolecall.areal.host"
+RESOLVING = {"name_resolve_type": "type", "nfs_record_root": "nfs_record_root", "etcd3_addr": "etcd3_addr"}
 IDENTITY = ("experiment_name", "trial_name", "fileroot")
-# Arguments of AReaL's schedulers: what they are where nobody says, and those that have no use here.
-DEFAULTS = dict[str, Any].fromkeys((*IDENTITY, "n_gpus_per_node", "enable_tms_offload")) | {
-    **dict(zip(RESOLVING, ("nfs", "/tmp/areal/name_resolve", "localhost:2379"), strict=True)),
-    **{"startup_timeout": 300.0, "preload": ("torch", HOST)},
-}
+DEFAULTS: dict[str, Any] = {"startup_timeout": 300.0, "preload": ("torch", HOST)}
+# Arguments of AReaL's schedulers: what they are called here, and those that have no use here.
+OURS = {"experiment_name": "experiment", "trial_name": "trial", "startup_timeout": "start_timeout"}
 PASSED_OVER = ("log_dir", "health_check_interval", "cluster_name", "container_mounts")
+OF_CALLS = ("rpc_meta", "http_timeout", "max_retries", "retry_delay")  # and no arguments of the engine's method
 log = logging.getLogger("rolecall")
 
 
@@ -51,25 +51,23 @@ class RolecallScheduler(areal.api.Scheduler):
     def __init__(
         self, gpu_devices: Sequence[int] | None = None, backend: str = "local", exp_config: Any = None, **options: Any
     ) -> None:
-        said = DEFAULTS | options | (_of_experiment(exp_config) if exp_config is not None else {})
-        self.experiment_name, self.trial_name, self.fileroot = (said.pop(name) for name in IDENTITY)
+        said = options | (_of_experiment(exp_config) if exp_config is not None else {})
+        self.experiment_name, self.trial_name, self.fileroot = map(said.get, IDENTITY)
         if self.experiment_name is None or self.trial_name is None:
             raise ValueError("experiment_name and trial_name must be given")
-        resolving = NameResolveConfig(*(said.pop(name) for name in RESOLVING))
+        resolving = NameResolveConfig(**{RESOLVING[name]: said.pop(name) for name in RESOLVING.keys() & said.keys()})
         self.name_resolve_config: Any = said.pop("name_resolve", resolving)
         name_resolve.reconfigure(self.name_resolve_config)
         name_resolve.clear_subtree(names.trial_root(self.experiment_name, self.trial_name))
-        self.exp_config, self._backend = exp_config, backend
-        self._env = BASE_ENVIRONS | (get_tms_env_vars() if said.pop("enable_tms_offload") else {})
-        self._coroutines, self._programs = dict[tuple[str, str], list[str]](), set[str]()
+        self.exp_config, self._backend, self._programs = exp_config, backend, set[str]()
+        self._env = BASE_ENVIRONS | (get_tms_env_vars() if said.pop("enable_tms_offload", False) else {})
+        self._env[jobs.NAME_RESOLVING] = json.dumps(dataclasses.asdict(self.name_resolve_config))
         install()
+        said = DEFAULTS | said | {"worker_setup": f"{HOST}.set_up", "one_engine_thread": True}
         if backend == "local":
             said |= {"devices": gpu_devices, "n_gpus_per_node": None}
-        kept: dict[str, Any] = {
-            k: v for k, v in said.items() if k not in PASSED_OVER and (v is not None or k == "devices")
-        }
-        kept |= {"experiment": self.experiment_name, "trial": self.trial_name, "fileroot": self.fileroot}
-        self._run = rolecall.scheduler(backend, start_timeout=kept.pop("startup_timeout"), **kept)
+        kept = {OURS.get(k, k): v for k, v in said.items() if k not in PASSED_OVER and v is not None}
+        self._run = rolecall.scheduler(backend, **kept)
         self.close = weakref.finalize(self, self._run.close)  # also when nobody does, at the program's end
 
     def __enter__(self) -> Self:
@@ -87,15 +85,14 @@ class RolecallScheduler(areal.api.Scheduler):
         ours = jobs.job_of(job, self._env, self._arguments(), slurm=self._backend == "slurm")
         with translated():
             made = self._run.create_workers(ours)
-            if made[0] == f"{job.role}/0":  # else it lives in the workers of another, which host engines already
-                self._host_engines(job.role)
+            self._note_programs(job.role)
         return made
 
     def fork_workers(self, role: str, target_role: str, command: str | None = None) -> list[str]:
         program = jobs.program(["{python}", "-m", command], self._arguments()) if command else {}
         with translated():
             made = self._run.fork_workers(role, target_role, program.get("cmd"), ready=program.get("ready"))
-            self._host_engines(role)
+            self._note_programs(role)
         return made
 
     def get_workers(self, role: str, timeout: int | None = None) -> list[areal.api.Worker]:
@@ -111,66 +108,48 @@ class RolecallScheduler(areal.api.Scheduler):
                 log.warning("nothing to delete: %s", e)
 
     async def set_worker_env(self, worker_id: str, env: dict[str, str]) -> None:
-        plain = {key: str(value) for key, value in env.items()}
         with translated():
-            await self._run.set_worker_env(worker_id, plain)
+            await self._run.set_worker_env(worker_id, {key: str(value) for key, value in env.items()})
 
     async def create_engine(
         self, worker_id: str, engine: str, engine_name: str | None = None, *args: Any, **kwargs: Any
     ) -> None:
-        name = engine_name or worker_id
         with translated():
-            worker = self._worker(worker_id)
+            worker = self._worker(worker_id, engine=engine_name or worker_id)
             if worker_id in self._programs:
-                asked = worker.with_options(engine=name)
-                await asked.submit_engine(engine, serialize_value([*args]), serialize_value(kwargs))
-                return
-            self._coroutines[worker_id, name] = await worker.acall("create", name, engine, [*args], kwargs)
+                await worker.submit_engine(engine, serialize_value([*args]), serialize_value(kwargs))
+            else:
+                await worker.submit_engine(f"{HOST}.Engine", [engine, *args], kwargs)
 
-    def call_engine(
-        self, worker_id: str, method: str, engine_name: str | None = None, *args: Any, **kwargs: Any
-    ) -> Any:
-        return run_async_task(self.async_call_engine, worker_id, method, engine_name, *args, **kwargs)
+    def call_engine(self, *args: Any, **kwargs: Any) -> Any:
+        return run_async_task(self.async_call_engine, *args, **kwargs)
 
     async def async_call_engine(
-        self,
-        worker_id: str,
-        method: str,
-        engine_name: str | None = None,
-        *args: Any,
-        rpc_meta: Any = None,
-        **kwargs: Any,
+        self, worker_id: str, method: str, engine_name: str | None = None, *args: Any, **kwargs: Any
     ) -> Any:
         """Calls a method once: `max_retries` and `retry_delay` are passed over, since what failed may have run."""
-        http_timeout, *_ = (kwargs.pop(option, None) for option in ("http_timeout", "max_retries", "retry_delay"))
-        name = engine_name or worker_id
-        with translated(method):
-            worker = self._worker(worker_id).with_options(timeout=http_timeout)
+        rpc_meta, timeout, *_ = (kwargs.pop(option, None) for option in OF_CALLS)
+        with translated():
+            worker = self._worker(worker_id, engine=engine_name or worker_id, timeout=timeout)
             if worker_id in self._programs:
-                asked = worker.with_options(engine=name)
-                return deserialize_value(
-                    await asked.acall(method, *serialize_value([*args]), **serialize_value(kwargs))
-                )
-            how = "acall" if method in self._coroutines.get((worker_id, name), ()) else "call"
+                sent = worker.acall(method, *serialize_value([*args]), **serialize_value(kwargs))
+                return deserialize_value(await sent)
             try:
-                pending = worker.submit(how, name, method, [*args], kwargs, rpc_meta)
+                pending = worker.submit(method, *args, rpc_meta=rpc_meta, **kwargs)
             except EncodeError as e:  # a head that never gets its arguments says so, or its group would wait for ever
                 with contextlib.suppress(RolecallError):
-                    worker.submit("give_up", name, rpc_meta, str(e))
+                    worker.submit("arguments_lost", method, [], {"rpc_meta": rpc_meta}, str(e))
                 raise
-            return await _answer(pending)
+            # Who stops waiting does not stop the call, since others may wait for it in a collective.
+            return await asyncio.shield(asyncio.wrap_future(pending))
 
-    def _host_engines(self, role: str) -> None:
-        """Gives workers that run no program of their own what hosts AReaL's engines."""
-        workers = rolecall.Role(self._run, role).with_options(engine=ENGINE)
-        self._programs |= {state.id for state in workers.inspect() if state.command is not None}
-        hosts = [w for w in workers if w.id not in self._programs]
-        for call in [w.submit_engine(f"{HOST}.EngineHost", (w.id, self.name_resolve_config), {}) for w in hosts]:
-            call.result()
+    def _note_programs(self, role: str) -> None:
+        """Notes which workers run a program of their own, which is asked as AReaL asks it."""
+        self._programs |= {state.id for state in rolecall.Role(self._run, role).inspect() if state.command is not None}
 
-    def _worker(self, worker_id: str) -> Any:
+    def _worker(self, worker_id: str, **options: Any) -> Any:
         role, _, index = worker_id.rpartition("/")
-        return rolecall.Role(self._run, role)[int(index)].with_options(engine=ENGINE)
+        return rolecall.Role(self._run, role)[int(index)].with_options(**options)
 
     def _arguments(self) -> list[str]:
         """What AReaL's programs are started with, beside their host, port and identity."""
@@ -184,16 +163,3 @@ def _of_experiment(config: Any) -> dict[str, Any]:
     said = {name: getattr(config.cluster, name) for name in ("fileroot", "name_resolve", "n_gpus_per_node")}
     said |= {name: getattr(config, name) for name in ("experiment_name", "trial_name")}
     return said | {"enable_tms_offload": config.enable_offload}
-
-
-async def _answer(pending: rolecall.PendingCall) -> Any:
-    """The result. Who stops waiting for it does not stop the call, since others may wait for it in a collective."""
-    done, loop = asyncio.Event(), asyncio.get_running_loop()
-
-    def wake(call: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # that loop has ended
-            loop.call_soon_threadsafe(done.set)
-
-    pending.add_done_callback(wake)
-    await done.wait()
-    return pending.result()

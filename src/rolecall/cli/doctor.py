@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +20,8 @@ from rolecall.cli.checks.left_over import (
 from rolecall.cli.checks.limits import check_limits
 from rolecall.cli.checks.paths import check_paths
 from rolecall.cli.checks.ports import check_ports
-from rolecall.cli.runs import DEFAULT_FILEROOT
+from rolecall.cli.runs import DEFAULT_FILEROOT, RunNotFoundError, select_run
+from rolecall.cli.stop import Ending, end_run
 from rolecall.cli.terminal import FilerootOption, JsonOption, console, print_json, table
 from rolecall.placement.outside import Finding, Severity, warning
 from rolecall.placement.registry import PLACEMENTS
@@ -31,24 +34,43 @@ SOMETHING_WRONG = 1
 def doctor(
     fileroot: FilerootOption = None,
     brief: Annotated[bool, typer.Option("--brief", help="Show only problems.")] = False,
+    fix: Annotated[bool, typer.Option("--fix", help="First end and remove what dead runs of yours left.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Checks this machine for what makes runs fail, and says for each finding what to do.
 
-    It checks left-over processes and files, ports, /dev/shm, limits, permissions, devices, versions and clusters. It
-    changes nothing (it makes a directory where a run would, and removes it). The exit status is 1 if there are errors.
+    It checks left-over processes and files, ports, /dev/shm, limits, permissions, devices, versions and clusters.
+    Without --fix it changes nothing (it makes a directory where a run would, and removes it). With it, processes,
+    files, cgroups and jobs of runs whose controller is dead are ended and removed. The exit status is 1 if there are
+    errors.
 
     Example: rolecall doctor --brief
     """
-    findings = list(examine(checks((fileroot or DEFAULT_FILEROOT).expanduser().absolute())))
+    todo = checks((fileroot or DEFAULT_FILEROOT).expanduser().absolute())
+    findings = list(examine(todo))
+    endings = end_left({finding.left_by for finding in findings if finding.left_by} if fix else (), fileroot)
+    if endings:
+        findings = list(examine(todo))
     errors = sum(finding.severity is Severity.ERROR for finding in findings)
     shown = [finding for finding in findings if not (brief and finding.severity is Severity.OK)]
     if json:
-        print_json({"errors": errors, "findings": [finding._asdict() for finding in shown]})
+        fixed = [asdict(ending) for ending in endings]
+        print_json({"errors": errors, "findings": [finding._asdict() for finding in shown], "fixed": fixed})
     else:
+        for ending in endings:
+            print(f"run {ending.run_id}: ended {', '.join((*ending.ended, *ending.allocations.ended)) or 'nothing'}")
         _print(shown, findings)
     if errors:
         raise typer.Exit(SOMETHING_WRONG)
+
+
+def end_left(run_ids: Iterable[str], fileroot: Path | None) -> list[Ending]:
+    """Ends what dead runs have left, as `rolecall stop` does."""
+    endings = []
+    for run_id in sorted(run_ids):
+        with suppress(RunNotFoundError):  # it has ended by itself
+            endings.append(end_run(select_run(run_id, fileroot), 0.0))
+    return endings
 
 
 def checks(fileroot: Path) -> list[tuple[str, Check]]:

@@ -1,6 +1,7 @@
 """`rolecall stop`: ends what is left of a run from outside, and proves it.
 
-It signals only processes of this user that bear the run's id, and has backends end only what of this user does.
+It signals only processes of this user that bear the run's id, or that its guards have noted, and has backends end only
+what of this user does.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,8 +25,9 @@ from rolecall.cli.runs import FoundRun, on_another_host, select_run
 from rolecall.cli.terminal import FilerootOption, JsonOption, RunOption, print_json, remark
 from rolecall.errors import RolecallError
 from rolecall.guard import runtime
+from rolecall.guard.claims import CLAIMS
 from rolecall.guard.proc import send
-from rolecall.guard.sweep import REAPER_NAME, RunProcess, run_processes
+from rolecall.guard.sweep import REAPER_NAME, RunProcess, end_cgroups, run_processes
 from rolecall.placement.outside import Removal, is_private
 from rolecall.placement.registry import PLACEMENTS
 from rolecall.scheduler.run import STOPPED
@@ -159,8 +162,10 @@ def end_run(run: FoundRun, grace_s: float) -> Ending:
     ending = Ending(run.run_id)
     seen: dict[tuple[int, int], RunProcess] = {}
 
+    folder = run.runtime_dir if is_private(run.runtime_dir) and run.runtime_dir.name == run.run_id else None
+
     def left() -> list[RunProcess]:
-        found = [item for item in run_processes(run.run_id) if item.uid == os.getuid()]
+        found = [item for item in run_processes(run.run_id, runtime_dir=folder) if item.uid == os.getuid()]
         seen.update({item.process: item for item in found})
         return found
 
@@ -185,7 +190,7 @@ def end_run(run: FoundRun, grace_s: float) -> Ending:
     ending.foreign = [f"{i.describe()} of uid {i.uid}" for i in run_processes(run.run_id) if i.uid != os.getuid()]
     if not ((ending.allocations.asked and ending.allocations.clean) or state.controller.ended):
         ending.elsewhere = sorted({guard.host for guard in state.guards if on_another_host(guard.host)})
-    ending.runtime_dir = _clean(run)
+    ending.runtime_dir = _clean(run, folder) if folder else "none"
     if not remaining:
         for placement in PLACEMENTS.values():
             placement.clean(run.run_id)
@@ -232,9 +237,9 @@ def _gone(left: Callable[[], list[RunProcess]], patience: float, kill_all_but: s
     return True
 
 
-def _clean(run: FoundRun) -> str:
-    """Removes sockets that nobody listens on, and the directory when nobody is left in it."""
-    if not is_private(run.runtime_dir) or run.runtime_dir.name != run.run_id:
-        return "none"
-    gone = [runtime.clean(str(run.runtime_dir), guard_id) for guard_id in run.client.guard_ids() or ["none"]]
+def _clean(run: FoundRun, folder: Path) -> str:
+    """Removes cgroups, sockets that nobody listens on, and the directory when nobody is left in it."""
+    end_cgroups(folder)
+    parts = {*run.client.guard_ids(), *(file.parent.name for file in folder.glob(f"*/{CLAIMS}"))}
+    gone = [runtime.clean(str(folder), guard_id) for guard_id in parts or ["none"]]
     return "removed" if gone[-1] else "kept"

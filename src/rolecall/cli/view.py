@@ -10,12 +10,13 @@ from pathlib import Path
 from rolecall.cli.client import NoAnswerError
 from rolecall.cli.runs import FoundRun, on_another_host
 from rolecall.errors import describe_exit
-from rolecall.guard.proc import TICKS
+from rolecall.guard.proc import TICKS, read_text
 from rolecall.guard.runtime import page_path
 from rolecall.guard.sweep import GUARD_NAME, RunProcess, run_processes
 from rolecall.protocol.guard import WorkerRow
 from rolecall.protocol.progress import SIZE, parse
 from rolecall.protocol.state import GuardState, RunState, WorkerState
+from rolecall.scheduler.run import STOPPED
 from rolecall.tensors.shard import grouped
 
 Rows = dict[str, tuple[str, WorkerRow]]  # guards' tables: by worker, with the guard's id
@@ -183,11 +184,13 @@ class _Workers:
                 made.calls, made.pending = counters.ended, max(0, counters.begun - counters.ended)
 
     def _reason(self, made: WorkerView) -> str:
-        """The newest report of its own end, else of its guard's."""
+        """The newest report of its own end, else who stopped the run, else its guard's end."""
         for event in reversed(self._events):
             if event.get("event") == "exited" and (event.get("worker"), event.get("pid")) == (made.worker, made.pid):
                 how = describe_exit(event.get("exit_code"), event.get("signal"))
                 return f"{how}: {event['reason']}" if event.get("reason") else how
+        if self._run.path and (by := read_text(self._run.path / STOPPED)):
+            return f"stopped by {by}"
         for event in reversed(self._events):
             if event.get("event") == "guard_lost":
                 return f"ended with its guard: {event.get('reason', '')}"

@@ -4,11 +4,15 @@ import os
 
 from rolecall.guard.proc import Process, Stat, descendants_of, environ, snapshot
 from rolecall.guard.table import Record
-from rolecall.protocol.environment import WORKER
+from rolecall.protocol.environment import RUN, WORKER
 
 
 class Descendants:
-    """The running descendants of the guard at one moment. Reading `/proc` blocks: construct it in another thread."""
+    """The running descendants of the guard at one moment. Reading `/proc` blocks: construct it in another thread.
+
+    Attributes:
+        unmarked: Those whose environment does not name a run.
+    """
 
     def __init__(self) -> None:
         self._host = snapshot()
@@ -17,8 +21,12 @@ class Descendants:
         }
         self._running = {stat.process for stat in self.by_pid.values()}
         self._by_worker: dict[str, set[int]] = {}
-        for pid in self.by_pid:
-            self._by_worker.setdefault(environ(pid).get(WORKER, "").strip(" "), set()).add(pid)
+        self.unmarked: set[Process] = set()
+        for pid, stat in self.by_pid.items():
+            env = environ(pid)
+            self._by_worker.setdefault(env.get(WORKER, "").strip(" "), set()).add(pid)
+            if RUN not in env:
+                self.unmarked.add(stat.process)
 
     def owned(self, record: Record) -> set[Process]:
         """The processes of one worker, in any thread.

@@ -18,6 +18,7 @@ from rolecall.guard.lease import Lease
 from rolecall.guard.proc import Process, alive
 from rolecall.guard.requests import ControllerRequests, WorkerRequests, guard_server
 from rolecall.guard.supervisor import Supervisor
+from rolecall.guard.sweep import clean_abandoned
 from rolecall.protocol import events
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.message import from_json
@@ -25,6 +26,7 @@ from rolecall.transport.client import Client
 from rolecall.transport.files import FileThread, make_directories, opener
 from rolecall.transport.incoming import Incoming
 from rolecall.transport.loop import new_loop
+from rolecall.transport.peer import Peer
 
 TICK_S = 1.0
 LOG_TICK_S = 0.2
@@ -46,34 +48,39 @@ class Guard:
         self._stop: asyncio.Future[str] = loop.create_future()
         self._controller = Process(config.controller_pid, config.controller_start)
         self._controller_pidfd = -1
-        self._client = Client(
+        self._reaper = os.getppid()
+        peer = Peer(
             "controller",
-            config.controller,
-            config.token,
             loop=loop,
-            hello=host.hello(config),
             handler=ControllerRequests(self._supervisor, self._stop_soon),
             on_notify=self._on_notify,
             on_attached=lambda: self._lease.connected(time.monotonic()),
             on_detached=self._on_disconnected,
         )
+        self._client = Client(peer, config.controller, config.token, host.hello(config))
 
     async def run(self) -> None:
         """Serves until the controller, a signal or the lease ends it."""
         for number in STOP_SIGNALS:
-            self._loop.add_signal_handler(number, self._stop_soon, f"asked to by {signal.Signals(number).name}")
+            self._loop.add_signal_handler(number, self._on_signal, number)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         self._watch_controller()
         self._server.listen_unix(runtime.guard_socket(self._config.runtime_dir, self._config.guard_id))
         if self._config.notices:
             self._supervisor.spawn_task(forward_notices(self._notify))
         self._supervisor.warm_up()
+        if not self._controller.pid:  # else it has done so
+            self._supervisor.spawn_task(asyncio.to_thread(clean_abandoned, Path(self._config.runtime_dir).parent))
         self._supervisor.spawn_task(self._every(TICK_S, self._tick))
         self._supervisor.spawn_task(self._every(LOG_TICK_S, self._supervisor.copy_logs))
         reason = await self._stop
         _log.info("ending: %s", reason)
         await self._supervisor.shutdown(0.0)
         await self._close()
+
+    def _on_signal(self, number: int) -> None:
+        living = os.getppid() == self._reaper
+        self._stop_soon(f"asked to by {signal.Signals(number).name}" if living else "its reaper was killed")
 
     def _stop_soon(self, reason: str) -> None:
         """Ends the guard soon. The first reason counts."""
@@ -86,7 +93,6 @@ class Guard:
             self._loop.remove_reader(self._controller_pidfd)
         self._supervisor.close()
         await self._server.close()
-        runtime.clean(self._config.runtime_dir, self._config.guard_id)
 
     async def _every(self, pause: float, work: Callable[[], Awaitable[None]]) -> None:
         while True:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from rolecall.guard.proc import PAGE, read_text
 
@@ -14,14 +14,14 @@ FRESH_S = 3.0  # an earlier kill is not attributed to a death
 
 
 def _cgroup_files() -> list[tuple[str, str]]:
-    """Counter and limit files of our own memory cgroup, v2 or v1, also where a namespace hides the path's start."""
+    """Counter and limit files of our own memory cgroup, v2 or v1; those of the next one above that counts."""
     found = []
     for line in read_text("/proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         pattern = _V2 if not controllers else _V1 if "memory" in controllers.split(",") else ""
-        for place in (path, ""):
-            if pattern and Path(pattern.format(place.rstrip("/"))).exists():
-                found.append((pattern.format(place.rstrip("/")), _LIMITS[pattern].format(place.rstrip("/"))))
+        for place in (str(place).rstrip("/") for place in (PurePath(path), *PurePath(path).parents)):
+            if pattern and Path(pattern.format(place)).exists():
+                found.append((pattern.format(place), _LIMITS[pattern].format(place)))
                 break
     return found
 

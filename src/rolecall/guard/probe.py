@@ -17,7 +17,7 @@ from rolecall.guard.spawn import spawn
 from rolecall.guard.stall import Sample
 from rolecall.guard.table import Record
 from rolecall.protocol.guard import NoArguments
-from rolecall.protocol.worker import TASKS
+from rolecall.protocol.worker_methods import TASKS
 from rolecall.transport.files import read_within
 
 TASKS_S = 1.0

@@ -1,6 +1,6 @@
 """The parent process of a guard. When the guard ends in any way, it kills all remaining descendants.
 
-It imports little: it runs as long as the guard does.
+When it is killed itself, the guard ends, and does the same. It imports little: it runs as long as the guard does.
 """
 
 import json
@@ -9,8 +9,11 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
-from rolecall.guard import runtime
+from rolecall.guard import cgroup, runtime
+from rolecall.guard.claims import CGROUP
 from rolecall.guard.kernel import become_subreaper, die_with_parent, set_name
 from rolecall.guard.proc import kill_below
 from rolecall.guard.sweep import GUARD_NAME, REAPER_NAME, sweep
@@ -31,35 +34,45 @@ def run(config: bytes, guard_main: Callable[[bytes], int]) -> int:
         The guard's exit status, 128 + signal when it was killed.
     """
     fields = json.loads(config)
-    if fields.get("starter_pid") and not _detach_from_starter(fields["starter_pid"]):
+    if fields.get("starter_pid") and not _detach_from_starter(fields):
         return 0  # the launching process has died, and nothing was started
     with suppress(PermissionError):  # already the leader of a group: started in a session of its own, or by a shell
         os.setsid()
     become_subreaper()
     set_name(REAPER_NAME)
     reaper = os.getpid()
+    runtime.prepare(fields["runtime_dir"], fields["guard_id"])
+    group = cgroup.make(f"rolecall-{fields['run_id']}-{fields['guard_id']}")
+    if group:
+        Path(fields["runtime_dir"], fields["guard_id"], CGROUP).write_text(group)
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # so that none falls between the fork and its handlers
     guard = os.fork()
     if guard == 0:
-        _run_guard(reaper, config, guard_main)
+        _run_guard(reaper, config, fields, group, guard_main)
     status = _wait_for_guard(guard)
+    _clean_up(fields)
+    return status
+
+
+def _clean_up(fields: dict[str, Any]) -> None:
+    """Ends all that the guard has left, below this process and elsewhere on the host."""
     kill_below(KILL_TIMEOUT_S)
     with suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
-    sweep(fields["run_id"], fields["guard_id"])
+    sweep(fields["run_id"], fields["guard_id"], fields["runtime_dir"])
     runtime.clean(fields["runtime_dir"], fields["guard_id"])
-    return status
 
 
-def _detach_from_starter(starter: int) -> bool:
+def _detach_from_starter(fields: dict[str, Any]) -> bool:
     """Forks, so that an intermediate process stands between the starter and the reaper. False if the starter has ended.
 
     Ray kills the children of an actor that it ends. It then kills the intermediate process, whose death the kernel
-    signals to this one.
+    signals to this one. If reaper and guard are killed, the intermediate process does their work.
     """
-    if not die_with_parent(starter):
+    if not die_with_parent(fields["starter_pid"]):
         return False
+    become_subreaper()
     intermediate = os.getpid()
     reaper = os.fork()
     if reaper == 0:
@@ -68,17 +81,27 @@ def _detach_from_starter(starter: int) -> bool:
     for number in STOP_SIGNALS:
         signal.signal(number, lambda number, _: os.kill(reaper, number))
     _, status = os.waitpid(reaper, 0)
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # its pid may be another's from here on
+    _clean_up(fields)
     os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
 
 
-def _run_guard(reaper: int, config: bytes, guard_main: Callable[[bytes], int]) -> None:
+def _run_guard(
+    reaper: int, config: bytes, fields: dict[str, Any], group: str, guard_main: Callable[[bytes], int]
+) -> None:
     status = 1
     try:
         os.setsid()
         become_subreaper()
         set_name(GUARD_NAME)
-        if die_with_parent(reaper):
+        if die_with_parent(reaper, signal.SIGTERM):
+            if group:
+                cgroup.enter(group)
             status = guard_main(config)
+        if os.getppid() != reaper:
+            if group:
+                cgroup.enter(Path(group).parent)
+            _clean_up(fields)
     except BaseException:  # the child must never return into the reaper's code
         sys.excepthook(*sys.exc_info())
     finally:

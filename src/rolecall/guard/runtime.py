@@ -10,6 +10,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+from rolecall.guard.claims import claim
 from rolecall.protocol.progress import PAGE_BYTES, SIZE, Counters, parse
 from rolecall.transport.address import listens
 
@@ -43,7 +44,7 @@ def page_path(runtime_dir: str, guard_id: str, worker_id: str) -> str:
 
 
 def prepare(runtime_dir: str, guard_id: str) -> None:
-    """Creates the directory (0700), unless the scheduler has done so.
+    """Creates the directory (0700), unless the scheduler has done so, and claims the guard's part of it.
 
     Raises:
         PermissionError: It belongs to another user, or is a link.
@@ -55,6 +56,7 @@ def prepare(runtime_dir: str, guard_id: str) -> None:
     path.chmod(0o700)
     for name in (WORKER_SOCKETS, guard_id):
         (path / name).mkdir(mode=0o700, exist_ok=True)
+    claim(path / guard_id)
 
 
 def clean(runtime_dir: str, guard_id: str) -> bool:

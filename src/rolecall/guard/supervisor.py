@@ -16,13 +16,14 @@ import msgspec
 
 from rolecall.guard import logs, probe, runtime
 from rolecall.guard.children import Children, Exit
+from rolecall.guard.claims import note_seen
 from rolecall.guard.descendants import Descendants
 from rolecall.guard.killer import Killer
 from rolecall.guard.launcher import Launcher
 from rolecall.guard.lease import Lease
 from rolecall.guard.oom import OomWatch
 from rolecall.guard.ports import PortLeases
-from rolecall.guard.proc import kill_below
+from rolecall.guard.proc import Process, kill_below
 from rolecall.guard.programs import HealthChecks, post
 from rolecall.guard.stall import Resumed, Stalled, StallWatch
 from rolecall.guard.sweep import sweep
@@ -30,10 +31,9 @@ from rolecall.guard.table import Record, State, Table
 from rolecall.guard.template_process import TemplateProcess
 from rolecall.protocol import events
 from rolecall.protocol.environment import inheritable, marks
-from rolecall.protocol.guard import KillReport, Ports, ShutdownReport
+from rolecall.protocol.guard import KillReport, Ports
 from rolecall.protocol.guard_config import GuardConfig
-from rolecall.protocol.worker import SET_ENV
-from rolecall.protocol.worker_methods import SetEnv
+from rolecall.protocol.worker_methods import SET_ENV, SetEnv
 from rolecall.transport.files import FileThread
 from rolecall.transport.http.metrics import Metric, counter, gauge
 from rolecall.transport.peer import Handler
@@ -118,8 +118,9 @@ class Supervisor:
         # For each worker its policy, and a lock that keeps its events in order while stacks are read.
         self._watches: dict[Record, tuple[StallWatch, asyncio.Lock]] = {}
         self._stack_dumps = asyncio.Semaphore(MAX_STACK_DUMPS)
+        self._noted: set[Process] = set()
         self._oom = OomWatch()
-        self._ended: asyncio.Task[ShutdownReport] | None = None
+        self._ended: asyncio.Task[KillReport] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # Lifecycle
@@ -139,24 +140,24 @@ class Supervisor:
         """Merges what the workers have logged since the last call."""
         self._merged_log.copy_new_lines()
 
-    async def shutdown(self, grace_s: float) -> ShutdownReport:
+    async def shutdown(self, grace_s: float) -> KillReport:
         """Ends every process, verifies it, and releases everything. A second call waits for the first."""
         if self._ended is None:
             self._ended = self._loop.create_task(self._end_all(grace_s))
         return await asyncio.shield(self._ended)
 
-    async def _end_all(self, grace_s: float) -> ShutdownReport:
+    async def _end_all(self, grace_s: float) -> KillReport:
         self.launcher.closed = True
         report = await self._killer.kill(list(self.table.values()), grace_s)
         await self._template.close()
         killed = await asyncio.to_thread(kill_below, STRAYS_S)  # no worker owns them
-        left = await asyncio.to_thread(sweep, self.config.run_id, self.config.guard_id)
+        left = await asyncio.to_thread(sweep, self.config.run_id, self.config.guard_id, self.config.runtime_dir)
         strays = [f"{item.pid} {item.name}" for item in killed] + [f"{item.pid} {item.name}" for item in left]
         survivors = report.survivors + [f"{item.pid} {item.name}" for item in left if not item.gone]
         self._merged_log.finish()
         await self._files.adrain(MERGE_S)
         self.ports.close()
-        return ShutdownReport(killed=report.killed, strays=strays, survivors=survivors)
+        return KillReport(killed=report.killed, strays=strays, survivors=survivors)
 
     def close(self) -> None:
         """Cancels what still runs. Call it after `shutdown`."""
@@ -260,6 +261,9 @@ class Supervisor:
                 owned = descendants.owned(record)
                 record.tracked = owned
                 record.rss = sum(descendants.by_pid[process.pid].rss for process in owned)
+        if descendants.unmarked != self._noted:
+            self._noted = descendants.unmarked
+            await asyncio.to_thread(note_seen, self.config.runtime_dir, self.config.guard_id, self._noted)
 
     async def _report_stall(self, record: Record, change: Stalled | Resumed, lock: asyncio.Lock) -> None:
         async with lock:

@@ -35,6 +35,7 @@ _OPENBLAS_SETTERS = ("scipy_openblas_set_num_threads64_", "openblas_set_num_thre
 
 def _preload(names: list[str]) -> TemplateReady:
     skipped = {}
+    gc.disable()  # hardly anything of what an import makes is garbage, and looking for it takes a tenth of torch's
     for name in names:
         try:
             importlib.import_module(name)
@@ -43,6 +44,7 @@ def _preload(names: list[str]) -> TemplateReady:
     openblas_setters()
     gc.collect()
     gc.freeze()  # so that a collection in a child does not write to, and thereby copy, shared pages
+    gc.enable()
     return TemplateReady(skipped=skipped, threads=len(numeric_entries("/proc/self/task")))
 
 

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, Literal, NamedTuple, Protocol, TypeVar
@@ -156,36 +156,30 @@ class ClusterPlacement(Placement, Generic[P]):
                     list(pool.map(lambda its: self._end(its, self._context.grace_s if graceful else 0.0), left))
 
     def _submitted(self, plan: P) -> RoleAllocation:
-        with self._submitting(plan.role) as name:
-            expect, explain = self._context.expect, self._causes.explain
-            guards = [expect(f"{name}-{n}", explain) for n in range(max(plan.guards) + 1)]
-            allocation: Allocation | None = None
-            try:
-                allocation = self._submit(plan, name, self._context.guard_config(name))
-                its = self._of_roles[plan.role] = RoleAllocation(plan.role, allocation, guards, threading.Lock())
-            except BaseException:  # Ctrl-C too, which may come between the two
-                if allocation is not None:
-                    allocation.release()
-                for guard in guards:
-                    self._context.forget(guard)
-                raise
-        self._check_wanted(plan.role)  # whoever ends all may not have seen it
-        return its
-
-    @contextlib.contextmanager
-    def _submitting(self, role: str) -> Iterator[str]:
-        """A name for the guards; `close` waits for the end of this, so that it sees all that there is to end."""
+        """Asks for what a plan says; `close` waits for the end of this, so that it sees all that there is to end."""
         with self._submits:
-            self._check_wanted(role)
+            self._check_wanted(plan.role)
             self._made += 1
             self._submitting_now += 1
             name = f"g{self._made}"
+        allocation: Allocation | None = None
+        guards: list[ExpectedGuard] = []
         try:
-            yield name
+            guards += [self._context.expect(f"{name}-{n}", self._causes.explain) for n in range(max(plan.guards) + 1)]
+            allocation = self._submit(plan, name, self._context.guard_config(name))
+            its = self._of_roles[plan.role] = RoleAllocation(plan.role, allocation, guards, threading.Lock())
+        except BaseException:  # Ctrl-C too, which may come between the two
+            if allocation is not None:
+                allocation.release()
+            for guard in guards:
+                self._context.forget(guard)
+            raise
         finally:
             with self._submits:
                 self._submitting_now -= 1
                 self._submits.notify_all()
+        self._check_wanted(plan.role)  # whoever ends all may not have seen it
+        return its
 
     def _check_wanted(self, role: str) -> None:
         if self._context.closing:

@@ -21,13 +21,17 @@ class Severity(StrEnum):
 
 
 class Finding(NamedTuple):
-    """One finding: what was seen, what to do about it, and a command line that does it (empty when there is none)."""
+    """One finding: what was seen, what to do about it, and a command line that does it (empty when there is none).
+
+    `left_by`: the id of a run whose controller is dead, if the finding is something that it left.
+    """
 
     check: str
     severity: Severity
     seen: str
     advice: str = ""
     command: str = ""
+    left_by: str = ""
 
 
 def ok(check: str, seen: str) -> Finding:
@@ -38,12 +42,12 @@ def info(check: str, seen: str, advice: str = "", command: str = "") -> Finding:
     return Finding(check, Severity.INFO, seen, advice, command)
 
 
-def warning(check: str, seen: str, advice: str, command: str = "") -> Finding:
-    return Finding(check, Severity.WARNING, seen, advice, command)
+def warning(check: str, seen: str, advice: str, command: str = "", left_by: str = "") -> Finding:
+    return Finding(check, Severity.WARNING, seen, advice, command, left_by)
 
 
-def error(check: str, seen: str, advice: str, command: str = "") -> Finding:
-    return Finding(check, Severity.ERROR, seen, advice, command)
+def error(check: str, seen: str, advice: str, command: str = "", left_by: str = "") -> Finding:
+    return Finding(check, Severity.ERROR, seen, advice, command, left_by)
 
 
 def is_private(directory: Path) -> bool:

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FunctionType
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict, TypeVar
 
 from rolecall.errors import (
     CallCancelledError,
@@ -22,6 +22,7 @@ from rolecall.errors import (
 from rolecall.transport.peer import Call
 from rolecall.types import TensorPolicy, WorkerSetup, check_one_of, check_seconds
 
+R = TypeVar("R")
 EngineClass = str | Callable[..., object]  # a class, as a call of which a type checker knows its parameters
 
 
@@ -105,7 +106,7 @@ _TOLD = (EncodeError, CallCancelledError, TimeoutError)
 _FUTURE_LOCK = threading.Lock()
 
 
-class PendingCall(_SentCall, Future[Any]):
+class PendingCall(_SentCall, Future[R]):
     """A call under way: a `concurrent.futures.Future` that can be awaited from any event loop, too.
 
     `concurrent.futures.wait` and `as_completed`, and `asyncio.wrap_future`, take it. Callbacks run on the I/O thread
@@ -131,18 +132,20 @@ class PendingCall(_SentCall, Future[Any]):
             Future.cancel(self)
             self.set_running_or_notify_cancel()
         else:
-            self.set_result(None)  # `result` has the value, which is decoded by who asks for it
+            ended: Future[Any] = self
+            ended.set_result(None)  # `result` has the value, which is decoded by who asks for it
 
     def __repr__(self) -> str:
         return f"<PendingCall {self._what}() on {self.worker_id}: {'done' if self.done() else 'running'}>"
 
-    def __await__(self) -> Generator[Any, None, Any]:
+    def __await__(self) -> Generator[Any, None, R]:
         try:
-            return (yield from self._call.__await__())
+            value: R = yield from self._call.__await__()
+            return value
         except _TOLD as e:
             raise self._told(e) from e
 
-    def result(self, timeout: float | None = None) -> Any:
+    def result(self, timeout: float | None = None) -> R:
         """Blocks until the answer is there. Ctrl-C interrupts the waiting, and `result` may be asked for again.
 
         Args:
@@ -160,7 +163,8 @@ class PendingCall(_SentCall, Future[Any]):
         if timeout is not None and not self._call.wait_done(timeout):
             raise TimeoutError(f"{self._what}() on {self.worker_id} has not ended within {timeout:g} s; it goes on")
         try:
-            return self._call.result()
+            value: R = self._call.result()
+            return value
         except _TOLD as e:
             raise self._told(e) from e
 

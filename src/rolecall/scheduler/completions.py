@@ -32,7 +32,7 @@ class Completion:
     index: int
     arguments: Sequence[Any]
     worker: RoleWorker
-    call: PendingCall = field(repr=False)
+    call: PendingCall[Any] = field(repr=False)
     _again: Callable[[Item], None] = field(repr=False)
 
     def result(self) -> Any:

@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 from rolecall.errors import RolecallError, WorkerFailedError
 from rolecall.scheduler.calls import PendingCall
 
-Sent = PendingCall | RolecallError  # or why it was not sent
+Sent = PendingCall[Any] | RolecallError  # or why it was not sent
 W = TypeVar("W")
 
 
-def sent(submit: Callable[[W], PendingCall], worker: W) -> Sent:
+def sent(submit: Callable[[W], PendingCall[Any]], worker: W) -> Sent:
     """The call of a worker, or why it cannot be called."""
     try:
         return submit(worker)
@@ -22,9 +22,9 @@ def sent(submit: Callable[[W], PendingCall], worker: W) -> Sent:
         return e
 
 
-def all_sent(calls: Iterable[PendingCall]) -> list[PendingCall]:
+def all_sent(calls: Iterable[PendingCall[Any]]) -> list[PendingCall[Any]]:
     """To all or to none: workers that wait in a collective for one that was never asked would wait for ever."""
-    made: list[PendingCall] = []
+    made: list[PendingCall[Any]] = []
     try:
         for call in calls:
             made.append(call)

@@ -6,7 +6,7 @@ import logging
 import threading
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from rolecall.errors import GuardLostError, ProtocolError, RolecallError
 from rolecall.placement.base import Explain
@@ -148,15 +148,14 @@ def ask_all(method: Method[Q, A], requests: Sequence[tuple[GuardProxy, Q]], time
             calls.append(guard.ask(method, request, timeout=timeout))
         except RolecallError:
             calls.append(None)
-    return [_answer(guard, method, call) for (guard, _), call in zip(requests, calls, strict=True)]
-
-
-def _answer(guard: GuardProxy, method: Method[Q, A], call: Call | None) -> A | None:
-    try:
-        return cast(A, call.result()) if call is not None else None
-    except (RolecallError, TimeoutError) as e:
-        log.warning("%s did not confirm %r: %s", guard, method.name, e)
-        return None
+    answers: list[A | None] = []
+    for (guard, _), call in zip(requests, calls, strict=True):
+        try:
+            answers.append(call.result() if call is not None else None)
+        except (RolecallError, TimeoutError) as e:
+            log.warning("%s did not confirm %r: %s", guard, method.name, e)
+            answers.append(None)
+    return answers
 
 
 def kill(owners: Mapping[str, GuardProxy], grace_s: float, timeout: float) -> list[str]:

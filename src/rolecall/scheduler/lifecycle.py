@@ -11,6 +11,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import wait
 from dataclasses import dataclass, replace
 
 from rolecall.errors import (
@@ -42,6 +43,11 @@ FAIL_TOGETHER_S = 1.0  # what fails one worker often fails others, a moment late
 MARGIN_S = 30.0  # a guard keeps the start's time limit itself; this is for its answer
 DESTROY_MARGIN_S = 1.0
 KILL_MARGIN_S = 20.0
+GROUP_S = 2.0  # after which a restart says what it most likely waits for
+WAITS_FOR_GROUP = (
+    "the restart of %s waits for an engine to be made: one that joins its process group waits for all ranks of it; "
+    "restart the others of role %s too, at the same time, or each with engines=False"
+)
 
 
 @dataclass(frozen=True)
@@ -134,7 +140,10 @@ class RoleLifecycle:
             new.guard.check()
             self._watch.write_state()
             for request in list(new.engines.values()):
-                self._calls.make_engine(new, request).result()
+                pending = self._calls.make_engine(new, request)
+                if slot.process_group and not wait([pending], GROUP_S).done:
+                    log.warning(WAITS_FOR_GROUP, new.id, record.name)
+                pending.result()
 
     def _guard_for(self, record: RoleRecord, old: Member) -> GuardProxy:
         """Who owns the slot of a worker: who did, or after its loss another, where the backend can start one."""

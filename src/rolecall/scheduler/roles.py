@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack, 
 
 from rolecall.errors import WorkerConfigurationError
 from rolecall.protocol.state import WorkerState
-from rolecall.scheduler.calls import CallOptions, EngineClass, Options, PendingCall, check_arguments
+from rolecall.scheduler.calls import CallOptions, EngineClass, Options, PendingCall, R, check_arguments
 from rolecall.scheduler.completions import Completions
 from rolecall.scheduler.gathering import Sent, agathered, all_sent, gathered, sent
 from rolecall.scheduler.keywords import SpecKeywords, StartKeywords
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 E = TypeVar("E")
 P = ParamSpec("P")
-R = TypeVar("R")
 Method = Callable[Concatenate[Any, P], R]  # its first parameter is `self`
 AsyncMethod = Callable[Concatenate[Any, P], Awaitable[R]]
 GeneratorMethod = Callable[Concatenate[Any, P], Iterable[R] | AsyncIterable[R]]
@@ -110,7 +109,7 @@ class RoleWorker(Callee):
         """As `Role.destroy_engine`."""
         log_problems(self.id, gathered([self.submit_destroy()])[0])
 
-    def submit_destroy(self) -> PendingCall:
+    def submit_destroy(self) -> PendingCall[Any]:
         return self._scheduler.calls.destroy_engine(self.id, self._options)
 
     def engine(self, engine: type[E]) -> E:
@@ -141,11 +140,17 @@ class RoleWorker(Callee):
         """The same, without blocking the event loop."""
         return (await agathered(self._sent(method, args, kwargs), return_errors=self._options.return_errors))[0]
 
-    def submit(self, method: AnyMethod, *args: Any, **kwargs: Any) -> PendingCall:
+    @overload
+    def submit(self, method: AsyncMethod[P, R], *args: P.args, **kwargs: P.kwargs) -> PendingCall[R]: ...
+    @overload
+    def submit(self, method: Method[P, R], *args: P.args, **kwargs: P.kwargs) -> PendingCall[R]: ...
+    @overload
+    def submit(self, method: str, *args: Any, **kwargs: Any) -> PendingCall[Any]: ...
+    def submit(self, method: AnyMethod, *args: Any, **kwargs: Any) -> PendingCall[Any]:
         """Sends the call and returns its future at once."""
         return self._scheduler.calls.submit(self.id, name_of(method), args, kwargs, self._options)
 
-    def submit_engine(self, engine: EngineClass, args: Sequence[Any], kwargs: dict[str, Any]) -> PendingCall:
+    def submit_engine(self, engine: EngineClass, args: Sequence[Any], kwargs: dict[str, Any]) -> PendingCall[Any]:
         return self._scheduler.calls.create_engine(self.id, engine, args, kwargs, self._options)
 
     @overload
@@ -308,7 +313,13 @@ class Role(Callee, Sequence["RoleWorker"]):
         """The same, without blocking the event loop."""
         return await self._agathered(self._called(method, args, kwargs))
 
-    def submit(self, method: AnyMethod, *args: Any, **kwargs: Any) -> list[PendingCall]:
+    @overload
+    def submit(self, method: AsyncMethod[P, R], *args: P.args, **kwargs: P.kwargs) -> list[PendingCall[R]]: ...
+    @overload
+    def submit(self, method: Method[P, R], *args: P.args, **kwargs: P.kwargs) -> list[PendingCall[R]]: ...
+    @overload
+    def submit(self, method: str, *args: Any, **kwargs: Any) -> list[PendingCall[Any]]: ...
+    def submit(self, method: AnyMethod, *args: Any, **kwargs: Any) -> list[PendingCall[Any]]:
         """Sends the call to every worker and returns at once, one future each. Raises when one of them is dead."""
         if self._borrowed:  # the engines' names differ
             return self._send(lambda w: w.submit(method, *args, **kwargs))
@@ -385,7 +396,7 @@ class Role(Callee, Sequence["RoleWorker"]):
         each = dict(zip(self._ids, arguments, strict=True))
         return self._send_each(lambda w: w.submit(method, *each[w.id], **kwargs))
 
-    def _send(self, submit: Callable[[RoleWorker], PendingCall]) -> list[PendingCall]:
+    def _send(self, submit: Callable[[RoleWorker], PendingCall[Any]]) -> list[PendingCall[Any]]:
         self._scheduler.calls.check_living(self._ids)
         return all_sent(map(submit, self))
 
@@ -394,7 +405,7 @@ class Role(Callee, Sequence["RoleWorker"]):
             return self.submit(method, *args, **kwargs)
         return self._send_each(lambda w: w.submit(method, *args, **kwargs))
 
-    def _send_each(self, submit: Callable[[RoleWorker], PendingCall]) -> Sequence[Sent]:
+    def _send_each(self, submit: Callable[[RoleWorker], PendingCall[Any]]) -> Sequence[Sent]:
         """As `_send`; with `return_errors` to those that can be asked."""
         if not self._options.return_errors:
             return self._send(submit)
@@ -428,6 +439,10 @@ def job_of(role: str, replicas: int, options: StartKeywords) -> Job:
     fields: dict[str, Any] = {name: value for name, value in options.items() if name in of_spec}
     if (tasks := options.get("tasks")) is not None and fields:
         raise WorkerConfigurationError("both tasks and fields of a spec", sorted(fields), "give one of the two")
-    target = options.get("target")
-    strategy = SchedulingStrategy("colocation", target, options.get("fork", True)) if target else SchedulingStrategy()
+    target, fork = options.get("target"), options.get("fork", True)
+    if not fork and target is None:
+        raise WorkerConfigurationError(
+            "fork=False without target=", None, "name the role whose workers host its engines"
+        )
+    strategy = SchedulingStrategy("colocation", target, fork) if target else SchedulingStrategy()
     return Job(role, replicas, tasks or [SchedulingSpec(**fields)], strategy, options.get("process_group", False))

@@ -15,6 +15,7 @@ from io import FileIO
 from pathlib import Path
 
 from rolecall.errors import WorkerConfigurationError
+from rolecall.guard.claims import claim
 from rolecall.guard.proc import read_text
 from rolecall.protocol.message import to_json
 from rolecall.protocol.state import RunState
@@ -70,6 +71,7 @@ class Run:
             raise WorkerConfigurationError(what, e.strerror, advice) from e
         _make_private(self.runtime_dir.parent)
         self.runtime_dir.mkdir(mode=0o700)
+        claim(self.runtime_dir)
         _write_private(self.runtime_dir / "run", str(self.run_dir))  # the command line need not know the fileroot
         _write_private(self.runtime_dir / "token", self.token)
 

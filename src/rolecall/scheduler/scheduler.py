@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 
 from rolecall.errors import WorkerConfigurationError
-from rolecall.guard.sweep import sweep
+from rolecall.guard.sweep import clean_abandoned, sweep
 from rolecall.placement.base import Placement
 from rolecall.placement.plan import Plan
 from rolecall.protocol.environment import WORKER
@@ -36,6 +37,8 @@ from rolecall.scheduler.worker_calls import WorkerCalls
 from rolecall.tensors.lifetime import Home
 from rolecall.transport.loop import IOThread
 from rolecall.types import Job, SchedulingSpec, SchedulingStrategy, Worker
+
+log = logging.getLogger("rolecall")
 
 
 class Scheduler:
@@ -58,7 +61,8 @@ class Scheduler:
         silence_s: Seconds without an answer of `/health` after which a program is suspected to hang.
         seed: Of the run. Workers seed `random`, numpy and torch by it, their role and index, before they make engines.
         worker_setup: A function without arguments, or its path `package.module.function`, that each worker calls before
-            it makes its first engine, in whose thread. What it raises is raised by `create_engine`.
+            it makes its first engine, in whose thread. What it raises is raised by `create_engine`. A role whose
+            workers find no such function is not started.
         one_engine_thread: Plain methods of all engines of a worker run on one thread, one after the other. Otherwise
             each engine has a thread of its own.
         echo_logs: Print on stderr what workers print, each line with its worker's id; on a cluster, where the run
@@ -87,6 +91,8 @@ class Scheduler:
             self._run.open()
             if options.echo_logs and sys.stderr is not None:
                 undo.callback(LogEcho(self._run.run_dir / "logs" / "merged.log", sys.stderr).close)
+            if placement.starts_processes:
+                self._clean_abandoned()
             undo.push(self._sweep_after_error)
             self._io = IOThread("rolecall-io")
             undo.callback(self._io.close)
@@ -105,6 +111,13 @@ class Scheduler:
                     self._announce(guards.addresses)
                 ends.pop_all()
             self._undo = undo.pop_all()
+
+    def _clean_abandoned(self) -> None:
+        """Does for runs of this user on this host what nobody was left to do when they ended."""
+        for run_id, killed in clean_abandoned(self._run.runtime_dir.parent).items():
+            self.placement.clean(run_id)
+            left = ", ".join(f"{item.pid} {item.name}" for item in killed) or "files"
+            log.warning("run %s was killed with its guards; ended what was left of it: %s", run_id, left)
 
     def _announce(self, addresses: Sequence[str]) -> None:
         run = f"run {self._run.experiment}/{self._run.trial} listens on {' and '.join(addresses)}"
@@ -347,7 +360,7 @@ class Scheduler:
     def _sweep(self) -> None:
         """Kills what bears the run's id and has outlived everybody who should have ended it."""
         if self.placement.starts_processes:
-            sweep(self._run.run_id)
+            sweep(self._run.run_id, runtime_dir=self._run.runtime_dir)
 
     def _sweep_after_error(self, kind: object, error: object, tb: object) -> None:
         if kind is not None:

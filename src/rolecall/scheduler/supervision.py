@@ -16,6 +16,8 @@ from typing import Any
 import msgspec
 
 from rolecall.errors import WorkerFailedError, WorkerStalledError
+from rolecall.guard.claims import abandoned
+from rolecall.guard.sweep import sweep
 from rolecall.protocol import events
 from rolecall.protocol.message import to_plain
 from rolecall.protocol.state import ControllerState, RoleState, RunState
@@ -31,6 +33,7 @@ LOG_TAIL_BYTES = 4096
 READ_S = 1.0  # for a file system to give what an error says besides
 WRITE_S = 5.0  # for it to take the state
 EXPLAIN_S = 5.0  # for a cluster's manager to say why it ended a worker
+DYING_POLL_S = 0.05  # a guard that is lost, or its reaper, is about to end
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGKILL)  # how a cluster's manager ends what it has given
 
 
@@ -54,11 +57,22 @@ class Supervision:
                 self._soon(self._on_lost(guard, self._table.members_of(guard)))
                 if self._run.closing:
                     return
+                if guard.here:
+                    threading.Thread(target=self._sweep_after, args=(guard,), daemon=True).start()
             case events.Notice():
                 log.warning("role %s: %s", event.role, event.reason)
             case events.Stalled():
                 self._stall(guard, event)
         self._tell(event)
+
+    def _sweep_after(self, guard: GuardProxy) -> None:
+        """Ends what a guard has left if its reaper, who would, was killed with it."""
+        part = self._run.runtime_dir / guard.guard_id
+        while part.exists() and not self._run.closing:  # else it was cleaned, or will be with the run
+            if abandoned(part):
+                sweep(self._run.run_id, guard.guard_id, self._run.runtime_dir)
+                return
+            time.sleep(DYING_POLL_S)
 
     def _soon(self, work: Coroutine[Any, Any, None]) -> None:
         task = self.guards.io.loop.create_task(work)
@@ -86,6 +100,8 @@ class Supervision:
         """A worker has died. `cause`: what a cluster's manager says of it."""
         if cause:
             event = msgspec.structs.replace(event, reason="; ".join(filter(None, (cause, event.reason))))
+        if stopped_by:
+            event = msgspec.structs.replace(event, reason=f"stopped by {stopped_by}")
         where: dict[str, Any] = {name: getattr(event, name) for name in ("host", "pid", "reason", "log_path")}
         where["stopped_by"] = stopped_by
         error = WorkerFailedError(event.worker, event.exit_code, event.signal, event.log_tail, **where)

@@ -41,8 +41,7 @@ from rolecall.scheduler.programs import ProgramPeer
 from rolecall.scheduler.run import Run
 from rolecall.scheduler.table import Member, Table
 from rolecall.tensors.backends.shm import ShmBackend
-from rolecall.tensors.cache import Cache
-from rolecall.tensors.fetch import Fetcher
+from rolecall.tensors.fetch import Cache, Fetcher
 from rolecall.tensors.lifetime import Home
 from rolecall.transport.client import Client
 from rolecall.transport.handshake import Hello
@@ -67,7 +66,7 @@ class WorkerCalls:
 
     def __init__(self, run: Run, io: IOThread, table: Table, tensors: TensorPolicy) -> None:
         self._run, self._io, self._table, self._tensors = run, io, table, tensors
-        self.home = Home(self.peer, Fetcher(self.peer, Cache(CACHE_BYTES), {"shm": ShmBackend()}))
+        self.home = Home(Fetcher(self.peer, Cache(CACHE_BYTES), {"shm": ShmBackend()}))
 
     def connect(self, member: Member) -> None:
         """Begins the conversation with a worker, or with a program that may host engines."""
@@ -78,8 +77,8 @@ class WorkerCalls:
             return
         addresses = [f"unix:{member.started.socket}"] if member.guard.here else []
         addresses.append(f"tcp:{worker.ip}:{worker.worker_ports[0]}")
-        token, loop, hello = self._run.token, self._io.loop, Hello(name="controller")
-        member.conversation = Client(member.id, addresses, token, loop=loop, hello=hello, context=self.home)
+        peer = Peer(member.id, loop=self._io.loop, context=self.home)
+        member.conversation = Client(peer, addresses, self._run.token, Hello(name="controller"))
 
     def submit(
         self,
@@ -90,7 +89,7 @@ class WorkerCalls:
         options: CallOptions,
         *,
         rpc_meta: Any = None,
-    ) -> PendingCall:
+    ) -> PendingCall[Any]:
         """Sends a call and returns at once.
 
         Raises:
@@ -104,7 +103,7 @@ class WorkerCalls:
 
     def submit_all(
         self, worker_ids: Sequence[str], method: str, args: Sequence[Any], kwargs: dict[str, Any], options: CallOptions
-    ) -> list[PendingCall]:
+    ) -> list[PendingCall[Any]]:
         """Sends one call to all of them, or to none, and returns at once. Errors as `submit`."""
         conversations = [member.conversation for member in self._members(worker_ids)]
         clients = [each for each in conversations if isinstance(each, Client)]
@@ -135,7 +134,7 @@ class WorkerCalls:
 
     def create_engine(
         self, worker_id: str, engine: EngineClass, args: Sequence[Any], kwargs: dict[str, Any], options: CallOptions
-    ) -> PendingCall:
+    ) -> PendingCall[Any]:
         """Asks for an engine and returns at once. Errors as `submit`. A restart of the worker makes it again."""
         member, request = self._living(worker_id), EngineRequest(engine, args, kwargs, options)
         pending = self.make_engine(member, request)
@@ -143,14 +142,14 @@ class WorkerCalls:
         pending.add_done_callback(partial(_remember, member.engines, request))
         return pending
 
-    def make_engine(self, member: Member, request: EngineRequest) -> PendingCall:
+    def make_engine(self, member: Member, request: EngineRequest) -> PendingCall[Any]:
         """As `create_engine`, also on a worker that is being restarted, and what it remembers stays as it is."""
         engine, args, kwargs, options = request
         wanted = CreateEngine(engine=engine_path(engine), engine_name=options.engine)
         call = _request(member, CREATE_ENGINE.name, [[*args], kwargs], wanted, options.timeout)
         return PendingCall(call, member.id, CREATE_ENGINE.name, options.timeout)
 
-    def destroy_engine(self, worker_id: str, options: CallOptions) -> PendingCall:
+    def destroy_engine(self, worker_id: str, options: CallOptions) -> PendingCall[Any]:
         """Asks for the end of an engine and returns at once. Errors as `submit`."""
         member = self._living(worker_id)
         limit = DESTROY_TIMEOUT_S if options.timeout is None else options.timeout
@@ -159,7 +158,7 @@ class WorkerCalls:
         member.engines.pop(options.engine, None)  # a program, which refuses, keeps it
         return PendingCall(call, worker_id, DESTROY.name, options.timeout)
 
-    def set_env(self, worker_id: str, env: dict[str, str]) -> PendingCall:
+    def set_env(self, worker_id: str, env: dict[str, str]) -> PendingCall[Any]:
         """Asks for other variables in a worker's environment and returns at once. Errors as `submit`."""
         for key, value in env.items():
             check_env(key, value)
@@ -194,7 +193,7 @@ class WorkerCalls:
         record = self._table.role(role)
         return [m.id for m in record.members], record.borrowed
 
-    def _control(self, worker_id: str, method: Method[Q, Any], request: Q) -> PendingCall:
+    def _control(self, worker_id: str, method: Method[Q, Any], request: Q) -> PendingCall[Any]:
         call = self._living(worker_id).guard.ask(method, request, timeout=CONTROL_TIMEOUT_S)
         return PendingCall(call, worker_id, method.name, CONTROL_TIMEOUT_S)
 

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 from rolecall.errors import WorkerConfigurationError
 from rolecall.protocol.environment import RAY_NAMESPACE, RAY_PLACEMENT_GROUP
 from rolecall.tensors.shard import ShardManager, binding
+from rolecall.transport.codec.writer import ENCODERS, refusing
 
 ALLOC_TIMEOUT_S = 30.0
 
@@ -64,6 +65,7 @@ class CurrentWorker:
         return await self._lease(count)
 
 
+ENCODERS[CurrentWorker] = refusing("it is of use in its worker alone; return what is needed of it, its id for one")
 _workers: WeakKeyDictionary[ShardManager, CurrentWorker] = WeakKeyDictionary()
 
 

@@ -33,10 +33,15 @@ STRANGER = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False)"
 CONTROLLER = """
 import sys, time
 from rolecall import RayScheduler
+from rolecall.errors import WorkerConfigurationError
 if __name__ == "__main__":
-    s = RayScheduler(experiment="own", trial="t", fileroot=sys.argv[1], preload=[], quiet=True)
+    s = RayScheduler(accelerator="npu", experiment="own", trial="t", fileroot=sys.argv[1], preload=[], quiet=True)
+    try:
+        s.start("refused", gpu=1)
+    except WorkerConfigurationError as e:
+        why = e
     s.start("actor", cpu=1, mem=1)
-    print(s.run_id, s.placement.driver.pid, flush=True)
+    print(s.run_id, s.placement.driver.pid, why, flush=True)
     time.sleep(600)
 """
 
@@ -121,14 +126,18 @@ def test_one_whose_driver_was_killed_ends_with_the_run(s: RayScheduler) -> None:
 
 
 def test_stop_ends_what_a_killed_controller_and_its_killed_driver_have_left(tmp_path: Path) -> None:
-    """Nobody is there any more to end Ray's own processes and to remove the cluster's folder, a token in it."""
+    """Nobody is there any more to end Ray's own processes and to remove the cluster's folder, a token in it.
+
+    Before, devices of a kind that the cluster lacks were refused at once.
+    """
     (tmp_path / "controller.py").write_text(CONTROLLER)
     command = [sys.executable, str(tmp_path / "controller.py"), str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | WITH_SOURCE) as controller:
         assert controller.stdout is not None
-        run_id, driver = controller.stdout.readline().split()
+        run_id, driver, refused = controller.stdout.readline().split(maxsplit=2)
         os.kill(int(driver), signal.SIGKILL)
         controller.kill()
+    assert "refused/0 asks for 1 NPUs, and no node of the cluster has any" in refused
     assert processes(run_id) and folder_of(run_id).exists()
     stop = [sys.executable, "-m", "rolecall.cli", "stop", "--run", "own/t", "--fileroot", str(tmp_path), "--yes"]
     subprocess.run(stop, check=True, timeout=60, env=os.environ | WITH_SOURCE)

@@ -9,6 +9,8 @@ import pytest
 
 from rolecall import SlurmScheduler
 from rolecall.errors import GPUAllocationError, WorkerCreationError
+from rolecall.protocol.devices import ASCEND, CUDA
+from tests.clusters.slurm_layout import NODE_NPUS
 from tests.support import sample_engines
 from tests.support.slurm_cluster import SlurmCluster
 
@@ -58,6 +60,18 @@ def test_an_option_is_what_slurm_has_got(
     assert role.call("environment", "CUDA_VISIBLE_DEVICES") == [{"CUDA_VISIBLE_DEVICES": "0,1"}]
 
 
+def test_npus_are_a_resource_and_a_variable_of_their_own(make: Make, cluster: SlurmCluster) -> None:
+    """Slurm sets no variable for them: a line of the site's does. Workers and forks see it, and no other."""
+    names = (ASCEND, CUDA)
+    s = make(gres="npu", additional_bash_cmds=[f"export {ASCEND}=4,5"])
+    assert s.n_gpus_per_node == NODE_NPUS
+    role = s.start("actor", 2, gpu=1, **SMALL)
+    assert shown(cluster) >= {"TresPerNode=gres:npu:2"}
+    for each in (role, role.fork("ref")):
+        each.create_engine(sample_engines.Echo)
+        assert each.call("environment", *names) == [{ASCEND: "4", CUDA: None}, {ASCEND: "5", CUDA: None}]
+
+
 def test_a_reservation_is_used(make: Make, cluster: SlurmCluster, reservation: str) -> None:
     """The job runs in the reservation, on its node."""
     s = make(reservation=reservation)
@@ -80,10 +94,11 @@ def test_further_arguments_of_srun_reach_the_step(make: Make, cluster: SlurmClus
     assert "of mine" in cluster.ask("squeue", "--steps", "--noheader", "--format=%j")
 
 
-def test_devices_of_a_type_that_no_node_has_are_refused(make: Make, cluster: SlurmCluster) -> None:
-    """An unknown GRES type fails before anything is submitted."""
+@pytest.mark.parametrize("gres", ["gpu:h100", "tpu"])
+def test_devices_that_no_node_has_are_refused(make: Make, cluster: SlurmCluster, gres: str) -> None:
+    """An unknown kind or type of GRES fails before anything is submitted."""
     with pytest.raises(GPUAllocationError, match=r"1 device\(s\) wanted, 0 free"):
-        make(gres="gpu:h100").start("actor", gpu=1, **SMALL)
+        make(gres=gres).start("actor", gpu=1, **SMALL)
     assert cluster.jobs() == {}
 
 

@@ -40,7 +40,7 @@ def waiting_call(role: Role) -> Callable[[], WorkerFailedError]:
     return lambda: known_in_time(call)
 
 
-def known_in_time(call: PendingCall) -> WorkerFailedError:
+def known_in_time(call: PendingCall[object]) -> WorkerFailedError:
     """How a call fails whose worker Slurm has just ended."""
     begun = time.monotonic()
     with pytest.raises(WorkerFailedError) as caught:

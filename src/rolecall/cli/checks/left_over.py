@@ -17,6 +17,7 @@ import psutil
 from rolecall.cli.checks import listed
 from rolecall.cli.runs import FoundRun, age, find_runs, on_another_host
 from rolecall.cli.terminal import format_bytes
+from rolecall.guard.claims import abandoned
 from rolecall.guard.proc import Stat, ancestors, read_text, snapshot
 from rolecall.guard.sweep import GUARD_NAME, RunProcess, run_processes
 from rolecall.placement.outside import Finding, Left, Severity, error, info, ok, warning
@@ -60,12 +61,13 @@ def _look(fileroot: Path) -> list[Finding]:
 def _judge_processes(run_id: str, items: list[RunProcess], directory: FoundRun | None, guards: list[Stat]) -> Finding:
     name = f"run {directory.name} (id {run_id})" if directory else f"run {run_id}"
     controller = directory.controller if directory else None
+    left_by = run_id if _controller_is_dead(run_id, directory) else ""
     stop = f"rolecall stop --run {run_id} --yes"
     shown = listed([item.describe() for item in items], SHOWN)
     stopped = [guard for guard in guards if guard.state in "Tt"]
     if stopped:
         seen = f"{name}: its guard {stopped[0].pid} is stopped and supervises nothing: {shown}"
-        return error(PROCESSES, seen, "continue it (kill -CONT), or end the run", stop)
+        return error(PROCESSES, seen, "continue it (kill -CONT), or end the run", stop, left_by)
     if controller is not None:
         return ok(PROCESSES, f"{name}: {len(items)} processes, controller {controller} is running")
     if guards and directory is None:
@@ -74,9 +76,18 @@ def _judge_processes(run_id: str, items: list[RunProcess], directory: FoundRun |
         )
     if guards:
         advice = "if the controller is not on another host, the guard ends them when its lease expires; or end them now"
-        return warning(PROCESSES, f"{name} has no controller here but {len(items)} process(es): {shown}", advice, stop)
+        seen = f"{name} has no controller here but {len(items)} process(es): {shown}"
+        return warning(PROCESSES, seen, advice, stop, left_by)
     seen = f"{name} left {len(items)} process(es) without a {'controller' if directory else 'guard'}: {shown}"
-    return error(PROCESSES, seen, "end them", stop)
+    return error(PROCESSES, seen, "end them", stop, left_by)
+
+
+def _controller_is_dead(run_id: str, directory: FoundRun | None) -> bool:
+    """For sure: one on another host, or of a run directory elsewhere, may live."""
+    if directory is not None:
+        return directory.controller is None and not on_another_host(directory.state.controller.host)
+    folder = private_root() / run_id
+    return abandoned(folder) or not folder.exists()
 
 
 def check_left_allocations(fileroot: Path) -> Iterator[Finding]:
@@ -99,7 +110,8 @@ def _judge_allocations(check: str, left: Left, directory: FoundRun | None) -> Fi
         return info(check, f"run {directory.name}: {what}, and a controller on {host}")
     advice = "what waits would end as soon as it starts; end it now"
     stop = f"rolecall stop --run {shlex.quote(str(directory.path))} --yes"
-    return warning(check, f"run {directory.name} has no controller any more but left {what}", advice, stop)
+    seen = f"run {directory.name} has no controller any more but left {what}"
+    return warning(check, seen, advice, stop, left.run_id)
 
 
 def check_runtime_dirs(root: Path | None = None) -> Iterator[Finding]:
@@ -136,6 +148,12 @@ def _secrecy(directory: Path) -> Iterator[Finding]:
 
 
 def _staleness(directory: Path, living: set[str]) -> Iterator[Finding]:
+    if abandoned(directory):
+        left = [item.describe() for item in run_processes(directory.name, runtime_dir=directory)]
+        seen = f"{directory} is left over, its controller and guards were killed; of their processes: "
+        stop = f"rolecall stop --run {directory.name} --yes"
+        yield warning(DIRECTORIES, seen + (listed(left, SHOWN) or "none"), "end and remove it", stop, directory.name)
+        return
     sockets = [*directory.glob("*.sock"), *directory.glob("w/*.sock")]
     young = age(directory.lstat().st_mtime) < YOUNG_S
     if young or directory.name in living or any(listens(str(path)) for path in sockets):

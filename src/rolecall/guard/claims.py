@@ -1,0 +1,54 @@
+"""Who uses a runtime directory, and what its guards own without a mark: files in it, for those who outlive all of them.
+
+A runtime directory is claimed by its controller, each guard's part of it by the guard and its reaper.
+"""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from rolecall.guard.proc import Process, alive, identify, read_text
+from rolecall.transport.address import this_host
+
+CLAIMS = "claims"  # `host pid start` of each process that uses the directory, a line each
+CGROUP = "cgroup"  # a guard's, if it has one
+SEEN = "seen"  # `pid start` of what is below the guard without its mark
+
+
+def claim(folder: str | Path) -> None:
+    """Names this process in a directory as one that uses it."""
+    me = identify(os.getpid())
+    assert me is not None
+    with Path(folder, CLAIMS).open("a") as file:  # the directory is private
+        file.write(f"{this_host()} {me.pid} {me.start}\n")
+
+
+def note_seen(runtime_dir: str | Path, guard_id: str, processes: Iterable[Process]) -> None:
+    """Has a sweep find these as the guard's, also when it and its reaper are dead and no cgroup holds them."""
+    fresh = Path(runtime_dir, guard_id, f"{SEEN}.new")
+    fresh.write_text("".join(f"{process.pid} {process.start}\n" for process in processes))
+    fresh.replace(fresh.with_suffix(""))
+
+
+def abandoned(folder: str | Path) -> bool:
+    """Whether all who have claimed a directory, or a part of it, are dead. Those of another host count as alive."""
+    claims = [line.split() for line in _read_all(Path(folder).glob(f"**/{CLAIMS}"))]
+    return bool(claims) and all(
+        host == this_host() and not alive(Process(int(pid), int(start))) for host, pid, start in claims
+    )
+
+
+def seen(runtime_dir: str | Path, guard_id: str | None = None) -> list[Process]:
+    """What `note_seen` was told, by all guards of this host or one."""
+    return [Process(*map(int, line.split())) for line in of_guards(runtime_dir, guard_id, SEEN)]
+
+
+def of_guards(runtime_dir: str | Path, guard_id: str | None, name: str) -> list[str]:
+    """Lines of a file that guards of this host have in their parts of a runtime directory."""
+    parts = [file.parent for file in Path(runtime_dir).glob(f"{guard_id or '*'}/{CLAIMS}")]
+    here = [part for part in parts if any(line.startswith(this_host()) for line in _read_all([part / CLAIMS]))]
+    return _read_all(part / name for part in here)
+
+
+def _read_all(files: Iterable[Path]) -> list[str]:
+    return [line for file in files for line in read_text(file).splitlines()]
