@@ -115,7 +115,7 @@ def run(loop: str) -> dict[str, float]:
             process.stdout.readline()
             with (
                 IOThread(uvloop=loop == "uvloop") as io,
-                Client("server", [f"unix:{path}"], TOKEN, loop=io.loop) as client,
+                Client(Peer("server", loop=io.loop), [f"unix:{path}"], TOKEN) as client,
             ):
                 client.peer.request("echo", 0, timeout=10).result()
                 result = measure(client.peer)

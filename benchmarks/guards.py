@@ -41,7 +41,7 @@ from rolecall.scheduler.listener import GuardListener
 from rolecall.scheduler.run import Run
 from rolecall.transport.client import Client
 from rolecall.transport.loop import IOThread
-from rolecall.transport.peer import Incoming
+from rolecall.transport.peer import Incoming, Peer
 
 CONTENDERS = ("tcp", "unix")
 MEASURES = ("registered_s", "call_ms")
@@ -141,15 +141,8 @@ def _dialled(config: GuardConfig, io: IOThread) -> Client:
     def renewed(incoming: Incoming) -> None:
         client.peer.notify(ALIVE)
 
-    client = Client(
-        "controller",
-        config.controller,
-        config.token,
-        loop=io.loop,
-        hello=hello,
-        handler=_EmptyTable(),
-        on_notify=renewed,
-    )
+    peer = Peer("controller", loop=io.loop, handler=_EmptyTable(), on_notify=renewed)
+    client = Client(peer, config.controller, config.token, hello)
     return client
 
 

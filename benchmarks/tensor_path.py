@@ -35,9 +35,8 @@ import torch
 from rolecall.tensors import functions
 from rolecall.tensors.backends.shm import ShmBackend
 from rolecall.tensors.backends.wire import WireBackend
-from rolecall.tensors.cache import Cache
 from rolecall.tensors.connections import Connections
-from rolecall.tensors.fetch import Fetcher
+from rolecall.tensors.fetch import Cache, Fetcher
 from rolecall.tensors.handle import RTensor
 from rolecall.tensors.lifetime import Home
 from rolecall.tensors.service import DataService
@@ -56,7 +55,7 @@ class Worker:
 
     def __init__(self, store: Store, shm: ShmBackend, connections: Connections) -> None:
         self.store = store
-        self.service = DataService(store, Fetcher(connections, Cache(0), {"shm": shm}, store), connections)
+        self.service = DataService(store, Fetcher(connections, Cache(0), {"shm": shm}, store))
         binding.set(self.service)
         self.thread, self.data = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self.tensor = torch.empty(0)
@@ -149,7 +148,7 @@ class Controller:
         self.io = IOThread()
         self.folder = folder
         self.connections = Connections(TOKEN, loop=self.io.loop, context=self)
-        self.home = Home(self.connections, Fetcher(self.connections, Cache(0), {"shm": ShmBackend()}))
+        self.home = Home(Fetcher(self.connections, Cache(0), {"shm": ShmBackend()}))
         self.adopt = self.home.adopt
         self.processes = [self._start(name) for name in "ab"]
 

@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
+import msgspec
+
 from rolecall.errors import RolecallError, WorkerConfigurationError, WorkerNotFoundError, WorkerTimeoutError
 from rolecall.guard import runtime
 from rolecall.guard.host import hello
@@ -25,12 +27,11 @@ from rolecall.protocol import guard as asked
 from rolecall.protocol.guard import Method, ProcessSpec, StartResult
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.message import Message
-from rolecall.protocol.worker import FORKED_CHILDREN, WorkerConfig
-from rolecall.protocol.worker_methods import AllocPorts, WorkerMethod
+from rolecall.protocol.worker_methods import FORKED_CHILDREN, AllocPorts, WorkerConfig
 from rolecall.scheduler.backends import PlacedScheduler
 from rolecall.scheduler.keywords import HostKeywords
 from rolecall.transport.client import Client
-from rolecall.transport.peer import Incoming
+from rolecall.transport.peer import Incoming, Peer
 from rolecall.worker.host import thread_stacks
 from rolecall.worker.node import WorkerNode
 
@@ -80,7 +81,7 @@ class InProcessGuard(RequestHandler):
 
     def __init__(self, config: GuardConfig, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(self._spawn)
-        self._config, self._loop = config, loop
+        self._config, self._loop = msgspec.structs.replace(config, ip=IP, bind=IP), loop
         self._ports = PortLeases(config.run_id)
         self._nodes: dict[str, WorkerNode] = {}
         self._env: dict[str, dict[str, str]] = {}
@@ -92,9 +93,8 @@ class InProcessGuard(RequestHandler):
         self._serve(asked.STACKS, self._stacks)
         self._serve(asked.SHUTDOWN, self._shutdown)
         Path(config.runtime_dir, "w").mkdir(mode=0o700)
-        self._client = Client(
-            "controller", config.controller, config.token, loop=loop, hello=hello(config), handler=self
-        )
+        peer = Peer("controller", loop=loop, handler=self)
+        self._client = Client(peer, config.controller, config.token, hello(config))
 
     def close(self) -> None:
         """Ends the conversation with the controller, and gives all ports back."""
@@ -115,10 +115,9 @@ class InProcessGuard(RequestHandler):
 
     def _start(self, spec: ProcessSpec) -> StartResult:
         config = WorkerConfig(
-            **self._config.shared() | {"bind": IP, "main": "", "sys_path": []},
+            guard=self._config,
             worker_id=spec.worker_id,
             socket=runtime.worker_socket(self._config.runtime_dir, spec.worker_id),
-            port=spec.ports[0],
             ports=spec.ports,
             target_ports=self._leased.get(str(spec.target), []),
             devices=spec.devices,
@@ -159,12 +158,12 @@ class InProcessGuard(RequestHandler):
     async def _stacks(self, wanted: asked.Stacks) -> str:
         return thread_stacks()
 
-    async def _shutdown(self, wanted: asked.Shutdown) -> asked.ShutdownReport:
+    async def _shutdown(self, wanted: asked.Shutdown) -> asked.KillReport:
         for worker_id in list(self._nodes):
             await self._end(worker_id)
-        return asked.ShutdownReport()
+        return asked.KillReport()
 
-    async def _ask_guard(self, worker: str, method: Method[Any, Any] | WorkerMethod, request: Message) -> Any:
+    async def _ask_guard(self, worker: str, method: Method[Any, Any], request: Message) -> Any:
         if method is FORKED_CHILDREN:
             return []
         if isinstance(request, AllocPorts):

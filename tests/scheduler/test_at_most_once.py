@@ -12,6 +12,7 @@ import pytest
 from rolecall import LocalScheduler, Role
 from rolecall.transport.client import Client
 from rolecall.transport.loop import IOThread
+from rolecall.transport.peer import Peer
 from tests.support import live, sample_engines
 from tests.transport.chaos_proxy import ChaosProxy
 
@@ -77,7 +78,7 @@ def test_calls_of_twenty_threads_run_once_each(
     with (
         ChaosProxy(tmp_path / "p.sock", directory / "w" / "actor-0.sock", drop=drop, cut=cut, seed=29) as proxy,
         IOThread() as io,
-        Client("actor/0", [f"unix:{proxy.path}"], token, loop=io.loop, probe=0.05) as client,
+        Client(Peer("actor/0", loop=io.loop, probe=0.05), [f"unix:{proxy.path}"], token) as client,
     ):
 
         def work(start: int) -> None:

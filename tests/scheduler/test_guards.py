@@ -22,6 +22,7 @@ from rolecall.transport.client import Client
 from rolecall.transport.handshake import Hello
 from rolecall.transport.incoming import Incoming
 from rolecall.transport.loop import IOThread
+from rolecall.transport.peer import Peer
 
 LEASE_S = 0.4  # renewed four times as often
 Notified = Callable[[Incoming], None]
@@ -58,14 +59,8 @@ class Controller:
         hello = Hello(
             name=guard_id, guard=GuardState(id=guard_id, host_id=host, pid=1, host="h"), run_id=self.run.run_id
         )
-        client = Client(
-            "controller",
-            self.listener.addresses[1:],
-            token or self.run.token,
-            loop=self.io.loop,
-            hello=hello,
-            on_notify=notified or on_notify,
-        )
+        peer = Peer("controller", loop=self.io.loop, on_notify=notified or on_notify)
+        client = Client(peer, self.listener.addresses[1:], token or self.run.token, hello)
         self.dialled.append(client)
         return client
 

@@ -22,7 +22,7 @@ from rolecall import LocalScheduler
 from rolecall.errors import EngineCallError, EngineCreationError, WorkerCreationError, WorkerFailedError
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.token import Token
-from rolecall.protocol.worker import WorkerConfig
+from rolecall.protocol.worker_methods import WorkerConfig
 from tests.security.live_run import LiveRun, command_line_of, environment_of, live_run, mode
 from tests.support import sample_engines
 from tests.support.attacker import exchange, frame, guard_hello, hello, send_http
@@ -173,7 +173,7 @@ def test_configurations_do_not_show_their_token() -> None:
     """The values that carry it from process to process keep it to themselves."""
     secret = "5ec4e7" * 10
     guard = GuardConfig(run_id="r", guard_id="g", token=secret, controller=[], run_dir="", runtime_dir="")
-    worker = WorkerConfig(token=secret, worker_id="a/0", socket="", ip="", bind="", port=1)
+    worker = WorkerConfig(guard=guard, worker_id="a/0", socket="")
     for config in (guard, worker):
         for shown in (repr(config), str(config), pretty_repr(config)):
             assert secret not in shown and "token='***'" in shown, type(config)

@@ -22,6 +22,7 @@ from rolecall.transport import codec
 from rolecall.transport.client import Client
 from rolecall.transport.frames import Limits, pack
 from rolecall.transport.loop import IOThread
+from rolecall.transport.peer import Peer
 from tests.support import sample_engines
 from tests.support.waiting import wait_for
 
@@ -152,7 +153,7 @@ def _no_ports(folder: Path) -> object:
 def _wrong_token(s: LocalScheduler) -> None:
     (worker,) = s.get_workers("odd")
     address = f"tcp:{worker.ip}:{worker.worker_ports[0]}"
-    with IOThread() as io, Client(worker.id, [address], "not the token", loop=io.loop) as client:
+    with IOThread() as io, Client(Peer(worker.id, loop=io.loop), [address], "not the token") as client:
         client.peer.request("health", timeout=10.0).result()
 
 

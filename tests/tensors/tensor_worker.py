@@ -17,9 +17,8 @@ import torch
 from rolecall.tensors import functions
 from rolecall.tensors.backends.shm import ShmBackend
 from rolecall.tensors.backends.wire import WireBackend
-from rolecall.tensors.cache import Cache
 from rolecall.tensors.connections import Connections
-from rolecall.tensors.fetch import Fetcher
+from rolecall.tensors.fetch import Cache, Fetcher
 from rolecall.tensors.service import DataService
 from rolecall.tensors.shard import binding
 from rolecall.tensors.store import Store
@@ -100,7 +99,7 @@ def main(name: str, path: str, backend: str) -> None:
     wire, shm = WireBackend(), ShmBackend()
     store = Store(name, [f"unix:{path}"], {"shm": shm, "wire": wire} if backend == "shm" else {"wire": wire})
     fetcher = Fetcher(connections, Cache(64 << 20), {"shm": shm} if backend == "shm" else {}, store)
-    service = DataService(store, fetcher, connections)
+    service = DataService(store, fetcher)
     binding.set(service)
     worker = Worker(service)
     peers: dict[str, Peer] = {}

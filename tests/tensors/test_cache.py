@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rolecall.tensors import cache as cache_module
-from rolecall.tensors.cache import LARGE, Block, Cache
+from rolecall.tensors import fetch as cache_module
+from rolecall.tensors.fetch import LARGE, Block, Cache
 
 KEY, OTHER, THIRD = ("a", "1"), ("a", "2"), ("b", "1")
 

@@ -17,10 +17,9 @@ from hypothesis import strategies as st
 
 from rolecall.errors import DecodeError, TensorError
 from rolecall.tensors.backends.wire import WireBackend
-from rolecall.tensors.cache import Cache
 from rolecall.tensors.connections import Requester
 from rolecall.tensors.dtypes import ITEMSIZE, native_dtype
-from rolecall.tensors.fetch import Fetcher
+from rolecall.tensors.fetch import Cache, Fetcher
 from rolecall.tensors.handle import Piece, RTensor, pack_handles, read_handles
 from rolecall.tensors.service import DataService
 from rolecall.tensors.shard import Shard
@@ -316,7 +315,7 @@ sys.modules["torch"] = None  # an import of it fails
 import numpy
 from rolecall.tensors.backends.shm import ShmBackend
 from rolecall.tensors.backends.wire import WireBackend
-from rolecall.tensors.cache import Cache
+from rolecall.tensors.fetch import Cache
 from rolecall.tensors.fetch import Fetcher
 from rolecall.tensors.service import DataService
 from rolecall.tensors.store import Store

@@ -12,8 +12,7 @@ import pytest
 
 from rolecall.errors import RPCConnectionError, ShardNotFoundError, TensorError
 from rolecall.tensors import functions
-from rolecall.tensors.cache import Cache
-from rolecall.tensors.fetch import Fetcher
+from rolecall.tensors.fetch import Cache, Fetcher
 from rolecall.tensors.handle import RTensor, pack_handles, read_handles
 from rolecall.tensors.lifetime import Home
 from rolecall.tensors.shard import Shard
@@ -45,7 +44,7 @@ class Owner:
 class World:
     def __init__(self) -> None:
         self.owners = {"a": Owner(), "b": Owner()}
-        self.home = Home(self.connect, Fetcher(self.connect, Cache(0), {}))
+        self.home = Home(Fetcher(self.connect, Cache(0), {}))
 
     def connect(self, owner: str, addresses: tuple[str, ...]) -> Owner:
         if owner not in self.owners:

@@ -24,9 +24,8 @@ from rolecall.errors import ShardNotFoundError, TensorError, WorkerConfiguration
 from rolecall.scheduler.roles import Role
 from rolecall.tensors.backends.ray import SMALLEST
 from rolecall.tensors.backends.segments import MIB
-from rolecall.tensors.cache import Cache
 from rolecall.tensors.dtypes import ITEMSIZE
-from rolecall.tensors.fetch import Fetcher
+from rolecall.tensors.fetch import Cache, Fetcher
 from rolecall.tensors.shard import Shard, Where
 from rolecall.testing import InProcessScheduler
 from tests.clusters.ray_census import Census

@@ -18,9 +18,8 @@ import torch
 from rolecall import errors
 from rolecall.tensors import functions
 from rolecall.tensors.backends.shm import ShmBackend
-from rolecall.tensors.cache import Cache
 from rolecall.tensors.connections import Connections
-from rolecall.tensors.fetch import Fetcher
+from rolecall.tensors.fetch import Cache, Fetcher
 from rolecall.tensors.handle import RTensor, pack_handles, read_handles
 from rolecall.tensors.lifetime import Home
 from rolecall.transport.handshake import Hello
@@ -43,7 +42,7 @@ class Run:
         self.workers: dict[str, subprocess.Popen[bytes]] = {}
         self.connections = Connections(TOKEN, loop=self.io.loop, hello=Hello(name="controller"), context=self)
         self.fetcher = Fetcher(self.connections, Cache(0), {"shm": ShmBackend()})
-        self.home = Home(self.connections, self.fetcher)
+        self.home = Home(self.fetcher)
         self.adopt = self.home.adopt
 
     def start(self, name: str, backend: str = "shm") -> None:

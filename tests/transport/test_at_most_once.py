@@ -11,6 +11,7 @@ import pytest
 from rolecall.errors import RPCConnectionError
 from rolecall.transport.client import Client
 from rolecall.transport.loop import IOThread
+from rolecall.transport.peer import Peer
 from tests.transport.chaos_proxy import ChaosProxy
 from tests.transport.rpc_program import TOKEN, Running, running, until
 
@@ -28,7 +29,7 @@ def io() -> Iterator[IOThread]:
 
 
 def connect(path: Path, io: IOThread) -> Client:
-    return Client("program", [f"unix:{path}"], TOKEN, loop=io.loop, probe=0.05)
+    return Client(Peer("program", loop=io.loop, probe=0.05), [f"unix:{path}"], TOKEN)
 
 
 @pytest.mark.slow("a thousand calls over a bad line")
@@ -111,7 +112,7 @@ def test_cancellation_gets_through(program: Running, io: IOThread, tmp_path: Pat
             call.cancel()
         proxy.calm()
         until(lambda: client.peer.request("stored").result() <= 2)
-        until(lambda: client.peer.outgoing.remembered <= 1)
+        until(lambda: client.peer.remembered <= 1)
         client.close()
 
 

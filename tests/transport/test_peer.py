@@ -64,9 +64,9 @@ def client(program: Running, io: IOThread) -> Iterator[Client]:
         yield client
 
 
-def connect(program: Running, io: IOThread, **options: Any) -> Client:
+def connect(program: Running, io: IOThread, name: str = "", **options: Any) -> Client:
     options = {"handler": Doubler(), "probe": 0.1, **options}
-    return Client("program", program.addresses, TOKEN, loop=io.loop, **options)
+    return Client(Peer("program", loop=io.loop, **options), program.addresses, TOKEN, Hello(name=name))
 
 
 def test_a_value_comes_back(client: Client) -> None:
@@ -97,7 +97,7 @@ def test_many_threads_share_one_connection(client: Client) -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
-    assert client.peer.outgoing.waiting == 0
+    assert client.peer.waiting == 0
 
 
 def test_thousands_of_calls_may_be_under_way(client: Client) -> None:
@@ -150,7 +150,7 @@ def test_what_does_not_travel_is_named_with_its_place(client: Client) -> None:
     assert back.value.place.startswith("result") and "bad" in back.value.place
     with pytest.raises(EncodeError, match="meta"):
         client.peer.request("echo", 1, meta={"x": object()})
-    assert client.peer.outgoing.waiting == 0
+    assert client.peer.waiting == 0
     assert client.peer.request("echo", 1).result() == 1
 
 
@@ -186,7 +186,7 @@ def test_cancellation_reaches_the_callee(client: Client) -> None:
 
     asyncio.run(cancelled())
     until(lambda: len(client.peer.request("seen").result()["cancelled"]) == before + 2)
-    assert client.peer.outgoing.waiting == 0
+    assert client.peer.waiting == 0
 
 
 def test_pending_calls_fail_at_once_and_alike(client: Client, tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_pending_calls_fail_at_once_and_alike(client: Client, tmp_path: Path) ->
     threads = [threading.Thread(target=t) for t in (wait, wait, wait_in_loop)]
     for thread in threads:
         thread.start()
-    until(lambda: client.peer.outgoing.waiting == 3)
+    until(lambda: client.peer.waiting == 3)
     client.peer.fail_pending(error)
     for thread in threads:
         thread.join(timeout=5)
@@ -309,7 +309,7 @@ def test_a_closed_client_refuses_and_may_be_closed_again(program: Running, io: I
 def test_a_wrong_token_fails_for_good(program: Running, io: IOThread, address: str) -> None:
     """AuthenticationError at once, for the waiting and the later calls; the token is in no message."""
     addresses = program.addresses if address == "unix" else [f"tcp:127.0.0.1:{program.port}"]
-    with Client("program", addresses, "wrong-" + TOKEN, loop=io.loop) as client:
+    with Client(Peer("program", loop=io.loop), addresses, "wrong-" + TOKEN) as client:
         with pytest.raises(AuthenticationError) as refused:
             client.peer.request("echo", 1).result()
         with pytest.raises(AuthenticationError):
@@ -320,7 +320,7 @@ def test_a_wrong_token_fails_for_good(program: Running, io: IOThread, address: s
 def test_a_refused_hello_fails_for_good(program: Running, io: IOThread) -> None:
     """What the listener objects to is what the calls raise."""
     with (
-        connect(program, io, hello=Hello(name="refused")) as client,
+        connect(program, io, "refused") as client,
         pytest.raises(ProtocolError, match="as asked"),
     ):
         client.peer.request("echo", 1).result()
@@ -329,7 +329,7 @@ def test_a_refused_hello_fails_for_good(program: Running, io: IOThread) -> None:
 def test_tcp_serves_as_well(program: Running, io: IOThread) -> None:
     """The same over TCP, when the Unix path is not there."""
     addresses = [f"tcp:127.0.0.1:{program.port}", "unix:/nonexistent/s.sock"]
-    with Client("program", addresses, TOKEN, loop=io.loop) as client:
+    with Client(Peer("program", loop=io.loop), addresses, TOKEN) as client:
         assert client.peer.request("echo", b"x" * 5_000_000).result() == b"x" * 5_000_000
 
 
@@ -398,7 +398,7 @@ def test_a_token_does_not_show_itself() -> None:
 
 def test_no_traceback_shows_the_token(program: Running, io: IOThread) -> None:
     """Not even one that prints the variables of its frames."""
-    with connect(program, io, hello=Hello(name="refused")) as client:
+    with connect(program, io, "refused") as client:
         with pytest.raises(ProtocolError):
             client.peer.request("echo", 1).result()
         failure = client.peer.failure

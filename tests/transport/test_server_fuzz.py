@@ -18,6 +18,7 @@ from rolecall.errors import ProtocolError
 from rolecall.transport.client import Client
 from rolecall.transport.frames import MAGIC, pack
 from rolecall.transport.loop import IOThread
+from rolecall.transport.peer import Peer
 from rolecall.transport.session import messages
 from tests.transport.rpc_program import TOKEN, Running, running
 
@@ -85,7 +86,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 @pytest.fixture(scope="module")
 def bystander(program: Running) -> Iterator[Client]:
     """A connection that nothing may disturb."""
-    with IOThread() as io, Client("program", program.addresses, TOKEN, loop=io.loop) as client:
+    with IOThread() as io, Client(Peer("program", loop=io.loop), program.addresses, TOKEN) as client:
         client.peer.request("echo", 1, timeout=10).result()
         yield client
 
@@ -173,7 +174,7 @@ def test_silent_strangers_do_not_lock_others_out(program: Running, bystander: Cl
     strangers[0].settimeout(5)  # before the time for a hello is over
     assert strangers[0].recv(1) == b""
     undisturbed(program, bystander, memory)
-    with IOThread() as io, Client("program", program.addresses, TOKEN, loop=io.loop) as client:
+    with IOThread() as io, Client(Peer("program", loop=io.loop), program.addresses, TOKEN) as client:
         assert client.peer.request("echo", 1, timeout=20).result() == 1
     for sock in strangers:
         sock.close()

@@ -8,6 +8,7 @@ from pathlib import Path
 from rolecall import LocalScheduler
 from rolecall.transport.client import Client
 from rolecall.transport.loop import IOThread
+from rolecall.transport.peer import Peer
 from tests.worker.callers import HttpCaller
 
 
@@ -36,4 +37,4 @@ class Rig:
         return self.dial(f"actor/{worker}", Path(self.socket(worker)))
 
     def dial(self, worker_id: str, socket: Path) -> Client:
-        return Client(worker_id, [f"unix:{socket}"], self.token, loop=self.io.loop)
+        return Client(Peer(worker_id, loop=self.io.loop), [f"unix:{socket}"], self.token)

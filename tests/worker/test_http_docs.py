@@ -31,7 +31,7 @@ def routes() -> Iterator[tuple[WorkerMethod, HttpRoute]]:
 
 def members(method: WorkerMethod, route: HttpRoute) -> set[str]:
     """What the JSON body of a request may hold."""
-    if method.request is None or route.form in ("tensor", "upload"):
+    if method.request is object or route.form in ("tensor", "upload"):
         return set()
     fields = {field.name for field in msgspec.structs.fields(method.request)}
     return fields | set(method.arguments or ()) | ({"stream"} if route.form == "call" else set())

@@ -24,6 +24,7 @@ from rolecall.protocol.message import from_json
 from rolecall.transport.client import Client
 from rolecall.transport.incoming import Incoming
 from rolecall.transport.loop import new_loop
+from rolecall.transport.peer import Peer
 
 TICK_S = 1.0
 LOG_TICK_S = 0.2
@@ -45,17 +46,15 @@ class Guard:
         self._controller = Process(config.controller_pid, config.controller_start)
         self._controller_pidfd = -1
         self._reaper = os.getppid()
-        self._client = Client(
+        peer = Peer(
             "controller",
-            config.controller,
-            config.token,
             loop=loop,
-            hello=host.hello(config),
             handler=ControllerRequests(self._supervisor, self._stop_soon),
             on_notify=self._on_notify,
             on_attached=lambda: self._lease.connected(time.monotonic()),
             on_detached=self._on_disconnected,
         )
+        self._client = Client(peer, config.controller, config.token, host.hello(config))
 
     async def run(self) -> None:
         """Serves until the controller, a signal or the lease ends it."""

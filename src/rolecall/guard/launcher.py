@@ -29,7 +29,7 @@ from rolecall.protocol.environment import CONTROL, WORKER, marks
 from rolecall.protocol.fork import ForkSpec
 from rolecall.protocol.guard import ProcessSpec, StartResult
 from rolecall.protocol.guard_config import GuardConfig
-from rolecall.protocol.worker import CONFIGURE, WorkerConfig
+from rolecall.protocol.worker_methods import CONFIGURE, WorkerConfig
 from rolecall.transport.link import Link
 from rolecall.transport.peer import Handler, Peer
 from rolecall.types import check_argv, check_env, check_name, role_and_index
@@ -309,10 +309,9 @@ class Launcher:
         """Tells an engine worker who it is; returns when it listens."""
         path = runtime.worker_socket(self.config.runtime_dir, record.worker_id)
         config = WorkerConfig(
-            **self.config.shared(),
+            guard=self.config,
             worker_id=record.worker_id,
             socket=path,
-            port=record.ports[0] if record.ports else 0,
             ports=record.ports,
             target_ports=record.target_ports,
             devices=record.spec.devices,

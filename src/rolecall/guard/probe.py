@@ -16,7 +16,7 @@ from rolecall.guard.spawn import spawn
 from rolecall.guard.stall import Sample
 from rolecall.guard.table import Record
 from rolecall.protocol.guard import NoArguments
-from rolecall.protocol.worker import TASKS
+from rolecall.protocol.worker_methods import TASKS
 
 TASKS_S = 1.0
 PY_SPY_S = 15.0

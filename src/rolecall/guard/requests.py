@@ -25,8 +25,17 @@ from rolecall.protocol.guard import Method, ProcessSpec, StartResult
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.message import Message, from_plain, to_plain
 from rolecall.protocol.programs import program
-from rolecall.protocol.worker import FORK_OF, FORKED_CHILDREN
-from rolecall.protocol.worker_methods import CALLER, METHODS, Done, Fork, Forked, KillFork, WorkerMethod
+from rolecall.protocol.worker_methods import (
+    CALLER,
+    FORK_OF,
+    FORKED_CHILDREN,
+    METHODS,
+    Done,
+    Fork,
+    Forked,
+    KillFork,
+    WorkerMethod,
+)
 from rolecall.transport.http.messages import HttpError, Request, Response, json_response
 from rolecall.transport.http.metrics import metrics_response
 from rolecall.transport.http.router import Routes
@@ -120,7 +129,7 @@ class ControllerRequests(CommonRequests):
             self._supervisor.ports.release(owner)
         return report
 
-    async def _shutdown(self, request: protocol.Shutdown) -> protocol.ShutdownReport:
+    async def _shutdown(self, request: protocol.Shutdown) -> protocol.KillReport:
         report = await self._supervisor.shutdown(request.grace_s)
         self._stop("asked to by the controller")
         return report

@@ -31,10 +31,9 @@ from rolecall.guard.table import Record, State, Table
 from rolecall.guard.template_process import TemplateProcess
 from rolecall.protocol import events
 from rolecall.protocol.environment import inheritable, marks
-from rolecall.protocol.guard import KillReport, Ports, ShutdownReport
+from rolecall.protocol.guard import KillReport, Ports
 from rolecall.protocol.guard_config import GuardConfig
-from rolecall.protocol.worker import SET_ENV
-from rolecall.protocol.worker_methods import SetEnv
+from rolecall.protocol.worker_methods import SET_ENV, SetEnv
 from rolecall.transport.http.metrics import Metric, counter, gauge
 from rolecall.transport.peer import Handler
 from rolecall.types import check_env
@@ -113,7 +112,7 @@ class Supervisor:
         self._stack_dumps = asyncio.Semaphore(MAX_STACK_DUMPS)
         self._noted: set[Process] = set()
         self._oom = OomWatch()
-        self._ended: asyncio.Task[ShutdownReport] | None = None
+        self._ended: asyncio.Task[KillReport] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # Lifecycle
@@ -133,13 +132,13 @@ class Supervisor:
         """Merges what the workers have logged since the last call."""
         await asyncio.to_thread(self._merged_log.copy_new_lines)
 
-    async def shutdown(self, grace_s: float) -> ShutdownReport:
+    async def shutdown(self, grace_s: float) -> KillReport:
         """Ends every process, verifies it, and releases everything. A second call waits for the first."""
         if self._ended is None:
             self._ended = self._loop.create_task(self._end_all(grace_s))
         return await asyncio.shield(self._ended)
 
-    async def _end_all(self, grace_s: float) -> ShutdownReport:
+    async def _end_all(self, grace_s: float) -> KillReport:
         self.launcher.closed = True
         report = await self._killer.kill(list(self.table.values()), grace_s)
         await self._template.close()
@@ -149,7 +148,7 @@ class Supervisor:
         survivors = report.survivors + [f"{item.pid} {item.name}" for item in left if not item.gone]
         await asyncio.to_thread(self._merged_log.close)
         self.ports.close()
-        return ShutdownReport(killed=report.killed, strays=strays, survivors=survivors)
+        return KillReport(killed=report.killed, strays=strays, survivors=survivors)
 
     def close(self) -> None:
         """Cancels what still runs. Call it after `shutdown`."""

@@ -132,19 +132,21 @@ class Kill(Message, frozen=True, kw_only=True):
 
 
 class KillReport(Message, frozen=True, kw_only=True):
-    """Answer to `kill`.
+    """Answer to `kill` and `shutdown`.
 
     Attributes:
         killed: How each worker ended, in words, by id.
         survivors: `worker pid name` of what could not be killed; its ports stay leased.
         ports: Ports given back.
         unknown: Ids that named no worker (ended before, for instance).
+        strays: `pid name` of processes that belonged to no worker any more and were killed.
     """
 
     killed: dict[str, str] = {}
     survivors: list[str] = []
     ports: list[int] = []
     unknown: list[str] = []
+    strays: list[str] = []
 
 
 class SetEnv(Message, frozen=True, kw_only=True):
@@ -164,20 +166,6 @@ class Shutdown(Message, frozen=True, kw_only=True):
     """Ends all workers, then the guard."""
 
     grace_s: float = 0.0
-
-
-class ShutdownReport(Message, frozen=True, kw_only=True):
-    """Answer to `shutdown`.
-
-    Attributes:
-        killed: How each worker ended, in words, by id.
-        strays: `pid name` of processes that belonged to no worker any more and were killed.
-        survivors: What could not be killed.
-    """
-
-    killed: dict[str, str] = {}
-    strays: list[str] = []
-    survivors: list[str] = []
 
 
 class WorkerRow(Message, frozen=True, kw_only=True):
@@ -208,4 +196,4 @@ SET_ENV = Method("set_env", SetEnv, NoneType)
 STACKS = Method("stacks", Stacks, str)
 TABLE = Method("table", NoArguments, list[WorkerRow])
 METRICS = Method("metrics", NoArguments, dict[str, float])
-SHUTDOWN = Method("shutdown", Shutdown, ShutdownReport)
+SHUTDOWN = Method("shutdown", Shutdown, KillReport)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hmac
-from typing import Any
-
-from rolecall.protocol.message import Message
 
 HIDDEN = "***"
 
@@ -39,13 +36,3 @@ class Token:
 
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError("a token is not pickled; pass it by a file or an inherited descriptor")
-
-
-class CarriesToken(Message, frozen=True):
-    """A value that takes the secret, its field `token`, from one process to another and shows everything but that."""
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
-
-    def __rich_repr__(self) -> list[tuple[str, Any]]:
-        return [(name, HIDDEN if name == "token" else getattr(self, name)) for name in self.__struct_fields__]

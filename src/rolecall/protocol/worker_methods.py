@@ -13,22 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Annotated, Any, Literal
 
 import msgspec
 
-from rolecall.errors import (
-    EngineCallError,
-    EngineNotFoundError,
-    InternalError,
-    MethodNotFoundError,
-    ProtocolError,
-    RolecallError,
-    ShardExistsError,
-    ShardNotFoundError,
-    WorkerNotFoundError,
-)
-from rolecall.protocol.guard import PortCount, Ports
+from rolecall import errors
+from rolecall.protocol.guard import Method, NoArguments, PortCount, Ports
+from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.message import Message, from_plain, malformed
 from rolecall.types import TensorPolicy
 
@@ -207,22 +199,17 @@ class HttpRoute:
     path: str
     form: Form = "json"
     max_body: int = MAX_BODY
-    statuses: Mapping[type[RolecallError], int] = field(default_factory=dict)
+    statuses: Mapping[type[errors.RolecallError], int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class WorkerMethod:
-    """One method of a worker.
+class WorkerMethod(Method[Any, Any]):
+    """One method of a worker. Its `request` is `object` where the value is anything that the codec takes.
 
     Attributes:
-        request: The struct that is asked with; None where the value is anything that the codec takes.
-        answer: The type of the answer.
         arguments: What an engine's arguments are called over HTTP, where the request carries any.
     """
 
-    name: str
-    request: type[WorkerRequest] | None
-    answer: Any
     routes: tuple[HttpRoute, ...] = ()
     arguments: tuple[str, str] | None = None
 
@@ -232,23 +219,23 @@ class WorkerMethod:
         Raises:
             ProtocolError: A field is missing, unknown or of another type.
         """
-        if self.request is None:
+        if self.request is object:
             return value
         return from_plain(self.request, {} if value is None else value, CALLER, f"request {self.name!r}")
 
-    def malformed(self, problem: str) -> ProtocolError:
+    def malformed(self, problem: str) -> errors.ProtocolError:
         """The error for a request that `parsed` does not get to see."""
         return malformed(f"request {self.name!r}", CALLER, problem)
 
 
-STATUS: Mapping[type[RolecallError], int] = {  # of an error or its nearest base
-    RolecallError: 400,
-    EngineNotFoundError: 404,
-    MethodNotFoundError: 400,
-    EngineCallError: 500,
-    InternalError: 500,
-    WorkerNotFoundError: 404,
-    ShardExistsError: 409,
+STATUS: Mapping[type[errors.RolecallError], int] = {  # of an error or its nearest base
+    errors.RolecallError: 400,
+    errors.EngineNotFoundError: 404,
+    errors.MethodNotFoundError: 400,
+    errors.EngineCallError: 500,
+    errors.InternalError: 500,
+    errors.WorkerNotFoundError: 404,
+    errors.ShardExistsError: 409,
 }
 
 CREATE_ENGINE = WorkerMethod(
@@ -266,10 +253,10 @@ GET_SHARDS = WorkerMethod(
     list[Any],
     (
         HttpRoute("POST", "/data/batch", "frame"),
-        HttpRoute("GET", "/data/{shard_id}", "tensor", statuses={ShardNotFoundError: 404}),
+        HttpRoute("GET", "/data/{shard_id}", "tensor", statuses={errors.ShardNotFoundError: 404}),
     ),
 )
-PUT_VALUE = WorkerMethod("data.put", None, Any)
+PUT_VALUE = WorkerMethod("data.put", object, Any)
 CLEAR_SHARDS = WorkerMethod("data.clear", ClearShards, Cleared, (HttpRoute("DELETE", "/data/clear"),))
 
 _METHODS = (
@@ -291,3 +278,39 @@ _METHODS = (
 )
 
 METHODS: Mapping[str, WorkerMethod] = {method.name: method for method in _METHODS}
+
+
+class WorkerConfig(Message, frozen=True, kw_only=True):
+    """What a worker needs to serve: the value of the request `configure`.
+
+    Attributes:
+        guard: Its guard's configuration, with what concerns the run.
+        socket: The Unix path to listen on.
+        ports: All that were leased for it; it listens on the first.
+        target_ports: Of the worker in whose slot a fork lives.
+        devices: Its slot's.
+        replicas: Number of workers of its role.
+        progress: Path of the progress page; empty where nobody reads one.
+    """
+
+    guard: GuardConfig
+    worker_id: str
+    socket: str
+    ports: list[int] = []
+    target_ports: list[int] = []
+    devices: list[str] = []
+    replicas: int = 1
+    progress: str = ""
+
+
+class ForkOf(Fork, frozen=True, kw_only=True):
+    """A fork that a client of the guard's socket requests. `target`: the worker in whose slot it is started."""
+
+    target: str
+
+
+CONFIGURE = Method("configure", WorkerConfig, NoneType)  # answered when it listens
+SET_ENV = Method("set_env", SetEnv, NoneType)
+TASKS = Method("tasks", NoArguments, str)  # the stacks of its event loop's tasks
+FORK_OF = Method("fork", ForkOf, Forked)
+FORKED_CHILDREN = Method("forked_children", NoArguments, list[str])

@@ -41,8 +41,7 @@ from rolecall.scheduler.programs import ProgramPeer
 from rolecall.scheduler.run import Run
 from rolecall.scheduler.table import Member, Table
 from rolecall.tensors.backends.shm import ShmBackend
-from rolecall.tensors.cache import Cache
-from rolecall.tensors.fetch import Fetcher
+from rolecall.tensors.fetch import Cache, Fetcher
 from rolecall.tensors.lifetime import Home
 from rolecall.transport.client import Client
 from rolecall.transport.handshake import Hello
@@ -67,7 +66,7 @@ class WorkerCalls:
 
     def __init__(self, run: Run, io: IOThread, table: Table, tensors: TensorPolicy) -> None:
         self._run, self._io, self._table, self._tensors = run, io, table, tensors
-        self.home = Home(self.peer, Fetcher(self.peer, Cache(CACHE_BYTES), {"shm": ShmBackend()}))
+        self.home = Home(Fetcher(self.peer, Cache(CACHE_BYTES), {"shm": ShmBackend()}))
 
     def connect(self, member: Member) -> None:
         """Begins the conversation with a worker, or with a program that may host engines."""
@@ -78,8 +77,8 @@ class WorkerCalls:
             return
         addresses = [f"unix:{member.started.socket}"] if member.guard.here else []
         addresses.append(f"tcp:{worker.ip}:{worker.worker_ports[0]}")
-        token, loop, hello = self._run.token, self._io.loop, Hello(name="controller")
-        member.conversation = Client(member.id, addresses, token, loop=loop, hello=hello, context=self.home)
+        peer = Peer(member.id, loop=self._io.loop, context=self.home)
+        member.conversation = Client(peer, addresses, self._run.token, Hello(name="controller"))
 
     def submit(
         self,

@@ -75,16 +75,12 @@ class Connections:
             client.close()
 
     def _dial(self, owner: str, addresses: tuple[str, ...]) -> Client:
-        client = Client(
-            owner,
-            addresses,
-            self._token,
-            loop=self._loop,
-            hello=self._hello,
-            context=self._context,
-            on_detached=lambda exc: self._watch(client, addresses, self._loop.time()),
-        )
-        self._loop.call_soon_threadsafe(lambda: self._watch(client, addresses, self._loop.time()))
+        def watch(error: Exception | None = None) -> None:
+            self._watch(client, addresses, self._loop.time())
+
+        peer = Peer(owner, loop=self._loop, context=self._context, on_detached=watch)
+        client = Client(peer, addresses, self._token, self._hello)
+        self._loop.call_soon_threadsafe(watch)
         return client
 
     def _watch(self, client: Client, addresses: Sequence[str], since: float) -> None:
@@ -92,9 +88,9 @@ class Connections:
         if client.peer.closed or client.peer.attached:
             return
         if _refused(addresses):
-            client.fail(RPCConnectionError(client.name, "nothing listens on its socket any more"))
+            client.fail(RPCConnectionError(client.peer.name, "nothing listens on its socket any more"))
         elif self._loop.time() - since >= UNREACHABLE_S:
-            client.fail(RPCConnectionError(client.name, f"not reached within {UNREACHABLE_S:g} s"))
+            client.fail(RPCConnectionError(client.peer.name, f"not reached within {UNREACHABLE_S:g} s"))
         else:
             self._loop.call_later(POLL_S, self._watch, client, addresses, since)
 

@@ -6,36 +6,125 @@ Planning and assembling are plain functions of the plan; only waiting for the an
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from rolecall.errors import ProtocolError, RPCConnectionError, ShardNotFoundError, WorkerFailedError, WorkerTimeoutError
 from rolecall.protocol.worker_methods import GET_SHARDS, GetShards
 from rolecall.tensors.backends import Backend
-from rolecall.tensors.cache import Block, Cache, Key
 from rolecall.tensors.connections import Connect
 from rolecall.tensors.dtypes import Dense, copied, empty, fill, native_dtype
 from rolecall.tensors.handle import Piece, RTensor
 from rolecall.tensors.shard import Shard, grouped
 from rolecall.tensors.store import Store
 
+Key = tuple[str, str]  # owner and id of a shard
+LARGE = 1 << 20  # copying more bytes takes longer than a small fetch
+REMEMBERED = 4096  # keys of large blocks that were fetched once
+
+
+class Block(NamedTuple):
+    """Elements `start` to `stop` of a shard.
+
+    Attributes:
+        private: Nothing else reads this memory, so that it may be returned without a copy.
+    """
+
+    start: int
+    stop: int
+    tensor: Dense
+    private: bool
+
+    def covers(self, start: int, stop: int) -> bool:
+        return self.start <= start and stop <= self.stop
+
+    def part(self, start: int, stop: int) -> Dense:
+        """Its memory from `start` to `stop` of the shard."""
+        whole = start == self.start and stop == self.stop
+        return self.tensor if whole else self.tensor[start - self.start : stop - self.start]
+
+
+class Cache:
+    """Evicts least recently used shards. Large blocks are cached from their second fetch on, since most are read once
+    and every hit is a copy. Mapped shards are not cached: mapping again is cheap, and their owner could not reuse the
+    memory.
+
+    Args:
+        budget: Bytes to keep; 0 keeps nothing.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self._lock = threading.Lock()
+        self._blocks: OrderedDict[Key, list[Block]] = OrderedDict()
+        self._once: OrderedDict[tuple[Key, int, int], None] = OrderedDict()
+        self._bytes = 0
+        self._counts = {"hits": 0, "misses": 0, "evicted": 0, "evicted_bytes": 0}
+
+    def get(self, wanted: Sequence[tuple[Key, int, int]]) -> list[Block | None]:
+        """For each shard and range of elements a cached block that covers it."""
+        with self._lock:
+            found: list[Block | None] = [None] * len(wanted)
+            for at, (key, start, stop) in enumerate(wanted if self._blocks else ()):
+                found[at] = next((block for block in self._blocks.get(key, ()) if block.covers(start, stop)), None)
+                if found[at] is not None:
+                    self._blocks.move_to_end(key)
+            missed = found.count(None)
+            self._counts["misses"] += missed
+            self._counts["hits"] += len(found) - missed
+            return found
+
+    def put(self, key: Key, block: Block) -> bool:
+        """Caches a block if the policy says so. When it returns True, the memory belongs to the cache."""
+        size = block.tensor.nbytes
+        if size > self.budget:
+            return False
+        with self._lock:
+            if size >= LARGE and not self._fetched_before((key, block.start, block.stop)):
+                return False
+            kept = self._blocks.setdefault(key, [])
+            inside = [old for old in kept if block.covers(old.start, old.stop)]
+            kept[:] = [old for old in kept if not block.covers(old.start, old.stop)]
+            kept.append(block._replace(private=False))
+            self._blocks.move_to_end(key)
+            self._bytes += size - sum(old.tensor.nbytes for old in inside)
+            while self._bytes > self.budget:
+                self._evict(next(iter(self._blocks)))
+        return True
+
+    def _fetched_before(self, key: tuple[Key, int, int]) -> bool:
+        if key in self._once:
+            return True
+        self._once[key] = None
+        if len(self._once) > REMEMBERED:
+            self._once.popitem(last=False)
+        return False
+
+    def discard(self, keys: Iterable[Key]) -> None:
+        """Drops these shards."""
+        with self._lock:
+            for key in keys:
+                if key in self._blocks:
+                    self._evict(key)
+
+    def _evict(self, key: Key) -> None:
+        gone = self._blocks.pop(key)
+        size = sum(block.tensor.nbytes for block in gone)
+        self._bytes -= size
+        self._counts["evicted"] += 1
+        self._counts["evicted_bytes"] += size
+
+    def metrics(self) -> dict[str, Any]:
+        with self._lock:
+            return {"shards": len(self._blocks), "bytes": self._bytes, "budget": self.budget, **self._counts}
+
+
 TIMEOUT_S = 300.0  # for one owner's whole answer; a dead owner is noticed long before
 INLINE = 4 << 20  # bytes copied on an event loop's own thread at most; more would delay every other task
-
-
-@dataclass
-class _Batch:
-    """What one owner is asked for, and its answer under way."""
-
-    pieces: list[Piece]
-    answer: Any = None  # a `Call`
-
-    @property
-    def owner(self) -> str:
-        return self.pieces[0].shard.owner
 
 
 class _Plan:
@@ -44,7 +133,6 @@ class _Plan:
     def __init__(self, missing: list[Piece]) -> None:
         self.missing = missing
         self.blocks: dict[Key, list[Block]] = {}
-        self.batches: list[_Batch] = []
 
     def add(self, shard: Shard, block: Block) -> None:
         self.blocks.setdefault(shard.key, []).append(block)
@@ -86,7 +174,7 @@ class Fetcher:
         timeout: float = TIMEOUT_S,
     ) -> None:
         self.cache = cache
-        self._connect, self._backends, self._store, self._timeout = connect, dict(backends), store, timeout
+        self.connect, self._backends, self._store, self._timeout = connect, dict(backends), store, timeout
         named = {**(store.backends if store is not None else {}), **self._backends}
         self._waiting = {name for name, backend in named.items() if backend.waits}
         self._counts = {"fetches": 0, "mapped_bytes": 0, "wire_bytes": 0, "cached_bytes": 0, "own_bytes": 0}
@@ -99,10 +187,10 @@ class Fetcher:
             WorkerTimeoutError: An owner did not answer in time.
         """
         plan = self._plan(handles)
-        with self._asked(plan.batches):
-            for batch in plan.batches:
-                with _told_as(batch, self._timeout):
-                    self._take(plan, batch, batch.answer.result())
+        with self._asked(plan) as asked:
+            for pieces, answer in asked:
+                with _told_as(pieces, self._timeout):
+                    self._take(plan, pieces, answer.result())
         return _assemble(plan, handles)
 
     async def afetch(self, handles: Sequence[RTensor]) -> list[Dense]:
@@ -110,10 +198,10 @@ class Fetcher:
         waits = bool(self._waiting) and any(p.shard.backend in self._waiting for h in handles for p in h.pieces)
         heavy = waits or sum(handle.nbytes for handle in handles) > INLINE
         plan = await asyncio.to_thread(self._plan, handles) if heavy else self._plan(handles)
-        with self._asked(plan.batches):
-            for batch in plan.batches:
-                with _told_as(batch, self._timeout):
-                    self._take(plan, batch, await batch.answer)
+        with self._asked(plan) as asked:
+            for pieces, answer in asked:
+                with _told_as(pieces, self._timeout):
+                    self._take(plan, pieces, await answer)
         return await asyncio.to_thread(_assemble, plan, handles) if heavy else _assemble(plan, handles)
 
     def metrics(self) -> dict[str, Any]:
@@ -125,7 +213,6 @@ class Fetcher:
         self._read_own(plan)
         self._read_cached(plan)
         self._read_reachable(plan)
-        plan.batches = [*map(_Batch, grouped(plan.missing, attrgetter("shard.owner")).values())]
         return plan
 
     def _read_own(self, plan: _Plan) -> None:
@@ -155,30 +242,31 @@ class Fetcher:
                 self._counts["mapped_bytes"] += plan.add_whole(group, backend.fetch(group), backend.private)
 
     @contextmanager
-    def _asked(self, batches: Sequence[_Batch]) -> Iterator[None]:
-        """Asks all owners at once, and cancels what is not answered at the end of the block."""
+    def _asked(self, plan: _Plan) -> Iterator[list[tuple[list[Piece], Any]]]:
+        """Asks all owners at once, each for its pieces; cancels what is not answered at the end of the block."""
+        asked: list[tuple[list[Piece], Any]] = []
         try:
-            for batch in batches:
-                ids, ranges = [p.shard.id for p in batch.pieces], [(p.start, p.stop) for p in batch.pieces]
+            for owner, pieces in grouped(plan.missing, attrgetter("shard.owner")).items():
+                ids, ranges = [p.shard.id for p in pieces], [(p.start, p.stop) for p in pieces]
                 wanted = GetShards(shard_ids=ids, ranges=ranges)
-                with _told_as(batch, self._timeout):
-                    peer = self._connect(batch.owner, batch.pieces[0].shard.addresses)
-                    batch.answer = peer.request(GET_SHARDS.name, wanted, timeout=self._timeout)
-            yield
+                with _told_as(pieces, self._timeout):
+                    peer = self.connect(owner, pieces[0].shard.addresses)
+                    asked.append((pieces, peer.request(GET_SHARDS.name, wanted, timeout=self._timeout)))
+            yield asked
         finally:
-            for batch in batches:
-                if batch.answer is not None and not batch.answer.done:
-                    batch.answer.cancel()
+            for _, answer in asked:
+                answer.cancel()
 
-    def _take(self, plan: _Plan, batch: _Batch, answer: Any) -> None:
+    def _take(self, plan: _Plan, pieces: list[Piece], answer: Any) -> None:
         """Puts an owner's answer into the plan, and into the cache."""
-        if not isinstance(answer, list) or len(answer) != len(batch.pieces):
-            raise ProtocolError(f"{batch.owner} answered data.get with something else", type(answer).__name__)
-        dtypes = {name: native_dtype(name) for name in {piece.shard.dtype for piece in batch.pieces}}
-        for (shard, start, stop), tensor in zip(batch.pieces, answer, strict=True):
+        owner = pieces[0].shard.owner
+        if not isinstance(answer, list) or len(answer) != len(pieces):
+            raise ProtocolError(f"{owner} answered data.get with something else", type(answer).__name__)
+        dtypes = {name: native_dtype(name) for name in {piece.shard.dtype for piece in pieces}}
+        for (shard, start, stop), tensor in zip(pieces, answer, strict=True):
             dtype = dtypes[shard.dtype]
             if getattr(tensor, "dtype", None) != dtype or tensor.nbytes != (stop - start) * dtype.itemsize:
-                raise ProtocolError(f"{batch.owner} answered data.get with another tensor", shard.id)
+                raise ProtocolError(f"{owner} answered data.get with another tensor", shard.id)
             block = Block(start, stop, tensor if tensor.ndim == 1 else tensor.reshape(-1), True)
             plan.add(shard, block._replace(private=False) if self.cache.put(shard.key, block) else block)
         self._counts["wire_bytes"] += sum(tensor.nbytes for tensor in answer)
@@ -237,12 +325,12 @@ def _tensor(plan: _Plan, handle: RTensor) -> Dense:
 
 
 @contextmanager
-def _told_as(batch: _Batch, timeout: float) -> Iterator[None]:
+def _told_as(pieces: list[Piece], timeout: float) -> Iterator[None]:
     """Turns what a connection raises into what the user can act on: which owner, which shards."""
     try:
         yield
     except (RPCConnectionError, WorkerFailedError) as e:
-        ids = list(dict.fromkeys(piece.shard.id for piece in batch.pieces))
-        raise ShardNotFoundError(ids, batch.owner, f"its owner is gone: {e}") from e
+        ids = list(dict.fromkeys(piece.shard.id for piece in pieces))
+        raise ShardNotFoundError(ids, pieces[0].shard.owner, f"its owner is gone: {e}") from e
     except TimeoutError as e:
-        raise WorkerTimeoutError(batch.owner, timeout, "tensors") from e
+        raise WorkerTimeoutError(pieces[0].shard.owner, timeout, "tensors") from e

@@ -39,14 +39,15 @@ class RTensor:
     Equality and hash are by identity. `rolecall.localize(x)` (or `x.localize()`) gives the tensor or array.
 
     Attributes:
+        dtype_name: Name of its dtype: `float32`, `numpy:<f4`.
         shape: Its shape.
         pieces: The ranges of elements it is made of, in order, neighbours joined.
     """
 
-    __slots__ = ("__weakref__", "_dtype", "_ends", "pieces", "shape")
+    __slots__ = ("__weakref__", "_ends", "dtype_name", "pieces", "shape")
 
     def __init__(self, dtype: str, shape: Sequence[int], pieces: Sequence[Piece]) -> None:
-        self._dtype = dtype
+        self.dtype_name = dtype
         self.shape = tuple(shape)
         self.pieces, self._ends = _joined(pieces)
         if (self._ends[-1] if self._ends else 0) != math.prod(self.shape):
@@ -60,16 +61,12 @@ class RTensor:
     @property
     def dtype(self) -> Any:
         """The dtype of torch or numpy, which it imports; `dtype_name` is its name: `float32`, `numpy:<f4`."""
-        return native_dtype(self._dtype)
+        return native_dtype(self.dtype_name)
 
     @property
     def kind(self) -> Literal["torch", "numpy"]:
         """What `localize` gives: a torch tensor, or a numpy array."""
-        return "numpy" if self._dtype.startswith(NUMPY) else "torch"
-
-    @property
-    def dtype_name(self) -> str:
-        return self._dtype
+        return "numpy" if self.dtype_name.startswith(NUMPY) else "torch"
 
     @property
     def ndim(self) -> int:
@@ -77,7 +74,7 @@ class RTensor:
 
     @property
     def nbytes(self) -> int:
-        return self.numel() * itemsize(self._dtype)
+        return self.numel() * itemsize(self.dtype_name)
 
     @property
     def shards(self) -> list[Shard]:
@@ -178,7 +175,7 @@ class RTensor:
     def __repr__(self) -> str:
         owners = ", ".join(dict.fromkeys(shard.owner for shard in self.shards)) or "no bytes"
         pieces = f", {len(self.pieces)} pieces" if len(self.pieces) > 1 else ""
-        return f"RTensor({list(self.shape)}, {self._dtype}, on {owners}{pieces})"
+        return f"RTensor({list(self.shape)}, {self.dtype_name}, on {owners}{pieces})"
 
     def __copy__(self) -> RTensor:
         return self
@@ -202,14 +199,14 @@ class RTensor:
         return self.shape[0]
 
     def _row(self, number: int) -> RTensor:
-        return RTensor(self._dtype, self.shape[1:], self._elements(number, number + 1))
+        return RTensor(self.dtype_name, self.shape[1:], self._elements(number, number + 1))
 
     def _cut(self, low: int, high: int) -> RTensor:
-        return RTensor(self._dtype, (high - low, *self.shape[1:]), self._elements(low, high))
+        return RTensor(self.dtype_name, (high - low, *self.shape[1:]), self._elements(low, high))
 
     def _take(self, numbers: Sequence[int]) -> RTensor:
         pieces = [piece for n in numbers for piece in self._elements(n, n + 1)]
-        return RTensor(self._dtype, (len(numbers), *self.shape[1:]), pieces)
+        return RTensor(self.dtype_name, (len(numbers), *self.shape[1:]), pieces)
 
     def _elements(self, low_row: int, high_row: int) -> list[Piece]:
         """The pieces of rows `low_row` to `high_row`."""

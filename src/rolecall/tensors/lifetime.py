@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 from rolecall.errors import RolecallError
 from rolecall.protocol.worker_methods import CLEAR_SHARDS, ClearShards
 from rolecall.tensors import tree
-from rolecall.tensors.connections import Connect
 from rolecall.tensors.fetch import Fetcher
 from rolecall.tensors.handle import RTensor
 from rolecall.tensors.shard import Shard
@@ -38,42 +37,8 @@ class _Unreferenced(NamedTuple):
     nbytes: int
 
 
-class _Sent(NamedTuple):
-    owner: str
-    ids: int
-    answer: Any  # a `Call`
-    since: float
-
-
+Shards = weakref.WeakSet[Shard]
 Item = _Unreferenced | threading.Event | None  # an event is set when all deletes before it are answered; None ends
-
-
-class Scope:
-    """The shards that arrived in a `with home.scope()` block, which frees them at its end."""
-
-    def __init__(self, outer: Scope | None) -> None:
-        self.outer = outer
-        self._lock = threading.Lock()
-        self._shards: weakref.WeakSet[Shard] = weakref.WeakSet()
-
-    def add(self, shard: Shard) -> None:
-        with self._lock:
-            self._shards.add(shard)
-
-    def release(self, shards: Iterable[Shard]) -> None:
-        """Moves shards of this scope to the enclosing one."""
-        with self._lock:
-            moved = [shard for shard in shards if shard in self._shards]
-            self._shards.difference_update(moved)
-        if self.outer is not None:
-            for shard in moved:
-                self.outer.add(shard)
-
-    def drain(self) -> list[Shard]:
-        with self._lock:
-            shards = list(self._shards)
-            self._shards.clear()
-        return shards
 
 
 class Home:
@@ -82,19 +47,18 @@ class Home:
     It is the `context` of the peers of workers: it owns the shards of every handle that they decode.
 
     Args:
-        connect: Returns the connection to a shard's owner.
-        fetcher: Fetches for `localize`.
+        fetcher: Fetches for `localize`, and knows the connections to owners.
     """
 
-    def __init__(self, connect: Connect, fetcher: Fetcher) -> None:
+    def __init__(self, fetcher: Fetcher) -> None:
         self.fetcher = fetcher
-        self._connect = connect
         self._lock = threading.Lock()
         self._known: weakref.WeakValueDictionary[tuple[str, str], Shard] = weakref.WeakValueDictionary()
-        self._scope: ContextVar[Scope | None] = ContextVar("rolecall_scope", default=None)
+        # The scopes of this context, innermost last: what arrived in each.
+        self._scopes: ContextVar[tuple[Shards, ...]] = ContextVar("rolecall_scopes", default=())
         # SimpleQueue.put may be called from a finalizer that interrupted another put in the same thread.
         self._inbox: SimpleQueue[Item] = SimpleQueue()
-        self._pending: list[_Sent] = []
+        self._pending: list[tuple[str, int, Any]] = []  # owner, number of ids and call of each delete under way
         self._counts = {"adopted": 0, "gone": 0, "live_bytes": 0}  # under the lock
         self._cleared = {"freed": 0, "skipped": 0, "failed": 0, "requests": 0}  # by the thread alone
         self._closed = False
@@ -115,9 +79,8 @@ class Home:
             self._known[shard.key] = shard
             self._counts["adopted"] += 1
             self._counts["live_bytes"] += shard.nbytes
-        scope = self._scope.get()
-        if scope is not None:
-            scope.add(shard)
+            for scope in self._scopes.get()[-1:]:
+                scope.add(shard)
         return shard
 
     def free(self, shards: Iterable[Shard]) -> None:
@@ -128,26 +91,32 @@ class Home:
                 shard.collected()  # once
 
     @contextlib.contextmanager
-    def scope(self) -> Iterator[Scope]:
+    def scope(self) -> Iterator[None]:
         """Frees at its end all shards that arrived inside it, except those given to `keep`.
 
         It covers what this thread or task decodes, and tasks started inside; other threads and tasks, for instance a
         rollout in the background, are not affected. Scopes nest: what the inner one keeps belongs to the outer one.
         """
-        scope = Scope(self._scope.get())
-        token = self._scope.set(scope)
+        scope: Shards = weakref.WeakSet()
+        token = self._scopes.set((*self._scopes.get(), scope))
         try:
-            yield scope
+            yield
         finally:
-            self._scope.reset(token)
-            self.free(scope.drain())
+            self._scopes.reset(token)
+            with self._lock:
+                shards = list(scope)
+            self.free(shards)
 
     def keep(self, value: Any) -> Any:
         """Removes the shards of all handles in `value` from the innermost scope; returns `value`."""
-        scope = self._scope.get()
-        if scope is not None:
+        *outer, inner = self._scopes.get() or (None,)
+        if inner is not None:
             handles = [leaf for leaf in tree.leaves(value) if isinstance(leaf, RTensor)]
-            scope.release({shard for handle in handles for shard in handle.shards})
+            with self._lock:
+                kept = inner & {shard for handle in handles for shard in handle.shards}
+                inner -= kept
+                for scope in outer[-1:]:
+                    scope |= kept
         return value
 
     def flush(self, timeout: float = CLEAR_TIMEOUT_S) -> bool:
@@ -208,7 +177,7 @@ class Home:
         self.fetcher.cache.discard((owner, i) for (owner, _), ids in batches.items() for i in ids)
         for (owner, addresses), ids in batches.items():
             try:
-                answer = self._connect(owner, addresses).request(
+                answer = self.fetcher.connect(owner, addresses).request(
                     CLEAR_SHARDS.name, ClearShards(shard_ids=ids), timeout=CLEAR_TIMEOUT_S
                 )
             except RolecallError:  # the owner is dead, so its shards are freed
@@ -219,18 +188,18 @@ class Home:
                 self._cleared["failed"] += len(ids)
                 continue
             self._cleared["requests"] += 1
-            self._pending.append(_Sent(owner, len(ids), answer, time.monotonic()))
+            self._pending.append((owner, len(ids), answer))
 
     def _collect_answers(self, wait: bool) -> None:
-        """Counts the deletes that were answered; those without an answer in time count as failed."""
+        """Counts the deletes that were answered; those without an answer in time have failed."""
         pending, self._pending = self._pending, []
-        for sent in pending:
-            if not (wait or sent.answer.done or time.monotonic() - sent.since > CLEAR_TIMEOUT_S):
-                self._pending.append(sent)
+        for owner, ids, answer in pending:
+            if not (wait or answer.done):
+                self._pending.append((owner, ids, answer))
                 continue
             try:
-                sent.answer.result()
-                self._cleared["freed"] += sent.ids
+                answer.result()
+                self._cleared["freed"] += ids
             except (RolecallError, TimeoutError) as e:
-                self._cleared["failed"] += sent.ids
-                log.info("%d shard(s) on %s were not freed: %s", sent.ids, sent.owner, e)
+                self._cleared["failed"] += ids
+                log.info("%d shard(s) on %s were not freed: %s", ids, owner, e)

@@ -8,19 +8,8 @@ from operator import attrgetter
 from typing import Any
 
 from rolecall.errors import ProtocolError, RolecallError, ShardExistsError
-from rolecall.protocol.worker_methods import (
-    CLEAR_SHARDS,
-    GET_SHARDS,
-    METHODS,
-    PUT_VALUE,
-    Cleared,
-    ClearShards,
-    GetShards,
-    Stored,
-    StoreShard,
-)
+from rolecall.protocol import worker_methods as protocol
 from rolecall.tensors import tree
-from rolecall.tensors.connections import Connect
 from rolecall.tensors.dtypes import Dense, dtype_name, from_bytes, is_array, is_tensor
 from rolecall.tensors.fetch import Fetcher
 from rolecall.tensors.handle import RTensor
@@ -56,19 +45,15 @@ def _dense(value: Any) -> bool:
 
 
 class DataService:
-    """Stores and serves the worker's own shards, and fetches those of other workers.
+    """Stores and serves the worker's own shards, and fetches those of other workers."""
 
-    Args:
-        connect: Returns the connection to another owner, to free its shards.
-    """
-
-    def __init__(self, store: Store, fetcher: Fetcher, connect: Connect | None = None) -> None:
-        self.store, self.fetcher, self._connect = store, fetcher, connect
+    def __init__(self, store: Store, fetcher: Fetcher) -> None:
+        self.store, self.fetcher = store, fetcher
         self._methods: dict[str, Callable[[Any], Any]] = {
-            GET_SHARDS.name: self.get,
-            PUT_VALUE.name: self.remotize,
+            protocol.GET_SHARDS.name: self.get,
+            protocol.PUT_VALUE.name: self.remotize,
             "data.store": self.store_shard,
-            CLEAR_SHARDS.name: self.clear,
+            protocol.CLEAR_SHARDS.name: self.clear,
         }
 
     def answer(self, method: str, value: Any) -> Any:
@@ -80,23 +65,23 @@ class DataService:
         """
         if method not in self._methods:
             raise ProtocolError("no such data method", method)
-        return self._methods[method](METHODS[method].parsed(value))
+        return self._methods[method](protocol.METHODS[method].parsed(value))
 
-    def get(self, params: GetShards) -> list[Dense]:
+    def get(self, params: protocol.GetShards) -> list[Dense]:
         """The tensors, or the flat ranges of elements."""
         if params.ranges is not None and len(params.ranges) != len(params.shard_ids):
-            raise GET_SHARDS.malformed(f"{len(params.ranges)} ranges for {len(params.shard_ids)} ids")
+            raise protocol.GET_SHARDS.malformed(f"{len(params.ranges)} ranges for {len(params.shard_ids)} ids")
         return self.store.get(params.shard_ids, params.ranges)
 
-    def store_shard(self, params: StoreShard) -> Stored:
+    def store_shard(self, params: protocol.StoreShard) -> protocol.Stored:
         """Stores a tensor under the caller's id."""
-        if self.store.has(params.shard_id):
+        if params.shard_id in self.store:
             raise ShardExistsError(params.shard_id, self.store.owner)
         tensor = from_bytes(params.data, params.dtype, params.shape)
         shard = self.store.put(tensor, params.shard_id)
-        return Stored(shard_id=shard.id, nbytes=shard.nbytes)
+        return protocol.Stored(shard_id=shard.id, nbytes=shard.nbytes)
 
-    def clear(self, params: ClearShards) -> Cleared:
+    def clear(self, params: protocol.ClearShards) -> protocol.Cleared:
         """Frees own shards, and drops the owner's from the cache; unknown ids are ignored."""
         owner = params.owner or self.store.owner
         self.fetcher.cache.discard((owner, i) for i in params.shard_ids)
@@ -134,9 +119,10 @@ class DataService:
             ids = [shard.id for shard in group]
             if owner == self.store.owner:
                 self.store.delete(ids)
-            elif self._connect is not None:
+            else:
                 with suppress(RolecallError):  # a dead owner's shards are gone already
-                    self._connect(owner, addresses).request(CLEAR_SHARDS.name, ClearShards(shard_ids=ids))
+                    cleared = protocol.ClearShards(shard_ids=ids)
+                    self.fetcher.connect(owner, addresses).request(protocol.CLEAR_SHARDS.name, cleared)
 
     def metrics(self) -> dict[str, Any]:
         return {"store": self.store.metrics(), "fetch": self.fetcher.metrics()}

@@ -87,14 +87,17 @@ class Store:
         if ranges is None:
             out = [tensor.reshape(shard.shape) for tensor, shard in zip(out, shards, strict=True)]
         else:
-            wanted = zip(out, shards, ranges, strict=True)
-            out = [t if r == (0, shard.numel) else _range(t, shard.numel, r) for t, shard, r in wanted]
+            for at, (shard, (start, stop)) in enumerate(zip(shards, ranges, strict=True)):
+                if not 0 <= start <= stop <= shard.numel:
+                    raise TensorError(f"elements {start} to {stop} of a shard of {shard.numel}")
+                if (start, stop) != (0, shard.numel):
+                    out[at] = out[at][start:stop]
         with self._lock:
             self._counts["served"] += len(out)
             self._counts["served_bytes"] += sum(tensor.nbytes for tensor in out)
         return out
 
-    def has(self, shard_id: str) -> bool:
+    def __contains__(self, shard_id: str) -> bool:
         return shard_id in self._shards
 
     def find(self, ids: Iterable[str]) -> list[Shard]:
@@ -135,9 +138,7 @@ class Store:
 
     def clear(self) -> Cleared:
         """Frees every shard."""
-        with self._lock:
-            ids = list(self._shards)
-        return self.delete(ids)
+        return self.delete(list(self._shards))
 
     def metrics(self) -> dict[str, Any]:
         with self._lock:
@@ -149,10 +150,3 @@ class Store:
         self.clear()
         for backend in self._order:
             backend.close()
-
-
-def _range(tensor: Dense, numel: int, elements: Range) -> Dense:
-    start, stop = elements
-    if not 0 <= start <= stop <= numel:
-        raise TensorError(f"elements {start} to {stop} of a shard of {numel}")
-    return tensor[start:stop]

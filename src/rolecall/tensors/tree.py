@@ -48,7 +48,7 @@ def map_leaves(change: Change, value: Any, *, enter: Change | None = None) -> An
 
 
 class _Walk:
-    """One walk over a value, and how deep it is now."""
+    """One walk over a value, and how deep it is now. A function that calls itself would keep the leaves alive."""
 
     def __init__(self, change: Change, enter: Change | None) -> None:
         self._change, self._enter, self._depth = change, enter, 0

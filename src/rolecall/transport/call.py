@@ -155,7 +155,7 @@ class Call(Waitable):
                 pass
         elif not self.done:
             try:
-                if not await self.wait_async(self._has_next, self._caller.channel.wakers, self.deadline):
+                if not await self.wait_async(self._has_next, self.deadline):
                     self.expire()
             except asyncio.CancelledError:
                 self.cancel()
@@ -199,8 +199,7 @@ class Call(Waitable):
     async def _bodies_async(self) -> AsyncIterator[Body]:
         ready = self._stream()
         try:
-            wakers = self._caller.channel.wakers
-            while (body := self._next(ready, await self.wait_async(self._has_next, wakers, self.deadline))) is not None:
+            while (body := self._next(ready, await self.wait_async(self._has_next, self.deadline))) is not None:
                 yield body
         finally:
             self.cancel()

@@ -13,7 +13,6 @@ from rolecall.transport.frames import pack
 from rolecall.transport.link import Link
 from rolecall.transport.session import messages
 from rolecall.transport.session.messages import Body, Sending
-from rolecall.transport.waiting import Wakers
 
 
 class Channel:
@@ -25,12 +24,11 @@ class Channel:
         link: The present link. Replaced on the loop's thread, while the machines are detached.
     """
 
-    __slots__ = ("context", "link", "loop", "name", "wakers")
+    __slots__ = ("context", "link", "loop", "name")
 
     def __init__(self, name: str, loop: asyncio.AbstractEventLoop, context: Any) -> None:
         self.name, self.loop, self.context = name, loop, context
         self.link: Link | None = None
-        self.wakers = Wakers()
 
     @property
     def written(self) -> int:

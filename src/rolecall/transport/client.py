@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Unpack
 
 import msgspec
 
@@ -14,7 +13,7 @@ from rolecall.protocol.token import Token
 from rolecall.transport import address, handshake
 from rolecall.transport.handshake import HELLO_S, Hello
 from rolecall.transport.link import Link
-from rolecall.transport.peer import Peer, PeerOptions
+from rolecall.transport.peer import Peer
 
 FIRST_BACKOFF_S = 0.005
 LAST_BACKOFF_S = 1.0
@@ -24,38 +23,24 @@ class Client:
     """Dials as soon as it is made, until `close()` or `fail()`. `peer` may be used at once, from any thread.
 
     Args:
-        name: The other side's name, for messages.
         addresses: Tried in this order in each round: Unix sockets, then TCP.
         hello: What this side says of itself; its session is filled in.
-        on_detached, peer: As of `Peer`.
 
     A refusal, for instance of the token, fails the peer with it, and the client does not dial again.
     """
 
     def __init__(
-        self,
-        name: str,
-        addresses: Sequence[str],
-        token: str | bytes | Token,
-        *,
-        loop: asyncio.AbstractEventLoop,
-        hello: Hello | None = None,
-        on_detached: Callable[[Exception | None], None] | None = None,
-        **peer: Unpack[PeerOptions],
+        self, peer: Peer, addresses: Sequence[str], token: str | bytes | Token, hello: Hello | None = None
     ) -> None:
-        self.name = name
         self._addresses = sorted(map(address.parse, addresses), key=lambda a: not a.is_unix)
-        self._token, self._loop = Token(token), loop
+        self.peer, self._token, self._loop = peer, Token(token), peer.loop
         self._hello = hello or Hello()
-        self._on_detached = on_detached
-        self.peer = Peer(name, loop=loop, on_detached=self._on_link_lost, **peer)
         self._task: asyncio.Task[None] | None = None
-        self._detached = asyncio.Event()
-        loop.call_soon_threadsafe(self._start)
+        self._loop.call_soon_threadsafe(self._start)
 
     def close(self) -> None:
         """Ends the session and the dialling. Any thread, any number of times."""
-        self.fail(RPCConnectionError(self.name, "closed on this side"))
+        self.fail(RPCConnectionError(self.peer.name, "closed on this side"))
 
     def fail(self, exc: BaseException) -> None:
         """As `close`, with what pending and later calls raise."""
@@ -71,19 +56,13 @@ class Client:
         if self._task is not None:
             self._task.cancel()
 
-    def _on_link_lost(self, exc: Exception | None) -> None:
-        self._detached.set()
-        if self._on_detached is not None:
-            self._on_detached(exc)
-
     async def _keep_connected(self) -> None:
         backoff = FIRST_BACKOFF_S
         while not self.peer.closed:
             try:
-                self._detached.clear()
                 if await self._connect():
                     backoff = FIRST_BACKOFF_S
-                    await self._detached.wait()
+                    await self.peer.detached.wait()
             except Exception as e:  # refused, or a bug; either way no call may wait for ever
                 self.fail(e)
                 return

@@ -87,17 +87,12 @@ def pack(header: bytes, buffers: Sequence[Buffer] = (), limits: Limits = DEFAULT
         if len(header) > limits.max_header:
             _check(len(header), 0, 0, limits)
         return [_PREFIX.pack(MAGIC, len(header), 0, 0) + header]
-    views = [_flat(buffer) for buffer in buffers]
+    views = [memoryview(buffer).cast("B") for buffer in buffers]
     sizes = [view.nbytes for view in views]
     total = sum(sizes)
     _check(len(header), len(sizes), total, limits)
     prefix = struct.pack(f"!4sIIQ{len(sizes)}Q", MAGIC, len(header), len(sizes), total, *sizes)
     return _joined([prefix, header, *views])
-
-
-def _flat(buffer: Buffer) -> memoryview:
-    view = memoryview(buffer)
-    return view if view.ndim == 1 and view.format == "B" else view.cast("B")
 
 
 def _joined(parts: list[bytes | memoryview]) -> list[bytes | memoryview]:

@@ -35,6 +35,28 @@ def _standard_files_open() -> bool:
     return True
 
 
+class Tasks:
+    """Tasks that run beside each other on the loop, each kept until it has ended. On the loop's thread."""
+
+    def __init__(self) -> None:
+        self._running: set[asyncio.Task[None]] = set()
+
+    def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Starts a task."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
+
+    async def cancel(self, timeout: float | None = None) -> None:
+        """Cancels all tasks, and waits for them. May be called twice."""
+        running = list(self._running)
+        for task in running:
+            task.cancel()
+        if running:
+            await asyncio.wait(running, timeout=timeout)
+
+
 class IOThread:
     """A daemon thread that runs one event loop until `close()`, which leaves no task behind."""
 

@@ -1,7 +1,8 @@
 """Peer is one end of a session that outlives its links: it makes calls, answers calls, and notifies.
 
-What makes a call run at most once is decided in `session.caller` and `session.callee`. `OutgoingCalls` and
-`IncomingCalls` drive these machines; the peer gives both its links, one after another, and a timer.
+What makes a call run at most once is decided in `session.caller` and `session.callee`. The peer drives the former
+machine: it locks it, tells it the time, sends what it returns, and completes calls. `IncomingCalls` drives the latter.
+Both are given the links, one after another.
 
 Memory: a thread that calls waits in `request` while more than `max_in_flight` bytes of its side's requests are
 unanswered; a thread that answers waits while much is unsent. Reading never stops, so answers, cancellations and probes
@@ -13,20 +14,27 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
+import threading
+import time
+from asyncio.events import _get_running_loop
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypedDict
+from typing import Any, NamedTuple
 
-from rolecall.errors import RPCConnectionError
+import msgspec
+
+from rolecall.errors import CallCancelledError, EncodeError, RPCConnectionError
 from rolecall.protocol.message import Message
-from rolecall.transport.call import Call
-from rolecall.transport.channel import Channel
-from rolecall.transport.incoming import Incoming
-from rolecall.transport.incoming_calls import Handler, IncomingCalls
+from rolecall.transport import codec
+from rolecall.transport.call import Call, fresh
+from rolecall.transport.channel import Channel, send
+from rolecall.transport.frames import pack
+from rolecall.transport.incoming import Handler, Incoming, IncomingCalls
 from rolecall.transport.link import Link
-from rolecall.transport.outgoing_calls import OutgoingCalls, Prepared
 from rolecall.transport.session import messages
-from rolecall.transport.session.messages import Item, Reply, Status
+from rolecall.transport.session.caller import Answered, Arrived, Caller, Event, Failed, Reason
+from rolecall.transport.session.messages import Item, Reply, Sending, Status
+from rolecall.transport.waiting import Waitable
 
 __all__ = ["Call", "Handler", "Incoming", "Peer", "Prepared"]
 
@@ -35,18 +43,26 @@ MAX_IN_FLIGHT = 256 << 20
 TO_CALLER = (Reply, Item, Status)
 
 
-class PeerOptions(TypedDict, total=False):
-    """What a `Client` hands on to its peer."""
+class Prepared(NamedTuple):
+    """A request that is encoded, once for all who are sent it.
 
-    handler: Handler | None
-    on_notify: Callable[[Incoming], None] | None
-    context: Any
-    probe: float
-    max_in_flight: int
-    on_attached: Callable[[], None] | None
+    Attributes:
+        value: Held until the answer is there.
+    """
+
+    method: str
+    value: Any
+    encoded: codec.Encoded
+    meta: Any
+
+    @classmethod
+    def of(cls, method: str, value: Any, meta: Message | dict[str, Any] | None = None) -> Prepared:
+        """Raises EncodeError when the value, or `meta`, is not serializable."""
+        encoded = codec.encode(value)
+        return tuple.__new__(cls, (method, value, encoded, {} if meta is None else _checked(meta)))
 
 
-class Peer:
+class Peer(Waitable):
     """One end of a session. Symmetric: both ends may call.
 
     `request`, `notify`, `fail_pending` and `close` may be used from any thread, `attach` and `detach` on the loop's.
@@ -63,8 +79,10 @@ class Peer:
 
     Attributes:
         session: The id of this end.
-        outgoing: The calls of this side.
+        channel: What both directions share, the present link above all.
+        failure: What later calls raise, once this end was closed or failed.
         incoming: The requests of the other side.
+        detached: Set whenever the link is lost.
     """
 
     def __init__(
@@ -80,36 +98,45 @@ class Peer:
         on_attached: Callable[[], None] | None = None,
         on_detached: Callable[[Exception | None], None] | None = None,
     ) -> None:
+        super().__init__()
         self.name, self.loop = name, loop
         self.session = secrets.token_hex(8)
         self._on_attached, self._on_detached = on_attached, on_detached
         self._tick_s = probe / 4
         self._timer: asyncio.TimerHandle | None = None
-        self._channel = Channel(name, loop, context)
-        self.outgoing = OutgoingCalls(self._channel, probe=probe, max_bytes=max_in_flight)
-        self.incoming = IncomingCalls(self._channel, handler, on_notify)
+        self.channel = Channel(name, loop, context)
+        self.failure: BaseException | None = None
+        self._lock = threading.Lock()
+        self._caller: Caller[Call] = Caller(probe=probe, max_bytes=max_in_flight)
+        self.incoming = IncomingCalls(self.channel, handler, on_notify)
+        self.detached = asyncio.Event()
 
     @property
     def link(self) -> Link | None:
         """The present link."""
-        return self._channel.link
+        return self.channel.link
 
     @property
     def attached(self) -> bool:
         """Whether there is a link."""
-        return self._channel.link is not None
-
-    @property
-    def failure(self) -> BaseException | None:
-        """What later calls raise, once this end was closed or failed."""
-        return self.outgoing.failure
+        return self.channel.link is not None
 
     @property
     def closed(self) -> bool:
         """Whether this end was closed or failed."""
-        return self.outgoing.failure is not None
+        return self.failure is not None
 
-    # OutgoingCalls
+    @property
+    def waiting(self) -> int:
+        """Calls without an answer, not counting cancelled ones."""
+        return self._caller.waiting
+
+    @property
+    def remembered(self) -> int:
+        """Calls, notifications and cancelled calls that may still be probed."""
+        return len(self._caller)
+
+    # Calls
 
     def request(
         self,
@@ -144,19 +171,70 @@ class Peer:
         self._request(messages.NOTIFICATION, Prepared.of(topic, value))
 
     def _request(self, kind: int, prepared: Prepared, timeout: float | None = None, answer: Any = None) -> Call:
-        call = self.outgoing.request(kind, prepared, timeout, answer)
+        method, value, encoded, options = prepared
+        call = Call(self, method, value, timeout, answer, streaming=kind == messages.STREAM)
+        if kind != messages.NOTIFICATION:
+            self._wait_for_room(call.deadline)
+        with self._lock:
+            if self.failure is not None:
+                raise fresh(self.failure)
+            opened = self._caller.invoke(call, kind, method, options, encoded.header, encoded.buffers, call.deadline)
+            call.opened = opened
+            link, sent, invocation = self.channel.link, opened.sent, opened.invocation
+        if sent is not None and link is not None and invocation is not None:
+            try:
+                opened.sent = sent[0], link.send(pack(messages.encode(invocation), encoded.buffers))
+            except BaseException:  # Ctrl-C too: the caller never gets this call
+                with self._lock:
+                    self._caller.withdraw(opened)
+                raise
         if self._timer is None:
-            self._channel.call_soon(self._start_timer)
+            self.channel.call_soon(self._start_timer)
         return call
+
+    def _wait_for_room(self, deadline: float | None) -> None:
+        """Blocks a thread while too much is in flight; never on an event loop."""
+        link = self.channel.link
+        if link is not None:
+            link.wait_for_room()
+        if not self._has_room() and _get_running_loop() is None:
+            self.wait(self._has_room, deadline)
+
+    def _has_room(self) -> bool:
+        return self._caller.has_room or self.failure is not None
+
+    def consumed(self, call: Call, total: int) -> None:
+        """The call's reader has taken so many items of the stream."""
+        with self._lock:
+            opened = call.opened
+            sendings = self._caller.consume(opened, total) if opened is not None else ()
+            link = self.channel.link
+        send(link, sendings)
+
+    def abandon(self, call: Call, reason: Reason) -> None:
+        """Fails the call for that reason, unless it is done, and sends a cancellation."""
+        with self._lock:
+            opened = call.opened
+            if opened is None:
+                return
+            events, sendings = self._caller.abandon(opened, reason)
+            link = self.channel.link
+        self._do(link, events, sendings)
 
     def fail_pending(self, exc: BaseException) -> None:
         """Fails every pending call with `exc`; later calls work. Any thread."""
-        self.outgoing.fail_all(exc)
+        with self._lock:
+            calls = self._caller.fail_all()
+        for call in calls:
+            self.channel.drop(call.failed(exc))
+        self.wake()
 
     def fail(self, exc: BaseException) -> None:
         """Ends the session: pending and later calls raise `exc`. Any thread."""
-        self.outgoing.fail_all(exc, last=True)
-        self._channel.call_soon(self._end)
+        with self._lock:
+            self.failure = self.failure or exc
+        self.fail_pending(exc)
+        self.channel.call_soon(self._end)
 
     def close(self) -> None:
         """Ends the session: pending and later calls raise RPCConnectionError. Any thread, any number of times."""
@@ -166,7 +244,7 @@ class Peer:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        link, self._channel.link = self._channel.link, None
+        link, self.channel.link = self.channel.link, None
         if link is not None and self.incoming.zero_copy_pending:
             link.abort()  # its queue views memory that the engine may change from here on
         elif link is not None:
@@ -185,12 +263,15 @@ class Peer:
         if self.closed:
             link.close()
             return
-        if self._channel.link is not None:
-            self._drop_link(self._channel.link)
-        self._channel.link = link
+        if self.channel.link is not None:
+            self._drop_link(self.channel.link)
+        self.channel.link = link
+        self.detached.clear()
         link.on_closed = lambda exc: self.detach(link, exc)
         incoming = self.incoming.attach(remote)
-        outgoing = self.outgoing.attach(remote)
+        with self._lock:
+            outgoing, events, sendings = self._caller.attach(remote, time.monotonic())
+        self._do(link, events, sendings)
         link.on_frame = partial(self._on_frame, outgoing, incoming)
         link.start()
         self._start_timer()
@@ -199,16 +280,18 @@ class Peer:
 
     def detach(self, link: Link, exc: Exception | None) -> None:
         """The link is lost; calls wait for the next one."""
-        if link is self._channel.link:
+        if link is self.channel.link:
             self._drop_link(link)
+            self.detached.set()
             if self._on_detached is not None:
                 self._on_detached(exc)
 
     def _drop_link(self, link: Link) -> None:
-        self._channel.link = None
+        self.channel.link = None
         link.abort()  # its queue may view memory that the engine may change once `detach` wakes it
         self.incoming.detach()
-        self.outgoing.detach()
+        with self._lock:
+            self._caller.detach()
 
     def _start_timer(self) -> None:
         if self._timer is None and not self.closed:
@@ -216,13 +299,50 @@ class Peer:
 
     def _tick(self) -> None:
         self._timer = None  # first: a thread that calls from here on starts it again
-        if self.outgoing.busy:  # an idle peer costs nothing
+        if self._caller.busy:  # an idle peer costs nothing
             self._start_timer()
-            self.outgoing.tick()
+            with self._lock:
+                events, sendings = self._caller.tick(time.monotonic(), self.channel.written)
+            self._do(self.channel.link, events, sendings)
 
     def _on_frame(self, outgoing: int, incoming: int, header: bytes | memoryview, buffers: list[memoryview]) -> None:
         message = messages.decode(header)
         if isinstance(message, TO_CALLER):
-            self.outgoing.receive(outgoing, message, buffers)
+            with self._lock:
+                events, sendings = self._caller.receive(outgoing, message, buffers, time.monotonic())
+            self._do(self.channel.link, events, sendings)
         else:
             self.incoming.receive(incoming, message, buffers)
+
+    def _do(self, link: Link | None, events: Sequence[Event[Call]], sendings: Sequence[Sending]) -> None:
+        for event in events:
+            if isinstance(event, Answered):
+                event.owner.answered(event.ok, event.body)
+            elif isinstance(event, Arrived):
+                event.owner.arrived(event.body)
+            elif isinstance(event, Failed):
+                self.channel.drop(event.owner.failed(self._error(event.owner, event.reason)))
+            else:
+                self.channel.drop([event.body])
+        if sendings:
+            send(link, sendings)
+        if self._waiters and self._has_room():
+            self.wake()
+
+    def _error(self, call: Call, reason: Reason) -> Exception:
+        name, method = self.channel.name, call.method
+        if reason is Reason.CANCELLED:
+            return CallCancelledError(name, method)
+        if reason is Reason.EXPIRED:
+            return TimeoutError(f"{name}: {method}() had no answer within {call.timeout:g} s")
+        if reason is Reason.RESTARTED:
+            return RPCConnectionError(name, "the process was restarted; the call may have run")
+        return RPCConnectionError(name, f"the result of {method}() is no longer kept; the call was not run again")
+
+
+def _checked(meta: Message | dict[str, Any]) -> Any:
+    """The options as they will be sent, or EncodeError, before the call exists."""
+    try:
+        return msgspec.Raw(messages.encode(meta))
+    except (TypeError, ValueError, OverflowError) as e:
+        raise EncodeError("meta", type(meta).__name__, f"it takes plain values only ({e})") from e

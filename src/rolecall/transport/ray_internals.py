@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+
+# Of an object, a worker or a node: 28 bytes, which are not those of nothing.
+Id = Annotated[str, msgspec.Meta(pattern=r"\A(?!f{56})[0-9a-f]{56}\Z")]
 
 
-class OwnerAddress(NamedTuple):
+class OwnerAddress(msgspec.Struct, kw_only=True):
     """The process that owns an object of the store.
 
     Attributes:
@@ -21,10 +26,10 @@ class OwnerAddress(NamedTuple):
         node: Id of its node, hexadecimal.
     """
 
-    ip: str
-    port: int
-    worker: str
-    node: str
+    ip: Annotated[str, msgspec.Meta(pattern=r"\A[\x00-\x7f]*\Z")]
+    port: Annotated[int, msgspec.Meta(gt=0, lt=65536)]
+    worker: Id
+    node: Id
 
     def serialized(self) -> bytes:
         """The address as Ray's messages hold it."""
@@ -40,7 +45,8 @@ class OwnerAddress(NamedTuple):
         from ray.core.generated.common_pb2 import Address
 
         found = Address.FromString(raw)
-        return cls(found.ip_address, found.port, found.worker_id.hex(), found.node_id.hex())
+        worker, node = found.worker_id.hex(), found.node_id.hex()
+        return cls(ip=found.ip_address, port=found.port, worker=worker, node=node)
 
 
 class Attachment(NamedTuple):

@@ -10,9 +10,8 @@ import asyncio
 import contextlib
 import socket
 import stat
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from weakref import WeakSet
 
 from rolecall.errors import RPCConnectionError, RPCError
@@ -23,6 +22,7 @@ from rolecall.transport.handshake import HELLO_S, Hello
 from rolecall.transport.http.connection import HttpConnection, linger
 from rolecall.transport.http.router import Routes
 from rolecall.transport.link import Link
+from rolecall.transport.loop import Tasks
 from rolecall.transport.peer import Peer
 
 MAX_UNAUTHENTICATED = 256  # connections
@@ -53,7 +53,7 @@ class Server:
         self._hosts = {"localhost", "127.0.0.1", "::1"}  # accepted in a `Host` header, with the bound addresses
         self._listeners: list[socket.socket] = []
         self._paths: list[Path] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._unauthenticated: dict[asyncio.Task[None], None] = {}  # oldest first
         self._links: WeakSet[Link] = WeakSet()
         self.closed = False
@@ -87,7 +87,7 @@ class Server:
             sock.close()
             raise
         self._listeners.append(sock)
-        self._spawn(self._accept(sock))
+        self._tasks.start(self._accept(sock))
         return sock
 
     async def close(self) -> None:
@@ -98,10 +98,7 @@ class Server:
         self._paths.clear()
         for link in list(self._links):
             link.close()
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._tasks.cancel()
         for sock in self._listeners:
             sock.close()
         self._listeners.clear()
@@ -119,17 +116,9 @@ class Server:
                 del self._unauthenticated[oldest]
                 oldest.cancel()
             sock.setblocking(False)
-            self._unauthenticated[self._spawn(self._serve(sock))] = None
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-        return task
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        self._unauthenticated.pop(task, None)
+            task = self._tasks.start(self._serve(sock))
+            self._unauthenticated[task] = None
+            task.add_done_callback(lambda task: self._unauthenticated.pop(task, None))
 
     def _authenticated(self) -> None:
         """The connection of the current task has sent the token."""
@@ -194,7 +183,9 @@ class PeerRegistry:
         peer = self._peers.pop(hello.session, None)
         if peer is None or peer.closed:
             peer = self._make(hello)
-            self._close_oldest()
+            idle = [session for session, kept in self._peers.items() if not kept.attached]
+            for session in idle[: max(0, len(idle) - KEPT)]:
+                self._peers.pop(session).close()
         self._peers[hello.session] = peer
         return peer
 
@@ -203,8 +194,3 @@ class PeerRegistry:
         for peer in list(self._peers.values()):
             peer.close()
         self._peers.clear()
-
-    def _close_oldest(self) -> None:
-        idle = [session for session, peer in self._peers.items() if not peer.attached]
-        for session in idle[: max(0, len(idle) - KEPT)]:
-            self._peers.pop(session).close()

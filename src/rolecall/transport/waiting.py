@@ -50,21 +50,7 @@ class LoopWaker:
                 future.set_result(None)
 
 
-class Wakers:
-    """One `LoopWaker` for each event loop with waiters."""
-
-    __slots__ = ("_by_loop", "_lock")
-
-    def __init__(self) -> None:
-        self._by_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopWaker] = WeakKeyDictionary()
-        self._lock = threading.Lock()
-
-    def of(self, loop: asyncio.AbstractEventLoop) -> LoopWaker:
-        waker = self._by_loop.get(loop)
-        if waker is None:
-            with self._lock:
-                waker = self._by_loop.setdefault(loop, LoopWaker(loop))
-        return waker
+_wakers: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopWaker] = WeakKeyDictionary()  # of each loop with waiters
 
 
 class Waitable:
@@ -106,12 +92,13 @@ class Waitable:
                 return ready()
         return True
 
-    async def wait_async(self, ready: Callable[[], bool], wakers: Wakers, deadline: float | None = None) -> bool:
+    async def wait_async(self, ready: Callable[[], bool], deadline: float | None = None) -> bool:
         """As `wait`, for a task of any event loop."""
         while not ready():
             loop = asyncio.get_running_loop()
             future: asyncio.Future[None] = loop.create_future()
-            wake = partial(wakers.of(loop).wake, future)
+            waker = _wakers.get(loop) or _wakers.setdefault(loop, LoopWaker(loop))
+            wake = partial(waker.wake, future)
             self._waiters.append(wake)
             if ready():
                 return True

@@ -26,6 +26,7 @@ from rolecall.tensors.service import DataService
 from rolecall.tensors.shard import binding
 from rolecall.transport.codec.exceptions import describe, full_name
 from rolecall.transport.incoming import Incoming
+from rolecall.transport.loop import Tasks
 from rolecall.worker.engines import Engines, Kind, Method
 from rolecall.worker.http_request import HttpRequest
 
@@ -40,7 +41,7 @@ class EngineCalls:
 
     def __init__(self, engines: Engines, data: DataService, loop: asyncio.AbstractEventLoop) -> None:
         self.engines, self.data, self.loop = engines, data, loop
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
 
     def start(self, request: Request, params: CallMethod) -> None:
         """Starts a call without blocking the loop's thread, which calls this. The method is looked up first.
@@ -64,15 +65,10 @@ class EngineCalls:
             raise EngineCallError(self.engines.worker_id, params.method, "TypeError", _hint(params.method, method.kind))
 
     def _spawn(self, call: EngineCall, work: Coroutine[Any, Any, None]) -> None:
-        task = self.loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(lambda task: self._ended(task, call))
+        task = self._tasks.start(work)
+        # Cancelled before its first step, its own error handling did not run.
+        task.add_done_callback(lambda task: call.request.fail(call.cancelled()) if task.cancelled() else None)
         call.request.on_cancel(task.cancel)
-
-    def _ended(self, task: asyncio.Task[None], call: EngineCall) -> None:
-        self._tasks.discard(task)
-        if task.cancelled():  # before its first step, so its own error handling did not run
-            call.request.fail(call.cancelled())
 
 
 class EngineCall:

@@ -28,10 +28,11 @@ class Kind(Enum):
 
 @dataclass
 class HostedEngine:
-    """One engine with its thread."""
+    """One engine with its thread. `made`: it is there; before that its name is reserved."""
 
-    engine: Any
     thread: EngineThread
+    engine: Any = None
+    made: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,11 @@ class Engines:
         self.progress = progress
         self._shared = EngineThread(worker_id, progress) if one_thread else None
         self._engines: dict[str, HostedEngine] = {}
-        self._reserved: dict[str, EngineThread] = {}
         self._methods: dict[tuple[str, str], Method] = {}
         self._lock = threading.Lock()
 
     def names(self) -> list[str]:
-        return list(self._engines)
+        return [name for name, hosted in list(self._engines.items()) if hosted.made]
 
     def waiting(self) -> int:
         """Number of calls that wait for their engine thread."""
@@ -89,23 +89,20 @@ class Engines:
             EngineCreationError: An engine of that name exists, or is being created.
         """
         with self._lock:
-            if name in self._engines or name in self._reserved:
+            if name in self._engines:
                 reason = "an engine of that name exists; destroy_engine() ends it, or choose another engine name"
                 raise EngineCreationError(self.worker_id, name, reason)
-            thread = self._reserved[name] = self._shared or EngineThread(name, self.progress)
-            return thread
+            hosted = self._engines[name] = HostedEngine(self._shared or EngineThread(name, self.progress))
+            return hosted.thread
 
     def add(self, name: str, engine: Any) -> None:
         """Makes the engine that was created under a reserved name available to calls."""
-        with self._lock:
-            self._engines[name] = HostedEngine(engine, self._reserved.pop(name))
+        hosted = self._engines[name]
+        hosted.engine, hosted.made = engine, True
 
     def release(self, name: str) -> None:
         """Releases a reserved name after the engine's creation failed."""
-        with self._lock:
-            thread = self._reserved.pop(name, None)
-        if thread is not None:
-            self.leave(thread)
+        self.leave(self._engines.pop(name).thread)
 
     def leave(self, thread: EngineThread) -> None:
         """Lets the thread of an engine that is gone end, unless it is everybody's."""
@@ -126,7 +123,7 @@ class Engines:
 
     def _find(self, engine_name: str, name: str) -> Method:
         hosted = self._engines.get(engine_name)
-        if hosted is None:
+        if hosted is None or not hosted.made:
             raise EngineNotFoundError(self.worker_id, name, f"engine {engine_name!r}", self.names())
         missing = object()
         # A class attribute first: a property's getter is user code, and looking a name up must not run it.
@@ -143,15 +140,17 @@ class Engines:
 
     def remove(self, name: str) -> HostedEngine | None:
         with self._lock:
-            hosted = self._engines.pop(name, None)
+            hosted = self._engines.get(name)
+            if hosted is None or not hosted.made:
+                return None
+            del self._engines[name]
             self._methods = {k: m for k, m in self._methods.items() if k[0] != name}
         return hosted
 
     def close(self) -> None:
         """Lets every engine thread end after its current job."""
         with self._lock:
-            threads = {*(hosted.thread for hosted in self._engines.values()), *self._reserved.values()}
-            threads |= {self._shared} if self._shared is not None else set()
+            threads = {hosted.thread for hosted in self._engines.values()} | ({self._shared} if self._shared else set())
         for thread in threads:
             thread.close()
 

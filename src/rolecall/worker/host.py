@@ -28,33 +28,22 @@ from rolecall.errors import (
     RolecallError,
     WorkerConfigurationError,
 )
+from rolecall.protocol import worker_methods as protocol
 from rolecall.protocol.guard import Method, NoArguments
 from rolecall.protocol.message import Message
-from rolecall.protocol.worker import FORKED_CHILDREN
-from rolecall.protocol.worker_methods import (
-    CALL,
-    CREATE_ENGINE,
-    METHODS,
-    Configure,
-    CreateEngine,
-    Destroy,
-    EngineCreated,
-    Health,
-    Seeded,
-    WorkerMethod,
-    WorkerRequest,
-)
+from rolecall.protocol.worker_methods import FORKED_CHILDREN
 from rolecall.tensors import functions
 from rolecall.tensors.service import DataService
 from rolecall.tensors.shard import binding
 from rolecall.transport.codec.exceptions import full_name
+from rolecall.transport.loop import Tasks
 from rolecall.worker.calls import EngineCalls, Request
 from rolecall.worker.context import seed_generators, seed_of
 from rolecall.worker.engines import Engines
 from rolecall.worker.loading import load_engine_class, load_function
 
 Answer = Callable[[Any], Awaitable[Any]]
-AskGuard = Callable[[Method[Any, Any] | WorkerMethod, Message], Awaitable[Any]]
+AskGuard = Callable[[Method[Any, Any], Message], Awaitable[Any]]
 
 ASKED_OF_THE_GUARD = ("set_env", "alloc_ports", "fork", "kill_forked_worker")
 
@@ -82,22 +71,22 @@ class EngineHost:
         self._engines, self._data, self._ask_guard, self._loop = engines, data, ask_guard, loop
         self._seed, self._setup, self._preparing = seed, setup, threading.Lock()
         self._started = time.time()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         answers: dict[str, Answer] = {
             "health": self._health,
             "metrics": self._metrics,
             "stacks": self._stacks,
             "destroy": self._destroy,
             "configure": self._configure,
-            **{name: partial(ask_guard, METHODS[name]) for name in ASKED_OF_THE_GUARD},
+            **{name: partial(ask_guard, protocol.METHODS[name]) for name in ASKED_OF_THE_GUARD},
         }
         calls = EngineCalls(engines, data, loop)
         self._starts: dict[str, Callable[[Request], object]] = {
             # Engines' arguments stay encoded: the thread that the engine runs on decodes them.
-            CALL.name: lambda request: calls.start(request, CALL.parsed(request.meta)),
-            CREATE_ENGINE.name: lambda request: self._create_engine(request, CREATE_ENGINE.parsed(request.meta)),
-            **{name: partial(self._in_task, METHODS[name], answer) for name, answer in answers.items()},
-            **{name: self._on_pool for name in METHODS if name.startswith("data.")},
+            protocol.CALL.name: lambda request: calls.start(request, protocol.CALL.parsed(request.meta)),
+            protocol.CREATE_ENGINE.name: self._create_engine,
+            **{name: partial(self._in_task, protocol.METHODS[name], answer) for name, answer in answers.items()},
+            **{name: self._on_pool for name in protocol.METHODS if name.startswith("data.")},
         }
 
     @property
@@ -109,17 +98,15 @@ class EngineHost:
         try:
             start = self._starts.get(request.method)
             if start is None:
-                raise ProtocolError("unknown request", request.method, sorted(METHODS))
+                raise ProtocolError("unknown request", request.method, sorted(protocol.METHODS))
             start(request)
         except Exception as e:  # a request is always answered
             self._fail(request, e)
 
-    def _in_task(self, method: WorkerMethod, answer: Answer, request: Request) -> None:
-        task = self._loop.create_task(self._answer(method, answer, request))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _in_task(self, method: protocol.WorkerMethod, answer: Answer, request: Request) -> None:
+        self._tasks.start(self._answer(method, answer, request))
 
-    async def _answer(self, method: WorkerMethod, answer: Answer, request: Request) -> None:
+    async def _answer(self, method: protocol.WorkerMethod, answer: Answer, request: Request) -> None:
         try:
             request.finish(await answer(method.parsed(request.args())))
         except Exception as e:  # a request is always answered
@@ -144,7 +131,8 @@ class EngineHost:
 
     # Engines
 
-    def _create_engine(self, request: Request, params: CreateEngine) -> None:
+    def _create_engine(self, request: Request) -> None:
+        params = protocol.CREATE_ENGINE.parsed(request.meta)
         name = params.engine_name or self.worker_id
         self._engines.reserve(name).submit(lambda: self._construct(request, name, params.engine))
 
@@ -166,7 +154,7 @@ class EngineHost:
             return request.fail(EngineCreationError(self.worker_id, name, f"{type(e).__name__}: {e}", text))
         self._engines.add(name, engine)
         log.info("engine %r (%s) was made in %.2f s", name, path, time.monotonic() - begun)
-        request.finish(EngineCreated(engine_name=name))
+        request.finish(protocol.EngineCreated(engine_name=name))
 
     def _load(self, path: str) -> type:
         """Loads the class of an engine; before the first one, sets the worker up."""
@@ -180,11 +168,11 @@ class EngineHost:
                 self._seed = None
             return cls
 
-    async def _destroy(self, params: Destroy) -> dict[str, str]:
+    async def _destroy(self, params: protocol.Destroy) -> dict[str, str]:
         """Calls `destroy()` of all engines at the same time, each on its thread; returns problems by engine name."""
         names = self._engines.names() if params.engines is None else params.engines
-        outcomes = await asyncio.gather(*(self._destroy_one(name, params.timeout) for name in names))
-        return {name: problem for name, problem in zip(names, outcomes, strict=True) if problem}
+        problems = await asyncio.gather(*(self._destroy_one(name, params.timeout) for name in names))
+        return {name: problem for name, problem in zip(names, problems, strict=True) if problem}
 
     async def _destroy_one(self, name: str, timeout: float) -> str:
         hosted = self._engines.remove(name)
@@ -207,24 +195,24 @@ class EngineHost:
 
     # The worker itself
 
-    async def _configure(self, params: Configure) -> Seeded:
+    async def _configure(self, params: protocol.Configure) -> protocol.Seeded:
         seed = params.config.get("seed", 0)
         try:
             seed = seed_of(int(seed), params.role, params.rank)
         except (TypeError, ValueError, OverflowError) as e:
             raise WorkerConfigurationError("bad seed", seed, "use a whole number") from e
         seed_generators(seed)
-        return Seeded(seed=seed)
+        return protocol.Seeded(seed=seed)
 
-    async def _health(self, params: WorkerRequest) -> Health:
+    async def _health(self, params: protocol.WorkerRequest) -> protocol.Health:
         forked = await self._ask_guard(FORKED_CHILDREN, NoArguments())
         worker = self.worker_id
-        return Health(worker=worker, pid=os.getpid(), engines=self._engines.names(), forked_children=forked)
+        return protocol.Health(worker=worker, pid=os.getpid(), engines=self._engines.names(), forked_children=forked)
 
-    async def _stacks(self, params: WorkerRequest) -> str:
+    async def _stacks(self, params: protocol.WorkerRequest) -> str:
         return thread_stacks()
 
-    async def _metrics(self, params: WorkerRequest) -> dict[str, Any]:
+    async def _metrics(self, params: protocol.WorkerRequest) -> dict[str, Any]:
         process = psutil.Process()
         cpu = process.cpu_times()
         return {

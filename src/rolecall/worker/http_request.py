@@ -12,31 +12,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
-from rolecall.errors import (
-    CallCancelledError,
-    DecodeError,
-    EncodeError,
-    EngineCallError,
-    EngineCreationError,
-    EngineNotFoundError,
-    InternalError,
-    RolecallError,
-    ShardNotFoundError,
-)
+from rolecall import errors
 from rolecall.protocol.worker_methods import STATUS, HttpRoute, WorkerMethod
 from rolecall.tensors.dtypes import dtype_name, to_bytes
 from rolecall.tensors.handle import RTensor, pack_handles, read_handles
 from rolecall.transport import codec
 from rolecall.transport.codec.exceptions import full_name
 from rolecall.transport.frames import pack
-from rolecall.transport.http.messages import JSON, Request, Response
+from rolecall.transport.http.messages import JSON, Parts, Request, Response
 from rolecall.transport.http.metrics import Metric, counter, gauge, metrics_response
 
 LABELS: Mapping[str, str] = {"store.backends": "backend"}  # the label that holds the name of each member
@@ -72,37 +62,25 @@ METRICS: Mapping[str, Metric] = {
 }
 
 
+Arguments = tuple[list[Any], dict[str, Any]]
 HANDLE = "$rtensor"
 _PARTS = ("dtype", "shape", "shards", "pieces")
 
 
-class Body(NamedTuple):
-    """The content of a request.
-
-    Attributes:
-        fields: The fields of the request struct.
-        arguments: The engine's `(args, kwargs)`, where the method takes any.
-    """
-
-    fields: dict[str, Any]
-    arguments: tuple[list[Any], dict[str, Any]] | None = None
-    streaming: bool = False
-
-
-def read(method: WorkerMethod, route: HttpRoute, request: Request) -> Body:
-    """The content of a request.
+def read(method: WorkerMethod, route: HttpRoute, request: Request) -> tuple[dict[str, Any], Arguments | None, bool]:
+    """The fields of the request struct, the engine's arguments where the method takes any, and whether it streams.
 
     Raises:
         ProtocolError: It is malformed.
         DecodeError: A handle in it is malformed.
     """
     if route.form == "tensor":
-        return Body({"shard_ids": [request.params["shard_id"]]})
+        return {"shard_ids": [request.params["shard_id"]]}, None, False
     if route.form == "upload":
-        return Body({**request.params, **_tensor_headers(method, request), "data": request.body})
+        return {**request.params, **_tensor_headers(method, request), "data": request.body}, None, False
     fields = _fields(method, request.body)
     if method.arguments is None:
-        return Body(fields)
+        return fields, None, False
     found: list[Any] = []
     for name, kind in (*zip(method.arguments, (list, dict), strict=True), ("stream", bool)):
         value = kind() if name == "stream" and route.form != "call" else fields.pop(name, kind())
@@ -110,7 +88,7 @@ def read(method: WorkerMethod, route: HttpRoute, request: Request) -> Body:
             raise method.malformed(f"{name!r} is of type {type(value).__name__}, not {kind.__name__}")
         found.append(value)
     args, kwargs, streaming = found
-    return Body(fields, (args, kwargs), streaming)
+    return fields, (args, kwargs), streaming
 
 
 def _fields(method: WorkerMethod, body: bytes) -> dict[str, Any]:
@@ -139,7 +117,7 @@ def _with_handle(found: dict[str, Any]) -> Any:
         return found
     parts = found[HANDLE]
     if not isinstance(parts, dict):
-        raise DecodeError("not a handle", type(parts).__name__)
+        raise errors.DecodeError("not a handle", type(parts).__name__)
     dtype, shape, shards, pieces = map(parts.get, _PARTS)
     return read_handles(msgspec.msgpack.encode([shards, [[dtype, shape, pieces]]]))[0]
 
@@ -154,7 +132,7 @@ def json_bytes(value: Any, place: str = "result") -> bytes:
         return msgspec.json.encode(value, enc_hook=_plain)
     except (TypeError, ValueError, OverflowError, RecursionError) as e:
         hint = f"it cannot be written as JSON: {e}; ask for handles (tensors=remote), or call over frames"
-        raise EncodeError(place, type(value).__name__, hint) from e
+        raise errors.EncodeError(place, type(value).__name__, hint) from e
 
 
 def _plain(value: Any) -> Any:
@@ -172,7 +150,10 @@ def answer(route: HttpRoute, request: Request, value: Any, worker_id: str) -> Re
     """
     match route.form:
         case "tensor":
-            return _tensor(value[0])
+            tensor = value[0]
+            shape = json.dumps(list(tensor.shape))
+            headers = {"content-type": "application/octet-stream", "x-dtype": dtype_name(tensor), "x-shape": shape}
+            return Response(200, headers, to_bytes(tensor))
         case "frame":
             encoded = codec.encode(value)
             frame = b"".join(pack(encoded.header, encoded.buffers))
@@ -186,25 +167,19 @@ def answer(route: HttpRoute, request: Request, value: Any, worker_id: str) -> Re
             return Response(200, {"content-type": JSON}, body)
 
 
-def _tensor(tensor: Any) -> Response:
-    shape = json.dumps(list(tensor.shape))
-    headers = {"content-type": "application/octet-stream", "x-dtype": dtype_name(tensor), "x-shape": shape}
-    return Response(200, headers, to_bytes(tensor))
-
-
-def error_facts(error: RolecallError) -> dict[str, Any]:
+def error_facts(error: errors.RolecallError) -> dict[str, Any]:
     """An error as JSON: `error` is its message, `kind` its class."""
     facts: dict[str, Any] = {"error": _text(str(error)), "kind": type(error).__name__}
     match error:
-        case EngineNotFoundError():
+        case errors.EngineNotFoundError():
             pass
-        case EngineCallError():
+        case errors.EngineCallError():
             facts |= {"type": error.remote_type, "traceback": _text(error.traceback)}
-        case EngineCreationError():
+        case errors.EngineCreationError():
             facts |= {"traceback": _text(error.traceback)}
-        case ShardNotFoundError():
+        case errors.ShardNotFoundError():
             facts |= {"missing_shard_ids": [_text(shard) for shard in error.shard_ids]}
-        case InternalError():
+        case errors.InternalError():
             facts |= {"type": error.error_type}
     return facts
 
@@ -214,14 +189,11 @@ def _text(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def failure(route: HttpRoute, error: RolecallError) -> Response:
+def failure(route: HttpRoute, error: errors.RolecallError) -> Response:
     """An error as a response, with the status of its class or of the nearest base that has one."""
     statuses = {**STATUS, **route.statuses}
     status = next(statuses[cls] for cls in type(error).__mro__ if cls in statuses)
     return Response(status, {"content-type": JSON}, json_bytes(error_facts(error)))
-
-
-WINDOW = 16  # items of a stream that a slow client has not taken yet
 
 
 class HttpRequest:
@@ -241,9 +213,7 @@ class HttpRequest:
         self._loop = asyncio.get_running_loop()
         self.response: asyncio.Future[Response] = self._loop.create_future()
         if self.streaming:
-            self._lines: asyncio.Queue[bytes | None] = asyncio.Queue()
-            self._window = asyncio.Semaphore(WINDOW)
-            request.disconnect.add_callback(self._window.release)  # wakes a stream that waits for the client
+            self._lines = Parts(request.disconnect)
 
     @property
     def cancelled(self) -> bool:
@@ -276,8 +246,8 @@ class HttpRequest:
     def fail(self, exc: BaseException) -> None:
         """Answers with an error. One that is not a RolecallError becomes an InternalError."""
         error = exc
-        if not isinstance(error, RolecallError):
-            error = InternalError(self._worker_id, self.method, full_name(type(exc)), str(exc))
+        if not isinstance(error, errors.RolecallError):
+            error = errors.InternalError(self._worker_id, self.method, full_name(type(exc)), str(exc))
         if self.streaming:
             self._soon(self._fail_stream, error)
         else:
@@ -299,14 +269,15 @@ class HttpRequest:
 
     async def _push(self, line: bytes) -> None:
         self._check_connected()
-        await self._window.acquire()
-        self._check_connected()
         self._begin_stream()
-        self._lines.put_nowait(line + b"\n")
+        try:
+            await self._lines.put(line + b"\n")
+        except ConnectionResetError as e:
+            raise errors.CallCancelledError(self._worker_id, self.method) from e
 
     def _check_connected(self) -> None:
         if self.cancelled:
-            raise CallCancelledError(self._worker_id, self.method)
+            raise errors.CallCancelledError(self._worker_id, self.method)
 
     def _soon(self, fn: Callable[..., object], value: object) -> None:
         with suppress(RuntimeError):  # the loop is closed, and with it every connection
@@ -319,20 +290,14 @@ class HttpRequest:
             self.response.set_result(response)
 
     def _begin_stream(self) -> None:
-        self._answer_with(Response(200, {"content-type": "application/x-ndjson"}, chunks=self._chunks()))
+        self._answer_with(Response(200, {"content-type": "application/x-ndjson"}, chunks=self._lines.chunks()))
 
     def _end_stream(self, line: bytes) -> None:
         self._begin_stream()
-        self._lines.put_nowait(line + b"\n")
-        self._lines.put_nowait(None)
+        self._lines.end(line + b"\n")
 
-    def _fail_stream(self, error: RolecallError) -> None:
+    def _fail_stream(self, error: errors.RolecallError) -> None:
         if self.response.done():
             self._end_stream(json_bytes(error_facts(error)))
         else:
             self._answer_with(failure(self._route, error))
-
-    async def _chunks(self) -> AsyncGenerator[bytes, None]:
-        while (line := await self._lines.get()) is not None:
-            yield line
-            self._window.release()

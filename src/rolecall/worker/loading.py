@@ -48,14 +48,11 @@ class ControllerMain(types.ModuleType):
                 except (Exception, SystemExit) as e:
                     sys.modules.pop(MAIN_NAME, None)
                     what = f"loading the controller's program {self._main!r} failed: {type(e).__name__}: {e}"
-                    raise EngineImportError("__main__", what + _advice(e)) from e
+                    if not isinstance(e, ImportError | OSError):
+                        what += '; what it does when it is started belongs below `if __name__ == "__main__":`'
+                        what += ", since workers import it"
+                    raise EngineImportError("__main__", what) from e
         return sys.modules["__main__"]
-
-
-def _advice(error: BaseException) -> str:
-    if isinstance(error, ImportError | OSError):
-        return ""
-    return '; what it does when it is started belongs below `if __name__ == "__main__":`, since workers import it'
 
 
 def _is_path(main: str) -> bool:

@@ -14,18 +14,17 @@ import sys
 import traceback
 import types
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 from rolecall.errors import WorkerConfigurationError
 from rolecall.protocol.environment import CONTROL
 from rolecall.protocol.guard import Method
 from rolecall.protocol.message import Message
-from rolecall.protocol.worker import CONFIGURE, SET_ENV, TASKS, WorkerConfig
-from rolecall.protocol.worker_methods import WorkerMethod
+from rolecall.protocol.worker_methods import CONFIGURE, SET_ENV, TASKS, WorkerConfig
 from rolecall.tensors.shard import binding
 from rolecall.transport.http.router import Application, AsgiRoute
 from rolecall.transport.link import Link
-from rolecall.transport.loop import new_loop
+from rolecall.transport.loop import Tasks, new_loop
 from rolecall.transport.peer import Incoming, Peer
 from rolecall.worker.loading import ControllerMain, import_main_by_name
 from rolecall.worker.node import WorkerNode
@@ -40,9 +39,8 @@ def run(control: socket.socket, app: AsgiRoute | None = None) -> None:
     """
     _prepare_signals()
     _prepare_logging()
-    streams: Any = (sys.stdout, sys.stderr)  # TextIOWrappers, as at every start
-    for stream in streams:
-        stream.reconfigure(line_buffering=True)
+    for stream in (sys.stdout, sys.stderr):
+        cast(io.TextIOWrapper, stream).reconfigure(line_buffering=True)  # as at every start
     loop = new_loop()
     asyncio.set_event_loop(loop)
     process = _Process(loop, app)
@@ -78,7 +76,7 @@ class _Process:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, app: AsgiRoute | None) -> None:
         self._loop, self._app = loop, app
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self.terminated = False
         self._node: WorkerNode | None = None
         self._stopped = asyncio.Event()
@@ -100,9 +98,7 @@ class _Process:
         self._stopped.set()
 
     def dispatch(self, incoming: Incoming) -> None:
-        task = self._loop.create_task(self._answer(incoming))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.start(self._answer(incoming))
 
     async def _answer(self, incoming: Incoming) -> None:
         try:
@@ -115,14 +111,14 @@ class _Process:
             incoming.fail(e)
 
     async def _configure(self, config: WorkerConfig) -> None:
-        _set_paths(config)
+        _set_paths(config.guard.sys_path, config.guard.main)
         self._node = WorkerNode(config, self._loop, self._ask_guard, self._app)
         binding.set(self._node.data)
         if self._app is not None:
             await self._app.start()
         self._node.start()
 
-    async def _ask_guard(self, method: Method[Any, Any] | WorkerMethod, request: Message) -> Any:
+    async def _ask_guard(self, method: Method[Any, Any], request: Message) -> Any:
         return await self._guard.request(method.name, request, answer=method.answer)
 
 
@@ -143,10 +139,10 @@ def _awaited(waiting: Any) -> Iterator[types.FrameType]:
         waiting = getattr(waiting, "cr_await", None) or getattr(waiting, "ag_await", None)
 
 
-def _set_paths(config: WorkerConfig) -> None:
-    sys.path[:] = [*config.sys_path, *(p for p in sys.path if p not in config.sys_path)]
+def _set_paths(sys_path: list[str], main: str) -> None:
+    sys.path[:] = [*sys_path, *(p for p in sys.path if p not in sys_path)]
     # Without a program of the controller's `__main__` is empty: what this process was started with must not show.
-    sys.modules["__main__"] = ControllerMain(config.main) if config.main else types.ModuleType("__main__")
+    sys.modules["__main__"] = ControllerMain(main) if main else types.ModuleType("__main__")
 
 
 def serve(app: Application, *, public: Sequence[str] = ()) -> None:

@@ -7,15 +7,13 @@ from functools import partial
 
 from rolecall.errors import EngineImportError, RolecallError, WorkerConfigurationError
 from rolecall.protocol.guard import Ports
-from rolecall.protocol.worker import WorkerConfig
-from rolecall.protocol.worker_methods import METHODS, AllocPorts, HttpRoute, WorkerMethod
+from rolecall.protocol.worker_methods import METHODS, AllocPorts, HttpRoute, WorkerConfig, WorkerMethod
 from rolecall.tensors.backends import Backend
 from rolecall.tensors.backends.ray import RayBackend
 from rolecall.tensors.backends.shm import ShmBackend
 from rolecall.tensors.backends.wire import WireBackend
-from rolecall.tensors.cache import Cache
 from rolecall.tensors.connections import Connections
-from rolecall.tensors.fetch import Fetcher
+from rolecall.tensors.fetch import Cache, Fetcher
 from rolecall.tensors.service import DataService
 from rolecall.tensors.store import Store
 from rolecall.transport.http.messages import Request, Response
@@ -41,32 +39,34 @@ class WorkerNode:
     """
 
     def __init__(
-        self,
-        config: WorkerConfig,
-        loop: asyncio.AbstractEventLoop,
-        ask_guard: AskGuard,
-        app: AsgiRoute | None = None,
+        self, config: WorkerConfig, loop: asyncio.AbstractEventLoop, ask_guard: AskGuard, app: AsgiRoute | None = None
     ) -> None:
+        self._config, run = config, config.guard
         try:
-            if config.setup:
-                load_function(config.setup)
+            if run.setup:
+                load_function(run.setup)
         except EngineImportError as e:
-            raise WorkerConfigurationError("bad worker_setup=", config.setup, e.reason) from e
-        self._config = config
-        self._owners = Connections(config.token, loop=loop, hello=Hello(name=config.worker_id))
+            raise WorkerConfigurationError("bad worker_setup=", run.setup, e.reason) from e
+        self._owners = Connections(run.token, loop=loop, hello=Hello(name=config.worker_id))
         self._progress = Progress(config.progress or None)
-        self._engines = Engines(config.worker_id, self._progress, one_thread=config.one_engine_thread)
-        self.data = self._data_service()
+        self._engines = Engines(config.worker_id, self._progress, one_thread=run.one_engine_thread)
+        backends: dict[str, Backend] = {"shm": ShmBackend(), "wire": WireBackend()}
+        if run.tensor_backend == RayBackend.name:
+            backends = {RayBackend.name: RayBackend(), **backends}
+        self._port = config.ports[0] if config.ports else 0
+        addresses = [f"unix:{config.socket}", f"tcp:{run.ip}:{self._port}"]
+        store = Store(config.worker_id, addresses, backends, default=run.tensor_backend)
+        self.data = DataService(store, Fetcher(self._owners, Cache(CACHE_BYTES), backends, store))
         worker = _worker(config, loop, ask_guard)
         enter(self.data, worker)
-        self._host = EngineHost(self._engines, self.data, ask_guard, loop, worker.seed, config.setup)
+        self._host = EngineHost(self._engines, self.data, ask_guard, loop, worker.seed, run.setup)
         self._peers = PeerRegistry(lambda hello: Peer(hello.name, loop=loop, handler=self._host))
-        self._server = Server(config.token, loop=loop, on_peer=self._peers, http=self._routes(app))
+        self._server = Server(run.token, loop=loop, on_peer=self._peers, http=self._routes(app))
 
     def start(self) -> None:
         """Listens on a Unix path and on a TCP address."""
         self._server.listen_unix(self._config.socket)
-        self._server.listen_tcp(self._config.bind, self._config.port)
+        self._server.listen_tcp(self._config.guard.bind, self._port)
 
     async def close(self) -> None:
         """Closes connections, engine threads and stored tensors. `destroy()` of engines is a request of its own."""
@@ -93,18 +93,9 @@ class WorkerNode:
         self._host.dispatch(accepted)
         return await accepted.response
 
-    def _data_service(self) -> DataService:
-        config = self._config
-        backends: dict[str, Backend] = {"shm": ShmBackend(), "wire": WireBackend()}
-        if config.tensor_backend == RayBackend.name:
-            backends = {RayBackend.name: RayBackend(), **backends}
-        addresses = [f"unix:{config.socket}", f"tcp:{config.ip}:{config.port}"]
-        store = Store(config.worker_id, addresses, backends, default=config.tensor_backend)
-        return DataService(store, Fetcher(self._owners, Cache(CACHE_BYTES), backends, store), self._owners)
-
 
 def _worker(config: WorkerConfig, loop: asyncio.AbstractEventLoop, ask_guard: AskGuard) -> CurrentWorker:
-    role, index = role_and_index(config.worker_id)
+    (role, index), seed = role_and_index(config.worker_id), config.guard.seed
 
     async def lease(count: int) -> list[int]:
         answer: Ports = await ask_guard(METHODS["alloc_ports"], AllocPorts(count=count))
@@ -115,11 +106,11 @@ def _worker(config: WorkerConfig, loop: asyncio.AbstractEventLoop, ask_guard: As
         role=role,
         index=index,
         replicas=config.replicas,
-        host=config.ip,
+        host=config.guard.ip,
         ports=tuple(config.ports),
         devices=tuple(config.devices),
-        run_dir=config.run_dir,
-        seed=None if config.seed is None else seed_of(config.seed, role, index),
+        run_dir=config.guard.run_dir,
+        seed=None if seed is None else seed_of(seed, role, index),
         target_ports=tuple(config.target_ports),
         _lease=lease,
         _loop=loop,

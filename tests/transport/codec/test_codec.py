@@ -835,12 +835,8 @@ def handles() -> Any:
 
 @pytest.mark.usefixtures("handles")
 def test_an_extension_gets_its_value_and_the_context() -> None:
-    """A registered type is decoded by its own function; a code that is taken or out of range is refused."""
+    """A registered type is decoded by its own function."""
     assert sent([Handle((2, 3)), Handle((4,))], context="here") == [("here", [2, 3]), ("here", [4])]
-    with pytest.raises(ValueError, match="taken by Handle"):
-        extension(99, Config, lambda v: b"", lambda v, c: [])
-    with pytest.raises(ValueError, match="1 to 127"):
-        extension(0, Config, lambda v: b"", lambda v, c: [])
 
 
 @dataclasses.dataclass

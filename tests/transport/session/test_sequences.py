@@ -16,4 +16,4 @@ def test_sequences_are_remembered_exactly() -> None:
         assert (number in taken) == (number in plain)
         assert taken.add(number) == (number not in plain)
         plain.add(number)
-    assert taken.intervals == [(0, 1999)]
+    assert taken.intervals == [[0, 1999]]

@@ -90,10 +90,11 @@ class MappedSegment:
     def __init__(self, mappings: Mappings, path: Path, inode: int, span: Span, fd: int) -> None:
         self.path, self.inode, self.span = path, inode, span
         self._mappings, self._fd = mappings, fd
+        self.viewed = False
 
     def view(self) -> memoryview:
         """The segment's bytes for a tensor; when it is collected, `close` is called. Call once."""
-        view = self.span.view()
+        view, self.viewed = self.span.view(), True
         weakref.finalize(view, self.close).atexit = False
         return view
 

@@ -26,7 +26,7 @@ import time
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 
@@ -34,7 +34,7 @@ from rolecall.errors import TensorError
 from rolecall.tensors.shard import Where
 from rolecall.transport import ray_internals
 from rolecall.transport.address import dial_host
-from rolecall.transport.ray_internals import Attachment, OwnerAddress
+from rolecall.transport.ray_internals import Attachment, Id, OwnerAddress
 
 ADDRESS = "RAY_ADDRESS"
 REACH_S = 5.0
@@ -43,19 +43,13 @@ RETRY_S = 60.0
 _HEAD_PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
 _FOR_EVER = "1000000"
 OTHER_OBJECT = "another object lies there"
-# Of an object, a worker or a node: 28 bytes, which are not those of nothing.
-_Id = Annotated[str, msgspec.Meta(pattern=r"\A(?!f{56})[0-9a-f]{56}\Z")]
 
 
-class Place(msgspec.Struct):
+class Place(OwnerAddress, kw_only=True):
     """Where an object lies, as a shard says."""
 
     cluster: str
-    object: _Id
-    ip: Annotated[str, msgspec.Meta(pattern=r"\A[\x00-\x7f]*\Z")]
-    port: Annotated[int, msgspec.Meta(gt=0, lt=65536)]
-    worker: _Id
-    node: _Id
+    object: Id
 
 
 class RaySession:
@@ -145,7 +139,7 @@ class RaySession:
         """
         attached = self._connection()
         reference, owner = attached.put(pickle.PickleBuffer(data))
-        return reference, {"cluster": attached.cluster, "object": reference.hex(), **owner._asdict()}
+        return reference, {"cluster": attached.cluster, "object": reference.hex(), **msgspec.structs.asdict(owner)}
 
     def place(self, where: Where) -> Place | None:
         """The place that a shard names; None for a malformed one, or one of another cluster."""
@@ -161,8 +155,7 @@ class RaySession:
 
     def reference(self, place: Place) -> Any:
         """A reference to another process's object."""
-        owner = OwnerAddress(place.ip, place.port, place.worker, place.node)
-        return self._connection().reference(bytes.fromhex(place.object), owner)
+        return self._connection().reference(bytes.fromhex(place.object), place)
 
     def get(self, references: Sequence[Any], timeout: float) -> list[memoryview | str]:
         """The objects' bytes, not copied and not to be changed; they may outlive the objects.

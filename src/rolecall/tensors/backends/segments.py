@@ -34,7 +34,9 @@ class Segment:
             seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW  # reading past the end of a file that shrank raises SIGBUS
             fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, seals)
             self.memory = mmap.mmap(self.fd, capacity)
-            advise_huge(self.memory)
+            if capacity >= 2 * MIB:
+                with contextlib.suppress(OSError):  # a kernel that gives no huge pages to shared memory on advice
+                    self.memory.madvise(mmap.MADV_HUGEPAGE)
             self.inode = os.fstat(self.fd).st_ino
         except BaseException:
             os.close(self.fd)
@@ -62,13 +64,6 @@ class Segment:
         with contextlib.suppress(BufferError):  # a put is writing to it; it is unmapped after that
             self.memory.close()
         os.close(self.fd)
-
-
-def advise_huge(memory: mmap.mmap) -> None:
-    """Asks for huge pages, where the kernel gives them to shared memory on advice."""
-    if len(memory) >= 2 * MIB:
-        with contextlib.suppress(OSError):  # a kernel without them
-            memory.madvise(mmap.MADV_HUGEPAGE)
 
 
 class Pool:

@@ -114,45 +114,34 @@ class ShmBackend:
     def fetch(self, shards: Sequence[Shard]) -> list[Dense | None]:
         """Maps large shards and copies packed ones; None for a shard of another host or one that cannot be opened."""
         found: dict[str, Dense | None] = {}
-        slabs: dict[tuple[Any, Any], MappedSegment | None] = {}  # each is opened once for all its shards
+        opened: dict[tuple[Any, Any], MappedSegment | None] = {}  # each segment once for all its shards
         for shard in shards:
-            if shard.id in found:
-                continue
-            if shard.nbytes >= PACKED:
-                found[shard.id] = self._map_whole(shard)
-                continue
             at = (shard.where.get("pid"), shard.where.get("inode"))
-            if at not in slabs:
-                slabs[at] = self._mappings.map(shard.where)
-            found[shard.id] = self._copy_out(slabs[at], shard)
-        for slab in slabs.values():
-            if slab is not None:
-                slab.close()
+            if at not in opened:
+                opened[at] = self._mappings.map(shard.where)
+            if shard.id not in found:
+                found[shard.id] = self._read(opened[at], shard)
+        for mapped in opened.values():
+            if mapped is not None and not mapped.viewed:
+                mapped.close()
         return [self._copy_own(shard) if found[shard.id] is None else found[shard.id] for shard in shards]
+
+    def _read(self, mapped: MappedSegment | None, shard: Shard) -> Dense | None:
+        offset = None if mapped is None else _offset(mapped, shard)
+        if mapped is None or offset is None:
+            self._counts["unreachable"] += 1
+            return None
+        if shard.nbytes >= PACKED and len(self._mappings) <= self._limit:
+            self._counts["mapped"] += 1
+            return over(mapped.view(), shard.dtype, (shard.numel,), offset)
+        self._counts["copied"] += 1
+        return copied(shard.dtype, over(mapped.span.view(), shard.dtype, (shard.numel,), offset))
 
     def _copy_own(self, shard: Shard) -> Dense | None:
         """A copy of an own shard that cannot be mapped: no descriptor is left, or `/proc` is hidden."""
         with self._lock:  # so that it is not freed meanwhile
             slab, offset = self._places.get(shard.id, (None, 0))
             return copied(shard.dtype, over(slab.segment.memory, shard.dtype, (shard.numel,), offset)) if slab else None
-
-    def _map_whole(self, shard: Shard) -> Dense | None:
-        mapped = self._mappings.map(shard.where)
-        offset = None if mapped is None else _offset(mapped, shard)
-        if mapped is not None and offset is not None and len(self._mappings) <= self._limit:
-            self._counts["mapped"] += 1
-            return over(mapped.view(), shard.dtype, (shard.numel,), offset)
-        tensor = self._copy_out(mapped, shard)
-        if mapped is not None:
-            mapped.close()
-        return tensor
-
-    def _copy_out(self, mapped: MappedSegment | None, shard: Shard) -> Dense | None:
-        offset = None if mapped is None else _offset(mapped, shard)
-        self._counts["unreachable" if offset is None else "copied"] += 1
-        if mapped is None or offset is None:
-            return None
-        return copied(shard.dtype, over(mapped.span.view(), shard.dtype, (shard.numel,), offset))
 
     def metrics(self) -> dict[str, Any]:
         own = {"shards": len(self._places), **self._counts}

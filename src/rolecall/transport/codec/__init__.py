@@ -166,21 +166,13 @@ def extension(
     else in their places while it decodes the value (see `Received`).
 
     Args:
-        code: From 1 to 127, one for each type, the same on both sides.
+        code: One for each type, the same on both sides.
         cls: Exactly this class, not its subclasses.
         pack: Returns all objects of a value as bytes.
         read: Gets these bytes and the `context` of `rolecall.transport.codec.decode`; returns the objects.
-
-    Raises:
-        ValueError: The code is taken by another class, or out of range.
     """
-    if code not in _CODES:
-        raise ValueError(f"code {code} of {cls.__qualname__} is not from 1 to 127")
-    taken = LISTED_TYPES.get(code, Listed(cls, pack, read)).cls
-    if short_name(taken) != short_name(cls):  # the same class of a module loaded again is fine
-        raise ValueError(f"code {code} of {cls.__qualname__} is taken by {taken.__qualname__}")
     ENCODERS[cls] = lambda writer, value: writer.listed(code, value)
-    LISTED_TYPES[code] = Listed(cls, pack, read)
+    LISTED_TYPES[code] = Listed(pack, read)
 
 
 def register_type(

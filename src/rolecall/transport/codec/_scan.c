@@ -105,7 +105,7 @@ scan(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 }
 
 static PyMethodDef methods[] = {
-    {"scan", (PyCFunction)(void (*)(void))scan, METH_FASTCALL, "As rolecall.transport.codec.native.scan_in_python."},
+    {"scan", (PyCFunction)(void (*)(void))scan, METH_FASTCALL, "As rolecall.transport.codec.native.scan."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -30,8 +30,10 @@ T = TypeVar("T")
 TUPLE, SET, FROZENSET, PAIRS, ORDERED, DEFAULT, DEQUE = range(-2, -9, -1)
 BIG_INT, TEXT, BYTES, BYTEARRAY, MEMORYVIEW, COMPLEX, SLICE, RANGE, SINGLETON = range(-9, -18, -1)
 DATETIME, DATE, TIME, TIMEDELTA, TIMEZONE, ZONE, PATH, DECIMAL, UUID = range(-18, -27, -1)
+EVEN_TUPLES, UNEVEN_TUPLES, LISTS, DICTS = -60, -61, -62, -63
 
 INLINE_BYTES = 4096  # more than this goes beside the header
+MOST_ITEMS = 1 << 23  # of all rows of one list together: one that contains itself many times multiplies on each level
 
 _FACTORIES: dict[str, Callable[[], Any]] = {k.__name__: k for k in (list, dict, set, int, float, str, bool, tuple)}
 _SINGLETONS: dict[str, Any] = {"Ellipsis": ..., "NotImplemented": NotImplemented, "UNSET": msgspec.UNSET}
@@ -227,10 +229,10 @@ for _kind in _SINGLETON_NAMES:
     _of_one(_kind, SINGLETON, _SINGLETONS.__getitem__, lambda value: _SINGLETON_NAMES[type(value)], str)
 
 
-EVEN_TUPLES, UNEVEN_TUPLES, LISTS, DICTS = -60, -61, -62, -63
-
-_TEXT = frozenset({str})
-MOST_ITEMS = 1 << 23  # of all rows of one list together: one that contains itself many times multiplies on each level
+# --- lists whose items are alike, written as columns ---
+# A column is checked and packed at C speed, where a row by itself costs calls of Python functions and a message of its
+# own. Lists, dicts and tuples come here only when msgpack does not hold what is in them. Dataclasses of one class have
+# their rule beside the rule for one (`user_types`).
 
 
 def _few(rows: Sequence[Any]) -> bool:
@@ -275,7 +277,7 @@ def _dicts(writer: Writer, rows: Sequence[Any]) -> Any:
     keys = list(rows[0])
     if not keys or set(map(len, rows)) != {len(keys)} or not _few(rows):
         return None
-    if not _TEXT.issuperset(map(type, chain.from_iterable(rows))) or len(set(map(tuple, rows))) > 1:
+    if not {str}.issuperset(map(type, chain.from_iterable(rows))) or len(set(map(tuple, rows))) > 1:
         return None
     columns = zip(*map(dict.values, rows), strict=True)
     return writer.extension(DICTS, [keys, *map(writer.column, columns)])

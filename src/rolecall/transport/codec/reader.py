@@ -24,7 +24,6 @@ DECODERS: dict[int, Callable[[Reader, memoryview], Any]] = {}
 class Listed(NamedTuple):
     """A type of another layer: how the objects of a value become bytes, and objects again."""
 
-    cls: type
     pack: Callable[[Sequence[Any]], bytes]
     read: Callable[[bytes, Any], list[Any]]
 

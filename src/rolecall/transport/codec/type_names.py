@@ -26,30 +26,14 @@ from typing import Any
 
 from rolecall.errors import DecodeError
 
-STDLIB = frozenset(
-    {
-        "asyncio.exceptions:InvalidStateError",
-        "asyncio.exceptions:IncompleteReadError",
-        "asyncio.queues:QueueEmpty",
-        "asyncio.queues:QueueFull",
-        "concurrent.futures._base:InvalidStateError",
-        "concurrent.futures.process:BrokenProcessPool",
-        "concurrent.futures.thread:BrokenThreadPool",
-        "dataclasses:FrozenInstanceError",
-        "http:HTTPMethod",
-        "http:HTTPStatus",
-        "json.decoder:JSONDecodeError",
-        "queue:Full",
-        "signal:Signals",
-        "socket:gaierror",
-        "socket:herror",
-        "ssl:SSLError",
-        "subprocess:CalledProcessError",
-        "subprocess:TimeoutExpired",
-        "_queue:Empty",
-        "zipfile:BadZipFile",
-    }
-)
+_ALLOWED = """
+asyncio.exceptions:InvalidStateError asyncio.exceptions:IncompleteReadError asyncio.queues:QueueEmpty
+asyncio.queues:QueueFull concurrent.futures._base:InvalidStateError concurrent.futures.process:BrokenProcessPool
+concurrent.futures.thread:BrokenThreadPool dataclasses:FrozenInstanceError http:HTTPMethod http:HTTPStatus
+json.decoder:JSONDecodeError queue:Full signal:Signals socket:gaierror socket:herror ssl:SSLError
+subprocess:CalledProcessError subprocess:TimeoutExpired _queue:Empty zipfile:BadZipFile
+"""
+STDLIB = frozenset(_ALLOWED.split())
 _NEVER = frozenset({"sitecustomize", "usercustomize", "test"})  # run or hold code, and are not in stdlib_module_names
 _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _LONGEST = 500

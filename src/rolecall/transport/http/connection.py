@@ -24,7 +24,7 @@ import h11
 from rolecall.errors import AuthenticationError, RPCConnectionError
 from rolecall.protocol.token import Token
 from rolecall.transport.http.messages import Disconnect, HttpError, Request, Response
-from rolecall.transport.http.router import Route, Routes
+from rolecall.transport.http.router import Routes
 
 MAX_HEAD = 16 << 10
 FIRST_REQUEST_S = 10.0
@@ -149,12 +149,18 @@ class HttpConnection:
         async with asyncio.timeout(BODY_S):
             body = await self._body(request, max_body)
         self._loop.add_reader(self._sock.fileno(), self._readable)  # tells of a disconnect
-        return await self._handled(route, replace(request, body=body, params=params, disconnect=self._disconnect))
+        try:
+            return await route(replace(request, body=body, params=params, disconnect=self._disconnect))
+        except HttpError:
+            raise
+        except Exception as e:  # a bug of a route fails this request, not the server
+            report = "".join(traceback.format_exception(e))
+            log.error("%s %s: %s", request.method, request.path, self._token.scrub(report))
+            message = f"internal error ({type(e).__name__}): {e}; the traceback is in this process's log"
+            raise HttpError(500, self._token.scrub(message)) from e
 
     def _checked(self, head: Any, known: bool) -> Request:
         """The request, after its host, origin and, of one that has shown the token, the parsed token were checked."""
-        if not isinstance(head, h11.Request):
-            raise RPCConnectionError("the client", "it closed the connection before the request was complete")
         raw_headers = list(head.headers)
         headers = {name.decode(): value.decode("latin-1") for name, value in raw_headers}
         if known:
@@ -172,30 +178,14 @@ class HttpConnection:
         return Request(head.method.decode(), target.path, query, headers, head.target, raw_headers)
 
     async def _body(self, request: Request, max_body: int) -> bytes:
-        announced = int(request.headers.get("content-length", 0))  # h11 has made sure that it is a number
-        if announced > max_body:
-            raise _too_large(max_body)
-        if self._http.they_are_waiting_for_100_continue:
-            await self._send_events(h11.InformationalResponse(status_code=100, headers=[]))
-        body = bytearray()
-        while isinstance(event := await self._next_event(), h11.Data):
+        announced, body = int(request.headers.get("content-length", 0)), bytearray()  # a number, as h11 has made sure
+        while max(announced, len(body)) <= max_body:
+            if self._http.they_are_waiting_for_100_continue:
+                await self._send_events(h11.InformationalResponse(status_code=100, headers=[]))
+            if not isinstance(event := await self._next_event(), h11.Data):
+                return bytes(body)
             body += event.data
-            if len(body) > max_body:
-                raise _too_large(max_body)
-        if not isinstance(event, h11.EndOfMessage):
-            raise RPCConnectionError("the client", "it closed the connection before the request was complete")
-        return bytes(body)
-
-    async def _handled(self, route: Route, request: Request) -> Response:
-        try:
-            return await route(request)
-        except HttpError:
-            raise
-        except Exception as e:  # a bug of a route fails this request, not the server
-            report = "".join(traceback.format_exception(e))
-            log.error("%s %s: %s", request.method, request.path, self._token.scrub(report))
-            message = f"internal error ({type(e).__name__}): {e}; the traceback is in this process's log"
-            raise HttpError(500, self._token.scrub(message)) from e
+        raise HttpError(413, f"the body is larger than {max_body} bytes")
 
     async def _send(self, response: Response, *, without_body: bool) -> bool:
         """Sends a response, for HEAD without its body; False when the connection cannot be used again."""
@@ -231,6 +221,8 @@ class HttpConnection:
     async def _next_event(self) -> Any:
         while (event := self._http.next_event()) is h11.NEED_DATA:
             self._http.receive_data(await self._loop.sock_recv(self._sock, RECEIVE))
+        if isinstance(event, h11.ConnectionClosed):
+            raise RPCConnectionError("the client", "it closed the connection before the request was complete")
         return event
 
 
@@ -255,7 +247,3 @@ def _hostname(host: str) -> str:
     host = host.strip().lower()
     found = _HOST.fullmatch(host)
     return host if found is None else found[1] or found[2] or ""
-
-
-def _too_large(limit: int) -> HttpError:
-    return HttpError(413, f"the body is larger than {limit} bytes")

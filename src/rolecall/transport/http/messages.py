@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 JSON = "application/json"
+WINDOW = 16  # parts of a body that a slow client has not taken yet
 
 
 class Disconnect:
@@ -92,6 +94,40 @@ class Response:
 
     def json(self) -> Any:
         return json.loads(self.body)
+
+
+class Parts:
+    """The parts of a streamed body on their way to a client, a few of them ahead of it. On the loop's thread."""
+
+    def __init__(self, disconnect: Disconnect) -> None:
+        self._parts: asyncio.Queue[bytes | OSError | None] = asyncio.Queue()
+        self._room, self._disconnect = asyncio.Semaphore(WINDOW), disconnect
+        disconnect.add_callback(self._room.release)  # wakes who waits for the client
+
+    async def put(self, part: bytes) -> None:
+        """Adds a part; waits while the client is behind.
+
+        Raises:
+            ConnectionResetError: The client has disconnected.
+        """
+        await self._room.acquire()
+        if self._disconnect.happened:
+            self._room.release()  # for the next one, which raises as well
+            raise ConnectionResetError("the client has closed the connection")
+        self._parts.put_nowait(part)
+
+    def end(self, last: bytes | OSError | None = None) -> None:
+        """Ends the body, after a last part, or breaks it off with an error."""
+        self._parts.put_nowait(last)
+        self._parts.put_nowait(None)
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """The body, for a `Response`."""
+        while (part := await self._parts.get()) is not None:
+            if isinstance(part, OSError):
+                raise part
+            yield part
+            self._room.release()
 
 
 class HttpError(Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from rolecall.transport.http.messages import JSON, Request, Response, json_response
@@ -17,14 +18,8 @@ class Metric(NamedTuple):
     help: str
 
 
-def counter(help: str) -> Metric:
-    """A number that only grows."""
-    return Metric("counter", help)
-
-
-def gauge(help: str) -> Metric:
-    """A number that goes up and down."""
-    return Metric("gauge", help)
+counter = partial(Metric, "counter")  # a number that only grows
+gauge = partial(Metric, "gauge")  # a number that goes up and down
 
 
 def metrics_response(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from functools import cache
 from typing import Any
 from urllib.parse import unquote
@@ -18,12 +18,21 @@ from urllib.parse import unquote
 import h11
 
 from rolecall.errors import AuthenticationError, WorkerConfigurationError
-from rolecall.transport.http.messages import HttpError, Request, Response
+from rolecall.transport.http.messages import HttpError, Parts, Request, Response
+from rolecall.transport.loop import Tasks
 
 MAX_BODY = 64 << 20
 MAX_PUBLIC_BODY = 1 << 20  # of a request that does not show the token
+CLOSE_S = 1.0  # for requests under way, whose cancellation the application may ignore
+ASGI = {"version": "3.0", "spec_version": "2.3"}
 
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Message, Receive, Send], Awaitable[None]]
 Route = Callable[[Request], Awaitable[Response]]
+
+log = logging.getLogger("rolecall")
 
 
 class Routes:
@@ -80,18 +89,6 @@ def _pattern(template: str) -> re.Pattern[str]:
     return re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]*)", template))
 
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[Message, Receive, Send], Awaitable[None]]
-
-CLOSE_S = 1.0  # for requests under way, whose cancellation the application may ignore
-WINDOW = 16  # parts of a response that a slow client has not taken yet
-log = logging.getLogger("rolecall")
-
-ASGI = {"version": "3.0", "spec_version": "2.3"}
-
-
 class AsgiRoute:
     """A route that calls an ASGI application. All methods on the loop's thread.
 
@@ -114,7 +111,7 @@ class AsgiRoute:
         self._paths = {path for path in public if not path.endswith("/")}
         self._folders = tuple(path for path in public if path.endswith("/"))
         self._state: dict[str, Any] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._lifespan: _Lifespan | None = None
 
     def is_public(self, path: str) -> bool:
@@ -133,19 +130,14 @@ class AsgiRoute:
 
     async def close(self) -> None:
         """Ends the requests under way and runs the application's shutdown. May be called twice."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=CLOSE_S)
+        await self._tasks.cancel(CLOSE_S)
         lifespan, self._lifespan = self._lifespan, None
         if lifespan is not None:
             await lifespan.ask("shutdown")
 
     async def __call__(self, request: Request) -> Response:
         exchange = _Exchange(request)
-        task = asyncio.ensure_future(self._run(request, exchange))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task = self._tasks.start(self._run(request, exchange))
         task.add_done_callback(exchange.ended)
         try:
             return await exchange.response
@@ -179,10 +171,9 @@ class _Exchange:
     def __init__(self, request: Request) -> None:
         self._request, self._unread = request, True
         self._over = asyncio.Event()  # the response is complete, or nobody waits for it
-        self._parts: asyncio.Queue[bytes | OSError | None] = asyncio.Queue()
-        self._room = asyncio.Semaphore(WINDOW)
+        self._parts = Parts(request.disconnect)
         self.response: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
-        request.disconnect.add_callback(self._disconnected)
+        request.disconnect.add_callback(self._end)
 
     async def receive(self) -> Message:
         if self._unread:
@@ -194,19 +185,14 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = [(bytes(name), bytes(value)) for name, value in message.get("headers", ())]
-            h11.Response(
-                status_code=message["status"], headers=headers
-            )  # raises, in the application, where HTTP forbids it
-            self.response.set_result(Response(message["status"], raw_headers=headers, chunks=self._chunks()))
+            # Raises, in the application, where HTTP forbids it.
+            h11.Response(status_code=message["status"], headers=headers)
+            self.response.set_result(Response(message["status"], raw_headers=headers, chunks=self._parts.chunks()))
             return
         if (body := message.get("body", b"")) and self._request.method != "HEAD":
-            await self._room.acquire()
-            if self._request.disconnect.happened:
-                self._room.release()  # for the next one, which raises as well
-                raise ConnectionResetError("the client has closed the connection")
-            self._parts.put_nowait(bytes(body))
+            await self._parts.put(bytes(body))
         if not message.get("more_body", False):
-            self._end(None)
+            self._end()
 
     def ended(self, task: asyncio.Task[None]) -> None:
         """The application has ended."""
@@ -223,20 +209,9 @@ class _Exchange:
         if error is not None and not self._request.disconnect.happened:
             log.error("%s %s: the application failed", self._request.method, self._request.path, exc_info=error)
 
-    def _disconnected(self) -> None:
-        self._room.release()  # wakes an application that waits for the client
-        self._end(None)
-
-    def _end(self, error: OSError | None) -> None:
+    def _end(self, error: OSError | None = None) -> None:
         self._over.set()
-        self._parts.put_nowait(error)
-
-    async def _chunks(self) -> AsyncGenerator[bytes, None]:
-        while (part := await self._parts.get()) is not None:
-            if isinstance(part, OSError):
-                raise part
-            yield part
-            self._room.release()
+        self._parts.end(error)
 
 
 class _Lifespan:

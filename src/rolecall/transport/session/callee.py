@@ -25,55 +25,42 @@ import msgspec
 from rolecall.transport.session import messages
 from rolecall.transport.session.messages import STREAM, UNKNOWN, Buffers, Sending, Tracked
 
-
-class SequenceSet:
-    """A set of whole numbers that come mostly in order, kept as closed intervals."""
-
-    __slots__ = ("_first", "_last")
-
-    def __init__(self) -> None:
-        self._first: list[int] = []
-        self._last: list[int] = []
-
-    def __contains__(self, number: int) -> bool:
-        at = bisect_right(self._first, number) - 1
-        return at >= 0 and number <= self._last[at]
-
-    def add(self, number: int) -> bool:
-        """Adds `number`; False when it was there already."""
-        if self._last and number == self._last[-1] + 1:
-            self._last[-1] = number
-            return True
-        if number in self:
-            return False
-        self._insert(bisect_right(self._first, number) - 1, number)
-        return True
-
-    def _insert(self, at: int, number: int) -> None:
-        first, last = self._first, self._last
-        joins_left = at >= 0 and last[at] + 1 == number
-        joins_right = at + 1 < len(first) and first[at + 1] == number + 1
-        if joins_left and joins_right:
-            last[at] = last.pop(at + 1)
-            del first[at + 1]
-        elif joins_left:
-            last[at] = number
-        elif joins_right:
-            first[at + 1] = number
-        else:
-            first.insert(at + 1, number)
-            last.insert(at + 1, number)
-
-    @property
-    def intervals(self) -> list[tuple[int, int]]:
-        """The closed intervals, in order."""
-        return list(zip(self._first, self._last, strict=True))
-
-
 MAX_ANSWERS = 65536
 MAX_ANSWER_BYTES = 4 << 30
 
 Owner = TypeVar("Owner")
+
+
+class SequenceSet:
+    """Which call ids were taken. They come mostly in order; its size grows with the gaps between them.
+
+    Attributes:
+        intervals: First and last number of each closed interval, in order.
+    """
+
+    __slots__ = ("intervals",)
+
+    def __init__(self) -> None:
+        self.intervals: list[list[int]] = []
+
+    def __contains__(self, number: int) -> bool:
+        at = bisect_right(self.intervals, [number, number])
+        return any(first <= number <= last for first, last in self.intervals[max(0, at - 1) : at + 1])
+
+    def add(self, number: int) -> bool:
+        """Adds `number`; False when it was there already."""
+        intervals = self.intervals
+        if intervals and number == intervals[-1][1] + 1:
+            intervals[-1][1] = number
+            return True
+        if number in self:
+            return False
+        at = bisect_right(intervals, [number, number])
+        low = at - (at > 0 and intervals[at - 1][1] == number - 1)
+        high = at + (at < len(intervals) and intervals[at][0] == number + 1)
+        joined = [number, *(end for interval in intervals[low:high] for end in interval)]
+        intervals[low:high] = [[min(joined), max(joined)]]
+        return True
 
 
 class OutgoingStream:
@@ -301,7 +288,8 @@ class Callee(Generic[Owner]):
         if isinstance(message, messages.Probe):
             return self._on_probe(message, written)
         if isinstance(message, messages.CumulativeAck):
-            return self._on_cumulative_ack(message), ()
+            kept = set(message.waiting)
+            return self._on_ack([seq for seq in self._answers if seq < message.below and seq not in kept]), ()
         call = self._calls.get(message.seq)
         if call is None:
             return (), ()
@@ -326,10 +314,6 @@ class Callee(Generic[Owner]):
             if dropped := self._drop(seq):
                 events += dropped
         return events
-
-    def _on_cumulative_ack(self, ack: messages.CumulativeAck) -> Sequence[Event[Owner]]:
-        kept = set(ack.waiting)
-        return self._on_ack([seq for seq in self._answers if seq < ack.below and seq not in kept])
 
     def _on_probe(self, probe: messages.Probe, written: int) -> Output[Owner]:
         status = messages.Status([], [], [])

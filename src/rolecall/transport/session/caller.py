@@ -72,9 +72,9 @@ class Failed(msgspec.Struct, Generic[Owner], gc=False):
 
 
 class Unread(msgspec.Struct, gc=False):
-    """Values that arrived for a call that was cancelled or has expired; they are dropped."""
+    """A value that arrived for a call that was cancelled or has expired; it is dropped."""
 
-    bodies: list[Body]
+    body: Body
 
 
 Event = Answered[Owner] | Arrived[Owner] | Failed[Owner] | Unread
@@ -84,14 +84,12 @@ Output = tuple[Sequence[Event[Owner]], Sequence[Sending]]
 class IncomingStream:
     """The items of one stream that is being received: in order, without duplicates."""
 
-    __slots__ = ("arrived", "consumed", "credited", "final", "items", "probed_at")
+    __slots__ = ("arrived", "consumed", "credited", "probed_at")
 
     def __init__(self) -> None:
         self.arrived = 0  # items below this index have come, all of them
         self.consumed = 0
         self.credited = 0
-        self.final: Answered[Any] | None = None  # the answer, while items before it are missing
-        self.items = 0  # how many come before it
         self.probed_at = float("-inf")
 
 
@@ -307,20 +305,15 @@ class Caller(Generic[Owner]):
         if call is None:
             return (), self._acknowledge(reply.seq, 0) if reply.seq < self._next else ()
         stream = call.stream
-        answer = Answered(call.owner, reply.ok, (reply.body, buffers))
         if stream is not None and not call.abandoned and stream.arrived < reply.items:
-            stream.final, stream.items = answer, reply.items
-            return (), self._probe_gap(call, stream, now)
-        return self._finish(call, answer)
-
-    def _finish(self, call: OpenCall[Owner], answer: Answered[Owner]) -> Output[Owner]:
+            return (), self._probe_gap(call, stream, now)  # it is sent again, with the items that are missing
         del self._open[call.seq]
-        buffers = answer.body[1]
+        body = reply.body, buffers
         sendings = self._acknowledge(call.seq, sum(map(len, buffers)) if buffers else 0)
         if call.abandoned:
-            return ((Unread([answer.body]),) if answer.ok else ()), sendings
+            return ((Unread(body),) if reply.ok else ()), sendings
         self._release(call)
-        return (() if call.is_notification else (answer,)), sendings
+        return (() if call.is_notification else (Answered(call.owner, reply.ok, body),)), sendings
 
     def _on_item(self, item: messages.Item, buffers: Buffers, now: float) -> Output[Owner]:
         call = self._open.get(item.seq)
@@ -328,18 +321,14 @@ class Caller(Generic[Owner]):
             return (), ()
         body = item.body, buffers
         if call.abandoned:
-            return (Unread([body]),), ()
+            return (Unread(body),), ()
         stream = call.stream
         call.probe_at, call.probe_wait = now + self._probe_s, self._probe_s
         if item.index != stream.arrived or item.index >= stream.consumed + 2 * self.window:
             # It came before; or others are missing, with which it is sent again.
             return (), self._probe_gap(call, stream, now) if item.index > stream.arrived else ()
         stream.arrived += 1
-        arrived = Arrived(call.owner, body)
-        if stream.final is not None and stream.arrived >= stream.items:
-            last, sendings = self._finish(call, stream.final)
-            return (arrived, *last), sendings
-        return (arrived,), ()
+        return (Arrived(call.owner, body),), ()
 
     def _on_status(self, status: messages.Status, now: float) -> Output[Owner]:
         for call in filter(None, map(self._open.get, status.running)):
@@ -375,10 +364,7 @@ class Caller(Generic[Owner]):
         if call.abandoned:
             return ()
         self._release(call)
-        if call.is_notification:
-            return ()
-        final = None if call.stream is None else call.stream.final
-        return Failed(call.owner, reason), Unread([final.body] if final is not None and final.ok else [])
+        return () if call.is_notification else (Failed(call.owner, reason),)
 
     def _restarted(self) -> Sequence[Event[Owner]]:
         """The other process is a new one: calls sent to the former one may have run, and will not be answered."""
