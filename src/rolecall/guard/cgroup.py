@@ -44,9 +44,7 @@ def pids(path: str | Path) -> set[int]:
 def end(path: str, timeout: float) -> bool:
     """Kills what is in a cgroup and removes it, with those below it; False when something outlives that."""
     group, deadline = Path(path), time.monotonic() + timeout
-    while group.is_dir():
-        if time.monotonic() > deadline:
-            return False
+    while True:
         try:
             (group / "cgroup.kill").write_text("1")
         except OSError:  # v1, or a kernel before 5.14
@@ -55,8 +53,9 @@ def end(path: str, timeout: float) -> bool:
         for place in sorted((file.parent for file in group.rglob(PROCS)), reverse=True):
             with suppress(OSError):  # it is not empty yet
                 place.rmdir()
+        if not group.is_dir() or time.monotonic() > deadline:
+            return not group.is_dir()
         time.sleep(_POLL_S)
-    return True
 
 
 def _own() -> Iterator[Path]:

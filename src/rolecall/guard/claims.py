@@ -32,10 +32,16 @@ def note_seen(runtime_dir: str | Path, guard_id: str, processes: Iterable[Proces
 
 def abandoned(folder: str | Path) -> bool:
     """Whether all who have claimed a directory, or a part of it, are dead. Those of another host count as alive."""
-    claims = [line.split() for line in _read_all(Path(folder).glob(f"**/{CLAIMS}"))]
-    return bool(claims) and all(
-        host == this_host() and not alive(Process(int(pid), int(start))) for host, pid, start in claims
-    )
+    claims = _read_all(Path(folder).glob(f"**/{CLAIMS}"))
+    return bool(claims) and all(map(_is_dead, claims))
+
+
+def _is_dead(claim: str) -> bool:
+    match claim.split():
+        case [host, pid, start] if host == this_host():
+            return not alive(Process(int(pid), int(start)))
+        case _:  # also a line that a full disk has cut off
+            return False
 
 
 def seen(runtime_dir: str | Path, guard_id: str | None = None) -> list[Process]:
