@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rolecall import Role, Scheduler
-from rolecall.errors import EngineCallError, EngineCreationError, WorkerFailedError
+from rolecall.errors import EngineCallError, EngineCreationError, ShardNotFoundError, WorkerFailedError
 from tests.support import hostile_engines
 from tests.support.schedulers_under_test import BACKENDS, each
 
@@ -66,3 +66,14 @@ def test_a_log_that_hangs_on_opening_keeps_no_death_from_being_told(role: Role) 
         role[0].call("die")
     assert role[1].call("answer") == 42
     role.delete()
+
+
+def test_a_dead_owners_arrays_are_lost_at_once(role: Role) -> None:
+    """Its host answers and nothing listens there: nobody waits as for a host that does not answer."""
+    made = role[0].with_options(tensors="remote").call("make")
+    assert role[1].call("total", made) == 8.0
+    unread = role[0].with_options(tensors="remote").call("make")
+    with pytest.raises(WorkerFailedError):
+        role[0].call("die")
+    with pytest.raises(ShardNotFoundError, match="nothing listens there any more"):
+        role[1].call("total", unread)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from rolecall.errors import RPCConnectionError
 from rolecall.protocol.token import Token
-from rolecall.transport.address import listens
 from rolecall.transport.client import Client
 from rolecall.transport.handshake import Hello
 from rolecall.transport.peer import Peer
 
-UNREACHABLE_S = 10.0  # for an owner on another host, whose death cannot be told from a slow network
+UNREACHABLE_S = 10.0  # for an owner whose host does not answer, which cannot be told from a slow network
 POLL_S = 0.1
+REFUSED_ROUNDS = 3  # in a row: its host answers, and the owner is dead
 
 
 class Requester(Protocol):
@@ -76,28 +75,20 @@ class Connections:
 
     def _dial(self, owner: str, addresses: tuple[str, ...]) -> Client:
         def watch(error: Exception | None = None) -> None:
-            self._watch(client, addresses, self._loop.time())
+            self._watch(client, self._loop.time())
 
         peer = Peer(owner, loop=self._loop, context=self._context, on_detached=watch)
         client = Client(peer, addresses, self._token, self._hello)
         self._loop.call_soon_threadsafe(watch)
         return client
 
-    def _watch(self, client: Client, addresses: Sequence[str], since: float) -> None:
+    def _watch(self, client: Client, since: float) -> None:
         """Fails a client whose owner is dead, or cannot be reached since that time. On the loop's thread only."""
         if client.peer.closed or client.peer.attached:
             return
-        if _refused(addresses):
-            client.fail(RPCConnectionError(client.peer.name, "nothing listens on its socket any more"))
+        if client.refused_rounds >= REFUSED_ROUNDS:
+            client.fail(RPCConnectionError(client.peer.name, "nothing listens there any more"))
         elif self._loop.time() - since >= UNREACHABLE_S:
             client.fail(RPCConnectionError(client.peer.name, f"not reached within {UNREACHABLE_S:g} s"))
         else:
-            self._loop.call_later(POLL_S, self._watch, client, addresses, since)
-
-
-def _refused(addresses: Sequence[str]) -> bool:
-    """True when the owner is on this host and dead: its socket exists, or was its only address, and refuses."""
-    paths = [address.removeprefix("unix:") for address in addresses if address.startswith("unix:")]
-    remote = len(paths) < len(addresses)
-    here = [path for path in paths if not remote or Path(path).exists()]
-    return bool(here) and not any(map(listens, here))
+            self._loop.call_later(POLL_S, self._watch, client, since)

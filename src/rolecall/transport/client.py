@@ -26,6 +26,9 @@ class Client:
         addresses: Tried in this order in each round: Unix sockets, then TCP.
         hello: What this side says of itself; its session is filled in.
 
+    Attributes:
+        refused_rounds: Rounds in a row in which nothing listened at any address.
+
     A refusal, for instance of the token, fails the peer with it, and the client does not dial again.
     """
 
@@ -36,6 +39,7 @@ class Client:
         self.peer, self._token, self._loop = peer, Token(token), peer.loop
         self._hello = hello or Hello()
         self._task: asyncio.Task[None] | None = None
+        self.refused_rounds = 0
         self._loop.call_soon_threadsafe(self._start)
 
     def close(self) -> None:
@@ -70,13 +74,17 @@ class Client:
             backoff = min(backoff * 2, LAST_BACKOFF_S)
 
     async def _connect(self) -> bool:
+        refused = 0
         for where in self._addresses:
             try:
                 async with asyncio.timeout(HELLO_S):
                     await self._connect_to(where)
                 return True
+            except (ConnectionRefusedError, FileNotFoundError):
+                refused += 1
             except (OSError, RPCConnectionError, TimeoutError):
                 continue
+        self.refused_rounds = self.refused_rounds + 1 if refused == len(self._addresses) else 0
         return False
 
     async def _connect_to(self, where: address.Address) -> None:
