@@ -31,6 +31,7 @@ from rolecall.guard.sweep import REAPER_NAME, RunProcess, end_cgroups, run_proce
 from rolecall.placement.outside import Removal, is_private
 from rolecall.placement.registry import PLACEMENTS
 from rolecall.scheduler.run import STOPPED
+from rolecall.transport.files import opener
 
 NOT_CLEAN = 1
 KILL_MARGIN_S = 15.0  # beyond the grace: SIGKILL, and seeing everything dead
@@ -201,7 +202,8 @@ def _say_who(run: FoundRun) -> None:
     if run.path is not None and not run.state.controller.ended:
         with suppress(OSError):  # a file system that is full, for instance
             who = f"`rolecall stop`, process {os.getpid()} of {getpass.getuser()} on {os.uname().nodename}"
-            (run.path / STOPPED).write_text(who)
+            with open(run.path / STOPPED, "w", opener=opener) as file:
+                file.write(who)
 
 
 def _ask_guards(run: FoundRun, grace_s: float) -> tuple[dict[str, str], bool]:

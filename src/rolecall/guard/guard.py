@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -22,12 +23,14 @@ from rolecall.protocol import events
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.message import from_json
 from rolecall.transport.client import Client
+from rolecall.transport.files import FileThread, make_directories, opener
 from rolecall.transport.incoming import Incoming
 from rolecall.transport.loop import new_loop
 from rolecall.transport.peer import Peer
 
 TICK_S = 1.0
 LOG_TICK_S = 0.2
+LAST_LINES_S = 2.0
 LONGEST_NOTICE = 64 << 10
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -37,10 +40,10 @@ _log = logging.getLogger(__name__)
 class Guard:
     """The process of a run on one host. Everything runs on one event loop, in the main thread."""
 
-    def __init__(self, config: GuardConfig, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, config: GuardConfig, loop: asyncio.AbstractEventLoop, files: FileThread) -> None:
         self._config, self._loop = config, loop
         self._lease = Lease(config.lease_s, time.monotonic())
-        self._supervisor = Supervisor(config, loop, self._lease, WorkerRequests, self._notify, _log_file(config))
+        self._supervisor = Supervisor(config, loop, self._lease, WorkerRequests, self._notify, _log_file(config), files)
         self._server = guard_server(self._supervisor, config, loop)
         self._stop: asyncio.Future[str] = loop.create_future()
         self._controller = Process(config.controller_pid, config.controller_start)
@@ -176,16 +179,33 @@ def _log_file(config: GuardConfig) -> str:
 def main(raw: bytes) -> int:
     """Runs a guard until its end; returns its exit status."""
     config = host.resolved(from_json(GuardConfig, raw, "the controller"))
-    path = Path(_log_file(config))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    logging.basicConfig(
-        filename=path, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
-    )
+    files = FileThread("files of the run")
+    _log_to(Path(_log_file(config)), files)
     loop = new_loop(uvloop=False)  # uvloop handles SIGCHLD itself, and the guard handles no calls
     asyncio.set_event_loop(loop)
     try:
-        loop.run_until_complete(Guard(config, loop).run())
+        loop.run_until_complete(Guard(config, loop, files).run())
     except BaseException:
         _log.exception("the guard failed; its reaper kills what it owned")
         raise
+    finally:
+        files.drain(LAST_LINES_S)
     return 0
+
+
+class _ByThread(logging.Handler):
+    """Hands records to another handler, on the thread for files."""
+
+    def __init__(self, handler: logging.Handler, files: FileThread) -> None:
+        super().__init__()
+        self._handler, self._files = handler, files
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._files.submit(partial(self._handler.handle, record))
+
+
+def _log_to(path: Path, files: FileThread) -> None:
+    make_directories(path.parent)
+    handler = logging.StreamHandler(open(path, "a", opener=opener))  # noqa: SIM115 - open until the end
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[_ByThread(handler, files)], force=True)

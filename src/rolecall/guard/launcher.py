@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -30,11 +31,13 @@ from rolecall.protocol.fork import ForkSpec
 from rolecall.protocol.guard import ProcessSpec, StartResult
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.worker_methods import CONFIGURE, WorkerConfig
+from rolecall.transport.files import read_within
 from rolecall.transport.link import Link
 from rolecall.transport.peer import Handler, Peer
 from rolecall.types import check_argv, check_env, check_name, role_and_index
 
 ABORTED = "killed while starting"
+LOG_S = 5.0  # for a file system to open a log
 INDEX_DIGITS = 6  # of a worker's index, which becomes part of a socket's path
 
 OnCancel = Callable[[Callable[[], None]], None]
@@ -54,6 +57,7 @@ class Launcher:
     Attributes:
         handler: Makes what answers a worker's requests on its control channel.
         on_exit: Told when the process of a worker has ended.
+        on_desertion: Told when the other end of its control channel is closed.
         closed: The guard is ending, so nothing is started any more.
     """
 
@@ -68,6 +72,7 @@ class Launcher:
     merged_log: logs.MergedLog
     handler: Callable[[Record], Handler]
     on_exit: Callable[[Record, Exit], None]
+    on_desertion: Callable[[Record], None]
     spawn_task: Callable[[Coroutine[Any, Any, Any]], None]
     closed: bool = False
 
@@ -100,13 +105,14 @@ class Launcher:
         if previous is not None and previous.state is State.ENDING:
             await previous.gone.wait()
         try:
-            return self._record(spec, started_by)
+            log_path = logs.log_path(self.config.run_dir, spec.worker_id)
+            return self._record(spec, started_by, log_path, await read_within(LOG_S, partial(logs.size, log_path), 0))
         except (RolecallError, StartError, OSError) as error:
             if spec.worker_id not in self.table:
                 self.ports.release(spec.worker_id)  # leased before, for this start
             return StartResult(worker_id=spec.worker_id, ok=False, error=str(error))
 
-    def _record(self, spec: ProcessSpec, started_by: str) -> Record:
+    def _record(self, spec: ProcessSpec, started_by: str, log_path: str, log_start: int) -> Record:
         _check(spec)
         if self.closed:
             raise StartError("the guard is ending")
@@ -114,8 +120,6 @@ class Launcher:
             raise StartError(f"{spec.worker_id} is already running; delete it first")
         target = self.table.living(spec.target) if spec.target else None
         spec = _completed(spec, target.spec if target else None, self.config.cwd)
-        log_path = logs.log_path(self.config.run_dir, spec.worker_id)
-        log_start = logs.size(log_path)
         record = Record(
             spec=spec,
             env=environment.recorded_env(spec, target.env if target else None),
@@ -146,15 +150,13 @@ class Launcher:
             for record, env in envs.items()
             if record.spec.argv is None and not environment.needs_cold_start(env, self.template.env)
         }
-        for record in envs.keys() - forks.keys():
-            self._spawn(record, envs[record])
+        await self._spawn_all({record: env for record, env in envs.items() if record not in forks})
         try:
             if forks:
                 await self._fork(forks)
         except (TemplateError, OSError) as error:
             _log.warning("workers are started cold: %s", error)
-            for record, env in forks.items():
-                self._spawn(record, env)
+            await self._spawn_all(forks)
         finally:
             for record in records:
                 record.created.set()
@@ -200,14 +202,21 @@ class Launcher:
             threads=environment.thread_limit(env, record.spec.cores),
         )
 
-    def _spawn(self, record: Record, env: Mapping[str, str]) -> None:
-        """Starts a program or a cold worker, unless it is aborted."""
-        if record.abort.is_set():
-            return
+    async def _spawn_all(self, envs: Mapping[Record, dict[str, str]]) -> None:
+        """Starts programs and cold workers, unless they are aborted."""
+        opened = [read_within(LOG_S, partial(logs.open_log, record.log_path), None) for record in envs]
+        for (record, env), log in zip(envs.items(), await asyncio.gather(*opened), strict=True):
+            if log is None:
+                record.error = f"its log {record.log_path} cannot be opened, or not within {LOG_S:g} s"
+            elif record.abort.is_set():
+                os.close(log)
+            else:
+                self._spawn(record, env, log)
+
+    def _spawn(self, record: Record, env: Mapping[str, str], log: int) -> None:
         control, keep = None, []
         try:
             with ExitStack() as ours_alone:
-                log = os.open(record.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
                 ours_alone.callback(os.close, log)
                 if record.may_serve:
                     control, theirs = socket.socketpair()
@@ -237,7 +246,12 @@ class Launcher:
         record.exit_future.add_done_callback(lambda end: self.on_exit(record, end.result()))
         if control is not None:
             loop = asyncio.get_running_loop()
-            record.peer = Peer(record.worker_id, loop=loop, handler=self.handler(record))
+            record.peer = Peer(
+                record.worker_id,
+                loop=loop,
+                handler=self.handler(record),
+                on_detached=lambda error: self.on_desertion(record),
+            )
             record.peer.attach(Link(control, loop=loop))
 
     # Wait until ready
@@ -258,7 +272,7 @@ class Launcher:
             record.mark("ready")
             return self._result(record)
         code, number = record.exit or (None, None)  # read before it is killed: how it ended by itself
-        tail = logs.tail(record.log_path, record.log_start)
+        tail = await logs.tail_soon(record.log_path, record.log_start)
         if record.state is State.ENDING:
             await record.gone.wait()  # the task that aborted the start kills it and reports that
         else:

@@ -1,12 +1,18 @@
 """Log files: each worker writes its own, and the guard merges the lines of all into another."""
 
 import os
-import threading
+import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from rolecall.transport.files import FileThread, make_directories, read_within
+
 TAIL_BYTES = 4096
-_CHUNK = 1 << 20  # read at once from one worker's log, so that a verbose one does not block the guard
+TAIL_S = 2.0  # for a file system to give it
+COPY_S = 0.1  # of every 0.2 s
+MAX_LAG = 64 << 20  # bytes of one log that the merged one may be behind
+_CHUNK = 1 << 20  # read at once from one worker's log, so that others get their turn
 _LINE = 1 << 16  # a longer line is merged in pieces
 
 
@@ -43,6 +49,16 @@ def tail(path: str, start: int = 0) -> str:
     return text
 
 
+def open_log(path: str) -> int:
+    """A descriptor that appends to a log."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+
+async def tail_soon(path: str, start: int = 0) -> str:
+    """As `tail`; empty where the file system hangs."""
+    return await read_within(TAIL_S, partial(tail, path, start), "")
+
+
 @dataclass(eq=False, slots=True)
 class FollowedLog:
     """One worker's log, and how much of it was copied. `rest` is an incomplete last line."""
@@ -56,17 +72,18 @@ class FollowedLog:
 class MergedLog:
     """Copies the lines of all workers' logs into one file, each prefixed with its worker's id.
 
-    Lines are appended whole, so several guards may write to the same file. Methods may be called from any thread: a run
-    directory may be on a shared file system, which may block, so the event loop's thread reads and writes nothing.
+    Lines are appended whole, so several guards may write to the same file. Everything is copied on one thread, since
+    the file system of a run directory may hang. What is written faster than copied is left out beyond `MAX_LAG`.
     """
 
-    def __init__(self, run_dir: str) -> None:
+    def __init__(self, run_dir: str, files: FileThread) -> None:
         path = Path(run_dir, "logs", "merged.log")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_directories(path.parent)
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._file = os.fdopen(fd, "ab", buffering=0)
-        self._copying = threading.Lock()
+        self._files = files
         self._followed: set[FollowedLog] = set()
+        self._copying = False
 
     def follow(self, worker_id: str, path: str, start: int) -> FollowedLog:
         """Adds a worker's log. Returns at once."""
@@ -75,25 +92,46 @@ class MergedLog:
         return log
 
     def unfollow(self, log: FollowedLog) -> None:
-        """Copies the rest of the log, including an incomplete last line, and stops following it."""
-        with self._copying:
-            if log not in self._followed or self._file.closed:
-                return
-            self._followed.discard(log)
-            while self._copy(log):
-                pass
-            if log.rest:
-                self._write(log.worker_id, [log.rest])
+        """Stops following a log when the rest of it is copied. Returns at once."""
+        self._files.submit(partial(self._finish, log))
 
     def copy_new_lines(self) -> None:
-        """Copies the lines appended since the last call."""
+        """Copies the lines appended since the last call, unless it is still doing that. Returns at once."""
+        if not self._copying:
+            self._copying = True
+            self._files.submit(self._copy_all)
+
+    def finish(self) -> None:
+        """Copies the rest of all logs. Returns at once."""
         for log in list(self._followed):
-            with self._copying:
-                if log in self._followed:
-                    self._copy(log)
+            self.unfollow(log)
+
+    def _copy_all(self) -> None:
+        try:
+            until = time.monotonic() + COPY_S
+            for log in list(self._followed):
+                while self._copy(log) and time.monotonic() < until:
+                    pass
+        finally:
+            self._copying = False
+
+    def _finish(self, log: FollowedLog) -> None:
+        if log not in self._followed:
+            return
+        self._followed.discard(log)
+        while self._copy(log):  # at most `MAX_LAG`: what writes it has ended
+            pass
+        if log.rest:
+            self._write(log.worker_id, [log.rest])
 
     def _copy(self, log: FollowedLog) -> bool:
-        data = read_from(log.path, log.offset) if size(log.path) > log.offset else b""
+        """Copies a part; says whether there was any."""
+        if (left_out := size(log.path) - log.offset - MAX_LAG) > 0:
+            log.offset += left_out
+            note = f"... {left_out:,} bytes are left out here; they are in {log.path}"
+            self._write(log.worker_id, [*filter(None, [log.rest]), note.encode()])
+            log.rest = b""
+        data = read_from(log.path, log.offset)
         log.offset += len(data)
         *lines, log.rest = (log.rest + data).split(b"\n")
         if len(log.rest) > _LINE:
@@ -105,10 +143,3 @@ class MergedLog:
         prefix = f"[{worker_id}] ".encode()
         if lines:
             self._file.write(b"".join(prefix + line + b"\n" for line in lines))
-
-    def close(self) -> None:
-        """Copies the rest of all logs. May be called twice."""
-        for log in list(self._followed):
-            self.unfollow(log)
-        with self._copying:
-            self._file.close()

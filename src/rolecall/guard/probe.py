@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from rolecall.errors import RolecallError
@@ -17,6 +18,7 @@ from rolecall.guard.stall import Sample
 from rolecall.guard.table import Record
 from rolecall.protocol.guard import NoArguments
 from rolecall.protocol.worker_methods import TASKS
+from rolecall.transport.files import read_within
 
 TASKS_S = 1.0
 PY_SPY_S = 15.0
@@ -86,11 +88,12 @@ async def _by_faulthandler(record: Record, process: Process, failure: str) -> st
         return f"no stacks: {failure}, and a stopped process cannot write them itself"
     if not _handles(process.pid, STACKS_SIGNAL):
         return f"no stacks: {failure}, and the worker has not registered faulthandler"
-    start = logs.size(record.log_path)
+    start = await read_within(logs.TAIL_S, partial(logs.size, record.log_path), 0)
     send(process, STACKS_SIGNAL)
     for _ in range(int(FAULTHANDLER_S / 0.05)):
         await asyncio.sleep(0.05)
-        text = logs.read_from(record.log_path, start).decode(errors="replace")
+        written = await read_within(logs.TAIL_S, partial(logs.read_from, record.log_path, start), b"")
+        text = written.decode(errors="replace")
         if "File " in text:
             return text
     return f"no stacks: {failure}, and faulthandler wrote nothing within {FAULTHANDLER_S:g} s"

@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -21,6 +22,7 @@ from rolecall.guard.table import Record, State
 from rolecall.protocol.guard import Ready
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.programs import may_host_engines
+from rolecall.transport.files import read_within
 from rolecall.transport.http.client import NOT_SERVED, ErrorBody, ask
 
 SETTLE_S = 0.3  # a program that cannot start (wrong arguments, a missing file) ends within this
@@ -46,7 +48,7 @@ async def wait_until_ready(record: Record, config: GuardConfig) -> None:
 
 
 async def _is_ready(record: Record, ready: Ready, host: str) -> bool:
-    if ready.log and not _log_matches(record, ready.log):
+    if ready.log and not await _log_matches(record, ready.log):
         record.waits_for = f"no line of its log matches {ready.log!r}"
         return False
     if not (ready.http or ready.tcp):
@@ -59,8 +61,8 @@ async def _is_ready(record: Record, ready: Ready, host: str) -> bool:
     return not ready.http or await _answers(host, record.ports[0], ready.http, _READY_S)
 
 
-def _log_matches(record: Record, pattern: str) -> bool:
-    data = logs.read_from(record.log_path, record.log_start)
+async def _log_matches(record: Record, pattern: str) -> bool:
+    data = await read_within(logs.TAIL_S, partial(logs.read_from, record.log_path, record.log_start), b"")
     return re.search(pattern, data.decode(errors="replace"), re.MULTILINE) is not None
 
 

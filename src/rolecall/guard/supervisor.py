@@ -34,11 +34,15 @@ from rolecall.protocol.environment import inheritable, marks
 from rolecall.protocol.guard import KillReport, Ports
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.worker_methods import SET_ENV, SetEnv
+from rolecall.transport.files import FileThread
 from rolecall.transport.http.metrics import Metric, counter, gauge
 from rolecall.transport.peer import Handler
 from rolecall.types import check_env
 
 STRAYS_S = 5.0
+MERGE_S = 5.0  # for the rest of all logs
+DESERTED_S = 1.0  # between the end of a control channel and SIGCHLD, where the worker has died
+DESERTED = "its process lived on without the connection to its guard: it called os.exec*, or closed files of others"
 MAX_STACK_DUMPS = 4  # stacks read at the same time, when many workers stall together
 METRICS: Mapping[str, Metric] = {
     "uptime_seconds": gauge("Seconds since the guard started."),
@@ -68,6 +72,7 @@ class Supervisor:
         handler: Makes what answers a worker's requests on its control channel.
         notify: Notifies the controller of an event.
         template_log: The file that the template process logs to.
+        files: Merges the logs.
     """
 
     def __init__(
@@ -78,11 +83,13 @@ class Supervisor:
         handler: Callable[["Supervisor", Record], Handler],
         notify: Callable[[events.Event], None],
         template_log: str,
+        files: FileThread,
     ) -> None:
         self.config = config
         self._loop, self._lease, self._notify = loop, lease, notify
         runtime.prepare(config.runtime_dir, config.guard_id)
-        self._merged_log = logs.MergedLog(config.run_dir)
+        self._files = files
+        self._merged_log = logs.MergedLog(config.run_dir, files)
         log = os.open(template_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         base_env = inheritable(os.environ) | config.env
         template_env = base_env | marks(config.run_id, config.guard_id)
@@ -104,6 +111,7 @@ class Supervisor:
             merged_log=self._merged_log,
             handler=partial(handler, self),
             on_exit=self._on_exit,
+            on_desertion=lambda record: self.spawn_task(self._deserted(record)),
             spawn_task=self.spawn_task,
         )
         self._health = HealthChecks(config.ip, self.spawn_task)
@@ -130,7 +138,7 @@ class Supervisor:
 
     async def copy_logs(self) -> None:
         """Merges what the workers have logged since the last call."""
-        await asyncio.to_thread(self._merged_log.copy_new_lines)
+        self._merged_log.copy_new_lines()
 
     async def shutdown(self, grace_s: float) -> KillReport:
         """Ends every process, verifies it, and releases everything. A second call waits for the first."""
@@ -146,7 +154,8 @@ class Supervisor:
         left = await asyncio.to_thread(sweep, self.config.run_id, self.config.guard_id, self.config.runtime_dir)
         strays = [f"{item.pid} {item.name}" for item in killed] + [f"{item.pid} {item.name}" for item in left]
         survivors = report.survivors + [f"{item.pid} {item.name}" for item in left if not item.gone]
-        await asyncio.to_thread(self._merged_log.close)
+        self._merged_log.finish()
+        await self._files.adrain(MERGE_S)
         self.ports.close()
         return KillReport(killed=report.killed, strays=strays, survivors=survivors)
 
@@ -180,7 +189,7 @@ class Supervisor:
         report = await self._killer.kill(records, grace_s)
         for record in records:
             if reason and (end := record.exit) is not None:
-                self._notify(_exited(record, end, reason))
+                await self._tell_exit(record, end, reason)
         return msgspec.structs.replace(report, unknown=unknown)
 
     async def set_env(self, worker: str, env: dict[str, str]) -> None:
@@ -195,7 +204,7 @@ class Supervisor:
         record.env |= env
 
     def _on_removed(self, record: Record) -> None:
-        self.spawn_task(asyncio.to_thread(self._merged_log.unfollow, record.log))
+        self._merged_log.unfollow(record.log)
         record.page.close()
         if record.peer is not None:
             record.peer.close()
@@ -209,8 +218,24 @@ class Supervisor:
         oom = end.signal == signal.SIGKILL and self._oom.claim()
         reason = self._oom.explain(record.rss) if oom else ""
         self._counts["unexpected_exits_total"] += 1
-        self._notify(_exited(record, end, reason))
+        self.spawn_task(self._tell_exit(record, end, reason))
         self.spawn_task(self._killer.kill([record], 0.0))  # workers that it has started in its slot live on
+
+    async def _tell_exit(self, record: Record, end: Exit, reason: str) -> None:
+        self._notify(await _exited(record, end, reason))
+
+    async def _deserted(self, record: Record) -> None:
+        """Ends a process that is no worker any more: what it still had to answer will not be answered."""
+        assert record.exit_future is not None
+        await asyncio.wait([record.exit_future], timeout=DESERTED_S)
+        if record.state is State.STARTING and record.spec.argv is None:
+            record.stall = DESERTED
+            record.abort.set()
+        elif record.state is State.READY:
+            await self._killer.kill([record], 0.0)
+            if record.exit is not None:
+                self._counts["unexpected_exits_total"] += 1
+                await self._tell_exit(record, record.exit, DESERTED)
 
     async def _look(self) -> None:
         """Samples all workers once: which processes are theirs, how much memory they use, whether they stall."""
@@ -283,7 +308,7 @@ class Supervisor:
         }
 
 
-def _exited(record: Record, end: Exit, reason: str) -> events.Exited:
+async def _exited(record: Record, end: Exit, reason: str) -> events.Exited:
     assert record.process is not None
     return events.Exited(
         worker=record.worker_id,
@@ -291,7 +316,7 @@ def _exited(record: Record, end: Exit, reason: str) -> events.Exited:
         exit_code=end.code,
         signal=end.signal,
         reason=reason,
-        log_tail=logs.tail(record.log_path, record.log_start),
+        log_tail=await logs.tail_soon(record.log_path, record.log_start),
         log_path=record.log_path,
         host=socket.gethostname(),
     )

@@ -15,6 +15,7 @@ from rolecall.placement.launching import connected, python_path
 from rolecall.placement.plan import base_environment
 from rolecall.protocol.environment import marks
 from rolecall.protocol.message import to_json
+from rolecall.transport.files import opener
 
 GUARD_TIMEOUT_S = 60.0
 
@@ -50,7 +51,7 @@ class LocalPlacement(HostPlacement):
         context, log = self._context, self._context.run_dir / "logs" / f"guard-{guard_id}.log"
         env = base_environment(os.environ, python_path()) | marks(context.run_id, guard_id)
         config = to_json(context.guard_config(guard_id, ip=self._ip))
-        with log.open("ab") as out:
+        with open(log, "ab", opener=opener) as out:
             guard = context.expect(guard_id)
             try:
                 reaper = start_guard(config, env, out.fileno())

@@ -23,6 +23,7 @@ from rolecall.placement.launching import python_path
 from rolecall.placement.plan import base_environment
 from rolecall.protocol.guard import Method
 from rolecall.protocol.message import Message
+from rolecall.transport.files import opener
 from rolecall.transport.incoming import Incoming
 from rolecall.transport.link import Link
 from rolecall.transport.loop import IOThread
@@ -61,7 +62,7 @@ class Sidecar(Generic[T]):
         self._fresh = threading.Condition()
         self._peer = Peer(module, loop=io.loop, on_notify=self._learn, on_detached=self._detached)
         ours, theirs = socket.socketpair()
-        with theirs, log_path.open("ab") as out:
+        with theirs, open(log_path, "ab", opener=opener) as out:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", module, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],

@@ -10,6 +10,8 @@ import shutil
 import stat
 import tempfile
 import time
+from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 
 from rolecall.errors import WorkerConfigurationError
@@ -17,11 +19,14 @@ from rolecall.guard.claims import claim
 from rolecall.guard.proc import read_text
 from rolecall.protocol.message import to_json
 from rolecall.protocol.state import RunState
+from rolecall.transport.files import DIRECTORY_MODE, make_directories, opener
+from rolecall.transport.forked import close_in_forks
 from rolecall.types import check_name
 
 EARLIER = "earlier"  # directory of the run directory: earlier runs of the trial, by number
 STOPPED = "stopped"  # file of the run directory, in which `rolecall stop` says who it is
 FILES = ("state.json", "events.jsonl", "logs", "stacks", STOPPED)
+ROOTS = 20  # names that are tried for the directory in the temporary one
 
 
 class Run:
@@ -47,7 +52,7 @@ class Run:
         self.token = secrets.token_hex(32)
         self._root = _root(fileroot)
         self.runtime_dir = private_root() / self.run_id
-        self._lock = -1
+        self._lock: FileIO | None = None
 
     def __repr__(self) -> str:
         return f"Run({self.experiment}/{self.trial}, id={self.run_id})"
@@ -104,31 +109,34 @@ class Run:
 
     def write_state(self, state: RunState) -> None:
         """Replaces `state.json`, whole or not at all. One writer at a time."""
-        fresh = self.run_dir / "state.json.new"
-        fresh.write_text(to_json(state, indent=1))
-        fresh.replace(self.run_dir / "state.json")
+        self.write("state.json.new", to_json(state, indent=1))
+        (self.run_dir / "state.json.new").replace(self.run_dir / "state.json")
+
+    def write(self, name: str, text: str, mode: str = "w") -> None:
+        """Writes a file of the run directory, or with mode `a` at its end."""
+        with open(self.run_dir / name, mode, opener=opener) as file:
+            file.write(text)
 
     def close(self) -> None:
         """Removes the runtime directory. The run directory stays."""
         shutil.rmtree(self.runtime_dir, ignore_errors=True)
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        if self._lock is not None:
+            self._lock.close()
 
     def _make_run_dir(self) -> None:
         if not self._named:
             self._choose_trial()
-        self.run_dir.mkdir(parents=True, exist_ok=True)
+        make_directories(self.run_dir)
         self._take_lock()
         self._put_away()
         for part in ("logs", "stacks"):
-            (self.run_dir / part).mkdir()
+            (self.run_dir / part).mkdir(mode=DIRECTORY_MODE)
 
     def _put_away(self) -> None:
         """What an earlier run of the trial has left goes to `earlier/<number>`, laid out as a run directory."""
         if left := [path for name in FILES if (path := self.run_dir / name).exists()]:
             place = self.run_dir / EARLIER / str(max(earlier_runs(self.run_dir), default=0) + 1)
-            place.mkdir(parents=True)
+            make_directories(place)
             for path in left:
                 path.rename(place / path.name)
 
@@ -137,22 +145,29 @@ class Run:
         begun = self.trial
         for number in itertools.count(2):
             try:
-                return self.run_dir.mkdir(parents=True)
+                make_directories(self.run_dir.parent)
+                return self.run_dir.mkdir(mode=DIRECTORY_MODE)
             except FileExistsError:
                 self.trial = f"{begun}-{number}"
 
     def _take_lock(self) -> None:
-        lock = os.open(self.run_dir / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = FileIO(self.run_dir / ".lock", "a+", opener=_private)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
-            holder = os.read(lock, 32).decode(errors="replace").strip()
-            os.close(lock)
+            lock.seek(0)
+            holder = (lock.read(32) or b"").decode(errors="replace").strip()
+            lock.close()
             what = f"{self.experiment}/{self.trial} is running in process {holder or 'unknown'}"
             raise WorkerConfigurationError(what, None, "end that run, or choose another trial") from e
-        os.ftruncate(lock, 0)
-        os.write(lock, f"{os.getpid()}\n".encode())
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n".encode())
+        close_in_forks(lock)
         self._lock = lock
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
 def _root(fileroot: str | os.PathLike[str] | None) -> Path:
@@ -168,18 +183,31 @@ def earlier_runs(run_dir: Path) -> list[int]:
 
 
 def private_root() -> Path:
-    """`<tmp>/rolecall-<uid>`, where this user's runtime directories are."""
-    return Path(tempfile.gettempdir() if len(tempfile.gettempdir()) < 40 else "/tmp") / f"rolecall-{os.getuid()}"
+    """`<tmp>/rolecall-<uid>`, where this user's runtime directories are.
+
+    Where another user has put something there, it is the first of `rolecall-<uid>-1` and so on that is not taken.
+    """
+    tmp = Path(tempfile.gettempdir() if len(tempfile.gettempdir()) < 40 else "/tmp")
+    names = [f"rolecall-{os.getuid()}", *(f"rolecall-{os.getuid()}-{number}" for number in range(1, ROOTS))]
+    return next((tmp / name for name in names if _may_be_ours(tmp / name)), tmp / names[0])
+
+
+def _may_be_ours(root: Path) -> bool:
+    try:
+        found = root.lstat()
+    except FileNotFoundError:
+        return True
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
 
 
 def _make_private(root: Path) -> None:
-    """Makes the root, ours alone: another user must not have put it there first."""
-    root.mkdir(mode=0o700, exist_ok=True)
-    found = root.lstat()
-    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid():
-        root.chmod(0o700)
-    else:
-        raise WorkerConfigurationError(f"{root} is not a directory of this user", None, "remove it")
+    """Makes the root, ours alone."""
+    with suppress(FileExistsError):
+        root.mkdir(mode=0o700)
+    if not _may_be_ours(root):
+        what = f"{root} and {ROOTS - 1} others like it belong to another user"
+        raise WorkerConfigurationError(what, None, "remove them, or set TMPDIR to a directory of this user")
+    root.chmod(0o700)
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 from rolecall.errors import CallCancelledError, EncodeError, ProtocolError, RolecallError
 from rolecall.transport import codec
 from rolecall.transport.channel import Channel, send
+from rolecall.transport.codec.exceptions import message_of, said
 from rolecall.transport.link import Link
 from rolecall.transport.session import messages
 from rolecall.transport.session.callee import Accepted, AcceptedCall, Callee, Event
@@ -99,7 +100,7 @@ class Incoming(Waitable):
         """
         try:
             self._answerer.answer(self, True, codec.encode(value, "result"), stable=stable)
-        except Exception as e:  # encoding runs hooks of the user's types, which may raise anything
+        except BaseException as e:  # encoding runs hooks of the user's types, which may raise anything
             self.fail(e)
 
     def fail(self, exc: BaseException) -> None:
@@ -109,8 +110,8 @@ class Incoming(Waitable):
             error = CallCancelledError(self._answerer.channel.name, self.method)
         try:
             self._answerer.answer(self, False, codec.encode(error, "error"), stable=False)
-        except Exception as e:  # as above; the second attempt has only text in it
-            hint = f"it said: {error}" if isinstance(e, RolecallError) else f"encoding it raised {e!r}"
+        except BaseException as e:  # as above; the second attempt has only text in it
+            hint = f"it said: {message_of(error)}" if isinstance(e, RolecallError) else f"encoding it raised {said(e)}"
             encoded = codec.encode(EncodeError("error", type(error).__qualname__, hint), "error")
             self._answerer.answer(self, False, encoded, stable=False)
 

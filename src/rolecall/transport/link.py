@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rolecall.errors import RolecallError, RPCConnectionError
+from rolecall.transport.forked import close_in_forks
 from rolecall.transport.frames import FrameReader
 from rolecall.transport.waiting import Waitable
 
@@ -41,6 +42,7 @@ class Link(Waitable):
         super().__init__()
         sock.setblocking(False)
         widen(sock)
+        close_in_forks(sock)
         self._sock, self._loop = sock, loop
         self._reader = FrameReader()
         self._lock = threading.Lock()

@@ -17,6 +17,7 @@ from weakref import WeakSet
 from rolecall.errors import RPCConnectionError, RPCError
 from rolecall.protocol.token import Token
 from rolecall.transport import handshake
+from rolecall.transport.forked import close_in_forks
 from rolecall.transport.frames import MAGIC
 from rolecall.transport.handshake import HELLO_S, Hello
 from rolecall.transport.http.connection import HttpConnection, linger
@@ -76,6 +77,7 @@ class Server:
 
     def _listen(self, family: int, where: str | tuple[str, int]) -> socket.socket:
         sock = socket.socket(family, socket.SOCK_STREAM)
+        close_in_forks(sock)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.setblocking(False)

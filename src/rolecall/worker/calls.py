@@ -24,7 +24,7 @@ from rolecall.tensors import functions, tree
 from rolecall.tensors.handle import RTensor
 from rolecall.tensors.service import DataService
 from rolecall.tensors.shard import binding
-from rolecall.transport.codec.exceptions import describe, full_name
+from rolecall.transport.codec.exceptions import format_traceback, full_name, message_of
 from rolecall.transport.incoming import Incoming
 from rolecall.transport.loop import Tasks
 from rolecall.worker.engines import Engines, Kind, Method
@@ -206,8 +206,8 @@ def engine_error(worker_id: str, method: str, error: BaseException) -> RolecallE
     """The error that the caller gets: RolecallErrors of this package unchanged, all others as an EngineCallError."""
     if isinstance(error, RolecallError) and not isinstance(error, EngineCallError) and _raised_by_rolecall(error):
         return error
-    text = "".join(traceback.format_exception(_without_own_frames(error)))
-    reply = EngineCallError(worker_id, method, full_name(type(error)), describe(error)[1], text)
+    text = format_traceback(_without_own_frames(error))
+    reply = EngineCallError(worker_id, method, full_name(type(error)), message_of(error), text)
     reply.__cause__ = error
     return reply
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
+from rolecall.transport.codec.exceptions import format_traceback, said
 from rolecall.worker.progress import Progress
 
 T = TypeVar("T")
@@ -44,7 +45,7 @@ class EngineThread:
             try:
                 done.set_result(fn())
             except BaseException as e:
-                done.set_exception(e if isinstance(e, Exception) else RuntimeError(f"{type(e).__name__}: {e}"))
+                done.set_exception(e if isinstance(e, Exception) else RuntimeError(said(e)))
 
         self.submit(job)
         return await asyncio.wrap_future(done)
@@ -59,7 +60,7 @@ class EngineThread:
             progress.begin()
             try:
                 job()
-            except BaseException:  # a bug of the submitter must not end the thread
-                log.exception("a job of thread %r raised", self._thread.name)
+            except BaseException as e:  # a bug of the submitter must not end the thread
+                log.error("a job of thread %r raised\n%s", self._thread.name, format_traceback(e))
             finally:
                 progress.end()

@@ -35,7 +35,7 @@ from rolecall.protocol.worker_methods import FORKED_CHILDREN
 from rolecall.tensors import functions
 from rolecall.tensors.service import DataService
 from rolecall.tensors.shard import binding
-from rolecall.transport.codec.exceptions import full_name
+from rolecall.transport.codec.exceptions import format_traceback, full_name, message_of, said
 from rolecall.transport.loop import Tasks
 from rolecall.worker.calls import EngineCalls, Request
 from rolecall.worker.context import seed_generators, seed_of
@@ -119,7 +119,7 @@ class EngineHost:
         """Answers with an error. One that is not a RolecallError is a bug in this package; its traceback is logged."""
         if not isinstance(error, RolecallError):
             log.error("internal error in %r", request.method, exc_info=error)
-            error = InternalError(self.worker_id, request.method, full_name(type(error)), str(error))
+            error = InternalError(self.worker_id, request.method, full_name(type(error)), message_of(error))
         request.fail(error)
 
     def _data_answer(self, request: Request) -> None:
@@ -149,9 +149,9 @@ class EngineHost:
             return request.fail(e)
         except BaseException as e:
             self._engines.release(name)
-            text = "".join(traceback.format_exception(e))
+            text = format_traceback(e)
             log.error("the constructor of engine %r (%s) raised; its caller is told\n%s", name, path, text)
-            return request.fail(EngineCreationError(self.worker_id, name, f"{type(e).__name__}: {e}", text))
+            return request.fail(EngineCreationError(self.worker_id, name, said(e), text))
         self._engines.add(name, engine)
         log.info("engine %r (%s) was made in %.2f s", name, path, time.monotonic() - begun)
         request.finish(protocol.EngineCreated(engine_name=name))
@@ -188,7 +188,7 @@ class EngineHost:
         except TimeoutError:
             return f"destroy() took more than {timeout:g} s"
         except BaseException as e:
-            return f"destroy() raised {type(e).__name__}: {e}"
+            return f"destroy() raised {said(e)}"
         finally:
             self._engines.leave(hosted.thread)
         return ""

@@ -24,7 +24,7 @@ from rolecall.protocol.worker_methods import STATUS, HttpRoute, WorkerMethod
 from rolecall.tensors.dtypes import dtype_name, to_bytes
 from rolecall.tensors.handle import RTensor, pack_handles, read_handles
 from rolecall.transport import codec
-from rolecall.transport.codec.exceptions import full_name
+from rolecall.transport.codec.exceptions import full_name, message_of
 from rolecall.transport.frames import pack
 from rolecall.transport.http.messages import JSON, Parts, Request, Response
 from rolecall.transport.http.metrics import Metric, counter, gauge, metrics_response
@@ -247,7 +247,7 @@ class HttpRequest:
         """Answers with an error. One that is not a RolecallError becomes an InternalError."""
         error = exc
         if not isinstance(error, errors.RolecallError):
-            error = errors.InternalError(self._worker_id, self.method, full_name(type(exc)), str(exc))
+            error = errors.InternalError(self._worker_id, self.method, full_name(type(exc)), message_of(exc))
         if self.streaming:
             self._soon(self._fail_stream, error)
         else:

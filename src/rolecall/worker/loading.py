@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rolecall.errors import EngineImportError
+from rolecall.transport.codec.exceptions import said
 
 MAIN_NAME = "__rolecall_main__"
 
@@ -47,7 +48,7 @@ class ControllerMain(types.ModuleType):
                     sys.modules["__main__"] = load(self._main)
                 except (Exception, SystemExit) as e:
                     sys.modules.pop(MAIN_NAME, None)
-                    what = f"loading the controller's program {self._main!r} failed: {type(e).__name__}: {e}"
+                    what = f"loading the controller's program {self._main!r} failed: {said(e)}"
                     if not isinstance(e, ImportError | OSError):
                         what += '; what it does when it is started belongs below `if __name__ == "__main__":`'
                         what += ", since workers import it"
@@ -157,4 +158,4 @@ def _import(path: str, module_name: str) -> types.ModuleType:
     try:
         return importlib.import_module(module_name)
     except Exception as e:
-        raise EngineImportError(path, f"{type(e).__name__}: {e}") from e
+        raise EngineImportError(path, said(e)) from e

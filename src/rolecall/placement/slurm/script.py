@@ -74,7 +74,7 @@ def render(role: str, packing: Packing, options: SlurmOptions, here: Surrounding
             *(["noticed=", "trap noticed=yes URG"] if options.signal_s else []),  # it may come before there are guards
             f"logs={shlex.quote(here.log_dir)}",
             "output=$logs/slurm-$SLURM_JOB_ID.out",
-            'mkdir -p -- "$logs" && (umask 077 && : >>"$output") && exec >>"$output" 2>&1',
+            '(umask 022 && mkdir -p -- "$logs") && (umask 077 && : >>"$output") && exec >>"$output" 2>&1',
             f"cd -- {shlex.quote(here.cwd)} || cd /",
             "",
             *users,

@@ -27,7 +27,8 @@ from rolecall.transport.codec.writer import RESOLVERS, Encode, Writer
 EXCEPTION, OWN_ERROR, STAND_IN = -35, -36, -37
 
 _TRACEBACK = "remote_traceback"
-_LONGEST = 64 << 10  # characters of a message or traceback, the end of it counts
+_LONGEST = 64 << 10  # characters of a message or traceback
+_HEAD = 16 << 10  # of these, from its beginning
 # What built-in exceptions keep neither in args nor in __dict__. AttributeError.obj and NameError's frame stay behind.
 _KEPT_APART: dict[type[Exception], tuple[str, ...]] = {
     ImportError: ("name", "path"),
@@ -48,23 +49,42 @@ def short_name(kind: type) -> str:
 
 def describe(exc: BaseException) -> tuple[str, str, str]:
     """Returns an exception's type, message and traceback as text. It never fails, whatever `__str__` does."""
+    return short_name(type(exc)), message_of(exc), traceback_text(exc)
+
+
+def said(exc: BaseException) -> str:
+    """An exception's type and message; never fails either."""
+    return f"{type(exc).__name__}: {message_of(exc)}"
+
+
+def message_of(exc: BaseException) -> str:
+    """An exception's message, without its middle where it is long; never fails either."""
     try:
         message = str(exc)
-    except Exception:  # the user's __str__ may do anything
+    except BaseException:  # the user's __str__ may do anything, and raise SystemExit
         message = shown(exc)
-    return short_name(type(exc)), _clean(message), _clean(traceback_text(exc))
+    return _clean(message)
 
 
 def traceback_text(exc: BaseException) -> str:
     """The traceback as text: of the process where it was raised, if that was another one."""
     remote = exc.__dict__.get(_TRACEBACK, "")
-    if exc.__traceback__ is None or remote:
-        return str(remote)
-    return "".join(traceback.format_exception(exc))
+    return _clean(str(remote) if exc.__traceback__ is None or remote else format_traceback(exc))
+
+
+def format_traceback(exc: BaseException) -> str:
+    """The traceback in this process as text, without its middle where it is long; never fails either."""
+    try:
+        return _clean("".join(traceback.format_exception(exc)))
+    except BaseException as e:
+        return f"no traceback: {type(e).__name__} was raised while it was formatted"
 
 
 def _clean(text: str) -> str:
-    return text[-_LONGEST:].encode("utf-8", "backslashreplace").decode()
+    if len(text) > _LONGEST:
+        left_out = f"\n[... {len(text) - _LONGEST:,} characters left out ...]\n"
+        text = text[:_HEAD] + left_out + text[_HEAD - _LONGEST :]
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _attempt(writer: Writer, make: Callable[[], Any], instead: Callable[[], Any]) -> Any:

@@ -73,6 +73,6 @@ def shown(value: Any) -> str:
     """A short `repr` that never fails."""
     try:
         text = _short.repr(value)
-    except Exception:  # the user's __repr__ may do anything
+    except BaseException:  # the user's __repr__ may do anything, and raise SystemExit
         return f"<{type(value).__name__}>"
     return text if len(text) <= _SHOWN + 2 else text[:_SHOWN] + "..."
