@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from rolecall.guard import cgroup
-from rolecall.guard.claims import CGROUP, SEEN, abandoned
+from rolecall.guard.claims import CGROUP, SEEN, abandoned, claim
 from rolecall.guard.proc import Process, identify, read_stat
-from rolecall.guard.sweep import run_processes, sweep
+from rolecall.guard.sweep import clean_abandoned, run_processes
 from tests.guard.descendants import workers_with_descendants
 from tests.guard.guard_rig import Rig, gone, wait_for
 from tests.support.checkout import PYTHONPATH
@@ -73,10 +73,11 @@ def test_guard_and_reaper_killed_at_once_leave_what_a_sweep_finds(rig: Rig, lost
         os.kill(rig.reaper.pid, number)
         os.kill(rig.guard_pid, number)
     (part / lost).unlink(missing_ok=True)
-    wait_for(lambda: abandoned(rig.runtime_dir / "g0"))
+    wait_for(lambda: abandoned(part))
     assert not gone(mine[-1])
-    killed = sweep(rig.run_id, runtime_dir=rig.runtime_dir)
-    assert all(item.gone for item in killed) and all(gone(process) for process in mine[:-1])
+    claim(rig.runtime_dir)  # as a controller, which lives
+    assert rig.run_id not in clean_abandoned(rig.runtime_dir.parent) and rig.runtime_dir.exists()
+    assert not part.exists() and all(gone(process) for process in mine[:-1])
     assert gone(mine[-1]) == (had or lost == CGROUP), "where there is no cgroup, the note alone finds it"
     if lost == CGROUP:
         assert cgroup.end(str(group), 5.0)

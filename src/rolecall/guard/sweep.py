@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rolecall.guard import cgroup
-from rolecall.guard.claims import CGROUP, abandoned, of_guards, seen
+from rolecall.guard.claims import CGROUP, CLAIMS, abandoned, of_guards, seen
 from rolecall.guard.proc import TICKS, Process, Stat, alive, ancestors, descendants_of, environ, send, snapshot
 from rolecall.protocol.environment import GUARD, RUN, WORKER
 
@@ -133,15 +133,21 @@ def end_cgroups(runtime_dir: str | Path, guard_id: str | None = None, timeout: f
 def clean_abandoned(root: Path) -> dict[str, list[Killed]]:
     """Ends and removes what runs have left whose controller and guards on this host were all killed.
 
+    Of other runs, what a guard has left that was killed with its reaper.
+
     Args:
         root: Where the runtime directories of this user are.
 
     Returns:
-        For each such run what was killed.
+        For each run of the first kind what was killed.
     """
     cleaned = {}
     for folder in root.iterdir():
         if not folder.is_symlink() and abandoned(folder):
             cleaned[folder.name] = sweep(folder.name, runtime_dir=folder)
             shutil.rmtree(folder, ignore_errors=True)
+        for part in [file.parent for file in folder.glob(f"*/{CLAIMS}")]:
+            if abandoned(part):
+                sweep(folder.name, part.name, folder)
+                shutil.rmtree(part, ignore_errors=True)
     return cleaned
