@@ -36,11 +36,19 @@ Constructors take facts, not sentences. Every error keeps its facts as attribute
 
 from __future__ import annotations
 
+import re as _re
 import signal as _signal
 from collections.abc import Iterable, Sequence
 from concurrent.futures import CancelledError as _CancelledError
 from functools import partial
 from typing import Any
+
+_CONTROL = _re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def printable(text: str) -> str:
+    """Text of another process for a terminal, to which escape sequences could do what they like: they are shown."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 class RolecallError(Exception):
@@ -56,6 +64,9 @@ class RolecallError(Exception):
         self = super().__new__(cls, *args)
         self.facts = (args, kwargs)
         return self
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
     def __reduce__(self) -> tuple[Any, ...]:
         args, kwargs = self.facts
@@ -155,7 +166,8 @@ class WorkerFailedError(SchedulerError):
     def report(self) -> str:
         """The message with the last ten lines of its log, unless it was stopped."""
         lines = [] if self.stopped_by else self.log_tail.rstrip().splitlines()[-10:]
-        return "\n".join([str(self), *(["--- last lines of its log ---"] if lines else []), *lines])
+        told = ["--- last lines of its log ---", *map(printable, lines)] if lines else []
+        return "\n".join([str(self), *told])
 
 
 class WorkerStalledError(WorkerFailedError):
@@ -177,7 +189,7 @@ class WorkerStalledError(WorkerFailedError):
     @property
     def report(self) -> str:
         """The message with the stacks."""
-        return f"{self}\n--- stacks ---\n{self.stacks.rstrip()}" if self.stacks else str(self)
+        return f"{self}\n--- stacks ---\n{printable(self.stacks.rstrip())}" if self.stacks else str(self)
 
 
 class WorkerNotFoundError(SchedulerError):

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from rolecall import errors
 from rolecall.cli.logs import Follower, last_lines
 from tests.cli.cli_rig import CommandLine, Controller, environment, running
 
@@ -24,6 +28,48 @@ def hand_made(tmp_path: Path) -> Iterator[Path]:
         lock.write(f"{os.getpid()}\n")
         lock.flush()
         yield directory
+
+
+def on_a_terminal(*argv: str) -> str:
+    """What a command prints on a terminal."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen([sys.executable, "-m", "rolecall.cli", *argv], stdout=theirs, env=environment()) as process:
+        os.close(theirs)
+        seen = b""
+        with suppress(OSError):  # the other end is closed
+            while data := os.read(ours, 4096):
+                seen += data
+    os.close(ours)
+    assert process.returncode == 0
+    return seen.decode()
+
+
+@pytest.mark.parametrize("log", ["actor-0", "merged"])
+def test_escape_sequences_of_a_worker_do_not_reach_a_terminal(hand_made: Path, log: str) -> None:
+    """They are shown; a pipe gets what the worker wrote."""
+    line = ("[actor/0] " if log == "merged" else "") + "\x1b]0;title\x07 \x1b[2J text \x9b1m\r"
+    (hand_made / "logs" / f"{log}.log").write_text(line + "\n")
+    target = ["actor/0"] if log == "actor-0" else []
+    seen = on_a_terminal("logs", *target, "--run", str(hand_made))
+    assert "\\x1b]0;title\\x07 \\x1b[2J text \\x9b1m\\x0d" in seen
+    assert not {"\x1b]", "\x1b[2J", "\x07", "\x9b"} & {seen[at : at + n] for at in range(len(seen)) for n in (1, 2, 4)}
+    command = [sys.executable, "-m", "rolecall.cli", "logs", *target, "--run", str(hand_made)]
+    assert line.encode() in subprocess.run(command, capture_output=True, check=True, env=environment()).stdout
+
+
+def test_escape_sequences_of_a_worker_are_shown_in_errors() -> None:
+    """Wherever a worker's words are in an error's text: message, traceback, the end of its log, stacks."""
+    evil = "\x1b[2J\x9b"
+    for error in (
+        errors.EngineCallError("a/0", "f", "T", evil, evil),
+        errors.EngineCreationError("a/0", "a/0", evil, evil),
+        errors.WorkerCreationError("a", evil, [0], {0: evil}),
+        errors.WorkerFailedError("a/0", 1, log_tail=evil, reason=evil),
+        errors.WorkerStalledError("a/0", evil, evil),
+        errors.RemoteError("T", evil, evil),
+    ):
+        text = str(error) + str(getattr(error, "report", ""))
+        assert "\\x1b[2J\\x9b" in text and "\x1b" not in text and "\x9b" not in text, type(error)
 
 
 def read_until(process: subprocess.Popen[str], wanted: str) -> list[str]:

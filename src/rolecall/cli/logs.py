@@ -17,7 +17,7 @@ import typer
 
 from rolecall.cli.runs import FoundRun, RunNotFoundError, select_run
 from rolecall.cli.terminal import FilerootOption, JsonOption, RunOption, print_json, remark
-from rolecall.errors import RolecallError
+from rolecall.errors import RolecallError, printable
 from rolecall.scheduler.echo import prefix_of, takes_colours
 from rolecall.scheduler.run import EARLIER, earlier_runs
 
@@ -85,7 +85,7 @@ class _Reader:
         self._run, self._target, self._json = run, target, as_json
         self._folder = (run.path or run.runtime_dir) / "logs"
         self._prefix = target is None or "/" not in target
-        self._colours = takes_colours(sys.stdout)
+        self._colours, self._terminal = takes_colours(sys.stdout), sys.stdout.isatty()
         self._followers = Followers(self.files)
 
     def files(self) -> dict[str, Path]:
@@ -130,7 +130,7 @@ class _Reader:
             print_json({"source": source, "line": text}, indent=None)
         else:
             prefix = prefix_of(source, self._colours) if self._prefix and source != MERGED else ""
-            sys.stdout.write(f"{prefix}{text}\n")
+            sys.stdout.write(f"{prefix}{printable(text) if self._terminal else text}\n")
             sys.stdout.flush()
 
     def _warn_if_merge_is_behind(self) -> None:

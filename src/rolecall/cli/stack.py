@@ -14,7 +14,7 @@ from rolecall.cli.client import NoAnswerError
 from rolecall.cli.runs import FoundRun, select_run
 from rolecall.cli.terminal import FilerootOption, JsonOption, RunOption, print_json, remark
 from rolecall.cli.view import RunView, WorkerView, view
-from rolecall.errors import WorkerNotFoundError
+from rolecall.errors import WorkerNotFoundError, printable
 from rolecall.guard.probe import PY_SPY_S, py_spy
 
 GUARD_S = 20.0  # the guard gives py-spy 15 s and then uses the worker's own faulthandler
@@ -133,4 +133,4 @@ def _print(taken: Stacks) -> None:
     if taken.text:
         when = "" if taken.fresh else ", saved when it stalled"
         text = re.sub(r"\AProcess \d+: .*\n", "", taken.text).rstrip()  # a worker's command line is its template's
-        print(f"== {taken.worker} (pid {taken.pid}{when})\n{text}\n", flush=True)
+        print(f"== {taken.worker} (pid {taken.pid}{when})\n{printable(text)}\n", flush=True)

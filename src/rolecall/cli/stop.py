@@ -23,7 +23,7 @@ import typer
 from rolecall.cli.client import NoAnswerError
 from rolecall.cli.runs import FoundRun, on_another_host, select_run
 from rolecall.cli.terminal import FilerootOption, JsonOption, RunOption, print_json, remark
-from rolecall.errors import RolecallError
+from rolecall.errors import RolecallError, printable
 from rolecall.guard import runtime
 from rolecall.guard.claims import CLAIMS
 from rolecall.guard.proc import send
@@ -105,9 +105,9 @@ def _nobody(run: FoundRun) -> str:
 
 def _print(run: FoundRun, ending: Ending, controller: int | None) -> None:
     for guard, answer in ending.guards.items():
-        print(f"guard {guard}: {answer}")
+        print(printable(f"guard {guard}: {answer}"))
     for item in (*ending.ended, *ending.allocations.ended):
-        print(f"ended {item}")
+        print(printable(f"ended {item}"))
     for name in ending.allocations.left:
         remark(f"{name} is still there; see `{ending.allocations.advice}`")
     if ending.allocations.unknown:

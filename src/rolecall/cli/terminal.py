@@ -14,6 +14,8 @@ from rich.filesize import pick_unit_and_suffix
 from rich.table import Table
 from rich.text import Text
 
+from rolecall.errors import printable
+
 RunOption = Annotated[
     str | None,
     typer.Option("--run", "-r", help="Run directory, experiment/trial, experiment (its newest trial) or run id."),
@@ -35,7 +37,7 @@ def print_json(value: Any, *, indent: int | None = 2) -> None:
 
 def remark(text: str) -> None:
     """Prints a message to stderr, which keeps stdout for the result."""
-    print(f"rolecall: {text}", file=sys.stderr, flush=True)
+    print(f"rolecall: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], styles: Sequence[str] | None = None) -> Table:
@@ -48,7 +50,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], styles: Sequenc
     for i, name in enumerate(columns):
         made.add_column(name, overflow="fold", no_wrap=i == 0)  # a name that is wrapped cannot be copied
     for i, row in enumerate(rows):
-        made.add_row(*(Text(cell) for cell in row), style=styles[i] if styles else None)
+        made.add_row(*(Text(printable(cell)) for cell in row), style=styles[i] if styles else None)
     return made
 
 

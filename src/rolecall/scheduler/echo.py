@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
 import threading
 import zlib
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
+from rolecall.errors import printable
+
 PERIOD_S = 0.1
 BLOCK = 1 << 16
 REST_BYTES = 1 << 20  # of what is left when the run ends
 _COLOURS = (36, 32, 33, 35, 34, 31)
-# Escape sequences could do to the terminal what they like.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def takes_colours(stream: TextIO) -> bool:
@@ -68,6 +67,6 @@ class LogEcho:
             self._stream.flush()
 
     def _shown(self, line: bytes) -> str:
-        text = _CONTROL.sub("?", line.decode(errors="replace"))
+        text = printable(line.decode(errors="replace"))
         worker, bracket, said = text.partition("] ")
         return f"{prefix_of(worker[1:], self._colours)}{said}\n" if bracket else text + "\n"

@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from rolecall.errors import CodecError, DecodeError, RemoteError, RolecallError
+from rolecall.errors import CodecError, DecodeError, RemoteError, RolecallError, printable
 from rolecall.transport.codec.native import encode as pack_plain
 from rolecall.transport.codec.places import Refused, shown
 from rolecall.transport.codec.reader import DECODERS, Reader
@@ -118,7 +118,7 @@ def _decode_own_error(reader: Reader, data: memoryview) -> Any:
         raise DecodeError("a range as a fact of an error", name)
     exc = cls(*args, **kwargs)
     for note in notes:
-        exc.add_note(note)
+        exc.add_note(printable(note))
     return _with_traceback(exc, trace)
 
 
