@@ -29,7 +29,7 @@ def test_prints_of_workers_are_echoed_with_their_names(
         actors.call("say", "hello\x1b[2J there")
     lines = capfd.readouterr().err.splitlines()
     for i in range(2):
-        assert f"[actor/{i}] hello?[2J there" in lines
+        assert f"[actor/{i}] hello\\x1b[2J there" in lines
 
 
 class Terminal(io.StringIO):
