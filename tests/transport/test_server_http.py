@@ -177,3 +177,16 @@ def test_health_is_json(program: Running) -> None:
     answer = ask(program, "GET", "/health", AUTH)
     assert answer.headers["content-type"] == "application/json"
     assert json.loads(answer.body)["status"] == "ok"
+
+
+@pytest.mark.parametrize("blank", [b"\r\n", b"\n"])
+def test_line_ends_without_end_close_the_connection(program: Running, blank: bytes) -> None:
+    """A few before a request are passed over; more than a head has room for are a flood, which is not kept."""
+    with socket.create_connection(("127.0.0.1", program.port), timeout=10) as client:
+        client.sendall(blank * 100 + b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert client.recv(4096).startswith(b"HTTP/1.1 401 ")
+    sent = 0
+    with socket.create_connection(("127.0.0.1", program.port), timeout=10) as client, pytest.raises(ConnectionError):
+        while sent < 256 << 20:
+            sent += client.send(blank * (1 << 15))
+    assert sent < 64 << 20  # what the kernel holds, of which the server takes no more

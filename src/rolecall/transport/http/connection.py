@@ -69,7 +69,8 @@ class HttpConnection:
         if not self._unix:  # a response is sent in parts, and none shall wait for the client's acknowledgement
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
-        self._http.receive_data(begun)
+        if text := begun.lstrip(b"\r\n"):
+            self._http.receive_data(text)
 
     async def run(self) -> None:
         """Answers one request after another.
@@ -114,16 +115,22 @@ class HttpConnection:
             return True
 
     async def _read_head(self) -> _Head | None:
-        """Waits for the head of the next request; None when the connection was closed instead."""
-        while True:
+        """Waits for the head of the next request; None when the connection was closed instead, or floods."""
+        blank = 0  # bytes of line ends before the head; clients may send a few
+        while blank <= MAX_HEAD:
             raw = self._http.trailing_data[0].lstrip(b"\r\n")
             end = _HEAD_ENDS.search(raw)
             if end or len(raw) > MAX_HEAD:
                 return self._head_of(raw[: end.end() if end else None])
             data = await self._loop.sock_recv(self._sock, RECEIVE)
-            self._http.receive_data(data)
             if not data:
+                self._http.receive_data(data)
                 return self._head_of(raw) if raw else None
+            text = data if raw else data.lstrip(b"\r\n")
+            blank += len(data) - len(text)
+            if text:
+                self._http.receive_data(text)
+        return None
 
     def _head_of(self, raw: bytes) -> _Head:
         right = any(self._token.matches(shown) for shown in _SHOWN.findall(raw))
@@ -142,7 +149,7 @@ class HttpConnection:
         except HttpError as e:
             return e.response()
         except h11.RemoteProtocolError as e:
-            return HttpError(e.error_status_hint or 400, str(e)).response()
+            return HttpError(e.error_status_hint or 400, self._token.scrub(str(e))).response()
 
     async def _answered(self, request: Request, known: bool) -> Response:
         route, max_body, params = self._routes.find(request.method, request.path, known=known)
