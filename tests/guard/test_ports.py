@@ -36,6 +36,26 @@ def test_two_runs_never_hold_the_same_port(lock: Path) -> None:
     second.close()
 
 
+def test_a_file_that_others_have_made_unusable_is_replaced(lock: Path, tmp_path: Path) -> None:
+    """It is no file, or somebody holds locks on all of it: the user's own file is used then, also for what is freed."""
+    own = tmp_path / "own.lock"
+    lock.mkdir()
+    instead = PortLeases("x", own, path=lock, span=(20000, 20019))
+    first = instead.lease("a", 3)
+    instead.close()
+    lock.rmdir()
+    hostile = PortLeases("x", path=lock, span=(20000, 20019))
+    hostile.lease("all", 20)
+    leases = PortLeases("x", own, path=lock, span=(20000, 20019))
+    assert len(leases.lease("a", 3)) == len(first) == 3
+    assert len(leases.lease("b", 17)) == 17
+    with pytest.raises(PortAllocationError):
+        leases.lease("c", 1)
+    assert leases.release("b") and len(leases.lease("c", 17)) == 17
+    hostile.close()
+    leases.close()
+
+
 def test_all_or_none(lock: Path) -> None:
     """A lease that cannot be had whole is an error with the range in it, and takes nothing."""
     leases = PortLeases("x", path=lock, span=(20000, 20004))

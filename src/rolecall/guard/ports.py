@@ -1,7 +1,8 @@
 """Leases ports of this host, across all runs of all users on it.
 
 Byte N of one lock file stands for port N, and an open-file-description lock on the byte is the lease. The kernel drops
-the locks with the process, so nothing is ever stale, and two guards can never hold the same port.
+the locks with the process, so nothing is ever stale, and two guards can never hold the same port. Where another user
+has made the file unusable, or holds locks on all of it, the user's own file takes its place.
 """
 
 import errno
@@ -86,15 +87,24 @@ class PortLeases:
 
     Args:
         seed: Decides where the search begins, so that different runs seldom try the same ports.
-        path: The lock file.
+        own: The user's own lock file, if there may be one.
+        path: The lock file of all users.
         span: First and last port, for tests; the kernel's settings decide otherwise.
     """
 
-    def __init__(self, seed: str, *, path: Path = LOCK_FILE, span: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self, seed: str, own: Path | None = None, *, path: Path = LOCK_FILE, span: tuple[int, int] | None = None
+    ) -> None:
         self.low, self.high = span or lease_range(ephemeral())
         self._reserved = _read_ints("/proc/sys/net/ipv4/ip_local_reserved_ports", "")
         self._next = zlib.crc32(seed.encode()) % (self.high - self.low + 1)
-        self._fd = open_lock_file(path)
+        self._own = own
+        self._files: list[int] = []  # locks are taken in the last one
+        try:
+            self._files.append(open_lock_file(path))
+        except OSError:
+            if not self._fall_back():
+                raise
         self._held: dict[str, set[int]] = {}
 
     def lease(self, owner: str, count: int, wanted: Sequence[int] = ()) -> list[int]:
@@ -107,12 +117,22 @@ class PortLeases:
             PortAllocationError: Fewer are free.
         """
         taken = list(islice(filter(self._take, chain(wanted, self._candidates())), count))
+        if len(taken) < count and self._fall_back():
+            free = filter(self._take, self._candidates())
+            taken += islice((port for port in free if port not in taken), count - len(taken))
         if len(taken) < count:
             for port in taken:
                 self._lock(port, fcntl.F_UNLCK)
             raise PortAllocationError(count, self.low, self.high, f"{len(taken)} were free")
         self._held.setdefault(owner, set()).update(taken)
         return taken
+
+    def _fall_back(self) -> bool:
+        """Goes over to the user's own file; False if that was done before."""
+        own, self._own = self._own, None
+        if own is not None:
+            self._files.append(open_lock_file(own))
+        return own is not None
 
     def _candidates(self) -> Iterable[int]:
         size = self.high - self.low + 1
@@ -134,7 +154,8 @@ class PortLeases:
 
     def _lock(self, port: int, kind: int) -> bool:
         try:
-            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, kind, os.SEEK_SET, port, 1, 0))
+            for file in self._files if kind == fcntl.F_UNLCK else self._files[-1:]:
+                fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, kind, os.SEEK_SET, port, 1, 0))
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 return False
@@ -155,6 +176,5 @@ class PortLeases:
     def close(self) -> None:
         """Releases all ports. May be called twice."""
         self._held.clear()
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        while self._files:
+            os.close(self._files.pop())

@@ -94,7 +94,7 @@ class Supervisor:
         base_env = inheritable(os.environ) | config.env
         template_env = base_env | marks(config.run_id, config.guard_id)
         self.table = Table()
-        self.ports = PortLeases(config.run_id)
+        self.ports = PortLeases(config.run_id, Path(config.runtime_dir).parent / "ports.lock")
         self._counts = Counter[str]()  # what has happened since the guard started, by the metric's name
         self._children = Children(loop)
         self._killer = Killer(self.table, self.ports, self._on_removed)
