@@ -36,6 +36,7 @@ Constructors take facts, not sentences. Every error keeps its facts as attribute
 
 from __future__ import annotations
 
+import errno as _errno
 import re as _re
 import signal as _signal
 from collections.abc import Iterable, Sequence
@@ -71,6 +72,23 @@ class RolecallError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         args, kwargs = self.facts
         return partial(type(self), *args, **kwargs), ()
+
+
+# What to do where the system has no more to give, by the number of the error.
+SHORTAGES = {
+    _errno.EMFILE: "raise the limit of open files (`ulimit -n`), or start fewer workers on a host",
+    _errno.ENFILE: "raise the host's fs.file-max, or start fewer workers on it",
+    _errno.EAGAIN: "raise the limit of processes (`ulimit -u`, a cgroup's pids.max), or start fewer workers on a host",
+    _errno.ENOMEM: "start fewer workers on a host",
+    _errno.ENOSPC: "make room in the run directory and in /tmp",
+    _errno.EDQUOT: "make room in the run directory and in /tmp",
+}
+
+
+def explained(error: Exception) -> str:
+    """An error's message, with what to do where the system has no more to give."""
+    advice = SHORTAGES.get(error.errno or 0) if isinstance(error, OSError) else None
+    return f"{error}; {advice}" if advice else str(error)
 
 
 def describe_exit(exit_code: int | None = None, signal: int | None = None) -> str:

@@ -14,7 +14,14 @@ from typing import Any
 
 import msgspec
 
-from rolecall.errors import EngineCallError, RolecallError, RPCConnectionError, WorkerConfigurationError, describe_exit
+from rolecall.errors import (
+    EngineCallError,
+    RolecallError,
+    RPCConnectionError,
+    WorkerConfigurationError,
+    describe_exit,
+    explained,
+)
 from rolecall.guard import environment, logs, runtime
 from rolecall.guard.children import Children, Exit
 from rolecall.guard.command import Place, fill
@@ -110,7 +117,7 @@ class Launcher:
         except (RolecallError, StartError, OSError) as error:
             if spec.worker_id not in self.table:
                 self.ports.release(spec.worker_id)  # leased before, for this start
-            return StartResult(worker_id=spec.worker_id, ok=False, error=str(error))
+            return StartResult(worker_id=spec.worker_id, ok=False, error=explained(error))
 
     def _record(self, spec: ProcessSpec, started_by: str, log_path: str, log_start: int) -> Record:
         _check(spec)
@@ -204,10 +211,11 @@ class Launcher:
 
     async def _spawn_all(self, envs: Mapping[Record, dict[str, str]]) -> None:
         """Starts programs and cold workers, unless they are aborted."""
-        opened = [read_within(LOG_S, partial(logs.open_log, record.log_path), None) for record in envs]
+        late: int | str = f"its log could not be opened within {LOG_S:g} s"
+        opened = [read_within(LOG_S, partial(logs.open_log, record.log_path), late) for record in envs]
         for (record, env), log in zip(envs.items(), await asyncio.gather(*opened), strict=True):
-            if log is None:
-                record.error = f"its log {record.log_path} cannot be opened, or not within {LOG_S:g} s"
+            if isinstance(log, str):
+                record.error = log
             elif record.abort.is_set():
                 os.close(log)
             else:
@@ -231,7 +239,7 @@ class Launcher:
         except (RolecallError, OSError, ValueError) as error:  # ValueError: a NUL in a string
             if control is not None:
                 control.close()
-            record.error = str(error)
+            record.error = explained(error)
         else:
             self._register(record, process, control)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from rolecall.errors import explained
 from rolecall.transport.files import FileThread, make_directories, read_within
 
 TAIL_BYTES = 4096
@@ -49,9 +50,12 @@ def tail(path: str, start: int = 0) -> str:
     return text
 
 
-def open_log(path: str) -> int:
-    """A descriptor that appends to a log."""
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+def open_log(path: str) -> int | str:
+    """A descriptor that appends to a log, or why there is none."""
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    except OSError as e:
+        return explained(e)
 
 
 async def tail_soon(path: str, start: int = 0) -> str:
