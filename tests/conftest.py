@@ -192,7 +192,7 @@ def nothing_left(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: py
     Where it needs a cluster: no further job, actor or placement group of ours, and no node that was taken out of
     service.
     """
-    lasting = (OF_A_RUN,) if "kept" in request.fixturenames else ()  # until its run ends, after which it is looked for
+    lasting = (OF_A_RUN,)  # while a run that tests share goes on; after the last test it is looked for
     name = _cluster(request.node)
     cluster = request.getfixturevalue(name) if name is not None else None  # before we look what there is
     if cluster is None:

@@ -40,7 +40,7 @@ def test_areals_own_tests_pass_with_real_workers(
     plugins = ["-p", "tests.areal.own.plugin", "-p", "no:cacheprovider", "-p", "no:xdist"]
     found = tmp_path / "report.xml"
     report = ["--rootdir", str(tmp_path), "-c", os.devnull, "--timeout", "120", "--junitxml", str(found)]
-    command = [sys.executable, "-m", "pytest", "-q", file.name, *plugins, *report]
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=native", file.name, *plugins, *report]
     paths = os.pathsep.join([str(ROOT), *map(str, source.PATHS)])
     ran = subprocess.run(
         command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, timeout=280

@@ -275,9 +275,7 @@ def test_a_broken_peer_harms_only_its_own_connection(run: LiveRun) -> None:
     welcomes = 0
 
     @FUZZ
-    @given(
-        st.lists(garbage | messages, min_size=1, max_size=4), st.sampled_from([run.worker, run.worker_tcp, run.guard])
-    )
+    @given(st.lists(garbage | messages, min_size=1, max_size=4), st.sampled_from([run.worker, run.worker_tcp]))
     def attack(parts: list[bytes], address: str) -> None:
         nonlocal welcomes
         welcomes += 1
@@ -303,8 +301,9 @@ def test_claims_of_hugeness_take_no_memory(run: LiveRun) -> None:
             for address in (run.worker, run.guard):
                 sock = stack.enter_context(connect(address))
                 sock.sendall(hello(run.token, session=f"claim{number}"))
-                assert read_frame(sock)[0] == 1
-                sock.sendall(claim if number % 2 else header)
+                assert read_frame(sock)[0] == (2 if address == run.guard else 1)  # guards refuse frames
+                with contextlib.suppress(BrokenPipeError):
+                    sock.sendall(claim if number % 2 else header)
                 stranger = stack.enter_context(connect(address))
                 stranger.sendall(claim)
         bystander.go_on()

@@ -201,8 +201,8 @@ def test_each_run_has_a_token_of_its_own(tmp_path: Path) -> None:
     assert len(tokens) == 2
 
 
-def test_a_directory_that_somebody_prepared_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A link in place of the private root leads no socket and no token elsewhere; a wide one is made narrow."""
+def test_a_directory_that_somebody_prepared_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link in place of the private root is passed by, nothing of ours lies there; a wide one is made narrow."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     root = Path(os.environ["TMPDIR"]) / f"rolecall-{os.getuid()}"
@@ -211,9 +211,9 @@ def test_a_directory_that_somebody_prepared_is_refused(tmp_path: Path, monkeypat
         root.rename(moved)
     try:
         root.symlink_to(elsewhere)
-        with pytest.raises(Exception, match="remove it"):
-            LocalScheduler(experiment="e", trial="t", fileroot=tmp_path, preload=[])
-        assert list(elsewhere.iterdir()) == []
+        with LocalScheduler(experiment="e", trial="t", fileroot=tmp_path, preload=[]):
+            other = root.with_name(f"{root.name}-1")
+            assert mode(other) == 0o700 and list(elsewhere.iterdir()) == []
         root.unlink()
         root.mkdir(mode=0o777)
         root.chmod(0o777)
@@ -222,6 +222,7 @@ def test_a_directory_that_somebody_prepared_is_refused(tmp_path: Path, monkeypat
     finally:
         if root.is_symlink():
             root.unlink()
+        root.with_name(f"{root.name}-1").rmdir()
         if moved.exists() and not root.exists():
             moved.rename(root)
 

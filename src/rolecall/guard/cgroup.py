@@ -38,7 +38,7 @@ def enter(path: str | Path) -> bool:
 
 def pids(path: str | Path) -> set[int]:
     """The processes of a cgroup and of those below it."""
-    return set().union(*(_listed(file.parent) for file in Path(path).rglob(PROCS)))
+    return set().union(*map(_listed, _groups(Path(path))))
 
 
 def end(path: str, timeout: float) -> bool:
@@ -50,7 +50,7 @@ def end(path: str, timeout: float) -> bool:
         except OSError:  # v1, or a kernel before 5.14
             for process in filter(None, map(identify, pids(group))):
                 send(process, signal.SIGKILL)
-        for place in sorted((file.parent for file in group.rglob(PROCS)), reverse=True):
+        for place in sorted(_groups(group), reverse=True):
             with suppress(OSError):  # it is not empty yet
                 place.rmdir()
         if not group.is_dir() or time.monotonic() > deadline:
@@ -64,6 +64,14 @@ def _own() -> Iterator[Path]:
     for place in (Path(mount, path) for mount in _MOUNTED for path in {*paths, ""}):
         if os.getpid() in _listed(place):
             yield place
+
+
+def _groups(path: Path) -> list[Path]:
+    """A cgroup and those below it."""
+    try:
+        return [file.parent for file in path.rglob(PROCS)]
+    except OSError:  # one was removed meanwhile
+        return [place for place in (path,) if place.is_dir()]
 
 
 def _listed(place: Path) -> set[int]:

@@ -15,18 +15,23 @@ CGROUP = "cgroup"  # a guard's, if it has one
 SEEN = "seen"  # `pid start` of what is below the guard without its mark
 
 
+def write_private(path: Path, text: str, mode: str = "w") -> None:
+    """Writes a file that is this user's alone, or with mode `a` at its end."""
+    with open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_CLOEXEC, 0o600)) as file:
+        file.write(text)
+
+
 def claim(folder: str | Path) -> None:
     """Names this process in a directory as one that uses it."""
     me = identify(os.getpid())
     assert me is not None
-    with Path(folder, CLAIMS).open("a") as file:  # the directory is private
-        file.write(f"{this_host()} {me.pid} {me.start}\n")
+    write_private(Path(folder, CLAIMS), f"{this_host()} {me.pid} {me.start}\n", "a")
 
 
 def note_seen(runtime_dir: str | Path, guard_id: str, processes: Iterable[Process]) -> None:
     """Has a sweep find these as the guard's, also when it and its reaper are dead and no cgroup holds them."""
     fresh = Path(runtime_dir, guard_id, f"{SEEN}.new")
-    fresh.write_text("".join(f"{process.pid} {process.start}\n" for process in processes))
+    write_private(fresh, "".join(f"{process.pid} {process.start}\n" for process in processes))
     fresh.replace(fresh.with_suffix(""))
 
 

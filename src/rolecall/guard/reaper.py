@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rolecall.guard import cgroup, runtime
-from rolecall.guard.claims import CGROUP
+from rolecall.guard.claims import CGROUP, write_private
 from rolecall.guard.kernel import become_subreaper, die_with_parent, set_name
 from rolecall.guard.proc import kill_below
 from rolecall.guard.sweep import GUARD_NAME, REAPER_NAME, sweep
@@ -44,7 +44,7 @@ def run(config: bytes, guard_main: Callable[[bytes], int]) -> int:
     runtime.prepare(fields["runtime_dir"], fields["guard_id"])
     group = cgroup.make(f"rolecall-{fields['run_id']}-{fields['guard_id']}")
     if group:
-        Path(fields["runtime_dir"], fields["guard_id"], CGROUP).write_text(group)
+        write_private(Path(fields["runtime_dir"], fields["guard_id"], CGROUP), group)
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # so that none falls between the fork and its handlers
     guard = os.fork()
     if guard == 0:

@@ -143,9 +143,9 @@ class Run:
     def _choose_trial(self) -> None:
         """A time is no name: two runs may begin in the same second, and clocks are set back."""
         begun = self.trial
+        make_directories(self.run_dir.parent)
         for number in itertools.count(2):
             try:
-                make_directories(self.run_dir.parent)
                 return self.run_dir.mkdir(mode=DIRECTORY_MODE)
             except FileExistsError:
                 self.trial = f"{begun}-{number}"

@@ -23,7 +23,7 @@ noticed=
 trap noticed=yes URG
 logs=/home/u/.rolecall/demo/t0/logs
 output=$logs/slurm-$SLURM_JOB_ID.out
-mkdir -p -- "$logs" && (umask 077 && : >>"$output") && exec >>"$output" 2>&1
+(umask 022 && mkdir -p -- "$logs") && (umask 077 && : >>"$output") && exec >>"$output" 2>&1
 cd -- /home/u/project || cd /
 
 module load cuda/12.4

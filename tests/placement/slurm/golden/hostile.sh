@@ -18,7 +18,7 @@ logs='/home/u/it'"'"'s "here" $(touch owned) `touch owned` \ #
 END_OF_CONFIGURATION
 ; touch owned/logs'
 output=$logs/slurm-$SLURM_JOB_ID.out
-mkdir -p -- "$logs" && (umask 077 && : >>"$output") && exec >>"$output" 2>&1
+(umask 022 && mkdir -p -- "$logs") && (umask 077 && : >>"$output") && exec >>"$output" 2>&1
 cd -- '/home/u/it'"'"'s "here" $(touch owned) `touch owned` \ #
 #SBATCH --comment=stolen
 END_OF_CONFIGURATION
