@@ -14,6 +14,7 @@ from rolecall.transport.client import Client
 from rolecall.transport.loop import IOThread
 from rolecall.transport.peer import Peer
 from tests.support import live, sample_engines
+from tests.support.waiting import wait_for
 from tests.transport.chaos_proxy import ChaosProxy
 
 pytestmark = pytest.mark.slow("hundreds of calls over a bad line", seconds=4)
@@ -43,7 +44,9 @@ def bad_line(scheduler: LocalScheduler, *, drop: float, cut: float) -> Iterator[
     with ChaosProxy(place, real, drop=drop, cut=cut, seed=23) as proxy:
         client = scheduler._table.member("actor/0").conversation
         assert isinstance(client, Client) and client.peer.link is not None
-        client.peer.link.abort()
+        former = client.peer.link
+        former.abort()
+        wait_for(lambda: client.peer.link not in (None, former), 30, "a link through the proxy")
         yield proxy
     real.rename(place)
 
