@@ -19,6 +19,7 @@ from rolecall.guard.proc import TICKS, Process, Stat, alive, ancestors, descenda
 from rolecall.protocol.environment import GUARD, RUN, WORKER
 
 REAPER_NAME = "rc:reaper"  # as the processes name themselves
+SECOND_LOOK_S = 0.2
 GUARD_NAME = "rc:guard"
 _POLL_S = 0.01
 
@@ -130,6 +131,14 @@ def end_cgroups(runtime_dir: str | Path, guard_id: str | None = None, timeout: f
         cgroup.end(path, timeout)
 
 
+def _abandoned_for_good(folder: Path) -> bool:
+    """As `abandoned`, twice: the first look may have met a run that was just being made or ended."""
+    if not abandoned(folder):
+        return False
+    time.sleep(SECOND_LOOK_S)
+    return abandoned(folder)
+
+
 def clean_abandoned(root: Path) -> dict[str, list[Killed]]:
     """Ends and removes what runs have left whose controller and guards on this host were all killed.
 
@@ -143,11 +152,11 @@ def clean_abandoned(root: Path) -> dict[str, list[Killed]]:
     """
     cleaned = {}
     for folder in root.iterdir():
-        if not folder.is_symlink() and abandoned(folder):
+        if not folder.is_symlink() and _abandoned_for_good(folder):
             cleaned[folder.name] = sweep(folder.name, runtime_dir=folder)
             shutil.rmtree(folder, ignore_errors=True)
         for part in [file.parent for file in folder.glob(f"*/{CLAIMS}")]:
-            if abandoned(part):
+            if _abandoned_for_good(part):
                 sweep(folder.name, part.name, folder)
                 shutil.rmtree(part, ignore_errors=True)
     return cleaned
