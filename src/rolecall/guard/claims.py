@@ -35,9 +35,17 @@ def note_seen(runtime_dir: str | Path, guard_id: str, processes: Iterable[Proces
     fresh.replace(fresh.with_suffix(""))
 
 
+def found_in(folder: Path, pattern: str) -> list[Path]:
+    """What there is, or nothing where the folder is being removed: `glob` raises then."""
+    try:
+        return list(folder.glob(pattern))
+    except OSError:
+        return []
+
+
 def abandoned(folder: str | Path) -> bool:
     """Whether all who have claimed a directory, or a part of it, are dead. Those of another host count as alive."""
-    claims = _read_all(Path(folder).glob(f"**/{CLAIMS}"))
+    claims = _read_all(found_in(Path(folder), f"**/{CLAIMS}"))
     return bool(claims) and all(map(_is_dead, claims))
 
 
@@ -56,7 +64,7 @@ def seen(runtime_dir: str | Path, guard_id: str | None = None) -> list[Process]:
 
 def of_guards(runtime_dir: str | Path, guard_id: str | None, name: str) -> list[str]:
     """Lines of a file that guards of this host have in their parts of a runtime directory."""
-    parts = [file.parent for file in Path(runtime_dir).glob(f"{guard_id or '*'}/{CLAIMS}")]
+    parts = [file.parent for file in found_in(Path(runtime_dir), f"{guard_id or '*'}/{CLAIMS}")]
     here = [part for part in parts if any(line.startswith(this_host()) for line in _read_all([part / CLAIMS]))]
     return _read_all(part / name for part in here)
 

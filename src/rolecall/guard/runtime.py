@@ -10,7 +10,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from rolecall.guard.claims import claim
+from rolecall.guard.claims import claim, found_in
 from rolecall.protocol.progress import PAGE_BYTES, SIZE, Counters, parse
 from rolecall.transport.address import listens
 
@@ -72,8 +72,8 @@ def clean(runtime_dir: str, guard_id: str) -> bool:
     shutil.rmtree(path / guard_id, ignore_errors=True)
     with suppress(OSError):  # sockets of other guards are in it
         (path / WORKER_SOCKETS).rmdir()
-    others = [entry for entry in path.glob("*/") if entry.name != WORKER_SOCKETS]
-    if not others and not any(listens(str(entry)) for entry in path.glob("*.sock")):
+    others = [entry for entry in found_in(path, "*/") if entry.name != WORKER_SOCKETS]
+    if not others and not any(listens(str(entry)) for entry in found_in(path, "*.sock")):
         shutil.rmtree(path, ignore_errors=True)
     return not path.exists()
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rolecall.guard import cgroup
-from rolecall.guard.claims import CGROUP, CLAIMS, abandoned, of_guards, seen
+from rolecall.guard.claims import CGROUP, CLAIMS, abandoned, found_in, of_guards, seen
 from rolecall.guard.proc import TICKS, Process, Stat, alive, ancestors, descendants_of, environ, send, snapshot
 from rolecall.protocol.environment import GUARD, RUN, WORKER
 
@@ -155,7 +155,7 @@ def clean_abandoned(root: Path) -> dict[str, list[Killed]]:
         if not folder.is_symlink() and _abandoned_for_good(folder):
             cleaned[folder.name] = sweep(folder.name, runtime_dir=folder)
             shutil.rmtree(folder, ignore_errors=True)
-        for part in [file.parent for file in folder.glob(f"*/{CLAIMS}")]:
+        for part in [file.parent for file in found_in(folder, f"*/{CLAIMS}")]:
             if _abandoned_for_good(part):
                 sweep(folder.name, part.name, folder)
                 shutil.rmtree(part, ignore_errors=True)
