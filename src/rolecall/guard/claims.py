@@ -16,7 +16,7 @@ SEEN = "seen"  # `pid start` of what is below the guard without its mark
 
 
 def write_private(path: Path, text: str, mode: str = "w") -> None:
-    """Writes a file that is this user's alone, or with mode `a` at its end."""
+    """Writes a file that is this user's alone, never wider than 0600; mode `a`: at its end, `x`: it must be new."""
     with open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_CLOEXEC, 0o600)) as file:
         file.write(text)
 

@@ -15,7 +15,7 @@ from io import FileIO
 from pathlib import Path
 
 from rolecall.errors import WorkerConfigurationError
-from rolecall.guard.claims import claim
+from rolecall.guard.claims import claim, write_private
 from rolecall.guard.proc import read_text
 from rolecall.protocol.message import to_json
 from rolecall.protocol.state import RunState
@@ -72,8 +72,8 @@ class Run:
         _make_private(self.runtime_dir.parent)
         self.runtime_dir.mkdir(mode=0o700)
         claim(self.runtime_dir)
-        _write_private(self.runtime_dir / "run", str(self.run_dir))  # the command line need not know the fileroot
-        _write_private(self.runtime_dir / "token", self.token)
+        write_private(self.runtime_dir / "run", str(self.run_dir), "x")  # the command line need not know the fileroot
+        write_private(self.runtime_dir / "token", self.token, "x")
 
     @property
     def run_dir(self) -> Path:
@@ -208,9 +208,3 @@ def _make_private(root: Path) -> None:
         what = f"{root} and {ROOTS - 1} others like it belong to another user"
         raise WorkerConfigurationError(what, None, "remove them, or set TMPDIR to a directory of this user")
     root.chmod(0o700)
-
-
-def _write_private(path: Path, text: str) -> None:
-    """Never wider than 0600, not even for a moment."""
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
-        file.write(text)
