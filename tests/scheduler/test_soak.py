@@ -44,7 +44,7 @@ def descriptors(pid: int) -> dict[str, int]:
     names = []
     for fd in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # closed since it was listed
-            names.append(os.readlink(fd))
+            names.append(str(fd.readlink()))
     segments = sum(name.startswith("/memfd:") for name in names)
     return {"segments": segments, "fds": len(names) - segments}
 
@@ -82,7 +82,7 @@ def test_two_hundred_steps_with_handles_leave_memory_descriptors_and_threads_fla
         # The same number of steps would have left 400 MiB; allocators and arenas may move by a little.
         assert seen["memory"] - before[name]["memory"] < 48 * MIB, (name, before[name], seen)
         assert abs(seen["fds"] - before[name]["fds"]) <= 8, (name, before[name], seen)
-        # Two of each segment. Frees that come late in one step add to the pool for good; without reuse, 400 came on top.
+        # Two of each segment. Frees that come late in one step add to the pool for good; without reuse 400 were added.
         assert seen["segments"] - before[name]["segments"] <= 64, (name, before[name], seen)
         assert seen["threads"] <= before[name]["threads"] + 2, (name, before[name], seen)
     assert in_shm() == shm
