@@ -27,6 +27,7 @@ from rolecall.errors import (
     ProtocolError,
     RolecallError,
     WorkerConfigurationError,
+    told,
 )
 from rolecall.protocol import worker_methods as protocol
 from rolecall.protocol.guard import Method, NoArguments
@@ -113,10 +114,14 @@ class EngineHost:
             self._fail(request, e)
 
     def _on_pool(self, request: Request) -> None:
-        self._loop.run_in_executor(None, self._data_answer, request)  # copying memory would block the loop
+        try:
+            self._loop.run_in_executor(None, self._data_answer, request)  # copying memory would block the loop
+        except RuntimeError:  # no further thread
+            self._data_answer(request)
 
     def _fail(self, request: Request, error: Exception) -> None:
         """Answers with an error. One that is not a RolecallError is a bug in this package; its traceback is logged."""
+        error = told(self.worker_id, error)
         if not isinstance(error, RolecallError):
             log.error("internal error in %r", request.method, exc_info=error)
             error = InternalError(self.worker_id, request.method, full_name(type(error)), message_of(error))
