@@ -1,4 +1,4 @@
-"""A controller and an engine that use up what the system has; a program for `test_shortages.py`.
+"""A controller and an engine that use up what the system has, or whose clock is set; a program for the tests here.
 
 Each function is a story, with checks of its own: a failed one is the program's exit status.
 """
@@ -6,10 +6,12 @@ Each function is a story, with checks of its own: a failed one is the program's 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import resource
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from signal import SIGKILL
@@ -18,7 +20,14 @@ import numpy as np
 import psutil
 
 from rolecall import Role, Scheduler, scheduler
-from rolecall.errors import EngineCallError, RolecallError, WorkerConfigurationError, WorkerCreationError
+from rolecall.errors import (
+    EngineCallError,
+    RolecallError,
+    WorkerConfigurationError,
+    WorkerCreationError,
+    WorkerTimeoutError,
+)
+from tests.support.live import metrics
 from tests.support.waiting import wait_for
 from tests.support.worker_processes import guard_of
 
@@ -70,6 +79,12 @@ class Hungry:
     def use_up_threads(self) -> None:
         use_up_threads(self.over)
 
+    def now(self) -> float:
+        return time.time()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
     def stream(self) -> Iterator[int]:
         yield 1
 
@@ -85,7 +100,7 @@ def use_up_threads(over: threading.Event) -> None:
         return
 
 
-def begin(fileroot: str) -> Scheduler:
+def begin(fileroot: str | None) -> Scheduler:
     return scheduler("local", experiment="e", fileroot=fileroot, preload=[])
 
 
@@ -101,7 +116,8 @@ def refused(what: Callable[[], object], kind: type[RolecallError], *told: str) -
 
 
 def full_disks(fileroot: str, tmp: str) -> None:
-    """Neither a full run directory nor a full temporary one ends what runs, and both are told."""
+    """Neither a full run directory nor a full temporary one ends what runs, and both are told. HOME is read-only."""
+    refused(lambda: begin(None), WorkerConfigurationError, "Read-only file system", "fileroot=")
     ballast = fill(Path(fileroot))
     refused(lambda: begin(fileroot), WorkerConfigurationError, "No space left", fileroot, "make room")
     ballast.unlink()
@@ -109,6 +125,7 @@ def full_disks(fileroot: str, tmp: str) -> None:
         role = s.start("actor", 2)
         role.create_engine(Hungry)
         run_directory_full(s, role, Path(fileroot))
+        assert role.with_options(tensors="remote").call("zeros")[1].shape == (ELEMENTS,)  # without /dev/shm
         ballast = fill(Path(tmp))
         room = ("No space left", "make room")
         refused(lambda: role.fork("ref"), WorkerCreationError, *room, ".progress")
@@ -180,5 +197,30 @@ def no_threads(fileroot: str, limited: str) -> None:
         over.set()
 
 
+def clock_is_set(fileroot: str, shift: str) -> None:
+    """The wall clock jumps by hours, in all processes, while calls, a program and the guard's watches go on."""
+    base = time.time() - time.monotonic()
+    with begin(fileroot) as s:
+        role = s.start("actor", 2)
+        role.create_engine(Hungry)
+        s.start("program", cmd=["python", "-m", "http.server", "{port}", "--bind", "{host}"], ready="/")
+        for hours in (10, -10):
+            patient = role[0].with_options(timeout=60).submit("sleep", 2.5)
+            hurried = role[1].with_options(timeout=0.5).submit("sleep", 1.0)
+            Path(shift).write_text(str(hours * 3600))
+            refused(hurried.result, WorkerTimeoutError, "0.5 s")
+            patient.result()  # meanwhile guard and controller have looked after it several times
+            seen = role[0].call("now") - time.monotonic() - base
+            assert abs(seen / 3600 - hours) < 0.1, "the engine's clock was not set"
+            assert 0 < metrics(s, "w/actor-0.sock")["uptime_s"] < 100
+            assert len(role.fork("ref")) == 2
+            s.delete_workers("ref")
+            role[1].restart()
+        events = Path(s.run_dir, "events.jsonl")
+        happened = [json.loads(line)["event"] for line in events.read_text().splitlines()] if events.exists() else []
+        print(happened)
+        assert not {"stalled", "guard_stalled", "guard_lost"} & set(happened)
+
+
 if __name__ == "__main__":
-    {"full_disks": full_disks, "no_threads": no_threads}[sys.argv[1]](*sys.argv[2:])
+    {"full_disks": full_disks, "no_threads": no_threads, "clock_is_set": clock_is_set}[sys.argv[1]](*sys.argv[2:])

@@ -53,15 +53,17 @@ def test_without_a_temporary_directory_a_run_does_not_begin(tmp_path: Path) -> N
 
 
 def test_a_full_disk_ends_nothing_that_runs_and_is_told(tmp_path: Path) -> None:
-    """The run directory's, the temporary one's (progress pages are mapped, so SIGBUS would end a worker), and both."""
-    folders = [tmp_path / "root", Path(tempfile.mkdtemp(prefix="t"))]
-    mounts = ""
-    for folder in folders:
-        folder.mkdir(exist_ok=True)
-        mounts += f"mount -t tmpfs -o size=1m none {folder} && "
+    """The run directory's and the temporary one's (progress pages are mapped, so SIGBUS would end a worker).
+
+    Nor is a home or /dev/shm needed that can be written to.
+    """
+    home, *folders = tmp_path, tmp_path.parent / "root", Path(tempfile.mkdtemp(prefix="t"))
+    folders[0].mkdir()
+    sizes = {home: "ro", Path("/dev/shm"): "ro", **dict.fromkeys(folders, "size=1m")}
+    mounts = "".join(f"mount -t tmpfs -o {size} none {folder} && " for folder, size in sizes.items())
     unshare = ["unshare", "-m" if ROOT_LIKE else "-Urm"]  # nobody else sees these file systems
     command = " ".join([*PROGRAM, "full_disks", *map(str, folders)])
-    done = ran([*unshare, "bash", "-c", f"{mounts} exec {command}"], TMPDIR=str(folders[1]))
+    done = ran([*unshare, "bash", "-c", f"{mounts} exec {command}"], TMPDIR=str(folders[1]), HOME=str(home))
     assert done.returncode == 0, done
     assert "not kept up to date: [Errno 28] No space left on device; make room" in done.stderr
     folders[1].rmdir()

@@ -71,7 +71,7 @@ class EngineHost:
     ) -> None:
         self._engines, self._data, self._ask_guard, self._loop = engines, data, ask_guard, loop
         self._seed, self._setup, self._preparing = seed, setup, threading.Lock()
-        self._started = time.time()
+        self._started = time.monotonic()
         self._tasks = Tasks()
         answers: dict[str, Answer] = {
             "health": self._health,
@@ -221,7 +221,7 @@ class EngineHost:
         process = psutil.Process()
         cpu = process.cpu_times()
         return {
-            "uptime_s": time.time() - self._started,
+            "uptime_s": time.monotonic() - self._started,
             "cpu_s": cpu.user + cpu.system,
             "rss_bytes": process.memory_info().rss,
             "open_fds": process.num_fds(),
