@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.test_shortages import PROGRAM, ran
+from tests.faults.stories import PROGRAM, ran
 
 
 @pytest.mark.slow("calls that last while the clock is set, twice", seconds=8)

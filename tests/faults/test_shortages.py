@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.checkout import PYTHONPATH, ROOT
+from tests.faults.stories import PROGRAM, ran
 
 MANY = """
 import sys
@@ -29,12 +29,6 @@ AS_OTHER = [
     *("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"),
 ]
 ROOT_LIKE = os.getuid() == 0
-PROGRAM = [sys.executable, "-m", "tests.faults.short_controller"]
-
-
-def ran(command: list[str], **env: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": PYTHONPATH, **env}
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=120)
 
 
 def test_too_few_open_files_are_told_with_the_limit_to_raise(tmp_path: Path) -> None:
