@@ -12,6 +12,7 @@ from rolecall.guard.ports import PortLeases
 from rolecall.guard.proc import Process, read_stat, send
 from rolecall.guard.table import Record, State, Table
 from rolecall.protocol.guard import KillReport
+from rolecall.transport.threads import in_thread
 
 KILL_S = 10.0  # after SIGKILL; only the kernel's uninterruptible sleep outlasts it
 REAP_S = 5.0  # between a process's death and SIGCHLD
@@ -65,7 +66,7 @@ class Killer:
             pause = min(pause * 1.5, _LAST_POLL_S)
 
     async def _find(self, records: Sequence[Record]) -> dict[Record, set[Process]]:
-        descendants = await asyncio.to_thread(Descendants)
+        descendants = await in_thread(Descendants)
         owned = {record: descendants.owned(record) for record in records}
         for record, processes in owned.items():
             record.tracked |= processes  # an orphan whose parent has just died stays attributed
