@@ -397,10 +397,8 @@ def cluster_of(backend: str) -> Iterator[Cluster]:
 def report(chaos: Chaos, of: Round, problem: Exception) -> None:
     """All that is known of a round in which something did not hold."""
     again = f"--backend {chaos.backend} --seed {chaos.seed} --from-round {of.number} --rounds 1"
-    print(
-        f"\nVIOLATION in round {of.number}: {type(problem).__name__}: {problem}\nagain: python -m tests.faults.chaos {again}\n",
-        flush=True,
-    )
+    print(f"\nVIOLATION in round {of.number}: {type(problem).__name__}: {problem}")
+    print(f"again: python -m tests.faults.chaos {again}\n", flush=True)
     if not isinstance(problem, Violation):
         traceback.print_exception(problem, file=sys.stdout)
     print("\n".join(of.says()))
