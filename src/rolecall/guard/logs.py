@@ -88,6 +88,7 @@ class MergedLog:
         self._files = files
         self._followed: set[FollowedLog] = set()
         self._copying = False
+        self._unwritten = b""  # since the disk is full
 
     def follow(self, worker_id: str, path: str, start: int) -> FollowedLog:
         """Adds a worker's log. Returns at once."""
@@ -129,7 +130,8 @@ class MergedLog:
             self._write(log.worker_id, [log.rest])
 
     def _copy(self, log: FollowedLog) -> bool:
-        """Copies a part; says whether there was any."""
+        """Copies a part; says whether there was any. What a full disk does not take is copied when it has room."""
+        self._write(log.worker_id, [])
         if (left_out := size(log.path) - log.offset - MAX_LAG) > 0:
             log.offset += left_out
             note = f"... {left_out:,} bytes are left out here; they are in {log.path}"
@@ -145,5 +147,6 @@ class MergedLog:
 
     def _write(self, worker_id: str, lines: list[bytes]) -> None:
         prefix = f"[{worker_id}] ".encode()
-        if lines:
-            self._file.write(b"".join(prefix + line + b"\n" for line in lines))
+        self._unwritten += b"".join(prefix + line + b"\n" for line in lines)
+        while self._unwritten:
+            self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
