@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pytest
 from rolecall import Role
 from rolecall.errors import ProtocolError, RemoteError, RolecallError
 from rolecall.tensors.handle import RTensor
-from rolecall.tensors.shard import Shard
+from rolecall.tensors.shard import Shard, Where
 from rolecall.transport import codec
 from rolecall.transport.codec.arrays import ARRAY
 from rolecall.transport.codec.exceptions import EXCEPTION, OWN_ERROR
@@ -69,7 +69,7 @@ def forged(code: int, payload: Any) -> bytes:
 
 
 NAMES = [f"{PLANTED}:Result", "antigravity:x", "os:system", "subprocess:Popen", "builtins:eval", "pip._internal.cli:x"]
-BY_NAME = {
+BY_NAME: dict[int, Callable[[str], list[Any]]] = {
     DATACLASS: lambda name: [name, {}],
     DATACLASSES: lambda name: [name, ["x"], [1]],
     NAMEDTUPLE: lambda name: [name, 1],
@@ -145,7 +145,7 @@ def test_a_handle_takes_its_controller_nowhere(role: Role, tmp_path: Path) -> No
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(0.5)
         there = (f"tcp:127.0.0.1:{listener.getsockname()[1]}", f"unix:{tmp_path}/there.sock")
-        secret = {"host": "", "pid": 1, "fd": 0, "inode": 1, "offset": 64, "path": "../../../etc/shadow"}
+        secret: Where = {"host": "", "pid": 1, "fd": 0, "inode": 1, "offset": 64, "path": "../../../etc/shadow"}
         for number, owner in enumerate(("actor/0", "actor/1", "nobody/7", "../../x")):
             shard = Shard(f"{number:032x}", owner, there, "shm", secret, "float32", (1 << 40,))
             handle = role[0].call("answer", *codec.encode(RTensor.of(shard)))
