@@ -74,10 +74,10 @@ def test_a_log_that_hangs_on_opening_keeps_no_death_from_being_told(role: Role) 
     role.delete()
 
 
-def test_a_constructor_that_does_not_return_is_named_and_ends_with_its_role(role: Role) -> None:
+def test_a_constructor_or_destroy_that_does_not_return_is_named_and_ends_with_its_role(role: Role) -> None:
     """Other engines of its worker go on, a restart makes the worker usable, and ends wait for nothing."""
-    two = role.with_options(engine="two", timeout=3.0)
-    with pytest.raises(WorkerTimeoutError, match="actor/1: no answer within 3 s"):
+    two = role.with_options(engine="two", timeout=1.5)
+    with pytest.raises(WorkerTimeoutError, match=r"actor/1: no answer within 1\.5 s"):
         two.create_engine(hostile_engines.NeverMade)
     with pytest.raises(EngineCreationError, match=r"actor/1: .* its constructor has not returned"):
         two[1].create_engine(hostile_engines.Hostile)
@@ -85,7 +85,12 @@ def test_a_constructor_that_does_not_return_is_named_and_ends_with_its_role(role
     role[1].restart(engines=False)
     two[1].create_engine(hostile_engines.Hostile)
     assert two.call("answer") == [42, 42]
-    role[1].with_options(engine="three").submit_engine(hostile_engines.NeverMade, (), {})
+    three = role.with_options(engine="three", timeout=1.5)
+    three.create_engine(hostile_engines.NeverDestroyed)
+    with pytest.raises(WorkerTimeoutError, match=r"actor/1: no answer within 1\.5 s"):
+        three.destroy_engine()
+    assert two.call("answer") == [42, 42]
+    role[1].with_options(engine="four").submit_engine(hostile_engines.NeverMade, (), {})
     role.delete()
 
 

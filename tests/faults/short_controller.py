@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import resource
+import subprocess
 import sys
 import threading
 import time
@@ -79,6 +80,16 @@ class Hungry:
     def use_up_threads(self) -> None:
         use_up_threads(self.over)
 
+    def become(self, uid: int) -> int:
+        os.setresuid(uid, uid, uid)
+        return os.getuid()
+
+    def start_sleeper(self) -> int:
+        return subprocess.Popen(SLEEPER, start_new_session=True).pid
+
+    def total(self, array: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
+        return float(array.sum())
+
     def now(self) -> float:
         return time.time()
 
@@ -101,7 +112,7 @@ def use_up_threads(over: threading.Event) -> None:
 
 
 def begin(fileroot: str | None) -> Scheduler:
-    return scheduler("local", experiment="e", fileroot=fileroot, preload=[])
+    return scheduler("local", experiment="e", fileroot=fileroot, preload=[], grace_s=0.5)
 
 
 def refused(what: Callable[[], object], kind: type[RolecallError], *told: str) -> None:
@@ -197,6 +208,23 @@ def no_threads(fileroot: str, limited: str) -> None:
         over.set()
 
 
+def user_is_changed(fileroot: str, uid: str, signals: str) -> None:
+    """Workers that have become another user work on. They are ended if this user may, else named, and soon."""
+    with begin(fileroot) as s:
+        role = s.start("actor", 2)
+        role.create_engine(Hungry)
+        assert role[0].call("become", int(uid)) == int(uid) != role[1].call("become", -1)
+        child = role[0].call("start_sleeper")
+        whole = role.with_options(tensors="remote").call("zeros")
+        assert role[0].call("total", whole[1]) == role[1].call("total", whole[0]) == 0.0
+        assert len(role.fork("ref")) == 2
+        worker = s.inspect().worker("actor/0").pid
+        s.delete_workers("actor")
+        wait_for(lambda: not psutil.pid_exists(worker), 5, "end of the worker, by itself where nobody may signal it")
+        assert psutil.pid_exists(child) == (signals == "refused")
+        print(child)
+
+
 def clock_is_set(fileroot: str, shift: str) -> None:
     """The wall clock jumps by hours, in all processes, while calls, a program and the guard's watches go on."""
     base = time.time() - time.monotonic()
@@ -223,4 +251,7 @@ def clock_is_set(fileroot: str, shift: str) -> None:
 
 
 if __name__ == "__main__":
-    {"full_disks": full_disks, "no_threads": no_threads, "clock_is_set": clock_is_set}[sys.argv[1]](*sys.argv[2:])
+    stories: dict[str, Callable[..., None]] = {
+        story.__name__: story for story in (full_disks, no_threads, clock_is_set, user_is_changed)
+    }
+    stories[sys.argv[1]](*sys.argv[2:])

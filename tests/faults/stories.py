@@ -10,6 +10,14 @@ from tests.support.checkout import PYTHONPATH, ROOT
 
 PROGRAM = [sys.executable, "-m", "tests.faults.short_controller"]
 
+OTHER_USER = 54321
+# Root becomes it. It may reach the interpreter of these tests, which may be in a home directory, and change its user.
+CAPABILITIES = "+dac_read_search,+setuid"
+AS_OTHER = [
+    *("setpriv", f"--reuid={OTHER_USER}", f"--regid={OTHER_USER}", "--clear-groups"),
+    *(f"--inh-caps={CAPABILITIES}", f"--ambient-caps={CAPABILITIES}"),
+]
+
 
 def ran(command: list[str], **env: str) -> subprocess.CompletedProcess[str]:
     """How a command ended, and what it printed."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.stories import PROGRAM, ran
+from tests.faults.stories import AS_OTHER, OTHER_USER, PROGRAM, ran
 
 MANY = """
 import sys
@@ -22,12 +22,6 @@ with scheduler("local", preload=[], experiment="e", trial="t", fileroot=sys.argv
         print(type(e).__name__, e, flush=True)
     print(len(s.start("few", 2, cpu=0.01, mem=0.01)), flush=True)
 """
-OTHER_USER = 54321
-# To the interpreter of these tests, which may be in a home directory.
-AS_OTHER = [
-    *("setpriv", f"--reuid={OTHER_USER}", f"--regid={OTHER_USER}", "--clear-groups"),
-    *("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"),
-]
 ROOT_LIKE = os.getuid() == 0
 
 

@@ -89,6 +89,13 @@ class NeverMade:
         return 42
 
 
+class NeverDestroyed:
+    """It can be made; its `destroy()` does not return on the second worker."""
+
+    def destroy(self) -> None:
+        NeverMade()
+
+
 class HostileConstructor:
     def __init__(self, kind: int) -> None:
         raise RaisesWhenTold(KINDS[kind])
