@@ -30,7 +30,7 @@ from pathlib import Path
 from signal import SIGCONT, SIGKILL
 from typing import Any
 
-from rolecall.guard.proc import TICKS, read_text, snapshot
+from rolecall.guard.proc import TICKS, Process, read_text, snapshot
 from rolecall.scheduler.run import private_root
 from tests.clusters.ray_census import Census
 from tests.faults.chaos_plan import NODES, OF_A_GUARD, Hit, Round, plan
@@ -112,7 +112,8 @@ class Chaos:
         self.facts = BACKENDS[backend]
         self.exports = cluster.exports if cluster is not None else {}
         self.lasting: Player | None = None
-        self._players = 0
+        self._players, self._begun = 0, 0.0
+        self._nobodys = set[Process]()
         self._raylet_lost = False  # since the lasting controller is there
         self._shm = set(Path("/dev/shm").iterdir())
         self.totals: Counter[str] = Counter()
@@ -149,6 +150,7 @@ class Chaos:
             if not setup["is_up"]:
                 raise Violation("no roles though nothing is hit: " + "; ".join(setup["errors"]))
             self._wait_until_noted(player.run_id)
+            self._begun = time.clock_gettime(time.CLOCK_BOOTTIME)
             player.tell("go", of.number)
             dead = self._strike(player, of)
             self._mend(of)
@@ -241,10 +243,12 @@ class Chaos:
     def _after_lasting(self, player: Player, of: Round) -> list[Any]:
         settled = player.ask("settle", of.number)
         _check_outcomes(settled)
+        if not of.hits and not {act.what for act in of.acts} & {"leave", "restart", "delete"}:
+            _check_quiet(settled["outcomes"])
         emptied = player.ask("empty", of.number)
         if emptied["roles"]:
             raise Violation(f"roles cannot be deleted: {emptied}")
-        self._check_nothing_left(lambda: _of_workers(player.run_id) + self._of_cluster())
+        self._check_nothing_left(lambda: self._of_workers(player.run_id) + self._of_cluster())
         player.rounds += 1
         self._check_flat(player, of)
         outcomes: list[Any] = settled["outcomes"]
@@ -302,6 +306,18 @@ class Chaos:
         if made:
             raise Violation(f"left in /dev/shm: {made}")
 
+    def _of_workers(self, run_id: str) -> list[str]:
+        """Processes of a run's workers: all but those that a guard consists of, and what bears no mark."""
+        own = [f"rc:{name}" for name in (*OF_A_GUARD, "intermediate")]
+        marked = {pid: line for pid, line in processes(run_id).items() if _worker(pid) and _name(pid) not in own}
+        stats = snapshot()
+        unmarked = {pid: line for pid, line in hidden(run_id).items() if pid in stats}
+        for pid in unmarked:
+            # Its worker died before the guard had looked: it belongs to nobody, and ends with the guard (design.md).
+            if stats[pid].start / TICKS > self._begun and _name(stats[pid].ppid) == "rc:guard":
+                self._nobodys.add(stats[pid].process)
+        return _told(marked | {pid: line for pid, line in unmarked.items() if stats[pid].process not in self._nobodys})
+
     def _of_cluster(self) -> list[str]:
         """What a cluster has of runs while the lasting controller has no role."""
         if isinstance(self.cluster, SlurmCluster):
@@ -341,6 +357,14 @@ def _check_outcomes(settled: dict[str, Any]) -> None:
         raise Violation(f"neither a result nor an error of ours: {wrong}")
 
 
+def _check_quiet(outcomes: list[Any]) -> None:
+    """Where nobody was hit, nobody dies."""
+    if wrong := [
+        outcome for outcome in outcomes if outcome[2] not in ("ok", "CallCancelledError", "WorkerTimeoutError")
+    ]:
+        raise Violation(f"failed though nobody was hit: {wrong}")
+
+
 def _nobody_left(of: Round) -> bool:
     """Whether nobody may be left to clean up: of controller, guard and reaper all were hit, or a guard was stopped."""
     struck = of.struck()
@@ -360,13 +384,6 @@ def _name(pid: int) -> str:
 def _age(pid: int) -> float:
     stat = snapshot().get(pid)
     return time.clock_gettime(time.CLOCK_BOOTTIME) - stat.start / TICKS if stat else UNSEEN_S
-
-
-def _of_workers(run_id: str) -> list[str]:
-    """Processes of a run's workers: all but those that a guard consists of, and what bears no mark."""
-    own = [f"rc:{name}" for name in (*OF_A_GUARD, "intermediate")]
-    found = {pid: line for pid, line in processes(run_id).items() if _worker(pid) and _name(pid) not in own}
-    return _told(found | hidden(run_id))
 
 
 def _worker(pid: int) -> bool:
