@@ -262,8 +262,12 @@ class Chaos:
             settled = player.ask("settle", of.number)
             _check_outcomes(settled)
             outcomes = settled["outcomes"]
-        self._ended(player, of, orphaned=dead and _nobody_left(of), close=not dead)
+        self._ended(player, of, orphaned=dead and self._nobody_left(of), close=not dead)
         return outcomes
+
+    def _nobody_left(self, of: Round) -> bool:
+        """Whether nobody may be left to clean up: guard and reaper were hit, or the reaper, and Slurm killed the guard."""
+        return of.struck() >= ({"reaper"} if self.backend == "slurm" else {"reaper", "guard"})
 
     def _ended(self, player: Player, of: Round, *, orphaned: bool, close: bool) -> None:
         if close:
@@ -363,12 +367,6 @@ def _check_quiet(outcomes: list[Any]) -> None:
         outcome for outcome in outcomes if outcome[2] not in ("ok", "CallCancelledError", "WorkerTimeoutError")
     ]:
         raise Violation(f"failed though nobody was hit: {wrong}")
-
-
-def _nobody_left(of: Round) -> bool:
-    """Whether nobody may be left to clean up: of controller, guard and reaper all were hit, or a guard was stopped."""
-    struck = of.struck()
-    return "reaper" in struck and "guard" in struck
 
 
 def _send(pids: list[int], number: signal.Signals) -> None:
