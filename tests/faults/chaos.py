@@ -266,7 +266,7 @@ class Chaos:
         return outcomes
 
     def _nobody_left(self, of: Round) -> bool:
-        """Whether nobody may be left to clean up: guard and reaper were hit, or the reaper, and Slurm killed the guard."""
+        """Whether nobody may be left to clean up. On Slurm a reaper suffices, since Slurm then kills its guard."""
         return of.struck() >= ({"reaper"} if self.backend == "slurm" else {"reaper", "guard"})
 
     def _ended(self, player: Player, of: Round, *, orphaned: bool, close: bool) -> None:
