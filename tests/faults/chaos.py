@@ -25,7 +25,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from signal import SIGCONT, SIGKILL
 from typing import Any
@@ -47,6 +47,7 @@ WARM_UP = 6  # rounds of one controller before it is measured
 # What may be added to a process after that. A round makes thousands of objects; what leaks in each is far above it.
 GROWTH = {"threads": 4, "descriptors": 12, "MiB": 64}
 UNSEEN_S = 2.0  # a child without a mark is noted once a second
+Look = Callable[[], list[str]]
 Cluster = SlurmCluster | SharedRay | None
 
 
@@ -123,7 +124,7 @@ class Chaos:
         """Ends the lasting controller, after which nothing may be left."""
         if (player := self.lasting) is not None:
             self.lasting = None
-            self._ended(player, plan(self.seed, self.backend, 1), orphaned=False, close=True)
+            self._ended(player, plan(self.seed, self.backend, 1), close=True)
 
     def start_over(self) -> None:
         """After a violation: nothing of it is there for the next round."""
@@ -262,14 +263,10 @@ class Chaos:
             settled = player.ask("settle", of.number)
             _check_outcomes(settled)
             outcomes = settled["outcomes"]
-        self._ended(player, of, orphaned=dead and self._nobody_left(of), close=not dead)
+        self._ended(player, of, close=not dead)
         return outcomes
 
-    def _nobody_left(self, of: Round) -> bool:
-        """Whether nobody may be left to clean up. On Slurm a reaper suffices, since Slurm then kills its guard."""
-        return of.struck() >= ({"reaper"} if self.backend == "slurm" else {"reaper", "guard"})
-
-    def _ended(self, player: Player, of: Round, *, orphaned: bool, close: bool) -> None:
+    def _ended(self, player: Player, of: Round, *, close: bool) -> None:
         if close:
             player.tell("close", of.number)
             assert player.process.stdin is not None
@@ -283,27 +280,45 @@ class Chaos:
         if player.process.stdout is not None:
             player.process.stdout.close()
 
-        def left() -> list[str]:
-            folder = private_root() / player.run_id
-            found = _told(processes(player.run_id) | hidden(player.run_id)) + self._of_cluster()
-            return found + [f"runtime directory {folder}"] * folder.exists()
+        folder = private_root() / player.run_id
 
-        if orphaned:
-            poll(lambda: not left(), self.facts.controller_gone_s)
-            self._clean(of.next_run)
+        def running() -> list[str]:
+            return _told(processes(player.run_id) | hidden(player.run_id)) + self._of_cluster()
+
+        def left() -> list[str]:
+            return running() + [f"runtime directory {folder}"] * folder.exists()
+
+        if not close:
+            self._left_by_nobody(of.struck(), running, left)
+            if left():
+                self._clean(of.next_run)
         self._check_nothing_left(left)
+
+    def _left_by_nobody(self, struck: set[str], running: Look, left: Look) -> None:
+        """Waits until nothing is left but what a killed controller may leave by design.md.
+
+        Anything may be, where guard and reaper were hit too (on Slurm the reaper: Slurm then kills its guard), and the
+        runtime directory, if a guard may have been gone before.
+        """
+        if struck >= ({"reaper"} if self.backend == "slurm" else {"reaper", "guard"}):
+            poll(lambda: not left(), self.facts.controller_gone_s)
+        elif struck & {"reaper", "guard", *NODES}:
+            self._check_nothing_left(running)
+            poll(lambda: not left(), self.facts.gone_s)
+        else:
+            self._check_nothing_left(left)
 
     def _clean(self, next_run: bool) -> None:
         """What nobody could clean is cleaned by whoever comes next."""
         self.totals["next run" if next_run else "doctor"] += 1
         if next_run:
-            self._ended(self._player(), plan(self.seed, self.backend, 1), orphaned=False, close=True)
+            self._ended(self._player(), plan(self.seed, self.backend, 1), close=True)
             return
         command = [sys.executable, "-m", "rolecall.cli", "doctor", "--fix", "--fileroot", str(self.folder)]
         env = {**os.environ, **self.exports, "PYTHONPATH": PYTHONPATH}
         subprocess.run(command, env=env, stdout=subprocess.DEVNULL, timeout=ANSWER_S)  # it has more to complain of
 
-    def _check_nothing_left(self, left: Any) -> None:
+    def _check_nothing_left(self, left: Look) -> None:
         if not poll(lambda: not left(), PATIENCE * self.facts.controller_gone_s) and (seen := left()):
             raise Violation("left: " + "; ".join(seen))
         made = [p.name for p in set(Path("/dev/shm").iterdir()) - self._shm if "rolecall" in p.name]
