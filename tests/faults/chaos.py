@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,7 @@ from typing import Any
 
 from rolecall.guard.proc import TICKS, read_text, snapshot
 from rolecall.scheduler.run import private_root
+from tests.clusters.ray_census import Census
 from tests.faults.chaos_plan import NODES, OF_A_GUARD, Hit, Round, plan
 from tests.support.checkout import PYTHONPATH, ROOT
 from tests.support.ray_cluster import SharedRay, left_of, running_ray
@@ -111,6 +113,7 @@ class Chaos:
         self.exports = cluster.exports if cluster is not None else {}
         self.lasting: Player | None = None
         self._players = 0
+        self._raylet_lost = False  # since the lasting controller is there
         self._shm = set(Path("/dev/shm").iterdir())
         self.totals: Counter[str] = Counter()
         self.growth: dict[str, int] = {}
@@ -138,6 +141,11 @@ class Chaos:
         player = self._player() if of.mortal else self._lasting()
         try:
             setup = player.ask("setup", of.number)
+            if not setup["is_up"] and self._raylet_lost and not of.mortal:
+                self.close()  # Ray's library has ended its driver, whose raylet we had killed: a new run, as documented
+                self.totals["lost drivers"] += 1
+                player = self._lasting()
+                setup = player.ask("setup", of.number)
             if not setup["is_up"]:
                 raise Violation("no roles though nothing is hit: " + "; ".join(setup["errors"]))
             self._wait_until_noted(player.run_id)
@@ -161,7 +169,7 @@ class Chaos:
 
     def _lasting(self) -> Player:
         if self.lasting is None:
-            self.lasting = self._player()
+            self.lasting, self._raylet_lost = self._player(), False
         return self.lasting
 
     def _wait_until_noted(self, run_id: str) -> None:
@@ -224,6 +232,9 @@ class Chaos:
         elif isinstance(self.cluster, SharedRay):
             for node in hit:
                 self.cluster.nodes.add_node(node)
+                self.cluster.census.close()  # it may have used the raylet that is gone
+                self.cluster.census = Census(self.cluster.exports["RAY_ADDRESS"], self.cluster.nodes.environment())
+                self._raylet_lost = True
 
     # What must hold.
 
@@ -383,14 +394,25 @@ def cluster_of(backend: str) -> Iterator[Cluster]:
         yield None
 
 
-def report(chaos: Chaos, of: Round, problem: Violation) -> None:
+def report(chaos: Chaos, of: Round, problem: Exception) -> None:
     """All that is known of a round in which something did not hold."""
     again = f"--backend {chaos.backend} --seed {chaos.seed} --from-round {of.number} --rounds 1"
-    print(f"\nVIOLATION in round {of.number}: {problem}\nagain: python -m tests.faults.chaos {again}\n", flush=True)
+    print(f"\nVIOLATION in round {of.number}: {type(problem).__name__}: {problem}")
+    print(f"again: python -m tests.faults.chaos {again}\n", flush=True)
+    if not isinstance(problem, Violation):
+        traceback.print_exception(problem, file=sys.stdout)
     print("\n".join(of.says()))
-    newest = sorted(chaos.folder.rglob("*.*"), key=lambda path: path.stat().st_mtime)
-    for path in [path for path in newest if path.suffix in (".log", ".err", ".jsonl")][-8:]:
+    newest = sorted(
+        (file for kind in ("log", "err", "jsonl") for file in chaos.folder.rglob(f"*.{kind}")), key=_changed
+    )
+    for path in newest[-8:]:
         print(f"--- {path.relative_to(chaos.folder)}\n{_tail(path)}", flush=True)
+
+
+def _changed(path: Path) -> float:
+    with contextlib.suppress(OSError):  # it was removed
+        return path.stat().st_mtime
+    return 0.0
 
 
 def _tail(path: Path) -> str:
@@ -407,7 +429,7 @@ def run(chaos: Chaos, first: int, rounds: int, ends_at: float, keep_going: bool 
         try:
             line = chaos.play(of)
             print(f"{time.strftime('%H:%M:%S')} round {number}: {line}", flush=True)
-        except Violation as problem:
+        except Exception as problem:  # also one of this program's own, which must not end the hour
             wrong += 1
             report(chaos, of, problem)
             if not keep_going:
@@ -416,7 +438,7 @@ def run(chaos: Chaos, first: int, rounds: int, ends_at: float, keep_going: bool 
         number += 1
     try:
         chaos.close()
-    except Violation as problem:
+    except Exception as problem:
         wrong += 1
         report(chaos, of, problem)
     return wrong
@@ -433,6 +455,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="the totals as the last line")
     asked = parser.parse_args()
     begun = time.monotonic()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it runs in the background ignore it
     with tempfile.TemporaryDirectory(prefix="rct-", dir="/tmp") as private, cluster_of(asked.backend) as cluster:
         os.environ["TMPDIR"], tempfile.tempdir = private, None
         chaos = Chaos(asked.backend, asked.seed, cluster, Path(private))

@@ -168,6 +168,8 @@ class GuardListener:
         guard = self._guards.get(hello.name)
         if said is None or guard is None or hello.run_id != self.run_id:
             raise AuthenticationError(hello.name, "of another run")
+        if guard.connected and not guard.cut:  # whoever has the token could take its place
+            raise ProtocolError("this guard has connected already", guard.guard_id)
         if guard.cut or guard.lost is not None:
             raise ProtocolError("this guard was given up with its workers; it is not taken back", guard.guard_id)
         guard.arrive(said)
