@@ -24,6 +24,7 @@ from rolecall.errors import EngineCallError, RolecallError
 from rolecall.scheduler.roles import RoleWorker
 from tests.faults.chaos_engine import Engine
 from tests.faults.chaos_plan import Act, Round, plan
+from tests.support.live import metrics
 from tests.support.schedulers_under_test import make_scheduler
 
 PROGRAM = [sys.executable, "-S", "-c", "import time; time.sleep(3600)"]
@@ -115,12 +116,17 @@ class Player:
         return {"closed": True}
 
     def measured(self) -> dict[str, Any]:
-        """Threads, descriptors and MiB of memory of this process and of its guards here."""
+        """Threads, descriptors and MiB of memory of this process and of its guards here, and ports that these lease."""
         with suppress(RolecallError):
             self.s.home.flush()
         gc.collect()
-        guards = [guard.pid for guard in self.s.inspect().guards if guard.host == os.uname().nodename]
-        return {f"{pid}": _size(pid) for pid in (os.getpid(), *guards) if psutil.pid_exists(pid)}
+        found = {f"{os.getpid()}": _size(os.getpid())}
+        for guard in self.s.inspect().guards:
+            with suppress(OSError, psutil.NoSuchProcess):  # it has died
+                found[f"{guard.pid}"] = _size(guard.pid) | {
+                    "ports": metrics(self.s, f"{guard.id}.sock")["ports_leased"]
+                }
+        return found
 
     # What a round may consist of.
 
