@@ -17,7 +17,7 @@ import sys
 from rolecall import scheduler
 with scheduler("local", preload=[], experiment="e", trial="t", fileroot=sys.argv[1]) as s:
     try:
-        s.start("actor", 40, cpu=0.01, mem=0.01)
+        s.start("actor", int(sys.argv[2]), cpu=0.01, mem=0.01)
     except Exception as e:
         print(type(e).__name__, e, flush=True)
     print(len(s.start("few", 2, cpu=0.01, mem=0.01)), flush=True)
@@ -25,9 +25,13 @@ with scheduler("local", preload=[], experiment="e", trial="t", fileroot=sys.argv
 ROOT_LIKE = os.getuid() == 0
 
 
+def limited(limit: str, fileroot: Path, workers: int = 1) -> subprocess.CompletedProcess[str]:
+    return ran(["bash", "-c", f"ulimit {limit} && exec {sys.executable} -c '{MANY}' {fileroot} {workers}"])
+
+
 def test_too_few_open_files_are_told_with_the_limit_to_raise(tmp_path: Path) -> None:
     """Of a start that needs more than the guard may open; a smaller one works afterwards."""
-    done = ran(["bash", "-c", f"ulimit -n 64 && exec {sys.executable} -c '{MANY}' {tmp_path}"])
+    done = limited("-n 64", tmp_path, 40)
     *told, few = done.stdout.splitlines()
     assert "Too many open files" in told[0] and "`ulimit -n`" in "".join(told), done
     assert few == "2"
@@ -35,9 +39,17 @@ def test_too_few_open_files_are_told_with_the_limit_to_raise(tmp_path: Path) -> 
 
 def test_without_a_temporary_directory_a_run_does_not_begin(tmp_path: Path) -> None:
     """No file with content can be made: all of them are full, or may not be written to."""
-    done = ran(["bash", "-c", f"ulimit -f 0 && exec {sys.executable} -c '{MANY}' {tmp_path}"])
+    done = limited("-f 0", tmp_path)
     told = done.stderr.splitlines()[-1]
     assert "WorkerConfigurationError: no place for the sockets" in told and "or set TMPDIR" in told, done
+
+
+def test_a_limit_of_the_size_of_files_is_told_where_it_is_too_low(tmp_path: Path) -> None:
+    """What the run hands to its processes goes through files, and is never cut: it is whole, or that is an error."""
+    done = limited("-f 1", tmp_path)
+    told = "the run was not started: [Errno 27] File too large; raise the limit of a file's size (`ulimit -f`)"
+    assert told in done.stderr.splitlines()[-1], done
+    assert limited("-f 4", tmp_path).stdout.splitlines() == ["2"], "workers are started cold"
 
 
 def test_a_full_disk_ends_nothing_that_runs_and_is_told(tmp_path: Path) -> None:
