@@ -25,12 +25,12 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from signal import SIGCONT, SIGKILL
 from typing import Any
 
-from rolecall.guard.proc import TICKS, read_text, snapshot
+from rolecall.guard.proc import TICKS, Process, read_text, snapshot
 from rolecall.scheduler.run import private_root
 from tests.clusters.ray_census import Census
 from tests.faults.chaos_plan import NODES, OF_A_GUARD, Hit, Round, plan
@@ -47,6 +47,7 @@ WARM_UP = 6  # rounds of one controller before it is measured
 # What may be added to a process after that. A round makes thousands of objects; what leaks in each is far above it.
 GROWTH = {"threads": 4, "descriptors": 12, "MiB": 64}
 UNSEEN_S = 2.0  # a child without a mark is noted once a second
+Look = Callable[[], list[str]]
 Cluster = SlurmCluster | SharedRay | None
 
 
@@ -112,7 +113,8 @@ class Chaos:
         self.facts = BACKENDS[backend]
         self.exports = cluster.exports if cluster is not None else {}
         self.lasting: Player | None = None
-        self._players = 0
+        self._players, self._begun = 0, 0.0
+        self._nobodys = set[Process]()
         self._raylet_lost = False  # since the lasting controller is there
         self._shm = set(Path("/dev/shm").iterdir())
         self.totals: Counter[str] = Counter()
@@ -122,7 +124,7 @@ class Chaos:
         """Ends the lasting controller, after which nothing may be left."""
         if (player := self.lasting) is not None:
             self.lasting = None
-            self._ended(player, plan(self.seed, self.backend, 1), orphaned=False, close=True)
+            self._ended(player, plan(self.seed, self.backend, 1), close=True)
 
     def start_over(self) -> None:
         """After a violation: nothing of it is there for the next round."""
@@ -149,6 +151,7 @@ class Chaos:
             if not setup["is_up"]:
                 raise Violation("no roles though nothing is hit: " + "; ".join(setup["errors"]))
             self._wait_until_noted(player.run_id)
+            self._begun = time.clock_gettime(time.CLOCK_BOOTTIME)
             player.tell("go", of.number)
             dead = self._strike(player, of)
             self._mend(of)
@@ -241,10 +244,12 @@ class Chaos:
     def _after_lasting(self, player: Player, of: Round) -> list[Any]:
         settled = player.ask("settle", of.number)
         _check_outcomes(settled)
+        if not of.hits and not {act.what for act in of.acts} & {"leave", "restart", "delete"}:
+            _check_quiet(settled["outcomes"])
         emptied = player.ask("empty", of.number)
         if emptied["roles"]:
             raise Violation(f"roles cannot be deleted: {emptied}")
-        self._check_nothing_left(lambda: _of_workers(player.run_id) + self._of_cluster())
+        self._check_nothing_left(lambda: self._of_workers(player.run_id) + self._of_cluster())
         player.rounds += 1
         self._check_flat(player, of)
         outcomes: list[Any] = settled["outcomes"]
@@ -258,10 +263,10 @@ class Chaos:
             settled = player.ask("settle", of.number)
             _check_outcomes(settled)
             outcomes = settled["outcomes"]
-        self._ended(player, of, orphaned=dead and _nobody_left(of), close=not dead)
+        self._ended(player, of, close=not dead)
         return outcomes
 
-    def _ended(self, player: Player, of: Round, *, orphaned: bool, close: bool) -> None:
+    def _ended(self, player: Player, of: Round, *, close: bool) -> None:
         if close:
             player.tell("close", of.number)
             assert player.process.stdin is not None
@@ -275,32 +280,62 @@ class Chaos:
         if player.process.stdout is not None:
             player.process.stdout.close()
 
-        def left() -> list[str]:
-            folder = private_root() / player.run_id
-            found = _told(processes(player.run_id) | hidden(player.run_id)) + self._of_cluster()
-            return found + [f"runtime directory {folder}"] * folder.exists()
+        folder = private_root() / player.run_id
 
-        if orphaned:
-            poll(lambda: not left(), self.facts.controller_gone_s)
-            self._clean(of.next_run)
+        def running() -> list[str]:
+            return _told(processes(player.run_id) | hidden(player.run_id)) + self._of_cluster()
+
+        def left() -> list[str]:
+            return running() + [f"runtime directory {folder}"] * folder.exists()
+
+        if not close:
+            self._left_by_nobody(of.struck(), running, left)
+            if left():
+                self._clean(of.next_run)
         self._check_nothing_left(left)
+
+    def _left_by_nobody(self, struck: set[str], running: Look, left: Look) -> None:
+        """Waits until nothing is left but what a killed controller may leave by design.md.
+
+        Anything may be, where guard and reaper were hit too (on Slurm the reaper: Slurm then kills its guard), and the
+        runtime directory, if a guard may have been gone before.
+        """
+        if struck >= ({"reaper"} if self.backend == "slurm" else {"reaper", "guard"}):
+            poll(lambda: not left(), self.facts.controller_gone_s)
+        elif struck & {"reaper", "guard", *NODES}:
+            self._check_nothing_left(running)
+            poll(lambda: not left(), self.facts.gone_s)
+        else:
+            self._check_nothing_left(left)
 
     def _clean(self, next_run: bool) -> None:
         """What nobody could clean is cleaned by whoever comes next."""
         self.totals["next run" if next_run else "doctor"] += 1
         if next_run:
-            self._ended(self._player(), plan(self.seed, self.backend, 1), orphaned=False, close=True)
+            self._ended(self._player(), plan(self.seed, self.backend, 1), close=True)
             return
         command = [sys.executable, "-m", "rolecall.cli", "doctor", "--fix", "--fileroot", str(self.folder)]
         env = {**os.environ, **self.exports, "PYTHONPATH": PYTHONPATH}
         subprocess.run(command, env=env, stdout=subprocess.DEVNULL, timeout=ANSWER_S)  # it has more to complain of
 
-    def _check_nothing_left(self, left: Any) -> None:
+    def _check_nothing_left(self, left: Look) -> None:
         if not poll(lambda: not left(), PATIENCE * self.facts.controller_gone_s) and (seen := left()):
             raise Violation("left: " + "; ".join(seen))
         made = [p.name for p in set(Path("/dev/shm").iterdir()) - self._shm if "rolecall" in p.name]
         if made:
             raise Violation(f"left in /dev/shm: {made}")
+
+    def _of_workers(self, run_id: str) -> list[str]:
+        """Processes of a run's workers: all but those that a guard consists of, and what bears no mark."""
+        own = [f"rc:{name}" for name in (*OF_A_GUARD, "intermediate")]
+        marked = {pid: line for pid, line in processes(run_id).items() if _worker(pid) and _name(pid) not in own}
+        stats = snapshot()
+        unmarked = {pid: line for pid, line in hidden(run_id).items() if pid in stats}
+        for pid in unmarked:
+            # Its worker died before the guard had looked: it belongs to nobody, and ends with the guard (design.md).
+            if stats[pid].start / TICKS > self._begun and _name(stats[pid].ppid) == "rc:guard":
+                self._nobodys.add(stats[pid].process)
+        return _told(marked | {pid: line for pid, line in unmarked.items() if stats[pid].process not in self._nobodys})
 
     def _of_cluster(self) -> list[str]:
         """What a cluster has of runs while the lasting controller has no role."""
@@ -341,10 +376,12 @@ def _check_outcomes(settled: dict[str, Any]) -> None:
         raise Violation(f"neither a result nor an error of ours: {wrong}")
 
 
-def _nobody_left(of: Round) -> bool:
-    """Whether nobody may be left to clean up: of controller, guard and reaper all were hit, or a guard was stopped."""
-    struck = of.struck()
-    return "reaper" in struck and "guard" in struck
+def _check_quiet(outcomes: list[Any]) -> None:
+    """Where nobody was hit, nobody dies."""
+    if wrong := [
+        outcome for outcome in outcomes if outcome[2] not in ("ok", "CallCancelledError", "WorkerTimeoutError")
+    ]:
+        raise Violation(f"failed though nobody was hit: {wrong}")
 
 
 def _send(pids: list[int], number: signal.Signals) -> None:
@@ -360,13 +397,6 @@ def _name(pid: int) -> str:
 def _age(pid: int) -> float:
     stat = snapshot().get(pid)
     return time.clock_gettime(time.CLOCK_BOOTTIME) - stat.start / TICKS if stat else UNSEEN_S
-
-
-def _of_workers(run_id: str) -> list[str]:
-    """Processes of a run's workers: all but those that a guard consists of, and what bears no mark."""
-    own = [f"rc:{name}" for name in (*OF_A_GUARD, "intermediate")]
-    found = {pid: line for pid, line in processes(run_id).items() if _worker(pid) and _name(pid) not in own}
-    return _told(found | hidden(run_id))
 
 
 def _worker(pid: int) -> bool:

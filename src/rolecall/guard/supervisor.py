@@ -91,7 +91,7 @@ class Supervisor:
         runtime.prepare(config.runtime_dir, config.guard_id)
         self._files = files
         self._merged_log = logs.MergedLog(config.run_dir, files)
-        log = os.open(template_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        log = os.open(template_log, logs.APPEND, 0o600)
         base_env = inheritable(os.environ) | config.env
         template_env = base_env | marks(config.run_id, config.guard_id)
         self.table = Table()
