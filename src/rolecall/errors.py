@@ -39,8 +39,9 @@ from __future__ import annotations
 import errno as _errno
 import re as _re
 import signal as _signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError as _CancelledError
+from contextlib import contextmanager as _contextmanager
 from functools import partial
 from typing import Any
 
@@ -74,21 +75,47 @@ class RolecallError(Exception):
         return partial(type(self), *args, **kwargs), ()
 
 
+_ROOM = "make room in the run directory and in the temporary one (TMPDIR, else /tmp); `df` and `df -i` show where"
 # What to do where the system has no more to give, by the number of the error.
 SHORTAGES = {
     _errno.EMFILE: "raise the limit of open files (`ulimit -n`), or start fewer workers on a host",
     _errno.ENFILE: "raise the host's fs.file-max, or start fewer workers on it",
-    _errno.EAGAIN: "raise the limit of processes (`ulimit -u`, a cgroup's pids.max), or start fewer workers on a host",
-    _errno.ENOMEM: "start fewer workers on a host",
-    _errno.ENOSPC: "make room in the run directory and in /tmp",
-    _errno.EDQUOT: "make room in the run directory and in /tmp",
+    _errno.EAGAIN: "raise the limit of processes (`ulimit -u`, a cgroup's pids.max) or of memory (`ulimit -v`), or "
+    "start fewer workers on a host",
+    _errno.ENOMEM: "raise the limit of memory (`ulimit -v`), or start fewer workers on a host",
+    _errno.ENOSPC: _ROOM,
+    _errno.EDQUOT: _ROOM,
+    _errno.EFBIG: "raise the limit of a file's size (`ulimit -f`)",
 }
 
 
-def explained(error: Exception) -> str:
+def remedy(error: BaseException | None) -> str:
+    """What to do where the system has no more to give; empty for other errors."""
+    if isinstance(error, MemoryError):
+        return SHORTAGES[_errno.ENOMEM]
+    return SHORTAGES.get(error.errno or 0, "") if isinstance(error, OSError) else ""
+
+
+def explained(error: BaseException) -> str:
     """An error's message, with what to do where the system has no more to give."""
-    advice = SHORTAGES.get(error.errno or 0) if isinstance(error, OSError) else None
-    return f"{error}; {advice}" if advice else str(error)
+    return "; ".join(filter(None, (str(error) or type(error).__name__, remedy(error))))
+
+
+def told(where: str, error: Exception) -> Exception:
+    """An error of a system that has no more to give as one that says what to do; others as they are."""
+    message = f"{where}: {str(error) or type(error).__name__}"
+    return WorkerConfigurationError(message, None, remedy(error)) if remedy(error) else error
+
+
+@_contextmanager
+def shortages_told(where: str) -> Iterator[None]:
+    """Raises what `told` makes of an error."""
+    try:
+        yield
+    except (OSError, MemoryError) as error:
+        if remedy(error):
+            raise told(where, error) from error
+        raise
 
 
 def describe_exit(exit_code: int | None = None, signal: int | None = None) -> str:

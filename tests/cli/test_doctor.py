@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import resource
 import socket
+import subprocess
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ import pytest
 
 from rolecall.cli.checks import installation, limits, ports
 from rolecall.cli.checks.installation import check_devices
-from rolecall.cli.checks.left_over import check_runtime_dirs, check_shared_memory
+from rolecall.cli.checks.left_over import check_left_processes, check_runtime_dirs, check_shared_memory
 from rolecall.cli.checks.paths import check_paths, socket_room
 from rolecall.cli.doctor import examine
 from rolecall.guard.ports import PortLeases, ephemeral
@@ -45,6 +48,19 @@ def test_doctor_leaves_a_living_run_alone(cli: CommandLine, controller: Controll
         about = [f for f in findings if controller.run_id in f["seen"]]
         assert [f["severity"] for f in about] == ["ok"], about
         assert any(f["check"] == "ports" and re.match(r"[1-9]\d* leased", f["seen"]) for f in findings)
+
+
+def test_a_process_whose_run_may_be_elsewhere_is_no_left_over(tmp_path: Path) -> None:
+    """As what a controller with another TMPDIR has beside itself: left alone. With ours and no files it is not."""
+    here, elsewhere = (uuid.uuid4().hex[:12] for _ in range(2))
+    with contextlib.ExitStack() as ends:
+        for run_id, tmp in ((here, {}), (elsewhere, {"TMPDIR": str(tmp_path)})):
+            process = subprocess.Popen(["sleep", "60"], env={**os.environ, **tmp, "ROLECALL_RUN": run_id})
+            ends.callback(process.wait)
+            ends.callback(process.kill)
+        findings = list(check_left_processes(tmp_path))
+    found = {run_id: (f.severity, f.left_by) for f in findings for run_id in (here, elsewhere) if run_id in f.seen}
+    assert found == {here: (Severity.ERROR, here), elsewhere: (Severity.INFO, "")}
 
 
 def test_every_finding_that_is_wrong_says_what_to_do(cli: CommandLine) -> None:

@@ -182,6 +182,19 @@ def test_the_unfinished_last_line_is_printed_too(cli: CommandLine, hand_made: Pa
     assert cli.run("logs", "actor/0", "--run", "made/t0").stdout == "whole\nlast wor\n"
 
 
+@pytest.mark.parametrize("log", ["actor-0", "merged"])
+def test_only_regular_files_are_logs(cli: CommandLine, hand_made: Path, tmp_path: Path, log: str) -> None:
+    """No link is followed to what its maker may not read, and a FIFO is not waited for."""
+    (tmp_path / "secret").write_text("a secret\n")
+    path = hand_made / "logs" / f"{log}.log"
+    command = ["logs", *(["actor/0"] if log == "actor-0" else []), "--run", "made/t0"]
+    path.symlink_to(tmp_path / "secret")
+    assert "a secret" not in cli.run(*command).stdout
+    path.unlink()
+    os.mkfifo(path)
+    assert cli.run(*command).stdout == ""
+
+
 def test_a_follower_reads_a_successor_from_its_beginning(tmp_path: Path) -> None:
     """Also when the file was replaced right after its last lines were read."""
     path = tmp_path / "x.log"

@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from rolecall import Role, Scheduler
-from rolecall.errors import EngineCallError, EngineCreationError, ShardNotFoundError, WorkerFailedError
+from rolecall.errors import (
+    EngineCallError,
+    EngineCreationError,
+    ShardNotFoundError,
+    WorkerFailedError,
+    WorkerTimeoutError,
+)
 from tests.support import hostile_engines
 from tests.support.schedulers_under_test import BACKENDS, each
 
@@ -65,6 +71,26 @@ def test_a_log_that_hangs_on_opening_keeps_no_death_from_being_told(role: Role) 
     with pytest.raises(WorkerFailedError, match="exit code 3"):
         role[0].call("die")
     assert role[1].call("answer") == 42
+    role.delete()
+
+
+def test_a_constructor_or_destroy_that_does_not_return_is_named_and_ends_with_its_role(role: Role) -> None:
+    """Other engines of its worker go on, a restart makes the worker usable, and ends wait for nothing."""
+    two = role.with_options(engine="two", timeout=1.5)
+    with pytest.raises(WorkerTimeoutError, match=r"actor/1: no answer within 1\.5 s"):
+        two.create_engine(hostile_engines.NeverMade)
+    with pytest.raises(EngineCreationError, match=r"actor/1: .* its constructor has not returned"):
+        two[1].create_engine(hostile_engines.Hostile)
+    assert two[0].call("answer") == 42 and role.call("answer") == [42, 42]
+    role[1].restart(engines=False)
+    two[1].create_engine(hostile_engines.Hostile)
+    assert two.call("answer") == [42, 42]
+    three = role.with_options(engine="three", timeout=1.5)
+    three.create_engine(hostile_engines.NeverDestroyed)
+    with pytest.raises(WorkerTimeoutError, match=r"actor/1: no answer within 1\.5 s"):
+        three.destroy_engine()
+    assert two.call("answer") == [42, 42]
+    role[1].with_options(engine="four").submit_engine(hostile_engines.NeverMade, (), {})
     role.delete()
 
 

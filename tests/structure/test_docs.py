@@ -53,3 +53,13 @@ def test_the_messages_shown_are_those_that_users_see(tmp_path: Path) -> None:
     shown = sections((DOCS / "errors.md").read_text())
     seen = {name: message.splitlines()[0] for name, message in examples(tmp_path).items()}
     assert {name: line for name, line in seen.items() if line not in shown[name].splitlines()} == {}
+
+
+def test_every_attack_has_its_test() -> None:
+    """The tests that docs/attacks.md names exist, and each row names one."""
+    rows = [row for row in (DOCS / "attacks.md").read_text().splitlines() if row.startswith("| ")]
+    rows = [row for row in rows if not row.startswith("| attack |")]
+    named = [re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row) for row in rows]
+    assert [row for row, tests in zip(rows, named, strict=True) if not tests] == []
+    tests = {test for found in named for test in found}
+    assert {(file, name) for file, name in tests if f"def {name}(" not in (ROOT / file).read_text()} == set()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from rolecall import current_worker
 
 MIB = 1 << 20
 
@@ -73,6 +76,24 @@ class Hostile:
 
     def die(self) -> None:
         os._exit(3)
+
+
+class NeverMade:
+    """Its constructor does not return on the second worker."""
+
+    def __init__(self) -> None:
+        if current_worker().index == 1:
+            threading.Event().wait()
+
+    def answer(self) -> int:
+        return 42
+
+
+class NeverDestroyed:
+    """It can be made; its `destroy()` does not return on the second worker."""
+
+    def destroy(self) -> None:
+        NeverMade()
 
 
 class HostileConstructor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
@@ -190,3 +191,20 @@ def test_line_ends_without_end_close_the_connection(program: Running, blank: byt
         while sent < 256 << 20:
             sent += client.send(blank * (1 << 15))
     assert sent < 64 << 20  # what the kernel holds, of which the server takes no more
+
+
+def test_a_burst_of_strangers_pushes_nobody_out(tmp_path: Path) -> None:
+    """Whoever shows the token is served, though hundreds have connected before and behind it in the same moment."""
+    head = f"GET /health HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n\r\n"
+    with running(tmp_path / "s.sock", "--asyncio") as program, contextlib.ExitStack() as stack:
+        address = "127.0.0.1", program.port
+        for _ in range(5):
+            for number in range(600):
+                stranger = stack.enter_context(socket.socket())
+                stranger.setblocking(False)
+                stranger.connect_ex(address)
+                if number == 200:
+                    client = stack.enter_context(socket.create_connection(address, timeout=10))
+                    client.sendall(head.encode())
+            assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
+            stack.close()

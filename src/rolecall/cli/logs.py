@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import re
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -152,6 +154,13 @@ def _sources(folder: Path) -> dict[str, Path]:
     return {name: path for _, _, name, path in sorted(found)}
 
 
+def _regular(path: str, flags: int) -> int:
+    """Opens a regular file: no link, which may lead to what its maker could not read, and no FIFO, which may hang."""
+    if not stat.S_ISREG(os.lstat(path).st_mode):
+        raise FileNotFoundError(errno.ENOENT, "not a regular file", path)
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
 def _written(path: Path) -> float:
     """When a log was last written; 0 when nothing is in it, or it was rotated in the meantime."""
     try:
@@ -218,7 +227,7 @@ class Follower:
 
     def _opened(self) -> BinaryIO | None:
         with suppress(FileNotFoundError):
-            self._file = self._file or self._path.open("rb")
+            self._file = self._file or open(self._path, "rb", opener=_regular)  # noqa: SIM115 - closed by `close`
         return self._file
 
     def _replaced(self, file: BinaryIO) -> bool:

@@ -6,6 +6,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+from rolecall.errors import explained
 from rolecall.guard import reaper
 
 USAGE = "usage: python -m rolecall.guard (--config-fd N | --config-file F) [--ordinal-from VARIABLE]"
@@ -50,4 +51,7 @@ if __name__ == "__main__":
     raw = _read_config(sys.argv[1:])
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # descriptors that the launching process left open
     # Imported after the fork, so that the reaper stays small and has no event loop.
-    sys.exit(reaper.run(raw, lambda config: import_module("rolecall.guard.guard").main(config)))
+    try:
+        sys.exit(reaper.run(raw, lambda config: import_module("rolecall.guard.guard").main(config)))
+    except OSError as e:
+        sys.exit(f"the guard was not started: {explained(e)}")

@@ -27,6 +27,7 @@ from rolecall.transport.files import FileThread, make_directories, opener
 from rolecall.transport.incoming import Incoming
 from rolecall.transport.loop import new_loop
 from rolecall.transport.peer import Peer
+from rolecall.transport.threads import in_thread
 
 TICK_S = 1.0
 LOG_TICK_S = 0.2
@@ -70,7 +71,7 @@ class Guard:
             self._supervisor.spawn_task(forward_notices(self._notify))
         self._supervisor.warm_up()
         if not self._controller.pid:  # else it has done so
-            self._supervisor.spawn_task(asyncio.to_thread(clean_abandoned, Path(self._config.runtime_dir).parent))
+            self._supervisor.spawn_task(in_thread(clean_abandoned, Path(self._config.runtime_dir).parent))
         self._supervisor.spawn_task(self._every(TICK_S, self._tick))
         self._supervisor.spawn_task(self._every(LOG_TICK_S, self._supervisor.copy_logs))
         reason = await self._stop

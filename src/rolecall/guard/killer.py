@@ -9,11 +9,13 @@ from collections.abc import Callable, Sequence
 from rolecall.errors import describe_exit
 from rolecall.guard.descendants import Descendants
 from rolecall.guard.ports import PortLeases
-from rolecall.guard.proc import Process, read_stat, send
+from rolecall.guard.proc import Process, of_another_user, read_stat, send
 from rolecall.guard.table import Record, State, Table
 from rolecall.protocol.guard import KillReport
+from rolecall.transport.threads import in_thread
 
 KILL_S = 10.0  # after SIGKILL; only the kernel's uninterruptible sleep outlasts it
+OTHERS_S = 2.0  # for what has changed its user to end by itself
 REAP_S = 5.0  # between a process's death and SIGCHLD
 _FIRST_POLL_S = 0.004
 _LAST_POLL_S = 0.1
@@ -46,12 +48,13 @@ class Killer:
 
     async def _kill_processes(self, records: Sequence[Record], grace_s: float) -> dict[Record, set[Process]]:
         grace_ends = time.monotonic() + grace_s
+        limit = grace_ends + KILL_S
         terminated: set[Process] = set()
         pause = _FIRST_POLL_S
         while True:
             owned = {record: left for record, left in (await self._find(records)).items() if left}
             running = set().union(*owned.values())
-            if not running or time.monotonic() > grace_ends + KILL_S:
+            if not running or time.monotonic() > limit:
                 return owned
             if time.monotonic() < grace_ends:
                 for process in running - terminated:
@@ -61,11 +64,16 @@ class Killer:
             else:
                 for process in running:
                     send(process, signal.SIGKILL)
+                if all(map(of_another_user, running)):
+                    limit = min(limit, grace_ends + OTHERS_S)
+                    for record in owned:  # a worker ends without its guard, unless its engine hangs
+                        if record.peer is not None:
+                            record.peer.close()
             await self._wait(owned, min(pause, max(grace_ends - time.monotonic(), _FIRST_POLL_S)))
             pause = min(pause * 1.5, _LAST_POLL_S)
 
     async def _find(self, records: Sequence[Record]) -> dict[Record, set[Process]]:
-        descendants = await asyncio.to_thread(Descendants)
+        descendants = await in_thread(Descendants)
         owned = {record: descendants.owned(record) for record in records}
         for record, processes in owned.items():
             record.tracked |= processes  # an orphan whose parent has just died stays attributed
@@ -105,4 +113,5 @@ def _ended(record: Record) -> str:
 
 def _named(record: Record, process: Process) -> str:
     stat = read_stat(process.pid)
-    return f"{record.worker_id} {process.pid} {stat.name if stat else ''}"
+    whose = " (another user's: it or root may end it)" if of_another_user(process) else ""
+    return f"{record.worker_id} {process.pid} {stat.name if stat else ''}{whose}"

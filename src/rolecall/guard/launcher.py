@@ -305,7 +305,7 @@ class Launcher:
             return f"the process ended during startup: {describe_exit(record.exit.code, record.exit.signal)}"
         if not ready.done():
             return f"not ready within {timeout:g} s" + (f" ({record.waits_for})" if record.waits_for else "")
-        return str(ready.exception() or "")
+        return explained(error) if (error := ready.exception()) else ""
 
     async def _until_ready(self, record: Record) -> None:
         """A module is ready in either way: as a worker, or as a program of its own."""

@@ -128,7 +128,7 @@ def kill_below(timeout: float) -> list[Stat]:
     while time.monotonic() < deadline:
         stats = snapshot()
         running = [stats[pid] for pid in descendants_of([os.getpid()], stats) if not stats[pid].dead]
-        if not running:
+        if all(of_another_user(stat.process) for stat in running):
             break
         for stat in running:
             found[stat.process] = stat
@@ -143,19 +143,30 @@ def alive(process: Process) -> bool:
     return stat is not None and stat.start == process.start and not stat.dead
 
 
+def of_another_user(process: Process) -> bool:
+    """Whether this user may not signal it: it has changed its user."""
+    try:
+        _signal(process, 0)
+    except OSError as e:
+        return isinstance(e, PermissionError)
+    return False
+
+
 def send(process: Process, number: int) -> bool:
     """Sends a signal to exactly this process. Returns False if it has ended or may not be signalled."""
     try:
-        pidfd = os.pidfd_open(process.pid)
+        _signal(process, number)
     except OSError:
         return False
+    return True
+
+
+def _signal(process: Process, number: int) -> None:
+    pidfd = os.pidfd_open(process.pid)
     try:
         # Read after pidfd_open: the same start time means that the pidfd refers to this process.
         if identify(process.pid) != process:
-            return False
+            raise ProcessLookupError
         signal.pidfd_send_signal(pidfd, number)
-        return True
-    except (ProcessLookupError, PermissionError):
-        return False
     finally:
         os.close(pidfd)

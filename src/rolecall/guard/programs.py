@@ -24,6 +24,7 @@ from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.programs import may_host_engines
 from rolecall.transport.files import read_within
 from rolecall.transport.http.client import NOT_SERVED, ErrorBody, ask
+from rolecall.transport.threads import in_thread
 
 SETTLE_S = 0.3  # a program that cannot start (wrong arguments, a missing file) ends within this
 HEALTH_PAUSE_S = 2.0  # between two questions to one program
@@ -53,7 +54,7 @@ async def _is_ready(record: Record, ready: Ready, host: str) -> bool:
         return False
     if not (ready.http or ready.tcp):
         return True
-    record.waits_for = await asyncio.to_thread(_why_no_listener, record)
+    record.waits_for = await in_thread(_why_no_listener, record)
     if record.waits_for:
         return False
     record.mark("connected")

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from rolecall.errors import explained, remedy
 from rolecall.guard import cgroup, runtime
 from rolecall.guard.claims import CGROUP, write_private
 from rolecall.guard.kernel import become_subreaper, die_with_parent, set_name
@@ -102,8 +103,10 @@ def _run_guard(
             if group:
                 cgroup.enter(Path(group).parent)
             _clean_up(fields)
-    except BaseException:  # the child must never return into the reaper's code
+    except BaseException as e:  # the child must never return into the reaper's code
         sys.excepthook(*sys.exc_info())
+        if remedy(e):
+            print(explained(e), file=sys.stderr)
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

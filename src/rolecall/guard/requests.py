@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any, TypeVar
 
 from rolecall.errors import (
-    SHORTAGES,
     CallCancelledError,
     PortAllocationError,
     ProtocolError,
@@ -19,6 +18,7 @@ from rolecall.errors import (
     WorkerConfigurationError,
     WorkerCreationError,
     WorkerNotFoundError,
+    told,
 )
 from rolecall.guard.supervisor import METRICS, Supervisor
 from rolecall.guard.table import Record
@@ -50,13 +50,6 @@ Q = TypeVar("Q", bound=Message)
 _STATUS = {WorkerNotFoundError: 404, WorkerConfigurationError: 400, PortAllocationError: 409}
 
 
-def _told(error: Exception) -> Exception:
-    """An error of the system as one that says what to do."""
-    if not isinstance(error, OSError) or error.errno not in SHORTAGES:
-        return error
-    return WorkerConfigurationError(f"the guard on {socket.gethostname()}: {error}", None, SHORTAGES[error.errno])
-
-
 class RequestHandler:
     """Answers requests with the function of their name, each in a task of its own."""
 
@@ -71,7 +64,7 @@ class RequestHandler:
         try:
             incoming.finish(await self._call(incoming))
         except Exception as error:  # the caller gets it
-            incoming.fail(_told(error))
+            incoming.fail(told(f"the guard on {socket.gethostname()}", error))
 
     async def _call(self, incoming: Incoming) -> Any:
         return await self._called(incoming.method, lambda kind: incoming.message(kind, CALLER))

@@ -88,7 +88,11 @@ class ProgressPage:
         self.path = path
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         self._file = os.fdopen(fd, "rb+", buffering=0)
-        self._file.truncate(PAGE_BYTES)
+        try:
+            os.posix_fallocate(fd, 0, PAGE_BYTES)  # a worker that wrote where a full disk has no room would get SIGBUS
+        except OSError as e:
+            self.close()
+            raise OSError(e.errno, e.strerror, path) from e
 
     def read(self) -> Counters:
         return parse(os.pread(self._file.fileno(), SIZE, 0))

@@ -37,6 +37,7 @@ from rolecall.protocol.worker_methods import SET_ENV, SetEnv
 from rolecall.transport.files import FileThread
 from rolecall.transport.http.metrics import Metric, counter, gauge
 from rolecall.transport.peer import Handler
+from rolecall.transport.threads import in_thread
 from rolecall.types import check_env
 
 STRAYS_S = 5.0
@@ -90,7 +91,7 @@ class Supervisor:
         runtime.prepare(config.runtime_dir, config.guard_id)
         self._files = files
         self._merged_log = logs.MergedLog(config.run_dir, files)
-        log = os.open(template_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        log = os.open(template_log, logs.APPEND, 0o600)
         base_env = inheritable(os.environ) | config.env
         template_env = base_env | marks(config.run_id, config.guard_id)
         self.table = Table()
@@ -150,8 +151,8 @@ class Supervisor:
         self.launcher.closed = True
         report = await self._killer.kill(list(self.table.values()), grace_s)
         await self._template.close()
-        killed = await asyncio.to_thread(kill_below, STRAYS_S)  # no worker owns them
-        left = await asyncio.to_thread(sweep, self.config.run_id, self.config.guard_id, self.config.runtime_dir)
+        killed = await in_thread(kill_below, STRAYS_S)  # no worker owns them
+        left = await in_thread(sweep, self.config.run_id, self.config.guard_id, self.config.runtime_dir)
         strays = [f"{item.pid} {item.name}" for item in killed] + [f"{item.pid} {item.name}" for item in left]
         survivors = report.survivors + [f"{item.pid} {item.name}" for item in left if not item.gone]
         self._merged_log.finish()
@@ -255,15 +256,15 @@ class Supervisor:
         return StallWatch(self.config.stall_s, self.config.silence_s), asyncio.Lock()
 
     async def _attribute(self) -> None:
-        descendants = await asyncio.to_thread(Descendants)
+        descendants = await in_thread(Descendants)
         for record in self.table.values():
             if record.process is not None and record.state is not State.ENDING:  # else the killer tracks its processes
                 owned = descendants.owned(record)
                 record.tracked = owned
                 record.rss = sum(descendants.by_pid[process.pid].rss for process in owned)
         if descendants.unmarked != self._noted:
+            await in_thread(note_seen, self.config.runtime_dir, self.config.guard_id, descendants.unmarked)
             self._noted = descendants.unmarked
-            await asyncio.to_thread(note_seen, self.config.runtime_dir, self.config.guard_id, self._noted)
 
     async def _report_stall(self, record: Record, change: Stalled | Resumed, lock: asyncio.Lock) -> None:
         async with lock:

@@ -15,7 +15,18 @@ from typing import NamedTuple
 
 from rolecall.guard import cgroup
 from rolecall.guard.claims import CGROUP, CLAIMS, abandoned, found_in, of_guards, seen
-from rolecall.guard.proc import TICKS, Process, Stat, alive, ancestors, descendants_of, environ, send, snapshot
+from rolecall.guard.proc import (
+    TICKS,
+    Process,
+    Stat,
+    alive,
+    ancestors,
+    descendants_of,
+    environ,
+    of_another_user,
+    send,
+    snapshot,
+)
 from rolecall.protocol.environment import GUARD, RUN, WORKER
 
 REAPER_NAME = "rc:reaper"  # as the processes name themselves
@@ -111,7 +122,7 @@ def sweep(
         for item in found:
             seen[item.process] = item
             send(item.process, signal.SIGKILL)
-        if not found or time.monotonic() > deadline:
+        if all(of_another_user(item.process) for item in found) or time.monotonic() > deadline:
             break
         time.sleep(_POLL_S)
     if runtime_dir is not None:

@@ -23,6 +23,7 @@ from typing import Any
 
 import msgspec
 
+from rolecall.errors import explained
 from rolecall.guard.kernel import die_with_parent, overwrite_variable, set_name
 from rolecall.guard.proc import identify, numeric_entries, open_descriptors
 from rolecall.protocol.environment import WORKER
@@ -79,7 +80,7 @@ def _fork(descriptors: list[int]) -> None:
 
 
 def _report_failure(pipe: int, index: int, error: OSError) -> None:
-    os.write(pipe, f"{index} - {error.strerror}\n".encode())
+    os.write(pipe, f"{index} - {explained(error)}\n".encode())
 
 
 def _fork_children(descriptors: list[int]) -> None:

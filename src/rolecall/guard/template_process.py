@@ -99,7 +99,8 @@ class TemplateProcess:
             ours.callback(os.close, write_end)
             specs = os.memfd_create("rolecall-fork-specs", os.MFD_CLOEXEC)
             ours.callback(os.close, specs)
-            os.write(specs, encode([spec for spec, _ in requests]))
+            with open(specs, "wb", closefd=False) as file:  # whole, or EFBIG is raised
+                file.write(encode([spec for spec, _ in requests]))
             try:
                 socket.send_fds(running.sock, [b"fork"], [specs, write_end, *(control for _, control in requests)])
             except OSError:  # it is dead, or stopped and its queue is full

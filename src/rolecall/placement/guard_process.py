@@ -20,7 +20,7 @@ def start_guard(config: str, env: Mapping[str, str], output: int) -> subprocess.
         config: As JSON.
         output: Descriptor of what takes all that it prints.
     """
-    with open(os.memfd_create("rolecall-config", os.MFD_CLOEXEC), "w+b", buffering=0) as handed:  # noqa: PTH123
+    with open(os.memfd_create("rolecall-config", os.MFD_CLOEXEC), "w+b") as handed:  # noqa: PTH123
         handed.write(config.encode())
         handed.seek(0)
         # Where stdout was closed, new files get its number, and would be lost when a child's stdout is set up.

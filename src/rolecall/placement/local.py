@@ -7,7 +7,7 @@ import subprocess
 import threading
 from collections.abc import Sequence
 
-from rolecall.errors import WorkerCreationError
+from rolecall.errors import WorkerCreationError, explained
 from rolecall.placement.base import PlacementContext
 from rolecall.placement.guard_process import end_guard, start_guard
 from rolecall.placement.host_placement import HostPlacement
@@ -67,7 +67,9 @@ class LocalPlacement(HostPlacement):
                 try:
                     self._start()
                 except OSError as e:
-                    raise WorkerCreationError(role, f"its guard was lost and no other could be started: {e}") from e
+                    raise WorkerCreationError(
+                        role, f"its guard was lost and no other could be started: {explained(e)}"
+                    ) from e
             guard, reaper, log = self.guard, self._reaper, self._log
         return connected(guard, reaper, GUARD_TIMEOUT_S, log)
 

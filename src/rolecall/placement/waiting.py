@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from types import TracebackType
 
 from rich.console import Console
@@ -23,7 +24,8 @@ class Waiting:
         self._over = self._shown = False
 
     def __enter__(self) -> Waiting:
-        self._timer.start()
+        with suppress(RuntimeError):  # no further thread: then nobody is told
+            self._timer.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from rolecall.errors import printable
+from rolecall.transport.threads import start_thread
 
 PERIOD_S = 0.1
 BLOCK = 1 << 16
@@ -39,8 +40,7 @@ class LogEcho:
         self._rest = b""
         self._colours = takes_colours(stream)
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="rolecall-echo", daemon=True)
-        self._thread.start()
+        self._thread = start_thread(self._run, "rolecall-echo")
 
     def close(self) -> None:
         """Copies what is left, up to a limit. May be called twice."""

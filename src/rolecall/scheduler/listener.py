@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 from rolecall.errors import AuthenticationError, ProtocolError, WorkerConfigurationError
 from rolecall.guard.proc import identify, read_stat
@@ -25,6 +27,8 @@ RENEW_S = 3.0  # a silent guard is lost after four of them at the most
 LOOK_S = 1.0
 STOPPED_LOOKS = 5  # so many in a row: a debugger's short stop is no news
 SHUTDOWN_MARGIN_S = 5.0
+
+log = logging.getLogger("rolecall")
 
 
 class GuardListener:
@@ -110,7 +114,9 @@ class GuardListener:
         for guard in known:
             guard.ending = True
         there = [(guard, Shutdown(grace_s=grace_s)) for guard in known if guard.connected and guard.lost is None]
-        ask_all(SHUTDOWN, there, grace_s + SHUTDOWN_MARGIN_S)
+        reports = ask_all(SHUTDOWN, there, grace_s + SHUTDOWN_MARGIN_S)
+        for survivor in chain.from_iterable(report.survivors for report in reports if report is not None):
+            log.warning("SIGKILL did not end %s", survivor)
 
     def guard(self, guard_id: str) -> GuardProxy:
         """The guard of that id.
@@ -162,6 +168,8 @@ class GuardListener:
         guard = self._guards.get(hello.name)
         if said is None or guard is None or hello.run_id != self.run_id:
             raise AuthenticationError(hello.name, "of another run")
+        if guard.connected and not guard.cut:  # whoever has the token could take its place
+            raise ProtocolError("this guard has connected already", guard.guard_id)
         if guard.cut or guard.lost is not None:
             raise ProtocolError("this guard was given up with its workers; it is not taken back", guard.guard_id)
         guard.arrive(said)

@@ -10,11 +10,12 @@ import shutil
 import stat
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
-from rolecall.errors import WorkerConfigurationError
+from rolecall.errors import WorkerConfigurationError, remedy
 from rolecall.guard.claims import claim, write_private
 from rolecall.guard.proc import read_text
 from rolecall.protocol.message import to_json
@@ -63,17 +64,14 @@ class Run:
         Raises:
             WorkerConfigurationError: Another living run has this experiment and trial; or nothing can be written there.
         """
-        try:
+        with _written(self.run_dir, "pass fileroot=, a directory that this user can write to"):
             self._make_run_dir()
-        except OSError as e:
-            what = f"files of a run cannot be written in {self.run_dir}"
-            advice = "pass fileroot=, a directory that this user can write to"
-            raise WorkerConfigurationError(what, e.strerror, advice) from e
-        _make_private(self.runtime_dir.parent)
-        self.runtime_dir.mkdir(mode=0o700)
-        claim(self.runtime_dir)
-        write_private(self.runtime_dir / "run", str(self.run_dir), "x")  # the command line need not know the fileroot
-        write_private(self.runtime_dir / "token", self.token, "x")
+        with _written(self.runtime_dir, "set TMPDIR to a directory that this user can write to"):
+            _make_private(self.runtime_dir.parent)
+            self.runtime_dir.mkdir(mode=0o700)
+            claim(self.runtime_dir)
+            write_private(self.runtime_dir / "run", str(self.run_dir), "x")  # so that the command line finds it
+            write_private(self.runtime_dir / "token", self.token, "x")
 
     @property
     def run_dir(self) -> Path:
@@ -166,6 +164,15 @@ class Run:
         self._lock = lock
 
 
+@contextmanager
+def _written(folder: Path, advice: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        what = f"files of a run cannot be written in {folder}"
+        raise WorkerConfigurationError(what, e.strerror, remedy(e) or advice) from e
+
+
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
@@ -187,7 +194,11 @@ def private_root() -> Path:
 
     Where another user has put something there, it is the first of `rolecall-<uid>-1` and so on that is not taken.
     """
-    tmp = Path(tempfile.gettempdir() if len(tempfile.gettempdir()) < 40 else "/tmp")
+    try:
+        tmp = Path(tempfile.gettempdir() if len(tempfile.gettempdir()) < 40 else "/tmp")
+    except FileNotFoundError as e:  # none can be written to
+        advice = "make room in /tmp, or set TMPDIR"
+        raise WorkerConfigurationError("no place for the sockets of runs", e.strerror, advice) from e
     names = [f"rolecall-{os.getuid()}", *(f"rolecall-{os.getuid()}-{number}" for number in range(1, ROOTS))]
     return next((tmp / name for name in names if _may_be_ours(tmp / name)), tmp / names[0])
 

@@ -18,7 +18,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self, Unpack
 
-from rolecall.errors import WorkerConfigurationError
+from rolecall.errors import WorkerConfigurationError, shortages_told
 from rolecall.guard.sweep import clean_abandoned, sweep
 from rolecall.placement.base import Placement
 from rolecall.placement.plan import Plan
@@ -86,7 +86,7 @@ class Scheduler:
         self.placement, self._ending = placement, Ending(options.grace_s, options.destroy_s)
         self._run = Run(options.experiment, options.trial, options.fileroot, placement.name)
         self._table = Table()
-        with contextlib.ExitStack() as undo:  # Ctrl-C may come at any line of this
+        with contextlib.ExitStack() as undo, shortages_told("the run was not started"):  # Ctrl-C may come at any line
             undo.callback(self._run.close)
             self._run.open()
             if options.echo_logs and sys.stderr is not None:

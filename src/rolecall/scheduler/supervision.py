@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from rolecall.errors import WorkerFailedError, WorkerStalledError
+from rolecall.errors import WorkerFailedError, WorkerStalledError, explained
 from rolecall.guard.claims import abandoned
 from rolecall.guard.sweep import sweep
 from rolecall.protocol import events
@@ -26,6 +26,7 @@ from rolecall.scheduler.listener import GuardListener
 from rolecall.scheduler.run import Run
 from rolecall.scheduler.table import Member, Table
 from rolecall.transport.files import FileThread, read_within
+from rolecall.transport.threads import start_thread
 
 log = logging.getLogger("rolecall")
 Listener = Callable[[str, dict[str, Any]], None]
@@ -58,7 +59,7 @@ class Supervision:
                 if self._run.closing:
                     return
                 if guard.here:
-                    threading.Thread(target=self._sweep_after, args=(guard,), daemon=True).start()
+                    start_thread(partial(self._sweep_after, guard), "rolecall-sweep")
             case events.Notice():
                 log.warning("role %s: %s", event.role, event.reason)
             case events.Stalled():
@@ -147,7 +148,7 @@ class Supervision:
             try:
                 write()
             except OSError as e:
-                self._complain(str(e))
+                self._complain(explained(e))
 
         if not self._files.submit(attempt):
             self._complain("its file system does not respond")

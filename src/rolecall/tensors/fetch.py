@@ -5,7 +5,6 @@ Planning and assembling are plain functions of the plan; only waiting for the an
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from rolecall.tensors.dtypes import Dense, copied, empty, fill, native_dtype
 from rolecall.tensors.handle import Piece, RTensor
 from rolecall.tensors.shard import Shard, grouped
 from rolecall.tensors.store import Store
+from rolecall.transport.threads import in_thread
 
 Key = tuple[str, str]  # owner and id of a shard
 LARGE = 1 << 20  # copying more bytes takes longer than a small fetch
@@ -197,12 +197,12 @@ class Fetcher:
         """As `fetch`, for a task; long copies and waits are made beside the loop."""
         waits = bool(self._waiting) and any(p.shard.backend in self._waiting for h in handles for p in h.pieces)
         heavy = waits or sum(handle.nbytes for handle in handles) > INLINE
-        plan = await asyncio.to_thread(self._plan, handles) if heavy else self._plan(handles)
+        plan = await in_thread(self._plan, handles) if heavy else self._plan(handles)
         with self._asked(plan) as asked:
             for pieces, answer in asked:
                 with _told_as(pieces, self._timeout):
                     self._take(plan, pieces, await answer)
-        return await asyncio.to_thread(_assemble, plan, handles) if heavy else _assemble(plan, handles)
+        return await in_thread(_assemble, plan, handles) if heavy else _assemble(plan, handles)
 
     def metrics(self) -> dict[str, Any]:
         return {**self._counts, "cache": self.cache.metrics()}

@@ -22,6 +22,7 @@ from rolecall.tensors import tree
 from rolecall.tensors.fetch import Fetcher
 from rolecall.tensors.handle import RTensor
 from rolecall.tensors.shard import Shard
+from rolecall.transport.threads import start_thread
 
 LINGER_S = 0.002  # one garbage collection drops many handles; this puts them into one delete
 CLEAR_TIMEOUT_S = 30.0
@@ -62,8 +63,7 @@ class Home:
         self._counts = {"adopted": 0, "gone": 0, "live_bytes": 0}  # under the lock
         self._cleared = {"freed": 0, "skipped": 0, "failed": 0, "requests": 0}  # by the thread alone
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="rolecall-free", daemon=True)
-        self._thread.start()
+        self._thread = start_thread(self._run, "rolecall-free")
 
     def adopt(self, shard: Shard) -> Shard:
         """The `Shard` object of this shard, which frees it when the last handle is collected."""

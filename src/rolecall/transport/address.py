@@ -7,6 +7,7 @@ import functools
 import hashlib
 import os
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,11 +89,30 @@ async def _connect(family: int, sockaddr: str | tuple[object, ...], loop: asynci
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
-        await loop.sock_connect(sock, sockaddr)
+        if family == socket.AF_UNIX:
+            await loop.sock_connect(sock, sockaddr)
+        else:
+            await _connect_tcp(sock, sockaddr, loop)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+async def _connect_tcp(
+    sock: socket.socket, sockaddr: str | tuple[object, ...], loop: asyncio.AbstractEventLoop
+) -> None:
+    """As `loop.sock_connect`. uvloop's has threads of libuv resolve even a number, and libuv aborts if it gets none."""
+    with suppress(BlockingIOError):
+        sock.connect(sockaddr)
+    connected = loop.create_future()
+    loop.add_writer(sock, lambda: None if connected.done() else connected.set_result(None))
+    try:
+        await connected
+    finally:
+        loop.remove_writer(sock)
+    if number := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+        raise OSError(number, os.strerror(number))
 
 
 NAMESPACES = ("mnt", "net", "pid")

@@ -6,6 +6,7 @@ import asyncio
 from asyncio.events import _get_running_loop
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from rolecall.transport import codec
@@ -13,6 +14,7 @@ from rolecall.transport.frames import pack
 from rolecall.transport.link import Link
 from rolecall.transport.session import messages
 from rolecall.transport.session.messages import Body, Sending
+from rolecall.transport.threads import beside
 
 
 class Channel:
@@ -54,7 +56,7 @@ class Channel:
         Values may hold handles: decoding one takes ownership of its shards, and dropping it frees them.
         """
         if bodies and self.context is not None:
-            self.call_soon(self.loop.run_in_executor, None, _decode, bodies, self.context)
+            beside(partial(_decode, bodies, self.context), "rolecall-drop")
 
 
 def send(link: Link | None, sendings: Sequence[Sending]) -> None:

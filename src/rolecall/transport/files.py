@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from rolecall.transport.codec.exceptions import said
+from rolecall.transport.threads import beside, in_thread
 
 DIRECTORY_MODE = 0o755
 FILE_MODE = 0o644
@@ -30,8 +31,8 @@ def make_directories(path: Path) -> None:
 
 
 def opener(path: str, flags: int) -> int:
-    """For `open(..., opener=)`."""
-    return os.open(path, flags | os.O_CLOEXEC, FILE_MODE)
+    """For `open(..., opener=)`. A FIFO that somebody has put there is an error, rather than waited for."""
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, FILE_MODE)
 
 
 class FileThread:
@@ -53,9 +54,11 @@ class FileThread:
             if len(self._operations) >= MAX_WAITING:
                 return False
             self._operations.append(operation)
-            if not self._runs:
+            starts = not self._runs
+            if starts:
                 self._runs = True
-                threading.Thread(target=self._run, name=self._name, daemon=True).start()
+        if starts:
+            beside(self._run, self._name)
         return True
 
     def drain(self, within: float) -> bool:
@@ -82,21 +85,7 @@ class FileThread:
 
 async def read_within(seconds: float, read: Callable[[], T], instead: T) -> T:
     """What `read` returns, on a thread of its own; `instead` where it raises OSError or takes longer."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
-
-    def run() -> None:
-        try:
-            found = read()
-        except OSError:
-            found = instead
-        try:
-            loop.call_soon_threadsafe(lambda: None if done.done() else done.set_result(found))
-        except RuntimeError:  # the loop is closed
-            return
-
-    threading.Thread(target=run, name="file", daemon=True).start()
     try:
-        return await asyncio.wait_for(done, seconds)
-    except TimeoutError:
+        return await asyncio.wait_for(in_thread(read), seconds)
+    except OSError:  # TimeoutError is one
         return instead

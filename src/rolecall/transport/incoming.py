@@ -62,7 +62,7 @@ class Incoming(Waitable):
         Raises:
             CodecError: They are not an encoded value.
         """
-        return codec.decode(*self._taken(), context=self._answerer.channel.context)
+        return self.received().value()
 
     def message(self, kind: type[T], sender: str) -> T:
         """As `args`, where the value is a struct of `protocol`; none is one without fields.

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from rolecall.transport.threads import start_thread
+
 T = TypeVar("T")
 
 
@@ -64,8 +66,7 @@ class IOThread:
         self.loop = new_loop(uvloop=uvloop)
         self._lock = threading.Lock()
         self._closed = False
-        self._thread = threading.Thread(target=self._main, name=name, daemon=True)
-        self._thread.start()
+        self._thread = start_thread(self._main, name)
 
     def run(self, coro: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         """Runs `coro` on the loop and waits for its result; Ctrl-C cancels it.

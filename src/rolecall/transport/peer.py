@@ -69,7 +69,7 @@ class Peer(Waitable):
 
     Args:
         name: The other side's name, for messages.
-        handler: Answers requests; without one they are refused.
+        handler: Answers requests; without one they are refused. Without `on_notify` too, a request closes the link.
         on_notify: Gets each notification, its topic as `method`, on the loop's thread, once.
         context: Handed to the codec's decoders.
         probe: Seconds after which a silent call is probed; doubles up to 15 s.
@@ -108,6 +108,7 @@ class Peer(Waitable):
         self.failure: BaseException | None = None
         self._lock = threading.Lock()
         self._caller: Caller[Call] = Caller(probe=probe, max_bytes=max_in_flight)
+        self._answers_only = handler is None and on_notify is None
         self.incoming = IncomingCalls(self.channel, handler, on_notify)
         self.detached = asyncio.Event()
 
@@ -306,7 +307,7 @@ class Peer(Waitable):
             self._do(self.channel.link, events, sendings)
 
     def _on_frame(self, outgoing: int, incoming: int, header: bytes | memoryview, buffers: list[memoryview]) -> None:
-        message = messages.decode(header)
+        message = messages.decode(header, answers_only=self._answers_only)
         if isinstance(message, TO_CALLER):
             with self._lock:
                 events, sendings = self._caller.receive(outgoing, message, buffers, time.monotonic())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import traceback
 from collections.abc import Coroutine, Iterable, Iterator
 from concurrent.futures import Future
@@ -27,6 +26,7 @@ from rolecall.tensors.shard import binding
 from rolecall.transport.codec.exceptions import format_traceback, full_name, message_of
 from rolecall.transport.incoming import Incoming
 from rolecall.transport.loop import Tasks
+from rolecall.transport.threads import in_thread, start_thread
 from rolecall.worker.engines import Engines, Kind, Method
 from rolecall.worker.http_request import HttpRequest
 
@@ -60,7 +60,7 @@ class EngineCalls:
         elif method.kind is Kind.PLAIN and not request.streaming:
             method.thread.submit(call.on_engine_thread)
         elif method.kind in (Kind.PLAIN, Kind.GENERATOR) and request.streaming:
-            threading.Thread(target=call.stream_on_thread, name=f"engine stream {params.method}", daemon=True).start()
+            start_thread(call.stream_on_thread, f"engine stream {params.method}")
         else:
             raise EngineCallError(self.engines.worker_id, params.method, "TypeError", _hint(params.method, method.kind))
 
@@ -109,7 +109,7 @@ class EngineCall:
             if isinstance(value, Future):
                 value = await asyncio.wrap_future(value)
             remote = self._params.tensors == "remote"
-            answer = await asyncio.to_thread(self._remotized, value) if remote else value  # copying blocks
+            answer = await in_thread(self._remotized, value) if remote else value  # copying blocks
             self._finish(value, answer)
 
     async def stream_on_loop(self) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import queue
-import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
 from rolecall.transport.codec.exceptions import format_traceback, said
+from rolecall.transport.threads import start_thread
 from rolecall.worker.progress import Progress
 
 T = TypeVar("T")
@@ -24,8 +24,8 @@ class EngineThread:
     def __init__(self, name: str, progress: Progress) -> None:
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._progress = progress
-        self._thread = threading.Thread(target=self._run, name=f"engine {name}", daemon=True)
-        self._thread.start()
+        self._name = f"engine {name}"
+        start_thread(self._run, self._name)
 
     @property
     def waiting(self) -> int:
@@ -61,6 +61,6 @@ class EngineThread:
             try:
                 job()
             except BaseException as e:  # a bug of the submitter must not end the thread
-                log.error("a job of thread %r raised\n%s", self._thread.name, format_traceback(e))
+                log.error("a job of thread %r raised\n%s", self._name, format_traceback(e))
             finally:
                 progress.end()

@@ -89,8 +89,10 @@ class Engines:
             EngineCreationError: An engine of that name exists, or is being created.
         """
         with self._lock:
-            if name in self._engines:
+            if (there := self._engines.get(name)) is not None:
                 reason = "an engine of that name exists; destroy_engine() ends it, or choose another engine name"
+                if not there.made:
+                    reason = "its constructor has not returned yet; see `rolecall stack`, or restart the worker"
                 raise EngineCreationError(self.worker_id, name, reason)
             hosted = self._engines[name] = HostedEngine(self._shared or EngineThread(name, self.progress))
             return hosted.thread

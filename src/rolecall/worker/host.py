@@ -27,6 +27,7 @@ from rolecall.errors import (
     ProtocolError,
     RolecallError,
     WorkerConfigurationError,
+    told,
 )
 from rolecall.protocol import worker_methods as protocol
 from rolecall.protocol.guard import Method, NoArguments
@@ -70,7 +71,7 @@ class EngineHost:
     ) -> None:
         self._engines, self._data, self._ask_guard, self._loop = engines, data, ask_guard, loop
         self._seed, self._setup, self._preparing = seed, setup, threading.Lock()
-        self._started = time.time()
+        self._started = time.monotonic()
         self._tasks = Tasks()
         answers: dict[str, Answer] = {
             "health": self._health,
@@ -113,10 +114,14 @@ class EngineHost:
             self._fail(request, e)
 
     def _on_pool(self, request: Request) -> None:
-        self._loop.run_in_executor(None, self._data_answer, request)  # copying memory would block the loop
+        try:
+            self._loop.run_in_executor(None, self._data_answer, request)  # copying memory would block the loop
+        except RuntimeError:  # no further thread
+            self._data_answer(request)
 
     def _fail(self, request: Request, error: Exception) -> None:
         """Answers with an error. One that is not a RolecallError is a bug in this package; its traceback is logged."""
+        error = told(self.worker_id, error)
         if not isinstance(error, RolecallError):
             log.error("internal error in %r", request.method, exc_info=error)
             error = InternalError(self.worker_id, request.method, full_name(type(error)), message_of(error))
@@ -216,7 +221,7 @@ class EngineHost:
         process = psutil.Process()
         cpu = process.cpu_times()
         return {
-            "uptime_s": time.time() - self._started,
+            "uptime_s": time.monotonic() - self._started,
             "cpu_s": cpu.user + cpu.system,
             "rss_bytes": process.memory_info().rss,
             "open_fds": process.num_fds(),

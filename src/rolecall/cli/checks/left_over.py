@@ -18,7 +18,7 @@ from rolecall.cli.checks import listed
 from rolecall.cli.runs import FoundRun, age, find_runs, on_another_host
 from rolecall.cli.terminal import format_bytes
 from rolecall.guard.claims import abandoned
-from rolecall.guard.proc import Stat, ancestors, read_text, snapshot
+from rolecall.guard.proc import Stat, ancestors, environ, read_text, snapshot
 from rolecall.guard.sweep import GUARD_NAME, RunProcess, run_processes
 from rolecall.placement.outside import Finding, Left, Severity, error, info, ok, warning
 from rolecall.placement.registry import PLACEMENTS
@@ -61,7 +61,7 @@ def _look(fileroot: Path) -> list[Finding]:
 def _judge_processes(run_id: str, items: list[RunProcess], directory: FoundRun | None, guards: list[Stat]) -> Finding:
     name = f"run {directory.name} (id {run_id})" if directory else f"run {run_id}"
     controller = directory.controller if directory else None
-    left_by = run_id if _controller_is_dead(run_id, directory) else ""
+    left_by = run_id if _controller_is_dead(run_id, items, directory) else ""
     stop = f"rolecall stop --run {run_id} --yes"
     shown = listed([item.describe() for item in items], SHOWN)
     stopped = [guard for guard in guards if guard.state in "Tt"]
@@ -70,10 +70,8 @@ def _judge_processes(run_id: str, items: list[RunProcess], directory: FoundRun |
         return error(PROCESSES, seen, "continue it (kill -CONT), or end the run", stop, left_by)
     if controller is not None:
         return ok(PROCESSES, f"{name}: {len(items)} processes, controller {controller} is running")
-    if guards and directory is None:
-        return info(
-            PROCESSES, f"{name} has a guard, {guards[0].pid}; its run directory is under another fileroot: {shown}"
-        )
+    if directory is None and (guards or not left_by):
+        return info(PROCESSES, f"{name} has its directories under another fileroot or TMPDIR: {shown}")
     if guards:
         advice = "if the controller is not on another host, the guard ends them when its lease expires; or end them now"
         seen = f"{name} has no controller here but {len(items)} process(es): {shown}"
@@ -82,12 +80,13 @@ def _judge_processes(run_id: str, items: list[RunProcess], directory: FoundRun |
     return error(PROCESSES, seen, "end them", stop, left_by)
 
 
-def _controller_is_dead(run_id: str, directory: FoundRun | None) -> bool:
-    """For sure: one on another host, or of a run directory elsewhere, may live."""
+def _controller_is_dead(run_id: str, items: list[RunProcess], directory: FoundRun | None) -> bool:
+    """For sure: one on another host, or whose directories are elsewhere, may live."""
     if directory is not None:
         return directory.controller is None and not on_another_host(directory.state.controller.host)
     folder = private_root() / run_id
-    return abandoned(folder) or not folder.exists()
+    elsewhere = any(environ(item.stat.pid).get("TMPDIR") != os.environ.get("TMPDIR") for item in items)
+    return abandoned(folder) or not (folder.exists() or elsewhere)
 
 
 def check_left_allocations(fileroot: Path) -> Iterator[Finding]:

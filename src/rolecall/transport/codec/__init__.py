@@ -91,8 +91,8 @@ class Received:
     """
 
     def __init__(self, header: bytes | memoryview, buffers: Sequence[Any] = (), *, context: Any = None) -> None:
-        """As `decode`, up to the value."""
-        self._reader = Reader(buffers, context)
+        """As `decode`, up to the value; but modules of types are imported, as for arguments they must be."""
+        self._reader = Reader(buffers, context, imports=True)
         try:
             self.references, self._value = self._reader.opened(header)
         except Exception as e:
@@ -116,7 +116,7 @@ class Received:
 
 
 def decode(header: bytes | memoryview, buffers: Sequence[Any] = (), *, context: Any = None) -> Any:
-    """Returns the value that `encode` made `header` and `buffers` from.
+    """Returns the value that `encode` made `header` and `buffers` from. It imports no module that is not loaded.
 
     Args:
         header: Is copied from, not kept.

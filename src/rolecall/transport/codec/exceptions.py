@@ -20,7 +20,6 @@ from rolecall.errors import CodecError, DecodeError, RemoteError, RolecallError,
 from rolecall.transport.codec.native import encode as pack_plain
 from rolecall.transport.codec.places import Refused, shown
 from rolecall.transport.codec.reader import DECODERS, Reader
-from rolecall.transport.codec.type_names import resolve
 from rolecall.transport.codec.user_types import named, own_attributes, set_attributes
 from rolecall.transport.codec.writer import RESOLVERS, Encode, Writer
 
@@ -113,7 +112,7 @@ def _fact(writer: Writer, fact: Any) -> Any:
 
 def _decode_own_error(reader: Reader, data: memoryview) -> Any:
     name, args, kwargs, trace, notes = reader.items(data, 5)
-    cls = resolve(name, RolecallError)
+    cls = reader.resolve(name, RolecallError)
     if any(type(fact) is range for fact in (*args, *kwargs.values())):  # a constructor may make a list of it
         raise DecodeError("a range as a fact of an error", name)
     exc = cls(*args, **kwargs)
@@ -150,7 +149,7 @@ def _stand_in(writer: Writer, exc: BaseException) -> Any:
 def _decode_exception(reader: Reader, data: memoryview) -> Any:
     name, message, trace, state = reader.items(data, 4)
     try:
-        cls = resolve(name, Exception)
+        cls = reader.resolve(name, Exception)
         args, attributes = reader.items(state, 2)
         return _with_traceback(_rebuilt(cls, args, attributes), trace)
     except CodecError:

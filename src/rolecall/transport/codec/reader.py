@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 from msgspec import msgpack
 
 from rolecall.errors import DecodeError
+from rolecall.transport.codec import type_names
 from rolecall.transport.frames import MAX_DEPTH
 
 T = TypeVar("T")
@@ -45,10 +46,10 @@ class Reader:
     which msgspec reads without us. Counts are bounded by the input: it takes memory for an item when it has read it.
     """
 
-    __slots__ = ("_body", "_buffers", "_depth", "_rows", "_table", "_whole", "context")
+    __slots__ = ("_body", "_buffers", "_depth", "_imports", "_rows", "_table", "_whole", "context")
 
-    def __init__(self, buffers: Sequence[Any], context: Any = None) -> None:
-        self.context = context
+    def __init__(self, buffers: Sequence[Any], context: Any = None, *, imports: bool = False) -> None:
+        self.context, self._imports = context, imports
         self._buffers = buffers
         self._depth = self._rows = 0
         self._table: Sequence[Any] = ()
@@ -108,6 +109,10 @@ class Reader:
         if not 0 <= number < len(self._table):
             raise DecodeError("no reference of that number", number)
         return self._table[number]
+
+    def resolve(self, name: Any, kind: type, is_kind: Callable[[type], bool] | None = None, called: str = "") -> Any:
+        """The class of that name; see `type_names`."""
+        return type_names.resolve(name, kind, is_kind, called, imports=self._imports)
 
     def value(self, data: memoryview | bytes) -> Any:
         """Decodes what `Writer.extension` wrapped."""

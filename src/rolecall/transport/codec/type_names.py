@@ -4,8 +4,8 @@ A name that arrives is looked up, never trusted:
 
 - Each part must be an identifier, and `__main__` may only stand alone, so no program is run by importing it.
 - Nothing of the standard library, except for `STDLIB` below.
-- The module is taken from `sys.modules`; one that is not loaded is imported, as it is when a pickle or an engine's path
-  names it. A peer that has the run's token can therefore cause the import of an installed module, and no more.
+- The module is taken from `sys.modules`. For the arguments of a call one that is not loaded is imported, as it is when
+  an engine's path names it; for an answer never: no worker makes its controller import anything.
 - The type is looked up in the module's own names (no `__getattr__` runs), must be a class, and must have been defined
   under that very name, so an alias in an innocent module leads nowhere.
 - The caller says what kind it must be: a dataclass, an enum, ...; anything else is refused.
@@ -75,10 +75,13 @@ def name_of(cls: type) -> str:
     return name
 
 
-def resolve(name: Any, kind: type, is_kind: Callable[[type], bool] | None = None, called: str = "") -> Any:
+def resolve(
+    name: Any, kind: type, is_kind: Callable[[type], bool] | None = None, called: str = "", *, imports: bool
+) -> Any:
     """Returns the class of that name.
 
     Args:
+        imports: A module that is not loaded is imported; those of `STDLIB` are in any case.
         kind: It is this class or a subclass of it,
         is_kind: and this is true of it, for what is `called` so.
 
@@ -92,6 +95,8 @@ def resolve(name: Any, kind: type, is_kind: Callable[[type], bool] | None = None
         raise DecodeError(f"type refused, {why}", name[:_LONGEST])
     module, _, qualname = name.partition(":")
     cls = _look_up(module, qualname)
+    if cls is None and not (imports or name in STDLIB or module in sys.modules):
+        raise DecodeError("module of a type is not imported here; import it in this program", name)
     if cls is None:
         _import(module, qualname)  # also waits for another thread that is importing it now
         cls = _look_up(module, qualname)

@@ -22,7 +22,7 @@ from rolecall.errors import DecodeError
 from rolecall.protocol.message import Message, to_plain
 from rolecall.transport.codec.places import Refused
 from rolecall.transport.codec.reader import DECODERS, Reader
-from rolecall.transport.codec.type_names import name_of, resolve
+from rolecall.transport.codec.type_names import name_of
 from rolecall.transport.codec.writer import RESOLVERS, ROWS, Encode, Rows, Writer
 
 ENUM, NAMEDTUPLE, DATACLASS, STRUCT, MODEL, DATACLASSES = -30, -31, -32, -33, -34, -38
@@ -99,7 +99,7 @@ def _enum(writer: Writer, value: Enum, name: str) -> Any:
 
 def _decode_enum(reader: Reader, data: memoryview) -> Any:
     name, member = reader.items(data, 2)
-    cls = resolve(name, Enum)
+    cls = reader.resolve(name, Enum)
     if type(member) is int and issubclass(cls, Flag):
         return cls(member)
     if type(member) is not str or member not in cls.__members__:
@@ -116,7 +116,7 @@ def is_named_tuple(cls: type) -> bool:
 
 def _decode_named_tuple(reader: Reader, data: memoryview) -> Any:
     name, *items = reader.items(data)
-    cls = resolve(name, tuple, is_named_tuple, "named tuple")
+    cls = reader.resolve(name, tuple, is_named_tuple, "named tuple")
     if len(items) != len(cls._fields):
         raise DecodeError(f"{name} has another number of fields", len(items))
     return tuple.__new__(cls, items)
@@ -147,7 +147,7 @@ def _dataclass_rule(cls: type) -> Encode:
 
 def _decode_dataclass(reader: Reader, data: memoryview) -> Any:
     name, state, *extra = reader.items(data)
-    cls = resolve(name, object, is_dataclass, "dataclass")
+    cls = reader.resolve(name, object, is_dataclass, "dataclass")
     value = object.__new__(cls)
     _check_names(name, _state(state), _field_names(cls))
     for field, item in state.items():
@@ -176,7 +176,7 @@ def _dataclass_rows(cls: type) -> Rows:
 
 def _decode_dataclasses(reader: Reader, data: memoryview) -> Any:
     name, names, *found = reader.items(data)
-    cls = resolve(name, object, is_dataclass, "dataclass")
+    cls = reader.resolve(name, object, is_dataclass, "dataclass")
     if type(names) is not list or len(set(names)) != len(found) or len(names) != len(found):
         raise DecodeError(f"{name} has another number of columns than names of fields", len(found))
     _check_names(name, names, _field_names(cls))
@@ -203,7 +203,7 @@ def _struct(writer: Writer, value: msgspec.Struct, name: str) -> Any:
 
 def _decode_struct(reader: Reader, data: memoryview) -> Any:
     name, state = reader.items(data, 2)
-    return resolve(name, msgspec.Struct)(**_state(state))
+    return reader.resolve(name, msgspec.Struct)(**_state(state))
 
 
 # --- pydantic models ---
@@ -226,7 +226,7 @@ def _model(writer: Writer, value: Any, name: str) -> Any:
 
 def _decode_model(reader: Reader, data: memoryview) -> Any:
     name, state, fields_set, extra, private = reader.items(data, 5)
-    cls = resolve(name, object, is_model, "pydantic model")
+    cls = reader.resolve(name, object, is_model, "pydantic model")
     if (extra is not None) != (cls.model_config.get("extra") == "allow"):
         raise DecodeError(f"{name} takes no extra fields, or must have them", extra)
     _check_names(name, _state(state), cls.model_fields)

@@ -175,6 +175,8 @@ class HttpConnection:
             if scheme.lower() != "bearer" or not self._token.matches(secret.strip().encode("latin-1")):
                 raise HttpError(401, str(AuthenticationError(seen="wrong")))
             raw_headers = [(name, value) for name, value in raw_headers if name != b"authorization"]
+        if head.method == b"CONNECT" or {"content-length", "transfer-encoding"} <= headers.keys():
+            raise HttpError(400, "CONNECT, and a body of two lengths, are refused: a proxy may read them otherwise")
         host = _hostname(headers.get("host", ""))
         if host not in self._hosts and not (self._unix and not host):
             raise HttpError(403, f"foreign Host {host!r}; use the address that this server listens on")

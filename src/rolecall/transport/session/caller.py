@@ -30,7 +30,6 @@ from rolecall.transport.session.messages import NOTIFICATION, STREAM, UNKNOWN, B
 
 WINDOW = 16  # unread items of a stream that may be in flight
 ACKS_AT_ONCE = 256  # acknowledgements in one frame
-PROBED_AT_ONCE = 1024
 MAX_CALLS = 32768
 MAX_WAITING = 4096
 CUMULATIVE_ACK_ROUNDS = 3  # repeated, since the frame itself may be lost
@@ -413,7 +412,5 @@ class Caller(Generic[Owner]):
 
 
 def _probes(probed: list[messages.Progress]) -> list[Sending]:
-    return [
-        (messages.Probe(probed[start : start + PROBED_AT_ONCE]), (), None)
-        for start in range(0, len(probed), PROBED_AT_ONCE)
-    ]
+    most = messages.PROBED_AT_ONCE
+    return [(messages.Probe(probed[at : at + most]), (), None) for at in range(0, len(probed), most)]

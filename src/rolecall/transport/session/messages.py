@@ -6,7 +6,7 @@ A value is in `body` (the codec's header) and in the frame's buffers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -14,6 +14,8 @@ from rolecall.errors import ProtocolError
 
 CALL, STREAM, NOTIFICATION = 0, 1, 2
 
+PROBED_AT_ONCE = 1024
+Numbers = Annotated[list[int], msgspec.Meta(max_length=PROBED_AT_ONCE)]
 Buffers = Sequence[memoryview]
 Body = tuple[bytes, Buffers]
 
@@ -84,9 +86,9 @@ class Status(msgspec.Struct, array_like=True, tag=8, gc=False):
         gone: Accepted, but the reply is no longer kept; not run again.
     """
 
-    running: list[int]
-    unknown: list[int]
-    gone: list[int]
+    running: Numbers
+    unknown: Numbers
+    gone: Numbers
 
 
 ToCaller = Reply | Item | Status
@@ -115,11 +117,12 @@ Sending = tuple[Message, Buffers, Tracked | None]  # a message that a machine wa
 
 encode = msgspec.msgpack.Encoder().encode
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
+_of_answers: msgspec.msgpack.Decoder[ToCaller] = msgspec.msgpack.Decoder(ToCaller)
 
 
-def decode(header: bytes | memoryview) -> Message:
-    """Raises ProtocolError for anything that is not a message."""
+def decode(header: bytes | memoryview, *, answers_only: bool = False) -> Message:
+    """Raises ProtocolError for anything that is not a message, or, with `answers_only`, not one to a caller."""
     try:
-        return _decoder.decode(header)
+        return (_of_answers if answers_only else _decoder).decode(header)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as e:
         raise ProtocolError("a frame that is not a message of a session") from e
