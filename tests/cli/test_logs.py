@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -176,10 +177,34 @@ def test_last_lines_are_the_last_lines(tmp_path: Path, count: int | None) -> Non
         assert file.read() == b"unfinished"
 
 
+def test_a_log_that_is_cut_while_it_is_read_ends_nobody() -> None:
+    """Its lines are lost, and nothing else is."""
+
+    class Cut(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            self.truncate(0)
+            return super().read(size)
+
+    assert last_lines(Cut(b"a\nb\n"), 1) == []
+
+
 def test_the_unfinished_last_line_is_printed_too(cli: CommandLine, hand_made: Path) -> None:
     """The last words of a killed program often lack their end of line."""
     (hand_made / "logs" / "actor-0.log").write_text("whole\nlast wor")
     assert cli.run("logs", "actor/0", "--run", "made/t0").stdout == "whole\nlast wor\n"
+
+
+@pytest.mark.parametrize("log", ["actor-0", "merged"])
+def test_only_regular_files_are_logs(cli: CommandLine, hand_made: Path, tmp_path: Path, log: str) -> None:
+    """No link is followed to what its maker may not read, and a FIFO is not waited for."""
+    (tmp_path / "secret").write_text("a secret\n")
+    path = hand_made / "logs" / f"{log}.log"
+    command = ["logs", *(["actor/0"] if log == "actor-0" else []), "--run", "made/t0"]
+    path.symlink_to(tmp_path / "secret")
+    assert "a secret" not in cli.run(*command).stdout
+    path.unlink()
+    os.mkfifo(path)
+    assert cli.run(*command).stdout == ""
 
 
 def test_a_follower_reads_a_successor_from_its_beginning(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from rolecall.errors import (
     RolecallError,
     WorkerConfigurationError,
     WorkerCreationError,
+    WorkerFailedError,
     WorkerTimeoutError,
 )
 from tests.support.live import metrics
@@ -225,6 +226,17 @@ def user_is_changed(fileroot: str, uid: str, signals: str) -> None:
         print(child)
 
 
+def user_has_no_name(fileroot: str) -> None:
+    """Nor a home: the command line says what it needs, and stops the run."""
+    with begin(fileroot) as s:
+        role = s.start("actor", 1)
+        command = [sys.executable, "-m", "rolecall.cli"]
+        listed = subprocess.run([*command, "ps"], capture_output=True, text=True)
+        assert len(listed.stderr.splitlines()) == 1 and "pass --fileroot" in listed.stderr, listed
+        subprocess.run([*command, "stop", "--run", s.run_dir, "--fileroot", fileroot, "--yes"], check=True)
+        refused(lambda: role.call("pid"), WorkerFailedError, "`rolecall stop`, process", f"of uid {os.getuid()} on")
+
+
 def clock_is_set(fileroot: str, shift: str) -> None:
     """The wall clock jumps by hours, in all processes, while calls, a program and the guard's watches go on."""
     base = time.time() - time.monotonic()
@@ -252,6 +264,6 @@ def clock_is_set(fileroot: str, shift: str) -> None:
 
 if __name__ == "__main__":
     stories: dict[str, Callable[..., None]] = {
-        story.__name__: story for story in (full_disks, no_threads, clock_is_set, user_is_changed)
+        story.__name__: story for story in (full_disks, no_threads, clock_is_set, user_is_changed, user_has_no_name)
     }
     stories[sys.argv[1]](*sys.argv[2:])

@@ -34,6 +34,13 @@ def test_a_worker_that_root_has_made_another_user_is_ended_with_all_it_has_start
     assert done.returncode == 0, done
 
 
+def test_a_user_without_a_name_or_a_home_can_stop_a_run(home: Path) -> None:
+    """As in a container whose user nobody has entered anywhere."""
+    command = ["env", *(f"--unset={name}" for name in ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME"))]
+    done = ran([*command, *AS_OTHER, *PROGRAM, "user_has_no_name", str(home)], TMPDIR=str(home))
+    assert done.returncode == 0, done
+
+
 def test_who_may_not_signal_what_changed_its_user_names_it_and_goes_on(home: Path) -> None:
     """The worker itself ends without a signal. What it has started is left, and named with whose it is."""
     command = [*AS_OTHER, *PROGRAM, "user_is_changed", str(home), str(NOBODY), "refused"]

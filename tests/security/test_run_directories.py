@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from rolecall.errors import WorkerCreationError, WorkerFailedError
+from tests.security.live_run import live_run
 from tests.support.checkout import ROOT
 from tests.support.waiting import wait_for
 
@@ -108,3 +110,22 @@ def test_what_another_user_has_put_in_the_way_is_passed_by(tmp_path: Path, short
         )
         process.communicate("\n", timeout=60)
     assert "actor/0" in seen.stdout, seen
+
+
+def test_a_fifo_in_place_of_a_guards_log_is_told(tmp_path: Path) -> None:
+    """A start on the next guard is not waited for without end, whichever of its logs a worker has replaced."""
+    with live_run(tmp_path) as run:
+        logs = run.run_dir / "logs"
+        merged = logs / "merged.log"
+        merged.unlink()
+        for log in (logs / "guard-g1.log", merged):
+            os.mkfifo(log)
+        (guard,) = (p for p in run.processes() if p.name() == "rc:guard")
+        guard.kill()
+        with pytest.raises(WorkerFailedError):
+            run.actor.call("sleep", 60.0)
+        for log in (logs / "guard-g1.log", merged):
+            with pytest.raises(WorkerCreationError, match="No such device or address"):
+                run.scheduler.start("again", cpu=1)
+            log.unlink()
+        run.scheduler.start("again", cpu=1)

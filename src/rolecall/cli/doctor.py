@@ -20,7 +20,7 @@ from rolecall.cli.checks.left_over import (
 from rolecall.cli.checks.limits import check_limits
 from rolecall.cli.checks.paths import check_paths
 from rolecall.cli.checks.ports import check_ports
-from rolecall.cli.runs import DEFAULT_FILEROOT, RunNotFoundError, select_run
+from rolecall.cli.runs import RunNotFoundError, root_of, select_run
 from rolecall.cli.stop import Ending, end_run
 from rolecall.cli.terminal import FilerootOption, JsonOption, console, print_json, table
 from rolecall.placement.outside import Finding, Severity, warning
@@ -46,7 +46,7 @@ def doctor(
 
     Example: rolecall doctor --brief
     """
-    todo = checks((fileroot or DEFAULT_FILEROOT).expanduser().absolute())
+    todo = checks(root_of(fileroot))
     findings = list(examine(todo))
     endings = end_left({finding.left_by for finding in findings if finding.left_by} if fix else (), fileroot)
     if endings:

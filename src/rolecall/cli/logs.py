@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import mmap
+import errno
 import os
 import re
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -152,6 +153,13 @@ def _sources(folder: Path) -> dict[str, Path]:
     return {name: path for _, _, name, path in sorted(found)}
 
 
+def _regular(path: str, flags: int) -> int:
+    """Opens a regular file: no link, which may lead to what its maker could not read, and no FIFO, which may hang."""
+    if not stat.S_ISREG(os.lstat(path).st_mode):
+        raise FileNotFoundError(errno.ENOENT, "not a regular file", path)
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
 def _written(path: Path) -> float:
     """When a log was last written; 0 when nothing is in it, or it was rotated in the meantime."""
     try:
@@ -170,15 +178,18 @@ def _split(line: Line) -> tuple[str, str]:
 
 def last_lines(file: BinaryIO, count: int | None) -> list[str]:
     """The last complete lines of a file, all when `count` is None; the file is left positioned after them."""
-    if not file.seek(0, os.SEEK_END):
-        return []
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-        end = text.rfind(b"\n") + 1
-        start = 0 if count is None else end
-        for _ in range(min(count or 0, end)):
-            start = text.rfind(b"\n", 0, max(start - 1, 0)) + 1
-        file.seek(end)
-        return text[start:end].decode(errors="replace").split("\n")[:-1]
+    end, size = file.seek(0, os.SEEK_END), BLOCK
+    while True:  # read rather than mapped: whoever cuts a mapped file ends its reader
+        start = 0 if count is None else max(0, end - size)
+        file.seek(start)
+        text = file.read(end - start)
+        if not start or text.count(b"\n") > (count or 0):
+            break
+        size *= 8
+    text = text[: text.rfind(b"\n") + 1]
+    file.seek(start + len(text))
+    lines = text.decode(errors="replace").split("\n")[:-1]
+    return lines if count is None else lines[max(0, len(lines) - count) :]
 
 
 class Follower:
@@ -218,7 +229,7 @@ class Follower:
 
     def _opened(self) -> BinaryIO | None:
         with suppress(FileNotFoundError):
-            self._file = self._file or self._path.open("rb")
+            self._file = self._file or open(self._path, "rb", opener=_regular)  # noqa: SIM115 - closed by `close`
         return self._file
 
     def _replaced(self, file: BinaryIO) -> bool:

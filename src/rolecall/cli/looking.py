@@ -15,7 +15,7 @@ from rich.live import Live as Screen
 from rich.text import Text
 
 from rolecall.cli.client import NoAnswerError
-from rolecall.cli.runs import DEFAULT_FILEROOT, FoundRun, age, changed, find_runs, select_run
+from rolecall.cli.runs import FoundRun, age, changed, find_runs, root_of, select_run
 from rolecall.cli.terminal import (
     FilerootOption,
     JsonOption,
@@ -83,7 +83,7 @@ def headline(seen: RunView) -> str:
 
 
 def _print_runs(fileroot: Path | None, as_json: bool) -> None:
-    root = (fileroot or DEFAULT_FILEROOT).expanduser().absolute()
+    root = root_of(fileroot)
     rows = [_run_row(run) for run in find_runs(root, elsewhere=fileroot is None)]
     if as_json:
         return print_json(rows)

@@ -19,7 +19,7 @@ import psutil
 
 from rolecall.cli.client import RunClient
 from rolecall.cli.terminal import remark
-from rolecall.errors import ProtocolError, RolecallError
+from rolecall.errors import ProtocolError, RolecallError, WorkerConfigurationError
 from rolecall.guard.sweep import run_processes
 from rolecall.protocol.message import from_json
 from rolecall.protocol.state import RunState
@@ -152,6 +152,18 @@ def changed(path: Path) -> float:
     return max(times)
 
 
+def root_of(fileroot: Path | None) -> Path:
+    """The fileroot that is given, or the default one.
+
+    Raises:
+        WorkerConfigurationError: It is below a home that this user has not.
+    """
+    try:
+        return (fileroot or DEFAULT_FILEROOT).expanduser().absolute()
+    except (RuntimeError, FileNotFoundError) as e:
+        raise WorkerConfigurationError("no place for the files of runs", str(e), "pass --fileroot") from e
+
+
 def find_runs(fileroot: Path, *, elsewhere: bool = True) -> list[FoundRun]:
     """All runs under a fileroot, newest first; with `elsewhere` also the user's others that run on this host."""
     paths = {p.parent for name in FILES for p in fileroot.glob(f"*/*/{name}")}
@@ -168,7 +180,7 @@ def select_run(wanted: str | None, fileroot: Path | None) -> FoundRun:
     Raises:
         RunNotFoundError: No run matches.
     """
-    root = (fileroot or DEFAULT_FILEROOT).expanduser().absolute()
+    root = root_of(fileroot)
     if wanted is not None:
         found = _named(wanted, root)
     else:

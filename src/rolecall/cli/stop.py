@@ -201,9 +201,16 @@ def _say_who(run: FoundRun) -> None:
     """Tells the controller, if there is one, what its workers will die of, and to start no others."""
     if run.path is not None and not run.state.controller.ended:
         with suppress(OSError):  # a file system that is full, for instance
-            who = f"`rolecall stop`, process {os.getpid()} of {getpass.getuser()} on {os.uname().nodename}"
+            who = f"`rolecall stop`, process {os.getpid()} of {_user()} on {os.uname().nodename}"
             with open(run.path / STOPPED, "w", opener=opener) as file:
                 file.write(who)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # one without a name, as in many containers
+        return f"uid {os.getuid()}"
 
 
 def _ask_guards(run: FoundRun, grace_s: float) -> tuple[dict[str, str], bool]:

@@ -17,6 +17,9 @@ _CHUNK = 1 << 20  # read at once from one worker's log, so that others get their
 _LINE = 1 << 16  # a longer line is merged in pieces
 
 
+APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO without a reader is an error
+
+
 def log_path(run_dir: str, worker_id: str) -> str:
     """Where a worker's log is."""
     return str(Path(run_dir, "logs", worker_id.replace("/", "-") + ".log"))
@@ -53,7 +56,7 @@ def tail(path: str, start: int = 0) -> str:
 def open_log(path: str) -> int | str:
     """A descriptor that appends to a log, or why there is none."""
     try:
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        return os.open(path, APPEND, 0o600)
     except OSError as e:
         return explained(e)
 
@@ -83,7 +86,7 @@ class MergedLog:
     def __init__(self, run_dir: str, files: FileThread) -> None:
         path = Path(run_dir, "logs", "merged.log")
         make_directories(path.parent)
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        fd = os.open(path, APPEND, 0o600)
         self._file = os.fdopen(fd, "ab", buffering=0)
         self._files = files
         self._followed: set[FollowedLog] = set()

@@ -91,7 +91,7 @@ class Supervisor:
         runtime.prepare(config.runtime_dir, config.guard_id)
         self._files = files
         self._merged_log = logs.MergedLog(config.run_dir, files)
-        log = os.open(template_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        log = os.open(template_log, logs.APPEND, 0o600)
         base_env = inheritable(os.environ) | config.env
         template_env = base_env | marks(config.run_id, config.guard_id)
         self.table = Table()
@@ -248,6 +248,8 @@ class Supervisor:
         self._watches = {record: known.get(record) or self._new_watch() for record in living}
         for record, (policy, lock) in self._watches.items():
             sample = probe.sample(record)
+            if sample and record.peer is not None and len({0, record.stack, sample.stack}) == 3:
+                self.spawn_task(self._deserted(record))  # it runs another program, and a child holds its channel open
             change = policy.add(sample) if sample else None
             if change is not None:
                 self.spawn_task(self._report_stall(record, change, lock))

@@ -31,8 +31,8 @@ def make_directories(path: Path) -> None:
 
 
 def opener(path: str, flags: int) -> int:
-    """For `open(..., opener=)`."""
-    return os.open(path, flags | os.O_CLOEXEC, FILE_MODE)
+    """For `open(..., opener=)`. A FIFO that somebody has put there is an error, rather than waited for."""
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, FILE_MODE)
 
 
 class FileThread:
