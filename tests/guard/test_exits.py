@@ -2,12 +2,14 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from rolecall.guard.proc import read_stat
+from rolecall.guard.proc import read_stat, snapshot
 from rolecall.protocol.programs import ARGUMENTS
 from tests.guard.descendants import SPAWN, descendants
 from tests.guard.guard_rig import Rig, gone, wait_for
@@ -144,3 +146,15 @@ def test_a_served_app_is_shut_down_by_sigterm_and_its_exit_names_it(rig: Rig) ->
     event = rig.event("exited")
     assert (event["exit_code"], event["signal"]) == (None, signal.SIGTERM)
     assert event["log_tail"].rstrip().endswith("shut down")
+
+
+def test_a_process_that_forks_and_ends_again_and_again_is_in_every_look() -> None:
+    """As a daemon does twice: the one that has ended meanwhile was listed, and its child was not."""
+    hops = "import os, time\nwhile True:\n    time.sleep(0.003)\n    if os.fork(): os._exit(0)\n"
+    with subprocess.Popen([sys.executable, "-S", "-c", hops], start_new_session=True) as first:
+        first.wait(10)
+        try:
+            looks = [[s for s in snapshot().values() if s.session == first.pid and not s.dead] for _ in range(40)]
+        finally:
+            os.killpg(first.pid, signal.SIGKILL)
+    assert all(looks), f"missed in {looks.count([])} of {len(looks)} looks"

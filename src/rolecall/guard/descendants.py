@@ -2,9 +2,11 @@
 
 import os
 
-from rolecall.guard.proc import Process, Stat, descendants_of, environ, snapshot
+from rolecall.guard.proc import Process, Stat, alive, descendants_of, environ, snapshot
 from rolecall.guard.table import Record
 from rolecall.protocol.environment import RUN, WORKER
+
+_LOOKS = 3  # at most, where processes come and go without end
 
 
 class Descendants:
@@ -15,6 +17,12 @@ class Descendants:
     """
 
     def __init__(self) -> None:
+        for _ in range(_LOOKS):
+            if self._look():
+                break
+
+    def _look(self) -> bool:
+        """Whether none has ended before its environment was read: it may have left a child that nobody knows."""
         self._host = snapshot()
         self.by_pid: dict[int, Stat] = {
             pid: self._host[pid] for pid in descendants_of([os.getpid()], self._host) if not self._host[pid].dead
@@ -22,11 +30,14 @@ class Descendants:
         self._running = {stat.process for stat in self.by_pid.values()}
         self._by_worker: dict[str, set[int]] = {}
         self.unmarked: set[Process] = set()
+        vanished = False
         for pid, stat in self.by_pid.items():
             env = environ(pid)
             self._by_worker.setdefault(env.get(WORKER, "").strip(" "), set()).add(pid)
             if RUN not in env:
                 self.unmarked.add(stat.process)
+                vanished |= not env and not alive(stat.process)
+        return not vanished
 
     def owned(self, record: Record) -> set[Process]:
         """The processes of one worker, in any thread.

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
+_LOOKS = 10  # at most, where something forks without end
 
 
 class Process(NamedTuple):
@@ -86,9 +87,25 @@ def open_descriptors() -> set[int]:
 
 
 def snapshot() -> dict[int, Stat]:
-    """All processes of the host by pid."""
-    stats = (read_stat(pid) for pid in numeric_entries("/proc"))
-    return {stat.pid: stat for stat in stats if stat}
+    """All processes of the host by pid.
+
+    One that forks and ends while we look may be missed, with its child, which was not listed. So what was forked since
+    is read as well, and again what has lost its parent.
+    """
+    stats: dict[int, Stat] = {}
+    listed: set[int] = set()
+    for _ in range(_LOOKS):
+        fresh = set(numeric_entries("/proc")) - listed
+        again = {pid for pid, stat in stats.items() if stat.ppid and stat.ppid not in stats}
+        if not fresh | again:
+            break
+        listed |= fresh
+        for pid in fresh | again:
+            if stat := read_stat(pid):
+                stats[pid] = stat
+            else:
+                stats.pop(pid, None)
+    return stats
 
 
 def descendants_of(roots: Iterable[int], stats: dict[int, Stat]) -> set[int]:
