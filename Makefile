@@ -83,9 +83,10 @@ $(VENV)/.ray: $(VENV)/.rl
 	@$(PIP) -e '.[ray]'
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.made $(BUILT_FROM)
+$(VENV)/.dev: $(VENV)/.made $(BUILT_FROM) tests/rl/requirements.txt
 	@echo "installing rolecall[dev] into $(VENV) ..."
 	@$(PIP) -e '.[dev]'
+	@$(PIP) --no-deps -r tests/rl/requirements.txt
 	@$(SAY_COMPILED)
 	@touch $(VENV)/.rl $(VENV)/.ray $@
 

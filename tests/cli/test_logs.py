@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -174,6 +175,17 @@ def test_last_lines_are_the_last_lines(tmp_path: Path, count: int | None) -> Non
     with path.open("rb") as file:
         assert last_lines(file, count) == (lines if count is None else lines[-count:] if count else [])
         assert file.read() == b"unfinished"
+
+
+def test_a_log_that_is_cut_while_it_is_read_ends_nobody() -> None:
+    """Its lines are lost, and nothing else is."""
+
+    class Cut(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            self.truncate(0)
+            return super().read(size)
+
+    assert last_lines(Cut(b"a\nb\n"), 1) == []
 
 
 def test_the_unfinished_last_line_is_printed_too(cli: CommandLine, hand_made: Path) -> None:

@@ -53,7 +53,7 @@ def test_a_long_message_is_told_without_its_middle(role: Role) -> None:
     assert role[0].call("answer") == 42
 
 
-@pytest.mark.parametrize("method", ["run_another_program", "close_all_files"])
+@pytest.mark.parametrize("method", ["run_another_program", "run_another_program_beside_a_child", "close_all_files"])
 def test_a_process_that_is_no_worker_any_more_is_ended(role: Role, method: str) -> None:
     """Its calls fail at once, with what has happened, though its process would live on; the others are not touched."""
     pending = role[0].submit(method)

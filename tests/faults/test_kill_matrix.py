@@ -125,7 +125,8 @@ def begin(s: Scheduler, role: Role, at: str) -> Outcome | None:
         start = lambda: s.start("slow", cmd=SLEEPER, ready="/never")  # noqa: E731
         fork = lambda: role.fork("slow", command=SLEEPER, ready="/never")  # noqa: E731
         outcome = Outcome(start if at == "starting" else fork)
-        wait_for(lambda: "sleeping" in _log(s, "slow/0"), START_WITHIN_S, "starting worker")
+        slow = lambda: of_worker(s.run_id, "slow/0") and "sleeping" in _log(s, "slow/0")  # noqa: E731
+        wait_for(slow, START_WITHIN_S, "starting worker")
         return outcome
     return None
 

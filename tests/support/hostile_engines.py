@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 import time
@@ -57,6 +58,13 @@ class Hostile:
 
     def run_another_program(self) -> None:
         os.execv("/bin/sleep", ["sleep", "1000"])
+
+    def run_another_program_beside_a_child(self) -> None:
+        """The child is none of Python's, and has the control channel."""
+        libc = ctypes.CDLL(None)
+        if libc.fork() == 0:
+            libc.pause()
+        self.run_another_program()
 
     def close_all_files(self) -> None:
         os.closerange(3, 4096)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rolecall.transport.http.messages import Response
+from rolecall.transport.http.messages import Disconnect, Parts, Response
 from tests.transport.rpc_program import TOKEN, Running, running
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "REPORT", "RCX"]
@@ -208,3 +209,28 @@ def test_a_burst_of_strangers_pushes_nobody_out(tmp_path: Path) -> None:
                     client.sendall(head.encode())
             assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
             stack.close()
+
+
+def test_of_a_streamed_body_little_is_kept_for_who_reads_nothing() -> None:
+    """In bytes, however large its parts are; what is taken makes room, and a disconnect ends the waiting."""
+
+    async def put_all(parts: Parts, put: list[int]) -> None:
+        while True:
+            await parts.put(bytes(1 << 20))
+            put.append(1 << 20)
+
+    async def run() -> None:
+        disconnect, put = Disconnect(lambda: False), list[int]()
+        parts = Parts(disconnect)
+        task = asyncio.create_task(put_all(parts, put))
+        chunks = parts.chunks()
+        for taken in range(1, 5):
+            assert len(await anext(chunks)) == 1 << 20
+            await asyncio.sleep(0)
+            assert len(put) <= taken + 1
+        disconnect.notify()
+        with pytest.raises(ConnectionResetError):
+            await task
+        await chunks.aclose()
+
+    asyncio.run(run())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import re
 import stat
@@ -179,15 +178,18 @@ def _split(line: Line) -> tuple[str, str]:
 
 def last_lines(file: BinaryIO, count: int | None) -> list[str]:
     """The last complete lines of a file, all when `count` is None; the file is left positioned after them."""
-    if not file.seek(0, os.SEEK_END):
-        return []
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-        end = text.rfind(b"\n") + 1
-        start = 0 if count is None else end
-        for _ in range(min(count or 0, end)):
-            start = text.rfind(b"\n", 0, max(start - 1, 0)) + 1
-        file.seek(end)
-        return text[start:end].decode(errors="replace").split("\n")[:-1]
+    end, size = file.seek(0, os.SEEK_END), BLOCK
+    while True:  # read rather than mapped: whoever cuts a mapped file ends its reader
+        start = 0 if count is None else max(0, end - size)
+        file.seek(start)
+        text = file.read(end - start)
+        if not start or text.count(b"\n") > (count or 0):
+            break
+        size *= 8
+    text = text[: text.rfind(b"\n") + 1]
+    file.seek(start + len(text))
+    lines = text.decode(errors="replace").split("\n")[:-1]
+    return lines if count is None else lines[max(0, len(lines) - count) :]
 
 
 class Follower:

@@ -27,7 +27,7 @@ from rolecall.guard.children import Children, Exit
 from rolecall.guard.command import Place, fill
 from rolecall.guard.killer import Killer
 from rolecall.guard.ports import PortLeases
-from rolecall.guard.proc import Process
+from rolecall.guard.proc import Process, read_stat
 from rolecall.guard.programs import post, wait_until_ready
 from rolecall.guard.spawn import spawn
 from rolecall.guard.table import Record, State, Table
@@ -277,6 +277,8 @@ class Launcher:
         error = record.error or (await self._wait_ready(record) if record.exit_future is not None else ABORTED)
         if not error and record.state is State.STARTING:
             record.state = State.READY
+            stat = read_stat(record.process.pid) if record.process else None
+            record.stack = stat.stack if stat else 0
             record.mark("ready")
             return self._result(record)
         code, number = record.exit or (None, None)  # read before it is killed: how it ended by itself

@@ -31,7 +31,7 @@ def sample(record: Record) -> Sample | None:
     stat = read_stat(record.process.pid) if record.process else None
     if stat is None or stat.process != record.process:
         return None
-    return Sample(time.monotonic(), stat.state, stat.cpu, record.page.read(), record.answers)
+    return Sample(time.monotonic(), stat.state, stat.cpu, record.page.read(), record.answers, stat.stack)
 
 
 async def stacks(record: Record, children: Children) -> str:

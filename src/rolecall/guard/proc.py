@@ -20,7 +20,13 @@ class Process(NamedTuple):
 
 
 class Stat(NamedTuple):
-    """One line of `/proc/<pid>/stat`. `cpu` is in ticks, of all threads including ended ones; `rss` in bytes."""
+    """One line of `/proc/<pid>/stat`.
+
+    Attributes:
+        cpu: Ticks of all threads, ended ones too.
+        rss: Bytes.
+        stack: Where its stack begins, which only running another program changes; 0 when it may not be read.
+    """
 
     pid: int
     name: str
@@ -30,6 +36,7 @@ class Stat(NamedTuple):
     cpu: int
     start: int
     rss: int
+    stack: int
 
     @property
     def process(self) -> Process:
@@ -49,9 +56,8 @@ def read_stat(pid: int) -> Stat | None:
         return None
     left, right = text.index("("), text.rindex(")")  # the name may hold spaces and brackets
     f = text[right + 2 :].split()
-    return Stat(
-        pid, text[left + 1 : right], f[0], int(f[1]), int(f[3]), int(f[11]) + int(f[12]), int(f[19]), int(f[21]) * PAGE
-    )
+    cpu, rss = int(f[11]) + int(f[12]), int(f[21]) * PAGE
+    return Stat(pid, text[left + 1 : right], f[0], int(f[1]), int(f[3]), cpu, int(f[19]), rss, int(f[25]))
 
 
 def read_text(path: str | Path) -> str:

@@ -26,6 +26,7 @@ class Sample(NamedTuple):
         cpu: Ticks of all threads.
         counters: Its progress page.
         answers: How often it has answered when it was asked for its health; None for who is not asked.
+        stack: Where its stack begins; see `proc.Stat`.
     """
 
     at: float
@@ -33,6 +34,7 @@ class Sample(NamedTuple):
     cpu: int
     counters: Counters
     answers: int | None = None
+    stack: int = 0
 
 
 class Stalled(NamedTuple):

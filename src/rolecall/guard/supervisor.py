@@ -248,6 +248,8 @@ class Supervisor:
         self._watches = {record: known.get(record) or self._new_watch() for record in living}
         for record, (policy, lock) in self._watches.items():
             sample = probe.sample(record)
+            if sample and record.peer is not None and len({0, record.stack, sample.stack}) == 3:
+                self.spawn_task(self._deserted(record))  # it runs another program, and a child holds its channel open
             change = policy.add(sample) if sample else None
             if change is not None:
                 self.spawn_task(self._report_stall(record, change, lock))

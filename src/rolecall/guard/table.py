@@ -45,6 +45,7 @@ class Record:
         warning: What failed while it was started, and was no reason not to start it.
         answers: How often it has answered when it was asked for its health; None for who is not asked.
         rss: Memory of its tree in bytes when last seen.
+        stack: Where its stack began when it was ready.
     """
 
     spec: ProcessSpec
@@ -67,6 +68,7 @@ class Record:
     started_by: str = ""
     answers: int | None = None
     rss: int = 0
+    stack: int = 0
     log_start: int = 0
     waits_for: str = ""
     error: str = ""

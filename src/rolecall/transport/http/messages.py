@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 JSON = "application/json"
-WINDOW = 16  # parts of a body that a slow client has not taken yet
+WINDOW = 256 << 10  # bytes of a body that a slow client has not taken yet, and at most one part more
+SMALL = 16 << 10  # what a smaller part counts
 
 
 class Disconnect:
@@ -101,8 +102,8 @@ class Parts:
 
     def __init__(self, disconnect: Disconnect) -> None:
         self._parts: asyncio.Queue[bytes | OSError | None] = asyncio.Queue()
-        self._room, self._disconnect = asyncio.Semaphore(WINDOW), disconnect
-        disconnect.add_callback(self._room.release)  # wakes who waits for the client
+        self._ahead, self._room, self._disconnect = 0, asyncio.Event(), disconnect
+        disconnect.add_callback(self._room.set)  # wakes who waits for the client
 
     async def put(self, part: bytes) -> None:
         """Adds a part; waits while the client is behind.
@@ -110,10 +111,12 @@ class Parts:
         Raises:
             ConnectionResetError: The client has disconnected.
         """
-        await self._room.acquire()
+        while self._ahead >= WINDOW and not self._disconnect.happened:
+            self._room.clear()
+            await self._room.wait()
         if self._disconnect.happened:
-            self._room.release()  # for the next one, which raises as well
             raise ConnectionResetError("the client has closed the connection")
+        self._ahead += max(len(part), SMALL)
         self._parts.put_nowait(part)
 
     def end(self, last: bytes | OSError | None = None) -> None:
@@ -127,7 +130,8 @@ class Parts:
             if isinstance(part, OSError):
                 raise part
             yield part
-            self._room.release()
+            self._ahead -= max(len(part), SMALL)
+            self._room.set()
 
 
 class HttpError(Exception):
