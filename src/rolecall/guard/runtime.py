@@ -78,6 +78,12 @@ def clean(runtime_dir: str, guard_id: str) -> bool:
     return not path.exists()
 
 
+def remove(path: str) -> None:
+    """Removes a file of a worker, where it is one still: the worker may have put anything there."""
+    with suppress(OSError):
+        Path(path).unlink()
+
+
 class ProgressPage:
     """The file of a worker's progress page (see `protocol.progress`); it is removed with the worker.
 
@@ -100,4 +106,4 @@ class ProgressPage:
     def close(self) -> None:
         """May be called twice."""
         self._file.close()
-        Path(self.path).unlink(missing_ok=True)
+        remove(self.path)
