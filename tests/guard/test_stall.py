@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rolecall.errors import RPCConnectionError
-from rolecall.guard.runtime import ProgressPage
+from rolecall.guard.runtime import ProgressPage, clean
 from rolecall.guard.stall import Resumed, Sample, Stalled, StallWatch
 from rolecall.protocol.programs import ARGUMENTS
 from rolecall.protocol.progress import Counters
@@ -164,3 +164,12 @@ def test_a_progress_page_of_another_layout_ends_no_guard(tmp_path: Path) -> None
     (tmp_path / "page").mkdir()
     assert page.read() == Counters()
     page.close()
+
+
+def test_directories_in_place_of_sockets_leave_no_token(tmp_path: Path) -> None:
+    """A worker may have put them there; the runtime directory is removed all the same."""
+    run = tmp_path / "run"
+    for path in ("g0.sock/x", "w/a-0.sock/x", "g0/a-0.progress/x"):
+        (run / path).mkdir(parents=True)
+    (run / "token").write_text("secret")
+    assert clean(str(run), "g0") and not run.exists()
