@@ -227,13 +227,15 @@ def user_is_changed(fileroot: str, uid: str, signals: str) -> None:
 
 
 def user_has_no_name(fileroot: str) -> None:
-    """Nor a home: the command line says what it needs, and stops the run."""
+    """Nor a home, nor a further process: the command line says what it needs, shows the run, and stops it."""
     with begin(fileroot) as s:
         role = s.start("actor", 1)
         command = [sys.executable, "-m", "rolecall.cli"]
         listed = subprocess.run([*command, "ps"], capture_output=True, text=True)
         assert len(listed.stderr.splitlines()) == 1 and "pass --fileroot" in listed.stderr, listed
-        subprocess.run([*command, "stop", "--run", s.run_dir, "--fileroot", fileroot, "--yes"], check=True)
+        for words in (["top", "--once"], ["stop", "--yes"]):
+            limited = ["prlimit", "--nproc=1", *command, *words, "--run", s.run_dir, "--fileroot", fileroot]
+            subprocess.run(limited, check=True)
         refused(lambda: role.call("pid"), WorkerFailedError, "`rolecall stop`, process", f"of uid {os.getuid()} on")
 
 

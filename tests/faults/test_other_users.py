@@ -35,7 +35,7 @@ def test_a_worker_that_root_has_made_another_user_is_ended_with_all_it_has_start
 
 
 def test_a_user_without_a_name_or_a_home_can_stop_a_run(home: Path) -> None:
-    """As in a container whose user nobody has entered anywhere."""
+    """As in a container whose user nobody has entered anywhere; also at the limit of its processes."""
     command = ["env", *(f"--unset={name}" for name in ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME"))]
     done = ran([*command, *AS_OTHER, *PROGRAM, "user_has_no_name", str(home)], TMPDIR=str(home))
     assert done.returncode == 0, done

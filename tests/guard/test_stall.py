@@ -5,10 +5,12 @@ import os
 import signal
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from rolecall.errors import RPCConnectionError
+from rolecall.guard.runtime import ProgressPage, clean
 from rolecall.guard.stall import Resumed, Sample, Stalled, StallWatch
 from rolecall.protocol.programs import ARGUMENTS
 from rolecall.protocol.progress import Counters
@@ -148,3 +150,26 @@ def test_a_kill_is_not_called_a_lack_of_memory(rig: Rig) -> None:
     wait_for(lambda: rig.ask("metrics")["resident_bytes"] > 0)
     os.kill(result["pid"], signal.SIGKILL)
     assert rig.event("exited")["reason"] == ""
+
+
+def test_a_progress_page_of_another_layout_ends_no_guard(tmp_path: Path) -> None:
+    """Its worker may cut it, write anything into it, or put something else in its place."""
+    page = ProgressPage(str(tmp_path / "page"))
+    (tmp_path / "page").write_bytes(b"\xff" * 24)
+    assert page.read() == Counters(2**64 - 1, 2**64 - 1, 2**64 - 1)
+    for size in (23, 0):
+        os.truncate(tmp_path / "page", size)
+        assert page.read() == Counters()
+    (tmp_path / "page").unlink()
+    (tmp_path / "page").mkdir()
+    assert page.read() == Counters()
+    page.close()
+
+
+def test_directories_in_place_of_sockets_leave_no_token(tmp_path: Path) -> None:
+    """A worker may have put them there; the runtime directory is removed all the same."""
+    run = tmp_path / "run"
+    for path in ("g0.sock/x", "w/a-0.sock/x", "g0/a-0.progress/x"):
+        (run / path).mkdir(parents=True)
+    (run / "token").write_text("secret")
+    assert clean(str(run), "g0") and not run.exists()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +29,7 @@ from rolecall.cli.terminal import (
 )
 from rolecall.cli.view import RunView, WorkerView, view
 from rolecall.guard.sweep import run_processes
+from rolecall.transport.threads import at_once
 
 COLUMNS = "worker state pid host devices ports uptime_s cpu_s rss_bytes calls pending note"
 RUN_COLUMNS = ("RUN", "STATE", "CONTROLLER", "WORKERS", "CHANGED", "DIRECTORY")
@@ -163,8 +163,8 @@ class Sampler:
         """The loads since the last sample."""
         before, then = {worker.worker: worker for worker in self.seen.workers}, self._at
         self.seen, self._at = view(self._run), time.monotonic()
-        with ThreadPoolExecutor(MAX_CONCURRENT) as pool:
-            return list(pool.map(lambda w: self._load(w, before.get(w.worker), self._at - then), self.seen.workers))
+        load = lambda w: self._load(w, before.get(w.worker), self._at - then)  # noqa: E731
+        return at_once(load, self.seen.workers, MAX_CONCURRENT)
 
     def _load(self, worker: WorkerView, before: WorkerView | None, seconds: float) -> Load:
         cpu, calls = (_rate(name, worker, before, seconds) for name in ("cpu_s", "calls"))

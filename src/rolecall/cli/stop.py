@@ -12,7 +12,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,6 +31,7 @@ from rolecall.placement.outside import Removal, is_private
 from rolecall.placement.registry import PLACEMENTS
 from rolecall.scheduler.run import STOPPED
 from rolecall.transport.files import opener
+from rolecall.transport.threads import at_once
 
 NOT_CLEAN = 1
 KILL_MARGIN_S = 15.0  # beyond the grace: SIGKILL, and seeing everything dead
@@ -225,8 +225,7 @@ def _ask_guards(run: FoundRun, grace_s: float) -> tuple[dict[str, str], bool]:
         return f"ended {len(workers)} worker(s)", True
 
     ids = run.client.guard_ids()
-    with ThreadPoolExecutor(max(1, len(ids))) as pool:
-        answers = dict(zip(ids, pool.map(ask, ids), strict=True))
+    answers = dict(zip(ids, at_once(ask, ids, len(ids)), strict=True))
     words = {guard_id: said for guard_id, (said, _) in answers.items()}
     return words, bool(ids) and all(done for _, done in answers.values())
 

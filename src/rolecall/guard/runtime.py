@@ -66,16 +66,22 @@ def clean(runtime_dir: str, guard_id: str) -> bool:
         True when the directory is gone.
     """
     path = Path(runtime_dir)
-    Path(guard_socket(runtime_dir, guard_id)).unlink(missing_ok=True)
+    remove(guard_socket(runtime_dir, guard_id))
     for page in (path / guard_id).glob("*" + PAGE):
-        (path / WORKER_SOCKETS / (page.name.removesuffix(PAGE) + ".sock")).unlink(missing_ok=True)
+        remove(str(path / WORKER_SOCKETS / (page.name.removesuffix(PAGE) + ".sock")))
     shutil.rmtree(path / guard_id, ignore_errors=True)
     with suppress(OSError):  # sockets of other guards are in it
         (path / WORKER_SOCKETS).rmdir()
-    others = [entry for entry in found_in(path, "*/") if entry.name != WORKER_SOCKETS]
+    others = [entry for entry in found_in(path, "*/") if entry.name != WORKER_SOCKETS and entry.suffix != ".sock"]
     if not others and not any(listens(str(entry)) for entry in found_in(path, "*.sock")):
         shutil.rmtree(path, ignore_errors=True)
     return not path.exists()
+
+
+def remove(path: str) -> None:
+    """Removes a file of a worker, where it is one still: the worker may have put anything there."""
+    with suppress(OSError):
+        Path(path).unlink()
 
 
 class ProgressPage:
@@ -100,4 +106,4 @@ class ProgressPage:
     def close(self) -> None:
         """May be called twice."""
         self._file.close()
-        Path(self.path).unlink(missing_ok=True)
+        remove(self.path)

@@ -209,7 +209,7 @@ class Supervisor:
         record.page.close()
         if record.peer is not None:
             record.peer.close()
-        Path(runtime.worker_socket(self.config.runtime_dir, record.worker_id)).unlink(missing_ok=True)
+        runtime.remove(runtime.worker_socket(self.config.runtime_dir, record.worker_id))
 
     def _on_exit(self, record: Record, end: Exit) -> None:
         """Reports the death of a worker that was ready, and kills what is left of it."""

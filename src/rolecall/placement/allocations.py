@@ -23,6 +23,7 @@ from rolecall.placement.plan import Plan
 from rolecall.placement.waiting import Waiting
 from rolecall.protocol.guard_config import GuardConfig
 from rolecall.transport.loop import IOThread
+from rolecall.transport.threads import at_once
 from rolecall.types import Job, check_seconds
 
 log = logging.getLogger("rolecall")
@@ -150,10 +151,7 @@ class ClusterPlacement(Placement, Generic[P]):
             ends.callback(self._causes.close)
             with self._submits:
                 self._submits.wait_for(lambda: not self._submitting_now, SUBMIT_S)
-            left = list(self._of_roles.values())
-            if left:
-                with ThreadPoolExecutor(min(len(left), 16), thread_name_prefix="rolecall-ends") as pool:
-                    list(pool.map(lambda its: self._end(its, self._context.grace_s if graceful else 0.0), left))
+            at_once(lambda its: self._end(its, self._context.grace_s if graceful else 0.0), self._of_roles.values())
 
     def _submitted(self, plan: P) -> RoleAllocation:
         """Asks for what a plan says; `close` waits for the end of this, so that it sees all that there is to end."""
@@ -284,7 +282,8 @@ class ExitCauses:
 
     async def _explain(self, guard: ExpectedGuard, then: Callable[[str], None], patient: bool, limit_s: float) -> None:
         reason = ""
-        with contextlib.suppress(TimeoutError, asyncio.CancelledError):
+        # RuntimeError: there is no further thread to ask on. The caller learns of the loss all the same.
+        with contextlib.suppress(TimeoutError, asyncio.CancelledError, RuntimeError):
             async with asyncio.timeout(limit_s):
                 while not self._closing:
                     cause = await self._io.loop.run_in_executor(self._asking, self._look, guard)

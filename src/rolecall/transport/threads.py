@@ -6,10 +6,14 @@ import asyncio
 import contextvars
 import errno
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from contextlib import suppress
 from typing import TypeVar
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 def start_thread(run: Callable[[], object], name: str) -> threading.Thread:
@@ -32,6 +36,27 @@ def beside(run: Callable[[], object], name: str) -> None:
         start_thread(run, name)
     except BlockingIOError:
         run()
+
+
+def at_once(work: Callable[[U], T], items: Iterable[U], limit: int = 16) -> list[T]:
+    """`work` of each item, in order: up to `limit` at the same time, or as many as the system has threads for."""
+    todo = [(Future[T](), item) for item in items]
+    left = deque(todo)
+
+    def take() -> None:
+        with suppress(IndexError):
+            while True:
+                done, item = left.popleft()
+                try:
+                    done.set_result(work(item))
+                except BaseException as e:
+                    done.set_exception(e)
+
+    with suppress(BlockingIOError):
+        for _ in range(min(limit, len(todo)) - 1):
+            start_thread(take, "rolecall-at-once")
+    take()
+    return [done.result() for done, _ in todo]
 
 
 async def in_thread(work: Callable[..., T], *args: object) -> T:

@@ -11,7 +11,6 @@ import sysconfig
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -34,11 +33,11 @@ from rolecall.protocol.guard_config import GuardConfig
 from rolecall.protocol.message import to_plain
 from rolecall.protocol.state import RunState
 from rolecall.transport.address import address_toward
+from rolecall.transport.threads import at_once
 from rolecall.types import Job
 
 log = logging.getLogger("rolecall")
 NAME = "slurm"
-AT_ONCE = 16
 BRIEF_S = 5.0
 CANNOT_START = ("down", "drain", "drng", "fail", "maint", "unk")
 FRESH_S = 0.4
@@ -307,8 +306,7 @@ def end_jobs(run_id: str, state: RunState, *, surely: bool) -> Removal:
 
 
 def _end(slurm: Slurm, comment: str, found: list[str]) -> Removal:
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        list(pool.map(lambda job: SlurmAllocation(slurm, job, comment).release(), found))
+    at_once(lambda job: SlurmAllocation(slurm, job, comment).release(), found)
     left = slurm.of_run(comment)
     ended = [_named(job) for job in found if job not in left]
     return Removal(True, ended, list(map(_named, left)), advice=f"scontrol show job {left[0]}" if left else "")
