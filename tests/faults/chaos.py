@@ -30,7 +30,7 @@ from pathlib import Path
 from signal import SIGCONT, SIGKILL
 from typing import Any
 
-from rolecall.guard.proc import TICKS, Process, read_text, snapshot
+from rolecall.guard.proc import TICKS, Process, read_stat, read_text, send, snapshot
 from rolecall.scheduler.run import private_root
 from tests.clusters.ray_census import Census
 from tests.faults.chaos_plan import NODES, OF_A_GUARD, Hit, Round, plan
@@ -184,10 +184,10 @@ class Chaos:
     def _strike(self, player: Player, of: Round) -> bool:
         """Hits as planned; whether the controller was sent something that ends it."""
         begun, dead = time.monotonic(), False
-        later: list[tuple[float, signal.Signals, list[int]]] = []
+        later: list[tuple[float, signal.Signals, list[Process]]] = []
         hits = list(of.hits)
         while hits or later:
-            at, number, pids = min(later, default=(1e9, SIGCONT, []))
+            at, number, whom = min(later, default=(1e9, SIGCONT, []))
             if hits and hits[0].at <= at:
                 hit = hits.pop(0)
                 time.sleep(max(0.0, begun + hit.at - time.monotonic()))
@@ -196,19 +196,20 @@ class Chaos:
                 if hit.then is not None:
                     later.append((hit.at + hit.after, hit.then, struck))
                 continue
-            later.remove((at, number, pids))
+            later.remove((at, number, whom))
             time.sleep(max(0.0, begun + at - time.monotonic()))
-            _send(pids, number)
+            _send(whom, number)
         time.sleep(max(0.0, begun + of.lasts - time.monotonic()))
         return dead
 
-    def _struck(self, player: Player, hit: Hit) -> list[int]:
-        pids = [pid for name in hit.whom for pid in self._pids(player, name)]
-        self.totals["processes hit"] += len(pids)
+    def _struck(self, player: Player, hit: Hit) -> list[Process]:
+        stats = [read_stat(pid) for name in hit.whom for pid in self._pids(player, name)]
+        whom = [stat.process for stat in stats if stat]  # as they are now: nobody else who gets a pid of theirs is hit
+        self.totals["processes hit"] += len(whom)
         if hit.number == SIGKILL:
-            _send(pids, signal.SIGSTOP)  # so that none can act on the death of another
-        _send(pids, hit.number)
-        return pids
+            _send(whom, signal.SIGSTOP)  # so that none can act on the death of another
+        _send(whom, hit.number)
+        return whom
 
     def _pids(self, player: Player, name: str) -> list[int]:
         if name == "controller":
@@ -223,7 +224,8 @@ class Chaos:
 
     def _manager(self, node: str) -> list[int]:
         if isinstance(self.cluster, SlurmCluster):
-            return [int((self.cluster.folder / "run" / f"slurmd-{node}.pid").read_text().split()[0])]
+            noted = int((self.cluster.folder / "run" / f"slurmd-{node}.pid").read_text().split()[0])
+            return [noted] if _name(noted) == "slurmd" else []  # it is dead already
         assert self.cluster is not None
         return [pid for pid in [self.cluster.nodes.kill("raylet", node)] if Path(f"/proc/{pid}").exists()]
 
@@ -386,10 +388,9 @@ def _check_quiet(outcomes: list[Any]) -> None:
         raise Violation(f"failed though nobody was hit: {wrong}")
 
 
-def _send(pids: list[int], number: signal.Signals) -> None:
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
+def _send(whom: list[Process], number: signal.Signals) -> None:
+    for process in whom:
+        send(process, number)
 
 
 def _name(pid: int) -> str:
