@@ -9,6 +9,7 @@ import pty
 import signal
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -192,6 +193,19 @@ def test_the_unfinished_last_line_is_printed_too(cli: CommandLine, hand_made: Pa
     """The last words of a killed program often lack their end of line."""
     (hand_made / "logs" / "actor-0.log").write_text("whole\nlast wor")
     assert cli.run("logs", "actor/0", "--run", "made/t0").stdout == "whole\nlast wor\n"
+
+
+def test_a_sparse_log_of_any_size_costs_no_memory(tmp_path: Path) -> None:
+    """Last lines are looked for in what is near the end; `--follow` goes on from there."""
+    log = tmp_path / "sparse.log"
+    log.touch()
+    os.truncate(log, 8 << 30)
+    tracemalloc.start()
+    with log.open("rb") as file:
+        assert last_lines(file, 5) == []
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 256 << 20
 
 
 @pytest.mark.parametrize("log", ["actor-0", "merged"])

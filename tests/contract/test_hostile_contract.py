@@ -59,7 +59,7 @@ def test_a_process_that_is_no_worker_any_more_is_ended(role: Role, method: str) 
     pending = role[0].submit(method)
     ended = "without the connection to its guard|SIGABRT"  # an event loop that finds its own files closed aborts
     with pytest.raises(WorkerFailedError, match=ended):
-        pending.result()
+        pending.result(10.0)  # after 2 s, and what asking a cluster's manager takes
     with pytest.raises(WorkerFailedError):
         role[0].call("answer")
     assert role[1].call("answer") == 42

@@ -118,6 +118,7 @@ class Chaos:
         self._raylet_lost = False  # since the lasting controller is there
         self._shm = set(Path("/dev/shm").iterdir())
         self.totals: Counter[str] = Counter()
+        self.struck: Counter[str] = Counter()  # processes by role or kind
         self.growth: dict[str, int] = {}
 
     def close(self) -> None:
@@ -203,9 +204,13 @@ class Chaos:
         return dead
 
     def _struck(self, player: Player, hit: Hit) -> list[Process]:
-        stats = [read_stat(pid) for name in hit.whom for pid in self._pids(player, name)]
-        whom = [stat.process for stat in stats if stat]  # as they are now: nobody else who gets a pid of theirs is hit
-        self.totals["processes hit"] += len(whom)
+        whom: list[Process] = []  # as they are now: nobody else who gets a pid of theirs is hit
+        for name in hit.whom:
+            stats = map(read_stat, self._pids(player, name))
+            found = [stat.process for stat in stats if stat]
+            self.totals["processes hit"] += len(found)
+            self.struck[name.partition("/")[0]] += len(found)
+            whom += found
         if hit.number == SIGKILL:
             _send(whom, signal.SIGSTOP)  # so that none can act on the death of another
         _send(whom, hit.number)

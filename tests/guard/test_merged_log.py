@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 from rolecall.guard import logs
 from rolecall.guard.logs import MAX_LAG, MergedLog
 from rolecall.transport.files import FileThread
@@ -52,3 +54,15 @@ def test_a_log_that_hangs_blocks_nobody_else(tmp_path: Path) -> None:
     with Path(path).open("wb"):  # lets the thread go
         Path(path).unlink()
     assert files.drain(30)
+
+
+def test_a_fifo_that_somebody_reads_is_no_log(tmp_path: Path) -> None:
+    """Its reader may stop: neither a merged log nor a worker's own is written to it."""
+    path = tmp_path / "logs" / "merged.log"
+    path.parent.mkdir()
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with pytest.raises(OSError, match="is a FIFO, not a file"):
+        MergedLog(str(tmp_path), FileThread("test"))
+    assert "is a FIFO" in str(logs.open_log(str(path)))
+    os.close(reader)

@@ -29,6 +29,7 @@ _WORKER_LOG = re.compile(r"(?P<role>.+)-(?P<index>\d+)\.log")
 _GUARD_LOG = re.compile(r"guard-(?P<id>g.*)\.log")
 _MERGED_LINE = re.compile(r"\[(?P<worker>[^]\s]+/\d+)\] ?(?P<text>.*)", re.DOTALL)
 BLOCK = 1 << 16
+FURTHEST = 64 << 20  # so far back last lines are looked for: a sparse log may claim any size and hold none
 
 
 class Line(NamedTuple):
@@ -183,9 +184,9 @@ def last_lines(file: BinaryIO, count: int | None) -> list[str]:
         start = 0 if count is None else max(0, end - size)
         file.seek(start)
         text = file.read(end - start)
-        if not start or text.count(b"\n") > (count or 0):
+        if not start or text.count(b"\n") > (count or 0) or size >= FURTHEST:
             break
-        size *= 8
+        size = min(size * 8, FURTHEST)
     text = text[: text.rfind(b"\n") + 1]
     file.seek(start + len(text))
     lines = text.decode(errors="replace").split("\n")[:-1]

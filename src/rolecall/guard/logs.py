@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from rolecall.errors import explained
-from rolecall.transport.files import FileThread, make_directories, read_within
+from rolecall.transport.files import FileThread, make_directories, opener, read_within
 
 TAIL_BYTES = 4096
 TAIL_S = 2.0  # for a file system to give it
@@ -17,7 +17,9 @@ _CHUNK = 1 << 20  # read at once from one worker's log, so that others get their
 _LINE = 1 << 16  # a longer line is merged in pieces
 
 
-APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO without a reader is an error
+def append_to(path: str) -> int:
+    """A descriptor that appends to a log; a new one is for this user alone."""
+    return opener(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
 
 def log_path(run_dir: str, worker_id: str) -> str:
@@ -56,7 +58,7 @@ def tail(path: str, start: int = 0) -> str:
 def open_log(path: str) -> int | str:
     """A descriptor that appends to a log, or why there is none."""
     try:
-        return os.open(path, APPEND, 0o600)
+        return append_to(path)
     except OSError as e:
         return explained(e)
 
@@ -86,8 +88,7 @@ class MergedLog:
     def __init__(self, run_dir: str, files: FileThread) -> None:
         path = Path(run_dir, "logs", "merged.log")
         make_directories(path.parent)
-        fd = os.open(path, APPEND, 0o600)
-        self._file = os.fdopen(fd, "ab", buffering=0)
+        self._file = os.fdopen(append_to(str(path)), "ab", buffering=0)
         self._files = files
         self._followed: set[FollowedLog] = set()
         self._copying = False

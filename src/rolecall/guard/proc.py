@@ -151,10 +151,10 @@ def kill_below(timeout: float) -> list[Stat]:
     while time.monotonic() < deadline:
         stats = snapshot()
         running = [stats[pid] for pid in descendants_of([os.getpid()], stats) if not stats[pid].dead]
+        found |= {stat.process: stat for stat in running}
         if all(of_another_user(stat.process) for stat in running):
             break
         for stat in running:
-            found[stat.process] = stat
             send(stat.process, signal.SIGKILL)
         time.sleep(0.002)
     return list(found.values())

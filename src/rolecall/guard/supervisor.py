@@ -91,7 +91,7 @@ class Supervisor:
         runtime.prepare(config.runtime_dir, config.guard_id)
         self._files = files
         self._merged_log = logs.MergedLog(config.run_dir, files)
-        log = os.open(template_log, logs.APPEND, 0o600)
+        log = logs.append_to(template_log)
         base_env = inheritable(os.environ) | config.env
         template_env = base_env | marks(config.run_id, config.guard_id)
         self.table = Table()

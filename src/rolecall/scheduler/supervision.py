@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -59,7 +60,8 @@ class Supervision:
                 if self._run.closing:
                     return
                 if guard.here:
-                    start_thread(partial(self._sweep_after, guard), "rolecall-sweep")
+                    with suppress(BlockingIOError):  # no further thread: the end of the run sweeps too
+                        start_thread(partial(self._sweep_after, guard), "rolecall-sweep")
             case events.Notice():
                 log.warning("role %s: %s", event.role, event.reason)
             case events.Stalled():

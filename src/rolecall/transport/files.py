@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
+import stat
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -30,9 +32,13 @@ def make_directories(path: Path) -> None:
         path.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
 
 
-def opener(path: str, flags: int) -> int:
-    """For `open(..., opener=)`. A FIFO that somebody has put there is an error, rather than waited for."""
-    return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, FILE_MODE)
+def opener(path: str, flags: int, mode: int = FILE_MODE) -> int:
+    """For `open(..., opener=)`. A FIFO that somebody has put there is an error (ENXIO), rather than waited for."""
+    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, mode)
+    if stat.S_ISFIFO(os.fstat(fd).st_mode):  # it has a reader; without one it cannot be opened
+        os.close(fd)
+        raise OSError(errno.ENXIO, "is a FIFO, not a file", path)
+    return fd
 
 
 class FileThread:

@@ -34,6 +34,7 @@ Request = Incoming | HttpRequest  # it is answered once, by `finish` or `fail`, 
 
 log = logging.getLogger("rolecall")
 _ARGUMENTS = ([list, dict], [tuple, dict])
+COPIES_AT_ONCE = 16  # of results of async methods, each on a thread
 
 
 class EngineCalls:
@@ -42,6 +43,7 @@ class EngineCalls:
     def __init__(self, engines: Engines, data: DataService, loop: asyncio.AbstractEventLoop) -> None:
         self.engines, self.data, self.loop = engines, data, loop
         self._tasks = Tasks()
+        self.copying = asyncio.Semaphore(COPIES_AT_ONCE)
 
     def start(self, request: Request, params: CallMethod) -> None:
         """Starts a call without blocking the loop's thread, which calls this. The method is looked up first.
@@ -74,11 +76,11 @@ class EngineCalls:
 class EngineCall:
     """One call, with one method of this class for each kind of engine method."""
 
-    __slots__ = ("_data", "_loop", "_method", "_params", "_progress", "_worker_id", "request")
+    __slots__ = ("_copying", "_data", "_loop", "_method", "_params", "_progress", "_worker_id", "request")
 
     def __init__(self, calls: EngineCalls, request: Request, params: CallMethod, method: Method) -> None:
         self.request, self._params, self._method = request, params, method
-        self._data, self._loop = calls.data, calls.loop
+        self._data, self._loop, self._copying = calls.data, calls.loop, calls.copying
         self._progress, self._worker_id = calls.engines.progress, calls.engines.worker_id
 
     def cancelled(self) -> CallCancelledError:
@@ -108,9 +110,7 @@ class EngineCall:
             value = await self._run(await functions.alocalized(self.request.received()))
             if isinstance(value, Future):
                 value = await asyncio.wrap_future(value)
-            remote = self._params.tensors == "remote"
-            answer = await in_thread(self._remotized, value) if remote else value  # copying blocks
-            self._finish(value, answer)
+            self._finish(value, await self._aremotized(value) if self._params.tensors == "remote" else value)
 
     async def stream_on_loop(self) -> None:
         """Runs an `async` generator."""
@@ -186,6 +186,10 @@ class EngineCall:
 
     def _remotized(self, value: Any) -> Any:
         return self._data.remotize(value) if self._params.tensors == "remote" else value
+
+    async def _aremotized(self, value: Any) -> Any:
+        async with self._copying:
+            return await in_thread(self._remotized, value)  # copying blocks
 
     def _finish(self, value: Any, answer: Any) -> None:
         """Answers with `answer`: `value` with handles in place of tensors, or `value` itself."""

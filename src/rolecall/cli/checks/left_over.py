@@ -85,7 +85,8 @@ def _controller_is_dead(run_id: str, items: list[RunProcess], directory: FoundRu
     if directory is not None:
         return directory.controller is None and not on_another_host(directory.state.controller.host)
     folder = private_root() / run_id
-    elsewhere = any(environ(item.stat.pid).get("TMPDIR") != os.environ.get("TMPDIR") for item in items)
+    theirs = [env.get("TMPDIR") for item in items if (env := environ(item.stat.pid))]
+    elsewhere = os.environ.get("TMPDIR") not in theirs  # a role may have a TMPDIR of its own
     return abandoned(folder) or not (folder.exists() or elsewhere)
 
 
