@@ -37,7 +37,8 @@ GONE_S = 10.0
 def test_a_closed_terminal_ends_a_run_unless_the_controller_ignores_it(nohup: bool, tmp_path: Path) -> None:
     """With `nohup` workers, guard and controller go on: of the terminal they have nothing but the signal."""
     terminal, its = pty.openpty()
-    command = ["setsid", "--ctty", *(["nohup"] if nohup else []), sys.executable]
+    # Where the tests themselves run under `nohup`, what they start would ignore the signal too.
+    command = ["setsid", "--ctty", "env", "--default-signal=HUP", *(["nohup"] if nohup else []), sys.executable]
     command += ["-m", "tests.faults.victim_controller", "local", "idle", str(tmp_path)]
     env = {**os.environ, "PYTHONPATH": PYTHONPATH}
     with subprocess.Popen(command, stdin=its, stdout=subprocess.PIPE, stderr=its, text=True, env=env) as controller:

@@ -52,7 +52,9 @@ class Killer:
         terminated: set[Process] = set()
         pause = _FIRST_POLL_S
         while True:
-            owned = {record: left for record, left in (await self._find(records)).items() if left}
+            found = await self._find(records)
+            # Another task may have killed one meanwhile; what bears its id then is the next worker of that name.
+            owned = {record: left for record, left in found.items() if left and not record.gone.is_set()}
             running = set().union(*owned.values())
             if not running or time.monotonic() > limit:
                 return owned

@@ -26,6 +26,7 @@ from rolecall.types import TensorPolicy
 
 CALLER = "the caller"  # in errors about its requests
 DESTROY_TIMEOUT_S = 10.0
+DESTROY_MARGIN_S = 1.0  # so much later whoever asks gives up: what took too long is told by the worker
 MAX_BODY = 64 << 20
 MAX_TENSOR = 1 << 30  # bytes that one PUT takes; larger tensors go over a framed connection
 

@@ -29,7 +29,7 @@ from rolecall.placement.plan import Plan, Slot, forked_slots
 from rolecall.placement.waiting import Waiting
 from rolecall.protocol.environment import PROCESS_GROUP
 from rolecall.protocol.guard import ALLOC_PORTS, AllocPorts, ProcessSpec, StartResult
-from rolecall.protocol.worker_methods import DESTROY, Destroy
+from rolecall.protocol.worker_methods import DESTROY, DESTROY_MARGIN_S, Destroy
 from rolecall.scheduler.guards import GuardProxy, kill
 from rolecall.scheduler.supervision import Supervision
 from rolecall.scheduler.table import Member, RoleRecord, Table
@@ -41,7 +41,6 @@ from rolecall.types import Job, Worker, role_and_index
 log = logging.getLogger("rolecall")
 FAIL_TOGETHER_S = 1.0  # what fails one worker often fails others, a moment later
 MARGIN_S = 30.0  # a guard keeps the start's time limit itself; this is for its answer
-DESTROY_MARGIN_S = 1.0
 KILL_MARGIN_S = 20.0
 GROUP_S = 2.0  # after which a restart says what it most likely waits for
 WAITS_FOR_GROUP = (

@@ -21,6 +21,7 @@ from rolecall.protocol.worker_methods import (
     CALL,
     CREATE_ENGINE,
     DESTROY,
+    DESTROY_MARGIN_S,
     DESTROY_TIMEOUT_S,
     CallMethod,
     CreateEngine,
@@ -154,9 +155,9 @@ class WorkerCalls:
         member = self._living(worker_id)
         limit = DESTROY_TIMEOUT_S if options.timeout is None else options.timeout
         wanted = Destroy(engines=[options.engine or worker_id], timeout=limit)
-        call = _peer(member).request(DESTROY.name, wanted, timeout=options.timeout)
+        call = _peer(member).request(DESTROY.name, wanted, timeout=limit + DESTROY_MARGIN_S)
         member.engines.pop(options.engine, None)  # a program, which refuses, keeps it
-        return PendingCall(call, worker_id, DESTROY.name, options.timeout)
+        return PendingCall(call, worker_id, DESTROY.name, limit + DESTROY_MARGIN_S)
 
     def set_env(self, worker_id: str, env: dict[str, str]) -> PendingCall[Any]:
         """Asks for other variables in a worker's environment and returns at once. Errors as `submit`."""
