@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from rolecall.errors import explained
-from rolecall.transport.files import FileThread, make_directories, opener, read_within
+from rolecall.transport.files import FileThread, make_directories, private_opener, read_within
 
 TAIL_BYTES = 4096
 TAIL_S = 2.0  # for a file system to give it
@@ -19,7 +19,7 @@ _LINE = 1 << 16  # a longer line is merged in pieces
 
 def append_to(path: str) -> int:
     """A descriptor that appends to a log; a new one is for this user alone."""
-    return opener(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    return private_opener(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
 
 def log_path(run_dir: str, worker_id: str) -> str:

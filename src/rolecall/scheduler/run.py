@@ -20,7 +20,7 @@ from rolecall.guard.claims import claim, write_private
 from rolecall.guard.proc import read_text
 from rolecall.protocol.message import to_json
 from rolecall.protocol.state import RunState
-from rolecall.transport.files import DIRECTORY_MODE, make_directories, opener
+from rolecall.transport.files import DIRECTORY_MODE, make_directories, opener, private_opener
 from rolecall.transport.forked import close_in_forks
 from rolecall.types import check_name
 
@@ -149,7 +149,7 @@ class Run:
                 self.trial = f"{begun}-{number}"
 
     def _take_lock(self) -> None:
-        lock = FileIO(self.run_dir / ".lock", "a+", opener=_private)
+        lock = FileIO(self.run_dir / ".lock", "a+", opener=private_opener)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
@@ -171,10 +171,6 @@ def _written(folder: Path, advice: str) -> Iterator[None]:
     except OSError as e:
         what = f"files of a run cannot be written in {folder}"
         raise WorkerConfigurationError(what, e.strerror, remedy(e) or advice) from e
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
 def _root(fileroot: str | os.PathLike[str] | None) -> Path:

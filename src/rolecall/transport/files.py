@@ -41,6 +41,11 @@ def opener(path: str, flags: int, mode: int = FILE_MODE) -> int:
     return fd
 
 
+def private_opener(path: str, flags: int) -> int:
+    """As `opener`; a new file is for this user alone."""
+    return opener(path, flags, 0o600)
+
+
 class FileThread:
     """Runs operations on files one after another, on a daemon thread of its own, which lives while there are any.
 
